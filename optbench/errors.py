@@ -1,0 +1,60 @@
+"""The error family: every error a user can cause, and the exit code it leads to.
+
+An error says where it is, what was needed, what came, and the nearest valid thing. The command line
+prints `str(error)` on standard error and leaves with `error.exit_code`; anything outside this family is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OptbenchError(Exception):
+    """Base of all errors meant for the user's eyes: one or two lines, no traceback."""
+
+    exit_code = 2
+
+
+class UsageError(OptbenchError):
+    """A wrong flag, argument or setting on the command line."""
+
+
+class SuiteError(OptbenchError):
+    """A suite file that cannot be understood; the message starts with `file:line:column:`."""
+
+
+class DataError(OptbenchError):
+    """A dataset that is not there, or whose files are not what they should be."""
+
+
+class DeviceError(OptbenchError):
+    """A device that this machine or this build of PyTorch does not have."""
+
+
+class OptimizerError(OptbenchError):
+    """An optimizer that cannot be imported, is not an optimizer, or refuses its hyper-parameters."""
+
+
+class StoreError(OptbenchError):
+    """A run directory that cannot be written, or cannot be read as one."""
+
+
+class NothingMeasuredError(OptbenchError):
+    """There is no result to speak of."""
+
+    exit_code = 4
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name`, or None when nothing resembles it."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """`unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
+    names = sorted(valid)
+    guess = nearest(name, names)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    return f"unknown {what} '{name}'{hint} (valid: {', '.join(names) or 'none'})"

@@ -1,0 +1,263 @@
+"""YAML text as plain values, with the place of every key and value in it."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeGuard
+
+import yaml
+
+from optbench.errors import SuiteError
+from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
+
+MAX_BYTES = 1 << 20
+# Both far above any real suite; they stop files written to exhaust memory through aliases or the stack through nesting.
+MAX_VALUES = 250_000
+MAX_DEPTH = 40
+
+# `<<` is only a merge as a key; as a value it is text.
+_SCALARS = ("str", "null", "bool", "int", "float", "merge")
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was written: `suite.yaml:3:5`, or `--set key=value`."""
+
+    source: str
+    line: int = 0
+    """Counted from 1; 0 for an override."""
+    column: int = 0
+
+    @property
+    def is_override(self) -> bool:
+        return self.line == 0
+
+    def __str__(self) -> str:
+        return self.source if self.is_override else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass
+class Document:
+    """A parsed suite file: its value, and for every path into it the places of the key and of the value."""
+
+    value: Any
+    keys: dict[KeyPath, Place] = field(default_factory=dict)
+    values: dict[KeyPath, Place] = field(default_factory=dict)
+    implied: set[KeyPath] = field(default_factory=set)
+    """Mappings that nobody wrote, made because an override leads through them."""
+
+    def value_place(self, path: KeyPath) -> Place:
+        """The place of the value at `path`, or of the nearest mapping or list around it."""
+        return next(self.values[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.values)
+
+    def key_place(self, path: KeyPath) -> Place:
+        """The place of the key that `path` ends in; for an item of a list, of the item."""
+        return self.keys[path] if path in self.keys else self.value_place(path)
+
+    def override(self, path: KeyPath, place: Place) -> None:
+        """Say that everything at and under `path` now comes from `place`."""
+        for places in (self.keys, self.values):
+            for known in [known for known in places if known[: len(path)] == path]:
+                del places[known]
+            places[path] = place
+
+
+def is_name_list(value: Any) -> TypeGuard[list[str]]:
+    """Whether this is a list of text: an experiment's `optimizers: [sgd, adam]`."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks and control characters escaped, so that a message stays one line."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes with the scalars of YAML 1.2; constructs nothing."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.get_mark())
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+add_scalar_rules(_Loader)
+_Loader.add_implicit_resolver(TAG + "merge", re.compile(r"<<\Z"), ["<"])
+
+
+def parse_yaml(text: str, source: str) -> Document:
+    """Parse one YAML document.
+
+    `source` names the text in messages. Raises SuiteError, `source:line:column: ...`, for whatever is not a single
+    document of finite numbers, text, lists and mappings with distinct text keys.
+    """
+    odd = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if odd:
+        place = _place_of_offset(text, odd.start(), source)
+        raise SuiteError(f"{place}: the character U+{ord(odd.group()):04X} is not allowed in YAML")
+    loader = _Loader(text)
+    with _yaml_errors(loader, source):
+        node = loader.get_single_node()
+    if node is None:
+        raise SuiteError(f"{source}:1:1: the file is empty")
+    return _Reading(source).document(node)
+
+
+def decode(data: bytes, source: str) -> str:
+    """UTF-8 bytes, with or without a byte-order mark, as text; SuiteError names the first byte that is wrong."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode()
+        place = _place_of_offset(before, len(before), source)
+        raise SuiteError(f"{place}: not UTF-8 text (byte 0x{data[error.start]:02x})") from None
+
+
+def _place_of_offset(text: str, offset: int, source: str) -> Place:
+    before = text[:offset]
+    return Place(source, before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
+
+
+def _place(mark: Any, source: str) -> Place:
+    return Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
+
+
+@contextmanager
+def _yaml_errors(loader: _Loader, source: str) -> Iterator[None]:
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        place = _place(error.problem_mark or error.context_mark, source)
+        what = ", ".join(part for part in (error.problem, error.context) if part)
+        raise SuiteError(f"{place}: not a suite's YAML: {one_line(what)}") from None
+    except (ValueError, OverflowError) as error:
+        # PyYAML passes escapes such as "\UFFFFFFFF" and version numbers straight to chr() and int().
+        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {one_line(str(error))}") from None
+
+
+class _Reading:
+    """Turns nodes into values, noting places; aliases become copies, so that an override changes one of them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.extents: dict[int, tuple[int, int] | None] = {}
+
+    def document(self, root: yaml.Node) -> Document:
+        self.measure(root)
+        self.result = Document(None)
+        self.result.value = self.read(root, ())
+        return self.result
+
+    def fail(self, node: yaml.Node, message: str) -> NoReturn:
+        raise SuiteError(f"{_place(node.start_mark, self.source)}: {message}")
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.result.values[path] = _place(node.start_mark, self.source)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            self.expect_tag(node, "seq")
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.MappingNode)
+        return self.mapping(node, path)
+
+    def measure(self, node: yaml.Node) -> tuple[int, int]:
+        """How many values and levels the node has once aliases are written out, without writing them out.
+
+        An anchor stands before its aliases, so each node is measured once; one met again before its measure is known
+        is inside itself.
+        """
+        if isinstance(node, yaml.ScalarNode):
+            return 1, 0
+        if id(node) in self.extents:
+            extent = self.extents[id(node)]
+            if extent is None:
+                self.fail(node, "this anchor contains an alias to itself")
+            return extent
+        self.extents[id(node)] = None
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [self.measure(part) for item in node.value for part in (item if pairs else (item,))]
+        size, depth = 1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+        if size > MAX_VALUES:
+            self.fail(node, f"too large: more than {MAX_VALUES} values once its aliases are written out")
+        if depth > MAX_DEPTH:
+            self.fail(node, f"nested more than {MAX_DEPTH} deep once its aliases are written out")
+        self.extents[id(node)] = size, depth
+        return size, depth
+
+    def expect_tag(self, node: yaml.Node, *kinds: str) -> None:
+        if node.tag.removeprefix(TAG) not in kinds:
+            self.fail(node, f"the tag {one_line(_shown_tag(node.tag))} is not allowed in a suite")
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        self.expect_tag(node, "map")
+        result: dict[str, Any] = {}
+        for key, (key_node, value_node) in self.entries(node).items():
+            self.result.keys[(*path, key)] = _place(key_node.start_mark, self.source)
+            result[key] = self.read(value_node, (*path, key))
+        return result
+
+    def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """The mapping's own entries, after those merged in with `<<` that it does not replace."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merge_key: yaml.Node | None = None
+        for key_node, value_node in node.value:
+            if key_node.tag == TAG + "merge":
+                if merge_key is not None:
+                    self.fail(key_node, f"the key '<<' is already in line {merge_key.start_mark.line + 1}")
+                merge_key = key_node
+                merged = self.merged(value_node)
+                continue
+            key = self.key(key_node)
+            if key in own:
+                first = own[key][0].start_mark.line + 1
+                self.fail(key_node, f"the key '{one_line(key)}' is already in line {first}")
+            own[key] = (key_node, value_node)
+        return {**{key: entry for key, entry in merged.items() if key not in own}, **own}
+
+    def merged(self, node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        result: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                self.fail(source, "'<<' merges a mapping, or a list of mappings")
+            # Of several sources, the first that has a key gives its value.
+            for key, entry in self.entries(source).items():
+                result.setdefault(key, entry)
+        return result
+
+    def key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            self.fail(node, "a key needs to be text; a list or a mapping came")
+        # As written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
+        self.expect_tag(node, *_SCALARS)
+        return str(self.scalar_value(node, "str", quoted=True))
+
+    def scalar(self, node: yaml.ScalarNode) -> bool | int | float | str | None:
+        self.expect_tag(node, *_SCALARS)
+        return self.scalar_value(node, node.tag.removeprefix(TAG), quoted=node.style is not None)
+
+    def scalar_value(self, node: yaml.ScalarNode, kind: str, quoted: bool) -> bool | int | float | str | None:
+        try:
+            return read_scalar(kind, node.value, plain=not quoted)
+        except ValueError as error:
+            self.fail(node, one_line(str(error)))
+
+
+def _shown_tag(tag: str) -> str:
+    return "!!" + tag.removeprefix(TAG) if tag.startswith(TAG) else tag

@@ -1,0 +1,64 @@
+"""A suite as text: the resolved YAML that repeats a run, and the hash that says whether two suites are one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from optbench.suite.scalars import add_refused_words, add_scalar_rules
+from optbench.suite.schema import Suite
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever YAML 1.1 or 1.2 would read as something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
+    flat = not any(isinstance(item, dict | list) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = None
+    if any(char in "\x85\u2028\u2029\ufeff\r" for char in text):
+        # YAML 1.1 counts them as line breaks, which only double quotes keep as they are.
+        style = '"'
+    elif "\n" in text and all(line == line.strip() for line in text.split("\n")) and text[0] != "\n":
+        style = "|"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+# SafeDumper brings the rules of YAML 1.1; those of 1.2 come on top.
+add_scalar_rules(_Dumper)
+add_refused_words(_Dumper)
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump_suite(suite: Suite) -> str:
+    """The suite as YAML with every default written out; loading it gives an equal suite."""
+    return yaml.dump(
+        suite.model_dump(mode="python"),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=110,
+    )
+
+
+def suite_hash(suite: Suite) -> str:
+    """16 hexadecimal digits of the SHA-256 of the resolved suite.
+
+    Two suites share it when they say the same: comments, the order of keys, spelt-out defaults and the description
+    do not count.
+    """
+    content = suite.model_dump(mode="json", exclude={"description"})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,224 @@
+"""What is wrong with a suite, in the user's words: pydantic's errors with their places and the nearest valid names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from optbench.errors import SuiteError, UsageError, nearest, unknown
+from optbench.suite.document import Document, KeyPath, Place, one_line
+from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
+
+MAX_SHOWN = 5
+
+_NEEDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+}
+
+
+_NAMES = {
+    NAME_PATTERN: "letters, digits and _ . + - only, with a letter or a digit first",
+    HYPERPARAMETER_PATTERN: "letters, digits and _ only, with no digit first",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, and where it was written."""
+
+    place: Place
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {one_line(self.message)}"
+
+
+def raise_faults(faults: Iterable[Fault]) -> NoReturn:
+    """Raise the first few faults, in the order of the file, as one error of a line each.
+
+    A UsageError when all of them come from the command line, else a SuiteError.
+    """
+    distinct = list(dict.fromkeys(faults))
+    distinct.sort(key=lambda fault: (fault.place.line, fault.place.column))
+    assert distinct
+    lines = [str(fault) for fault in distinct[:MAX_SHOWN]]
+    if len(distinct) > MAX_SHOWN:
+        lines[-1] += f" (and {len(distinct) - MAX_SHOWN} more)"
+    error = UsageError if all(fault.place.is_override for fault in distinct) else SuiteError
+    raise error("\n".join(lines)) from None
+
+
+def validation_faults(error: ValidationError, document: Document) -> list[Fault]:
+    """The faults that pydantic found in the document's value."""
+    details = error.errors(include_url=False)
+    faults = [_fault(detail, document) for detail in details]
+    # `taks:` is both an unknown key and the reason why `tasks` is missing: once is enough.
+    meant = {
+        (path[:-1], guess)
+        for path, kind, detail in ((*_locate(detail["loc"])[:2], detail) for detail in details)
+        if detail["type"] == "extra_forbidden" and (guess := nearest(str(path[-1]), _keys(_model(kind)))) is not None
+    }
+    return [
+        fault
+        for fault, detail in zip(faults, details, strict=True)
+        if detail["type"] != "missing" or (_locate(detail["loc"])[0][:-1], detail["loc"][-1]) not in meant
+    ]
+
+
+def shown_path(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _fault(detail: ErrorDetails, document: Document) -> Fault:
+    path, kind, on_key = _locate(detail["loc"])
+    what, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    around = path[:-1] if what == "missing" else path
+    if what in ("missing", "union_tag_not_found") and around in document.implied and not _is_model(_at(around[:-1])):
+        return _unknown_name(around, document)
+    if what == "missing":
+        return Fault(document.value_place(around), _prefixed(around, f"needs the key '{path[-1]}'"))
+    if what == "extra_forbidden":
+        message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
+        return Fault(document.key_place(path), message)
+    if what == "union_tag_not_found":
+        allowed = ", ".join(_tags(kind))
+        return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind' (one of: {allowed})"))
+    if what == "union_tag_invalid":
+        path = (*path, "kind")
+        return Fault(document.value_place(path), _prefixed(path, unknown("kind", str(context["tag"]), _tags(kind))))
+    if what == "literal_error" and isinstance(value, str):
+        message = _prefixed(path, unknown("choice", value, re.findall(r"'([^']*)'", context["expected"])))
+        return Fault(document.value_place(path), message)
+    if on_key or what == "string_pattern_mismatch":
+        place = document.key_place(path) if on_key else document.value_place(path)
+        allowed = _NAMES.get(context.get("pattern", ""), f"at most {context.get('max_length')} characters")
+        return Fault(place, _prefixed(path[:-1] if on_key else path, f"the name {_shown(value)} needs {allowed}"))
+    if what == "value_error" and isinstance(value, dict):
+        # A check of a whole mapping names the key it means first.
+        key = next((key for key in value if str(context["error"]).startswith(repr(key))), None)
+        place = document.value_place(path) if key is None else document.key_place((*path, key))
+        return Fault(place, _prefixed(path, str(context["error"])))
+    return Fault(document.value_place(path), _prefixed(path, _needed(what, context, value, detail["msg"])))
+
+
+def _needed(what: str, context: dict[str, Any], value: Any, fallback: str) -> str:
+    if what == "value_error":
+        return str(context["error"])
+    if what == "literal_error":
+        return f"needs {context['expected']}; {_shown(value)} came"
+    if what in ("too_short", "too_long"):
+        least = what == "too_short"
+        bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+        return f"needs {bound} entries; {context['actual_length']} came"
+    if what in _NEEDS:
+        return f"needs {_NEEDS[what].format(**context)}; {_shown(value)} came"
+    return f"{fallback}; {_shown(value)} came"
+
+
+def _unknown_name(path: KeyPath, document: Document) -> Fault:
+    """A name that only an override mentions: it was meant to be one that the file has."""
+    siblings = document.value
+    for part in path[:-1]:
+        siblings = siblings[part]
+    written = [name for name in siblings if (*path[:-1], name) not in document.implied]
+    what = str(path[-2]).removesuffix("s")
+    return Fault(document.key_place(path), _prefixed(path[:-1], unknown(what, str(path[-1]), written)))
+
+
+def _prefixed(path: KeyPath, message: str) -> str:
+    return f"{shown_path(path)}: {message}" if path else message
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _locate(loc: tuple[str | int, ...]) -> tuple[KeyPath, Any, bool]:
+    """Pydantic's location as a path into the file, the type expected there, and whether it means the key itself.
+
+    Pydantic adds the tag of a tagged union (`tasks`, `permuted`, `count`), which the file does not have.
+    """
+    kind: Any = Suite
+    path: list[str | int] = []
+    for part in loc:
+        if part == "[key]":
+            return tuple(path), kind, True
+        chosen = [option for option in _options(kind) if _is_model(option) and _tag(option) == part]
+        if len(_options(kind)) > 1 and chosen:
+            kind = chosen[0]
+            continue
+        path.append(part)
+        inner = _inside(kind, part)
+        # An unknown key has no type of its own: keep the mapping whose keys would have been right.
+        kind = kind if inner is None else inner
+    return tuple(path), kind, False
+
+
+def _at(path: KeyPath) -> Any:
+    return _locate(path)[1]
+
+
+def _options(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        return _options(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [option for arm in get_args(kind) for option in _options(arm)]
+    return [] if kind is NoneType else [kind]
+
+
+def _inside(kind: Any, part: str | int) -> Any:
+    for option in _options(kind):
+        if _is_model(option) and part in option.model_fields:
+            return option.model_fields[str(part)].annotation
+        if get_origin(option) in (dict, list, tuple):
+            return get_args(option)[-1]
+    return None
+
+
+def _is_model(kind: Any) -> bool:
+    return any(isinstance(option, type) and issubclass(option, BaseModel) for option in _options(kind))
+
+
+def _model(kind: Any) -> type[BaseModel]:
+    model: type[BaseModel] = next(option for option in _options(kind) if _is_model(option))
+    return model
+
+
+def _keys(model: type[BaseModel]) -> Iterator[str]:
+    return iter(model.model_fields)
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return str(get_args(kind.annotation)[0]) if kind is not None and get_origin(kind.annotation) is Literal else None
+
+
+def _tags(kind: Any) -> list[str]:
+    return [tag for option in _options(kind) if (tag := _tag(option)) is not None]

@@ -1,0 +1,115 @@
+"""From a suite file to a validated `Suite`: read, parse, override, validate, cross-check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from optbench.errors import OptimizerError, SuiteError, unknown
+from optbench.suite.document import MAX_BYTES, Document, KeyPath, Place, decode, is_name_list, parse_yaml
+from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
+from optbench.suite.overrides import apply_overrides, parse_override
+from optbench.suite.schema import Suite
+from optbench.suite.variants import variants
+
+OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
+
+
+def load_suite(path: Path, overrides: Sequence[str] = (), *, check_optimizer: OptimizerCheck | None = None) -> Suite:
+    """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
+
+    `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
+    and as each experiment overrides it; it raises OptimizerError for what it refuses. The suite's layer lies below
+    the registry of optimizers, hence the argument; without it targets and hyper-parameters are not looked at.
+
+    Raises SuiteError, a line per fault and at most five, each `file:line:column: ...`; or UsageError, with
+    `--set key.path=value: ...`, when all the faults come from overrides.
+    """
+    parsed = [parse_override(text) for text in overrides]
+    document = parse_yaml(_read(path), str(path))
+    _note_listed_optimizers(document)
+    apply_overrides(document, parsed)
+    if not isinstance(document.value, dict):
+        raise SuiteError(f"{document.value_place(())}: a suite needs to be a mapping with the key 'name' and others")
+    try:
+        suite = Suite.model_validate(document.value)
+    except ValidationError as error:
+        raise_faults(validation_faults(error, document))
+    if faults := list(_optimizer_faults(suite, document, check_optimizer)):
+        raise_faults(faults)
+    return suite
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SuiteError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise SuiteError(f"{path}: a directory; needs a suite file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SuiteError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise SuiteError(f"{path}:1:1: larger than {MAX_BYTES // 1024} KiB, which no suite is")
+    return decode(data, str(path))
+
+
+def _note_listed_optimizers(document: Document) -> None:
+    """In `optimizers: [sgd, adam]` each item stands where a mapping has its key."""
+    experiments = document.value.get("experiments") if isinstance(document.value, dict) else None
+    for name, experiment in experiments.items() if isinstance(experiments, dict) else ():
+        listed = experiment.get("optimizers") if isinstance(experiment, dict) else None
+        if is_name_list(listed):
+            path: KeyPath = ("experiments", name, "optimizers")
+            for i, optimizer in enumerate(listed):
+                document.keys[(*path, optimizer)] = document.values[(*path, i)]
+
+
+def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | None) -> Iterator[Fault]:
+    for name, optimizer in suite.optimizers.items():
+        yield from _settings_faults(document, check, optimizer.target, optimizer.hyperparameters, ("optimizers", name))
+    for experiment, settings in suite.experiments.items():
+        for name, changes in (settings.optimizers or {}).items():
+            path: KeyPath = ("experiments", experiment, "optimizers", name)
+            if name not in suite.optimizers:
+                message = unknown("optimizer", name, suite.optimizers)
+                yield Fault(document.key_place(path), f"{shown_path(path[:-1])}: {message}")
+            elif "target" in changes:
+                what = "an experiment changes hyper-parameters; another 'target' needs an optimizer of its own"
+                yield Fault(document.key_place((*path, "target")), f"{shown_path(path)}: {what}")
+            elif changes:
+                optimizer = suite.optimizers[name]
+                merged = optimizer.hyperparameters | changes
+                yield from _settings_faults(document, check, optimizer.target, merged, path, ("optimizers", name))
+
+
+def _settings_faults(
+    document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
+) -> Iterator[Fault]:
+    """The first fault of an optimizer's settings, which are written at `paths`, the most specific first."""
+    try:
+        for variant in variants(hyperparameters):
+            if check is not None:
+                check(target, variant.hyperparameters)
+    except OptimizerError as error:
+        place = _place_of_settings(document, str(error), ["target", *hyperparameters], paths)
+        yield Fault(place, f"{shown_path(paths[0])}: {error}")
+
+
+def _place_of_settings(document: Document, message: str, keys: Sequence[str], paths: Sequence[KeyPath]) -> Place:
+    """The place of the first setting that the message names in quotes, else of the optimizer."""
+    named = sorted((message.index(f"'{key}'"), key) for key in keys if f"'{key}'" in message)
+    for _, key in named:
+        for path in paths:
+            if (*path, key) in document.keys:
+                return document.key_place((*path, key))
+    changed = [place for path, place in document.keys.items() if place.is_override and _starts_with(path, paths)]
+    return changed[-1] if changed else document.key_place(paths[0])
+
+
+def _starts_with(path: KeyPath, starts: Sequence[KeyPath]) -> bool:
+    return any(path[: len(start)] == start for start in starts)

@@ -1,0 +1,102 @@
+"""`--set key.path=value`: changes to a suite file from the command line, before it is validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optbench.errors import SuiteError, UsageError
+from optbench.suite.document import Document, KeyPath, Place, is_name_list, one_line, parse_yaml
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--set`: the segments of its key, not yet matched against the file, and its value."""
+
+    text: str
+    segments: tuple[str, ...]
+    value: Any
+
+    @property
+    def place(self) -> Place:
+        return Place(f"--set {one_line(self.text)}")
+
+    def error(self, message: str) -> UsageError:
+        return UsageError(f"{self.place}: {message}")
+
+
+def parse_override(text: str) -> Override:
+    """Split `key.path=value`; the value is YAML. Raises UsageError."""
+    key, equals, value = text.partition("=")
+    bare = Override(text, tuple(key.strip().split(".")), None)
+    if not equals:
+        raise bare.error("needs the form key.path=value")
+    if not all(bare.segments):
+        raise bare.error("the key has an empty part; needs the form key.path=value")
+    if not value.strip():
+        raise bare.error("the value is empty; write null for none, or '' for empty text")
+    try:
+        return Override(text, bare.segments, parse_yaml(value, "value").value)
+    except SuiteError as error:
+        raise bare.error(str(error)) from None
+
+
+def apply_overrides(document: Document, overrides: Sequence[Override]) -> None:
+    """Change the document in place, later overrides last, and note each as the place of what it set.
+
+    A mapping that is not there yet is made on the way: whether its key exists is for validation to say.
+    Raises UsageError when a key leads through a scalar or past the end of a list.
+    """
+    for override in overrides:
+        _apply(document, override)
+
+
+def _apply(document: Document, override: Override) -> None:
+    if not isinstance(document.value, dict):
+        return  # validation says so, with a place in the file
+    here = document.value
+    path: KeyPath = ()
+    rest = override.segments
+    made: KeyPath | None = None
+    while True:
+        key, rest = _step(here, rest, override, path)
+        path = (*path, key)
+        new = isinstance(here, dict) and key not in here
+        made = path if new and made is None else made
+        if not rest:
+            break
+        if new or here[key] is None:
+            made = path if made is None else made
+            here[key] = {}
+            document.implied.add(path)
+        elif _is_optimizer_list(path, here[key]):
+            here[key] = {name: {} for name in here[key]}
+        here = here[key]
+    here[key] = override.value
+    document.override(path if made is None else made, override.place)
+
+
+def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -> tuple[str | int, tuple[str, ...]]:
+    """The next key of the path, and what is left of it."""
+    shown = ".".join(str(part) for part in path)
+    if isinstance(here, dict):
+        # Names may contain dots: the longest one that exists is meant.
+        for end in range(len(rest), 0, -1):
+            if (key := ".".join(rest[:end])) in here:
+                return key, rest[end:]
+        return rest[0], rest[1:]
+    if isinstance(here, list):
+        indices = [str(index) for index in range(len(here))]
+        if rest[0] not in indices:
+            valid = f"from 0 to {len(here) - 1}" if here else "(but it is empty)"
+            raise override.error(f"'{shown}' is a list: needs an index {valid}; '{one_line(rest[0])}' came")
+        return int(rest[0]), rest[1:]
+    raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{one_line(rest[0])}'")
+
+
+def _is_optimizer_list(path: KeyPath, value: Any) -> bool:
+    """Whether this is an experiment's short list of optimizer names, which stands for a mapping without settings."""
+    is_experiment = len(path) == 3 and path[0] == "experiments" and path[2] == "optimizers"
+    # A name listed twice stays for validation to see.
+    return is_experiment and is_name_list(value) and len(set(value)) == len(value)

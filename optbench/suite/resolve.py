@@ -1,0 +1,67 @@
+"""Which file a suite's name means."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable
+from pathlib import Path
+
+from optbench.errors import UsageError, nearest
+from optbench.suite.document import one_line
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with optbench: names, sorted, and files."""
+    return dict(sorted(_installed().items() or _in_checkout().items()))
+
+
+def _installed() -> dict[str, Path]:
+    try:
+        folder = importlib.resources.files("optbench.suites")
+    except ModuleNotFoundError:
+        return {}
+    # A zipped installation has no paths to give; the suites are then out of reach by name.
+    return _named(file for file in folder.iterdir() if isinstance(file, Path))
+
+
+def _in_checkout() -> dict[str, Path]:
+    """In a checkout the folder lies beside the package, and is not mapped into it."""
+    root = Path(__file__).resolve().parents[2]
+    # `site-packages/suites` would be somebody else's.
+    folder = root / "suites"
+    return _named(folder.iterdir()) if folder.is_dir() and (root / "pyproject.toml").is_file() else {}
+
+
+def _named(files: Iterable[Path]) -> dict[str, Path]:
+    return {file.stem: file for file in files if file.suffix in _SUFFIXES}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system, or a folder that may not be entered
+        return False
+
+
+def resolve_suite_path(name_or_path: str) -> Path:
+    """The file that `optbench run SUITE` means.
+
+    A bare name is a shipped suite first, so that a file or folder of that name in the working directory does not
+    shadow it; everything else is a path. Raises UsageError when there is neither.
+    """
+    if not name_or_path:
+        raise UsageError("the suite is empty; give a path, or a name that `optbench list suites` shows")
+    path = Path(name_or_path)
+    shipped = shipped_suites()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    if _exists(path):
+        return path
+    bare = path.stem if path.suffix in _SUFFIXES else path.name
+    guess = nearest(bare, shipped)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    names = ", ".join(shipped) or "none"
+    shown = one_line(name_or_path)
+    raise UsageError(f"no such file '{shown}', and no shipped suite of that name{hint} (shipped: {names})")

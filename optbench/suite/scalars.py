@@ -1,0 +1,81 @@
+"""The plain scalars of a suite file: those of YAML 1.2, whichever version a reader of the file speaks.
+
+`1e-3` is a number and `on` (a key of `early_stopping`) is text. PyYAML speaks YAML 1.1, so the rules are ours.
+Values that the two versions read differently are refused, so that a suite means the same to every YAML reader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+TAG = "tag:yaml.org,2002:"
+_DIGITS = r"\d+(?:_\d+)*"
+_PATTERNS = {
+    "null": re.compile(r"null|Null|NULL|~|", re.ASCII),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE", re.ASCII),
+    "int": re.compile(rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII),
+    "float": re.compile(
+        rf"[-+]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?\d+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        re.ASCII,
+    ),
+}
+_NOT_FINITE = re.compile(r"[-+]?\.?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+_WORD_FOR_BOOL = re.compile(r"yes|no|on|off", re.ASCII | re.IGNORECASE)
+_LEADING_ZERO = re.compile(r"[-+]?0[\d_]+", re.ASCII)
+
+
+def add_scalar_rules(resolver: Any) -> None:
+    """Teach a PyYAML loader or dumper class which plain scalars are null, bool, int and float."""
+    for kind, pattern in _PATTERNS.items():
+        resolver.add_implicit_resolver(TAG + kind, re.compile(rf"(?:{pattern.pattern})\Z", re.ASCII), None)
+
+
+def add_refused_words(dumper: Any) -> None:
+    """Teach a PyYAML dumper class to quote the text that `read_scalar` would refuse without quotes."""
+    for pattern in (_WORD_FOR_BOOL, _NOT_FINITE):
+        dumper.add_implicit_resolver(TAG + "bool", re.compile(rf"(?:{pattern.pattern})\Z", pattern.flags), None)
+
+
+def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str | None:
+    """The value of a scalar whose tag is `!!kind`; `plain` says that it stands there without quotes.
+
+    Raises ValueError, with a message for the user, for what a suite must not say.
+    """
+    if kind in _PATTERNS and not _PATTERNS[kind].fullmatch(text):
+        raise ValueError(f"'{text[:60]}' is not a value of the tag !!{kind}")
+    match kind:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return _whole(text)
+        case "float":
+            return _number(text)
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("half of a surrogate pair is not text")
+    if plain and _WORD_FOR_BOOL.fullmatch(text):
+        raise ValueError(f"'{text}' is text in YAML 1.2 and a bool in 1.1: write true or false, or quote it")
+    if plain and _NOT_FINITE.fullmatch(text):
+        raise ValueError(f"needs a finite number; {text} came (quote it if it is text)")
+    return text
+
+
+def _whole(text: str) -> int:
+    if _LEADING_ZERO.fullmatch(text):
+        raise ValueError(f"'{text[:60]}' is octal in YAML 1.1 and decimal in 1.2: write it without leading zeros")
+    # int() itself refuses to read thousands of digits; no 64-bit number is spelt with 40.
+    value = int(text, 0) if len(text) <= 40 else 2**64
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"a whole number needs to fit into 64 bits; {text[:60]} came")
+    return value
+
+
+def _number(text: str) -> float:
+    value = math.inf if _NOT_FINITE.fullmatch(text) else float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"needs a finite number; {text[:60]} came")
+    return value

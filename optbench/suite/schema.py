@@ -1,0 +1,249 @@
+"""What a suite file may say: the typed form of the YAML, with every default in one place.
+
+The classes are values: frozen, without behaviour beyond validation. `optbench.suite.load` makes them from a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Stage = Literal["tune", "eval"]
+Scalar = bool | int | float | str | None
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+# A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+
+
+class _Settings(BaseModel):
+    # Strict: `batch_size: true` or `max_epochs: "5"` is a slip, not a number.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+def _whole(value: Any) -> Any:
+    """`1e5` is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _plain_value(value: Any) -> Any:
+    """Hyper-parameters are stored as JSON and YAML: finite scalars, lists, and mappings with text keys."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"needs a finite number; {value} came")
+    if isinstance(value, list):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("needs text as keys")
+        return {key: _plain_value(item) for key, item in value.items()}
+    if not isinstance(value, Scalar):
+        raise ValueError(f"needs a number, text, true, false, null, a list or a mapping; {type(value).__name__} came")
+    return value
+
+
+# A hyper-parameter becomes a keyword argument, and a part of a variant's name.
+HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
+PlainValue = Annotated[Any, AfterValidator(_plain_value)]
+
+
+def _listed_once(what: str, items: list[Any]) -> None:
+    twice = [item for item, count in Counter(items).items() if count > 1]
+    if twice:
+        raise ValueError(f"the {what} {twice[0]!r} is listed twice")
+
+
+def _seed_list(value: Any) -> Any:
+    """`10` means the seeds 0..9."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if value < 1:
+        raise ValueError(f"needs at least one seed; {value} came")
+    if value > MAX_SEEDS:
+        raise ValueError(f"needs at most {MAX_SEEDS} seeds; {value} came")
+    return list(range(value))
+
+
+def _distinct_seeds(seeds: list[int]) -> list[int]:
+    _listed_once("seed", seeds)
+    return seeds
+
+
+MAX_SEEDS = 100_000
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**63)]],
+    Field(min_length=1, max_length=MAX_SEEDS),
+    AfterValidator(_distinct_seeds),
+    BeforeValidator(_seed_list),
+]
+
+
+class LogGrid(_Settings):
+    """`{log: [1e-4, 1e-1], points: 7}`: `points` values from the first to the second, evenly spaced in log."""
+
+    # YAML has no tuples: a list of two serves.
+    log: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)]
+    points: Annotated[Whole, Field(ge=2, le=1000)]
+
+    def values(self) -> list[float]:
+        low, high = (math.log(bound) for bound in self.log)
+        step = (high - low) / (self.points - 1)
+        # Twelve significant digits: a decade's points read 0.001, not 0.0009999999999999998.
+        inner = [float(f"{math.exp(low + i * step):.12g}") for i in range(1, self.points - 1)]
+        return [self.log[0], *inner, self.log[1]]
+
+
+class OptimizerSettings(BaseModel):
+    """An optimizer by name (`target`) with its hyper-parameters as further keys.
+
+    A hyper-parameter given as a list, or as `{log: [low, high], points: n}`, is swept: every combination is a variant.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
+
+    __pydantic_extra__: dict[str, PlainValue] = Field(init=False)
+
+    target: Annotated[str, Field(min_length=1, max_length=400)]
+
+    @model_validator(mode="after")
+    def _names(self) -> OptimizerSettings:
+        # Older pydantic validates the values of extra keys, but not the keys.
+        for key in self.hyperparameters:
+            if len(key) > 80 or re.fullmatch(HYPERPARAMETER_PATTERN, key) is None:
+                raise ValueError(f"{key!r} is no hyper-parameter: needs letters, digits and _, no digit first")
+        return self
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Permuted(_Settings):
+    """Permuted images: each task applies one fixed random permutation of the pixels."""
+
+    kind: Literal["permuted"]
+    count: Annotated[Whole, Field(ge=1, le=10_000)] = 3
+    first: Literal["permuted", "identity"] = "permuted"
+    permutations: Literal["per-seed", "shared"] = "per-seed"
+
+
+class ClassIncremental(_Settings):
+    """Groups of classes, one group after the other; all tasks share one head."""
+
+    kind: Literal["class-incremental"]
+    group_size: Annotated[Whole, Field(ge=1)] = 2
+    order: Literal["fixed", "shuffled"] = "fixed"
+
+
+class Rotated(_Settings):
+    """Rotated images: task i turns them counter-clockwise by angles[i] degrees."""
+
+    kind: Literal["rotated"]
+    angles: Annotated[list[Annotated[float, Field(ge=-360, le=360)]], Field(min_length=1)] = [0.0, 30.0, 60.0]
+
+
+TaskSettings = Annotated[Permuted | ClassIncremental | Rotated, Field(discriminator="kind")]
+
+
+class Mlp(_Settings):
+    """Fully connected network; `hidden` lists the widths of its hidden layers."""
+
+    kind: Literal["mlp"]
+    hidden: list[Annotated[Whole, Field(ge=1, le=100_000)]] = [100]
+    activation: Literal["relu", "tanh", "gelu"] = "relu"
+    normalisation: Literal["none", "layer"] = "none"
+
+
+class Cnn(_Settings):
+    """Small convolutional network: 3x3 convolutions with 2x2 max-pooling, then one hidden linear layer."""
+
+    kind: Literal["cnn"]
+    channels: Annotated[list[Annotated[Whole, Field(ge=1, le=4096)]], Field(min_length=1, max_length=4)] = [16, 32]
+    hidden: Annotated[Whole, Field(ge=1, le=100_000)] = 64
+    activation: Literal["relu", "tanh", "gelu"] = "relu"
+
+
+ModelSettings = Annotated[Mlp | Cnn, Field(discriminator="kind")]
+
+
+class EarlyStopping(_Settings):
+    """When a task ends before its `max_epochs`: after `patience` evaluations without a lower loss."""
+
+    on: Literal["validation", "test"] = "validation"
+    patience: Annotated[Whole, Field(ge=1)] = 3
+
+
+class Protocol(_Settings):
+    """How each task is trained."""
+
+    batch_size: Annotated[Whole, Field(ge=1)] = 128
+    max_epochs: Annotated[float, Field(gt=0)] = 5.0
+    max_steps: Annotated[Whole, Field(ge=1)] | None = None
+    """An upper bound on the steps of a task, whatever `max_epochs` says."""
+    evaluate_every: Annotated[float, Field(gt=0)] = 1.0
+    """In epochs: how often the held-out loss is measured (and early stopping decides)."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    validation_examples: Annotated[Whole, Field(ge=1)] = 5000
+    train_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """Use only so many of the training examples (a random subset, the same for every trial)."""
+    test_examples: Annotated[Whole, Field(ge=1)] | None = None
+    normalisation: Literal["standard", "unit"] = "standard"
+    """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
+
+
+class ExperimentSettings(_Settings):
+    """A task sequence, the models and optimizers to train on it, and what to measure."""
+
+    dataset: Name = "mnist"
+    tasks: TaskSettings
+    models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
+    protocol: Protocol = Protocol()
+    optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
+    """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
+    metrics: list[Name] | None = None
+    """Names of the measures to take (`optbench list metrics`); null: the default set."""
+    checkpoints: bool = True
+
+    @field_validator("optimizers", mode="before")
+    @classmethod
+    def _names_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if not all(isinstance(item, str) for item in value):
+                raise ValueError("needs a list of optimizer names, or a mapping from names to hyper-parameters")
+            _listed_once("optimizer", value)
+            return {item: {} for item in value}
+        if isinstance(value, dict):
+            return {key: {} if item is None else item for key, item in value.items()}
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
+        _listed_once("metric", value or [])
+        return value
+
+
+class Suite(_Settings):
+    """One suite file."""
+
+    name: Name
+    description: str = ""
+    stage: Stage = "eval"
+    """`tune`: these trials choose settings; `eval`: these trials are the result."""
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    """The suite's own seed: everything random is derived from it, the trial's seed and a purpose."""
+    seeds: Seeds
+    optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]
+    experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
+
+
+def is_name(text: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, text) is not None

@@ -1,0 +1,211 @@
+"""Broken suite files: each is one clear line, at the right place. Columns and lines count from 1."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from optbench.errors import SuiteError
+from optbench.suite import load_suite
+
+GOOD = """\
+name: good
+seeds: 3
+optimizers:
+  sgd: {target: sgd, lr: 0.1}
+  adam:
+    target: adam
+    lr: 1e-3
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 2}
+    models:
+      small: {kind: mlp, hidden: [10]}
+    optimizers: [sgd, adam]
+"""
+
+BROKEN_YAML = {
+    "empty": ("", "1:1", "empty"),
+    "only a comment": ("# nothing\n", "1:1", "empty"),
+    "a list": ("- a\n", "1:1", "mapping"),
+    "a scalar": ("hello\n", "1:1", "mapping"),
+    "null": ("null\n", "1:1", "mapping"),
+    "two documents": ("a: 1\n---\nb: 2\n", "2:1", "single document"),
+    "unclosed bracket": ("a: [1, 2\n", "2:1", "expected ',' or ']'"),
+    "unclosed quote": ("a: 'x\n", "2:1", "quoted scalar"),
+    "tab": ("a:\n\tb: 1\n", "2:1", "\\t"),
+    "bad indentation": ("a: 1\n  b: 2\n", "2:4", "mapping values"),
+    "control character": ("a: 1\nb: x\x07y\n", "2:5", "U+0007"),
+    "duplicate key": ("a: 1\nb:\n  c: 1\n  c: 2\n", "4:3", "'c' is already in line 3"),
+    "duplicate merge": ("a: &a {}\nb:\n  <<: *a\n  <<: *a\n", "4:3", "'<<' is already in line 3"),
+    "python tag": ("a: !!python/object/apply:os.system [ls]\n", "1:4", "!!python/object/apply:os.system"),
+    "python tag as key": ("!!python/name:os.system x: 1\n", "1:1", "!!python/name:os.system"),
+    "own tag": ("a: !mine 5\n", "1:4", "!mine"),
+    "binary": ("a: !!binary aGk=\n", "1:4", "!!binary"),
+    "tag on the wrong node": ("a: !!int [1]\n", "1:4", "!!int"),
+    "tag that lies": ("a: !!float hello\n", "1:4", "'hello' is not a value of the tag !!float"),
+    "nan": ("a: .nan\n", "1:4", "finite"),
+    "inf": ("a: -.inf\n", "1:4", "finite"),
+    "overflow": ("a: 1e999\n", "1:4", "finite"),
+    "bare nan": ("a: NaN\n", "1:4", "finite"),
+    "huge integer": ("a: " + "9" * 5000 + "\n", "1:4", "64 bits"),
+    "octal": ("a: 010\n", "1:4", "octal"),
+    "yes": ("a: yes\n", "1:4", "true or false"),
+    "undefined alias": ("a: *b\n", "1:4", "undefined alias"),
+    "cyclic list": ("a: &a\n- 1\n- *a\n", "1:4", "itself"),
+    "cyclic mapping": ("a: &a {b: {c: *a}}\n", "1:4", "itself"),
+    "cyclic merge": ("a: &a\n  <<: *a\n", "1:4", "itself"),
+    "merge of a scalar": ("a:\n  <<: 5\n", "2:7", "'<<' merges"),
+    "merge of scalars": ("a:\n  <<: [5]\n", "2:8", "'<<' merges"),
+    "list as key": ("? [a, b]\n: 1\n", "1:3", "key needs to be text"),
+    "surrogate": ('a: "\\ud800"\n', "1:4", "surrogate"),
+    "code point beyond Unicode": ('a: "\\UFFFFFFFF"\n', "1:", "YAML"),
+    "too deep": ("[" * 5000, "1:", "deep"),
+    "version with thousands of digits": ("%YAML 1." + "1" * 5000 + "\n---\na: 1\n", "1:", "YAML"),
+}
+
+
+def bomb(levels: int, item: str, join: str) -> str:
+    lines = [f"x0: &x0 {item}"]
+    lines += [f"x{i}: &x{i} " + join.format(", ".join([f"*x{i - 1}"] * 9)) for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+BROKEN_YAML["billion laughs"] = (bomb(12, "[lol]", "[{}]"), "", "too large")
+BROKEN_YAML["billion merges"] = (bomb(12, "{}", "{{<<: [{}]}}"), "", "too large")
+BROKEN_YAML["deep aliases"] = (
+    "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1, 60)),
+    "",
+    "deep once",
+)
+
+
+def failure(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SuiteError) as caught:
+        load_suite(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", BROKEN_YAML)
+def test_broken_yaml_is_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+    text, place, words = BROKEN_YAML[name]
+    path = tmp_path / "s.yaml"
+    message = failure(path, text)
+    assert message.count("\n") == 0
+    assert re.match(re.escape(f"{path}:") + r"\d+:\d+: \S", message)
+    assert message.startswith(f"{path}:{place}")
+    assert words in message
+
+
+# old text, new text, place, words that the message contains
+BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
+    "unknown top key": ("name: good", "name: good\nsedes: 3", "2:1", "unknown key 'sedes'; did you mean 'seeds'?"),
+    "name missing": ("name: good\n", "", "1:1", "needs the key 'name'"),
+    "name with a folder": ("name: good", "name: ../up", "1:7", "name: the name '../up' needs letters"),
+    "name starts with a dot": ("name: good", "name: .x", "1:7", "with a letter or a digit first"),
+    "name too long": ("name: good", "name: " + "x" * 81, "1:7", "at most 80 characters"),
+    "name is a number": ("name: good", "name: 5", "1:7", "name: needs text; 5 came"),
+    "name ends in a line break": ("name: good", 'name: "good\\n"', "1:7", "letters"),
+    "no seeds": ("seeds: 3", "seeds: 0", "2:8", "needs at least one seed; 0 came"),
+    "too many seeds": ("seeds: 3", "seeds: 10000000", "2:8", "at most 100000"),
+    "seeds are a word": ("seeds: 3", "seeds: three", "2:8", "seeds: needs a list; 'three' came"),
+    "seeds are true": ("seeds: 3", "seeds: true", "2:8", "seeds: needs a list; true came"),
+    "empty seeds": ("seeds: 3", "seeds: []", "2:8", "needs at least 1 entries; 0 came"),
+    "negative seed": ("seeds: 3", "seeds: [0, -1]", "2:12", "seeds.1: needs a number of at least 0; -1 came"),
+    "seed twice": ("seeds: 3", "seeds: [4, 2, 4]", "2:8", "the seed 4 is listed twice"),
+    "seed is a bool": ("seeds: 3", "seeds: 3\nseed: true", "3:7", "seed: needs a whole number; true came"),
+    "stage": ("seeds: 3", "seeds: 3\nstage: evl", "3:8", "unknown choice 'evl'; did you mean 'eval'?"),
+    "stage is a list": ("seeds: 3", "seeds: 3\nstage: [eval]", "3:8", "needs 'tune' or 'eval'; a list came"),
+    "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: needs the key 'target'"),
+    "target empty": ("target: sgd", "target: ''", "4:17", "at least 1 characters"),
+    "optimizer is text": ("{target: sgd, lr: 0.1}", "sgd", "4:8", "optimizers.sgd: needs a mapping; 'sgd' came"),
+    "optimizer name": ("  sgd: {", "  s/gd: {", "4:3", "the name 's/gd' needs letters"),
+    "hyper-parameter name": ("lr: 0.1", "l-r: 0.1", "4:22", "'l-r' is no hyper-parameter"),
+    "hyper-parameter is empty list": ("lr: 0.1", "lr: []", "4:22", "'lr' is an empty list"),
+    "sweep lists twice": ("lr: 0.1", "lr: [0.1, 1e-1]", "4:22", "'lr' lists the value 0.1 twice"),
+    "grid without points": ("lr: 0.1", "lr: {log: [1, 10]}", "4:22", "'lr' needs a grid"),
+    "grid down to zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr' needs a grid"),
+    "no experiments": (GOOD[GOOD.index("experiments") :], "experiments: {}\n", "8:14", "at least 1 entries; 0 came"),
+    "experiment is null": (GOOD[GOOD.index("    tasks") :], "", "9:12", "experiments.permuted: needs a mapping"),
+    "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "needs the key 'tasks'"),
+    "tasks misspelt": ("    tasks:", "    taks:", "10:5", "unknown key 'taks'; did you mean 'tasks'?"),
+    "kind missing": ("kind: permuted, ", "", "10:12", "(one of: permuted, class-incremental, rotated)"),
+    "kind unknown": ("kind: permuted", "kind: permutd", "10:19", "unknown kind 'permutd'; did you mean 'permuted'?"),
+    "key of another kind": ("count: 2", "angles: [1]", "10:29", "tasks: unknown key 'angles'"),
+    "count is text": ("count: 2", "count: '2'", "10:36", "tasks.count: needs a whole number; '2' came"),
+    "count is zero": ("count: 2", "count: 0", "10:36", "needs a number of at least 1; 0 came"),
+    "count is broken": ("count: 2", "count: 2.5", "10:36", "needs a whole number; 2.5 came"),
+    "width": ("hidden: [10]", "hidden: [10, x]", "12:39", "models.small.hidden.1: needs a whole number; 'x' came"),
+    "width is no list": ("hidden: [10]", "hidden: 10", "12:34", "needs a list; 10 came"),
+    "model name": ("      small:", "      ../small:", "12:7", "the name '../small' needs letters"),
+    "unknown optimizer": ("[sgd, adam]", "[sgd, adm]", "13:23", "unknown optimizer 'adm'; did you mean 'adam'?"),
+    "unknown optimizer as key": ("[sgd, adam]", "{adm: {}}", "13:18", "unknown optimizer 'adm'; did you mean 'adam'?"),
+    "optimizer listed twice": ("[sgd, adam]", "[sgd, sgd]", "13:17", "the optimizer 'sgd' is listed twice"),
+    "optimizers are numbers": ("[sgd, adam]", "[1, 2]", "13:17", "needs a list of optimizer names"),
+    "optimizers are empty": ("[sgd, adam]", "[]", "13:17", "at least 1 entries"),
+    "target in an override": ("[sgd, adam]", "{adam: {target: sgd}}", "13:25", "optimizer of its own"),
+    "name in an override": (
+        "[sgd, adam]",
+        "{adam: {l-r: 1}}",
+        "13:25",
+        "the name 'l-r' needs letters, digits",
+    ),
+    "sweep in an override": ("[sgd, adam]", "{adam: {lr: []}}", "13:25", "'lr' is an empty list"),
+    "metric twice": ("[sgd, adam]", "[sgd]\n    metrics: [a, a]", "14:14", "the metric 'a' is listed twice"),
+    "protocol": ("[sgd, adam]", "[sgd]\n    protocol: {max_epochs: 0}", "14:28", "needs a number above 0; 0 came"),
+    "early stopping": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {early_stopping: {on: tset}}",
+        "14:37",
+        "early_stopping.on: unknown choice 'tset'; did you mean 'test'?",
+    ),
+    "key with a line break": ("seeds: 3", 'seeds: 3\n"a\\nb": 1', "3:1", "unknown key 'a\\nb'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SUITES)
+def test_broken_suite_is_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+    old, new, place, words = BROKEN_SUITES[name]
+    assert old in GOOD
+    path = tmp_path / "s.yaml"
+    message = failure(path, GOOD.replace(old, new, 1))
+    assert message.count("\n") == 0, message
+    assert message.startswith(f"{path}:{place}: "), message
+    assert words in message
+
+
+def test_several_faults_come_in_the_order_of_the_file_and_at_most_five(tmp_path: Path) -> None:
+    lines = failure(tmp_path / "s.yaml", GOOD.replace("lr: 0.1", "l-r: 1").replace("count: 2", "count: 0")).split("\n")
+    assert [line.split(":")[1] for line in lines] == ["4", "10"]
+    many = "".join(f"bad{i}: 1\n" for i in range(9))
+    lines = failure(tmp_path / "s.yaml", many + GOOD).split("\n")
+    assert [line.split(":")[1] for line in lines] == ["1", "2", "3", "4", "5"]
+    assert lines[-1].endswith("(and 4 more)")
+
+
+def test_merged_key_is_blamed_where_it_was_written(tmp_path: Path) -> None:
+    text = GOOD.replace("sgd: {", "sgd: &s {").replace("lr: 0.1", "lr: [1, 1]").replace("    lr: 1e-3", "    <<: *s")
+    lines = failure(tmp_path / "s.yaml", text).split("\n")
+    # Both optimizers have the fault, and there is one place to mend.
+    assert [line.split(":")[1:3] for line in lines] == [["4", "25"], ["4", "25"]]
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    assert failure(path, b"a: 1\nb: \xe4\n") == f"{path}:2:4: not UTF-8 text (byte 0xe4)"
+    assert failure(path, b"\xef\xbb\xbfb: \xe4\n") == f"{path}:1:4: not UTF-8 text (byte 0xe4)"
+    assert failure(path, GOOD.encode("utf-16")) == f"{path}:1:1: not UTF-8 text (byte 0xff)"
+
+
+def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r"gone\.yaml: no such file$"):
+        load_suite(tmp_path / "gone.yaml")
+    with pytest.raises(SuiteError, match=r": a directory; needs a suite file$"):
+        load_suite(tmp_path)
+    with pytest.raises(SuiteError, match=r": cannot be read: "):
+        load_suite(tmp_path / "a\0b")
+    path = tmp_path / "large.yaml"
+    assert failure(path, GOOD + "#" * (1 << 20)) == f"{path}:1:1: larger than 1024 KiB, which no suite is"
