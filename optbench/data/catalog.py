@@ -1,0 +1,127 @@
+"""What datasets there are. Plain facts and no torch, so that `optbench list datasets` starts fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The facts about one dataset.
+
+    Attributes:
+        name: what a suite calls it.
+        title: its full name.
+        classes: the number of classes.
+        shape: (C, H, W) of one image: channels, rows, columns.
+        train_size, test_size: the number of examples.
+        licence: the terms as its authors give them.
+        source: where it comes from.
+        files: the published files, by their place under the data folder; empty when the package embeds the data.
+    """
+
+    name: str
+    title: str
+    classes: int
+    shape: tuple[int, int, int]
+    train_size: int
+    test_size: int
+    licence: str
+    source: str
+    files: tuple[str, ...] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it comes with the package and needs no files."""
+        return not self.files
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+_INFOS = (
+    DatasetInfo(
+        name="mnist",
+        title="MNIST handwritten digits",
+        classes=10,
+        shape=(1, 28, 28),
+        train_size=60_000,
+        test_size=10_000,
+        licence="CC BY-SA 3.0",
+        source="LeCun, Cortes & Burges; http://yann.lecun.com/exdb/mnist/",
+    ),
+    DatasetInfo(
+        name="fashion-mnist",
+        title="Fashion-MNIST articles of clothing",
+        classes=10,
+        shape=(1, 28, 28),
+        train_size=60_000,
+        test_size=10_000,
+        licence="MIT",
+        source="Xiao, Rasul & Vollgraf 2017; https://github.com/zalandoresearch/fashion-mnist",
+        files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES),
+    ),
+    DatasetInfo(
+        name="kmnist",
+        title="Kuzushiji-MNIST cursive Japanese characters",
+        classes=10,
+        shape=(1, 28, 28),
+        train_size=60_000,
+        test_size=10_000,
+        licence="CC BY-SA 4.0",
+        source="Clanuwat et al. 2018; http://codh.rois.ac.jp/kmnist/",
+        files=tuple(f"KMNIST/raw/{file}" for file in _IDX_FILES),
+    ),
+    DatasetInfo(
+        name="emnist",
+        title="EMNIST balanced: handwritten digits and letters",
+        classes=47,
+        shape=(1, 28, 28),
+        train_size=112_800,
+        test_size=18_800,
+        licence="public domain (NIST Special Database 19)",
+        source="Cohen et al. 2017; https://www.nist.gov/itl/products-and-services/emnist-dataset",
+        files=("EMNIST/raw/gzip.zip",),
+    ),
+    DatasetInfo(
+        name="cifar10",
+        title="CIFAR-10 small colour photographs",
+        classes=10,
+        shape=(3, 32, 32),
+        train_size=50_000,
+        test_size=10_000,
+        licence="none stated; cite Krizhevsky 2009",
+        source="Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html",
+        files=("cifar-10-python.tar.gz",),
+    ),
+    DatasetInfo(
+        name="cifar100",
+        title="CIFAR-100 small colour photographs, fine labels",
+        classes=100,
+        shape=(3, 32, 32),
+        train_size=50_000,
+        test_size=10_000,
+        licence="none stated; cite Krizhevsky 2009",
+        source="Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html",
+        files=("cifar-100-python.tar.gz",),
+    ),
+    DatasetInfo(
+        name="svhn",
+        title="SVHN street view house numbers, cropped digits",
+        classes=10,
+        shape=(3, 32, 32),
+        train_size=73_257,
+        test_size=26_032,
+        licence="non-commercial use only",
+        source="Netzer et al. 2011; http://ufldl.stanford.edu/housenumbers/",
+        files=("train_32x32.mat", "test_32x32.mat"),
+    ),
+)
+
+DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in _INFOS})

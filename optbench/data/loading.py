@@ -1,0 +1,53 @@
+"""The one way to a dataset: by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from optbench.data.catalog import DATASETS
+from optbench.data.dataset import Dataset
+from optbench.errors import DataError, unknown
+
+
+def data_folder(data_dir: Path | None = None) -> Path:
+    """The folder that datasets are looked for in: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data."""
+    if data_dir is not None:
+        return data_dir.expanduser()
+    if named := os.environ.get("OPTBENCH_DATA"):
+        return Path(named).expanduser()
+    return Path.home() / ".cache" / "optbench" / "data"
+
+
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    download: bool = True,
+    notify: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Loads a dataset into memory, on the CPU.
+
+    Processes that load the same dataset at once should not all download it: load it in one of them first.
+
+    Args:
+        name: a name in `DATASETS`.
+        data_dir: the folder of the published files; None: see `data_folder`. The embedded `mnist` needs none.
+        download: fetch what is missing into that folder; False never touches the network.
+        notify: is told, in a line, when something is about to be downloaded or unpacked.
+
+    Raises:
+        DataError: unknown name; files missing and not to be had (the message names them and their folder); or files
+            whose content is not the dataset.
+    """
+    if name not in DATASETS:
+        raise DataError(unknown("dataset", name, DATASETS))
+    info = DATASETS[name]
+    # Imported here: both bring torch, and the catalogue must be readable without it.
+    if info.embedded:
+        from optbench.data.mnist import embedded_mnist
+
+        return embedded_mnist()
+    from optbench.data.vision import load_published
+
+    return load_published(info, data_folder(data_dir), download, notify)

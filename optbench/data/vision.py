@@ -1,0 +1,239 @@
+"""Datasets in their published files, read (and fetched) by torchvision's dataset classes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.data.catalog import DatasetInfo
+from optbench.data.dataset import Dataset, Split
+from optbench.data.statistics import pixel_statistics
+from optbench.errors import DataError
+
+_TIMEOUT = 30.0  # seconds without a byte, after which a download counts as failed
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How torchvision knows a dataset."""
+
+    type_name: str
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
+    checksums: Callable[[Any], list[str]]
+    """The MD5 of each of `DatasetInfo.files`, from torchvision's class."""
+    arrays: Callable[[Any], tuple[Any, Any]]
+    """Images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
+    unpacked: tuple[str, ...] = ()
+    """What torchvision unpacks the files to, by its place under the data folder."""
+
+
+def _idx(instance: Any) -> tuple[Any, Any]:
+    return instance.data.unsqueeze(1).numpy(), instance.targets.numpy()
+
+
+def _emnist(instance: Any) -> tuple[Any, Any]:
+    # EMNIST's files hold the images column by column; the transpose puts them upright, as in MNIST.
+    return instance.data.mT.unsqueeze(1).numpy(), instance.targets.numpy()
+
+
+def _cifar(instance: Any) -> tuple[Any, Any]:
+    return instance.data.transpose(0, 3, 1, 2), instance.targets
+
+
+_IDX_NAMES = tuple(
+    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
+
+
+def _idx_source(type_name: str) -> _Source:
+    return _Source(
+        type_name,
+        train={"train": True},
+        test={"train": False},
+        checksums=lambda kind: [checksum for _, checksum in kind.resources],
+        arrays=_idx,
+        unpacked=tuple(f"{type_name}/raw/{name}" for name in _IDX_NAMES),
+    )
+
+
+def _cifar_source(type_name: str, folder: str) -> _Source:
+    return _Source(
+        type_name,
+        train={"train": True},
+        test={"train": False},
+        checksums=lambda kind: [kind.tgz_md5],
+        arrays=_cifar,
+        unpacked=(folder,),
+    )
+
+
+_SOURCES = {
+    "fashion-mnist": _idx_source("FashionMNIST"),
+    "kmnist": _idx_source("KMNIST"),
+    "emnist": _Source(
+        "EMNIST",
+        train={"split": "balanced", "train": True},
+        test={"split": "balanced", "train": False},
+        checksums=lambda kind: [kind.md5],
+        arrays=_emnist,
+        unpacked=tuple(
+            f"EMNIST/raw/emnist-balanced-{part}-{kind}"
+            for part in ("train", "test")
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        ),
+    ),
+    "cifar10": _cifar_source("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": _cifar_source("CIFAR100", "cifar-100-python"),
+    "svhn": _Source(
+        "SVHN",
+        train={"split": "train"},
+        test={"split": "test"},
+        checksums=lambda kind: [kind.split_list[split][2] for split in ("train", "test")],
+        arrays=lambda instance: (instance.data, instance.labels),
+    ),
+}
+
+
+def load_published(
+    info: DatasetInfo, folder: Path, download: bool = True, notify: Callable[[str], None] | None = None
+) -> Dataset:
+    """Loads a dataset of the catalogue from its published files under `folder`.
+
+    Published archives found there are unpacked, with or without `download`. Progress of a download shows on
+    standard error, when `notify` is given and that is a terminal.
+
+    Raises:
+        DataError: the files are missing and not to be had, or are not what they should be. The message says which
+            files are wanted, and where.
+    """
+    source = _SOURCES[info.name]
+    datasets = torchvision_datasets()
+    # Parsers of third-party files raise nearly anything (RuntimeError, AssertionError, UnpicklingError, ...), and
+    # all of it means here that the files are not there or not good; the cause stays attached.
+    try:
+        return _read(info, source, datasets, folder, fetch=False)
+    except Exception as error:
+        if not download and not _archives_complete(info, source, datasets, folder):
+            raise _not_available(info, source, folder, error, tried=False) from error
+    if notify is not None:
+        notify(f"{info.name}: not complete in {folder}; fetching and unpacking what is missing")
+    try:
+        with _progress(visible=notify is not None):
+            return _read(info, source, datasets, folder, fetch=True)
+    except Exception as error:
+        raise _not_available(info, source, folder, error, tried=download) from error
+
+
+def torchvision_datasets() -> ModuleType:
+    """The module `torchvision.datasets`, also where torchvision is a build for another torch.
+
+    A CUDA build of torchvision beside a CPU build of torch cannot load its compiled operators, and its import
+    stops at the first of them that it wants to describe. The dataset classes use none of them.
+
+    Raises:
+        DataError: torchvision is not installed, or cannot be imported for another reason.
+    """
+    name = "torchvision.datasets"
+    try:
+        try:
+            return importlib.import_module(name)
+        except RuntimeError as error:
+            if "operator torchvision::nms does not exist" not in str(error):
+                raise
+            _define_missing_operators()
+            return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DataError(f"torchvision, which reads this dataset, cannot be imported ({_line(error)})") from error
+
+
+def _define_missing_operators() -> None:
+    for operator in ("torchvision::nms", "torchvision::qnms"):
+        torch.library.define(operator, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path, fetch: bool) -> Dataset:
+    kind = getattr(datasets, source.type_name)
+    splits = []
+    for arguments, size in ((source.train, info.train_size), (source.test, info.test_size)):
+        with warnings.catch_warnings():
+            # CIFAR's pickles spell a dtype's flag as 0; NumPy 2.4.0 to 2.4.4 warn of it (numpy/numpy#31177).
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            instance = kind(root=str(folder), download=fetch, **arguments)
+        splits.append(_split(*source.arrays(instance), info, size))
+    train, test = splits
+    mean, std = pixel_statistics(train.images)
+    return Dataset(info.name, train, test, info.classes, mean, std)
+
+
+def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
+    """The arrays as tensors that own their memory; ValueError where they are not the dataset the catalogue knows."""
+    pixels = torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
+    classes = torch.from_numpy(np.array(labels, dtype=np.int64))
+    if tuple(pixels.shape) != (size, *info.shape) or tuple(classes.shape) != (size,):
+        arrived = f"{_shape(pixels)} images and {_shape(classes)} labels"
+        raise ValueError(f"{(size, *info.shape)} images and {(size,)} labels are needed; {arrived} came")
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or high >= info.classes:
+        raise ValueError(f"labels must be in 0..{info.classes - 1}; {low}..{high} came")
+    return Split(pixels, classes)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _archives_complete(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path) -> bool:
+    """Whether every published file lies in its place with the right checksum, so that unpacking needs no network."""
+    checksums = source.checksums(getattr(datasets, source.type_name))
+    return all(
+        datasets.utils.check_integrity(str(folder / file), checksum)
+        for file, checksum in zip(info.files, checksums, strict=True)
+    )
+
+
+def _not_available(info: DatasetInfo, source: _Source, folder: Path, error: Exception, tried: bool) -> DataError:
+    place = folder / PurePath(info.files[0]).parent
+    wanted = ", ".join(PurePath(file).name for file in info.files)
+    found = any((folder / file).exists() for file in (*info.files, *source.unpacked))
+    if found:
+        problem = f"its files in {place} are incomplete or damaged ({_line(error)}); delete them and put there"
+    elif tried:
+        problem = f"it is not in {place} and cannot be downloaded ({_line(error)}); put there"
+    else:
+        problem = f"it is not in {place}; put there"
+    return DataError(f"dataset {info.name}: {problem} {wanted}")
+
+
+@contextlib.contextmanager
+def _progress(visible: bool) -> Iterator[None]:
+    """torchvision's messages and progress bars go to standard error when that is a terminal, else nowhere.
+
+    Also bounds the wait for a network that swallows packets, which torchvision leaves unbounded.
+    """
+    stream = sys.stderr if visible and sys.stderr.isatty() else io.StringIO()
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"

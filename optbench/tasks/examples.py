@@ -1,0 +1,100 @@
+"""Examples on the device, and the split of a dataset into the parts that training, stopping and testing see.
+
+Shapes: N examples, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optbench.data.dataset import Dataset, Split
+from optbench.errors import UsageError
+from optbench.streams import generator
+from optbench.suite.schema import Protocol
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+
+# Compared by identity, and open to weak references (so no slots): sequences share these arrays.
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Images and their labels on one device. Not to be written to: trials share them.
+
+    Attributes:
+        inputs: uint8, (N, C, H, W), pixels in 0..255.
+        labels: int64, (N,).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Tensor) -> Examples:
+        """The examples at `index`, int64 of shape (K,) on the same device."""
+        return Examples(self.inputs.index_select(0, index), self.labels.index_select(0, index))
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The three disjoint parts of a dataset: `validation` comes out of the training half, `test` is the test half."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    def __getitem__(self, part: Part) -> Examples:
+        examples: Examples = getattr(self, part)
+        return examples
+
+
+def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device: torch.device) -> Parts:
+    """Splits a dataset as the protocol asks and puts the parts on the device.
+
+    The choice is random and depends on the suite seed alone, so that all trials of a suite see the same parts.
+    A smaller `train_examples` or `test_examples` takes a subset of what a larger one takes, and neither changes
+    which examples validate. Within a part the examples keep their published order.
+
+    Raises:
+        UsageError: the protocol asks for more examples than there are, or leaves none to train on.
+    """
+    total = len(dataset.train)
+    held_out = protocol.validation_examples
+    if held_out >= total:
+        raise UsageError(
+            f"protocol.validation_examples: {held_out} leaves none of the {total} training examples of "
+            f"{dataset.name} to train on; at most {total - 1}"
+        )
+    order = torch.randperm(total, generator=generator(suite_seed, None, "validation split"))
+    validation, rest = order[:held_out], order[held_out:].sort().values
+    train = rest[_subset("train", protocol.train_examples, len(rest), dataset, suite_seed)]
+    test = _subset("test", protocol.test_examples, len(dataset.test), dataset, suite_seed)
+    return Parts(
+        train=_on_device(dataset.train, train, device),
+        validation=_on_device(dataset.train, validation.sort().values, device),
+        test=_on_device(dataset.test, test, device),
+    )
+
+
+def _subset(part: Part, wanted: int | None, available: int, dataset: Dataset, suite_seed: int) -> Tensor:
+    """Sorted indices of `wanted` of the `available` examples; all of them when `wanted` is None."""
+    if wanted is None:
+        return torch.arange(available)
+    if wanted > available:
+        raise UsageError(
+            f"protocol.{part}_examples: {wanted} is more than the {available} {part} examples that {dataset.name} has"
+            + (" after the validation split" if part == "train" else "")
+        )
+    order = torch.randperm(available, generator=generator(suite_seed, None, f"{part} subset"))
+    return order[:wanted].sort().values
+
+
+def _on_device(split: Split, index: Tensor, device: torch.device) -> Examples:
+    chosen = Examples(split.images, split.labels).select(index)
+    return Examples(chosen.inputs.to(device), chosen.labels.to(device))

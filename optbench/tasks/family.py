@@ -1,0 +1,112 @@
+"""The tasks of an experiment on a device, shared by all of its trials."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from optbench.data.dataset import Dataset
+from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated, TaskSettings
+from optbench.tasks.class_incremental import ClassIncrementalTasks
+from optbench.tasks.examples import Examples, Part, Parts, split_dataset
+from optbench.tasks.kind import TaskKind
+from optbench.tasks.permuted import PermutedTasks
+from optbench.tasks.rotated import RotatedTasks
+
+
+def _kind(settings: TaskSettings, parts: Parts, classes: int, suite_seed: int) -> TaskKind:
+    match settings:
+        case Permuted():
+            return PermutedTasks(settings, parts, suite_seed)
+        case ClassIncremental():
+            return ClassIncrementalTasks(settings, parts, classes, suite_seed)
+        case Rotated():
+            return RotatedTasks(settings, parts)
+
+
+class TaskFamily:
+    """Every trial's task sequence for one experiment, over one copy of the data on the device.
+
+    Attributes:
+        parts: the dataset's examples before any task changes them.
+        classes: the number of classes; labels are global, so it is the width of the one head.
+        shape: (C, H, W) of one input.
+        task_names: one name per task, such as `permutation 1`, `classes 0,1`, `30 degrees`.
+    """
+
+    def __init__(
+        self,
+        settings: TaskSettings,
+        dataset: Dataset,
+        protocol: Protocol,
+        suite_seed: int,
+        device: torch.device,
+    ) -> None:
+        """Splits the data, puts it on the device and plans the tasks.
+
+        Raises:
+            UsageError: the protocol asks for examples that are not there, or a task would have none.
+        """
+        self.parts = split_dataset(dataset, protocol, suite_seed, device)
+        self.classes = dataset.classes
+        self.shape = dataset.shape
+        self._kind = _kind(settings, self.parts, dataset.classes, suite_seed)
+        self.task_names = list(self._kind.names)
+        self._kept: dict[tuple[Hashable, Part], Examples] = {}
+        # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then let go.
+        self._in_use: weakref.WeakValueDictionary[tuple[Hashable, Part], Examples] = weakref.WeakValueDictionary()
+
+    @property
+    def count(self) -> int:
+        """T, the number of tasks."""
+        return len(self.task_names)
+
+    def sequence(self, trial_seed: int) -> TaskSequence:
+        """The tasks as the trials with this seed see them, whatever their optimizer."""
+        return TaskSequence(self, trial_seed)
+
+    def _key(self, trial_seed: int, task: int) -> Hashable:
+        assert 0 <= task < self.count, f"task {task} of {self.count}"
+        return self._kind.key(trial_seed, task)
+
+    def _examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        key = self._key(trial_seed, task)
+        place = (key, part)
+        found = self._in_use.get(place)
+        if found is None:
+            found = self._kind.examples(trial_seed, task, part)
+            self._in_use[place] = found
+            if self._kind.keeps(key):
+                self._kept[place] = found
+        return found
+
+
+@dataclass(frozen=True)
+class TaskSequence:
+    """The tasks of one trial seed; tasks count from 0.
+
+    While somebody holds the arrays of a task, every sequence of the family with an equal `key(task)` gives the very
+    same ones; otherwise they are made again, with the same content.
+    """
+
+    family: TaskFamily
+    trial_seed: int
+
+    def key(self, task: int) -> Hashable:
+        """What identifies the task's arrays within the family: equal keys, equal arrays."""
+        return self.family._key(self.trial_seed, task)
+
+    def train(self, task: int) -> Examples:
+        """What the task is trained on."""
+        return self.family._examples(self.trial_seed, task, "train")
+
+    def validation(self, task: int) -> Examples:
+        """What early stopping looks at: held out of the training half."""
+        return self.family._examples(self.trial_seed, task, "validation")
+
+    def test(self, task: int) -> Examples:
+        """What the task's accuracy is measured on."""
+        return self.family._examples(self.trial_seed, task, "test")

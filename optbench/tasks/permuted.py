@@ -1,0 +1,70 @@
+"""Permuted images: each task shuffles the pixels by one fixed random permutation (Goodfellow et al. 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.streams import generator
+from optbench.suite.schema import Permuted
+from optbench.tasks.examples import Examples, Part, Parts
+
+
+class PermutedTasks:
+    """Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts.
+
+    The same p serves every channel: a colour image stays made of its own colours.
+    """
+
+    def __init__(self, settings: Permuted, parts: Parts, suite_seed: int) -> None:
+        self.names = [f"permutation {task + 1}" for task in range(settings.count)]
+        if settings.first == "identity":
+            self.names[0] = "identity"
+        self._settings = settings
+        self._parts = parts
+        self._suite_seed = suite_seed
+
+    def key(self, trial_seed: int, task: int) -> Hashable:
+        if self._is_identity(task):
+            return "identity"
+        return "permutation", self._drawn_by(trial_seed), task
+
+    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        plain = self._parts[part]
+        if self._is_identity(task):
+            return plain
+        return Examples(permute_pixels(plain.inputs, self.permutation(trial_seed, task)), plain.labels)
+
+    def keeps(self, key: Hashable) -> bool:
+        # The identity's arrays are the family's own; keeping them costs nothing.
+        return key == "identity"
+
+    def permutation(self, trial_seed: int, task: int) -> Tensor:
+        """The permutation of a task: int64, (H·W,), on the CPU."""
+        height, width = self._parts.train.inputs.shape[-2:]
+        places = height * width
+        if self._is_identity(task):
+            return torch.arange(places)
+        drawn = generator(self._suite_seed, self._drawn_by(trial_seed), f"permutation {task}")
+        return torch.randperm(places, generator=drawn)
+
+    def _is_identity(self, task: int) -> bool:
+        return task == 0 and self._settings.first == "identity"
+
+    def _drawn_by(self, trial_seed: int) -> int | None:
+        return trial_seed if self._settings.permutations == "per-seed" else None
+
+
+def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:
+    """Images (N, C, H, W) with place j (of H·W, row by row) taken from place `permutation[j]`, in every channel."""
+    rows = images.reshape(-1, images.shape[-2] * images.shape[-1])
+    if images.device.type == "cpu":
+        # NumPy gathers bytes along the last axis about four times as fast as torch does (67 ms against 250 ms for
+        # 60,000 MNIST images on one core).
+        taken = torch.from_numpy(np.take(rows.numpy(), permutation.numpy(), axis=1))
+    else:
+        taken = rows.index_select(1, permutation.to(images.device))
+    return taken.reshape(images.shape)

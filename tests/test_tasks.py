@@ -1,0 +1,366 @@
+"""Task sequences: what every one of them promises, and what each kind does to the images."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optbench.data import Dataset, Split
+from optbench.errors import UsageError
+from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated, TaskSettings
+from optbench.tasks import Examples, TaskFamily, TaskSequence
+from optbench.tasks.examples import PARTS
+from optbench.tasks.permuted import permute_pixels
+from optbench.tasks.rotated import rotate
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+CLASSES = 6
+KINDS: dict[str, TaskSettings] = {
+    "permuted": Permuted(kind="permuted", count=3),
+    "permuted shared": Permuted(kind="permuted", count=3, permutations="shared"),
+    "permuted after identity": Permuted(kind="permuted", count=3, first="identity"),
+    "class-incremental": ClassIncremental(kind="class-incremental", group_size=2),
+    "class-incremental shuffled": ClassIncremental(kind="class-incremental", group_size=2, order="shuffled"),
+    "rotated": Rotated(kind="rotated", angles=[0, 30, 90]),
+}
+
+
+def dataset(shape: tuple[int, int, int] = (1, 6, 6), train: int = 90, test: int = 42) -> Dataset:
+    """Random images, no two alike, with the classes in turn."""
+    draw = np.random.default_rng(0)
+
+    def split(size: int) -> Split:
+        images = torch.from_numpy(draw.integers(0, 256, (size, *shape), dtype=np.uint8))
+        return Split(images, torch.arange(size) % CLASSES)
+
+    return Dataset("toy", split(train), split(test), CLASSES, (0.5,), (0.25,))
+
+
+DATA = dataset()
+PROTOCOL = Protocol(validation_examples=30)
+
+
+def family(tasks: TaskSettings, data: Dataset = DATA, protocol: Protocol = PROTOCOL, suite_seed: int = 0) -> TaskFamily:
+    return TaskFamily(tasks, data, protocol, suite_seed, CPU)
+
+
+def parts(sequence: TaskSequence, task: int) -> list[Examples]:
+    return [sequence.train(task), sequence.validation(task), sequence.test(task)]
+
+
+def rows(images: torch.Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+# --- every kind ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_have_the_documented_form(kind: str) -> None:
+    tasks = family(KINDS[kind])
+    assert tasks.count == len(tasks.task_names) == 3
+    assert (tasks.classes, tasks.shape) == (CLASSES, (1, 6, 6))
+    for task in range(tasks.count):
+        for examples in parts(tasks.sequence(0), task):
+            assert examples.inputs.dtype == torch.uint8
+            assert examples.labels.dtype == torch.int64
+            assert examples.inputs.shape == (len(examples), 1, 6, 6)
+            assert examples.inputs.is_contiguous()
+            assert len(examples) == len(examples.labels) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_keys_mean_the_very_same_arrays_and_different_keys_different_ones(kind: str) -> None:
+    tasks = family(KINDS[kind])
+    held = [(tasks.sequence(seed).key(task), parts(tasks.sequence(seed), task)) for seed in (0, 1) for task in range(3)]
+    for key, one in held:
+        for other_key, other in held:
+            if key == other_key:
+                assert all(a is b for a, b in zip(one, other, strict=True))
+            else:
+                assert rows(one[0].inputs) != rows(other[0].inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_family_of_the_same_suite_makes_equal_arrays(kind: str) -> None:
+    # Families are built per process and device: what they hold must not depend on what was asked of them before.
+    one, other = family(KINDS[kind]), family(KINDS[kind])
+    other.sequence(5).train(2)
+    for task in (2, 0, 1):
+        for a, b in zip(parts(one.sequence(3), task), parts(other.sequence(3), task), strict=True):
+            assert torch.equal(a.inputs, b.inputs)
+            assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("kind", ["permuted", "class-incremental shuffled"])
+def test_what_is_drawn_per_seed_differs_between_trial_seeds_and_suite_seeds(kind: str) -> None:
+    tasks = family(KINDS[kind])
+    keys = {tuple(tasks.sequence(seed).key(task) for task in range(3)) for seed in range(8)}
+    # Six classes in pairs have only 90 orders, so two of eight seeds may well agree.
+    assert len(keys) >= (8 if kind == "permuted" else 6)
+    first = tasks.sequence(0)
+    elsewhere = family(KINDS[kind], suite_seed=1).sequence(0)
+    assert any(rows(first.test(task).inputs) != rows(elsewhere.test(task).inputs) for task in range(3))
+
+
+@pytest.mark.parametrize("kind", ["permuted shared", "class-incremental", "rotated"])
+def test_what_is_shared_is_equal_for_all_trial_seeds(kind: str) -> None:
+    tasks = family(KINDS[kind])
+    for task in range(3):
+        assert tasks.sequence(0).key(task) == tasks.sequence(1).key(task)
+        assert tasks.sequence(0).train(task) is tasks.sequence(1).train(task)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_making_tasks_leaves_the_dataset_as_it_was(kind: str) -> None:
+    data = dataset()
+    tasks = family(KINDS[kind], data)
+    for task in range(3):
+        parts(tasks.sequence(0), task)
+    assert torch.equal(data.train.images, DATA.train.images)
+    assert torch.equal(data.test.images, DATA.test.images)
+
+
+# --- the split ---
+
+
+def test_train_and_validation_partition_the_training_half() -> None:
+    plain = family(KINDS["rotated"]).parts
+    train, validation = rows(plain.train.inputs), rows(plain.validation.inputs)
+    assert (len(train), len(validation)) == (60, 30)
+    assert train.isdisjoint(validation)
+    assert train | validation == rows(DATA.train.images)
+    assert torch.equal(plain.test.inputs, DATA.test.images)
+    label_of = {image.numpy().tobytes(): int(y) for image, y in zip(DATA.train.images, DATA.train.labels, strict=True)}
+    for part in (plain.train, plain.validation):
+        assert [label_of[image.numpy().tobytes()] for image in part.inputs] == part.labels.tolist()
+
+
+def test_the_split_depends_on_the_suite_seed_alone() -> None:
+    held_out = [rows(family(KINDS[kind], suite_seed=4).parts.validation.inputs) for kind in KINDS]
+    assert all(examples == held_out[0] for examples in held_out)
+    assert rows(family(KINDS["rotated"], suite_seed=5).parts.validation.inputs) != held_out[0]
+
+
+def test_subsets_are_nested_and_leave_the_validation_examples_alone() -> None:
+    def of(**changes: int) -> dict[str, set[bytes]]:
+        plain = family(KINDS["rotated"], protocol=PROTOCOL.model_copy(update=changes)).parts
+        return {part: rows(plain[part].inputs) for part in PARTS}
+
+    whole, larger, smaller = of(), of(train_examples=40, test_examples=20), of(train_examples=10, test_examples=7)
+    assert [len(larger[part]) for part in PARTS] == [40, 30, 20]
+    assert [len(smaller[part]) for part in PARTS] == [10, 30, 7]
+    assert whole["validation"] == larger["validation"] == smaller["validation"]
+    for part in ("train", "test"):
+        assert smaller[part] < larger[part] < whole[part]
+    everything = of(train_examples=60, test_examples=42)
+    assert everything == whole
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (Protocol(validation_examples=90), "validation_examples: 90 leaves none of the 90 .* at most 89"),
+        (Protocol(validation_examples=5000), "validation_examples: 5000 leaves none of the 90"),
+        (Protocol(validation_examples=30, train_examples=61), "train_examples: 61 is more than the 60 train .* after"),
+        (Protocol(validation_examples=30, test_examples=43), "test_examples: 43 is more than the 42 test"),
+    ],
+)
+def test_more_examples_than_there_are_is_a_usage_error(protocol: Protocol, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^protocol\.{message}"):
+        family(KINDS["permuted"], protocol=protocol)
+
+
+# --- permuted ---
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 5)])
+def test_a_permutation_is_one_bijection_for_all_images_channels_and_parts(shape: tuple[int, int, int]) -> None:
+    data = dataset(shape)
+    tasks = family(KINDS["permuted"], data)
+    plain, sequence = tasks.parts, tasks.sequence(2)
+    for task in range(3):
+        # Recover the bijection from one image set, then it must explain all others.
+        before, after = (examples.inputs[:, 0].flatten(1).T for examples in (plain.train, sequence.train(task)))
+        place_of = {column.numpy().tobytes(): place for place, column in enumerate(before)}
+        found = [place_of[column.numpy().tobytes()] for column in after]
+        assert sorted(found) == list(range(shape[1] * shape[2]))
+        assert found != sorted(found)
+        for source, shuffled in zip((plain[part] for part in PARTS), parts(sequence, task), strict=True):
+            assert torch.equal(shuffled.inputs.flatten(2), source.inputs.flatten(2)[:, :, found])
+            assert torch.equal(shuffled.labels, source.labels)
+
+
+def test_the_permutations_of_a_sequence_differ() -> None:
+    sequence = family(KINDS["permuted"]).sequence(0)
+    assert len({sequence.test(task).inputs.numpy().tobytes() for task in range(3)}) == 3
+
+
+def test_identity_first_shows_the_plain_images_and_the_same_permutations_afterwards() -> None:
+    plain, identity = family(KINDS["permuted"]), family(KINDS["permuted after identity"])
+    assert identity.task_names == ["identity", "permutation 2", "permutation 3"]
+    assert plain.task_names == ["permutation 1", "permutation 2", "permutation 3"]
+    assert identity.sequence(1).train(0) is identity.parts.train
+    for task in (1, 2):
+        assert torch.equal(identity.sequence(1).test(task).inputs, plain.sequence(1).test(task).inputs)
+
+
+def test_a_longer_sequence_begins_like_a_shorter_one() -> None:
+    longer = family(Permuted(kind="permuted", count=5)).sequence(0)
+    shorter = family(KINDS["permuted"]).sequence(0)
+    for task in range(3):
+        assert torch.equal(longer.test(task).inputs, shorter.test(task).inputs)
+
+
+def test_permuted_arrays_are_let_go_when_nobody_holds_them() -> None:
+    tasks = family(KINDS["permuted"])
+    examples = tasks.sequence(0).train(1)
+    watch = weakref.ref(examples)
+    assert tasks.sequence(0).train(1) is examples
+    del examples
+    gc.collect()
+    assert watch() is None
+
+
+@given(st.integers(0, 10), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_permute_pixels_agrees_with_plain_indexing(n: int, c: int, h: int, w: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    images = torch.from_numpy(draw.integers(0, 256, (n, c, h, w), dtype=np.uint8))
+    permutation = torch.from_numpy(draw.permutation(h * w))
+    result = permute_pixels(images, permutation)
+    assert torch.equal(result, images.flatten(2)[..., permutation].reshape(images.shape))
+    assert torch.equal(permute_pixels(result, permutation.argsort()), images)
+
+
+# --- class-incremental ---
+
+
+@pytest.mark.parametrize("kind", ["class-incremental", "class-incremental shuffled"])
+def test_class_incremental_tasks_partition_every_part(kind: str) -> None:
+    tasks = family(KINDS[kind])
+    for seed in range(3):
+        sequence = tasks.sequence(seed)
+        for i, part in enumerate(PARTS):
+            pieces = [parts(sequence, task)[i] for task in range(3)]
+            assert sum(map(len, pieces)) == len(tasks.parts[part])
+            assert set().union(*(rows(piece.inputs) for piece in pieces)) == rows(tasks.parts[part].inputs)
+            groups = [set(piece.labels.tolist()) for piece in pieces]
+            assert sum(map(len, groups)) == len(set().union(*groups)) == CLASSES
+
+
+def test_fixed_groups_follow_the_classes_and_keep_their_labels_in_all_parts() -> None:
+    tasks = family(KINDS["class-incremental"])
+    assert tasks.task_names == ["classes 0,1", "classes 2,3", "classes 4,5"]
+    for task in range(3):
+        for examples in parts(tasks.sequence(7), task):
+            assert set(examples.labels.tolist()) == {2 * task, 2 * task + 1}
+
+
+def test_splits_come_before_the_grouping() -> None:
+    grouped, plain = family(KINDS["class-incremental"]), family(KINDS["permuted"]).parts
+    for part in PARTS:
+        assert torch.equal(grouped.parts[part].inputs, plain[part].inputs)
+    keep = plain.validation.labels // 2 == 1
+    assert torch.equal(grouped.sequence(0).validation(1).inputs, plain.validation.inputs[keep])
+
+
+def test_shuffled_groups_mix_classes_and_are_named_without_them() -> None:
+    tasks = family(KINDS["class-incremental shuffled"])
+    assert tasks.task_names == ["group 1", "group 2", "group 3"]
+    groups = {frozenset(tasks.sequence(seed).test(task).labels.tolist()) for seed in range(10) for task in range(3)}
+    assert len(groups) > 3
+
+
+def test_one_group_of_all_classes_is_a_single_task_with_a_short_name() -> None:
+    tasks = family(ClassIncremental(kind="class-incremental", group_size=6))
+    assert tasks.task_names == ["classes 0-5"]
+    assert rows(tasks.sequence(0).train(0).inputs) == rows(tasks.parts.train.inputs)
+
+
+@pytest.mark.parametrize("size", [4, 5, 7, 100])
+def test_groups_that_do_not_come_out_even_are_a_usage_error(size: int) -> None:
+    with pytest.raises(UsageError, match=rf"tasks\.group_size: 6 classes .* groups of {size}; valid: 1, 2, 3, 6"):
+        family(ClassIncremental(kind="class-incremental", group_size=size))
+
+
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+def test_a_task_without_examples_is_a_usage_error_before_training(order: str) -> None:
+    tasks = ClassIncremental.model_validate({"kind": "class-incremental", "group_size": 1, "order": order})
+    for part, protocol in (
+        ("validation", Protocol(validation_examples=3)),
+        ("train", Protocol(validation_examples=30, train_examples=2)),
+        ("test", Protocol(validation_examples=30, test_examples=1)),
+    ):
+        with pytest.raises(UsageError, match=rf"^protocol\.{part}_examples: no {part} example .* would be empty"):
+            family(tasks, protocol=protocol)
+
+
+# --- rotated ---
+
+
+def test_rotated_tasks_turn_all_parts_by_their_angle() -> None:
+    tasks = family(Rotated(kind="rotated", angles=[0, 30, 90, -90, 12.5]))
+    assert tasks.task_names == ["0 degrees", "30 degrees", "90 degrees", "-90 degrees", "12.5 degrees"]
+    sequence = tasks.sequence(0)
+    assert sequence.train(0) is tasks.parts.train
+    for task, angle in enumerate([0, 30, 90, -90, 12.5]):
+        for before, after in zip((tasks.parts[part] for part in PARTS), parts(sequence, task), strict=True):
+            assert torch.equal(after.inputs, rotate(before.inputs, angle))
+            assert torch.equal(after.labels, before.labels)
+
+
+def test_a_quarter_turn_is_counter_clockwise_and_exact() -> None:
+    image = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
+    assert rotate(image, 90).tolist() == [[[[2, 4], [1, 3]]]]
+    assert rotate(image, -90).tolist() == [[[[3, 1], [4, 2]]]]
+    assert torch.equal(rotate(image, 270), rotate(image, -90))
+
+
+def test_four_quarter_turns_and_whole_turns_change_nothing() -> None:
+    turned = DATA.train.images
+    for _ in range(4):
+        turned = rotate(turned, 90)
+        assert turned.is_contiguous()
+    assert torch.equal(turned, DATA.train.images)
+    for angle in (0, 360, -360, 720):
+        assert torch.equal(rotate(DATA.train.images, angle), DATA.train.images)
+
+
+def test_opposite_multiples_of_ninety_undo_each_other() -> None:
+    for angle in (90, 180, 270):
+        assert torch.equal(rotate(rotate(DATA.train.images, angle), -angle), DATA.train.images)
+
+
+@pytest.mark.parametrize("angle", [1.0, 30.0, 45.0, 100.0, 200.0, 345.0])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 12), (2, 9, 4)])
+def test_rotation_agrees_with_scipy(angle: float, shape: tuple[int, int, int]) -> None:
+    images = dataset(shape, train=3).train.images
+    # Positive angles in scipy turn from the first axis to the second: rows to columns, counter-clockwise to the eye.
+    expected = scipy.ndimage.rotate(
+        images.numpy().astype(float), angle, axes=(2, 3), reshape=False, order=1, mode="grid-constant"
+    )
+    found = rotate(images, angle).numpy()
+    assert np.abs(found - expected).max() < 0.51
+
+
+def test_an_image_turns_alike_alone_and_among_others() -> None:
+    images = dataset(train=4100).train.images
+    together = rotate(images, 33)
+    for i in (0, 1, 4095, 4096, 4099):
+        assert torch.equal(rotate(images[i : i + 1], 33), together[i : i + 1])
+
+
+def test_what_lies_outside_is_zero_and_a_flat_middle_stays_flat() -> None:
+    white = torch.full((1, 1, 21, 21), 255, dtype=torch.uint8)
+    turned = rotate(white, 45)[0, 0]
+    assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
+    assert (turned[7:14, 7:14] == 255).all()
