@@ -1,0 +1,27 @@
+"""Metrics: pure functions from accuracies, features and weights to numbers, and the catalog that names them.
+
+`continual` works on NumPy arrays; `rank`, `similarity` and `sparsity` on torch tensors. Only the catalog is imported
+here, and it imports neither until something is measured: listing the metrics starts fast.
+"""
+
+from optbench.metrics.catalog import (
+    DEFAULT_METRICS,
+    METRICS,
+    Measurement,
+    Metric,
+    measure_accuracy,
+    measure_features,
+    measure_weights,
+    select,
+)
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "METRICS",
+    "Measurement",
+    "Metric",
+    "measure_accuracy",
+    "measure_features",
+    "measure_weights",
+    "select",
+]

@@ -1,0 +1,273 @@
+"""The catalog of metrics: what each one is, and how a trial's features, weights and accuracies are measured by name.
+
+This module imports no torch until it measures. To add a metric: a function in one of the sibling modules, and an
+entry in the table here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from optbench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
+
+    from optbench.metrics.rank import Spectrum
+
+Direction = Literal["higher", "lower", "neutral"]
+Kind = Literal["continual", "features", "similarity", "weights"]
+Subject = Literal["continual", "rank", "similarity", "sparsity"]
+Cost = Literal["cheap", "dear"]
+
+_ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is, without importing what computes it.
+
+    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with
+        their labels, `weights` each weight tensor and all of them together.
+    subject: the module `optbench.metrics.<subject>` that defines its function.
+    direction: which values are better; a neutral metric is higher or lower, never better.
+    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where no verdict is ever given.
+    cost: `cheap` (milliseconds a trial) or `dear`.
+    default: whether it is taken when a suite names no metrics.
+    called: the function's name where it is not the metric's.
+    arguments: keyword arguments of the function, beyond the data.
+    note_arguments: likewise of the module's `note`.
+    """
+
+    name: str
+    kind: Kind
+    subject: Subject
+    formula: str
+    source: str
+    direction: Direction = "neutral"
+    margin: float = 0.01
+    cost: Cost = "cheap"
+    default: bool = True
+    called: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    note_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def arrow(self) -> str:
+        """↑ for higher is better, ↓ for lower is better, · for neutral."""
+        return _ARROWS[self.direction]
+
+    def function(self) -> Callable[..., Any]:
+        """The function that computes it, with `arguments` bound; imports its module."""
+        found: Callable[..., Any] = getattr(
+            importlib.import_module(f"optbench.metrics.{self.subject}"), self.called or self.name
+        )
+        return partial(found, **self.arguments) if self.arguments else found
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured value; `value` is None where undefined, and `note` then says why.
+
+    layer: the weight tensor measured, or None for a measure of features or of all weights together.
+    """
+
+    metric: str
+    layer: str | None
+    value: float | None
+    note: str | None
+
+
+_GEM = "Lopez-Paz & Ranzato 2017"
+_ROY = "Roy & Vetterli 2007"
+_PAPER = "Pascanu et al. 2025, Figure 4"
+
+
+def _continual(name: str, formula: str, source: str, direction: Direction, *, over_pairs: bool) -> Metric:
+    return Metric(
+        name, "continual", "continual", formula, source, direction, 0.005, note_arguments={"over_pairs": over_pairs}
+    )
+
+
+def _rank(name: str, formula: str, source: str, margin: float, *, centred: bool, default: bool = True) -> Metric:
+    return Metric(
+        name, "features", "rank", formula, source, margin=margin, default=default, note_arguments={"centred": centred}
+    )
+
+
+def _recorded(name: str, formula: str, called: str) -> Metric:
+    return Metric(name, "features", "rank", formula, "recorded", margin=0.0, called=called)
+
+
+def _dormant(tau: float) -> Metric:
+    formula = f"share of units with mean|h_i| / mean_k mean|h_k| ≤ {tau}"
+    return Metric(
+        f"dormant_{tau}", "features", "sparsity", formula, "Sokar et al. 2023", called="dormant", arguments={"tau": tau}
+    )
+
+
+_TABLE = (
+    _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher", over_pairs=False),
+    _continual(
+        "forgetting", "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "Chaudhry et al. 2018", "lower", over_pairs=True
+    ),
+    _continual("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher", over_pairs=True),
+    _continual("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher", over_pairs=True),
+    _continual("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher", over_pairs=False),
+    _rank("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, 0.5, centred=True),
+    _rank("effective_rank_ratio", "effective_rank / d", _ROY, 0.005, centred=True),
+    _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, 0.5, centred=False),
+    _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", 0.1, centred=False),
+    _rank("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", 0.5, centred=True),
+    _rank("srank", "smallest k with Σ_{i≤k} σ_i ≥ .99 Σσ", "Kumar et al. 2020", 1.0, centred=False, default=False),
+    _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", 1.0, centred=False, default=False),
+    _recorded("features_n", "N, the examples behind the features", "feature_examples"),
+    _recorded("features_d", "d, the width of the features", "feature_width"),
+    Metric("activation_zero_share", "features", "sparsity", "share of activations that are exactly 0", "counted"),
+    _dormant(0.025),
+    _dormant(0.1),
+    Metric("dead_share", "features", "sparsity", "share of units that are 0 on every example", "counted"),
+    Metric("class_cosine_mean", "similarity", "similarity", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
+    Metric("pairwise_class_cosine", "similarity", "similarity", "mean cosine of examples of different classes", _PAPER),
+    Metric("hoyer", "weights", "sparsity", "(√n - ‖w‖₁/‖w‖₂) / (√n - 1)", "Hoyer 2004"),
+    Metric("gini", "weights", "sparsity", "1 - 2 Σ_k |w|_(k)/‖w‖₁ (n-k+½)/n", "Hurley & Rickard 2009"),
+    Metric("kurtosis", "weights", "sparsity", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
+    Metric("zero_share", "weights", "sparsity", "share of weights that are exactly 0", "counted"),
+    Metric("near_zero_share", "weights", "sparsity", "share of weights with |w| < .01 rms(layer)", "counted"),
+)
+
+METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _TABLE})
+assert len(METRICS) == len(_TABLE), "two metrics share a name"
+
+DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
+
+# Without N and d no measure of features can be read, so they come with any of them, asked for or not.
+_RECORDED = ("features_n", "features_d")
+
+
+def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
+    """The metrics called `names` (None: the default set), each once, of the given kinds (none given: of every kind).
+
+    Raises UsageError for a name that is not in the catalog, whatever the kinds.
+    """
+    chosen = []
+    for name in dict.fromkeys(DEFAULT_METRICS if names is None else names):
+        if name not in METRICS:
+            raise UsageError(unknown("metric", name, METRICS))
+        chosen.append(METRICS[name])
+    return tuple(metric for metric in chosen if not kinds or metric.kind in kinds)
+
+
+def measure_accuracy(names: Iterable[str] | None, accuracy: ArrayLike) -> list[Measurement]:
+    """The continual metrics among `names`, from one accuracy matrix (T+1, T) as `optbench.metrics.continual` has it.
+
+    Raises UsageError for an unknown name, and ValueError for another shape.
+    """
+    from optbench.metrics import continual
+
+    return [
+        _measurement(
+            metric, None, float(metric.function()(accuracy)), continual.note(accuracy, **metric.note_arguments)
+        )
+        for metric in select(names, "continual")
+    ]
+
+
+def measure_features(
+    names: Iterable[str] | None, features: Tensor, labels: Tensor, *, spectrum: Spectrum | None = None
+) -> list[Measurement]:
+    """The metrics of features and of similarity among `names`, for one trial.
+
+    features: (N, d), the input of the last linear layer on a fixed set of examples in eval mode.
+    labels: (N,) integers.
+    spectrum: `rank.spectrum(features)` where the caller has it already; it is computed once otherwise.
+    N and d are recorded as `features_n` and `features_d` with any of them.
+    Raises UsageError for an unknown name, and ValueError when the shapes disagree.
+    """
+    from optbench.metrics import rank, similarity, sparsity
+
+    chosen = select(names, "features", "similarity")
+    if not chosen:
+        return []
+    chosen += tuple(METRICS[name] for name in _RECORDED if METRICS[name] not in chosen)
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features need shape (N, d) and labels (N,); {tuple(features.shape)} and {tuple(labels.shape)} came"
+        )
+    if features.device.type == "mps":
+        # Apple's GPUs have no float64.
+        features, labels = features.cpu(), labels.cpu()
+    features = features.detach().double()
+    if spectrum is None:
+        spectrum = rank.spectrum(features)
+    assert (spectrum.examples, spectrum.width) == features.shape, "a spectrum of other features"
+    similarity_note = similarity.note(features, labels) if any(m.kind == "similarity" for m in chosen) else None
+    activation_note = sparsity.activation_note(features)
+    measurements = []
+    for metric in chosen:
+        function = metric.function()
+        note: str | None
+        if metric.subject == "rank":
+            value = float(function(spectrum))
+            note = None if metric.name in _RECORDED else rank.note(spectrum, **metric.note_arguments)
+        elif metric.subject == "similarity":
+            value, note = float(function(features, labels)), similarity_note
+        else:
+            value = float(function(features))
+            note = activation_note if math.isnan(value) else None
+        measurements.append(_measurement(metric, None, value, note))
+    return measurements
+
+
+def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) -> list[Measurement]:
+    """The metrics of weights among `names`, for one trial: per layer, and over all layers with `layer=None`.
+
+    weights: parameters by name, of any shapes. Tensors of fewer than two axes (biases, gains of normalisation layers)
+    are no weights, and left out. Raises UsageError for an unknown name.
+    """
+    import torch
+
+    chosen = select(names, "weights")
+    layers = {
+        name: (weight.cpu() if weight.device.type == "mps" else weight).detach().double().flatten()
+        for name, weight in weights.items()
+        if weight.ndim >= 2
+    }
+    if not chosen or not layers:
+        return []
+    everything = torch.cat(list(layers.values()))
+    measurements = []
+    for metric in chosen:
+        function = metric.function()
+        values = {name: float(function(layer)) for name, layer in layers.items()}
+        for name, value in values.items():
+            measurements.append(_weight_measurement(metric, name, value, layers[name]))
+        if metric.name != "near_zero_share":
+            measurements.append(_weight_measurement(metric, None, float(function(everything)), everything))
+            continue
+        # Each layer is held against its own rms, so the share over all layers is the mean of theirs weighted by size.
+        total = sum(values[name] * layer.numel() for name, layer in layers.items() if layer.numel())
+        overall = total / everything.numel() if everything.numel() else math.nan
+        undefined = [name for name, layer in layers.items() if layer.numel() and math.isnan(values[name])]
+        why = f"undefined in {', '.join(undefined)}" if undefined else "no weights" if math.isnan(overall) else None
+        measurements.append(_measurement(metric, None, overall, why))
+    return measurements
+
+
+def _weight_measurement(metric: Metric, layer: str | None, value: float, weights: Tensor) -> Measurement:
+    from optbench.metrics import sparsity
+
+    return _measurement(metric, layer, value, sparsity.note(weights) if math.isnan(value) else None)
+
+
+def _measurement(metric: Metric, layer: str | None, value: float, note: str | None) -> Measurement:
+    defined = math.isfinite(value)
+    assert defined or note is not None, f"{metric.name} is undefined without a reason"
+    return Measurement(metric.name, layer, value if defined else None, note)

@@ -1,0 +1,200 @@
+"""Similarity: how alike the features of different classes are, and how alike two solutions are.
+
+Legend: `N` examples; `d`, `p`, `q` widths of features; `C` classes; `...` any leading axes (members).
+
+Everything is computed in float64 and returned in float64. NaN stands where a value is undefined or its input is not
+finite. The measures of classes look at the features as they are (not centred): that is Figure 4 of
+Pascanu et al. 2025, arXiv:2507.12224. Examples without a direction (norm zero) are left out, and counted by `note`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+def class_cosine(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
+    """Cosine between the class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
+
+    features (..., N, d), labels integer (N,) or (..., N), classes C (default: the largest label plus one)
+    -> (..., C, C), with NaN in the row and column of a class without examples or whose mean is zero.
+    Raises ValueError when shapes disagree or a label is not in 0..C-1.
+    """
+    values, member = _by_class(features, labels, classes)
+    sums, scale = member.mT @ values, member.mT @ torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    norms = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    # A mean that cancels to rounding has no direction of its own.
+    directed = norms > _EPS * values.shape[-2] * scale
+    directions = torch.where(directed, sums / norms, torch.nan)
+    return (directions @ directions.mT).clamp(-1.0, 1.0)
+
+
+def class_cosine_mean(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
+    """The mean of `class_cosine` off its diagonal, over the classes that have a direction.
+
+    features (..., N, d), labels integer (N,) or (..., N) -> (...); NaN with fewer than two such classes.
+    """
+    cosines = class_cosine(features, labels, classes)
+    apart = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
+    return torch.where(apart, cosines, torch.nan).flatten(-2).nanmean(-1)
+
+
+def pairwise_class_cosine(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
+    """Mean cosine over all pairs of examples of different classes.
+
+    For classes c and c′ that mean is ⟨m_c, m_c′⟩, with m_c the mean of the unit-normalised features; every pair of
+    examples weighs the same, so classes weigh by their number of examples.
+    features (..., N, d), labels integer (N,) or (..., N) -> (...); NaN when no two examples differ in class.
+    """
+    values, member = _by_class(features, labels, classes)
+    norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    # Dividing the N×C memberships, not the N×d features, spares a copy of the features.
+    sums = torch.where(norms > 0, member / norms, 0.0).mT @ values
+    counts = member.mT @ (norms > 0).double()
+    apart = 1.0 - torch.eye(sums.shape[-2], dtype=sums.dtype, device=sums.device)
+    total = (sums @ sums.mT * apart).sum((-2, -1))
+    pairs = (counts @ counts.mT * apart).sum((-2, -1))
+    finite = norms.isfinite().flatten(-2).all(-1)
+    return torch.where(finite & (pairs > 0), total / pairs, torch.nan)
+
+
+def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
+    """Linear centred kernel alignment ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), with centred columns.
+
+    Kornblith et al. 2019, arXiv:1905.00414.
+    debiased: replace the three terms by their unbiased estimates (Song et al. 2012; N ≥ 4), which makes
+    representations of few examples comparable; it can then be negative.
+    x (..., N, p), y (..., N, q), the same examples in the same order -> (...). NaN when x or y does not vary, or when
+    an unbiased estimate of a self-similarity is not positive. Raises ValueError when N differs.
+    """
+    a, b = _centred(x), _centred(y)
+    examples = a.shape[-2]
+    if b.shape[-2] != examples:
+        raise ValueError(f"x and y need the same number of examples; {examples} and {b.shape[-2]} came")
+    if debiased and examples < 4:
+        return _alignment(a, b, False) * torch.nan
+    cross = _alignment(a, b, debiased)
+    self_a, self_b = _alignment(a, a, debiased), _alignment(b, b, debiased)
+    defined = (self_a > 0) & (self_b > 0)
+    return torch.where(defined, cross / (self_a.sqrt() * self_b.sqrt()), torch.nan)
+
+
+def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
+    """‖U_kᵀ V_k‖²_F / k, with U_k and V_k the k leading directions (right singular vectors) of x and of y.
+
+    1 when the two subspaces of ℝᵈ are the same, 0 when orthogonal; two random ones have k / d on average, so give
+    that chance level beside it. Not centred: centre x and y first to compare principal components.
+    x (..., N, d), y (..., N′, d) -> (...). NaN where the leading k directions are undefined: rank below k, or
+    σ_k = σ_{k+1}. Raises ValueError when the widths differ or k is not in 1..d.
+    """
+    width = x.shape[-1]
+    if y.shape[-1] != width:
+        raise ValueError(f"x and y need the same width; {width} and {y.shape[-1]} came")
+    if not 1 <= k <= width:
+        raise ValueError(f"k needs 1 ≤ k ≤ d = {width}; {k} came")
+    overlap = (_leading_directions(x, k) @ _leading_directions(y, k).mT).square().sum((-2, -1)) / k
+    return overlap.clamp(max=1.0)
+
+
+def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
+    """Share of examples that two solutions label differently.
+
+    Between two optimizers it only has meaning beside the null: the same optimizer and initial weights with another
+    data order. a, b: predicted labels, integer (..., N) -> (...); NaN for N = 0.
+    Raises ValueError when the labels are not integers or N differs.
+    """
+    for labels in (a, b):
+        _check_integer(labels)
+    if a.shape[-1:] != b.shape[-1:]:
+        raise ValueError(f"both need the same number of examples; shapes {tuple(a.shape)} and {tuple(b.shape)} came")
+    return (a != b).double().mean(-1)
+
+
+def note(features: Tensor, labels: Tensor) -> str | None:
+    """What a reader must know about the class measures of one N×d matrix: why NaN, or what was left out; else None."""
+    values, member = _by_class(features, labels, None)
+    assert values.ndim == 2, "a note is about one matrix"
+    norms = torch.linalg.vector_norm(values, dim=-1)
+    if not norms.isfinite().all():
+        return "the features are not finite"
+    present = int((member.sum(0) > 0).sum())
+    if present < 2:
+        return f"needs at least 2 classes; {present} came"
+    cosines = class_cosine(features, labels)
+    directed = int(cosines.diagonal().isfinite().sum())
+    zeros = int((norms == 0).sum())
+    remarks = []
+    if zeros:
+        remarks.append(f"{zeros} of {values.shape[0]} examples have zero norm and are left out")
+    if directed < present:
+        remarks.append(
+            f"{present - directed} of {present} classes have no mean direction and are left out of class means"
+        )
+    return "; ".join(remarks) or None
+
+
+def _by_class(features: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
+    """Features in float64 (..., N, d), and the membership of their examples (..., N, C) as zeros and ones."""
+    _check_integer(labels)
+    if features.ndim < 2 or labels.shape[-1:] != features.shape[-2:-1]:
+        raise ValueError(
+            "features need shape (..., N, d) and labels (N,) or (..., N); "
+            f"{tuple(features.shape)} and {tuple(labels.shape)} came"
+        )
+    labels = labels.to(features.device, torch.int64)
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
+    count = high + 1 if classes is None else classes
+    if low < 0 or high >= count:
+        raise ValueError(f"labels need to lie in 0..{count - 1}; {low}..{high} came")
+    member = labels[..., None] == torch.arange(count, device=labels.device)
+    return features.detach().double(), member.double()
+
+
+def _check_integer(labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim < 1:
+        raise ValueError(f"labels need to be integers of shape (..., N); {labels.dtype} {tuple(labels.shape)} came")
+
+
+def _centred(features: Tensor) -> Tensor:
+    if features.ndim < 2:
+        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+    values = features.detach().double()
+    # By way of the first example, so that a constant column becomes exactly zero.
+    shifted = values - values[..., :1, :]
+    return shifted - shifted.mean(-2, keepdim=True)
+
+
+def _alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
+    """‖BᵀA‖²_F of centred a (..., N, p) and b (..., N, q); debiased, up to a factor that cancels in CKA."""
+    examples = a.shape[-2]
+    # The same number either way; the smaller of the p×q and N×N products.
+    if a.shape[-1] * b.shape[-1] <= examples**2:
+        plain = (a.mT @ b).square().sum((-2, -1))
+    else:
+        plain = ((a @ a.mT) * (b @ b.mT)).sum((-2, -1))
+    if not debiased:
+        return plain
+    # The bias stems from the diagonals of the two Gram matrices: the squared norms of the rows.
+    rows_a, rows_b = a.square().sum(-1), b.square().sum(-1)
+    n = float(examples)
+    return plain - n / (n - 2) * (rows_a * rows_b).sum(-1) + rows_a.sum(-1) * rows_b.sum(-1) / ((n - 1) * (n - 2))
+
+
+def _leading_directions(x: Tensor, k: int) -> Tensor:
+    """The k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN where they are not determined."""
+    if x.ndim < 2:
+        raise ValueError(f"x and y need shape (..., N, d); {tuple(x.shape)} came")
+    values = x.detach().double()
+    if values.shape[-2] < k:
+        return values.new_full((*values.shape[:-2], k, values.shape[-1]), torch.nan)
+    finite = values.isfinite().all(-1).all(-1)
+    values = torch.where(finite[..., None, None], values, 0.0)
+    triangle: Tensor = torch.linalg.qr(values, mode="r").R
+    _, sigma, directions = torch.linalg.svd(triangle, full_matrices=False)
+    following = torch.nn.functional.pad(sigma, (0, 1))[..., k]
+    # With k = d there is nothing to confuse the last direction with: the subspace is all of ℝᵈ when the rank is d.
+    gap = sigma[..., k - 1] - following
+    determined = finite & (gap > _EPS * max(values.shape[-2:]) * sigma[..., 0])
+    return torch.where(determined[..., None, None], directions[..., :k, :], torch.nan)

@@ -1,0 +1,154 @@
+"""Sparsity: how unevenly weights are spread, and how many activations and units do nothing.
+
+Legend: `n` weights; `N` examples; `d` units; `...` any leading axes (members).
+
+Measures of weights take one vector per leading index, (..., n), and those of activations (..., N, d); all compute in
+float64 and return (...). NaN stands where a value is undefined or its input is not finite; `note` and
+`activation_note` say why. Biases and the gains of normalisation layers are not weights: leave them out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def hoyer(weights: Tensor) -> Tensor:
+    """(√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 when all magnitudes are equal, 1 with a single non-zero (Hoyer 2004).
+
+    weights (..., n) -> (...); NaN for a zero vector and for n < 2.
+    """
+    sizes = _relative(weights).abs()
+    if sizes.shape[-1] < 2:
+        return _undefined(sizes)
+    root = math.sqrt(sizes.shape[-1])
+    ratio: Tensor = sizes.sum(-1) / torch.linalg.vector_norm(sizes, dim=-1)
+    return (root - ratio) / (root - 1.0)
+
+
+def gini(weights: Tensor) -> Tensor:
+    """Gini index of the magnitudes, 1 - 2 Σ_k (|w|_(k) / ‖w‖₁) (n - k + ½) / n with |w|_(1) ≤ ... ≤ |w|_(n).
+
+    0 when all magnitudes are equal, 1 - 1/n with a single non-zero (Hurley & Rickard 2009).
+    weights (..., n) -> (...); NaN for a zero vector and for n = 0.
+    """
+    sizes = _relative(weights).abs().sort(dim=-1).values
+    count = sizes.shape[-1]
+    if count == 0:
+        return _undefined(sizes)
+    above = (count - torch.arange(1, count + 1, dtype=sizes.dtype, device=sizes.device) + 0.5) / count
+    return 1.0 - 2.0 * (sizes * above).sum(-1) / sizes.sum(-1)
+
+
+def kurtosis(weights: Tensor) -> Tensor:
+    """Fourth central moment over the squared second: 3 for a normal distribution (not the excess).
+
+    weights (..., n) -> (...), at least 1; NaN where the weights do not vary and for n = 0.
+    """
+    values = _relative(weights)
+    if values.shape[-1] == 0:
+        return _undefined(values)
+    # By way of the first weight, so that weights that do not vary have a variance of exactly zero.
+    shifted = values - values[..., :1]
+    squares = (shifted - shifted.mean(-1, keepdim=True)).square()
+    return squares.square().mean(-1) / squares.mean(-1).square()
+
+
+def zero_share(weights: Tensor) -> Tensor:
+    """Share of weights that are exactly zero. weights (..., n) -> (...); NaN for n = 0."""
+    values = weights.detach().double()
+    return torch.where(values.isfinite().all(-1), (values == 0).double().mean(-1), torch.nan)
+
+
+def near_zero_share(weights: Tensor, relative: float = 0.01) -> Tensor:
+    """Share of weights with |w| < relative · rms(w), the rms over the same layer.
+
+    weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms sets no scale, and for n = 0.
+    Over several layers: the mean of the layers' shares weighted by n, so that each is held against its own rms.
+    """
+    values = _relative(weights)
+    scale = values.square().mean(-1, keepdim=True).sqrt()
+    near = (values.abs() < relative * scale).double().mean(-1)
+    return torch.where(scale[..., 0] > 0, near, torch.nan)
+
+
+def activation_zero_share(features: Tensor) -> Tensor:
+    """Share of activations that are exactly zero, over examples and units. features (..., N, d) -> (...)."""
+    share = (features == 0).mean((-2, -1), dtype=torch.float64)
+    return torch.where(_activity(features).isfinite().all(-1), share, torch.nan)
+
+
+def dormant(features: Tensor, tau: float) -> Tensor:
+    """Share of dormant units: those with mean|h_i| / mean_k mean|h_k| ≤ τ (Sokar et al. 2023, arXiv:2302.12902).
+
+    The inner mean runs over the examples, the outer over the units. features (..., N, d) -> (...), from 0 to 1;
+    NaN where all features are zero, so that there is nothing to compare a unit with.
+    """
+    activity = _activity(features)
+    average = activity.mean(-1, keepdim=True)
+    share = (activity / average <= tau).double().mean(-1)
+    return torch.where(average[..., 0].isfinite() & (average[..., 0] > 0), share, torch.nan)
+
+
+def dead_share(features: Tensor) -> Tensor:
+    """Share of units that are exactly zero on every example. features (..., N, d) -> (...); NaN for N = 0 or d = 0."""
+    activity = _activity(features)
+    share = (activity == 0).double().mean(-1)
+    return torch.where(activity.isfinite().all(-1), share, torch.nan)
+
+
+def note(weights: Tensor) -> str | None:
+    """Why a measure of one weight vector (n,) is or may be NaN; None when the vector is in order."""
+    assert weights.ndim == 1, "a note is about one vector"
+    if weights.numel() == 0:
+        return "no weights"
+    if not weights.isfinite().all():
+        return "the weights are not finite"
+    if not weights.any():
+        return "all weights are zero"
+    if weights.numel() == 1:
+        return "needs at least 2 weights; 1 came"
+    if (weights == weights[0]).all():
+        return "the weights do not vary"
+    return None
+
+
+def activation_note(features: Tensor) -> str | None:
+    """Why a measure of one N×d matrix of activations is or may be NaN; None when the matrix is in order."""
+    assert features.ndim == 2, "a note is about one matrix"
+    if features.numel() == 0:
+        return f"no features: N = {features.shape[0]}, d = {features.shape[1]}"
+    activity = _activity(features)
+    if not activity.isfinite().all():
+        return "the features are not finite"
+    if not activity.any():
+        return "all features are zero"
+    return None
+
+
+def _relative(weights: Tensor) -> Tensor:
+    """Weights over their largest magnitude, in float64: the measures are free of scale, and nothing underflows.
+
+    A zero vector and one that is not finite become NaN throughout.
+    """
+    values = weights.detach().double()
+    if values.ndim < 1:
+        raise ValueError("weights need shape (..., n); a scalar came")
+    if values.shape[-1] == 0:
+        return values
+    largest = values.abs().amax(-1, keepdim=True)
+    return torch.where(largest.isfinite() & (largest > 0), values / largest, torch.nan)
+
+
+def _activity(features: Tensor) -> Tensor:
+    """mean|h_i| of every unit over the examples: (..., N, d) -> (..., d); NaN for N = 0."""
+    if features.ndim < 2:
+        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+    total: Tensor = torch.linalg.vector_norm(features.detach().double(), ord=1, dim=-2)
+    return total / features.shape[-2]
+
+
+def _undefined(values: Tensor) -> Tensor:
+    return values.new_full(values.shape[:-1], torch.nan)

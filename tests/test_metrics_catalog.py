@@ -1,0 +1,237 @@
+"""The catalog: complete and consistent metadata, and measuring one trial by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from optbench.errors import UsageError
+from optbench.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    Measurement,
+    measure_accuracy,
+    measure_features,
+    measure_weights,
+    rank,
+    select,
+    similarity,
+    sparsity,
+)
+from optbench.suite.schema import is_name
+
+torch.set_num_threads(1)
+
+ACCURACY = np.array([[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trial() -> tuple[Tensor, Tensor]:
+    return torch.relu(normal(200, 6)), torch.arange(200) % 3
+
+
+def by_name(measurements: list[Measurement], layer: str | None = None) -> dict[str, Measurement]:
+    chosen = [m for m in measurements if m.layer == layer]
+    found = {m.metric: m for m in chosen}
+    assert len(found) == len(chosen), "a metric was measured twice"
+    return found
+
+
+def test_importing_the_catalog_imports_no_torch() -> None:
+    program = "import sys, optbench.metrics; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_entry_is_complete(name: str) -> None:
+    metric = METRICS[name]
+    assert metric.name == name
+    assert is_name(name), "a suite must be able to name it"
+    assert metric.formula
+    assert metric.source
+    assert len(metric.formula.splitlines()) == 1
+    assert metric.margin >= 0
+    assert metric.arrow == {"higher": "↑", "lower": "↓", "neutral": "·"}[metric.direction]
+    assert metric.default == (name in DEFAULT_METRICS)
+    assert hash(metric) == hash(METRICS[name])
+    function = metric.function()
+    required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    assert [p.name for p in required if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in metric.arguments] == {
+        "continual": ["accuracy"],
+        "features": ["features"],
+        "similarity": ["features", "labels"],
+        "weights": ["weights"],
+    }[metric.kind]
+
+
+def test_only_continual_metrics_are_better_or_worse() -> None:
+    assert {m.name: m.direction for m in METRICS.values() if m.direction != "neutral"} == {
+        "average_accuracy": "higher",
+        "forgetting": "lower",
+        "backward_transfer": "higher",
+        "forward_transfer": "higher",
+        "learning_accuracy": "higher",
+    }
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    features, labels = trial()
+    message = "unknown metric 'effectve_rank'; did you mean 'effective_rank'?"
+    for measure in (
+        lambda names: select(names),
+        lambda names: measure_accuracy(names, ACCURACY),
+        lambda names: measure_features(names, features, labels),
+        lambda names: measure_weights(names, {"w": normal(2, 2)}),
+    ):
+        with pytest.raises(UsageError) as error:
+            measure(["hoyer", "effectve_rank"])
+        assert str(error.value).startswith(message)
+
+
+def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
+    assert [m.name for m in select(["hoyer", "forgetting", "hoyer"])] == ["hoyer", "forgetting"]
+    assert [m.name for m in select(["hoyer", "forgetting"], "continual")] == ["forgetting"]
+    assert [m.name for m in select(None)] == list(DEFAULT_METRICS)
+    assert select([]) == ()
+
+
+def test_every_metric_is_measured_by_exactly_one_function() -> None:
+    features, labels = normal(200, 6), torch.arange(200) % 3
+    everything = list(METRICS)
+    measured = [
+        *measure_accuracy(everything, ACCURACY),
+        *measure_features(everything, features, labels),
+        *[m for m in measure_weights(everything, {"w": normal(5, 4)}) if m.layer is None],
+    ]
+    assert sorted(m.metric for m in measured) == sorted(everything)
+    assert all(m.value is not None and math.isfinite(m.value) for m in measured)
+    assert not [m for m in measured if m.note], "nothing to remark on well-behaved input"
+
+
+def test_accuracy_is_measured_as_the_functions_do() -> None:
+    found = by_name(measure_accuracy(None, ACCURACY))
+    assert found["forgetting"].value == pytest.approx(0.275)
+    assert found["average_accuracy"].value == pytest.approx(0.7)
+    assert len(found) == 5
+
+
+def test_one_task_is_null_with_a_note() -> None:
+    found = by_name(measure_accuracy(None, [[0.1], [0.9]]))
+    assert found["forgetting"] == Measurement("forgetting", None, None, "needs at least 2 tasks; 1 came")
+    assert found["average_accuracy"] == Measurement("average_accuracy", None, 0.9, None)
+
+
+def test_features_are_measured_as_the_functions_do() -> None:
+    features, labels = trial()
+    found = by_name(measure_features(list(METRICS), features, labels))
+    for name in ("effective_rank", "effective_rank_sv", "stable_rank", "participation_ratio", "srank", "pca99"):
+        assert found[name].value == float(getattr(rank, name)(features))
+    assert found["effective_rank_ratio"].value == pytest.approx(float(rank.effective_rank(features)) / 6)
+    assert found["class_cosine_mean"].value == float(similarity.class_cosine_mean(features, labels))
+    assert found["pairwise_class_cosine"].value == float(similarity.pairwise_class_cosine(features, labels))
+    assert found["dormant_0.025"].value == float(sparsity.dormant(features, 0.025))
+    assert found["dormant_0.1"].value == float(sparsity.dormant(features, 0.1))
+    assert found["dead_share"].value == float(sparsity.dead_share(features))
+    assert (found["features_n"].value, found["features_d"].value) == (200, 6)
+
+
+def test_a_given_spectrum_is_used() -> None:
+    features, labels = trial()
+    assert measure_features(None, features, labels, spectrum=rank.spectrum(features)) == measure_features(
+        None, features, labels
+    )
+
+
+def test_number_and_width_come_with_any_measure_of_features() -> None:
+    features, labels = trial()
+    assert set(by_name(measure_features(["dead_share"], features, labels))) == {
+        "dead_share",
+        "features_n",
+        "features_d",
+    }
+    assert measure_features(["hoyer", "forgetting"], features, labels) == []
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(20, 3), torch.full((20, 3), math.nan), torch.full((20, 3), 0.1), torch.zeros(1, 3), torch.zeros(0, 3)],
+    ids=["zero", "nan", "constant", "one", "none"],
+)
+def test_degenerate_features_give_null_or_zero_with_a_note(features: Tensor) -> None:
+    measured = measure_features(list(METRICS), features, torch.arange(len(features)) % 2)
+    for m in measured:
+        if METRICS[m.metric].subject == "rank" and m.value in (None, 0.0) and not m.metric.startswith("features_"):
+            assert m.note
+        if m.value is None:
+            assert m.note
+    found = by_name(measured)
+    assert (found["features_n"].value, found["features_d"].value) == features.shape
+
+
+def test_all_zero_features_are_rank_zero() -> None:
+    found = by_name(measure_features(list(METRICS), torch.zeros(50, 3), torch.arange(50) % 2))
+    assert found["effective_rank"] == Measurement("effective_rank", None, 0.0, "all features are zero")
+    assert found["dead_share"] == Measurement("dead_share", None, 1.0, None)
+    assert found["dormant_0.1"] == Measurement("dormant_0.1", None, None, "all features are zero")
+    assert found["class_cosine_mean"].value is None
+
+
+def test_few_examples_are_noted_beside_the_value() -> None:
+    found = by_name(measure_features(["effective_rank", "stable_rank"], normal(10, 4), torch.arange(10) % 2))
+    assert found["effective_rank"].value is not None
+    assert found["effective_rank"].note == "N = 10 < 10 d = 40: the rank is at most 4"
+
+
+@pytest.mark.parametrize(("features", "labels"), [((4,), (4,)), ((2, 4, 3), (4,)), ((4, 3), (5,)), ((4, 3), (2, 4))])
+def test_other_shapes_are_refused(features: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"features need shape \(N, d\) and labels \(N,\)"):
+        measure_features(None, torch.zeros(features), torch.zeros(labels, dtype=torch.int64))
+
+
+def test_weights_are_measured_per_layer_and_together() -> None:
+    weights = {"first": normal(4, 5), "conv": normal(2, 3, 2, 2, seed=1) * 100, "bias": torch.zeros(4)}
+    weights["first"][0] = 0
+    measured = measure_weights(list(METRICS), weights)
+    assert {m.layer for m in measured} == {"first", "conv", None}
+    together = torch.cat([weights["first"].flatten(), weights["conv"].flatten()])
+    for name in ("hoyer", "gini", "kurtosis", "zero_share"):
+        function = getattr(sparsity, name)
+        assert by_name(measured, "first")[name].value == float(function(weights["first"].flatten()))
+        assert by_name(measured, "conv")[name].value == float(function(weights["conv"].flatten()))
+        assert by_name(measured)[name].value == float(function(together))
+
+
+def test_near_zero_weights_are_held_against_the_rms_of_their_own_layer() -> None:
+    small, large = torch.full((2, 10), 1e-3), torch.full((3, 10), 1e3)
+    large[0] = 1.0
+    measured = measure_weights(["near_zero_share"], {"small": small, "large": large})
+    assert by_name(measured, "small")["near_zero_share"].value == 0
+    assert by_name(measured, "large")["near_zero_share"].value == pytest.approx(1 / 3)
+    assert by_name(measured)["near_zero_share"].value == pytest.approx(10 / 50)
+
+
+def test_undefined_weights_are_null_with_a_note() -> None:
+    measured = measure_weights(None, {"dead": torch.zeros(3, 4), "alive": normal(3, 4), "none": torch.zeros(0, 4)})
+    assert by_name(measured, "dead")["hoyer"] == Measurement("hoyer", "dead", None, "all weights are zero")
+    assert by_name(measured, "dead")["zero_share"] == Measurement("zero_share", "dead", 1.0, None)
+    assert by_name(measured, "none")["gini"] == Measurement("gini", "none", None, "no weights")
+    assert by_name(measured)["near_zero_share"] == Measurement("near_zero_share", None, None, "undefined in dead")
+    assert by_name(measured)["zero_share"].value == 0.5
+    broken = measure_weights(None, {"w": torch.full((2, 2), math.inf)})
+    assert all(m.value is None and m.note for m in broken)
+
+
+def test_biases_alone_are_no_weights() -> None:
+    assert measure_weights(None, {"bias": torch.ones(4), "gain": torch.ones(2)}) == []
+    assert measure_weights(["forgetting"], {"w": torch.ones(2, 2)}) == []

@@ -1,0 +1,153 @@
+"""Continual metrics against the worked example, plain loops, and the properties their definitions imply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from optbench.metrics import continual
+
+Matrix = NDArray[np.float64]
+ALL = [
+    continual.average_accuracy,
+    continual.forgetting,
+    continual.backward_transfer,
+    continual.forward_transfer,
+    continual.learning_accuracy,
+]
+OVER_PAIRS = [continual.forgetting, continual.backward_transfer, continual.forward_transfer]
+EXAMPLE = np.array([[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]])
+
+
+def by_loops(name: str, r: Matrix) -> float:
+    """The formulas as they are written, with tasks counted from 1."""
+    tasks = r.shape[1]
+
+    def at(row: int, task: int) -> float:
+        return float(r[row, task - 1])
+
+    match name:
+        case "average_accuracy":
+            terms = [at(tasks, j) for j in range(1, tasks + 1)]
+        case "learning_accuracy":
+            terms = [at(j, j) for j in range(1, tasks + 1)]
+        case "forgetting":
+            terms = [max(at(row, j) for row in range(j, tasks)) - at(tasks, j) for j in range(1, tasks)]
+        case "backward_transfer":
+            terms = [at(tasks, j) - at(j, j) for j in range(1, tasks)]
+        case "forward_transfer":
+            terms = [at(j - 1, j) - at(0, j) for j in range(2, tasks + 1)]
+        case _:
+            raise AssertionError(name)
+    return sum(terms) / len(terms)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, smallest: int = 2) -> Matrix:
+    """(seeds, T+1, T) accuracies."""
+    tasks = draw(st.integers(smallest, 6))
+    seeds = draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return rng.integers(0, 101, (seeds, tasks + 1, tasks)) / 100
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (continual.average_accuracy, 0.7),
+        (continual.forgetting, 0.275),
+        (continual.backward_transfer, -0.25),
+        (continual.forward_transfer, 0.1),
+        (continual.learning_accuracy, 2.6 / 3),
+    ],
+)
+def test_worked_example(metric: Callable[[Matrix], Matrix], expected: float) -> None:
+    assert float(metric(EXAMPLE)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_forgetting_leaves_out_the_final_row_and_rows_before_the_task() -> None:
+    accuracy = np.array([[0.99, 0.0], [0.5, 0.0], [0.7, 0.9]])
+    assert float(continual.forgetting(accuracy)) == pytest.approx(-0.2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(matrices())
+def test_agrees_with_the_formulas_written_as_loops(accuracy: Matrix) -> None:
+    for metric in ALL:
+        expected = [by_loops(metric.__name__, matrix) for matrix in accuracy]
+        np.testing.assert_allclose(metric(accuracy), expected, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(matrices(), st.randoms(use_true_random=False))
+def test_permuting_seeds_permutes_results(accuracy: Matrix, random: object) -> None:
+    order = np.random.default_rng(random.getrandbits(32)).permutation(len(accuracy))  # type: ignore[attr-defined]
+    for metric in ALL:
+        np.testing.assert_array_equal(metric(accuracy[order]), metric(accuracy)[order])
+
+
+@settings(deadline=None, max_examples=40)
+@given(matrices())
+def test_no_change_after_the_first_task_forgets_nothing(accuracy: Matrix) -> None:
+    frozen = np.concatenate([accuracy[:, :1], np.repeat(accuracy[:, 1:2], accuracy.shape[-1], axis=1)], axis=1)
+    assert not continual.forgetting(frozen).any()
+    assert not continual.backward_transfer(frozen).any()
+    np.testing.assert_allclose(continual.learning_accuracy(frozen), continual.average_accuracy(frozen))
+
+
+@settings(deadline=None, max_examples=40)
+@given(matrices())
+def test_forgetting_is_at_least_the_negative_of_backward_transfer(accuracy: Matrix) -> None:
+    """The best accuracy since a task was learnt is no lower than the one right after."""
+    assert (continual.forgetting(accuracy) + continual.backward_transfer(accuracy) >= -1e-12).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(matrices())
+def test_scaling_accuracies_scales_every_metric(accuracy: Matrix) -> None:
+    for metric in ALL:
+        np.testing.assert_allclose(metric(accuracy * 100), metric(accuracy) * 100, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_leading_axes_are_kept(metric: Callable[[Matrix], Matrix]) -> None:
+    accuracy = np.random.default_rng(0).random((2, 3, 5, 4))
+    together = metric(accuracy)
+    assert together.shape == (2, 3)
+    assert together.dtype == np.float64
+    for index in np.ndindex(2, 3):
+        assert together[index] == metric(accuracy[index])
+
+
+def test_one_task_leaves_only_the_means_over_all_tasks() -> None:
+    accuracy = np.array([[0.1], [0.9]])
+    assert float(continual.average_accuracy(accuracy)) == 0.9
+    assert float(continual.learning_accuracy(accuracy)) == 0.9
+    for metric in OVER_PAIRS:
+        assert np.isnan(metric(accuracy))
+    assert continual.note(accuracy, over_pairs=False) is None
+    assert continual.note(accuracy, over_pairs=True) == "needs at least 2 tasks; 1 came"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("metric", ALL)
+def test_one_non_finite_entry_makes_that_seed_nan_and_no_other(metric: Callable[[Matrix], Matrix], bad: float) -> None:
+    for row, column in np.ndindex(4, 3):
+        accuracy = np.stack([EXAMPLE, EXAMPLE])
+        accuracy[0, row, column] = bad
+        values = metric(accuracy)
+        assert np.isnan(values[0])
+        assert values[1] == metric(EXAMPLE)
+        assert continual.note(accuracy[0], over_pairs=False) == "the accuracy matrix has non-finite entries"
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 4), (1, 0), (2, 5, 3)])
+@pytest.mark.parametrize("metric", ALL)
+def test_another_shape_is_refused(metric: Callable[[Matrix], Matrix], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"needs shape \(\.\.\., T\+1, T\)"):
+        metric(np.zeros(shape))

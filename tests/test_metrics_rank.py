@@ -1,0 +1,245 @@
+"""Rank measures against the worked examples, independent SVD references, and their invariances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from optbench.metrics import rank
+
+ALL = [
+    rank.effective_rank,
+    rank.effective_rank_ratio,
+    rank.effective_rank_sv,
+    rank.stable_rank,
+    rank.participation_ratio,
+    rank.srank,
+    rank.pca99,
+]
+OF_VARIANCE = [rank.effective_rank, rank.effective_rank_ratio, rank.participation_ratio]
+OF_SIGMA = [metric for metric in ALL if metric not in OF_VARIANCE]
+EXAMPLE = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+
+torch.set_num_threads(1)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(features: Tensor) -> dict[str, float]:
+    """Everything again, with NumPy's SVD and covariance and SciPy's entropy."""
+    f = features.double().numpy()
+    sigma = np.linalg.svd(f, compute_uv=False)
+    lam = np.clip(np.linalg.eigvalsh(np.cov(f, rowvar=False)), 0, None)
+    effective = float(np.exp(scipy.stats.entropy(lam)))
+    return {
+        "effective_rank": effective,
+        "effective_rank_ratio": effective / f.shape[1],
+        "effective_rank_sv": float(np.exp(scipy.stats.entropy(sigma))),
+        "stable_rank": float(np.linalg.norm(f, "fro") ** 2 / np.linalg.norm(f, 2) ** 2),
+        "participation_ratio": float(lam.sum() ** 2 / (lam**2).sum()),
+        "srank": 1 + int(np.argmax(np.cumsum(sigma) / sigma.sum() >= 0.99)),
+        "pca99": 1 + int(np.argmax(np.cumsum(sigma**2) / (sigma**2).sum() >= 0.99)),
+    }
+
+
+@st.composite
+def features(draw: st.DrawFn) -> Tensor:
+    """(N, d) with a decaying spectrum and a mean, N on either side of d."""
+    examples, width = draw(st.integers(2, 40)), draw(st.integers(1, 12))
+    seed = draw(st.integers(0, 10_000))
+    decay = torch.arange(1, width + 1, dtype=torch.float64) ** -draw(st.floats(0, 2))
+    return normal(examples, width, seed=seed) * decay + normal(width, seed=seed + 1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (rank.effective_rank, 2.14776),
+        (rank.effective_rank_ratio, 2.14776 / 3),
+        (rank.effective_rank_sv, 2.82843),
+        (rank.stable_rank, 1.5),
+        (rank.participation_ratio, 1.8),
+        (rank.srank, 3.0),
+    ],
+)
+def test_worked_example(metric: Callable[[Tensor], Tensor], expected: float) -> None:
+    assert float(metric(EXAMPLE)) == pytest.approx(expected, abs=5e-6)
+
+
+def test_srank_sums_singular_values_and_pca99_their_squares() -> None:
+    turned = torch.linalg.qr(normal(7, 3)).Q @ torch.diag(torch.tensor([98.0, 1.5, 0.5], dtype=torch.float64))
+    assert int(rank.srank(turned)) == 2
+    assert int(rank.pca99(turned)) == 1
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.01, 0.25, 0.5])
+def test_srank_reaches_an_exact_tie(delta: float) -> None:
+    """A hundred equal singular values: k of them are exactly the share k / 100, whatever the rounding."""
+    assert int(rank.srank(torch.linalg.qr(normal(150, 100)).Q * 3.7, delta)) == round(100 * (1 - delta))
+
+
+@pytest.mark.parametrize("delta", [-0.1, 1.0, math.nan])
+def test_srank_refuses_other_deltas(delta: float) -> None:
+    with pytest.raises(ValueError, match="delta needs 0 ≤ delta < 1"):
+        rank.srank(EXAMPLE, delta)
+
+
+@settings(deadline=None, max_examples=60)
+@given(features())
+def test_agrees_with_an_independent_reference(f: Tensor) -> None:
+    if f.shape[1] == 1:  # np.cov drops the axis
+        f = torch.cat([f, -2 * f], dim=1)
+    expected = reference(f)
+    for metric in ALL:
+        assert float(metric(f)) == pytest.approx(expected[metric.__name__], rel=1e-8), metric.__name__
+
+
+@settings(deadline=None, max_examples=40)
+@given(features(), st.floats(1e-6, 1e6))
+def test_scaling_and_rotating_change_no_rank(f: Tensor, scale: float) -> None:
+    turn = torch.linalg.qr(normal(f.shape[1], f.shape[1], seed=7)).Q
+    for metric in ALL:
+        assert float(metric(scale * f @ turn)) == pytest.approx(float(metric(f)), rel=1e-8), metric.__name__
+
+
+@settings(deadline=None, max_examples=40)
+@given(features())
+def test_bounds_and_order(f: Tensor) -> None:
+    examples, width = f.shape
+    known = rank.spectrum(f)
+    for metric in ALL:
+        if metric is rank.effective_rank_ratio:
+            continue
+        most = min(examples - (metric in OF_VARIANCE), width)
+        assert 1 - 1e-9 <= float(metric(known)) <= most * (1 + 1e-9), metric.__name__
+    # The participation ratio is the exponential of the Rényi entropy of order 2, never above that of order 1.
+    assert rank.participation_ratio(known) <= rank.effective_rank(known) * (1 + 1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(features())
+def test_shifting_changes_no_rank_of_the_covariance(f: Tensor) -> None:
+    for metric in OF_VARIANCE:
+        assert float(metric(f + 10.0)) == pytest.approx(float(metric(f)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("examples", "width"), [(50, 8), (8, 8), (9, 8), (5, 8), (2, 8), (30, 1)])
+def test_spectrum_agrees_with_direct_decompositions(examples: int, width: int) -> None:
+    f = normal(examples, width) @ torch.diag(torch.logspace(0, -5, width, dtype=torch.float64)) + 3.0
+    known = rank.spectrum(f)
+    assert known.sigma.shape == (min(examples, width),)
+    assert known.lam.shape == (width,)
+    torch.testing.assert_close(known.sigma, torch.linalg.svdvals(f), rtol=1e-9, atol=1e-13)
+    centred = torch.linalg.svdvals(f - f.mean(0)).square() / (examples - 1)
+    torch.testing.assert_close(known.lam[: len(centred)], centred, rtol=1e-7, atol=1e-15)
+    assert not known.lam[len(centred) :].any()
+    assert (known.lam.diff() <= 0).all()
+    assert torch.equal(rank.covariance_eigenvalues(f), known.lam)
+
+
+def test_small_singular_values_keep_their_digits() -> None:
+    """A Gram matrix in float64 would lose everything below 1e-8 of the largest."""
+    sigma = torch.tensor([1.0, 1e-6, 1e-10], dtype=torch.float64)
+    f = torch.linalg.qr(normal(40, 3)).Q * sigma @ torch.linalg.qr(normal(3, 3, seed=1)).Q
+    torch.testing.assert_close(rank.spectrum(f).sigma, sigma, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 30, 6), (2, 3, 5, 6), (1, 12, 3)])
+def test_members_stacked_equal_members_alone(shape: tuple[int, ...]) -> None:
+    f = normal(*shape).float()
+    for metric in [*ALL, rank.feature_examples, rank.feature_width]:
+        together = metric(f)
+        assert together.shape == shape[:-2]
+        assert together.dtype == torch.float64
+        for index in np.ndindex(*shape[:-2]):
+            assert torch.equal(together[index], metric(f[index]))
+
+
+def test_a_non_finite_member_disturbs_no_other() -> None:
+    f = normal(3, 20, 4)
+    f[1, 3, 2] = math.nan
+    for metric in ALL:
+        values = metric(f)
+        assert values[1].isnan()
+        assert torch.equal(values[0], metric(f[0]))
+        assert torch.equal(values[2], metric(f[2]))
+    assert rank.spectrum(f).lam[1].isnan().all()
+    for centred in (False, True):
+        assert rank.note(f[1], centred=centred) == "the features are not finite"
+
+
+def test_all_zero_features_have_rank_zero_and_a_note() -> None:
+    f = torch.stack([torch.zeros(20, 3), normal(20, 3).float()])
+    for metric in ALL:
+        values = metric(f)
+        assert values[0] == 0
+        assert values[1] > 0
+    assert rank.note(f[0], centred=True) == "all features are zero"
+
+
+@pytest.mark.parametrize("level", [0.1, 1e-3, 12345.678])
+def test_features_that_do_not_vary_have_no_variance_at_all(level: float) -> None:
+    """Rounding of the mean must not leave a spectrum of noise behind."""
+    f = torch.full((37, 3), level, dtype=torch.float64) * torch.tensor([1.0, -0.3, 0.7], dtype=torch.float64)
+    assert not rank.covariance_eigenvalues(f).any()
+    assert [float(metric(f)) for metric in OF_VARIANCE] == [0, 0, 0]
+    assert [float(metric(f)) for metric in OF_SIGMA] == pytest.approx([1, 1, 1, 1], abs=1e-9)
+    assert rank.note(f, centred=True) == "the features do not vary"
+    assert rank.note(f, centred=False) is None
+
+
+def test_one_example_has_a_direction_but_no_variance() -> None:
+    f = normal(2, 1, 3)
+    for metric in OF_VARIANCE:
+        assert metric(f).isnan().all()
+    for metric in OF_SIGMA:
+        torch.testing.assert_close(metric(f), torch.ones(2, dtype=torch.float64))
+    assert rank.note(f[0], centred=True) == "needs at least 2 examples; 1 came"
+    assert rank.note(f[0], centred=False) == "N = 1 < 10 d = 30: the rank is at most 1"
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (2, 0, 3), (2, 5, 0)])
+def test_no_features_is_nan(shape: tuple[int, ...]) -> None:
+    for metric in ALL:
+        values = metric(torch.zeros(shape))
+        assert values.shape == shape[:-2]
+        assert values.isnan().all()
+    assert rank.note(torch.zeros(shape[-2:]), centred=True) == f"no features: N = {shape[-2]}, d = {shape[-1]}"
+
+
+def test_few_examples_are_noted() -> None:
+    assert rank.note(normal(10, 4), centred=True) == "N = 10 < 10 d = 40: the rank is at most 4"
+    assert rank.note(normal(3, 4), centred=True) == "N = 3 < 10 d = 40: the rank is at most 2"
+    assert rank.note(normal(3, 4), centred=False) == "N = 3 < 10 d = 40: the rank is at most 3"
+    assert rank.note(normal(40, 4), centred=True) is None
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e37])
+def test_the_whole_range_of_float32_is_measured(scale: float) -> None:
+    f = torch.randint(-3, 4, (50, 4), generator=torch.Generator().manual_seed(0)).float()
+    scaled = f * scale
+    assert scaled.isfinite().all()
+    for metric in ALL:
+        torch.testing.assert_close(metric(scaled), metric(f), rtol=0.2 if scale == 1e-44 else 1e-6, atol=0)
+
+
+def test_variance_beyond_float64_is_nan_with_a_note() -> None:
+    f = normal(50, 3) * 1e200
+    assert rank.effective_rank(f).isnan()
+    assert rank.note(f, centred=True) == "the variance of the features overflows"
+    assert float(rank.effective_rank_sv(f)) == pytest.approx(float(rank.effective_rank_sv(f * 1e-200)))
+
+
+def test_a_vector_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"features need shape \(\.\.\., N, d\); \(5,\) came"):
+        rank.spectrum(torch.zeros(5))
