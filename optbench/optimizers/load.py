@@ -1,0 +1,82 @@
+"""From an optimizer's target to its class: imports the code that the user named, and only then."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optbench.errors import OptimizerError, nearest, unknown
+from optbench.optimizers.registry import find, is_plugin
+
+
+def load_class(target: str) -> type[torch.optim.Optimizer]:
+    """The optimizer class behind a registered name, `module:Class` or `./file.py:Class`.
+
+    Raises:
+        OptimizerError: the module cannot be imported, has no such class, or the class is no `torch.optim.Optimizer`.
+    """
+    where, _, attribute = find(target).target.rpartition(":")
+    module = _load_file(Path(where), target) if where.endswith(".py") else _load_module(where, target)
+    found = getattr(module, attribute, None)
+    if found is None:
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        guess = nearest(attribute, classes)
+        raise OptimizerError(f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else ""))
+    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
+        raise OptimizerError(f"{target}: needs a subclass of torch.optim.Optimizer; '{attribute}' is {_kind(found)}")
+    return found
+
+
+def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Check a plug-in's hyper-parameters against its constructor's signature.
+
+    Raises:
+        OptimizerError: the class cannot be loaded, does not take one of the names, or needs one that is not given.
+    """
+    cls = load_class(target)
+    if not is_plugin(target):
+        return  # the registry has checked these
+    parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first one is `params`
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for name in hyperparameters:
+        if name not in names and not takes_any:
+            raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
+    missing = [name for name, p in names.items() if p.default is p.empty and name not in hyperparameters]
+    if missing:
+        raise OptimizerError(f"{target} needs a value for {', '.join(missing)}: set optimizers.NAME.{missing[0]}=...")
+
+
+def _load_module(name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise OptimizerError(f"{target}: cannot import {name}: {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: Path, target: str) -> Any:
+    if not path.is_file():
+        raise OptimizerError(f"{target}: there is no file {path}")
+    name = f"optbench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything while it is imported
+        del sys.modules[name]
+        raise OptimizerError(f"{target}: cannot import {path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"of type {type(value).__name__}"

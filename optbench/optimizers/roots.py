@@ -1,0 +1,225 @@
+"""The linear algebra of a Kronecker preconditioner over a stack of members: its factors, and their inverse p-th roots.
+
+Shapes: M members, m rows and n columns of a parameter, n also the side of a factor.
+
+On the CPU every member's matrices go through calls of their own, on memory of their own: a result then cannot depend on
+how many members there are or where in the stack one sits. On a GPU the stack goes through one batched call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+ALIGNMENT = 64
+"""Bytes. Allocations of PyTorch start on this boundary; kernels of a BLAS may round differently off it."""
+
+
+def own_memory(x: Tensor) -> Tensor:
+    """`x` itself if it is contiguous and aligned, otherwise a copy that is.
+
+    Slices of a stack start anywhere, a tensor alone starts on an aligned address. Products are taken of tensors that
+    passed through here, so that a BLAS sees the same layout for a member alone and among others.
+    """
+    if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def inverse_root_of_spectrum(spectrum: Tensor, order: int, epsilon: Tensor | float, scale: Tensor | float) -> Tensor:
+    """(scale · max(λ, ε λ_max))^(−1/order), and 0 where that base is not positive (as a pseudo-inverse does).
+
+    Args:
+        spectrum: eigenvalues, shape (..., n), in any order.
+        order: p of the p-th root, at least 1.
+        epsilon: eigenvalues are lifted to this fraction of the largest; a number or shape (...).
+        scale: positive factor on the matrix; a number or shape (...).
+    """
+    epsilon, scale = (torch.as_tensor(x, dtype=spectrum.dtype, device=spectrum.device) for x in (epsilon, scale))
+    floor = epsilon.unsqueeze(-1) * spectrum.amax(-1, keepdim=True)
+    base = torch.maximum(spectrum, floor) * scale.unsqueeze(-1)
+    # NaN fails the comparison with 0 the other way round: it must stay NaN, for the caller to see.
+    return torch.where(base <= 0, torch.zeros_like(base), base.pow(-1.0 / order))
+
+
+def update_inverse_roots(
+    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor | float = 0.0, scale: Tensor | float = 1.0
+) -> Tensor:
+    """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
+
+    The spectrum of each factor is first lifted to `epsilon_i` of its largest eigenvalue; eigenvalues that are still not
+    positive contribute 0, so that the root of a zero matrix is zero. A factor is symmetrised first, since `eigh` reads
+    one triangle, and decomposed in float64. The root itself is put together in the dtype of `roots`, whose rounding
+    it carries anyway.
+
+    A member keeps its last root where the factor is not finite, where `eigh` does not converge, or where the new root
+    does not fit the dtype: one member's trouble never reaches another.
+
+    Args:
+        roots: shape (M, n, n), or (M, n) for diagonal matrices; floating, overwritten.
+        factors: the same shape; positive semidefinite up to rounding.
+        order: p of the p-th root, at least 1.
+        epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
+        scale: positive factor on the matrices; a number or shape (M,).
+
+    Returns:
+        shape (M,), bool, on the device of `roots`: the members that kept their last root.
+    """
+    assert roots.shape == factors.shape, (roots.shape, factors.shape)
+    assert order >= 1, order
+    members = factors.shape[0]
+    epsilon, scale = (
+        torch.as_tensor(x, dtype=factors.dtype, device=factors.device).expand(members) for x in (epsilon, scale)
+    )
+    if factors.is_cuda:
+        return _update_batched(roots, factors, order, epsilon, scale)
+    kept = []
+    for root, factor, eps, by in zip(roots, factors, epsilon.tolist(), scale.tolist(), strict=True):
+        # Also the route of devices without float64 (MPS): the decomposition itself happens on the CPU.
+        new = _inverse_root(factor.to("cpu", torch.float64), order, eps, by, root.dtype)
+        if new is not None:
+            root.copy_(new)
+        kept.append(new is None)
+    return torch.tensor(kept, device=roots.device)
+
+
+def _inverse_root(factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype) -> Tensor | None:
+    """The inverse root of one factor, shape (n, n) or (n,), float64; None where there is none to be had."""
+    if not factor.isfinite().all():
+        return None
+    if factor.ndim == 1:
+        root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
+    else:
+        try:
+            spectrum, basis = torch.linalg.eigh(_symmetrised(factor))
+        except LinAlgError:
+            return None
+        root = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), dtype)
+    return root if root.isfinite().all() else None
+
+
+def _update_batched(roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor) -> Tensor:
+    """`update_inverse_roots` with one call for all members; epsilon and scale have shape (M,)."""
+    finite = factors.flatten(1).isfinite().all(1)
+    column = (-1,) + (1,) * (factors.ndim - 1)
+    if factors.ndim == 2:
+        new = inverse_root_of_spectrum(factors.double(), order, epsilon, scale).to(roots.dtype)
+    else:
+        # A batched eigh raises for everyone when one matrix is not finite: those are hidden behind the identity.
+        identity = torch.eye(factors.shape[-1], dtype=torch.float64, device=factors.device)
+        matrices = torch.where(finite.view(column), _symmetrised(factors.double()), identity)
+        try:
+            spectrum, basis = torch.linalg.eigh(matrices)
+        except LinAlgError:
+            return _update_after_failure(roots, matrices, finite, order, epsilon, scale)
+        new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
+    good = finite & new.flatten(1).isfinite().all(1)
+    roots.copy_(torch.where(good.view(column), new, roots))
+    return ~good
+
+
+def _update_after_failure(
+    roots: Tensor, matrices: Tensor, finite: Tensor, order: int, epsilon: Tensor, scale: Tensor
+) -> Tensor:
+    """One by one, through the CPU: another routine, which often converges where the batched one did not."""
+    kept = []
+    for root, matrix, fine, eps, by in zip(
+        roots, matrices, finite.tolist(), epsilon.tolist(), scale.tolist(), strict=True
+    ):
+        new = _inverse_root(matrix.cpu(), order, eps, by, root.dtype) if fine else None
+        if new is not None:
+            root.copy_(new)
+        kept.append(new is None)
+    return torch.tensor(kept, device=roots.device)
+
+
+def _symmetrised(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT).mul_(0.5)
+
+
+def _assemble(basis: Tensor, spectrum: Tensor, dtype: torch.dtype) -> Tensor:
+    """Q diag(s) Qᵀ in `dtype`; basis (..., n, n), spectrum (..., n)."""
+    basis = basis.to(dtype)
+    return (basis * spectrum.to(dtype).unsqueeze(-2)) @ basis.mT
+
+
+def accumulate(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
+    """L ← decay L + weight G Gᵀ, and R ← decay R + weight Gᵀ G, in place.
+
+    Args:
+        factors: [L] or [L, R]; L of shape (M, m, m), or (M, m) to keep only its diagonal; R with n in place of m.
+        gradients: shape (M, m, n).
+        decay, weight: shape (M,), in the dtype of the factors.
+    """
+    (accumulate_each if gradients.device.type == "cpu" else accumulate_batched)(factors, gradients, decay, weight)
+
+
+def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
+    """Roots [A] and M give A M; roots [A, B] give A M B.
+
+    Args:
+        roots: A of shape (M, m, m), or (M, m) for a diagonal; B with n in place of m.
+        moment: shape (M, m, n), left as it is.
+
+    Returns:
+        shape (M, m, n), in memory of its own.
+    """
+    return (precondition_each if moment.device.type == "cpu" else precondition_batched)(roots, moment)
+
+
+def accumulate_each(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
+    """`accumulate`, one member at a time."""
+    for i, (beta, alpha) in enumerate(zip(decay.tolist(), weight.tolist(), strict=True)):
+        g = own_memory(gradients[i].to(factors[0].dtype))
+        for stack, rows in zip(factors, (g, g.mT), strict=False):
+            factor = stack[i]
+            if factor.ndim == 1:
+                factor.mul_(beta).add_(rows.square().sum(1).mul_(alpha))
+                continue
+            # The product goes into float64 in place: as exact as can be, and no slower than a float32 one plus a sum.
+            target = own_memory(factor)
+            target.addmm_(rows, rows.mT, beta=beta, alpha=alpha)
+            if target is not factor:
+                factor.copy_(target)
+
+
+def accumulate_batched(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
+    """`accumulate` with one call for all members."""
+    g = gradients.to(factors[0].dtype)
+    for factor, rows in zip(factors, (g, g.mT), strict=False):
+        if factor.ndim == 2:
+            factor.mul_(decay.view(-1, 1)).add_(rows.square().sum(2).mul_(weight.view(-1, 1)))
+        else:
+            factor.mul_(decay.view(-1, 1, 1)).baddbmm_(rows * weight.view(-1, 1, 1), rows.mT)
+
+
+def precondition_each(roots: list[Tensor], moment: Tensor) -> Tensor:
+    """`precondition`, one member at a time."""
+    update = torch.empty_like(moment, memory_format=torch.contiguous_format)
+    for i in range(moment.shape[0]):
+        x = own_memory(moment[i])
+        left = own_memory(roots[0][i])
+        x = left.unsqueeze(1) * x if left.ndim == 1 else left @ x
+        if len(roots) == 2:
+            right = own_memory(roots[1][i])
+            x = x * right if right.ndim == 1 else x @ right
+        update[i] = x
+    return update
+
+
+def precondition_batched(roots: list[Tensor], moment: Tensor) -> Tensor:
+    """`precondition` with one call for all members."""
+    update = roots[0].unsqueeze(2) * moment if roots[0].ndim == 2 else roots[0] @ moment
+    if len(roots) == 2:
+        update = update * roots[1].unsqueeze(1) if roots[1].ndim == 2 else update @ roots[1]
+    return update
+
+
+def norms(x: Tensor) -> Tensor:
+    """The Euclidean norm of each member's slice, shape (M,)."""
+    if x.device.type == "cpu":
+        lengths: Tensor = torch.stack([torch.linalg.vector_norm(own_memory(member)) for member in x])
+    else:
+        lengths = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return lengths

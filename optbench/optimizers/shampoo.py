@@ -1,0 +1,362 @@
+"""Shampoo: a preconditioner for each side of a weight matrix.
+
+Shapes: M members, m rows, n columns of a parameter seen as a matrix. A parameter of an ordinary model is the case
+M = 1, through a view: there is one code path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from optbench.errors import unknown
+from optbench.optimizers.presets import SHAMPOO_PRESETS
+from optbench.optimizers.roots import accumulate, norms, precondition, update_inverse_roots
+
+PerMember = float | Tensor
+"""A hyper-parameter: one number, or a tensor of shape (M,) with one for each member."""
+
+CHOICES = {
+    "structure": ("kronecker", "diagonal-factor"),
+    "momentum_form": ("heavy-ball", "average"),
+    "grafting": ("none", "adam"),
+}
+# name -> (low, high, whether high itself is allowed)
+RANGES = {
+    "lr": (0.0, math.inf, False),
+    "momentum": (0.0, 1.0, False),
+    "beta2": (0.0, 1.0, True),
+    "epsilon": (0.0, 1.0, True),
+    "initial_epsilon": (0.0, math.inf, False),
+    "weight_decay": (0.0, math.inf, False),
+    "graft_epsilon": (0.0, math.inf, False),
+}
+COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1}
+
+
+class Shampoo(Optimizer):
+    r"""Shampoo: preconditions the rows and the columns of each weight matrix (Gupta et al. 2018; Anil et al. 2020).
+
+    For W (m × n) with gradient G at step t, and w = 1 if β₂ = 1, else 1 − β₂:
+
+        L ← β₂ L + w G Gᵀ,   R ← β₂ R + w Gᵀ G,   both starting at ε₀ I
+        M ← β₁ M + G   (heavy ball)   or   β₁ M + (1 − β₁) G, divided by 1 − β₁ᵗ   (average)
+        U = L̂^(−1/4) M R̂^(−1/4),   with L̂ = L / (1 − β₂ᵗ) if β₂ < 1, else L; R̂ likewise
+        U ← U ‖A‖ / ‖U‖   if grafted, A being Adam's step, norms over the whole parameter
+        W ← (1 − η λ) W − η U
+
+    - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
+      more than two dimensions are seen as matrices: a convolution (o, i, h, w) as (o, i·h·w).
+    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors, and their decomposition, are
+      in float64; roots are held in the parameter's dtype (at least float32). A direction never seen has root 0
+      only if ε = 0 or nothing was seen at all.
+    - Sides of at most `small_side` refresh their root at every step; larger ones every `precondition_frequency` steps,
+      that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
+      refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
+    - Until the next refresh, a direction absent at the last one is scaled by up to ε^(−1/4) per side more than the
+      strongest: with rare refreshes of large sides, call `begin_task()` before the first step, or raise ε.
+    - A root that cannot be computed (factor not finite, `eigh` does not converge) is left as it was (zero, if it never
+      was computed) and counted, see `fallbacks`.
+    - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else the same.
+    - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
+
+    Presets (any explicit argument overrides them):
+
+    ================  ====  ======  =======  =====  =============  ========
+    preset            lr    β₁      β₂       ε₀     momentum_form  grafting
+    ================  ====  ======  =======  =====  =============  ========
+    ``gupta``         0.1   0       1        1e-6   heavy-ball     none
+    ``adam-grafted``  1e-3  0.9     0.999    0      average        adam
+    ================  ====  ======  =======  =====  =============  ========
+
+    Lock-step (`stacked=True`): every parameter has shape (M, \*shape), one slice per member, and each of the arguments
+    marked (M,) may be a tensor of that shape (float64, lest 0.999 be rounded before 1 − β₂ is formed). On the CPU with
+    one intra-op thread a member's slice is bit-identical to that member alone. Every tensor in `state` has the leading
+    axis M, so members are dropped by `index_select` on axis 0 of the parameters, their state and the (M,) settings.
+
+    Args:
+        params: parameters or parameter groups; real and floating.
+        lr: η ≥ 0, (M,).
+        preset: `"gupta"` or `"adam-grafted"`.
+        momentum: β₁ in [0, 1), (M,).
+        beta2: β₂ in [0, 1], (M,); 1 sums over all of training.
+        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
+        initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
+        weight_decay: λ ≥ 0, (M,), decoupled.
+        precondition_frequency: k ≥ 1, steps between two refreshes of a root.
+        small_side: sides up to this refresh at every step; 0 for none.
+        max_side: sides longer than this keep only the diagonal of their factor, as n² numbers would not fit.
+        structure: `"kronecker"` or `"diagonal-factor"`.
+        momentum_form: `"heavy-ball"` or `"average"`.
+        grafting: `"none"` or `"adam"`.
+        graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
+        stacked: parameters carry a leading member axis.
+
+    Raises:
+        ValueError: an argument out of its range, of the wrong shape, or a parameter that is not real and floating.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = Shampoo(model.parameters(), lr=0.1)
+        >>> loss = model(torch.ones(3, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+
+    References:
+        Gupta, Koren & Singer 2018, Shampoo: Preconditioned Stochastic Tensor Optimization, arXiv:1802.09568.
+        Anil et al. 2020, Scalable Second Order Optimization for Deep Learning, arXiv:2002.09018.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: PerMember | None = None,
+        *,
+        preset: str = "gupta",
+        momentum: PerMember | None = None,
+        beta2: PerMember | None = None,
+        epsilon: PerMember = 1e-6,
+        initial_epsilon: PerMember | None = None,
+        weight_decay: PerMember = 0.0,
+        precondition_frequency: int = 10,
+        small_side: int = 128,
+        max_side: int = 8192,
+        structure: Literal["kronecker", "diagonal-factor"] = "kronecker",
+        momentum_form: Literal["heavy-ball", "average"] | None = None,
+        grafting: Literal["none", "adam"] | None = None,
+        graft_epsilon: float = 1e-8,
+        stacked: bool = False,
+    ) -> None:
+        if preset not in SHAMPOO_PRESETS:
+            raise ValueError(unknown("preset", preset, SHAMPOO_PRESETS))
+        explicit = {
+            "lr": lr,
+            "momentum": momentum,
+            "beta2": beta2,
+            "initial_epsilon": initial_epsilon,
+            "momentum_form": momentum_form,
+            "grafting": grafting,
+        }
+        # Everything lives in the groups: an attribute would be lost when the optimizer is copied or pickled.
+        defaults = dict(SHAMPOO_PRESETS[preset]) | {name: value for name, value in explicit.items() if value is not None}
+        defaults |= {
+            "epsilon": epsilon,
+            "weight_decay": weight_decay,
+            "precondition_frequency": precondition_frequency,
+            "small_side": small_side,
+            "max_side": max_side,
+            "structure": structure,
+            "graft_epsilon": graft_epsilon,
+            "stacked": stacked,
+            "clock": 0,
+            "task_begun": False,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in `torch.optim.Optimizer`; raises ValueError as the constructor does."""
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def begin_task(self) -> None:
+        """Restart the clock of the refreshes: call it when the data change, before the first step on the new data."""
+        for group in self.param_groups:
+            group["clock"], group["task_begun"] = 0, True
+
+    def fallbacks(self) -> Tensor:
+        """How often a root was left as it was, summed over sides and parameters: shape (M,), int64, on the CPU."""
+        counts = [state["fallbacks"].cpu() for state in self.state.values() if state]
+        if counts:
+            return torch.stack(counts).sum(0)
+        group = self.param_groups[0]
+        return torch.zeros(group["params"][0].shape[0] if group["stacked"] else 1, dtype=torch.int64)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; training then goes on identically."""
+        super().load_state_dict(state_dict)
+        # The base class casts every state tensor to the parameter's dtype, float64 factors and counts included.
+        identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for identifier, parameter in zip(identifiers, parameters, strict=True):
+            for name, value in state_dict["state"].get(identifier, {}).items():
+                self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step for every parameter that has a gradient; `closure`, if given, computes the loss and the gradients.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None or parameter.numel() == 0:
+                    continue
+                if parameter.grad.is_sparse:
+                    raise RuntimeError("Shampoo needs dense gradients; a sparse one came")
+                self._update(parameter, group)
+            group["clock"] += 1
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        weights = parameter if group["stacked"] else parameter.unsqueeze(0)
+        gradient = cast(Tensor, parameter.grad)
+        g = _as_matrices(gradient if group["stacked"] else gradient.unsqueeze(0))
+        g = g.to(torch.promote_types(g.dtype, torch.float32))
+        one_sided = weights.ndim <= 2
+        sides = {"left": g.shape[1]} if one_sided else {"left": g.shape[1], "right": g.shape[2]}
+
+        state = self.state[parameter]
+        fresh = not state
+        if fresh:
+            _start(state, g, sides, group)
+        assert state["step"].shape == g.shape[:1], "members were dropped from the parameters, not from their state"
+        state["step"] += 1
+
+        def setting(name: str) -> Tensor:
+            return torch.as_tensor(group[name], dtype=_wide(g), device=g.device).expand(g.shape[0])
+
+        def column(values: Tensor) -> Tensor:
+            return values.to(g.dtype).view(-1, 1, 1)
+
+        beta2 = setting("beta2")
+        new = torch.where(beta2 == 1, 1.0, 1 - beta2)
+        correction = _bias_correction(beta2, state["step"])
+
+        # Factors and roots. One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
+        accumulate([state[side] for side in sides], g, beta2, new)
+        for side, size in sides.items():
+            if fresh or _is_due(size, group):
+                state["fallbacks"] += update_inverse_roots(
+                    state[f"{side}_root"], state[side], 2 * len(sides), setting("epsilon"), correction.reciprocal()
+                )
+
+        moment = g
+        if _any(group["momentum"]):
+            beta1 = setting("momentum")
+            average = group["momentum_form"] == "average"
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(g)
+            # Here and below: no fused multiply-add, whose rounding depends on where in the stack an element sits.
+            state["momentum"].mul_(column(beta1)).add_(g * column(1 - beta1) if average else g)
+            moment = state["momentum"]
+            if average:
+                moment = moment / column(_bias_correction(beta1, state["step"]))
+
+        update = precondition([state[f"{side}_root"] for side in sides], moment)
+
+        if group["grafting"] == "adam":
+            state["second_moment"].mul_(column(beta2)).add_((g * g).mul_(column(new)))
+            adam = moment / ((state["second_moment"] / column(correction)).sqrt_().add_(group["graft_epsilon"]))
+            length = norms(update)
+            update.mul_(column(torch.where(length > 0, norms(adam) / length, 0.0)))
+
+        lr = setting("lr")
+        shrink = (1 - lr * setting("weight_decay")).to(g.dtype)
+        weights.mul_(shrink.view(-1, *[1] * (weights.ndim - 1)))
+        weights.sub_(update.mul_(column(lr)).reshape(weights.shape))
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    for name, (low, high, closed) in RANGES.items():
+        value = group[name]
+        numbers = value.detach().double() if isinstance(value, Tensor) else _as_number(value)
+        fits = (numbers >= low) & ((numbers <= high) if closed else (numbers < high))
+        if not bool(fits.all()):
+            raise ValueError(f"{name} needs to be in [{low:g}, {high:g}{']' if closed else ')'}; {value!r} came")
+    for name, least in COUNTS.items():
+        value = group[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} needs to be an integer of at least {least}; {value!r} came")
+    for name, choices in CHOICES.items():
+        if group[name] not in choices:
+            raise ValueError(unknown(name, str(group[name]), choices))
+    if isinstance(group["graft_epsilon"], Tensor):
+        raise ValueError("graft_epsilon needs to be one number; a tensor came")
+    members = None if group["stacked"] else 1
+    for parameter in group["params"]:
+        if not parameter.is_floating_point():
+            raise ValueError(f"Shampoo needs real floating parameters; one of {parameter.dtype} came")
+        if group["stacked"]:
+            if parameter.ndim == 0 or members not in (None, parameter.shape[0]):
+                needed = "a leading member axis" if members is None else f"the leading axis {members} of the others"
+                raise ValueError(f"a stacked parameter needs {needed}; shape {tuple(parameter.shape)} came")
+            members = parameter.shape[0]
+    for name in RANGES:
+        shape = tuple(group[name].shape) if isinstance(group[name], Tensor) else ()
+        if shape not in ((), (members,)):
+            raise ValueError(f"{name} needs to be a number or a tensor of shape ({members},); shape {shape} came")
+
+
+def _as_number(value: Any) -> Tensor:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return torch.tensor(float(value) if number else math.nan, dtype=torch.float64)
+
+
+def _any(value: PerMember) -> bool:
+    return bool(torch.as_tensor(value).any())
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of the factors: float64, except on MPS, which has none."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _as_matrices(x: Tensor) -> Tensor:
+    """(M, *shape) as (M, m, n): a number or a vector becomes one column, more than two dimensions fold into n."""
+    if x.ndim <= 2:
+        return x.reshape(x.shape[0], -1, 1)
+    return x.reshape(x.shape[0], x.shape[1], -1)
+
+
+def _start(state: dict[str, Any], g: Tensor, sides: dict[str, int], group: dict[str, Any]) -> None:
+    members = g.shape[0]
+    for name in ("step", "fallbacks"):
+        state[name] = torch.zeros(members, dtype=torch.int64, device=g.device)
+    start = torch.as_tensor(group["initial_epsilon"], dtype=_wide(g), device=g.device).expand(members)
+    for side, size in sides.items():
+        diagonal = group["structure"] == "diagonal-factor" or size > group["max_side"]
+        shape = (members, size) if diagonal else (members, size, size)
+        state[side] = torch.zeros(shape, dtype=_wide(g), device=g.device)
+        (state[side] if diagonal else state[side].diagonal(dim1=1, dim2=2)).add_(start.unsqueeze(1))
+        state[f"{side}_root"] = torch.zeros(shape, dtype=g.dtype, device=g.device)
+    if group["grafting"] == "adam":
+        state["second_moment"] = torch.zeros_like(g)
+
+
+def _is_due(size: int, group: dict[str, Any]) -> bool:
+    """Whether the root of a side of this size is refreshed at this step."""
+    clock, frequency = group["clock"], group["precondition_frequency"]
+    if size <= group["small_side"]:
+        return True
+    if not group["task_begun"]:
+        return bool((clock + 1) % frequency == 0)
+    return bool(clock % frequency == 0 or (clock < frequency and clock & (clock - 1) == 0))
+
+
+def _bias_correction(beta: Tensor, step: Tensor) -> Tensor:
+    """1 − βᵗ for each member, and 1 where β = 1; shape (M,)."""
+    if beta.device.type == "cpu":
+        # Python's power: a vectorised one may round the last members of a stack differently.
+        pairs: Iterable[tuple[float, int]] = zip(beta.tolist(), step.tolist(), strict=True)
+        return torch.tensor([1 - b**t if b < 1 else 1.0 for b, t in pairs], dtype=beta.dtype)
+    return torch.where(beta == 1, 1.0, 1 - beta**step)
