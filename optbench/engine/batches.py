@@ -1,0 +1,85 @@
+"""Mini-batches from arrays that already sit on the device: gathered, converted and normalised into reused buffers.
+
+Legend: B batch size, N examples of a task, D = C*H*W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optbench.data import Dataset
+from optbench.streams import generator
+from optbench.suite.schema import Protocol
+from optbench.tasks import Examples
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """The affine map from stored bytes 0..255 to network inputs, one scale and shift per channel."""
+
+    scale: Tensor
+    shift: Tensor
+
+    @staticmethod
+    def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
+        """`standard`: (x/255 - mean)/std of the dataset; `unit`: x/255."""
+        mean = torch.tensor(dataset.mean if protocol.normalisation == "standard" else [0.0] * len(dataset.mean))
+        std = torch.tensor(dataset.std if protocol.normalisation == "standard" else [1.0] * len(dataset.std))
+        shape = (-1, 1, 1) if len(dataset.mean) > 1 else ()
+        return Normaliser((1.0 / (255.0 * std)).reshape(shape).to(device), (-mean / std).reshape(shape).to(device))
+
+    def __call__(self, raw: Tensor, out: Tensor | None = None) -> Tensor:
+        """Bytes (B, C, H, W) to float32 inputs of the same shape, in `out` if given."""
+        if out is None:
+            out = torch.empty(raw.shape, device=raw.device)
+        out.copy_(raw)
+        if self.scale.ndim == 0:
+            # One pass instead of two: with one channel the scale is a number.
+            return torch.add(self.shift, out, alpha=self.scale.item(), out=out)
+        return out.mul_(self.scale).add_(self.shift)
+
+
+class BatchStream:
+    """The batches of one member in one task: a fresh random order every epoch, the incomplete last batch dropped.
+
+    The order depends on (suite seed, trial seed, task, epoch) alone: every optimizer of a seed meets the same batches.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, suite_seed: int, trial_seed: int, task: int) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.steps_per_epoch = examples.labels.numel() // batch_size
+        self._seeds = (suite_seed, trial_seed)
+        self._task = task
+        self._epoch = -1
+        self._order = torch.empty(0)
+
+    def indices(self, step: int) -> Tensor:
+        """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}")
+            order = torch.randperm(self.examples.labels.numel(), generator=stream)
+            self._order, self._epoch = order.to(self.examples.labels.device), epoch
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class BatchBuffer:
+    """Turns a stream's indices into a batch of floats, reusing one buffer: a batch lives until the next is taken."""
+
+    def __init__(self, batch_size: int, shape: tuple[int, int, int], normalise: Normaliser) -> None:
+        device = normalise.scale.device
+        self._raw = torch.empty(batch_size, *shape, dtype=torch.uint8, device=device)
+        self._inputs = torch.empty(batch_size, *shape, device=device)
+        self._labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+        self._normalise = normalise
+
+    def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (B, C, H, W) and labels (B,) of batch number `step`."""
+        indices = stream.indices(step)
+        torch.index_select(stream.examples.inputs, 0, indices, out=self._raw)
+        torch.index_select(stream.examples.labels, 0, indices, out=self._labels)
+        return self._normalise(self._raw, out=self._inputs), self._labels

@@ -1,0 +1,41 @@
+"""Which device a run trains on."""
+
+from __future__ import annotations
+
+import torch
+
+from optbench.errors import DeviceError
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve(text: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names; `auto` is the best there is.
+
+    Raises:
+        DeviceError: no such kind of device, or this machine or this build of PyTorch has none of it.
+    """
+    kind, _, index = text.partition(":")
+    if kind not in KINDS or (index and (kind != "cuda" or not index.isdigit())):
+        raise DeviceError(f"--device {text}: needs auto, cpu, cuda, cuda:N or mps")
+    if kind == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda
+            reason = f"no CUDA device is visible to PyTorch {torch.__version__}"
+            raise DeviceError(f"--device {text}: {reason if built else f'PyTorch {torch.__version__} is built without CUDA'}")
+        count = torch.cuda.device_count()
+        if index and int(index) >= count:
+            raise DeviceError(f"--device {text}: this machine has cuda:0 to cuda:{count - 1}")
+        return torch.device("cuda", int(index or 0))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"--device {text}: PyTorch {torch.__version__} finds no Metal device")
+    return torch.device(kind)
+
+
+def accelerators() -> list[str]:
+    """Names of the GPUs that PyTorch sees."""
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,273 @@
+"""The three ways an update is applied to a cohort (DESIGN.md: lanes), behind one interface.
+
+A lane is built for the members that are training now and taken apart when one of them stops: `export` gives each
+member's optimizer state on its own, and a new lane is built from the states of those that go on. So a member's state
+never mixes with another's, and dropping a member needs no masks.
+
+Legend: A members in training, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from optbench.engine.stack import Layout
+from optbench.optimizers.load import load_class
+from optbench.optimizers.registry import OptimizerSpec
+
+Optimizer = torch.optim.Optimizer
+MemberState = Any
+"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start."""
+
+
+class Lane(Protocol):
+    """An optimizer at work on a cohort."""
+
+    def begin_task(self) -> None:
+        """Tell the optimizer that a new task begins."""
+        ...
+
+    def step(self) -> dict[int, Exception]:
+        """One update of every member from the bound gradients; members whose optimizer raised, with what it raised."""
+        ...
+
+    def export(self) -> list[MemberState]:
+        """The state of each member, in order, in tensors of their own."""
+        ...
+
+    def state_bytes(self) -> list[int]:
+        """Bytes of optimizer state of each member."""
+        ...
+
+    def fallbacks(self) -> list[int]:
+        """How often a factorisation of each member had to be replaced."""
+        ...
+
+
+def build_lane(
+    spec: OptimizerSpec,
+    hyperparameters: Sequence[Mapping[str, Any]],
+    weights: Tensor,
+    grads: Tensor,
+    layout: Layout,
+    states: Sequence[MemberState],
+) -> Lane:
+    """The lane that `spec` names, over weights (A, P) and gradients (A, P), continuing from `states`."""
+    cls = load_class(spec.target)
+    settings = [{**h, **spec.extra_arguments} for h in hyperparameters]
+    if spec.lane == "elementwise":
+        return ElementwiseLane(cls, settings, weights, grads, states)
+    if spec.lane == "batched":
+        return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
+    return PerMemberLane(cls, settings, weights, grads, layout, states)
+
+
+class ElementwiseLane:
+    """One instance over rows of the stack; neighbours with the same settings and step count share a leaf tensor."""
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        settings: Sequence[Mapping[str, Any]],
+        weights: Tensor,
+        grads: Tensor,
+        states: Sequence[dict[str, Any] | None],
+    ) -> None:
+        self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
+        groups = []
+        self._leaves = []
+        for start, stop in self._blocks:
+            leaf = weights[start:stop].detach().requires_grad_()
+            leaf.grad = grads[start:stop]
+            self._leaves.append(leaf)
+            groups.append({"params": [leaf], **settings[start]})
+        self._optimizer = cls(groups)
+        for leaf, (start, stop) in zip(self._leaves, self._blocks, strict=True):
+            members = [state for state in states[start:stop] if state is not None]
+            if members:
+                self._optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
+
+    def begin_task(self) -> None:
+        """Elementwise optimizers know nothing of tasks."""
+
+    def step(self) -> dict[int, Exception]:
+        self._optimizer.step()
+        return {}
+
+    def export(self) -> list[MemberState]:
+        states: list[MemberState] = []
+        for leaf, (start, stop) in zip(self._leaves, self._blocks, strict=True):
+            state = self._optimizer.state.get(leaf)
+            for i in range(stop - start):
+                # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
+                rows = {k: v[i].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()} if state else None
+                states.append(rows)
+        return states
+
+    def state_bytes(self) -> list[int]:
+        return [_bytes(state) for state in self.export()]
+
+    def fallbacks(self) -> list[int]:
+        return [0] * (self._blocks[-1][1])
+
+
+class BatchedLane:
+    """One instance of an optimizer of ours, which knows the member axis (`stacked=True`)."""
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        settings: Sequence[Mapping[str, Any]],
+        per_member: frozenset[str],
+        weights: Tensor,
+        grads: Tensor,
+        layout: Layout,
+        states: Sequence[dict[str, Any] | None],
+    ) -> None:
+        self._count = len(settings)
+        self._parameters = [view.detach().requires_grad_() for view in layout.views(weights).values()]
+        for parameter, grad in zip(self._parameters, layout.views(grads).values(), strict=True):
+            parameter.grad = grad
+        arguments: dict[str, Any] = dict(settings[0])
+        for name in per_member & arguments.keys():
+            arguments[name] = torch.tensor([s[name] for s in settings], dtype=torch.float64, device=weights.device)
+        self._optimizer = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        members = [state for state in states if state is not None]
+        if members:
+            assert len(members) == self._count, "a cohort starts, or goes on, together"
+            for index, parameter in enumerate(self._parameters):
+                rows = [m["state"][index] for m in members]
+                self._optimizer.state[parameter] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            for group, shared in zip(self._optimizer.param_groups, members[0]["shared"], strict=True):
+                group.update(shared)
+
+    def begin_task(self) -> None:
+        self._optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
+
+    def step(self) -> dict[int, Exception]:
+        self._optimizer.step()
+        return {}
+
+    def export(self) -> list[MemberState]:
+        # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.
+        shared = [{k: v for k, v in g.items() if isinstance(v, int)} for g in self._optimizer.param_groups]
+        states = [self._optimizer.state[p] for p in self._parameters]
+        if not all(states):
+            return [None] * self._count
+        return [
+            {"shared": shared, "state": [{k: v[i].clone() for k, v in state.items()} for state in states]}
+            for i in range(self._count)
+        ]
+
+    def state_bytes(self) -> list[int]:
+        total = sum(_bytes(self._optimizer.state[p]) for p in self._parameters)
+        return [total // self._count] * self._count
+
+    def fallbacks(self) -> list[int]:
+        counts: list[int] = self._optimizer.fallbacks().tolist()  # type: ignore[attr-defined]  # as `begin_task`
+        return counts
+
+
+class PerMemberLane:
+    """One unmodified instance per member, over parameters of its own that are copied back to the stack.
+
+    The copies are the price of trusting nobody: an optimizer may rebind `p.data`, keep references to its gradients or
+    scale them in place, and the stack does not notice.
+    """
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        settings: Sequence[Mapping[str, Any]],
+        weights: Tensor,
+        grads: Tensor,
+        layout: Layout,
+        states: Sequence[tuple[Optimizer, list[torch.nn.Parameter]] | None],
+    ) -> None:
+        self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
+        self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
+        self._parameters: list[list[torch.nn.Parameter]] = []
+        self._optimizers: list[Optimizer] = []
+        for setting, views, state in zip(settings, self._targets, states, strict=True):
+            if state is None:
+                parameters = [torch.nn.Parameter(view.clone()) for view in views]
+                optimizer = cls(parameters, **setting)
+            else:
+                # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
+                optimizer, parameters = state
+                with torch.no_grad():
+                    for parameter, view in zip(parameters, views, strict=True):
+                        parameter.copy_(view)
+            self._parameters.append(parameters)
+            self._optimizers.append(optimizer)
+
+    def begin_task(self) -> None:
+        """A foreign optimizer knows nothing of tasks."""
+
+    def step(self) -> dict[int, Exception]:
+        raised: dict[int, Exception] = {}
+        for i, optimizer in enumerate(self._optimizers):
+            for parameter, grad in zip(self._parameters[i], self._grads[i], strict=True):
+                parameter.grad = grad.clone()
+            try:
+                optimizer.step()
+            except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
+                raised[i] = error
+                continue
+            with torch.no_grad():
+                for target, parameter in zip(self._targets[i], self._parameters[i], strict=True):
+                    target.copy_(parameter)
+        return raised
+
+    def export(self) -> list[MemberState]:
+        return list(zip(self._optimizers, self._parameters, strict=True))
+
+    def state_bytes(self) -> list[int]:
+        return [_bytes(optimizer.state) for optimizer in self._optimizers]
+
+    def fallbacks(self) -> list[int]:
+        return [0] * len(self._optimizers)
+
+
+def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:
+    """Members with equal signatures may share a leaf: equal settings, equal scalars (step counts) in their state."""
+    scalars = {k: float(v) for k, v in state.items() if not _is_row(v)} if state else None
+    return repr((sorted(setting.items()), scalars))
+
+
+def _runs(values: Sequence[str]) -> list[tuple[int, int]]:
+    """(start, stop) of every stretch of equal neighbours."""
+    starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
+    return list(zip(starts, [*starts[1:], len(values)], strict=True))
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Rows of members to a stacked tensor; scalars, which are equal here, to one of them."""
+    return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in a nested state, each storage once."""
+    seen: dict[int, int] = {}
+
+    def visit(item: Any) -> None:
+        if isinstance(item, Tensor):
+            seen[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, Mapping):
+            for part in item.values():
+                visit(part)
+        elif isinstance(item, list | tuple):
+            for part in item:
+                visit(part)
+
+    visit(value)
+    return sum(seen.values())

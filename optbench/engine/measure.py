@@ -1,0 +1,105 @@
+"""What is measured between tasks: the accuracy matrix, and the measures of representation and weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optbench.engine.evaluate import Evaluator, Reading
+from optbench.engine.members import Member
+from optbench.engine.stack import Layout
+from optbench.metrics import Measurement, measure_features, measure_weights
+from optbench.metrics.rank import spectrum
+from optbench.metrics.similarity import class_cosine
+from optbench.store.tables import AccuracyRow, MetricRow, SimilarityRow, SpectrumRow
+from optbench.tasks import TaskSequence
+
+FEATURES = "features"
+"""The layer column of what is measured on the input of the last linear layer."""
+
+
+def measure(
+    member: Member,
+    sequence: TaskSequence,
+    count: int,
+    after_task: int,
+    evaluator: Evaluator,
+    layout: Layout,
+    metrics: Sequence[str],
+) -> None:
+    """Append the rows of one member after `after_task` of `count` tasks (0: before any training).
+
+    Representation measures are taken on the test data of the task just learnt and, after the last task, of every task
+    and of all tasks pooled (`task` null); class similarity on all tasks pooled. A network that is not running any
+    more (diverged, failed) gets its rows with nulls.
+    """
+    if not member.running:
+        member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
+        return
+    readings = []
+    for task in range(count):
+        reading = evaluator.read(member.row, sequence.test(task))
+        held_out = evaluator.read(member.row, sequence.validation(task))
+        readings.append(reading)
+        member.rows.append(
+            AccuracyRow(
+                after_task=after_task,
+                task=task + 1,
+                accuracy=reading.accuracy,
+                loss=_finite(reading.loss),
+                examples=reading.examples,
+                validation_accuracy=held_out.accuracy,
+                validation_loss=_finite(held_out.loss),
+            )
+        )
+    weights = {name: view for name, view in layout.views(member.row).items() if view.ndim > 1}
+    member.rows += _metric_rows(measure_weights(metrics, weights), after_task, None)
+    if after_task == 0:
+        return
+    final = after_task == count
+    for task, reading in enumerate(readings, start=1):
+        if task == after_task or final:
+            _representation(member, reading.features, reading.labels, after_task, task, metrics)
+    features, labels = _pool(readings)
+    if final:
+        _representation(member, features, labels, after_task, None, metrics)
+    _similarity(member, features, labels, after_task)
+
+
+def _representation(
+    member: Member, features: Tensor, labels: Tensor, after_task: int, task: int | None, metrics: Sequence[str]
+) -> None:
+    shared = spectrum(features)  # one decomposition for all measures of rank and for the spectrum itself
+    found = measure_features(metrics, features, labels, spectrum=shared)
+    member.rows += _metric_rows(found, after_task, task, FEATURES)
+    eigenvalues = shared.lam.tolist()
+    member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
+
+
+def _similarity(member: Member, features: Tensor, labels: Tensor, after_task: int) -> None:
+    classes = sorted(set(labels.tolist()))
+    cosines = class_cosine(features, labels).tolist()
+    member.rows += [
+        SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes
+    ]
+
+
+def _pool(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+    return torch.cat([r.features for r in readings]), torch.cat([r.labels for r in readings])
+
+
+def _metric_rows(
+    found: Sequence[Measurement], after_task: int, task: int | None, layer: str | None = None
+) -> list[MetricRow]:
+    return [MetricRow(after_task, task, m.layer or layer, m.metric, m.value, m.note) for m in found]
+
+
+def _missing(after_task: int, task: int) -> AccuracyRow:
+    return AccuracyRow(after_task, task, None, None, 0, None, None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

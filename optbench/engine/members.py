@@ -1,0 +1,107 @@
+"""What the engine keeps of each trial while its cohort trains, and what it hands over at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from optbench.engine.lanes import MemberState
+from optbench.plan import Trial
+from optbench.store.tables import Row
+from optbench.suite.schema import Protocol
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one trial is; sent whenever something was measured."""
+
+    trial: str
+    task: int
+    """1..T, the task in training."""
+    fraction: float
+    """Of all tasks, 0..1; a task that stops early jumps to its end."""
+    accuracy: float | None
+    """Held-out accuracy on the current task."""
+    status: str
+
+
+Notify = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Everything one trial found: its rows, and its final weights unless it diverged or failed."""
+
+    trial: Trial
+    rows: tuple[Row, ...]
+    weights: dict[str, Tensor] | None
+
+
+@dataclass
+class Member:
+    """One trial in training."""
+
+    trial: Trial
+    row: Tensor
+    """Weights (P,), up to date whenever the member is not in a stack."""
+    init_hash: str
+    state: MemberState = None
+    status: str = "running"
+    error: Exception | None = None
+    last_step: int = 0
+    steps: int = 0
+    train_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    optimizer_state_bytes: int = 0
+    fallbacks: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        return self.status == "running"
+
+
+@dataclass
+class Schedule:
+    """When a member is evaluated and when its task ends, in steps of this task; the same for it in any company."""
+
+    steps_per_epoch: int
+    interval: int
+    total: int
+
+    @staticmethod
+    def of(protocol: Protocol, steps_per_epoch: int) -> Schedule:
+        total = max(1, round(protocol.max_epochs * steps_per_epoch))
+        total = min(total, protocol.max_steps or total)
+        return Schedule(steps_per_epoch, max(1, round(protocol.evaluate_every * steps_per_epoch)), total)
+
+    def next_evaluation(self, step: int) -> int:
+        """The first step after `step` at which there is something to measure."""
+        return min((step // self.interval + 1) * self.interval, self.total)
+
+
+@dataclass
+class Stopper:
+    """Early stopping of one member in one task: remembers its best weights and counts evaluations without progress.
+
+    Prechelt 1998 with patience counted in evaluations. Without settings it only ends the task at its last step and
+    keeps the last weights.
+    """
+
+    patience: int | None
+    best_loss: float = math.inf
+    best_row: Tensor | None = None
+    waited: int = 0
+
+    def see(self, loss: float, row: Tensor) -> bool:
+        """Take note of a held-out loss and the weights it was measured at; whether to stop now."""
+        if self.patience is None:
+            return False
+        if loss < self.best_loss:
+            self.best_loss, self.best_row, self.waited = loss, row.clone(), 0
+            return False
+        self.waited += 1
+        return self.waited >= self.patience

@@ -1,0 +1,266 @@
+"""Trains a cohort in lock-step through its task sequence and yields what every trial found. Writes nothing.
+
+The loop: a *stack* holds the members that are training; they take steps together until the next point at which one of
+them has to be evaluated; whoever stops there (early, at its last step, or diverged) leaves with its own weights and
+optimizer state, and the others go on in a smaller stack. When all have left, the next task begins with all that run.
+
+Legend: A members in the stack, P padded parameter count, K steps between two evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optbench.data import Dataset
+from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
+from optbench.engine.evaluate import Evaluator
+from optbench.engine.gradients import GradientsFactory, gradients_for
+from optbench.engine.lanes import build_lane
+from optbench.engine.measure import measure
+from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
+from optbench.engine.stack import Layout, digest
+from optbench.errors import UsageError
+from optbench.metrics import DEFAULT_METRICS
+from optbench.models import build, initialise
+from optbench.optimizers.registry import OptimizerSpec, find
+from optbench.plan import Cohort
+from optbench.store.tables import CurveRow, TrialRow
+from optbench.streams import generator
+from optbench.suite.schema import ExperimentSettings
+from optbench.tasks import Examples, TaskFamily, TaskSequence
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cohorts of one experiment share: built once per process and experiment."""
+
+    experiment: ExperimentSettings
+    dataset: Dataset
+    family: TaskFamily
+    suite_seed: int
+    device: torch.device
+
+    @staticmethod
+    def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Setting:
+        family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
+        return Setting(experiment, dataset, family, suite_seed, device)
+
+
+def train(cohort: Cohort, setting: Setting, notify: Notify) -> list[TrialResult]:
+    """Train all trials of `cohort`, in lock-step; results in the order of its trials.
+
+    Raises:
+        UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
+    """
+    return _CohortTraining(cohort, setting, notify).run()
+
+
+class _CohortTraining:
+    def __init__(self, cohort: Cohort, setting: Setting, notify: Notify) -> None:
+        self.setting = setting
+        self.protocol = setting.experiment.protocol
+        self.notify = notify
+        self.spec: OptimizerSpec = find(cohort.trials[0].target)
+        try:
+            network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
+        except ValueError as error:
+            raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
+        self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
+        normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
+        self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
+        self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
+        self.evaluator = Evaluator(network, self.layout, normalise)
+        self.sequences: dict[int, TaskSequence] = {
+            seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
+        }
+        self.members: list[Member] = []
+        for trial in cohort.trials:
+            weights = initialise(network, generator(setting.suite_seed, trial.seed, "initial weights"))
+            row = self.layout.pack(weights).to(setting.device)
+            self.members.append(Member(trial, row, init_hash=digest(weights)))
+
+    def run(self) -> list[TrialResult]:
+        count = self.setting.family.count
+        self._measure(0)
+        for task in range(count):
+            if self.protocol.optimizer_state == "reset":
+                for member in self.members:
+                    member.state = None
+            _TaskTraining(self, task).run()
+            self._measure(task + 1)
+        return [self._result(member) for member in self.members]
+
+    def _measure(self, after_task: int) -> None:
+        metrics = self.setting.experiment.metrics
+        names = DEFAULT_METRICS if metrics is None else metrics
+        for member in self.members:
+            measure(
+                member,
+                self.sequences[member.trial.seed],
+                self.setting.family.count,
+                after_task,
+                self.evaluator,
+                self.layout,
+                names,
+            )
+
+    def _result(self, member: Member) -> TrialResult:
+        finished = member.running
+        row = TrialRow(
+            status="ok" if finished else member.status,
+            error_type=type(member.error).__name__ if member.error else None,
+            error_message=str(member.error) if member.error else None,
+            last_step=member.last_step,
+            steps=member.steps,
+            parameters=self.layout.parameters,
+            device=str(self.setting.device),
+            hyperparameters=json.dumps(dict(member.trial.hyperparameters)),
+            init_hash=member.init_hash,
+            train_seconds=member.train_seconds,
+            optimizer_seconds=member.optimizer_seconds,
+            optimizer_state_bytes=member.optimizer_state_bytes,
+            checkpoint=None,
+            fallbacks=member.fallbacks,
+            note=f"{member.fallbacks} factorisations replaced" if member.fallbacks else None,
+        )
+        weights = self.layout.unpack(member.row) if finished else None
+        return TrialResult(member.trial, (row, *member.rows), weights)
+
+
+class _TaskTraining:
+    """One task of a cohort, from the first step to the last member's stop."""
+
+    def __init__(self, cohort: _CohortTraining, task: int) -> None:
+        self.cohort = cohort
+        self.task = task
+        protocol = cohort.protocol
+        self.active = [member for member in cohort.members if member.running]
+        self.streams: dict[str, BatchStream] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.stoppers: dict[str, Stopper] = {}
+        self.held_out: dict[str, Examples] = {}
+        self.losses: dict[str, list[float]] = {}
+        arrays: dict[object, tuple[Examples, Examples]] = {}
+        patience = protocol.early_stopping.patience if protocol.early_stopping else None
+        on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
+        for member in self.active:
+            trial, sequence = member.trial, cohort.sequences[member.trial.seed]
+            key = sequence.key(task)
+            if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
+                arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
+            examples, held_out = arrays[key]
+            stream = BatchStream(examples, protocol.batch_size, cohort.setting.suite_seed, trial.seed, task)
+            if stream.steps_per_epoch == 0:
+                raise UsageError(
+                    f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
+                    f"{examples.labels.numel()} training examples of task {task + 1}"
+                )
+            self.streams[trial.id] = stream
+            self.schedules[trial.id] = Schedule.of(protocol, stream.steps_per_epoch)
+            self.stoppers[trial.id] = Stopper(patience)
+            self.held_out[trial.id] = held_out
+            self.losses[trial.id] = []
+
+    def run(self) -> None:
+        step, first = 0, True
+        while self.active:
+            step = self._train_stack(step, begin=first)
+            first = False
+
+    def _train_stack(self, step: int, *, begin: bool) -> int:
+        """Train the active members together from `step` until one of them stops; the step reached."""
+        cohort, active = self.cohort, list(self.active)
+        weights = torch.stack([member.row for member in active])
+        grads = torch.zeros_like(weights)
+        gradients = cohort.gradients(weights, grads)
+        settings = [member.trial.hyperparameters for member in active]
+        states = [member.state for member in active]
+        lane = build_lane(cohort.spec, settings, weights, grads, cohort.layout, states)
+        if begin:
+            lane.begin_task()
+        streams = [self.streams[member.trial.id] for member in active]
+
+        raised: dict[int, Exception] = {}
+        while len(self.active) == len(active):
+            until = min(self.schedules[member.trial.id].next_evaluation(step) for member in active)
+            losses = torch.empty(until - step, len(active), device=weights.device)
+            optimizer_seconds, started = 0.0, time.perf_counter()
+            for k in range(until - step):
+                gradients(streams, step + k, losses[k])
+                before = time.perf_counter()
+                raised = lane.step()
+                optimizer_seconds += time.perf_counter() - before
+                if raised:
+                    until, losses = step + k + 1, losses[: k + 1]
+                    break
+            host_losses = losses.tolist()  # the one point at which the host waits for the device
+            seconds = time.perf_counter() - started
+            for i, member in enumerate(active):
+                member.train_seconds += seconds / len(active)
+                member.optimizer_seconds += optimizer_seconds / len(active)
+                column = [row[i] for row in host_losses]
+                if i in raised:
+                    self._leave(member, "failed", step + len(column), raised[i])
+                else:
+                    self._after_steps(member, weights[i], column, step, until)
+            step = until
+
+        for member, row, state, size, count in zip(
+            active, weights, lane.export(), lane.state_bytes(), lane.fallbacks(), strict=True
+        ):
+            best = self.stoppers[member.trial.id].best_row
+            stopped = member not in self.active
+            member.row = best if stopped and best is not None else row.clone()
+            member.state, member.optimizer_state_bytes, member.fallbacks = state, size, count
+        return step
+
+    def _after_steps(self, member: Member, row: Tensor, losses: list[float], before: int, step: int) -> None:
+        """Account for the steps from `before` to `step`; evaluate the member if it is due, and see whether it stops."""
+        bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            return self._leave(member, "diverged", before + bad + 1, None)
+        if not torch.isfinite(row).all():
+            return self._leave(member, "diverged", step, None)
+        self.losses[member.trial.id] += losses
+        schedule = self.schedules[member.trial.id]
+        if step != schedule.next_evaluation(step - 1):
+            return None
+        reading = self.cohort.evaluator.read(row, self.held_out[member.trial.id])
+        recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
+        member.rows.append(
+            CurveRow(
+                task=self.task + 1,
+                step=step,
+                epoch=step / schedule.steps_per_epoch,
+                train_loss=sum(recent) / len(recent),
+                eval_loss=reading.loss if math.isfinite(reading.loss) else None,
+                eval_accuracy=reading.accuracy,
+            )
+        )
+        stop = self.stoppers[member.trial.id].see(reading.loss, row) or step == schedule.total
+        if stop:
+            member.steps += step
+            member.last_step = member.steps
+            self.active.remove(member)
+        self._notify(member, 1.0 if stop else step / schedule.total, reading.accuracy)
+        return None
+
+    def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
+        """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
+        member.status, member.error = status, error
+        member.steps += step
+        member.last_step = member.steps
+        self.active.remove(member)
+        self._notify(member, 1.0, None)
+
+    def _notify(self, member: Member, fraction: float, accuracy: float | None) -> None:
+        count = self.cohort.setting.family.count
+        done = (self.task + fraction) / count if member.running else 1.0
+        status = "done" if member.running and done == 1.0 else member.status
+        self.cohort.notify(Progress(member.trial.id, self.task + 1, done, accuracy, status))

@@ -1,0 +1,8 @@
+"""Networks: plain modules written for one network; the engine adds the member axis."""
+
+from __future__ import annotations
+
+from optbench.models.build import MODELS, build, initialise
+from optbench.models.network import Network
+
+__all__ = ["MODELS", "Network", "build", "initialise"]

@@ -1,0 +1,53 @@
+"""From a model's settings to a module, and from a generator to its initial weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from optbench.models.cnn import Cnn
+from optbench.models.mlp import Mlp
+from optbench.models.network import Network
+from optbench.suite import schema
+
+MODELS: Mapping[str, type[Network]] = {"mlp": Mlp, "cnn": Cnn}
+
+
+def build(settings: schema.Mlp | schema.Cnn, shape: tuple[int, int, int], classes: int) -> Network:
+    """The module that `settings` describes, on the meta device: its weights come from `initialise`.
+
+    Raises:
+        ValueError: the settings do not fit inputs of this shape.
+    """
+    with torch.device("meta"):
+        if isinstance(settings, schema.Mlp):
+            return Mlp(settings, shape, classes)
+        return Cnn(settings, shape, classes)
+
+
+def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Initial weights on the CPU, by parameter name, drawn from `generator` in the order of the modules.
+
+    Linear and convolution layers get PyTorch's own default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases
+    alike (LeCun-style uniform, as `nn.Linear.reset_parameters` does); normalisations start at one and zero.
+    The draws are made on the CPU whatever the device, so that every device starts at the same bits.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(prefix=prefix, recurse=False))
+        if not own:
+            continue
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            bound = 1.0 / math.sqrt(math.prod(module.weight.shape[1:]))
+            for name, parameter in own.items():
+                weights[name] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            for name, parameter in own.items():
+                weights[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
+        else:
+            raise AssertionError(f"no initialisation is defined for {type(module).__name__}")
+    # The order of `named_parameters` is the order of the stack.
+    return {name: weights[name] for name, _ in model.named_parameters()}

@@ -1,0 +1,93 @@
+"""Shared settings of the tests: one thread, and small experiments on the embedded MNIST."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from optbench.data import Dataset, load
+from optbench.engine import Setting, TrialResult, train
+from optbench.plan import cohorts, complete, trials
+from optbench.store.tables import TrialRow
+from optbench.suite import Suite
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # what worker processes run with, and what bit-identity is promised for
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    return load("mnist")
+
+
+PROTOCOL: dict[str, Any] = {
+    "batch_size": 32,
+    "max_epochs": 2,
+    "evaluate_every": 0.5,
+    "early_stopping": {"patience": 1},
+    "validation_examples": 200,
+    "train_examples": 800,
+    "test_examples": 200,
+}
+PERMUTED = {"kind": "permuted", "count": 2}
+PAIRS = {"kind": "class-incremental"}
+
+
+def small_suite(
+    optimizers: dict[str, dict[str, Any]],
+    *,
+    tasks: dict[str, Any] = PERMUTED,
+    model: dict[str, Any] | None = None,
+    seeds: list[int] | int = 3,
+    **protocol: Any,
+) -> Suite:
+    """A suite of one experiment `small` with the model `net`, small enough to train in a second."""
+    suite = Suite.model_validate(
+        {
+            "name": "test",
+            "seeds": seeds,
+            "optimizers": optimizers,
+            "experiments": {
+                "small": {
+                    "tasks": tasks,
+                    "models": {"net": model or {"kind": "mlp", "hidden": [20]}},
+                    "protocol": {**PROTOCOL, **protocol},
+                }
+            },
+        }
+    )
+    return complete(suite)
+
+
+def train_suite(suite: Suite, dataset: Dataset, only: int | None = None) -> list[TrialResult]:
+    """All trials of a small suite in their cohorts, or trial number `only` alone."""
+    chosen = trials(suite)
+    chosen = chosen if only is None else [chosen[only]]
+    setting = Setting.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
+    results = [result for cohort in cohorts(chosen) for result in train(cohort, setting, lambda progress: None)]
+    order = [trial.id for trial in chosen]
+    return sorted(results, key=lambda result: order.index(result.trial.id))
+
+
+def trial_row(result: TrialResult) -> TrialRow:
+    return next(row for row in result.rows if isinstance(row, TrialRow))
+
+
+def same_bits(a: TrialResult, b: TrialResult) -> bool:
+    """Whether two results agree in everything but what was timed: every row, every bit of the weights."""
+    if (a.weights is None) != (b.weights is None):
+        return False
+    if a.weights is not None and b.weights is not None and not all(map(torch.equal, a.weights.values(), b.weights.values())):
+        return False
+    return [timeless(row) for row in a.rows] == [timeless(row) for row in b.rows]
+
+
+def timeless(row: object) -> str:
+    """A row as text, exact to the last bit, without what depends on the clock."""
+    fields = {name: value for name, value in vars(row).items() if not name.endswith("_seconds")}
+    return json.dumps(fields)

@@ -1,0 +1,63 @@
+"""The slow, obvious twin of the engine: plain PyTorch, one trial, a loop. What the engine does must agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from optbench.data import Dataset
+from optbench.engine.batches import BatchStream
+from optbench.models import build, initialise
+from optbench.streams import generator
+from optbench.suite import Suite
+from optbench.tasks import Examples, TaskFamily
+
+
+def train_twin(
+    suite: Suite, dataset: Dataset, seed: int, make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[float]]]:
+    """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite."""
+    experiment = suite.experiments["small"]
+    protocol = experiment.protocol
+    family = TaskFamily(experiment.tasks, dataset, protocol, suite.seed, torch.device("cpu"))
+    sequence = family.sequence(seed)
+    network = build(experiment.models["net"], family.shape, family.classes).to_empty(device="cpu")
+    start = initialise(network, generator(suite.seed, seed, "initial weights"))
+    network.load_state_dict(start)
+    optimizer = make_optimizer(list(network.parameters()))
+
+    def inputs(raw: Tensor) -> Tensor:
+        return (raw / 255 - dataset.mean[0]) / dataset.std[0]
+
+    def accuracy(examples: Examples) -> float:
+        with torch.no_grad():
+            return (network(inputs(examples.inputs)).argmax(1) == examples.labels).double().mean().item()
+
+    matrix = [[accuracy(sequence.test(j)) for j in range(family.count)]]
+    for task in range(family.count):
+        if hasattr(optimizer, "begin_task"):
+            optimizer.begin_task()
+        train, held_out = sequence.train(task), sequence.validation(task)
+        stream = BatchStream(train, protocol.batch_size, suite.seed, seed, task)
+        best, kept, waited = float("inf"), network.state_dict(), 0
+        interval = round(protocol.evaluate_every * stream.steps_per_epoch)
+        for step in range(1, round(protocol.max_epochs * stream.steps_per_epoch) + 1):
+            rows = stream.indices(step - 1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(inputs(train.inputs[rows])), train.labels[rows]).backward()
+            optimizer.step()
+            if step % interval == 0:
+                with torch.no_grad():
+                    loss = nn.functional.cross_entropy(network(inputs(held_out.inputs)), held_out.labels).item()
+                if loss < best:
+                    best, waited = loss, 0
+                    kept = {name: weight.clone() for name, weight in network.state_dict().items()}
+                else:
+                    waited += 1
+                if protocol.early_stopping and waited >= protocol.early_stopping.patience:
+                    break
+        network.load_state_dict(kept)
+        matrix.append([accuracy(sequence.test(j)) for j in range(family.count)])
+    return start, dict(network.named_parameters()), matrix
