@@ -1,0 +1,8 @@
+"""The run directory: Arrow schemas, an atomic writer, a reader."""
+
+from __future__ import annotations
+
+from optbench.store.read import Run, find_run, read_run, run_ids
+from optbench.store.run import RunWriter
+
+__all__ = ["Run", "RunWriter", "find_run", "read_run", "run_ids"]

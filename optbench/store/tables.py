@@ -1,0 +1,154 @@
+"""The tables of a run: one frozen dataclass per row, and the Arrow schema made from it.
+
+A row's fields come after the key columns, which every table starts with and which come from the trial.
+Legend: `after_task` 0 is before any training, 1..T after that task; `task` 1..T; a null means "does not apply".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from optbench.plan import Trial
+
+SCHEMA_VERSION = 1
+
+KEY_COLUMNS = ("trial", "experiment", "model", "optimizer", "variant", "seed", "stage")
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial: how it ended and what it cost."""
+
+    table: ClassVar[str] = "trials"
+
+    status: str
+    error_type: str | None
+    error_message: str | None
+    last_step: int
+    """The last training step of the whole trial that was finished; for a diverged trial the step it diverged at."""
+    steps: int
+    """Optimizer steps taken, over all tasks."""
+    parameters: int
+    device: str
+    hyperparameters: str
+    """JSON."""
+    init_hash: str
+    train_seconds: float
+    """This trial's share of its cohort's time in batches, gradients and updates."""
+    optimizer_seconds: float
+    optimizer_state_bytes: int
+    checkpoint: str | None
+    """Path of the final weights, relative to the run directory."""
+    fallbacks: int
+    """Matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
+    note: str | None
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One entry R[after_task, task] of the accuracy matrix, on test data and beside it on validation data."""
+
+    table: ClassVar[str] = "accuracy"
+
+    after_task: int
+    task: int
+    accuracy: float | None
+    loss: float | None
+    examples: int
+    validation_accuracy: float | None
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One value of one measure; null with a note where it is undefined."""
+
+    table: ClassVar[str] = "metrics"
+
+    after_task: int
+    task: int | None
+    layer: str | None
+    metric: str
+    value: float | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class SpectrumRow:
+    """One eigenvalue of the covariance of the representation, index 0 the largest."""
+
+    table: ClassVar[str] = "spectra"
+
+    after_task: int
+    task: int | None
+    layer: str
+    index: int
+    eigenvalue: float | None
+
+
+@dataclass(frozen=True)
+class SimilarityRow:
+    """Cosine between the mean features of two classes."""
+
+    table: ClassVar[str] = "similarity"
+
+    after_task: int
+    layer: str
+    class_a: int
+    class_b: int
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One evaluation during training; `train_loss` is the mean over the steps since the one before."""
+
+    table: ClassVar[str] = "curves"
+
+    task: int
+    step: int
+    """Optimizer steps taken in this task so far."""
+    epoch: float
+    train_loss: float | None
+    eval_loss: float | None
+    eval_accuracy: float | None
+
+
+Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | CurveRow
+ROW_TYPES: tuple[type[Row], ...] = (TrialRow, AccuracyRow, MetricRow, SpectrumRow, SimilarityRow, CurveRow)
+TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
+
+_ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
+
+
+def arrow_schema(row_type: type[Row]) -> pa.Schema:
+    """Key columns, then the row's fields; the schema version is in the metadata."""
+    hints = typing.get_type_hints(row_type)
+    fields = list(_KEY_FIELDS)
+    for field in dataclasses.fields(row_type):
+        hint = hints[field.name]
+        nullable = isinstance(hint, types.UnionType)
+        base = next(a for a in typing.get_args(hint) if a is not types.NoneType) if nullable else hint
+        fields.append(pa.field(field.name, _ARROW[base], nullable=nullable))
+    return pa.schema(fields, metadata={"optbench_schema_version": str(SCHEMA_VERSION)})
+
+
+def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Table:
+    """The rows with their trials' key columns, in order."""
+    names = [field.name for field in dataclasses.fields(row_type)]
+    columns: dict[str, list[Any]] = {key: [] for key in (*KEY_COLUMNS, *names)}
+    for trial, row in rows:
+        keys = (trial.id, trial.experiment, trial.model, trial.optimizer, trial.variant, trial.seed, trial.stage)
+        for name, value in zip(KEY_COLUMNS, keys, strict=True):
+            columns[name].append(value)
+        for name in names:
+            columns[name].append(getattr(row, name))
+    return pa.table(columns, schema=arrow_schema(row_type))
