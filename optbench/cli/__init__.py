@@ -1,0 +1,7 @@
+"""The command line: one Typer app; every command reads like a sentence."""
+
+from __future__ import annotations
+
+from optbench.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,11 @@
+"""`python -m optbench.cli`, where the `optbench` script is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+from optbench.cli.app import main
+
+# Worker processes import this module again, under another name.
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The commands and their options, and what every command's end has in common: messages and exit codes.
+
+Exit codes: 0 done; 1 a gate failed; 2 a wrong flag, suite, device or data; 3 some trials failed; 4 nothing was
+measured; 130 interrupted. Beyond the contract: 70 (EX_SOFTWARE of sysexits.h) for an error of optbench's own.
+
+This module imports nothing heavy, so that `--help` is quick: each command imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optbench.errors import OptbenchError
+
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+
+# Typer carries a copy of click from 0.22 on and imports click before, so click's base of all usage errors is found
+# through one that Typer exports.
+_ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take as long to import as everything else
+    help="Asks of an optimizer not only how fast it is, but what kind of solution it finds.",
+)
+
+RunsDir = Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the runs.")]
+# `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        try:
+            version = importlib.metadata.version("optbench")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"optbench {version}")
+        raise typer.Exit
+
+
+@app.callback()
+def optbench(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Options that come before a command."""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    suite: Annotated[
+        str | None, typer.Argument(metavar="SUITE", help="A suite file, or a name that `optbench list suites` shows.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.")
+    ] = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="How many (10: seeds 0 to 9), or which (0,1,2; with a comma, even one: 7,)."),
+    ] = None,
+    experiment: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")
+    ] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=TARGET]",
+            help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
+            "Repeatable; both together keep those named.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting of the suite. Repeatable."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="OPTBENCH_DATA", help="The folder of datasets that do not come with optbench."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a run: its directory, its id, or latest.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a suite and show what each optimizer found."""
+    from optbench.cli.training import Request, train_suite
+
+    request = Request(
+        suite=suite,
+        device=device,
+        runs_dir=runs_dir,
+        name=name,
+        seeds=seeds,
+        experiments=tuple(experiment or ()),
+        optimizers=tuple(optimizer or ()),
+        settings=tuple(set_ or ()),
+        data_dir=data_dir,
+        jobs=jobs,
+        resume=resume,
+        dry_run=dry_run,
+        quiet=quiet,
+        debug=debug or bool(context.find_root().params.get("debug")),
+    )
+    raise typer.Exit(train_suite(request))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, run ids, or latest (the default).")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Show the tables of finished or interrupted runs."""
+    from optbench.cli.reporting import report_runs
+
+    report_runs(runs or ["latest"], runs_dir)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="optimizers, datasets, tasks, models, metrics, suites or runs.")
+    ],
+    runs_dir: RunsDir = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """List optimizers, datasets, metrics, suites, runs, ..."""
+    from optbench.cli.listing import list_kind
+
+    list_kind(kind, runs_dir)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # An arrow that a terminal's encoding does not have must not end a run.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        code: Any = app(given or ["--help"], prog_name="optbench", standalone_mode=False)
+    except OptbenchError as error:
+        code = _say(error, str(error), error.exit_code, debug=debug)
+    except _ClickException as error:
+        code = _say(error, f"{error.format_message()} (see optbench --help)", 2, debug=debug)  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt) as error:
+        code = _say(error, "interrupted", INTERRUPTED, debug=debug)
+    except SystemExit as error:
+        # Typer and rich leave with 1, which means a failed gate here, when the reader of a pipe has gone.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        code = _reader_gone()
+    except BrokenPipeError:
+        code = _reader_gone()
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        code = _say(error, f"internal error: {message}; --debug shows the traceback", INTERNAL_ERROR, debug=debug)
+    return code if isinstance(code, int) else 0
+
+
+def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        for line in message.splitlines():
+            sys.stderr.write(f"optbench: {line}\n")
+    return code
+
+
+def _reader_gone() -> int:
+    # What is still buffered would raise again while Python shuts down.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,77 @@
+"""`optbench run --dry-run`: what would be trained. Imports no torch and runs no code of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from optbench.cli.output import results
+from optbench.cli.sequence import task_count, task_summary
+from optbench.optimizers.registry import find
+from optbench.plan import Cohort
+from optbench.runner import Plan
+
+MANY_VARIANTS = 4
+
+
+def show_plan(plan: Plan, resume: Path | None) -> None:
+    """Print experiments, cohorts and trials, and which of them are done already."""
+    done = len(plan.done & {trial.id for trial in plan.trials})
+    with results() as console:
+        count = f"{len(plan.trials)} trials in {len(plan.cohorts)} cohorts"
+        left = f"; {done} of them done already in {resume}, {len(plan.trials) - done} to train" if resume else ""
+        console.print(Text(f"{plan.suite.name}: {count}{left}"), soft_wrap=True)
+        console.print("\nTasks")
+        for name, experiment in plan.suite.experiments.items():
+            line = f"  {name}: {task_count(experiment)} tasks of {experiment.dataset}, {task_summary(experiment)}"
+            console.print(Text(line), soft_wrap=True)
+        console.print("\nCohorts")
+        console.print(_cohorts(plan), highlight=False)
+        console.print("\nTrials")
+        for trial in plan.trials:
+            state = "done  " if trial.id in plan.done else "to do "
+            console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
+
+
+def _cohorts(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column in ("experiment", "model", "optimizer", "lane"):
+        table.add_column(column, overflow="fold")
+    for column in ("members", "done"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("seeds", "variants"):
+        table.add_column(column, overflow="fold")
+    for cohort in plan.cohorts:
+        table.add_row(
+            Text(cohort.experiment),
+            Text(cohort.model),
+            Text(cohort.optimizer),
+            find(cohort.trials[0].target).lane,
+            str(len(cohort.trials)),
+            str(sum(trial.id in plan.done for trial in cohort.trials)),
+            number_ranges(sorted({trial.seed for trial in cohort.trials})),
+            Text(_variants(cohort)),
+        )
+    return table
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, shortened: `0-9`, `0-2, 5, 7-8`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(str(end) for end in run) for run in runs)
+
+
+def _variants(cohort: Cohort) -> str:
+    names = list(dict.fromkeys(trial.variant for trial in cohort.trials))
+    if len(names) <= MANY_VARIANTS:
+        return "; ".join(names)
+    return f"{len(names)}: {names[0]} ... {names[-1]}"

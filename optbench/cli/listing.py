@@ -1,0 +1,146 @@
+"""`optbench list KIND`: what there is, from the registries alone: no torch."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from optbench.cli.output import results
+from optbench.errors import StoreError, UsageError, unknown
+
+
+def list_kind(kind: str, runs_dir: Path) -> None:
+    """Print the table of one kind of thing.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    if kind not in LISTS:
+        raise UsageError(f"list: {unknown('kind', kind, LISTS)}")
+    table = LISTS[kind](runs_dir)
+    with results() as console:
+        console.print(table, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
+
+
+def _optimizers(_: Path) -> RenderableType:
+    from optbench.optimizers.registry import OPTIMIZERS
+
+    table = _table("optimizer", "lane", "what it is", "hyper-parameters (default)")
+    for spec in OPTIMIZERS.values():
+        defaults = ", ".join(f"{name} {_value(hyper.default)}" for name, hyper in spec.hyperparameters.items())
+        _row(table, spec.name, spec.lane, f"{spec.summary} ({spec.reference})", defaults)
+    return table
+
+
+def _datasets(_: Path) -> RenderableType:
+    from optbench.data.catalog import DATASETS
+
+    table = _table("dataset", "what it is", "images", "classes", "train", "test", "from")
+    for info in DATASETS.values():
+        shape = "×".join(str(size) for size in info.shape)
+        place = "package" if info.embedded else "download"
+        _row(table, info.name, info.title, shape, info.classes, info.train_size, info.test_size, place)
+    return table
+
+
+def _tasks(_: Path) -> RenderableType:
+    from optbench.suite.schema import TaskSettings
+
+    return _settings("tasks", TaskSettings)
+
+
+def _models(_: Path) -> RenderableType:
+    from optbench.suite.schema import ModelSettings
+
+    return _settings("model", ModelSettings)
+
+
+def _settings(what: str, union: Any) -> Table:
+    """The kinds in an annotated union of settings, with their keys and defaults."""
+    table = _table(f"{what} kind", "what it is", "settings (default)")
+    for settings in typing.get_args(typing.get_args(union)[0]):
+        fields = {name: field for name, field in settings.model_fields.items() if name != "kind"}
+        kind = typing.get_args(settings.model_fields["kind"].annotation)[0]
+        defaults = ", ".join(f"{name} {_value(field.default)}" for name, field in fields.items())
+        _row(table, kind, " ".join((settings.__doc__ or "").split()), defaults)
+    return table
+
+
+def _metrics(_: Path) -> RenderableType:
+    from optbench.metrics import METRICS
+
+    table = _table("metric", "", "taken from", "default", "formula", "source")
+    for metric in METRICS.values():
+        default = "yes" if metric.default else "no"
+        _row(table, metric.name, metric.arrow, metric.kind, default, metric.formula, metric.source)
+    return table
+
+
+def _suites(_: Path) -> RenderableType:
+    from optbench.suite import load_suite, shipped_suites
+
+    table = _table("suite", "what it is", "seeds", "experiments", "optimizers")
+    for name, path in shipped_suites().items():
+        suite = load_suite(path)
+        description = " ".join(suite.description.split())
+        _row(table, name, description, len(suite.seeds), ", ".join(suite.experiments), ", ".join(suite.optimizers))
+    return table
+
+
+def _runs(runs_dir: Path) -> RenderableType:
+    from optbench.store import run_ids
+    from optbench.store.read import read_json
+
+    ids = run_ids(runs_dir)
+    if not ids:
+        return Text(f"no runs in {runs_dir}")
+    table = _table("run", "suite", "status", "seeds", "created")
+    for run in ids:
+        try:
+            record = read_json(runs_dir / run)
+        except StoreError:
+            _row(table, run, "", "unreadable")
+            continue
+        seeds = record.get("seeds")
+        count = len(seeds) if isinstance(seeds, list) else None
+        _row(table, run, record.get("suite"), record.get("status"), count, record.get("created"))
+    return table
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+LISTS: Mapping[str, Callable[[Path], RenderableType]] = {
+    "optimizers": _optimizers,
+    "datasets": _datasets,
+    "tasks": _tasks,
+    "models": _models,
+    "metrics": _metrics,
+    "suites": _suites,
+    "runs": _runs,
+}

@@ -1,0 +1,217 @@
+"""Watching a run, on standard error: a live table on a terminal, a line per finished cohort elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from optbench.cli.progress import Group as TrialGroup
+from optbench.cli.progress import Tracker, duration
+from optbench.plan import Trial
+from optbench.runner import Plan
+from optbench.store.tables import TrialRow
+
+if TYPE_CHECKING:
+    from optbench.engine import Progress
+
+BAR_WIDTH = 24
+ROOM_BELOW = 4
+"""Lines of the terminal that the table leaves for the bar, its heading and the cursor."""
+
+
+def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> QuietView:
+    """The view that suits the stream: live on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        return QuietView(stream, debug=debug)
+    console = Console(file=stream)
+    # A terminal that cannot move its cursor (TERM=dumb) would show every frame anew.
+    moves = console.is_terminal and not console.is_dumb_terminal
+    return LiveView(stream, debug=debug) if moves else LineView(stream, debug=debug)
+
+
+class QuietView:
+    """Shows nothing but, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
+
+    def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
+        self.console = Console(file=stream)
+        self.debug = debug
+        self.path: Path | None = None
+        """Where the results are written, once that is settled."""
+        self.tracker: Tracker | None = None
+
+    def __enter__(self) -> QuietView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
+        self.path = path
+        self.tracker = Tracker(plan, time.monotonic)
+
+    def progress(self, progress: Progress) -> None:
+        assert self.tracker is not None
+        self.tracker.progress(progress)
+
+    def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None:
+        assert self.tracker is not None
+        self.tracker.finished(rows)
+
+    def message(self, text: str) -> None:
+        """Something worth a line: a download that begins."""
+
+    def details(self, text: str) -> None:
+        """A traceback from a worker process."""
+        if self.debug:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+    def _print(self, text: str) -> None:
+        # Soft wrap: a line in a log file stays one line. Text: brackets in it are no markup.
+        self.console.print(Text(text), soft_wrap=True)
+
+
+class LineView(QuietView):
+    """A line per finished cohort, for logs."""
+
+    def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
+        super().started(plan, path, device, jobs)
+        self._print(heading(plan, path, device, jobs))
+
+    def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None:
+        super().finished(rows)
+        assert self.tracker is not None
+        self._print(cohort_line(rows, self.tracker))
+        for line in failures(rows):
+            self._print(line)
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+
+class LiveView(QuietView):
+    """A table that follows every trial group, under a bar of the whole run."""
+
+    def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
+        super().__init__(stream, debug=debug)
+        self._live = Live(console=self.console, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False)
+        self._spinner = Spinner("dots")
+
+    def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
+        super().started(plan, path, device, jobs)
+        self._print(heading(plan, path, device, jobs))
+        self._live.start()
+        self._show()
+
+    def progress(self, progress: Progress) -> None:
+        super().progress(progress)
+        self._show()
+
+    def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None:
+        super().finished(rows)
+        for line in failures(rows):
+            self._print(line)
+        self._show()
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _show(self) -> None:
+        assert self.tracker is not None
+        # A new picture for every event: the refreshing thread never reads what this one is changing.
+        self._live.update(picture(self.tracker, self.console.height - ROOM_BELOW, self._spinner))
+
+
+def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
+    """What is about to be trained, on which device, and where the results go."""
+    known = len(plan.done & {trial.id for trial in plan.trials})
+    already = f" ({known} of them done already)" if known else ""
+    processes = f"{jobs} process{'' if jobs == 1 else 'es'}"
+    return f"{plan.suite.name}: {len(plan.trials)} trials{already} on {device}, {processes}; results in {path}"
+
+
+def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
+    """`permuted-mnist mlp-100 shampoo: 5 trials done (1 diverged), 17/90, about 3 min left`."""
+    first = rows[0][0]
+    count = f"{len(rows)} trial{'' if len(rows) == 1 else 's'} done"
+    bad = Counter(row.status for _, row in rows if row.status != "ok")
+    ended = f" ({', '.join(f'{n} {status}' for status, n in sorted(bad.items()))})" if bad else ""
+    left = tracker.left
+    guess = f", about {duration(left)} left" if left else ""
+    return f"{first.experiment} {first.model} {first.optimizer}: {count}{ended}, {tracker.done}/{tracker.total}{guess}"
+
+
+def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
+    """A line for every different error in a cohort, with the first trial that has it."""
+    seen: dict[tuple[str | None, str | None], tuple[Trial, int]] = {}
+    for trial, row in rows:
+        if row.status == "failed":
+            key = (row.error_type, row.error_message)
+            first, count = seen.get(key, (trial, 0))
+            seen[key] = (first, count + 1)
+    return [
+        f"failed: {trial.id}{f' and {count - 1} more' if count > 1 else ''}: {kind}: {' '.join((text or '').split())}"
+        for (kind, text), (trial, count) in seen.items()
+    ]
+
+
+def picture(tracker: Tracker, height: int, spinner: RenderableType) -> RenderableType:
+    """The whole run's bar, and below it as many groups as fit in `height` lines: those in training first then."""
+    left = tracker.left
+    remaining = f"about {duration(left)} left" if left is not None else "time left: too early to say"
+    bar = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        bar.add_column(no_wrap=True, overflow="ellipsis")
+    bar.add_row(
+        spinner,
+        ProgressBar(total=1.0, completed=tracker.fraction, width=BAR_WIDTH),
+        f"{tracker.done}/{tracker.total} trials",
+        f"{duration(tracker.elapsed)} passed, {remaining}",
+    )
+    groups = list(tracker.groups)
+    rest = 0
+    if len(groups) > height:
+        groups.sort(key=lambda group: (not group.training, group.done == group.total))  # stable: the suite's order
+        rest = len(groups) - max(1, height - 1)
+        groups = groups[: max(1, height - 1)]
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "left", "right", "left", "left"):
+        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+    table.add_row(*(Text(t, style="dim") for t in ("experiment", "model", "optimizer", "trials", "task", "accuracy")))
+    for group in groups:
+        table.add_row(*_cells(group))
+    return Group(
+        bar, table, *([Text(f"and {rest} more", style="dim", no_wrap=True, overflow="ellipsis")] if rest else [])
+    )
+
+
+def _cells(group: TrialGroup) -> list[Text]:
+    slowest, accuracy = group.slowest, group.accuracy
+    bad = ", ".join(f"{n} {what}" for n, what in ((group.diverged, "diverged"), (group.failed, "failed")) if n)
+    waiting = "done" if group.done == group.total else "waiting"
+    task = f"{slowest.task}/{group.tasks}" if slowest is not None else waiting
+    style = "dim" if slowest is None else ""
+    return [
+        *(Text(part, style=style) for part in group.name),
+        Text(f"{group.done}/{group.total}", style=style),
+        Text(task, style=style),
+        Text(bad if bad else f"{accuracy:.3f}" if accuracy is not None else "", style="yellow" if bad else style),
+    ]

@@ -1,0 +1,174 @@
+"""What the command line takes of a suite, and adds to it: seeds, experiments and optimizers.
+
+Additions and seeds are expressed as overrides (`key.path=value`), so that a `--set` of the user can refer to them and
+everything is validated in one place; what is kept is chosen from the validated suite.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
+from optbench.suite import Suite, load_suite
+from optbench.suite.document import MAX_BYTES, decode, parse_yaml
+from optbench.suite.load import OptimizerCheck
+from optbench.suite.schema import MAX_SEEDS, is_name
+
+
+@dataclass(frozen=True)
+class Addition:
+    """An optimizer that the suite does not have: `--optimizer NAME=TARGET`."""
+
+    name: str
+    target: str
+
+    @property
+    def option(self) -> str:
+        return f"--optimizer {self.name}={self.target}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The options of `optbench run` that change what is trained; everything empty: the suite as it is."""
+
+    seeds: tuple[int, ...] = ()
+    experiments: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
+    additions: tuple[Addition, ...] = ()
+    settings: tuple[str, ...] = ()
+    """`key.path=value`, as the user gave them."""
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`10` is 0 to 9; `0,1,2` is these; `7,` is 7 alone.
+
+    Raises:
+        UsageError: no seed, one twice, too many, or something that is no seed.
+    """
+    needed = "needs a number of seeds of at least 1, or a list like 0,1,2"
+    parts = [part.strip() for part in text.removesuffix(",").split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
+        raise UsageError(f"--seeds {text}: {needed}" if text.strip() else f"--seeds: {needed}; nothing came")
+    numbers = tuple(int(part) for part in parts)
+    if "," not in text:
+        if not 1 <= numbers[0] <= MAX_SEEDS:
+            raise UsageError(f"--seeds {text}: needs at least 1 seed and at most {MAX_SEEDS}")
+        return tuple(range(numbers[0]))
+    if twice := [number for i, number in enumerate(numbers) if number in numbers[:i]]:
+        raise UsageError(f"--seeds {text}: seed {twice[0]} is listed twice")
+    if max(numbers) >= 2**63 or len(numbers) > MAX_SEEDS:
+        raise UsageError(f"--seeds: needs at most {MAX_SEEDS} seeds, each below 2**63")
+    return numbers
+
+
+def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addition, ...]]:
+    """The names to keep, and the optimizers to add.
+
+    Raises:
+        UsageError: a text is neither NAME nor NAME=TARGET, or a name is added twice.
+    """
+    keep: list[str] = []
+    additions: list[Addition] = []
+    for text in texts:
+        name, equals, target = (part.strip() for part in text.partition("="))
+        # A dot would make `--set optimizers.NAME.lr=...` ambiguous.
+        if not is_name(name) or (equals and "." in name):
+            allowed = "letters, digits, _, + and - in its name" if equals else "the name of an optimizer"
+            raise UsageError(f"--optimizer {text}: needs {allowed}")
+        if not equals:
+            keep.append(name)
+            continue
+        if not target:
+            raise UsageError(f"--optimizer {text}: needs NAME=module:Class or NAME=./file.py:Class")
+        if any(addition.name == name for addition in additions):
+            raise UsageError(f"--optimizer {text}: '{name}' is added twice")
+        additions.append(Addition(name, target))
+    return tuple(dict.fromkeys(keep)), tuple(additions)
+
+
+def choose(path: Path, choice: Choice, check_optimizer: OptimizerCheck | None = None) -> Suite:
+    """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
+
+    An experiment of which no optimizer is left is left out, unless it was named.
+
+    Raises:
+        SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
+    """
+    outline = _outline(path) if choice.additions else {}
+    overrides: list[str] = []
+    for addition in choice.additions:
+        if addition.name in _mapping(outline.get("optimizers")):
+            raise UsageError(f"{addition.option}: the suite has an optimizer '{addition.name}'; choose another name")
+        overrides += _addition_overrides(addition, outline)
+    overrides += choice.settings
+    if choice.seeds:
+        overrides.append(f"seeds={json.dumps(choice.seeds)}")
+    try:
+        suite = load_suite(path, overrides, check_optimizer=check_optimizer)
+    except OptbenchError as error:
+        raise type(error)(_in_the_users_words(str(error), choice.additions)) from None
+    return _keep(suite, choice)
+
+
+def _outline(path: Path) -> Mapping[str, Any]:
+    """The file's plain content, not validated; empty when it is unreadable, which `load_suite` then reports."""
+    try:
+        with path.open("rb") as file:
+            value = parse_yaml(decode(file.read(MAX_BYTES), str(path)), str(path)).value
+    except (OSError, ValueError, SuiteError):
+        return {}
+    return _mapping(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _target_override(addition: Addition) -> str:
+    return f"optimizers.{addition.name}.target={json.dumps(addition.target)}"
+
+
+def _addition_overrides(addition: Addition, outline: Mapping[str, Any]) -> list[str]:
+    # Experiments that list no optimizers have all of the suite's anyway.
+    listing = [name for name, e in _mapping(outline.get("experiments")).items() if _mapping(e).get("optimizers")]
+    return [_target_override(addition), *(f"experiments.{e}.optimizers.{addition.name}={{}}" for e in listing)]
+
+
+def _in_the_users_words(message: str, additions: Sequence[Addition]) -> str:
+    """The message with `--optimizer`, which the user gave, in place of the override made of it."""
+    for addition in additions:
+        message = message.replace(f"--set {_target_override(addition)}", addition.option)
+    return message
+
+
+def _keep(suite: Suite, choice: Choice) -> Suite:
+    for name in choice.experiments:
+        if name not in suite.experiments:
+            raise UsageError(f"--experiment: {unknown('experiment', name, suite.experiments)}")
+    for name in choice.optimizers:
+        if name not in suite.optimizers:
+            raise UsageError(f"--optimizer: {unknown('optimizer', name, suite.optimizers)}")
+    added = {addition.name for addition in choice.additions}
+    wanted = {*choice.optimizers, *added} if choice.optimizers else set(suite.optimizers)
+    experiments = {}
+    for name, experiment in suite.experiments.items():
+        if choice.experiments and name not in choice.experiments:
+            continue
+        chosen = None
+        if experiment.optimizers is not None:
+            chosen = {o: changes for o, changes in experiment.optimizers.items() if o in wanted}
+            if not chosen:
+                if choice.experiments:
+                    has = ", ".join(experiment.optimizers)
+                    raise UsageError(f"--optimizer: experiment '{name}' has none of those named (it has: {has})")
+                continue
+        experiments[name] = experiment.model_copy(update={"optimizers": chosen})
+    if not experiments:
+        raise UsageError("--optimizer: no experiment has any of those named")
+    optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
+    return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments})

@@ -1,0 +1,133 @@
+"""`optbench run`: from the options to a plan, through the run, to what a person sees at the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from optbench.cli.dry_run import show_plan
+from optbench.cli.live import view_for
+from optbench.cli.output import results, say
+from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
+from optbench.data.catalog import DATASETS
+from optbench.errors import OptbenchError, UsageError, unknown
+from optbench.metrics import select
+from optbench.optimizers.registry import check_settings
+from optbench.report import render, summarise
+from optbench.runner import Options, Outcome, make_plan, run
+from optbench.store import find_run, read_run
+from optbench.suite import Suite, resolve_suite_path
+from optbench.suite.schema import is_name
+
+DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
+NAMED = 3
+"""So many trials are named in a warning; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `optbench run`, as they were given."""
+
+    suite: str | None = None
+    device: str = "auto"
+    runs_dir: Path = Path("runs")
+    name: str | None = None
+    seeds: str | None = None
+    experiments: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    jobs: int | None = None
+    resume: str | None = None
+    dry_run: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def train_suite(request: Request) -> int:
+    """Train what the request asks for and show it; the exit code.
+
+    Raises:
+        OptbenchError: the request, the suite, the device, the data or the runs directory do not allow it.
+    """
+    resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
+    suite = _suite(request, resume)
+    if request.dry_run:
+        show_plan(make_plan(suite, resume), resume)
+        return DONE
+    options = Options(
+        device=request.device,
+        runs_dir=request.runs_dir,
+        name=request.name,
+        data_dir=request.data_dir,
+        jobs=request.jobs,
+        resume=resume,
+        command=("optbench", *sys.argv[1:]),
+    )
+    with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
+        try:
+            outcome = run(suite, options, view)
+        except OptbenchError as error:
+            if view.path is None or view.tracker is None or not view.tracker.done:
+                raise
+            raise type(error)(f"{error}\n{view.tracker.done} finished trials are kept in {view.path}") from error
+    return _conclude(outcome, request.quiet)
+
+
+def _suite(request: Request, resume: Path | None) -> Suite:
+    if request.suite is None and resume is None:
+        raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
+    if request.name is not None and resume is not None:
+        raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
+    if request.name is not None and not is_name(request.name):
+        raise UsageError(
+            f"--name '{request.name}': needs letters, digits and . _ + - only, with a letter or digit first"
+        )
+    seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
+    keep, additions = parse_optimizers(request.optimizers)
+    choice = Choice(seeds, request.experiments, keep, additions, request.settings)
+    if request.suite is not None:
+        path = resolve_suite_path(request.suite)
+    else:
+        assert resume is not None
+        path = resume / "suite.yaml"
+    suite = choose(path, choice, check_settings)
+    # Known by name without torch, so a slip costs no time and shows in a dry run too.
+    for name, experiment in suite.experiments.items():
+        if experiment.dataset not in DATASETS:
+            raise UsageError(f"{path}: experiments.{name}.dataset: {unknown('dataset', experiment.dataset, DATASETS)}")
+        try:
+            select(experiment.metrics)
+        except UsageError as error:
+            raise UsageError(f"{path}: experiments.{name}.metrics: {error}") from None
+    return suite
+
+
+def _conclude(outcome: Outcome, quiet: bool) -> int:
+    finished = sum(outcome.statuses.values())
+    if outcome.interrupted:
+        say(f"optbench: interrupted; {finished} finished trials are kept; go on with: {_resume(outcome.path)}")
+        return INTERRUPTED
+    recorded = read_run(outcome.path)
+    with results() as console:
+        render(summarise(recorded), console)
+        if not quiet:
+            console.print(f"\nResults: {outcome.path}", markup=False, highlight=False, soft_wrap=True)
+    trials = recorded.tables["trials"]
+    for status in ("diverged", "failed"):
+        names = list(trials.loc[trials["status"] == status, "trial"])
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            count = f"{len(names)} trial{'' if len(names) == 1 else 's'}"
+            say(f"optbench: warning: {count} {status}: {', '.join(names[:NAMED])}{more}")
+    if outcome.statuses.get("failed", 0) == finished:
+        say("optbench: nothing was measured")
+        return NOTHING_MEASURED
+    return SOME_FAILED if outcome.statuses.get("failed") else DONE
+
+
+def _resume(path: Path) -> str:
+    return shlex.join(["optbench", "run", "--resume", os.fspath(path)])
