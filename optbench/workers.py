@@ -6,6 +6,7 @@ thread a trial's bits do not depend on its cohort, and the cores are kept busy b
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -117,10 +118,8 @@ class _Worker:
 
     def give(self, cohort: Cohort) -> None:
         self.cohort = cohort
-        try:
+        with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
             self.connection.send(cohort)
-        except OSError:
-            pass  # it died while it was idle: reading from it will say so
 
     def stop(self) -> int | None:
         self.cohort = None

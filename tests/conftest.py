@@ -82,7 +82,11 @@ def same_bits(a: TrialResult, b: TrialResult) -> bool:
     """Whether two results agree in everything but what was timed: every row, every bit of the weights."""
     if (a.weights is None) != (b.weights is None):
         return False
-    if a.weights is not None and b.weights is not None and not all(map(torch.equal, a.weights.values(), b.weights.values())):
+    if (
+        a.weights is not None
+        and b.weights is not None
+        and not all(map(torch.equal, a.weights.values(), b.weights.values()))
+    ):
         return False
     return [timeless(row) for row in a.rows] == [timeless(row) for row in b.rows]
 

@@ -99,7 +99,10 @@ def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Datase
     # The absurd rate stands in the middle, so that both neighbours would notice.
     suite = small_suite({"opt": {**settings(name), "lr": [RATES[name], 1e38, RATES[name] / 2]}}, seeds=2)
     results = train_suite(suite, mnist)
-    by_rate = {rate: [r for r in results if r.trial.hyperparameters["lr"] == rate] for rate in (RATES[name], 1e38, RATES[name] / 2)}
+    by_rate = {
+        rate: [r for r in results if r.trial.hyperparameters["lr"] == rate]
+        for rate in (RATES[name], 1e38, RATES[name] / 2)
+    }
     for result in by_rate[1e38]:
         row = trial_row(result)
         assert row.status == "diverged"
@@ -130,7 +133,7 @@ def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset)
                         early_stopping={"patience": 1000})  # fmt: skip
     for result in train_suite(suite, mnist):
         curve = [row.eval_loss for row in result.rows if isinstance(row, CurveRow)]
-        final = [row for row in result.rows if isinstance(row, AccuracyRow) and row.after_task == 1][0]
+        final = next(row for row in result.rows if isinstance(row, AccuracyRow) and row.after_task == 1)
         losses = [loss for loss in curve if loss is not None]
         assert final.validation_loss == pytest.approx(min(losses), rel=1e-6)
         assert min(losses) < losses[-1]
@@ -165,7 +168,9 @@ def test_all_tables_of_the_contract_are_filled(mnist: Dataset) -> None:
     result = train_suite(small_suite({"opt": settings("sgd")}, tasks=PAIRS, seeds=1), mnist)[0]
     tasks = 5
     accuracies = [row for row in result.rows if isinstance(row, AccuracyRow)]
-    assert [(r.after_task, r.task) for r in accuracies] == [(i, j) for i in range(tasks + 1) for j in range(1, tasks + 1)]
+    assert [(r.after_task, r.task) for r in accuracies] == [
+        (i, j) for i in range(tasks + 1) for j in range(1, tasks + 1)
+    ]
     spectra = [row for row in result.rows if isinstance(row, SpectrumRow) and row.task is None]
     assert [row.index for row in spectra] == list(range(20))
     assert [row.eigenvalue for row in spectra] == sorted((row.eigenvalue for row in spectra), reverse=True)

@@ -26,7 +26,9 @@ def resolve(text: str) -> torch.device:
         if not torch.cuda.is_available():
             built = torch.version.cuda
             reason = f"no CUDA device is visible to PyTorch {torch.__version__}"
-            raise DeviceError(f"--device {text}: {reason if built else f'PyTorch {torch.__version__} is built without CUDA'}")
+            raise DeviceError(
+                f"--device {text}: {reason if built else f'PyTorch {torch.__version__} is built without CUDA'}"
+            )
         count = torch.cuda.device_count()
         if index and int(index) >= count:
             raise DeviceError(f"--device {text}: this machine has cuda:0 to cuda:{count - 1}")

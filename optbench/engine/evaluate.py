@@ -47,7 +47,7 @@ class _Reader(nn.Module):
 
 
 class Evaluator:
-    """Reads networks of one shape, given as rows of a stack, one after the other: no network meets another's numbers."""
+    """Reads networks of one shape, given as rows of a stack, one by one: none meets another's numbers."""
 
     def __init__(self, network: Network, layout: Layout, normalise: Normaliser) -> None:
         self._reader = _Reader(network).eval()

@@ -57,7 +57,8 @@ class LoopGradients:
         self._network = network
         self._buffer = buffer
         self._weights = [
-            {name: view.requires_grad_() for name, view in layout.views(row).items()} for row in weights.detach().unbind()
+            {name: view.requires_grad_() for name, view in layout.views(row).items()}
+            for row in weights.detach().unbind()
         ]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
 

@@ -86,7 +86,7 @@ class ElementwiseLane:
             leaf.grad = grads[start:stop]
             self._leaves.append(leaf)
             groups.append({"params": [leaf], **settings[start]})
-        self._optimizer = cls(groups)
+        self._optimizer = cls(groups)  # type: ignore[call-arg]  # a concrete class has its own defaults
         for leaf, (start, stop) in zip(self._leaves, self._blocks, strict=True):
             members = [state for state in states[start:stop] if state is not None]
             if members:
@@ -105,7 +105,9 @@ class ElementwiseLane:
             state = self._optimizer.state.get(leaf)
             for i in range(stop - start):
                 # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
-                rows = {k: v[i].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()} if state else None
+                rows = (
+                    {k: v[i].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()} if state else None
+                )
                 states.append(rows)
         return states
 

@@ -82,9 +82,7 @@ def _representation(
 def _similarity(member: Member, features: Tensor, labels: Tensor, after_task: int) -> None:
     classes = sorted(set(labels.tolist()))
     cosines = class_cosine(features, labels).tolist()
-    member.rows += [
-        SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes
-    ]
+    member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
 
 
 def _pool(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:

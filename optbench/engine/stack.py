@@ -58,7 +58,8 @@ class Layout:
 
     def views(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows (..., P) to the parameters (..., *shape) by name, sharing memory."""
-        return {s.name: rows[..., s.offset : s.offset + s.numel].unflatten(-1, s.shape) for s in self.slots}
+        lead = rows.shape[:-1]
+        return {s.name: rows[..., s.offset : s.offset + s.numel].view(*lead, *s.shape) for s in self.slots}
 
     def pack(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Parameters of one network to its row (P,), on the CPU."""

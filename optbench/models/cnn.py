@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from optbench.models.network import ACTIVATIONS, Network
@@ -26,8 +28,10 @@ class Cnn(Network):
         counts = [channels, *settings.channels]
         shrink = 2 ** len(settings.channels)
         if min(height, width) < shrink:
-            raise ValueError(f"{len(settings.channels)} poolings need images of at least {shrink} pixels a side; {height}x{width} came")
-        self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in zip(counts, counts[1:], strict=False)])
+            raise ValueError(
+                f"{len(settings.channels)} poolings need images of {shrink} pixels a side; {height}x{width} came"
+            )
+        self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(counts)])
         for _ in settings.channels:
             height, width = height // 2, width // 2
         self.project = nn.Linear(counts[-1] * height * width, settings.hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class Mlp(Network):
     def __init__(self, settings: schema.Mlp, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         widths = [math.prod(shape), *settings.hidden]
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
         normalise = settings.normalisation == "layer"
         self.norms = nn.ModuleList([nn.LayerNorm(w) if normalise else nn.Identity() for w in settings.hidden])
         self.head = nn.Linear(widths[-1], classes)

@@ -28,7 +28,9 @@ def load_class(target: str) -> type[torch.optim.Optimizer]:
     if found is None:
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
         guess = nearest(attribute, classes)
-        raise OptimizerError(f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else ""))
+        raise OptimizerError(
+            f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else "")
+        )
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
         raise OptimizerError(f"{target}: needs a subclass of torch.optim.Optimizer; '{attribute}' is {_kind(found)}")
     return found

@@ -143,7 +143,9 @@ class Shampoo(Optimizer):
             "grafting": grafting,
         }
         # Everything lives in the groups: an attribute would be lost when the optimizer is copied or pickled.
-        defaults = dict(SHAMPOO_PRESETS[preset]) | {name: value for name, value in explicit.items() if value is not None}
+        defaults = dict(SHAMPOO_PRESETS[preset]) | {
+            name: value for name, value in explicit.items() if value is not None
+        }
         defaults |= {
             "epsilon": epsilon,
             "weight_decay": weight_decay,

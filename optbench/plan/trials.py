@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from optbench.optimizers import registry
@@ -47,22 +48,18 @@ class Cohort:
         """At most `parts` cohorts of nearly equal size with the same trials, in order."""
         count = min(parts, len(self.trials))
         bounds = [len(self.trials) * i // count for i in range(count + 1)]
-        pieces = [self.trials[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces = [self.trials[a:b] for a, b in pairwise(bounds)]
         return [Cohort(self.experiment, self.model, self.optimizer, piece) for piece in pieces]
 
 
 def complete(suite: Suite) -> Suite:
     """The suite with the registry's defaults written out for every optimizer: what a run records."""
     optimizers = {
-        name: OptimizerSettings(
-            target=settings.target, **registry.complete(settings.target, settings.hyperparameters)
-        )
+        name: OptimizerSettings(target=settings.target, **registry.complete(settings.target, settings.hyperparameters))
         for name, settings in suite.optimizers.items()
     }
     experiments = {
-        name: experiment.model_copy(
-            update={"optimizers": dict(experiment.optimizers or {o: {} for o in optimizers})}
-        )
+        name: experiment.model_copy(update={"optimizers": dict(experiment.optimizers or {o: {} for o in optimizers})})
         for name, experiment in suite.experiments.items()
     }
     return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments})

@@ -107,9 +107,7 @@ def read_tables(path: Path) -> dict[str, pa.Table]:
     # that are not in its `trials` table, which is written last: those do not count.
     renewed = {trial for part in found for trial in part["trials"]["trial"].to_pylist()}
     kept = set(merged["trials"]["trial"].to_pylist()) - renewed
-    return {
-        name: pa.concat_tables([only(merged[name], kept), *(part[name] for part in found)]) for name in TABLES
-    }
+    return {name: pa.concat_tables([only(merged[name], kept), *(part[name] for part in found)]) for name in TABLES}
 
 
 def only(table: pa.Table, trials: set[str]) -> pa.Table:
