@@ -157,8 +157,9 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
             connection.send(None)
         else:
             steps, started = order[1], time.perf_counter()
-            for t in range(t + 1, t + 1 + steps):
-                step(t)
+            for later in range(t + 1, t + 1 + steps):
+                step(later)
+            t += steps
             connection.send(time.perf_counter() - started)
 
 
@@ -199,8 +200,8 @@ def report(optimizer: str, members: int, cores: int, rounds: int, seconds: float
     best = max(("floor, batched", "floor, one by one"), key=lambda name: statistics.median(speeds[name]))
     speeds["floor"] = speeds[best]
     cells = [summary(speeds[name], "{:,.0f}") for name in ("engine", "loop", "floor")]
-    for other in ("loop", "floor"):
-        cells.append(summary([a / b for a, b in zip(speeds["engine"], speeds[other], strict=True)], "{:.2f}"))
+    ratios = [[a / b for a, b in zip(speeds["engine"], speeds[o], strict=True)] for o in ("loop", "floor")]
+    cells += [summary(ratio, "{:.2f}") for ratio in ratios]
     widths = (26, 26, 26, 20, 20)
     print(f"{optimizer:10}{members:8}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True)
 

@@ -30,18 +30,20 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
             line = f"  {name}: {task_count(experiment)} tasks of {experiment.dataset}, {task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
         console.print("\nCohorts")
-        console.print(_cohorts(plan), highlight=False)
+        console.print(_cohorts(plan, resumed=resume is not None), highlight=False)
         console.print("\nTrials")
         for trial in plan.trials:
             state = "done  " if trial.id in plan.done else "to do "
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
 
 
-def _cohorts(plan: Plan) -> Table:
+def _cohorts(plan: Plan, *, resumed: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column in ("experiment", "model", "optimizer", "lane"):
-        table.add_column(column, overflow="fold")
-    for column in ("members", "done"):
+    # The names are what a reader copies into a command: where room is short, the other columns fold before them.
+    for column in ("experiment", "model", "optimizer"):
+        table.add_column(column, overflow="fold", min_width=max(len(getattr(c, column)) for c in plan.cohorts))
+    table.add_column("lane", overflow="fold")
+    for column in ("members", "done") if resumed else ("members",):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("seeds", "variants"):
         table.add_column(column, overflow="fold")
@@ -52,7 +54,7 @@ def _cohorts(plan: Plan) -> Table:
             Text(cohort.optimizer),
             find(cohort.trials[0].target).lane,
             str(len(cohort.trials)),
-            str(sum(trial.id in plan.done for trial in cohort.trials)),
+            *([str(sum(trial.id in plan.done for trial in cohort.trials))] if resumed else []),
             number_ranges(sorted({trial.seed for trial in cohort.trials})),
             Text(_variants(cohort)),
         )

@@ -45,7 +45,10 @@ def _optimizers(_: Path) -> RenderableType:
 
     table = _table("optimizer", "lane", "what it is", "hyper-parameters (default)")
     for spec in OPTIMIZERS.values():
-        defaults = ", ".join(f"{name} {_value(hyper.default)}" for name, hyper in spec.hyperparameters.items())
+        defaults = ", ".join(
+            f"{name} {'by preset' if hyper.default is None else _value(hyper.default)}"
+            for name, hyper in spec.hyperparameters.items()
+        )
         _row(table, spec.name, spec.lane, f"{spec.summary} ({spec.reference})", defaults)
     return table
 

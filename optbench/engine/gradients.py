@@ -159,12 +159,14 @@ class MlpGradients:
                 torch.mm(delta, layers[k][0], out=deltas[k - 1])
                 delta = deltas[k - 1]
                 if self._relu:
-                    delta.mul_(below > 0)
+                    _mask_by_relu(delta, below, 0.0, grad_input=delta)
                 else:
                     delta.addcmul_(delta * below, below, value=-1.0)  # f' = 1 - tanh^2
 
 
 _MINUS_ONE = torch.tensor(-1.0)
+# Autograd's own kernel for ReLU, in place: a product with a mask of booleans takes five times as long.
+_mask_by_relu = torch.ops.aten.threshold_backward.grad_input
 
 
 def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -238,7 +238,9 @@ class PerMemberLane:
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:
     """Members with equal signatures may share a leaf: equal settings, equal scalars (step counts) in their state."""
-    scalars = {k: float(v) for k, v in state.items() if not _is_row(v)} if state else None
+    scalars = None
+    if state:
+        scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
     return repr((sorted(setting.items()), scalars))
 
 

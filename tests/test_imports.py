@@ -1,0 +1,19 @@
+"""Commands that train nothing start fast, because they import neither torch nor the drawing libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy'}"
+
+
+@pytest.mark.parametrize(
+    "module", ["cli", "report", "store", "suite", "plan", "runner", "metrics", "data", "optimizers.registry"]
+)
+def test_importing_needs_no_torch(module: str) -> None:
+    code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
