@@ -86,7 +86,7 @@ Seeds = Annotated[
 
 
 class LogGrid(_Settings):
-    """`{log: [1e-4, 1e-1], points: 7}`: `points` values from the first to the second, evenly spaced in log."""
+    """`{log: [1e-4, 1e-1], points: 7}`: `points` values, evenly spaced in log, rounded to 3 digits or more."""
 
     # YAML has no tuples: a list of two serves.
     log: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)]
@@ -95,9 +95,13 @@ class LogGrid(_Settings):
     def values(self) -> list[float]:
         low, high = (math.log(bound) for bound in self.log)
         step = (high - low) / (self.points - 1)
-        # Twelve significant digits: a decade's points read 0.001, not 0.0009999999999999998.
-        inner = [float(f"{math.exp(low + i * step):.12g}") for i in range(1, self.points - 1)]
-        return [self.log[0], *inner, self.log[1]]
+        inner = [math.exp(low + i * step) for i in range(1, self.points - 1)]
+        # Rounded, since the values name their variants: to three significant digits, or as many as tell them apart.
+        for digits in range(3, 17):
+            rounded = [self.log[0], *(float(f"{value:.{digits}g}") for value in inner), self.log[1]]
+            if len(set(rounded)) == self.points:
+                break
+        return rounded
 
 
 class OptimizerSettings(BaseModel):
