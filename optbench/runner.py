@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from optbench.errors import UsageError
-from optbench.plan import Cohort, Trial, cohorts, complete, trials
+from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trials
 from optbench.store import RunWriter
 from optbench.store.provenance import provenance
 from optbench.store.read import read_tables
@@ -153,15 +153,14 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
 
 
 def spread(plan: Plan, jobs: int) -> list[Cohort]:
-    """What is left of every cohort, cut so that all processes have work: Shampoo first, as it takes the longest."""
-    units: list[Cohort] = []
+    """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late."""
+    units: list[tuple[float, Cohort]] = []
     for cohort in plan.cohorts:
         left = tuple(trial for trial in cohort.trials if trial.id not in plan.done)
-        if left:
-            units += dataclasses.replace(cohort, trials=left).split(jobs)
-    from optbench.optimizers.registry import find
-
-    return sorted(units, key=lambda unit: find(unit.trials[0].target).lane == "elementwise")
+        pieces = dataclasses.replace(cohort, trials=left).split(jobs) if left else []
+        experiment = plan.suite.experiments[cohort.experiment]
+        units += [(sum(expected_cost(trial, experiment) for trial in piece.trials), piece) for piece in pieces]
+    return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
 
 
 def new_id(suite: Suite) -> str:

@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
-from optbench.cli.sequence import task_count, task_summary
+from optbench.cli.sequence import task_summary
 from optbench.optimizers.registry import find
-from optbench.plan import Cohort
+from optbench.plan import Cohort, task_count
 from optbench.runner import Plan
 
 MANY_VARIANTS = 4
+WIDEST_NAME = 16
+"""Characters of a name that are kept together, so that three names leave room for the rest in 80 columns."""
 
 
 def show_plan(plan: Plan, resume: Path | None) -> None:
@@ -41,7 +43,9 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     # The names are what a reader copies into a command: where room is short, the other columns fold before them.
     for column in ("experiment", "model", "optimizer"):
-        table.add_column(column, overflow="fold", min_width=max(len(getattr(c, column)) for c in plan.cohorts))
+        table.add_column(
+            column, overflow="fold", min_width=min(WIDEST_NAME, max(len(getattr(c, column)) for c in plan.cohorts))
+        )
     table.add_column("lane", overflow="fold")
     for column in ("members", "done") if resumed else ("members",):
         table.add_column(column, justify="right", no_wrap=True)

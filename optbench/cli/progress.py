@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from optbench.cli.sequence import task_count
-from optbench.plan import Trial
+from optbench.plan import Trial, expected_cost, task_count
 from optbench.runner import Plan
 from optbench.store.tables import TrialRow
 
@@ -53,6 +52,7 @@ class Tracker:
         self._group_of: dict[str, Group] = {}
         self._fraction: dict[str, float] = {}
         """Of every trial that this run has to train, how much is done, 0..1."""
+        self._cost: dict[str, float] = {}
         groups: dict[tuple[str, str, str], Group] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
@@ -65,6 +65,7 @@ class Tracker:
                 group.done += 1
             else:
                 self._fraction[trial.id] = 0.0
+                self._cost[trial.id] = expected_cost(trial, plan.suite.experiments[trial.experiment])
         self.groups = tuple(groups.values())
         self.total = len(plan.trials)
 
@@ -90,8 +91,9 @@ class Tracker:
 
     @property
     def fraction(self) -> float:
-        """How much of what this run has to train is done, 0..1, trials weighing the same."""
-        return sum(self._fraction.values()) / len(self._fraction) if self._fraction else 1.0
+        """How much of what this run has to train is done, 0..1, trials weighing what they are expected to cost."""
+        total = sum(self._cost.values())
+        return sum(self._fraction[trial] * cost for trial, cost in self._cost.items()) / total if total else 1.0
 
     @property
     def elapsed(self) -> float:

@@ -1,21 +1,8 @@
-"""How many tasks an experiment has, and what they are, in words: from its settings alone, without its data."""
+"""What the tasks of an experiment are, in words."""
 
 from __future__ import annotations
 
-from optbench.data.catalog import DATASETS
-from optbench.suite.schema import ClassIncremental, ExperimentSettings, Permuted, Rotated
-
-
-def task_count(experiment: ExperimentSettings) -> int:
-    """T, the number of tasks; 0 where the dataset is not known."""
-    match experiment.tasks:
-        case Permuted(count=count):
-            return count
-        case Rotated(angles=angles):
-            return len(angles)
-        case ClassIncremental(group_size=size):
-            info = DATASETS.get(experiment.dataset)
-            return info.classes // size if info else 0
+from optbench.suite.schema import ExperimentSettings
 
 
 def task_summary(experiment: ExperimentSettings) -> str:

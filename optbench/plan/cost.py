@@ -1,0 +1,37 @@
+"""How long trials take relative to each other, guessed from their settings: for the order of work and the time left."""
+
+from __future__ import annotations
+
+from optbench.data.catalog import DATASETS
+from optbench.optimizers.registry import find
+from optbench.plan.trials import Trial
+from optbench.suite.schema import ClassIncremental, ExperimentSettings, Permuted, Rotated
+
+BATCHED = 12.0
+"""Steps of SGD that take as long as one of Shampoo, on MNIST with 100 hidden units (benchmarks/RESULTS.md)."""
+
+
+def task_count(experiment: ExperimentSettings) -> int:
+    """T, the number of tasks; 0 where the dataset is not known."""
+    match experiment.tasks:
+        case Permuted(count=count):
+            return count
+        case Rotated(angles=angles):
+            return len(angles)
+        case ClassIncremental(group_size=size):
+            info = DATASETS.get(experiment.dataset)
+            return info.classes // size if info else 0
+
+
+def expected_cost(trial: Trial, experiment: ExperimentSettings) -> float:
+    """The most steps the trial can take, an expensive optimizer's counted as several; no unit.
+
+    Tasks that end early are not foreseen, nor is the size of the model: within an experiment they are much alike.
+    """
+    protocol, tasks = experiment.protocol, task_count(experiment)
+    info = DATASETS.get(experiment.dataset)
+    examples = protocol.train_examples or (info.train_size if info else 1)
+    per_task = examples / tasks if isinstance(experiment.tasks, ClassIncremental) and tasks else examples
+    steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)
+    steps = min(steps, protocol.max_steps or steps)
+    return tasks * steps * (BATCHED if find(trial.target).lane == "batched" else 1.0)
