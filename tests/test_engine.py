@@ -66,7 +66,7 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_trial_alone_is_bit_identical_to_the_same_trial_in_a_cohort(name: str, sequence: str, mnist: Dataset) -> None:
     sweep = {**settings(name), "lr": [RATES[name], RATES[name] / 3]}
-    suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=3)
+    suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=3, max_epochs=1, evaluate_every=0.25)
     assert len(cohorts(trials(suite))) == 1
     together = train_suite(suite, mnist)
     for i in (0, 2, 5):
@@ -97,7 +97,7 @@ def test_one_seed_starts_all_optimizers_at_the_same_weights(mnist: Dataset) -> N
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Dataset) -> None:
     # The absurd rate stands in the middle, so that both neighbours would notice.
-    suite = small_suite({"opt": {**settings(name), "lr": [RATES[name], 1e38, RATES[name] / 2]}}, seeds=2)
+    suite = small_suite({"opt": {**settings(name), "lr": [RATES[name], 1e38, RATES[name] / 2]}}, seeds=2, max_epochs=1)
     results = train_suite(suite, mnist)
     by_rate = {
         rate: [r for r in results if r.trial.hyperparameters["lr"] == rate]
@@ -111,7 +111,7 @@ def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Datase
         accuracies = [r for r in result.rows if isinstance(r, AccuracyRow)]
         assert len(accuracies) == 3 * 2, "a diverged trial has all its rows"
         assert [r.accuracy for r in accuracies if r.after_task == 2] == [None, None]
-    calm = small_suite({"opt": {**settings(name), "lr": [RATES[name], RATES[name] / 2]}}, seeds=2)
+    calm = small_suite({"opt": {**settings(name), "lr": [RATES[name], RATES[name] / 2]}}, seeds=2, max_epochs=1)
     for result in train_suite(calm, mnist):
         twin = next(r for r in results if r.trial.id == result.trial.id)
         assert trial_row(result).status == "ok"

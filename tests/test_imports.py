@@ -14,6 +14,6 @@ HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy'}"
     "module", ["cli", "report", "store", "suite", "plan", "runner", "metrics", "data", "optimizers.registry"]
 )
 def test_importing_needs_no_torch(module: str) -> None:
-    code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found))"
+    code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
