@@ -126,9 +126,9 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
         }
         writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials)
 
-    view.started(plan, writer.path, str(device), jobs)
     try:
         with _interruptible():
+            view.started(plan, writer.path, str(device), jobs)
             for event in train_all(units, Job(plan.suite, str(device), options.data_dir), jobs):
                 if isinstance(event, Finished):
                     rows = _with_checkpoints(event, writer, plan.suite)

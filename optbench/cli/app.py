@@ -127,7 +127,11 @@ def run(
         quiet=quiet,
         debug=debug or bool(context.find_root().params.get("debug")),
     )
-    raise typer.Exit(train_suite(request))
+    try:
+        code = train_suite(request)
+    except KeyboardInterrupt:
+        raise typer.Abort from None  # Typer would leave in silence
+    raise typer.Exit(code)
 
 
 @app.command()
