@@ -22,7 +22,7 @@ from optbench.errors import UsageError
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trials
 from optbench.store import RunWriter
 from optbench.store.provenance import provenance
-from optbench.store.read import read_tables
+from optbench.store.read import done_trials, read_tables
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from optbench.workers import Failed, Finished, Job, train_all
@@ -84,9 +84,7 @@ def make_plan(suite: Suite, resume: Path | None = None) -> Plan:
         recorded = load_suite(resume / "suite.yaml")
         if suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
-        table = read_tables(resume)["trials"]
-        pairs = zip(table["trial"].to_pylist(), table["status"].to_pylist(), strict=True)
-        done = {trial for trial, status in pairs if status != "failed"}
+        done = done_trials(read_tables(resume))
     return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done))
 
 

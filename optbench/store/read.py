@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ def read_tables(path: Path) -> dict[str, pa.Table]:
     renewed = {trial for part in found for trial in part["trials"]["trial"].to_pylist()}
     kept = set(merged["trials"]["trial"].to_pylist()) - renewed
     return {name: pa.concat_tables([only(merged[name], kept), *(part[name] for part in found)]) for name in TABLES}
+
+
+def done_trials(tables: Mapping[str, pa.Table]) -> set[str]:
+    """Ids of trials that need no training: those that ended, well or diverged. A failed trial is tried again."""
+    trials = tables["trials"]
+    pairs = zip(trials["trial"].to_pylist(), trials["status"].to_pylist(), strict=True)
+    return {trial for trial, status in pairs if status != "failed"}
 
 
 def only(table: pa.Table, trials: set[str]) -> pa.Table:

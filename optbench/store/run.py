@@ -74,13 +74,6 @@ class RunWriter:
         writer._save_record("running")
         return writer
 
-    @property
-    def done(self) -> set[str]:
-        """Ids of trials that need no training: those that ended, well or diverged. A failed trial is tried again."""
-        trials = self._tables["trials"]
-        pairs = zip(trials["trial"].to_pylist(), trials["status"].to_pylist(), strict=True)
-        return {trial for trial, status in pairs if status != "failed"}
-
     def statuses(self) -> dict[str, int]:
         """How many trials have each status."""
         values = self._tables["trials"]["status"].to_pylist()
