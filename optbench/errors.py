@@ -40,10 +40,20 @@ class StoreError(OptbenchError):
     """A run directory that cannot be written, or cannot be read as one."""
 
 
+class ComparisonError(OptbenchError):
+    """Runs, or sides of one, that cannot be compared."""
+
+    exit_code = 4
+
+
 class NothingMeasuredError(OptbenchError):
     """There is no result to speak of."""
 
     exit_code = 4
+
+
+MANY_NAMES = 20
+"""Beside a good guess, a longer list of valid names than this only hides it."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -56,5 +66,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> str:
     """`unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
     names = sorted(valid)
     guess = nearest(name, names)
+    if guess and len(names) > MANY_NAMES:
+        return f"unknown {what} '{name}'; did you mean '{guess}'?"
     hint = f"; did you mean '{guess}'?" if guess else ""
     return f"unknown {what} '{name}'{hint} (valid: {', '.join(names) or 'none'})"

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from optbench.errors import UsageError
+from optbench.metrics import METRICS_VERSION
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trials
 from optbench.store import RunWriter
 from optbench.store.provenance import provenance
@@ -118,6 +119,7 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
             "run": path.name,
             "suite": plan.suite.name,
             "suite_hash": suite_hash(plan.suite),
+            "metrics_version": METRICS_VERSION,
             "command": list(options.command),
             "seeds": plan.suite.seeds,
             "provenance": record,

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy'}"
+HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy', 'pandas'}"
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "report", "store", "suite", "plan", "runner", "metrics", "data", "optimizers.registry"]
+    "module",
+    ["cli", "report", "stats.comparison", "store", "suite", "plan", "runner", "metrics", "data", "optimizers.registry"],
 )
 def test_importing_needs_no_torch(module: str) -> None:
     code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found) or 0)"

@@ -34,6 +34,17 @@ app = typer.Typer(
 )
 
 RunsDir = Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the runs.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, or terminal.",
+    ),
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is standard output.")
+]
 # `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -135,17 +146,76 @@ def run(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[
+        str, typer.Argument(metavar="RUN_A[:OPTIMIZER]", help="What is judged: a run, or one optimizer of a run.")
+    ],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B[:OPTIMIZER]", help="What it is judged against.")],
+    runs_dir: RunsDir = Path("runs"),
+    experiment: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC", help="Show only this metric. Repeatable.")
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC:±SIZE[%]",
+            help="Leave with 1 when A - B is beyond this, the whole 95% interval of it; % is of B's median. "
+            'As in "forgetting:+0.02" or "average_accuracy:-1%". Repeatable.',
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A gate that is inconclusive fails too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs of different suites, seeds or versions of the metrics.")
+    ] = False,
+    format_: FormatOption = None,
+    output: OutputOption = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
+
+    Two runs: every optimizer that both have. With :OPTIMIZER (or :OPTIMIZER/VARIANT) the two that are named, also
+    inside one run: optbench compare latest:shampoo latest:adamw
+    """
+    from optbench.cli.comparing import CompareRequest, compare_runs
+
+    request = CompareRequest(
+        a=run_a,
+        b=run_b,
+        runs_dir=runs_dir,
+        experiments=tuple(experiment or ()),
+        metrics=tuple(metric or ()),
+        gates=tuple(fail_on or ()),
+        strict=strict,
+        force=force,
+        format=format_,
+        output=output,
+    )
+    raise typer.Exit(compare_runs(request))
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, run ids, or latest (the default).")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
+    format_: FormatOption = None,
+    output: OutputOption = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures there too, as SVG, PNG and PDF.")
+    ] = None,
+    median: Annotated[
+        bool, typer.Option("--median", help="Tables of median [quartiles] instead of mean±standard deviation.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show the tables of finished or interrupted runs."""
-    from optbench.cli.reporting import report_runs
+    """Show what runs have found: tables, claims with verdicts, figures; several runs side by side."""
+    from optbench.cli.reporting import ReportRequest, report_runs
 
-    report_runs(runs or ["latest"], runs_dir)
+    report_runs(ReportRequest(tuple(runs or ["latest"]), runs_dir, format_, output, figures, median))
 
 
 @app.command("list")

@@ -1,28 +1,82 @@
-"""`optbench report`: the tables of runs that are on the disk."""
+"""`optbench report`: what runs on the disk have found, in the format that is asked for."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from optbench.cli.output import results
-from optbench.errors import NothingMeasuredError
-from optbench.report import render, summarise
+from optbench.cli.output import Delivery, deliver, say
+from optbench.errors import NothingMeasuredError, UsageError
+from optbench.report import Illustration, run_report, summarise
+from optbench.report.formats import choose_format
+from optbench.report.records import report_csv, report_json
+from optbench.report.run_report import Statistic
+from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_run
 
 
-def report_runs(names: Sequence[str], runs_dir: Path) -> None:
-    """Print the tables of the runs, one after the other.
+@dataclass(frozen=True)
+class ReportRequest:
+    """The options of `optbench report`, as they were given."""
+
+    runs: tuple[str, ...]
+    runs_dir: Path = Path("runs")
+    format: str | None = None
+    output: str | None = None
+    figures: Path | None = None
+    median: bool = False
+
+
+def report_runs(request: ReportRequest) -> None:
+    """Say what the runs have found, side by side where there are several.
 
     Raises:
-        StoreError: there is no such run, or it cannot be read.
-        NothingMeasuredError: none of the runs has a trial that ended, well or diverged.
+        UsageError: there is no such format, or a run is named twice.
+        StoreError: there is no such run, it cannot be read, or the output cannot be written.
+        NothingMeasuredError: none of the runs has a trial that ended, well or diverged; it is reported first.
     """
-    summaries = [summarise(read_run(find_run(name, runs_dir))) for name in names]
-    with results() as console:
-        for i, summary in enumerate(summaries):
-            if i:
-                console.print()
-            render(summary, console)
-    if not any(summary.statuses.get(status) for summary in summaries for status in ("ok", "diverged")):
-        raise NothingMeasuredError(f"nothing was measured in {', '.join(summary.run for summary in summaries)}")
+    chosen = choose_format(request.format, request.output)
+    paths = [find_run(name, request.runs_dir) for name in request.runs]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError(f"report: a run is named twice: {', '.join(request.runs)}")
+    results = [read_results(read_run(path)) for path in paths]
+    summary = summarise(results)
+    figures: list[Illustration] = []
+    if chosen == "html" or request.figures is not None:
+        figures = illustrations(results, request.figures, inline=chosen == "html", output=request.output)
+        if request.figures is not None:
+            say(f"optbench: {len(figures)} figures in {request.figures}")
+    statistic: Statistic = "median" if request.median else "mean"
+    delivery = Delivery(
+        document=lambda: run_report(summary, figures, statistic),
+        json=lambda: report_json(summary),
+        csv=lambda: report_csv(summary),
+    )
+    deliver(delivery, chosen, request.output)
+    if not summary.measured:
+        raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
+
+
+def illustrations(
+    results: Sequence[Results], folder: Path | None, *, inline: bool, output: str | None
+) -> list[Illustration]:
+    """The figures that the results allow: as SVG for a page, and as files in `folder`, whichever is asked for."""
+    from optbench.report.figures import figures, save, to_svg
+
+    found = []
+    start = os.path.dirname(output) if output and output != "-" else ""  # noqa: PTH120
+    for figure in figures(results):
+        files = save(figure, folder) if folder is not None else {}
+        found.append(
+            Illustration(
+                name=figure.name,
+                title=figure.title,
+                caption=figure.caption,
+                alt=figure.alt,
+                panels=to_svg(figure) if inline else (),
+                files={suffix: os.path.relpath(path, start or ".") for suffix, path in files.items()},
+            )
+        )
+    return found

@@ -16,8 +16,8 @@ from typing import Any
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.suite import Suite, load_suite
 from optbench.suite.document import MAX_BYTES, decode, parse_yaml
-from optbench.suite.load import OptimizerCheck
-from optbench.suite.schema import MAX_SEEDS, is_name
+from optbench.suite.load import MetricCheck, OptimizerCheck
+from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, is_name
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,15 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
     return tuple(dict.fromkeys(keep)), tuple(additions)
 
 
-def choose(path: Path, choice: Choice, check_optimizer: OptimizerCheck | None = None) -> Suite:
+def choose(
+    path: Path,
+    choice: Choice,
+    check_optimizer: OptimizerCheck | None = None,
+    check_metric: MetricCheck | None = None,
+) -> Suite:
     """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
 
-    An experiment of which no optimizer is left is left out, unless it was named.
+    An experiment of which no optimizer is left is left out, unless it was named; so is a claim about what is left out.
 
     Raises:
         SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
@@ -109,7 +114,7 @@ def choose(path: Path, choice: Choice, check_optimizer: OptimizerCheck | None = 
     if choice.seeds:
         overrides.append(f"seeds={json.dumps(choice.seeds)}")
     try:
-        suite = load_suite(path, overrides, check_optimizer=check_optimizer)
+        suite = load_suite(path, overrides, check_optimizer=check_optimizer, check_metric=check_metric)
     except OptbenchError as error:
         raise type(error)(_in_the_users_words(str(error), choice.additions)) from None
     return _keep(suite, choice)
@@ -167,8 +172,20 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
                     has = ", ".join(experiment.optimizers)
                     raise UsageError(f"--optimizer: experiment '{name}' has none of those named (it has: {has})")
                 continue
-        experiments[name] = experiment.model_copy(update={"optimizers": chosen})
+        kept = chosen if chosen is not None else {o: {} for o in suite.optimizers if o in wanted}
+        tuning = {o: cost for o, cost in experiment.tuning.items() if o in kept} if experiment.tuning else None
+        experiments[name] = experiment.model_copy(update={"optimizers": chosen, "tuning": tuning})
     if not experiments:
         raise UsageError("--optimizer: no experiment has any of those named")
     optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
-    return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments})
+    claims = {name: claim for name, claim in suite.claims.items() if _still_there(claim, experiments, optimizers)}
+    return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments, "claims": claims})
+
+
+def _still_there(
+    claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
+) -> bool:
+    if claim.experiment not in experiments:
+        return False
+    taking_part = experiments[claim.experiment].optimizers or optimizers
+    return claim.left in taking_part and (not isinstance(claim.right, str) or claim.right in taking_part)

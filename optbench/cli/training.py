@@ -16,8 +16,10 @@ from optbench.data.catalog import DATASETS
 from optbench.errors import OptbenchError, UsageError, unknown
 from optbench.metrics import select
 from optbench.optimizers.registry import check_settings
-from optbench.report import render, summarise
+from optbench.report import run_report, summarise
+from optbench.report.console import render
 from optbench.runner import Options, Outcome, make_plan, run
+from optbench.stats.results import read_results
 from optbench.store import find_run, read_run
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.schema import is_name
@@ -94,15 +96,11 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     else:
         assert resume is not None
         path = resume / "suite.yaml"
-    suite = choose(path, choice, check_settings)
+    suite = choose(path, choice, check_settings, lambda name: select([name]))
     # Known by name without torch, so a slip costs no time and shows in a dry run too.
     for name, experiment in suite.experiments.items():
         if experiment.dataset not in DATASETS:
             raise UsageError(f"{path}: experiments.{name}.dataset: {unknown('dataset', experiment.dataset, DATASETS)}")
-        try:
-            select(experiment.metrics)
-        except UsageError as error:
-            raise UsageError(f"{path}: experiments.{name}.metrics: {error}") from None
     return suite
 
 
@@ -113,12 +111,12 @@ def _conclude(outcome: Outcome, quiet: bool) -> int:
         return INTERRUPTED
     recorded = read_run(outcome.path)
     with results() as console:
-        render(summarise(recorded), console)
+        render(run_report(summarise([read_results(recorded)])), console)
         if not quiet:
             console.print(f"\nResults: {outcome.path}", markup=False, highlight=False, soft_wrap=True)
-    trials = recorded.tables["trials"]
+    trials = recorded.table("trials").select(["trial", "status"]).to_pylist()
     for status in ("diverged", "failed"):
-        names = list(trials.loc[trials["status"] == status, "trial"])
+        names = [trial["trial"] for trial in trials if trial["status"] == status]
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             count = f"{len(names)} trial{'' if len(names) == 1 else 's'}"

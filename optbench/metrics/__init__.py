@@ -1,12 +1,15 @@
 """Metrics: pure functions from accuracies, features and weights to numbers, and the catalog that names them.
 
-`continual` works on NumPy arrays; `rank`, `similarity` and `sparsity` on torch tensors. Only the catalog is imported
-here, and it imports neither until something is measured: listing the metrics starts fast.
+`continual` works on NumPy arrays, `cost` on plain numbers; `rank`, `similarity` and `sparsity` on torch tensors. Only
+the catalog is imported here, and it imports none of them until something is measured: listing the metrics starts fast.
 """
 
 from optbench.metrics.catalog import (
     DEFAULT_METRICS,
     METRICS,
+    METRICS_VERSION,
+    PRIMARY_METRICS,
+    Direction,
     Measurement,
     Metric,
     measure_accuracy,
@@ -18,6 +21,9 @@ from optbench.metrics.catalog import (
 __all__ = [
     "DEFAULT_METRICS",
     "METRICS",
+    "METRICS_VERSION",
+    "PRIMARY_METRICS",
+    "Direction",
     "Measurement",
     "Metric",
     "measure_accuracy",

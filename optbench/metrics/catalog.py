@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optbench.metrics.rank import Spectrum
 
 Direction = Literal["higher", "lower", "neutral"]
-Kind = Literal["continual", "features", "similarity", "weights"]
-Subject = Literal["continual", "rank", "similarity", "sparsity"]
+Kind = Literal["continual", "features", "similarity", "weights", "cost"]
+Subject = Literal["continual", "rank", "similarity", "sparsity", "cost"]
 Cost = Literal["cheap", "dear"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
@@ -35,10 +35,12 @@ class Metric:
     """What a metric is, without importing what computes it.
 
     kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with
-        their labels, `weights` each weight tensor and all of them together.
+        their labels, `weights` each weight tensor and all of them together, `cost` what a trial recorded of its own
+        training.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     direction: which values are better; a neutral metric is higher or lower, never better.
-    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where no verdict is ever given.
+    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
+        is equivalent.
     cost: `cheap` (milliseconds a trial) or `dear`.
     default: whether it is taken when a suite names no metrics.
     called: the function's name where it is not the metric's.
@@ -113,6 +115,11 @@ def _dormant(tau: float) -> Metric:
     )
 
 
+def _cost(name: str, formula: str, direction: Direction = "lower") -> Metric:
+    # No margin: what a second is worth depends on the machine.
+    return Metric(name, "cost", "cost", formula, "recorded", direction, margin=0.0)
+
+
 _TABLE = (
     _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher", over_pairs=False),
     _continual(
@@ -121,6 +128,8 @@ _TABLE = (
     _continual("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher", over_pairs=True),
     _continual("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher", over_pairs=True),
     _continual("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher", over_pairs=False),
+    _continual("last_task_accuracy", "R[T,T]", _PAPER, "higher", over_pairs=False),
+    _continual("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher", over_pairs=True),
     _rank("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, 0.5, centred=True),
     _rank("effective_rank_ratio", "effective_rank / d", _ROY, 0.005, centred=True),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, 0.5, centred=False),
@@ -141,10 +150,21 @@ _TABLE = (
     Metric("kurtosis", "weights", "sparsity", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
     Metric("zero_share", "weights", "sparsity", "share of weights that are exactly 0", "counted"),
     Metric("near_zero_share", "weights", "sparsity", "share of weights with |w| < .01 rms(layer)", "counted"),
+    _cost("train_seconds", "seconds of batches, gradients and updates"),
+    _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
+    _cost("optimizer_share", "seconds in the optimizer / train_seconds", "neutral"),
+    _cost("steps", "optimizer steps, all tasks", "neutral"),
+    _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters"),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _TABLE})
 assert len(METRICS) == len(_TABLE), "two metrics share a name"
+
+METRICS_VERSION = 1
+"""Goes up when a metric that runs store changes its meaning: such values cannot be compared with older ones."""
+
+PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective_rank")
+"""The declared family of an experiment that declares none: what gets a verdict, under Holm's correction."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 

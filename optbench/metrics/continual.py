@@ -7,7 +7,7 @@ In the formulas R[i, j] is row i and task j, with tasks counted from 1 (so task 
 
 Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T+1, T). It is NaN
 where a matrix has a non-finite entry anywhere (a trial that diverged halfway has no value comparable with others'),
-and, for the three means over T - 1 tasks, where T = 1. `note` says which of the two it was.
+and, for the means over T - 1 tasks, where T = 1. `note` says which of the two it was.
 """
 
 from __future__ import annotations
@@ -56,6 +56,26 @@ def forgetting(accuracy: ArrayLike) -> Array:
     return _mean(best - matrix[..., -1, :-1], matrix)
 
 
+def last_task_accuracy(accuracy: ArrayLike) -> Array:
+    """Accuracy at the end on the task trained last: R[T, T].
+
+    accuracy: (..., T+1, T) -> (...).
+    """
+    matrix = _matrix(accuracy)
+    return _mean(matrix[..., -1, -1:], matrix)
+
+
+def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
+    """Mean accuracy at the end on all tasks before the last: mean_{j<T} R[T, j].
+
+    Read it beside `last_task_accuracy`: who never learns forgets nothing.
+
+    accuracy: (..., T+1, T) -> (...).
+    """
+    matrix = _matrix(accuracy)
+    return _mean(matrix[..., -1, :-1], matrix)
+
+
 def backward_transfer(accuracy: ArrayLike) -> Array:
     """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
 
@@ -80,7 +100,7 @@ def forward_transfer(accuracy: ArrayLike) -> Array:
 def note(accuracy: ArrayLike, *, over_pairs: bool) -> str | None:
     """Why a measure of one matrix (T+1, T) is NaN, or None where it is defined.
 
-    over_pairs: whether the measure compares two rows of T - 1 tasks, and so needs at least two.
+    over_pairs: whether the measure is a mean over T - 1 tasks, and so needs at least two.
     """
     matrix = _matrix(accuracy)
     if not np.isfinite(matrix).all():

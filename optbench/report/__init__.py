@@ -1,8 +1,13 @@
-"""From a run's tables to what a person reads. Imports no torch; raw accuracies become measures here, on reading."""
+"""From results to what a person reads, or a program. Imports no torch.
+
+A `Summary` of runs, or a `Comparison`, becomes a `Document`; formats render documents. `records` serves programs.
+"""
 
 from __future__ import annotations
 
-from optbench.report.summary import Section, Spread, Summary, SummaryRow, summarise
-from optbench.report.terminal import render
+from optbench.report.comparison_report import comparison_report
+from optbench.report.document import Document, Format, Illustration
+from optbench.report.run_report import run_report
+from optbench.report.summary import Summary, summarise
 
-__all__ = ["Section", "Spread", "Summary", "SummaryRow", "render", "summarise"]
+__all__ = ["Document", "Format", "Illustration", "Summary", "comparison_report", "run_report", "summarise"]

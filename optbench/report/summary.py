@@ -1,11 +1,13 @@
-"""What a run found, summed up over seeds: typed values for every report format.
+"""What runs found, summed up over seeds: typed values for every report format.
 
 Trials that diverged or failed count, and are counted in plain sight, but have no part in a mean.
+Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,186 +15,174 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from optbench.plan import Trial, trials
-from optbench.report.measures import MEASURES, Matrix, Measure
-from optbench.store import Run
-from optbench.suite import Suite, load_suite
-from optbench.suite.schema import ExperimentSettings, Protocol
+from optbench.metrics import METRICS
+from optbench.report.measures import MEASURES, Measure
+from optbench.stats.arms import Arm, arms
+from optbench.stats.claims import JudgedClaim, judge_claims
+from optbench.stats.results import Matrix, Results
+from optbench.suite.schema import ExperimentSettings, Protocol, Tuning
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over `n` trials; no deviation where n = 1."""
+    """Of `n` values: mean and sample standard deviation (none where n = 1), median, quartiles, extremes."""
 
     mean: float
     sd: float | None
     n: int
+    median: float
+    quartiles: tuple[float, float]
+    extremes: tuple[float, float]
 
     @staticmethod
     def of(values: Iterable[float]) -> Spread | None:
-        """The spread of the finite values; None where there is none."""
+        """The spread of the finite values; None where there is none. Quartiles as NumPy's default has them."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
-        return Spread(statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else None, len(finite))
+        low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75]).tolist()
+        sd = statistics.stdev(finite) if len(finite) > 1 else None
+        return Spread(statistics.fmean(finite), sd, len(finite), middle, (low, high), (min(finite), max(finite)))
 
 
 @dataclass(frozen=True)
 class SummaryRow:
     """One optimizer setting on one experiment and model, over its seeds."""
 
+    run: str
     optimizer: str
     variant: str
+    label: str
     planned: int
     ok: int
     diverged: int
     failed: int
+    missing: int
+    """Planned and never finished: the run was interrupted, or still goes on."""
     values: Mapping[str, Spread | None]
-    """By measure name, over the trials that are ok; None where undefined."""
-
-    @property
-    def label(self) -> str:
-        """`adam`, or `adam lr=0.001` where settings were swept."""
-        return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
-
-    @property
-    def missing(self) -> int:
-        """Trials that were planned and never finished: the run was interrupted, or still goes on."""
-        return self.planned - self.ok - self.diverged - self.failed
+    """Of every metric that was taken here, over the trials that are ok; None where undefined."""
+    matrix: Matrix | None
+    """The mean accuracy matrix (T+1, T) of the trials that are ok."""
+    fallbacks: int
+    """Matrix factorisations that failed and were replaced, over all its trials."""
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
 class Section:
-    """One experiment with one model: a row per optimizer setting, in the suite's order."""
+    """One experiment with one model: a row per optimizer setting (and run), in the suite's order."""
 
     experiment: str
     model: str
-    stopping: str
-    """How a task ends, and which split decides it."""
+    stopping: tuple[str, ...]
+    """How a task ends, and which split decides it: a sentence, or one per run where they differ."""
     measures: tuple[Measure, ...]
-    """Those that were taken here."""
+    """The columns of the tables: those of `MEASURES` that were taken here."""
+    metrics: tuple[str, ...]
+    """Every metric that was taken here."""
     rows: tuple[SummaryRow, ...]
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A whole run."""
+class Trouble:
+    """A trial that diverged or failed."""
+
+    run: str
+    trial: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What was run, on what, and how to repeat it."""
 
     run: str
     suite: str
+    suite_hash: str
+    description: str
     status: str
     created: str
+    finished: str
+    command: str
+    repeat: str
+    """The command that trains the same again."""
     device: str
+    machine: str
+    versions: str
+    commit: str
+    seeds: tuple[int, ...]
     planned: int
     statuses: Mapping[str, int]
     """Number of finished trials by status."""
-    sections: tuple[Section, ...]
+    claims: tuple[JudgedClaim, ...]
 
     @property
-    def finished(self) -> int:
+    def ended(self) -> int:
+        """Trials that finished, in whatever way."""
         return sum(self.statuses.values())
 
 
-def summarise(run: Run) -> Summary:
-    """Sum up a run over its seeds.
+@dataclass(frozen=True)
+class Summary:
+    """One run, or several side by side."""
 
-    Raises:
-        SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
-    """
-    suite = load_suite(run.path / "suite.yaml")
-    statuses = dict(zip(run.tables["trials"]["trial"], run.tables["trials"]["status"], strict=True))
-    matrices = accuracy_matrices(run.tables["accuracy"])
-    metrics = final_metrics(run.tables["metrics"])
-    planned = trials(suite)
+    runs: tuple[RunSummary, ...]
+    sections: tuple[Section, ...]
+    troubles: tuple[Trouble, ...]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any trial ended, well or diverged."""
+        return any(run.statuses.get(status) for run in self.runs for status in ("ok", "diverged"))
+
+
+def summarise(results: Sequence[Results]) -> Summary:
+    """Sum up runs over their seeds; those of the same experiment and model come side by side."""
+    everything = [arm for run in results for arm in arms(run)]
+    places: dict[tuple[str, str], list[Arm]] = {}
+    for arm in everything:
+        places.setdefault((arm.experiment, arm.model), []).append(arm)
     return Summary(
-        run=run.id,
-        suite=suite.name,
-        status=str(run.record.get("status")),
-        created=str(run.record.get("created", "")),
-        device=_device(run.record),
-        planned=len(planned),
-        statuses=Counter(statuses.values()),
-        sections=tuple(_sections(suite, planned, statuses, matrices, metrics)),
+        runs=tuple(_run(run) for run in results),
+        sections=tuple(_section(*place, found) for place, found in places.items()),
+        troubles=tuple(trouble for run in results for trouble in _troubles(run)),
     )
 
 
-def accuracy_matrices(accuracy: pd.DataFrame) -> dict[str, Matrix]:
-    """The accuracy matrix (T+1, T) of every trial in the long table, by trial; NaN where a value is missing."""
-    matrices: dict[str, Matrix] = {}
-    for trial, rows in accuracy.groupby("trial", sort=False):
-        tasks = int(rows["task"].max())
-        matrix = np.full((tasks + 1, tasks), np.nan)
-        matrix[rows["after_task"].to_numpy(), rows["task"].to_numpy() - 1] = rows["accuracy"].to_numpy(np.float64)
-        matrices[str(trial)] = matrix
-    return matrices
-
-
-def final_metrics(metrics: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """(trial, metric) -> value after its last task, over all tasks pooled and all layers; NaN where undefined."""
-    pooled = metrics[metrics["task"].isna() & metrics["layer"].fillna("features").eq("features")]
-    last = pooled.groupby("trial")["after_task"].transform("max")
-    final = pooled[pooled["after_task"] == last]
-    values = final["value"].astype(float)
-    return {(t, m): float(v) for t, m, v in zip(final["trial"], final["metric"], values, strict=True)}
-
-
-def _sections(
-    suite: Suite,
-    planned: Sequence[Trial],
-    statuses: Mapping[str, str],
-    matrices: Mapping[str, Matrix],
-    metrics: Mapping[tuple[str, str], float],
-) -> Iterable[Section]:
-    groups: dict[tuple[str, str], dict[tuple[str, str], list[Trial]]] = {}
-    for trial in planned:
-        settings = groups.setdefault((trial.experiment, trial.model), {})
-        settings.setdefault((trial.optimizer, trial.variant), []).append(trial)
-    taken = {(trial.experiment, trial.model, name) for trial in planned for name in _taken(trial, metrics)}
-    for (experiment_name, model), settings in groups.items():
-        experiment = suite.experiments[experiment_name]
-        measures = tuple(
-            measure
-            for measure in MEASURES
-            if _applies(measure, experiment)
-            and (measure.of_matrix is not None or (experiment_name, model, measure.name) in taken)
-        )
-        rows = tuple(
-            _row(optimizer, variant, group, measures, statuses, matrices, metrics)
-            for (optimizer, variant), group in settings.items()
-        )
-        yield Section(experiment_name, model, stopping(experiment.protocol), measures, rows)
-
-
-def _taken(trial: Trial, metrics: Mapping[tuple[str, str], float]) -> Iterable[str]:
-    return (measure.name for measure in MEASURES if (trial.id, measure.name) in metrics)
+def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
+    metrics = tuple(name for name in METRICS if any(arm.took(name) for arm in found))
+    measures = tuple(m for m in MEASURES if m.name in metrics and any(_applies(m, arm.settings) for arm in found))
+    sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
+    same = len(set(sentences.values())) == 1
+    said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())
+    return Section(experiment, model, said, measures, metrics, tuple(_row(arm, metrics) for arm in found))
 
 
 def _applies(measure: Measure, experiment: ExperimentSettings) -> bool:
     return not measure.groups_only or experiment.tasks.kind == "class-incremental"
 
 
-def _row(
-    optimizer: str,
-    variant: str,
-    group: Sequence[Trial],
-    measures: Sequence[Measure],
-    statuses: Mapping[str, str],
-    matrices: Mapping[str, Matrix],
-    metrics: Mapping[tuple[str, str], float],
-) -> SummaryRow:
-    ended = [statuses.get(trial.id) for trial in group]
-    good = [trial.id for trial, status in zip(group, ended, strict=True) if status == "ok"]
-    values = {
-        measure.name: Spread.of(
-            measure.of_matrix(matrices[trial]) if measure.of_matrix else metrics.get((trial, measure.name), math.nan)
-            for trial in good
-            if measure.of_matrix is None or trial in matrices
-        )
-        for measure in measures
-    }
-    return SummaryRow(optimizer, variant, len(group), len(good), ended.count("diverged"), ended.count("failed"), values)
+def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
+    good = [trial.id for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
+    matrices = [arm.results.matrices[trial] for trial in good if trial in arm.results.matrices]
+    rows = [arm.results.rows[trial.id] for trial in arm.trials.values() if trial.id in arm.results.rows]
+    return SummaryRow(
+        run=arm.results.run.id,
+        optimizer=arm.optimizer,
+        variant=arm.variant,
+        label=arm.label,
+        planned=len(arm.trials),
+        ok=len(good),
+        diverged=arm.count("diverged"),
+        failed=arm.count("failed"),
+        missing=arm.count("missing"),
+        values={name: Spread.of(arm.values(name)) for name in metrics},
+        matrix=np.mean(matrices, axis=0) if matrices else None,
+        fallbacks=sum(row.fallbacks for row in rows),
+        tuning=arm.tuning,
+    )
 
 
 def stopping(protocol: Protocol) -> str:
@@ -207,6 +197,51 @@ def stopping(protocol: Protocol) -> str:
     return f"Early stopping on {split} loss, patience {early.patience}, at most {bound} a task."
 
 
-def _device(record: Mapping[str, Any]) -> str:
-    provenance = record.get("provenance")
-    return str(provenance.get("device", "")) if isinstance(provenance, dict) else ""
+def _troubles(results: Results) -> Iterable[Trouble]:
+    for trial in results.trials:
+        row = results.rows.get(trial.id)
+        if row is None or row.status == "ok":
+            continue
+        if row.status == "diverged":
+            reason = f"at step {row.last_step}"
+        else:
+            reason = ": ".join(part for part in (row.error_type, row.error_message) if part) or "no reason recorded"
+        yield Trouble(results.run.id, trial.id, row.status, reason)
+
+
+def _run(results: Results) -> RunSummary:
+    record, suite = results.run.record, results.suite
+    provenance = _mapping(record.get("provenance"))
+    git = _mapping(provenance.get("git"))
+    devices = ", ".join(str(name) for name in provenance.get("accelerators") or ())
+    command = record.get("command")
+    return RunSummary(
+        run=results.run.id,
+        suite=suite.name,
+        suite_hash=str(record.get("suite_hash", "")),
+        description=" ".join(suite.description.split()),
+        status=str(record.get("status")),
+        created=str(record.get("created") or ""),
+        finished=str(record.get("finished") or ""),
+        command=shlex.join(str(word) for word in command) if isinstance(command, list) else "",
+        repeat=shlex.join(["optbench", "run", str(results.run.path / "suite.yaml")]),
+        device=str(provenance.get("device", "")),
+        machine=", ".join(
+            part for part in (_text(provenance, "cpu"), f"{_text(provenance, 'cores')} cores", devices) if part.strip()
+        ),
+        versions=", ".join(f"{name} {_text(provenance, name)}" for name in ("optbench", "python", "torch")),
+        commit=f"{_text(git, 'commit')[:12]}{' with changes' if git.get('dirty') else ''}" if git else "",
+        seeds=tuple(suite.seeds),
+        planned=len(results.trials),
+        statuses=Counter(row.status for row in results.rows.values()),
+        claims=tuple(judge_claims(results)),
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(mapping: Mapping[str, Any], key: str) -> str:
+    value = mapping.get(key)
+    return "?" if value is None else str(value)

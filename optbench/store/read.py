@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from optbench.errors import StoreError, nearest
-from optbench.store.tables import SCHEMA_VERSION, TABLES, arrow_schema
+from optbench.store.tables import SCHEMA_VERSION, TABLES, VERSION_KEY, arrow_schema
 
 PARTS = "parts"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it lies on the disk: its record and its tables, each with the key columns first."""
+    """A run as it lies on the disk. Its tables are read when they are asked for, and once."""
 
     path: Path
     record: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
+    _parts: tuple[Path, ...]
+    _tables: dict[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def id(self) -> str:
         return self.path.name
+
+    def table(self, name: str) -> pa.Table:
+        """The table `name` of `store.tables`, with the key columns first.
+
+        Raises:
+            StoreError: a file is damaged, lacks a column, or is of another schema version.
+        """
+        if name not in self._tables:
+            self._tables[name] = _merged(self.path, self._parts, name, self._settled)
+        return self._tables[name]
+
+    @functools.cached_property
+    def _settled(self) -> pa.Array:
+        """Trials whose rows are in the merged tables, and are the newest.
+
+        A part is never older than the merged tables, so it wins; and a merge that was cut short has left rows of
+        trials that are not in its `trials` table, which is written last: those do not count.
+        """
+        merged = _trials(self.path)
+        for part in self._parts:
+            merged = merged.filter(pc.invert(pc.is_in(merged, value_set=_trials(part))))
+        return merged
 
 
 def read_run(path: Path) -> Run:
     """The run in directory `path`.
 
     Raises:
-        StoreError: it is not a run directory, another schema version wrote it, or a table is unreadable.
+        StoreError: it is not a run directory, or another schema version wrote it.
     """
-    record = read_json(path)
-    return Run(path, record, {name: table.to_pandas() for name, table in read_tables(path).items()})
+    return Run(path, read_json(path), read_parts(path))
+
+
+def read_parts(path: Path) -> tuple[Path, ...]:
+    """The folders of cohorts that were finished after the last merge."""
+    parts = path / PARTS
+    return tuple(sorted(p for p in parts.iterdir() if not p.name.startswith("."))) if parts.is_dir() else ()
 
 
 def run_ids(runs_dir: Path) -> list[str]:
@@ -98,17 +127,10 @@ def read_tables(path: Path) -> dict[str, pa.Table]:
     """Every table of a run: the merged ones, and parts of trials that were finished after the last merge.
 
     Raises:
-        StoreError: a file is damaged or lacks a column.
+        StoreError: a file is damaged, lacks a column, or is of another schema version.
     """
-    parts_dir = path / PARTS
-    parts = sorted(p for p in parts_dir.iterdir() if not p.name.startswith(".")) if parts_dir.is_dir() else []
-    found = [{name: _read(part / f"{name}.parquet", name) for name in TABLES} for part in parts]
-    merged = {name: _read(path / f"{name}.parquet", name) for name in TABLES}
-    # A part is never older than the merged tables, so it wins; and a merge that was cut short has left rows of trials
-    # that are not in its `trials` table, which is written last: those do not count.
-    renewed = {trial for part in found for trial in part["trials"]["trial"].to_pylist()}
-    kept = set(merged["trials"]["trial"].to_pylist()) - renewed
-    return {name: pa.concat_tables([only(merged[name], kept), *(part[name] for part in found)]) for name in TABLES}
+    run = Run(path, {}, read_parts(path))
+    return {name: run.table(name) for name in TABLES}
 
 
 def done_trials(tables: Mapping[str, pa.Table]) -> set[str]:
@@ -118,21 +140,38 @@ def done_trials(tables: Mapping[str, pa.Table]) -> set[str]:
     return {trial for trial, status in pairs if status != "failed"}
 
 
-def only(table: pa.Table, trials: set[str]) -> pa.Table:
+def only(table: pa.Table, trials: pa.Array) -> pa.Table:
     """The rows of these trials, in order."""
-    keep = [trial in trials for trial in table["trial"].to_pylist()]
-    return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
+    keep = pc.is_in(table["trial"], value_set=trials)
+    return table if pc.all(keep, min_count=0).as_py() else table.filter(keep)
+
+
+def _trials(folder: Path) -> pa.Array:
+    # Arrow's own values throughout: making an array of a list imports pandas, which takes longer than all the rest.
+    return _read(folder / "trials.parquet", "trials")["trial"].combine_chunks()
+
+
+def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array) -> pa.Table:
+    top = only(_read(path / f"{name}.parquet", name), settled)
+    return pa.concat_tables([top, *(_read(part / f"{name}.parquet", name) for part in parts)]) if parts else top
 
 
 def _read(file: Path, name: str) -> pa.Table:
     schema = arrow_schema(TABLES[name])
     if not file.exists():
-        return schema.empty_table()
+        return pa.Table.from_batches([], schema)  # schema.empty_table() imports pandas
     try:
-        table = pq.read_table(file, schema=None)
+        with pq.ParquetFile(file) as opened:  # pq.read_table imports pandas
+            table = opened.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
+    version = (table.schema.metadata or {}).get(VERSION_KEY.encode(), b"none").decode(errors="replace")
+    if version != str(SCHEMA_VERSION):
+        raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {version} came")
     missing = [field for field in schema.names if field not in table.column_names]
     if missing:
         raise StoreError(f"{file}: lacks the column {missing[0]}")
-    return table.select(schema.names).cast(schema)
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"{file}: a column is of another type: {str(error).splitlines()[0]}") from error

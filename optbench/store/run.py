@@ -100,9 +100,9 @@ class RunWriter:
                 shutil.rmtree(part)
             writing.rename(part)
             sync(part.parent)
-        kept = set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials}
+        kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
         for name, table in found.items():
-            self._tables[name] = pa.concat_tables([only(self._tables[name], kept), table])
+            self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
         if time.monotonic() - self._merged_at > self._merge_seconds / MERGE_SHARE:
             self._merge()
 

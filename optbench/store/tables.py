@@ -18,6 +18,8 @@ import pyarrow as pa
 from optbench.plan import Trial
 
 SCHEMA_VERSION = 1
+VERSION_KEY = "optbench_schema_version"
+"""The version stands under this key in every file's metadata."""
 
 KEY_COLUMNS = ("trial", "experiment", "model", "optimizer", "variant", "seed", "stage")
 
@@ -107,6 +109,19 @@ class SimilarityRow:
 
 
 @dataclass(frozen=True)
+class PruningRow:
+    """Accuracy with only the largest `keep` of the weights kept, over all tasks, with no further training."""
+
+    table: ClassVar[str] = "pruning"
+
+    after_task: int
+    scope: str
+    """`global`: the largest of all weights; `layer`: the largest of each layer."""
+    keep: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class CurveRow:
     """One evaluation during training; `train_loss` is the mean over the steps since the one before."""
 
@@ -121,8 +136,8 @@ class CurveRow:
     eval_accuracy: float | None
 
 
-Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | CurveRow
-ROW_TYPES: tuple[type[Row], ...] = (TrialRow, AccuracyRow, MetricRow, SpectrumRow, SimilarityRow, CurveRow)
+Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow
+ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 
 _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -138,7 +153,7 @@ def arrow_schema(row_type: type[Row]) -> pa.Schema:
         nullable = isinstance(hint, types.UnionType)
         base = next(a for a in typing.get_args(hint) if a is not types.NoneType) if nullable else hint
         fields.append(pa.field(field.name, _ARROW[base], nullable=nullable))
-    return pa.schema(fields, metadata={"optbench_schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Table:

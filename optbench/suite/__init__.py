@@ -1,6 +1,6 @@
 """Suite files: what they may say, and how they are found, read, changed from the command line, and written out."""
 
-from optbench.suite.dump import dump_suite, suite_hash
+from optbench.suite.dump import dump_suite, suite_differences, suite_hash
 from optbench.suite.load import load_suite
 from optbench.suite.resolve import resolve_suite_path, shipped_suites
 from optbench.suite.schema import Suite
@@ -13,6 +13,7 @@ __all__ = [
     "load_suite",
     "resolve_suite_path",
     "shipped_suites",
+    "suite_differences",
     "suite_hash",
     "variants",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -56,9 +57,38 @@ def dump_suite(suite: Suite) -> str:
 def suite_hash(suite: Suite) -> str:
     """16 hexadecimal digits of the SHA-256 of the resolved suite.
 
-    Two suites share it when they say the same: comments, the order of keys, spelt-out defaults and the description
-    do not count.
+    Two suites share it when they train and measure the same: comments, the order of keys and spelt-out defaults do
+    not count, nor does what is only said about the results (description, claims, primary metrics, tuning).
     """
-    content = suite.model_dump(mode="json", exclude={"description"})
+    content = _content(suite)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def suite_differences(a: Suite, b: Suite) -> list[str]:
+    """What makes the hashes of two suites differ: `optimizers.sgd.lr (0.1, 0.3)`; empty where they are the same."""
+    return list(_differences(_content(a), _content(b), ""))
+
+
+def _content(suite: Suite) -> dict[str, Any]:
+    content = suite.model_dump(mode="json", exclude={"description", "claims"})
+    for experiment in content["experiments"].values():
+        del experiment["primary"], experiment["tuning"]
+    return content
+
+
+def _differences(a: Any, b: Any, path: str) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys((*a, *b)):
+            inner = f"{path}.{key}" if path else str(key)
+            if key in a and key in b:
+                yield from _differences(a[key], b[key], inner)
+            else:
+                yield f"{inner} (only in the {'first' if key in a else 'second'})"
+    elif a != b:
+        yield f"{path} ({_short(a)}, {_short(b)})"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

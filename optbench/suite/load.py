@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from optbench.errors import OptimizerError, SuiteError, unknown
+from optbench.errors import OptimizerError, SuiteError, UsageError, unknown
 from optbench.suite.document import MAX_BYTES, Document, KeyPath, Place, decode, is_name_list, parse_yaml
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
 from optbench.suite.overrides import apply_overrides, parse_override
@@ -16,14 +16,22 @@ from optbench.suite.schema import Suite
 from optbench.suite.variants import variants
 
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
+MetricCheck = Callable[[str], object]
 
 
-def load_suite(path: Path, overrides: Sequence[str] = (), *, check_optimizer: OptimizerCheck | None = None) -> Suite:
+def load_suite(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_optimizer: OptimizerCheck | None = None,
+    check_metric: MetricCheck | None = None,
+) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
-    and as each experiment overrides it; it raises OptimizerError for what it refuses. The suite's layer lies below
-    the registry of optimizers, hence the argument; without it targets and hyper-parameters are not looked at.
+    and as each experiment overrides it; it raises OptimizerError for what it refuses. `check_metric(name)` is called
+    for every metric that is named; it raises UsageError. The suite's layer lies below the registries, hence the
+    arguments; without them targets, hyper-parameters and names of metrics are not looked at.
 
     Raises SuiteError, a line per fault and at most five, each `file:line:column: ...`; or UsageError, with
     `--set key.path=value: ...`, when all the faults come from overrides.
@@ -38,7 +46,12 @@ def load_suite(path: Path, overrides: Sequence[str] = (), *, check_optimizer: Op
         suite = Suite.model_validate(document.value)
     except ValidationError as error:
         raise_faults(validation_faults(error, document))
-    if faults := list(_optimizer_faults(suite, document, check_optimizer)):
+    faults = [
+        *_optimizer_faults(suite, document, check_optimizer),
+        *_name_faults(suite, document),
+        *_metric_faults(suite, document, check_metric),
+    ]
+    if faults:
         raise_faults(faults)
     return suite
 
@@ -85,6 +98,53 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
                 optimizer = suite.optimizers[name]
                 merged = optimizer.hyperparameters | changes
                 yield from _settings_faults(document, check, optimizer.target, merged, path, ("optimizers", name))
+
+
+def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    """Names in claims, and in what is said of the tuning, of experiments, models and optimizers that are not there."""
+    for name, experiment in suite.experiments.items():
+        for optimizer in experiment.tuning or {}:
+            path: KeyPath = ("experiments", name, "tuning", optimizer)
+            if message := _unknown(f"optimizer in {name}", optimizer, experiment.optimizers or suite.optimizers):
+                yield Fault(document.key_place(path), f"{shown_path(path[:-1])}: {message}")
+    for name, claim in suite.claims.items():
+        if claim.experiment not in suite.experiments:
+            named: list[tuple[KeyPath, str | None]] = [
+                (("experiment",), unknown("experiment", claim.experiment, suite.experiments))
+            ]
+        else:
+            experiment = suite.experiments[claim.experiment]
+            taking_part = experiment.optimizers or suite.optimizers
+            what = f"optimizer in {claim.experiment}"
+            named = [(("left",), _unknown(what, claim.left, taking_part))]
+            if isinstance(claim.right, str):
+                named.append((("right",), _unknown(what, claim.right, taking_part)))
+            for i, model in enumerate(claim.models or ()):
+                named.append((("models", i), _unknown(f"model in {claim.experiment}", model, experiment.models)))
+        for where, message in named:
+            path = ("claims", name, *where)
+            if message is not None:
+                yield Fault(document.value_place(path), f"{shown_path(path)}: {message}")
+
+
+def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
+    return None if name in (names := list(valid)) else unknown(what, name, names)
+
+
+def _metric_faults(suite: Suite, document: Document, check: MetricCheck | None) -> Iterator[Fault]:
+    named: list[tuple[KeyPath, str]] = []
+    for name, experiment in suite.experiments.items():
+        for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
+            named += [(("experiments", name, key, i), metric) for i, metric in enumerate(metrics or ())]
+    for name, claim in suite.claims.items():
+        named.append((("claims", name, "metric"), claim.metric))
+        named += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
+    for path, metric in named if check is not None else ():
+        assert check is not None
+        try:
+            check(metric)
+        except UsageError as error:
+            yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {error}")
 
 
 def _settings_faults(

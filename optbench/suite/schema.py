@@ -203,6 +203,15 @@ class Protocol(_Settings):
     """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
 
 
+class Tuning(_Settings):
+    """What choosing an optimizer's settings has cost, so that a reader can see whether it was the same for all."""
+
+    settings: Annotated[Whole, Field(ge=1)]
+    """How many settings were tried."""
+    seeds: Annotated[Whole, Field(ge=1)]
+    """On how many seeds each; none of them among the suite's own."""
+
+
 class ExperimentSettings(_Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
@@ -214,6 +223,10 @@ class ExperimentSettings(_Settings):
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
     metrics: list[Name] | None = None
     """Names of the measures to take (`optbench list metrics`); null: the default set."""
+    primary: Annotated[list[Name], Field(min_length=1)] | None = None
+    """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
+    tuning: dict[Name, Tuning] | None = None
+    """What choosing the settings of each optimizer has cost; null: not stated."""
     checkpoints: bool = True
 
     @field_validator("optimizers", mode="before")
@@ -228,11 +241,47 @@ class ExperimentSettings(_Settings):
             return {key: {} if item is None else item for key, item in value.items()}
         return value
 
-    @field_validator("metrics")
+    @field_validator("metrics", "primary")
     @classmethod
     def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
         _listed_once("metric", value or [])
         return value
+
+
+def _name_or_number(value: Any) -> str | float:
+    # Not a union of types: pydantic would report a fault once for each of them.
+    if isinstance(value, str) and is_name(value) and len(value) <= 80:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"needs the name of an optimizer, or a number; {value!r} came")
+
+
+NameOrNumber = Annotated[Any, AfterValidator(_name_or_number)]
+
+
+class Claim(_Settings):
+    """A statement made before the data were seen, and judged by them: `left` is higher (or lower) than `right`.
+
+    It is made for each of the models, and for every variant of an optimizer that is swept.
+    """
+
+    text: str = ""
+    """In words."""
+    source: str = ""
+    """Who says so: `arXiv:2507.12224, Figure 3 left`."""
+    experiment: Name
+    models: Annotated[list[Name], Field(min_length=1)] | None = None
+    """null: every model of the experiment."""
+    metric: Name
+    left: Name
+    right: NameOrNumber
+    """Another optimizer, or a number."""
+    expect: Literal["higher", "lower"]
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
+    beside: list[Name] = []
+    """Metrics to show beside it, without which it would mislead."""
 
 
 class Suite(_Settings):
@@ -247,6 +296,8 @@ class Suite(_Settings):
     seeds: Seeds
     optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
+    claims: dict[Name, Claim] = {}
+    """What is expected, stated beforehand; `optbench report` judges each."""
 
 
 def is_name(text: str) -> bool:

@@ -1,0 +1,93 @@
+"""`optbench compare`: two runs, or two optimizers, seed by seed; and the gates that make CI fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optbench.cli.output import Delivery, deliver, say
+from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.metrics import METRICS
+from optbench.report import comparison_report
+from optbench.report.comparison_report import place
+from optbench.report.formats import choose_format
+from optbench.report.records import comparison_csv, comparison_json
+from optbench.stats.comparison import Selection, compare
+from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate
+from optbench.stats.results import Results, read_results
+from optbench.store import find_run, read_run
+
+DONE, GATE_FAILED = 0, 1
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """The options of `optbench compare`, as they were given."""
+
+    a: str
+    b: str
+    runs_dir: Path = Path("runs")
+    experiments: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    strict: bool = False
+    force: bool = False
+    format: str | None = None
+    output: str | None = None
+
+
+def compare_runs(request: CompareRequest) -> int:
+    """Say what differs and how sure that is; the exit code, 1 where a gate failed.
+
+    Raises:
+        UsageError: an option names what is not there.
+        StoreError: a run is not there or cannot be read, or the output cannot be written.
+        ComparisonError: the runs cannot be compared, or nothing in them can be paired; in the latter case it is
+            reported first.
+    """
+    chosen = choose_format(request.format, request.output)
+    for metric in request.metrics:
+        if metric not in METRICS:
+            raise UsageError(f"--metric: {unknown('metric', metric, METRICS)}")
+    gates = [parse_gate(text) for text in request.gates]
+    read: dict[Path, Results] = {}
+    a, b = (_selection(text, request.runs_dir, read) for text in (request.a, request.b))
+    comparison = compare(a, b, experiments=request.experiments, force=request.force)
+    for remark in comparison.remarks:
+        say(f"optbench: warning: {remark}")
+    judged = judge_gates(gates, comparison.pairs)
+    delivery = Delivery(
+        document=lambda: comparison_report(comparison, judged, request.metrics),
+        json=lambda: comparison_json(comparison, judged, request.metrics),
+        csv=lambda: comparison_csv(comparison, request.metrics),
+    )
+    deliver(delivery, chosen, request.output)
+    if not any(pair.seeds for pair in comparison.pairs):
+        raise ComparisonError("nothing to compare: no seed has ended on both sides")
+    return _conclude(judged, strict=request.strict)
+
+
+def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
+    failing = {GateResult.FAILED, GateResult.INCONCLUSIVE} if strict else {GateResult.FAILED}
+    for found in judged:
+        if found.result is not GateResult.PASSED:
+            why = f": {found.reason}" if found.reason else ""
+            kind = "error" if found.result in failing else "warning"
+            where = f"{place(found.pair)}, {found.pair.a.label}"
+            say(f"optbench: {kind}: gate {found.gate.text} {found.result} on {where}{why}")
+    return GATE_FAILED if any(found.result in failing for found in judged) else DONE
+
+
+def _selection(text: str, runs_dir: Path, read: dict[Path, Results]) -> Selection:
+    """`RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`; a directory's name may have a colon of its own."""
+    run, colon, named = text.rpartition(":")
+    if not colon or (Path(text) / "run.json").is_file() or (runs_dir / text / "run.json").is_file():
+        run, named = text, ""
+    elif not named or not run:
+        raise UsageError(f"'{text}': needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT")
+    path = find_run(run, runs_dir)
+    if path not in read:
+        read[path] = read_results(read_run(path))
+    optimizer, _, variant = named.partition("/")
+    return Selection(read[path], optimizer or None, variant or None)

@@ -1,0 +1,211 @@
+"""The report on a comparison, as a document: verdicts, the numbers behind them, and the gates of CI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from optbench.report.document import Block, Cell, Column, Document, Heading, Items, Paragraph, Table, Tone
+from optbench.report.numbers import decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
+from optbench.stats.gates import GateResult, JudgedGate
+from optbench.stats.signed_rank import smallest_p
+from optbench.stats.verdict import Verdict
+
+TONES: Mapping[Verdict, Tone] = {Verdict.BETTER: "good", Verdict.WORSE: "bad", Verdict.NOT_COMPARABLE: "warning"}
+GATE_TONES: Mapping[GateResult, Tone] = {
+    GateResult.PASSED: "good",
+    GateResult.FAILED: "bad",
+    GateResult.INCONCLUSIVE: "warning",
+}
+
+MANY_PAIRS = 12
+"""With more pairs of arms than this, nobody reads the exploratory metrics of each."""
+
+
+def comparison_report(
+    comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()
+) -> Document:
+    """The document of a comparison. metrics: show only these (all of them where empty)."""
+    blocks: list[Block] = [Paragraph(_sides(comparison))]
+    if comparison.remarks:
+        blocks.append(Items(comparison.remarks, "warning"))
+    blocks += _gates(gates)
+    if len(comparison.pairs) > 1:
+        blocks += _overview(comparison)
+    many = len(comparison.pairs) > MANY_PAIRS and not metrics
+    for pair in comparison.pairs:
+        blocks += _pair(comparison, pair, metrics, primary_only=many)
+    if many:
+        said = f"With more than {MANY_PAIRS} pairs only the primary metrics are shown; --metric, json and csv have all."
+        blocks.append(Paragraph(said, "quiet"))
+    blocks.append(Items(_LEGEND, "quiet"))
+    return Document("optbench compare", tuple(blocks))
+
+
+def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:
+    """`shampoo` inside one run, `shampoo in <run>` between two."""
+    arm = pair.a if side == "A" else pair.b
+    same_run = comparison.a.results.run.path.resolve() == comparison.b.results.run.path.resolve()
+    return arm.label if same_run else f"{arm.label} in {arm.results.run.id}"
+
+
+def place(pair: ArmComparison) -> str:
+    return f"{pair.a.experiment}, {pair.a.model}"
+
+
+_LEGEND = (
+    "A - B: Hodges-Lehmann estimate of the paired difference, with the 95% interval of the exact signed-rank test.",
+    "Verdicts say what A is against B: better, worse (higher, lower where no direction is better); below margin: "
+    "significant, but smaller than what is worth naming; equivalent: the 90% interval lies within the margin.",
+    "They are given for the primary metrics, whose p is corrected by Holm's method over the primary metrics of one "
+    "pair; all else is exploratory.",
+    "wins: seeds on which A is ahead (higher, for a metric without direction). d_z: mean over standard deviation of "
+    "the differences. r: rank-biserial correlation.",
+)
+
+
+def _sides(comparison: Comparison) -> str:
+    names = [
+        f"{s.results.run.id}{f':{s.optimizer}' if s.optimizer else ''}{f'/{s.variant}' if s.variant else ''}"
+        for s in (comparison.a, comparison.b)
+    ]
+    return f"A = {names[0]}, B = {names[1]}; every difference is A - B"
+
+
+def _gates(gates: Sequence[JudgedGate]) -> Iterable[Block]:
+    if not gates:
+        return
+    rows = []
+    for judged in gates:
+        found = judged.pair.metric(judged.gate.metric)
+        digits = decimals(judged.gate.metric)
+        result = found.result if found else None
+        shown = f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip() if result else "–"
+        who = f"{place(judged.pair)}: {judged.pair.a.label}"
+        if judged.pair.b.label != judged.pair.a.label:
+            who += f" against {judged.pair.b.label}"
+        cells = (Cell(judged.gate.text), Cell(who), Cell(shown), Cell(judged.result, GATE_TONES[judged.result]))
+        rows.append((*cells, Cell(judged.reason)))
+    columns = (
+        Column("gate", numeric=False),
+        Column("where", numeric=False),
+        Column("A - B [95%]"),
+        Column("result", numeric=False),
+        Column("why", numeric=False),
+    )
+    yield Table("Gates", columns, tuple(rows), keys=1)
+
+
+def _overview(comparison: Comparison) -> Iterable[Block]:
+    names = list(dict.fromkeys(m.metric.name for pair in comparison.pairs for m in pair.metrics if m.judgement))
+    columns = [Column("where", numeric=False), Column("A against B", numeric=False)]
+    columns += [Column(name_with_arrow(name), numeric=False) for name in names]
+    rows = []
+    for pair in comparison.pairs:
+        who = pair.a.label if pair.a.label == pair.b.label else f"{pair.a.label} against {pair.b.label}"
+        cells = [_verdict_cell(pair.metric(name), with_size=True) for name in names]
+        rows.append((Cell(place(pair)), Cell(who), *cells))
+    yield Table("Verdicts", tuple(columns), tuple(rows), keys=2)
+
+
+def _verdict_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
+    if found is None or found.judgement is None:
+        return Cell("exploratory", "quiet")
+    verdict = found.judgement.verdict
+    text = str(verdict)
+    if with_size and verdict is not Verdict.NOT_COMPARABLE:
+        text += f" {signed(found.result.difference, decimals(found.metric.name))}"
+    return Cell(text, TONES.get(verdict, "plain"))
+
+
+def _pair(
+    comparison: Comparison, pair: ArmComparison, metrics: Sequence[str], *, primary_only: bool
+) -> Iterable[Block]:
+    a, b = (arm_name(comparison, pair, side) for side in ("A", "B"))
+    yield Heading(f"{place(pair)}: {a} against {b}", 2)
+    yield Items(tuple(_header(pair)), "quiet")
+    warnings = list(_warnings(pair))
+    if warnings:
+        yield Items(tuple(warnings), "warning")
+    shown = [
+        found
+        for found in pair.metrics
+        if (not metrics or found.metric.name in metrics) and (found.judgement is not None or not primary_only)
+    ]
+    if shown:
+        yield _table(f"{place(pair)}: {a} (A) against {b} (B)", shown)
+    reasons = [
+        f"{found.metric.name.replace('_', ' ')}: {found.judgement.verdict}: {found.judgement.reason}"
+        for found in shown
+        if found.judgement is not None and found.judgement.reason
+    ]
+    if reasons:
+        yield Items(tuple(reasons))
+
+
+def _header(pair: ArmComparison) -> Iterable[str]:
+    yield f"{len(pair.seeds)} of {pair.planned} seeds paired" + (
+        "" if pair.same_start is None else f"; initial weights {'match' if pair.same_start else 'differ'}"
+    )
+    tuning = [arm.tuning for arm in (pair.a, pair.b)]
+    if None in tuning:
+        yield "tuning budgets: not stated for " + " and ".join(
+            dict.fromkeys(arm.label for arm in (pair.a, pair.b) if arm.tuning is None)
+        )
+    else:
+        costs = [f"{cost.settings} settings × {cost.seeds} seeds" for cost in tuning if cost]
+        yield (
+            f"tuning budgets: equal, {costs[0]}"
+            if costs[0] == costs[1]
+            else (f"tuning budgets differ: A {costs[0]}, B {costs[1]}")
+        )
+    primary = sum(found.judgement is not None for found in pair.metrics)
+    n = len(pair.seeds)
+    yield f"smallest two-sided p of {n} pairs: {p_value(smallest_p(n))}; Holm over {primary} primary metrics"
+
+
+def _warnings(pair: ArmComparison) -> Iterable[str]:
+    for side, arm in (("A", pair.a), ("B", pair.b)):
+        counts = [
+            (arm.count("diverged"), "diverged"),
+            (arm.count("failed"), "failed"),
+            (arm.count("missing"), "not finished"),
+        ]
+        parts = [f"{n} {what}" for n, what in counts if n]
+        if parts:
+            yield f"{side} ({arm.label}), of {len(arm.trials)} trials: {', '.join(parts)}"
+
+
+def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
+    columns = (
+        Column("metric", numeric=False),
+        Column("verdict", numeric=False),
+        Column("A\nmedian"),
+        Column("B\nmedian"),
+        Column("A - B\n[95% interval]"),
+        Column("p"),
+        Column("Holm p"),
+        Column("n"),
+        Column("diverged\nA, B"),
+        Column("wins"),
+        Column("d_z"),
+        Column("r"),
+    )
+    rows = []
+    for found in shown:
+        result, digits = found.result, decimals(found.metric.name)
+        wins = "" if result.wins is None else f"{round(result.wins * result.n)} of {result.n}"
+        cells = (
+            fixed(result.median_a, digits),
+            fixed(result.median_b, digits),
+            f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
+            p_value(result.p),
+            p_value(found.judgement.holm_p) if found.judgement else "",
+            str(result.n) if result.n == result.pairs else f"{result.n} of {result.pairs}",
+            f"{result.diverged_a}, {result.diverged_b}",
+            wins,
+            signed(result.d_z, 2),
+            signed(result.rank_biserial, 2),
+        )
+        rows.append((Cell(name_with_arrow(found.metric.name)), _verdict_cell(found), *map(Cell, cells)))
+    return Table(caption, columns, tuple(rows), keys=1)

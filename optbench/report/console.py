@@ -1,0 +1,166 @@
+"""A document on a terminal: 60 columns suffice, more are used, and a pipe gets no colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table as Grid
+from rich.text import Text
+
+from optbench.report.document import (
+    Block,
+    Code,
+    Column,
+    Document,
+    Fold,
+    Heading,
+    Illustration,
+    Items,
+    Only,
+    Paragraph,
+    Table,
+    Tone,
+)
+from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
+
+LABEL_WIDTH = 24
+"""A longer text than this is folded rather than given the room of more columns."""
+
+STYLES: dict[Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
+
+
+def render(document: Document, console: Console) -> None:
+    """Print `document` on `console`, as wide as it is. Folds and illustrations are left out."""
+    console.print(Text(one_line(document.title), style="bold"))
+    before: Block | None = None
+    for block in _shown(document.blocks):
+        if before is None or _apart(before, block):
+            console.print()
+        _print(block, console)
+        before = block
+
+
+def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        match block:
+            case Only(formats, inner):
+                if "terminal" in formats:
+                    yield from _shown([inner])
+            case Fold() | Illustration():
+                pass
+            case _:
+                yield block
+
+
+def _apart(before: Block, block: Block) -> bool:
+    """Whether an empty line stands between two blocks: footnotes and warnings stay with what they are about."""
+    footnote = isinstance(block, Paragraph | Items) and block.tone in ("quiet", "warning")
+    if isinstance(before, Heading):
+        return not isinstance(block, Paragraph | Items)
+    if isinstance(before, Paragraph | Items) and before.tone == "plain":
+        return True
+    return not footnote or isinstance(before, Code)
+
+
+def _print(block: Block, console: Console) -> None:
+    match block:
+        case Heading(text):
+            console.print(Text(one_line(text), style="bold"))
+        case Paragraph(text, tone):
+            if tone == "warning":  # to be seen without colours too
+                _hanging("! ", text, tone, console)
+            else:
+                console.print(Text(one_line(text), style=STYLES[tone]))
+        case Items(items, tone):
+            for item in items:
+                _hanging("! " if tone == "warning" else "- ", item, tone, console)
+        case Code(text):
+            for line in code_lines(text):
+                # soft_wrap: a long command stays one line when it is copied.
+                console.print(Text(f"  {line}"), soft_wrap=True)
+        case Table():
+            _print_table(block, console)
+        case _:
+            raise AssertionError(block)
+
+
+def _hanging(mark: str, text: str, tone: Tone, console: Console) -> None:
+    grid = Grid.grid(padding=0)
+    grid.add_column(width=len(mark), no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(mark), Text(one_line(text)), style=STYLES[tone])
+    console.print(grid)
+
+
+def _print_table(table: Table, console: Console) -> None:
+    titles = [title_lines(column) for column in table.columns]
+    texts = [[one_line(row[i].text) for row in table.rows] for i in range(len(table.columns))]
+    natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
+    least = [_least(*entry) for entry in zip(table.columns, titles, texts, natural, strict=True)]
+    wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
+    # Names stay on one line, unless folding them saves a piece.
+    pieces = min((_pieces(table, widths, console.width) for widths in (wish, least)), key=len)
+    shown = [[*range(table.keys), *piece] for piece in pieces]
+    widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in shown]
+    keys = [min(piece[i] for piece in widths) for i in range(table.keys)]  # alike in all pieces
+    for i in range(len(pieces)):
+        if i:
+            console.print()
+        caption = one_line(table.caption) + (" (continued)" if i else "")
+        console.print(Text(caption, style="bold"))
+        grid = _grid(table, shown[i], titles, texts, [*keys, *widths[i][table.keys :]])
+        # A terminal narrower than the keys and one column wraps the lines itself: no number is ever cut short.
+        total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(shown[i]) - 1)
+        options = console.options.update(width=max(console.width, total))
+        console.print(Segments(console.render(grid, options)), crop=False, soft_wrap=True, end="")
+
+
+def _least(column: Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
+    """The width below which a column does not go: numbers whole, texts folded at blanks, or in longer words."""
+    if column.numeric:
+        return natural
+    words = [word for text in (*title, *texts) for word in text.split(" ")]
+    return min(max(map(cell_len, words)), LABEL_WIDTH)
+
+
+def _pieces(table: Table, widths: Sequence[int], room: int) -> list[range]:
+    """The columns of each piece after the keys, which every piece repeats."""
+    keys = sum(widths[: table.keys]) + GAP * (table.keys - 1)
+    packed = pack([GAP + width for width in widths[table.keys :]], room - keys)
+    return [range(piece.start + table.keys, piece.stop + table.keys) for piece in packed]
+
+
+def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
+    """The width of each column of a piece: what is left of `room` goes to folded texts, from the left."""
+    left = room - sum(least) - GAP * (len(least) - 1)
+    widths = []
+    for low, full in zip(least, natural, strict=True):
+        more = max(0, min(full - low, left))
+        widths.append(low + more)
+        left -= more
+    return widths
+
+
+def _grid(
+    table: Table,
+    shown: Sequence[int],
+    titles: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str]],
+    widths: Sequence[int],
+) -> Grid:
+    # SIMPLE_HEAD draws one blank between columns; the padding makes it two.
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
+    height = max(len(titles[i]) for i in shown)
+    for i, width in zip(shown, widths, strict=True):
+        title = Text("\n" * (height - len(titles[i])) + "\n".join(titles[i]))
+        if table.columns[i].numeric:
+            grid.add_column(title, justify="right", no_wrap=True, width=width)
+        else:
+            grid.add_column(title, overflow="fold", width=width)
+    for n, row in enumerate(table.rows):
+        grid.add_row(*(Text(texts[i][n], style=STYLES[row[i].tone]) for i in shown))
+    return grid

@@ -1,0 +1,112 @@
+"""Average accuracy at the end by optimizer and model: Figure 3 left of Pascanu et al. 2025."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, by_experiment, chunks, groups, mean, spread_out
+from optbench.report.figures.wording import caption, means
+from optbench.stats.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+METRIC = "average_accuracy"
+AXIS = "average accuracy at the end"
+WIDTH, HEIGHT = 4.6, 3.1
+MAX_ROWS = 12
+"""In a panel whose rows are named one by one, so that colours need not tell them apart."""
+
+
+def final_accuracy(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment, with every seed as a dot."""
+    return [
+        figure
+        for experiment, found in by_experiment(groups(results)).items()
+        if (figure := _figure(experiment, [group for group in found if _shown(group)])) is not None
+    ]
+
+
+def _shown(group: Group) -> list[Series]:
+    return [series for series in group.shown if series.values(METRIC)]
+
+
+def _figure(experiment: str, found: Sequence[Group]) -> Figure | None:
+    if not found:
+        return None
+    drawn = [(group, _shown(group)) for group in found]
+    limits = style.limits([value for _, shown in drawn for series in shown for value in series.values(METRIC)])
+    if len(found) == 1:
+        panels = tuple(_rows(part, limits) for part in chunks(drawn[0][1], MAX_ROWS))
+    else:
+        labels = list(dict.fromkeys(series.label for _, shown in drawn for series in shown))
+        by_label = {series.label: series for _, shown in drawn for series in shown}
+        panels = tuple(_columns(drawn, part, limits) for part in chunks([by_label[label] for label in labels]))
+    numbers = [
+        (series.label if len(found) == 1 else f"{series.label} at {group.model}", mean(series.values(METRIC)))
+        for group, shown in drawn
+        for series in shown
+    ]
+    what = (
+        f"Test accuracy at the end of {experiment}, mean over all tasks, by optimizer"
+        f"{'' if len(found) == 1 else ' and model'}; a dot is a seed, a bar their mean."
+    )
+    return Figure(
+        name=f"final-accuracy_{experiment}",
+        title=f"{experiment}: final accuracy",
+        caption=caption(what, [(group, group.shown) for group in found]),
+        alt=f"Mean accuracy at the end of {experiment}: {means(numbers)}.",
+        panels=panels,
+    )
+
+
+def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
+    """One model: a row for each optimizer, with its name beside it."""
+
+    def draw(axes: Axes) -> None:
+        for row, series in enumerate(part):
+            values = series.values(METRIC)
+            style.draw_seeds(axes, values, [row + dy for dy in spread_out(len(values), 0.4)], style.look(series))
+            middle = mean(values)
+            axes.plot([middle, middle], [row - 0.32, row + 0.32], color=style.INK, linewidth=1.8, label="_mean")
+        axes.set_yticks(range(len(part)), [textwrap.fill(series.label, 26) for series in part])
+        axes.set_xlim(limits)
+        axes.set_ylim(len(part) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(AXIS)
+
+    return Panel(draw, WIDTH, 0.7 + 0.3 * len(part))
+
+
+def _columns(
+    drawn: Sequence[tuple[Group, Sequence[Series]]], part: Sequence[Series], limits: tuple[float, float]
+) -> Panel:
+    """Several models: a column for each, and in it the optimizers side by side."""
+    models = [group.model for group, _ in drawn]
+    step = 0.8 / len(part)
+    order = {series.label: i for i, series in enumerate(part)}
+
+    def draw(axes: Axes) -> None:
+        for x, (_, shown) in enumerate(drawn):
+            for series in shown:
+                if series.label not in order:
+                    continue
+                values = series.values(METRIC)
+                middle, place = mean(values), x + (order[series.label] - (len(part) - 1) / 2) * step
+                offsets = spread_out(len(values), 0.5 * step)
+                style.draw_seeds(axes, [place + dx for dx in offsets], values, style.look(series))
+                ends = [place - 0.42 * step, place + 0.42 * step]
+                axes.plot(ends, [middle, middle], color=style.INK, linewidth=1.8, label="_mean")
+        axes.set_xticks(range(len(models)), models)
+        axes.set_xlim(-0.5, len(models) - 0.5)
+        axes.set_ylim(limits)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(AXIS)
+        style.header(axes, WIDTH, series=part, lines=False)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))

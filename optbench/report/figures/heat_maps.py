@@ -1,0 +1,206 @@
+"""Means over seeds as coloured cells, one panel per optimizer: class × class cosine, and accuracy matrices.
+
+The first is Figure 4 right of Pascanu et al. 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.report.figures import style
+from optbench.report.figures.columns import final_rows
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, groups
+from optbench.report.figures.tasks import TaskNames, task_axis, task_names
+from optbench.report.figures.wording import caption, means
+from optbench.stats.results import Results
+from optbench.store.columns import numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Matrix = NDArray[np.float64]
+
+MAX_WIDTH, MIN_WIDTH = 4.2, 2.4
+CELL = 0.3
+"""Inches: enough for a number of two digits."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """values: (rows, columns), NaN where there is none; low, high: what the ends of the colours stand for."""
+
+    values: Matrix
+    low: float
+    high: float
+    rows: TaskNames
+    columns: TaskNames
+
+
+def class_cosine(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model."""
+    read = {result.run.path: cosines(result) for result in results}
+    figures = []
+    for group in groups(results):
+        found = [(series, _mean(series, read[series.arm.results.run.path])) for series in group.shown]
+        drawn = [(series, values) for series, values in found if values is not None]
+        if drawn:
+            figures.append(_cosine_figure(group, drawn))
+    return figures
+
+
+def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model."""
+    figures = []
+    for group in groups(results):
+        found = [(series, _mean(series, series.arm.results.matrices)) for series in group.shown]
+        drawn = [(series, values) for series, values in found if values is not None]
+        if drawn:
+            figures.append(_accuracy_figure(group, drawn))
+    return figures
+
+
+def cosines(results: Results) -> dict[str, Matrix]:
+    """Trial -> cosine between the mean features of every two classes after the last task, (C, C)."""
+    table = results.run.table("similarity")
+    columns = (numbers(table[name]) for name in ("class_a", "class_b", "cosine"))
+    found = {}
+    for trial, rows in final_rows(results, table, *columns).items():
+        a, b = rows[:, :2].T.astype(np.int64)
+        classes = 1 + int(max(a.max(), b.max()))
+        found[trial] = np.full((classes, classes), np.nan)
+        found[trial][a, b] = rows[:, 2]
+    return found
+
+
+def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
+    """The mean over seeds of each entry that is defined in any; None where there is none at all."""
+    found = [matrices[trial.id] for trial in series.trials if trial.id in matrices]
+    if not found or any(matrix.shape != found[0].shape for matrix in found):
+        return None
+    stacked = np.stack(found)
+    defined = np.isfinite(stacked)
+    counts = defined.sum(axis=0)
+    total = np.where(defined, stacked, 0.0).sum(axis=0)
+    values: Matrix = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+    return values if counts.any() else None
+
+
+def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
+    # Steps of a tenth, so that two reports of the same experiment mostly have the same colours.
+    low = math.floor(10 * min(float(np.nanmin(values)) for _, values in drawn)) / 10
+    panels = []
+    for series, values in drawn:
+        names = TaskNames(tuple(str(i) for i in range(len(values))), "class")
+        panels.append(draw_heat_map(series.label, HeatMap(values, min(low, 0.9), 1.0, names, names)))
+    apart = [(series.label, _off_diagonal(values)) for series, values in drawn]
+    what = (
+        f"Cosine between the mean features of every two classes at the end of {group.experiment}, {group.model}; mean "
+        f"over seeds; the colours go from {min(low, 0.9):g} (dark) to 1 (light) in every panel."
+    )
+    return Figure(
+        name=f"class-cosine_{group.place}",
+        title=f"{group.experiment}, {group.model}: similarity of classes",
+        caption=caption(what, [(group, group.shown)]),
+        alt=f"Mean cosine between the features of different classes: {means(apart)}.",
+        panels=tuple(panels),
+    )
+
+
+def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
+    panels = []
+    for series, values in drawn:
+        tasks = values.shape[1]
+        columns = task_names(series.arm.settings.tasks, tasks)
+        rows = TaskNames(("none", *columns.names), "after training on")
+        title = "accuracy on " + columns.title.split(" ")[0].rstrip(",")
+        panels.append(draw_heat_map(series.label, HeatMap(values, 0.0, 1.0, rows, TaskNames(columns.names, title))))
+    end = [(series.label, float(values[-1].mean())) for series, values in drawn]
+    what = (
+        f"Test accuracy on every task of {group.experiment} (columns) before any training and after each task (rows), "
+        f"{group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
+    )
+    return Figure(
+        name=f"accuracy-matrix_{group.place}",
+        title=f"{group.experiment}, {group.model}: accuracy after each task",
+        caption=caption(what, [(group, group.shown)]),
+        alt=f"Mean of the last row, the accuracy at the end over all tasks: {means(end)}.",
+        panels=tuple(panels),
+    )
+
+
+def _off_diagonal(values: Matrix) -> float:
+    others = values[~np.eye(len(values), dtype=bool)]
+    others = others[np.isfinite(others)]
+    return float(others.mean()) if len(others) else math.nan
+
+
+def draw_heat_map(label: str, heat_map: HeatMap) -> Panel:
+    rows, columns = heat_map.values.shape
+    margin = 0.35 + 0.085 * max(map(len, heat_map.rows.names))
+    width = min(max(margin + 0.15 + CELL * columns, MIN_WIDTH, 0.4 + 0.085 * len(label)), MAX_WIDTH)
+    numbers = (width - margin - 0.15) / columns > 0.9 * CELL
+    # Cells are square, or flat where they are few.
+    inner = width - margin - 0.15 - (0.0 if numbers else 0.5)
+    height = 0.85 + inner * rows / columns if numbers is False or columns > 6 else 0.85 + CELL * rows
+
+    def draw(axes: Axes) -> None:
+        _cells(axes, heat_map, numbers=numbers)
+        task_axis(axes.xaxis, heat_map.columns, inner)
+        task_axis(axes.yaxis, heat_map.rows, 4 * (height - 0.85))
+        axes.set_xlim(-0.5, columns - 0.5)
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        style.labels(axes, heat_map.columns.title, heat_map.rows.title)
+        style.header(axes, width, label)
+
+    return Panel(draw, width, height)
+
+
+def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
+    import matplotlib
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    scale, colours = Normalize(heat_map.low, heat_map.high), matplotlib.colormaps[style.COLOURS]
+    values = heat_map.values
+    defined = [(r, c) for r, c in np.ndindex(values.shape) if math.isfinite(values[r, c])]
+    # Rectangles with a little air: the seams of touching cells would show the page behind them.
+    gap = 0.04
+    cells = PatchCollection([Rectangle((c - 0.5 + gap / 2, r - 0.5 + gap / 2), 1 - gap, 1 - gap) for r, c in defined])
+    cells.set(array=np.array([values[cell] for cell in defined]), cmap=colours, norm=scale, linewidth=0)
+    axes.add_collection(cells)
+    if not numbers:
+        axes.figure.colorbar(cells, ax=axes, fraction=0.06, pad=0.02)
+        return
+    for r, c in np.ndindex(values.shape):
+        value = float(values[r, c])
+        if not math.isfinite(value):
+            _write(axes, c, r, "–", style.INK)
+            continue
+        red, green, blue, _ = colours(scale(value))
+        ink = style.ON_LIGHT if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else style.ON_DARK
+        _write(axes, c, r, two_digits(value), ink)
+
+
+def _write(axes: Axes, column: int, row: int, text: str, ink: str) -> None:
+    cell = axes.text(column, row, text, ha="center", va="center_baseline", fontsize=8, color=ink)
+    # It lies inside the axes anyway, and to measure a hundred of them takes half of the time.
+    cell.set_in_layout(False)
+
+
+def two_digits(value: float) -> str:
+    """`.93`, `-.12`, `1.0`: as short as a cell is narrow."""
+    text = f"{value:.2f}"
+    if text.startswith(("0.", "-0.")):
+        return "0" if float(text) == 0 else text.replace("0.", ".", 1)
+    return text[:-1] if text.endswith("0") else text

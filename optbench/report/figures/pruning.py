@@ -1,0 +1,113 @@
+"""How much of the weights a solution needs: accuracy against the share of weights kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optbench.report.figures import style
+from optbench.report.figures.columns import final_rows
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, chunks, groups, mean
+from optbench.report.figures.wording import caption, means
+from optbench.stats.results import Results
+from optbench.store.columns import codes, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.2, 3.1
+SCOPES = {"global": "the largest of all weights", "layer": "the largest of each layer"}
+
+Curve = tuple[tuple[float, float], ...]
+"""Share of the weights kept and accuracy, by ascending share."""
+Curves = Mapping[tuple[str, str], Curve]
+"""By trial and scope."""
+
+
+def pruning(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model, one panel per scope."""
+    read = {result.run.path: curves(result) for result in results}
+    figures = []
+    for group in groups(results):
+        found = {scope: [s for s in group.shown if _lines(s, scope, read)] for scope in _scopes(read)}
+        if drawn := {scope: shown for scope, shown in found.items() if shown}:
+            figures.append(_figure(group, drawn, read))
+    return figures
+
+
+def curves(results: Results) -> Curves:
+    """The pruning curves after the last task; points without an accuracy are left out."""
+    table = results.run.table("pruning")
+    scope, scopes = codes(table["scope"])
+    columns = (scope.astype(np.float64), numbers(table["keep"]), numbers(table["accuracy"]))
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for trial, rows in final_rows(results, table, *columns).items():
+        for code, keep, accuracy in rows.tolist():
+            if math.isfinite(accuracy) and keep > 0:
+                found.setdefault((trial, scopes[int(code)]), []).append((keep, accuracy))
+    return {key: tuple(sorted(points)) for key, points in found.items()}
+
+
+def _scopes(read: Mapping[Path, Curves]) -> list[str]:
+    present = {scope for known in read.values() for _, scope in known}
+    return sorted(present, key=lambda scope: (list(SCOPES).index(scope) if scope in SCOPES else len(SCOPES), scope))
+
+
+def _lines(series: Series, scope: str, read: Mapping[Path, Curves]) -> list[Curve]:
+    known = read[series.arm.results.run.path]
+    return [known[trial.id, scope] for trial in series.trials if (trial.id, scope) in known]
+
+
+def _means(lines: Sequence[Curve]) -> Curve:
+    """The mean at every share that all seeds have."""
+    shared = set.intersection(*({keep for keep, _ in line} for line in lines))
+    return tuple((keep, mean([dict(line)[keep] for line in lines])) for keep in sorted(shared))
+
+
+def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[Path, Curves]) -> Figure:
+    scope, shown = next(iter(drawn.items()))
+    middle = {series.label: _means(_lines(series, scope, read)) for series in shown}
+    # The share next to a tenth: where solutions differ, and the dense one is not yet far away.
+    near = min(
+        (keep for line in middle.values() for keep, _ in line), key=lambda k: abs(math.log(k / 0.1)), default=1.0
+    )
+    numbers = [(label, dict(line)[near]) for label, line in middle.items() if near in dict(line)]
+    what = (
+        f"Test accuracy at the end of {group.experiment}, {group.model}, over all tasks, with only the largest weights "
+        "kept and no further training; a thin line is a seed, a thick one the mean."
+    )
+    return Figure(
+        name=f"pruning_{group.place}",
+        title=f"{group.experiment}, {group.model}: pruning",
+        caption=caption(what, [(group, group.shown)]),
+        alt=f"Mean accuracy with {100 * near:.3g}% of the weights kept ({SCOPES.get(scope, scope)}): {means(numbers)}.",
+        panels=tuple(_panel(scope, part, read) for scope, shown in drawn.items() for part in chunks(shown)),
+    )
+
+
+def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves]) -> Panel:
+    def draw(axes: Axes) -> None:
+        style.log_axis(axes, "x")
+        for series in part:
+            shown, lines = style.look(series), _lines(series, scope, read)
+            for line in lines:
+                axes.plot(*zip(*line, strict=True), color=shown.colour, alpha=0.35, linewidth=0.6, label=style.SEEDS)
+            if middle := _means(lines):
+                marks = {**shown.marks, "markevery": (0, max(1, len(middle) // 7))}
+                axes.plot(
+                    *zip(*middle, strict=True),
+                    color=shown.colour,
+                    linestyle=shown.line,
+                    linewidth=2.0,
+                    **marks,
+                    label="_mean",
+                )
+        style.labels(axes, "share of the weights kept", "accuracy at the end")
+        style.header(axes, WIDTH, SCOPES.get(scope, scope), part)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))

@@ -1,0 +1,162 @@
+"""What figures draw: the arms of one experiment and model as labelled series."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeVar
+
+from optbench.plan import Trial
+from optbench.stats.arms import Arm, arms
+from optbench.stats.results import Results
+
+Item = TypeVar("Item")
+
+MAX_SERIES = 8
+"""In one panel: more cannot be told apart."""
+VARIANTS_SHOWN = 3
+"""Of a sweep, in figures that are not about sweeps."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """An arm as a figure shows it.
+
+    label: its optimizer and variant, and its run where there are several.
+    colour: the number of its optimizer in the report, the same in every figure.
+    turn: how many series of the same optimizer come before it in a figure: their markers and lines differ.
+    """
+
+    arm: Arm
+    label: str
+    colour: int
+    turn: int = 0
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those that are `ok`, in the order of the seeds: the only ones that are drawn."""
+        return [trial for seed, trial in self.arm.trials.items() if self.arm.status(seed) == "ok"]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every trial that is `ok` and has it defined."""
+        return [value for value in self.arm.values(metric) if math.isfinite(value)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Every arm of one experiment and model, over all runs of the report."""
+
+    experiment: str
+    model: str
+    series: tuple[Series, ...]
+
+    @property
+    def place(self) -> str:
+        """As a part of a figure's name."""
+        return f"{self.experiment}_{self.model}"
+
+    @functools.cached_property
+    def shown(self) -> tuple[Series, ...]:
+        """Every optimizer as it is, and of each sweep a few variants, spread over it."""
+        chosen = self._variants
+        return _turns([series for series in self.series if series.arm.variant in chosen[_sweep_of(series)]])
+
+    @property
+    def left_out(self) -> tuple[Series, ...]:
+        labels = {series.label for series in self.shown}
+        return tuple(series for series in self.series if series.label not in labels)
+
+    @property
+    def _variants(self) -> dict[tuple[str, str], list[str]]:
+        """The variants to show, by run and optimizer."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for series in self.series:
+            found.setdefault(_sweep_of(series), []).append(series.arm.variant)
+        for count in range(VARIANTS_SHOWN, 1, -1):
+            if sum(min(len(variants), count) for variants in found.values()) <= MAX_SERIES:
+                return {sweep: _spread(variants, count) for sweep, variants in found.items()}
+        return {sweep: _spread(variants, 1) for sweep, variants in found.items()}
+
+
+def groups(results: Sequence[Results]) -> list[Group]:
+    """Every experiment and model in the order of the suites; those of the same name in several runs are one."""
+    colours: dict[str, int] = {}
+    found: dict[tuple[str, str], list[Series]] = {}
+    for suffix, result in zip(_suffixes(results), results, strict=True):
+        for optimizer in result.suite.optimizers:
+            colours.setdefault(optimizer, len(colours))
+        for arm in arms(result):
+            series = Series(arm, f"{arm.label}{suffix}", colours[arm.optimizer])
+            found.setdefault((arm.experiment, arm.model), []).append(series)
+    return [Group(experiment, model, tuple(series)) for (experiment, model), series in found.items()]
+
+
+def by_experiment(found: Sequence[Group]) -> dict[str, list[Group]]:
+    """Experiment -> its groups, one for each model."""
+    experiments: dict[str, list[Group]] = {}
+    for group in found:
+        experiments.setdefault(group.experiment, []).append(group)
+    return experiments
+
+
+def chunks(series: Sequence[Series], size: int = MAX_SERIES) -> list[Sequence[Series]]:
+    """The series over as few panels as it takes, evenly: 10 are 5 and 5."""
+    return split(series, -(-len(series) // size))
+
+
+def split(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
+    """`count` runs of nearly equal length, the longer ones first."""
+    share, more = divmod(len(items), count) if count else (0, 0)
+    bounds = [i * share + min(i, more) for i in range(count + 1)]
+    return [items[a:b] for a, b in pairwise(bounds)]
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN of no values."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def spread_out(count: int, width: float) -> list[float]:
+    """`count` places in [-width/2, width/2], evenly: where the seeds of one value are drawn beside each other."""
+    return [0.0] if count == 1 else [width * (i / (count - 1) - 0.5) for i in range(count)]
+
+
+def _sweep_of(series: Series) -> tuple[str, str]:
+    # Of two runs with the same id, the labels differ.
+    run = series.label.removeprefix(series.arm.label)
+    return run, series.arm.optimizer
+
+
+def _spread(variants: Sequence[str], count: int) -> list[str]:
+    """At most `count` of them: the first, the last, and what lies evenly between; the middle one where it is 1."""
+    if len(variants) <= count:
+        return list(variants)
+    if count == 1:
+        return [variants[len(variants) // 2]]
+    return [variants[round(i * (len(variants) - 1) / (count - 1))] for i in range(count)]
+
+
+def _turns(shown: Sequence[Series]) -> tuple[Series, ...]:
+    met: Counter[int] = Counter()
+    turned = []
+    for series in shown:
+        turned.append(replace(series, turn=met[series.colour]))
+        met[series.colour] += 1
+    return tuple(turned)
+
+
+def _suffixes(results: Sequence[Results]) -> list[str]:
+    """What tells the series of each run from those of the others; empty for a single run."""
+    if len(results) == 1:
+        return [""]
+    met: Counter[str] = Counter()
+    suffixes = []
+    for result in results:
+        met[result.run.id] += 1
+        again = f" #{met[result.run.id]}" if met[result.run.id] > 1 else ""
+        suffixes.append(f" ({result.run.id}{again})")
+    return suffixes

@@ -1,0 +1,114 @@
+"""The spectrum of the feature covariance at the end: Figure 3 right of Pascanu et al. 2025."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from optbench.report.figures import style
+from optbench.report.figures.columns import final_rows
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, by_experiment, chunks, groups
+from optbench.report.figures.wording import caption, means
+from optbench.stats.results import Results
+from optbench.store.columns import numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.2, 3.1
+FLOOR = 1e-8
+"""Of the sum of all eigenvalues. What is smaller is rounding, and would take most of the axis."""
+
+Spectra = Mapping[str, NDArray[np.float64]]
+"""By trial, each (d,): shares of the sum, the largest first."""
+
+
+def spectrum(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment, one panel per model (or more, where the optimizers are many)."""
+    read = {result.run.path: spectra(result) for result in results}
+    figures = []
+    for experiment, found in by_experiment(groups(results)).items():
+        drawn = [(group, [s for s in group.shown if _lines(s, read)]) for group in found]
+        drawn = [(group, shown) for group, shown in drawn if shown]
+        if drawn:
+            figures.append(_figure(experiment, drawn, read))
+    return figures
+
+
+def spectra(results: Results) -> Spectra:
+    """The spectra of all tasks pooled, after the last one, of every trial that has any."""
+    table = results.run.table("spectra")
+    table = table.filter(pc.is_null(table["task"]))
+    columns = (numbers(table[name]) for name in ("index", "eigenvalue"))
+    found = {}
+    for trial, rows in final_rows(results, table, *columns).items():
+        values = rows[np.argsort(rows[:, 0], kind="stable"), 1]
+        if np.isfinite(values).all() and values.sum() > 0:
+            found[trial] = values / values.sum()
+    return found
+
+
+def _lines(series: Series, read: Mapping[Path, Spectra]) -> list[NDArray[np.float64]]:
+    known = read[series.arm.results.run.path]
+    return [known[trial.id] for trial in series.trials if trial.id in known]
+
+
+def _figure(experiment: str, drawn: Sequence[tuple[Group, Sequence[Series]]], read: Mapping[Path, Spectra]) -> Figure:
+    several = len(drawn) > 1
+    numbers = [
+        (f"{s.label} at {group.model}" if several else s.label, 100 * float(np.median([x[0] for x in _lines(s, read)])))
+        for group, shown in drawn
+        for s in shown
+    ]
+    what = (
+        f"Eigenvalues of the covariance of the features at the end of {experiment}, all tasks pooled, each divided by "
+        "their sum; a thin line is a seed, a thick one the median over seeds."
+    )
+    return Figure(
+        name=f"spectrum_{experiment}",
+        title=f"{experiment}: spectrum of the representation",
+        caption=caption(what, [(group, group.shown) for group, _ in drawn]),
+        alt=f"Share of the variance along the first direction, in percent, median over seeds: {means(numbers, 1)}.",
+        panels=tuple(_panel(group.model, part, read) for group, shown in drawn for part in chunks(shown)),
+    )
+
+
+def _panel(model: str, part: Sequence[Series], read: Mapping[Path, Spectra]) -> Panel:
+    def draw(axes: Axes) -> None:
+        style.log_axis(axes, "y")
+        lowest = 1.0
+        for series in part:
+            shown = style.look(series)
+            lines = _lines(series, read)
+            for line in lines:
+                x = np.arange(1, len(line) + 1)
+                axes.plot(x, _visible(line), color=shown.colour, alpha=0.3, linewidth=0.6, label=style.SEEDS)
+            shortest = min(map(len, lines))
+            median = _visible(np.median([line[:shortest] for line in lines], axis=0))
+            axes.plot(
+                np.arange(1, shortest + 1),
+                median,
+                color=shown.colour,
+                linestyle=shown.line,
+                linewidth=2.0,
+                **shown.marks,
+                markevery=(0, max(1, shortest // 8)),
+                label="_median",
+            )
+            lowest = min(lowest, float(np.nanmin(median)))
+        # The seed with the least must not press all others together.
+        axes.set_ylim(bottom=max(FLOOR, lowest / 5))
+        style.labels(axes, "index of the eigenvalue", "share of the variance")
+        style.header(axes, WIDTH, model, part)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+
+
+def _visible(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(line > FLOOR, line, np.nan)

@@ -1,0 +1,218 @@
+"""One look for every figure: colours, markers, text sizes, and the few drawing steps that they share.
+
+The series colours are those of Okabe & Ito 2008, made for colour-blind readers, with the lightest ones darkened until
+every one has a contrast of at least 3:1 both on white and on #15181c: one set serves light and dark pages. Colour is
+never alone: every optimizer has a marker of its own too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from optbench.report.figures.series import Series, split
+from optbench.suite.variants import value_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+Which = Literal["x", "y"]
+Line = Literal["solid", "dashed", "dotted", "dashdot"]
+
+INK = "#1a1b1d"
+"""Text, axes, means. A page replaces it by the colour of its own text."""
+PALETTE = ("#0072b2", "#c28500", "#009e73", "#d55e00", "#cc79a7", "#3d9acb", "#7d7d7d", "#9a9300")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
+COLOURS = "viridis"
+"""Of heat maps: even steps to the eye, without hue too; its cells are opaque, so they look the same on any page."""
+ON_DARK, ON_LIGHT = "#ffffff", "#111111"
+SEEDS = "_seeds"
+"""The name of every line artist whose points are single seeds."""
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that the same data give the same bytes
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.0,
+    "legend.borderpad": 0.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.0,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "path.simplify_threshold": 0.3,
+    "pdf.fonttype": 42,
+    **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
+    **dict.fromkeys(["grid.color"], INK),
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),
+}
+
+TITLE_PAD = 6.0
+LEGEND_ROW = 13.0
+"""Points."""
+LEGEND_LEFT = -0.1
+"""Of the axes' width: above the labels of the y axis too, where there is room."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is told from the others."""
+
+    colour: str
+    marker: str
+    filled: bool
+    line: Line
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Keyword arguments of `Axes.plot` for its marker."""
+        face = self.colour if self.filled else "none"
+        return {"marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.colour, "markeredgewidth": 0.8}
+
+
+def look(series: Series) -> Look:
+    """The optimizer's colour; its marker is moved on, and its line broken, for the second of its series and so on."""
+    again, colour = divmod(series.colour, len(PALETTE))
+    step = series.turn + again
+    return Look(PALETTE[colour], MARKERS[(colour + step) % len(MARKERS)], step % 2 == 0, LINES[step % len(LINES)])
+
+
+def draw_seeds(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
+    """Every seed as a dot."""
+    axes.plot(x, y, linestyle="none", alpha=0.85, **{**shown.marks, "markersize": 3.4}, label=SEEDS)
+
+
+def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
+    """A line through means, with no marker: those are seeds."""
+    axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
+
+
+def header(axes: Axes, panel_width: float, title: str = "", series: Sequence[Series] = (), lines: bool = True) -> None:
+    """The title (with the name of a single series) and, for more than one, a legend between it and the axes.
+
+    panel_width: in inches, as in the panel. lines: whether the series are drawn as lines, or as markers alone.
+    """
+    from matplotlib.lines import Line2D
+
+    if len(series) == 1:
+        title = f"{title}, {series[0].label}" if title else series[0].label
+    rows = _legend_rows(panel_width, series)
+    if rows:
+        handles = []
+        for entry in series:
+            shown = look(entry)
+            handles.append(Line2D([], [], color=shown.colour, **shown.marks, label=entry.label))
+            handles[-1].set_linestyle(shown.line if lines else "none")
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(LEGEND_LEFT, 1.02),
+            ncols=_legend_columns(panel_width, series),
+        )
+    if title:
+        axes.set_title(title, pad=TITLE_PAD + LEGEND_ROW * rows)
+
+
+def legend_height(panel_width: float, series: Sequence[Series]) -> float:
+    """Inches to add to a panel for the legend that `header` puts there."""
+    return LEGEND_ROW * _legend_rows(panel_width, series) / 72
+
+
+def _legend_columns(panel_width: float, series: Sequence[Series]) -> int:
+    """The most columns, filled one after the other and evenly, that fit into the panel; 0 without a legend."""
+    if len(series) < 2:
+        return 0
+    widths = [40 + 5.4 * len(entry.label) for entry in series]
+    fitting = (
+        columns
+        for columns in range(len(series), 1, -1)
+        if sum(max(part) for part in split(widths, columns)) <= panel_width * 72 - 15
+    )
+    return next(fitting, 1)
+
+
+def _legend_rows(panel_width: float, series: Sequence[Series]) -> int:
+    columns = _legend_columns(panel_width, series)
+    return -(-len(series) // columns) if columns else 0
+
+
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Where an axis begins and ends that is to be the same in several panels."""
+    air = 0.05 * (max(values) - min(values)) or 0.01
+    return min(values) - air, max(values) + air
+
+
+def labels(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def log_axis(axes: Axes, which: Which) -> None:
+    """Powers of ten, as text: matplotlib's own labels need a font that a page does not have."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    _set_scale(axes, which, "log")
+    axis = _axis(axes, which)
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+
+
+def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> None:
+    """The swept values themselves as ticks, on a logarithmic axis (symmetric where one is not positive).
+
+    room: how many of them fit; in between some are left out.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if min(values) > 0:
+        _set_scale(axes, which, "log")
+    else:
+        _set_scale(axes, which, "symlog", linthresh=min((abs(value) for value in values if value), default=1.0))
+    axis = _axis(axes, which)
+    every = -(-len(values) // room)
+    axis.set_major_locator(FixedLocator(list(values[::every])))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def power(value: float) -> str:
+    """`10⁻³`; a number that is no power of ten as it is."""
+    exponent = round(math.log10(value)) if value > 0 else 0
+    if value <= 0 or not math.isclose(value, 10.0**exponent, rel_tol=1e-6):
+        return short(value)
+    return "1" if exponent == 0 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def short(value: float) -> str:
+    """A swept value as its variant is named, without the zero of the exponent: `3.16e-5`."""
+    return value_name(float(f"{value:.6g}")).replace("e-0", "e-").replace("e+0", "e")
+
+
+def _axis(axes: Axes, which: Which) -> Axis:
+    return axes.xaxis if which == "x" else axes.yaxis
+
+
+def _set_scale(axes: Axes, which: Which, scale: str, **options: float) -> None:
+    (axes.set_xscale if which == "x" else axes.set_yscale)(scale, **options)

@@ -1,0 +1,75 @@
+"""Accuracy on each task at the end: Figure 4 left of Pascanu et al. 2025."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, chunks, groups, spread_out
+from optbench.report.figures.tasks import task_axis, task_names
+from optbench.report.figures.wording import caption, means
+from optbench.stats.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.6, 3.1
+
+
+def task_accuracy(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model: R[T, j] for every task j, every seed a dot."""
+    return [figure for group in groups(results) if (figure := _figure(group)) is not None]
+
+
+def _ends(series: Series) -> list[NDArray[np.float64]]:
+    """The last row of the accuracy matrix of every trial that has it whole."""
+    matrices = series.arm.results.matrices
+    rows = [matrices[trial.id][-1] for trial in series.trials if trial.id in matrices]
+    return [row for row in rows if np.isfinite(row).all()]
+
+
+def _figure(group: Group) -> Figure | None:
+    shown = [series for series in group.shown if _ends(series)]
+    if not shown:
+        return None
+    last = [(series.label, float(np.mean([row[-1] for row in _ends(series)]))) for series in shown]
+    first = [(series.label, float(np.mean([row[0] for row in _ends(series)]))) for series in shown]
+    limits = style.limits([float(value) for series in shown for row in _ends(series) for value in row])
+    what = (
+        f"Test accuracy on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, a line "
+        "goes through the means."
+    )
+    return Figure(
+        name=f"task-accuracy_{group.place}",
+        title=f"{group.experiment}, {group.model}: accuracy per task at the end",
+        caption=caption(what, [(group, group.shown)]),
+        alt=f"Mean accuracy at the end on the first task: {means(first)}; on the last: {means(last)}.",
+        panels=tuple(_panel(part, limits) for part in chunks(shown)),
+    )
+
+
+def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
+    tasks = max(len(row) for series in part for row in _ends(series))
+    names = task_names(part[0].arm.settings.tasks, tasks)
+    step = 0.8 / len(part)
+
+    def draw(axes: Axes) -> None:
+        for i, series in enumerate(part):
+            rows, shown = _ends(series), style.look(series)
+            places = np.arange(len(rows[0])) + (i - (len(part) - 1) / 2) * step
+            style.draw_means(axes, places.tolist(), np.mean(rows, axis=0).tolist(), shown)
+            for dx, row in zip(spread_out(len(rows), 0.6 * step), rows, strict=True):
+                style.draw_seeds(axes, (places + dx).tolist(), row.tolist(), shown)
+        axes.set_xlim(-0.5, tasks - 0.5)
+        axes.set_ylim(limits)
+        axes.grid(visible=False, axis="x")
+        task_axis(axes.xaxis, names, WIDTH - 0.7)
+        style.labels(axes, names.title, "accuracy at the end")
+        style.header(axes, WIDTH, series=part)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))

@@ -1,0 +1,42 @@
+"""What the tasks of an experiment are called on an axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optbench.suite.schema import ClassIncremental, Rotated, TaskSettings
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+
+CHARACTER = 0.085
+"""Inches, at the size of tick labels."""
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """names: one per task, in the order of training. title: of their axis."""
+
+    names: tuple[str, ...]
+    title: str
+
+
+def task_names(settings: TaskSettings, tasks: int) -> TaskNames:
+    """`0,1` and so on where every seed has the same classes in a task, `30°` for rotations, else a number."""
+    if isinstance(settings, ClassIncremental) and settings.order == "fixed":
+        size = settings.group_size
+        groups = [range(i * size, (i + 1) * size) for i in range(tasks)]
+        names = [",".join(map(str, group)) if size <= 3 else f"{group[0]}–{group[-1]}" for group in groups]
+        return TaskNames(tuple(names), "classes of the task, in order of training")
+    if isinstance(settings, Rotated) and len(settings.angles) == tasks:
+        return TaskNames(tuple(f"{angle:g}°" for angle in settings.angles), "rotation, in order of training")
+    return TaskNames(tuple(str(i + 1) for i in range(tasks)), "task, in order of training")
+
+
+def task_axis(axis: Axis, names: TaskNames, inches: float, *, offset: float = 0.0) -> None:
+    """A tick for each task at offset, offset + 1, ...; for some of them where `inches` is too short for all."""
+    room = max(1, int(inches / (CHARACTER * (max(map(len, names.names)) + 0.5))))
+    every = -(-len(names.names) // room)
+    places = range(0, len(names.names), every)
+    axis.set_ticks([offset + i for i in places], [names.names[i] for i in places])

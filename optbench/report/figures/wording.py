@@ -1,0 +1,76 @@
+"""The words under figures: how many seeds are shown, which are not and why, and the main numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+
+from optbench.report.figures.series import Group, Series
+from optbench.stats.arms import Status
+
+MANY_NUMBERS = 8
+"""One sentence does not bear more of them."""
+ENDS: tuple[tuple[Status, str], ...] = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not finished"))
+
+
+def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
+    """`what` is shown, of how many seeds; then, of the same groups, what is not drawn and why.
+
+    shown: the series that are drawn, with the group they come from.
+    """
+    several = len({group.model for group, _ in shown}) > 1
+    everything = [series for _, drawn in shown for series in drawn]
+    sentences = [what, f"{_capital(seeds(everything))}."]
+    if gone := _gone([(series, group.model if several else "") for group, drawn in shown for series in drawn]):
+        sentences.append(f"Not drawn: {'; '.join(gone)}.")
+    if left_out := _left_out([group for group, _ in shown], {series.label for series in everything}):
+        sentences.append(f"Left out: {left_out}.")
+    return " ".join(sentences)
+
+
+def seeds(series: Sequence[Series]) -> str:
+    """`10 seeds`, or `8 to 10 seeds` where some did not end well."""
+    counts = sorted({len(one.trials) for one in series if one.trials})
+    if not counts:
+        return "no seed"
+    most = f"{counts[-1]} seed{'s' if counts[-1] != 1 else ''}"
+    return most if len(counts) == 1 else f"{counts[0]} to {most}"
+
+
+def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
+    """`sgd 0.931, adamw 0.923`: all of them where they are few, else the lowest and the highest."""
+    defined = [(label, value) for label, value in values if math.isfinite(value)]
+    if len(defined) > MANY_NUMBERS:
+        low, high = (pick(defined, key=lambda pair: pair[1]) for pick in (min, max))
+        return f"from {low[1]:.{decimals}f} ({low[0]}) to {high[1]:.{decimals}f} ({high[0]})"
+    return ", ".join(f"{label} {value:.{decimals}f}" for label, value in defined)
+
+
+def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
+    """`2 of 10 seeds of adamw diverged`; series of which the same is to be said share a part."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one, model in series:
+        planned = len(one.arm.trials)
+        for status, said in ENDS:
+            if count := one.arm.count(status):
+                which = f"{count} of {planned} seed{'s' if planned != 1 else ''}"
+                found.setdefault((which, said), []).append(f"{one.label} at {model}" if model else one.label)
+    return [
+        f"{which} {'each ' if len(names) > 1 else ''}of {', '.join(names)} {said}"
+        for (which, said), names in found.items()
+    ]
+
+
+def _left_out(groups: Sequence[Group], drawn: Set[str]) -> str:
+    """The variants by name where they are few, else how many of each optimizer."""
+    missing = {s.label: s for group in groups for s in group.left_out if s.label not in drawn}
+    if len(missing) <= MANY_NUMBERS:
+        return ", ".join(missing)
+    left = Counter(series.arm.optimizer for series in missing.values())
+    every = Counter(s.arm.optimizer for s in {s.label: s for group in groups for s in group.series}.values())
+    return ", ".join(f"{count} of {every[name]} variants of {name}" for name, count in left.items())
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

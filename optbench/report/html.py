@@ -1,0 +1,161 @@
+"""A document as one self-contained HTML page: style and figures are in it, no script, and nothing is fetched."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from importlib import metadata, resources
+
+from rich.cells import cell_len
+
+from optbench.report.document import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Document,
+    Fold,
+    Heading,
+    Illustration,
+    Items,
+    Only,
+    Paragraph,
+    Table,
+)
+from optbench.report.layout import GAP, code_lines, one_line, title_lines
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Content security policy: the browser itself holds the page to fetching and running nothing."""
+HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="optbench {version}">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+"""
+TEXT_WIDTH = 40
+"""Characters of a text that print leaves on one line, at most."""
+WIDE = 130
+"""A table of more characters is printed on a page in landscape."""
+
+
+def render(document: Document) -> str:
+    """The document as a page. An illustration without panels is left out: its files may not travel with the page.
+
+    Panels are ours, and trusted: nothing in them is escaped.
+    """
+    head = HEAD.format(
+        policy=POLICY,
+        version=metadata.version("optbench"),
+        title=escape(document.title),
+        style=resources.files("optbench.report").joinpath("style.css").read_text(encoding="utf-8"),
+    )
+    return head + "".join(f"{line}\n" for line in _blocks(document.blocks)) + "</main>\n</body>\n</html>\n"
+
+
+def escape(text: str) -> str:
+    """`text` on one line, for an element or a quoted attribute."""
+    return html.escape(one_line(text))
+
+
+def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        yield from _block(block)
+
+
+def _block(block: Block) -> Iterator[str]:
+    match block:
+        case Heading(text, level):
+            tag = f"h{min(level + 1, 6)}"
+            yield f"<{tag}>{escape(text)}</{tag}>"
+        case Paragraph(text, tone):
+            yield f"<p{_class(tone)}>{escape(text)}</p>"
+        case Items(items, tone):
+            yield f"<ul{_class(tone)}>"
+            yield from (f"<li>{escape(item)}</li>" for item in items)
+            yield "</ul>"
+        case Code(text):
+            lines = "\n".join(map(html.escape, code_lines(text)))
+            yield f'<pre tabindex="0"><code>{lines}</code></pre>'
+        case Table():
+            yield from _table(block)
+        case Illustration():
+            yield from _illustration(block)
+        case Fold(title, inner):
+            yield "<details>"
+            yield f"<summary>{escape(title)}</summary>"
+            yield from _blocks(inner)
+            yield "</details>"
+        case Only(formats, inner_block):
+            if "html" in formats:
+                yield from _block(inner_block)
+
+
+def _class(*names: str) -> str:
+    shown = [name for name in names if name and name != "plain"]
+    return f' class="{" ".join(shown)}"' if shown else ""
+
+
+def _table(table: Table) -> Iterator[str]:
+    caption = escape(table.caption)
+    # Who reads with the keyboard scrolls it too, once it can have the focus.
+    total = _characters(table)
+    label = max(cell_len(one_line(text)) for text in (table.columns[0].title, *(row[0].text for row in table.rows)))
+    yield f'<div{_class("table", "wide" * (total > WIDE))} role="region" aria-label="{caption}" tabindex="0">'
+    yield f'<table style="--characters: {total}; --label: {label}">'
+    yield f"<caption><span>{caption}</span></caption>"
+    yield "<thead>"
+    yield "<tr>" + "".join(map(_title, table.columns)) + "</tr>"
+    yield "</thead>"
+    yield "<tbody>"
+    for row in table.rows:
+        yield "<tr>" + "".join(_cell(cell, table, i) for i, cell in enumerate(row)) + "</tr>"
+    yield "</tbody>"
+    yield "</table>"
+    yield "</div>"
+
+
+def _title(column: Column) -> str:
+    title = "<br>".join(map(html.escape, title_lines(column)))
+    return f'<th scope="col"{_class(_kind(column))}>{title}</th>'
+
+
+def _cell(cell: Cell, table: Table, i: int) -> str:
+    classes = _class(_kind(table.columns[i]), cell.tone)
+    if i < table.keys:
+        return f'<th scope="row"{classes}>{escape(cell.text)}</th>'
+    return f"<td{classes}>{escape(cell.text)}</td>"
+
+
+def _kind(column: Column) -> str:
+    return "number" if column.numeric else "text"
+
+
+def _characters(table: Table) -> int:
+    """The width of a table in characters, as print needs it."""
+    total = 0
+    for i, column in enumerate(table.columns):
+        width = max(map(cell_len, (*title_lines(column), *(one_line(row[i].text) for row in table.rows))))
+        total += GAP + (width if column.numeric else min(width, TEXT_WIDTH))
+    return total
+
+
+def _illustration(figure: Illustration) -> Iterator[str]:
+    if not figure.panels:
+        return
+    yield "<figure>"
+    yield f'<div class="panels" role="img" aria-label="{escape(figure.alt)}">'
+    yield from (f'<div class="panel">\n{svg}\n</div>' for svg in figure.panels)
+    yield "</div>"
+    yield f"<figcaption><strong>{escape(figure.title)}.</strong> {escape(figure.caption)}</figcaption>"
+    yield "</figure>"

@@ -1,0 +1,133 @@
+"""A document as GitHub-flavoured Markdown, legible as plain text too."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from rich.cells import cell_len
+
+from optbench.report.document import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Fold,
+    Heading,
+    Illustration,
+    Items,
+    Only,
+    Paragraph,
+    Table,
+)
+from optbench.report.layout import code_lines, one_line, title_lines
+
+ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
+"""What acts anywhere in a line. Not there: an underscore within a word, `<` before a blank or a digit, and brackets
+without a target in parentheses (a document defines no link by reference)."""
+ENTITY = re.compile(r"&(?=#?\w+;)")
+LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
+"""What makes a line a heading, a quotation, a rule or a list; for a number, the point after it is what acts."""
+
+
+def render(document: Document) -> str:
+    """The document as Markdown. An illustration whose file was not written is left out."""
+    return "\n\n".join([f"# {_heading(document.title)}", *_blocks(document.blocks)]) + "\n"
+
+
+def escape(text: str) -> str:
+    """`text` on one line, with nothing in it that acts within a line or a table's cell."""
+    return ENTITY.sub("&amp;", ACTIVE.sub(lambda found: "\\" + found[0], one_line(text)))
+
+
+def _line(text: str) -> str:
+    """`escape`, and nothing that acts at the start of a line."""
+    escaped = escape(text)
+    start = LINE_START.match(escaped)
+    if start is None:
+        return escaped
+    at = start.end() if start[0].isdigit() else 0
+    return f"{escaped[:at]}\\{escaped[at:]}"
+
+
+def _heading(text: str) -> str:
+    return re.sub(r"#(?=#*$)", r"\\#", escape(text))  # closing number signs would vanish
+
+
+def _bold(text: str) -> str:
+    escaped = escape(text)
+    return f"**{escaped}**" if escaped else ""
+
+
+def _blocks(blocks: Sequence[Block]) -> list[str]:
+    parts: list[str] = []
+    for block in blocks:
+        for part in _block(block):
+            if parts and part.startswith("- ") and parts[-1].startswith("- "):
+                parts.append("<!-- -->")  # else two lists become one
+            parts.append(part)
+    return parts
+
+
+def _block(block: Block) -> list[str]:
+    match block:
+        case Heading(text, level):
+            return [f"{'#' * min(level + 1, 6)} {_heading(text)}"]
+        case Paragraph(text, tone):
+            line = _bold(text) if tone in ("good", "bad") else _line(text)
+            return [f"> [!WARNING]\n> {line}" if tone == "warning" else line]
+        case Items(items, tone):
+            lines = [f"- {_bold(item) if tone in ('good', 'bad') else _line(item)}" for item in items]
+            return ["\n".join(["> [!WARNING]", *(f"> {line}" for line in lines)] if tone == "warning" else lines)]
+        case Code(text):
+            return [_code(text)]
+        case Table():
+            return [_bold(block.caption), _table(block)]
+        case Illustration():
+            return _illustration(block)
+        case Fold(title, inner):
+            # Text on the summary's line is HTML, not Markdown; the empty lines make Markdown of what follows.
+            summary = html.escape(one_line(title), quote=False)
+            return [f"<details>\n<summary>{summary}</summary>", *_blocks(inner), "</details>"]
+        case Only(formats, inner_block):
+            return _block(inner_block) if "markdown" in formats else []
+
+
+def _code(text: str) -> str:
+    lines = code_lines(text)
+    runs = re.findall(r"^ {0,3}(`{3,})", "\n".join(lines), re.MULTILINE)
+    fence = "`" * (max(map(len, runs), default=2) + 1)
+    return "\n".join([f"{fence}bash", *lines, fence])
+
+
+def _table(table: Table) -> str:
+    header = [escape(" ".join(title_lines(column))) for column in table.columns]
+    rows = [header, *([_cell(cell) for cell in row] for row in table.rows)]
+    # Padded, so that it reads as a table where nothing renders it; 3 is the shortest delimiter.
+    widths = [max(3, *(cell_len(row[i]) for row in rows)) for i in range(len(header))]
+    delimiters = [
+        f"{'-' * (width - 1)}:" if column.numeric else f":{'-' * (width - 1)}"
+        for column, width in zip(table.columns, widths, strict=True)
+    ]
+    lines = []
+    for row in (rows[0], delimiters, *rows[1:]):
+        padded = []
+        for text, width, column in zip(row, widths, table.columns, strict=True):
+            blanks = " " * (width - cell_len(text))
+            padded.append(blanks + text if column.numeric else text + blanks)
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell) -> str:
+    return escape(cell.text) if cell.tone in ("plain", "quiet") else _bold(cell.text)
+
+
+def _illustration(figure: Illustration) -> list[str]:
+    file = figure.files.get("svg") or figure.files.get("png")
+    if file is None:
+        return []
+    alt = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escape(figure.alt))
+    return [_bold(figure.title), f"![{alt}]({quote(file, errors='surrogateescape')})", _line(figure.caption)]

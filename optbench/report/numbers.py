@@ -1,0 +1,63 @@
+"""Numbers as text, the same in every format."""
+
+from __future__ import annotations
+
+import math
+
+from optbench.metrics import METRICS
+
+UNDEFINED = "–"
+
+_DECIMALS = {
+    "effective_rank": 1,
+    "effective_rank_sv": 1,
+    "stable_rank": 2,
+    "participation_ratio": 1,
+    "srank": 1,
+    "pca99": 1,
+    "kurtosis": 2,
+    "train_seconds": 1,
+    "milliseconds_per_step": 2,
+    "steps": 0,
+    "state_bytes_per_parameter": 1,
+}
+
+
+def decimals(metric: str) -> int:
+    """Digits after the point of a metric's values."""
+    return _DECIMALS.get(metric, 3)
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """`0.951`; `–` where undefined, `∞` where infinite, and never minus zero."""
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def signed(value: float | None, digits: int) -> str:
+    """As `fixed`, with the sign also of positive numbers."""
+    text = fixed(value, digits)
+    return f"+{text}" if value is not None and value > 0 and float(text.replace("∞", "inf")) > 0 else text
+
+
+def interval(bounds: tuple[float, float] | None, digits: int) -> str:
+    """`[0.015, 0.045]`, or nothing where there is none."""
+    return "" if bounds is None else f"[{fixed(bounds[0], digits)}, {fixed(bounds[1], digits)}]"
+
+
+def p_value(p: float | None) -> str:
+    """`0.0020`: two significant digits, or more where they are there anyway."""
+    if p is None:
+        return UNDEFINED
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
+
+
+def name_with_arrow(metric: str) -> str:
+    """`forgetting ↓`; a neutral metric has no arrow."""
+    found = METRICS[metric]
+    words = found.name.replace("_", " ")
+    return words if found.direction == "neutral" else f"{words} {found.arrow}"

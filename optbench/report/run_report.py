@@ -1,0 +1,383 @@
+"""The report on runs, as a document: tables over seeds, accuracy matrices, claims, and what was run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from optbench.metrics import METRICS
+from optbench.report.document import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Document,
+    Fold,
+    Heading,
+    Illustration,
+    Items,
+    Only,
+    Paragraph,
+    Table,
+    Tone,
+)
+from optbench.report.measures import LEGENDS, TOPICS, Measure
+from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.sparks import bar, spark
+from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
+from optbench.stats.arms import Arm
+from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
+
+Statistic = Literal["mean", "median"]
+
+SWEPT = ("learning_accuracy", "average_accuracy", "forgetting")
+FEWEST_SWEPT = 3
+"""Fewer settings than this are no sweep."""
+BAR = 10
+"""Characters of a bar from 0 to 1."""
+MANY_TASKS = 6
+"""With more tasks there is one sparkline for the end of training, instead of one for each task."""
+MOST_TASKS = 20
+"""Matrices of more tasks than this are left to accuracy.parquet."""
+MANY_TROUBLES = 20
+"""So many diverged and failed trials are listed; the others are counted."""
+
+TONES: Mapping[ClaimVerdict, Tone] = {
+    ClaimVerdict.SUPPORTED: "good",
+    ClaimVerdict.CONTRADICTED: "bad",
+    ClaimVerdict.NO_EVIDENCE: "plain",
+    ClaimVerdict.NOT_COMPARABLE: "warning",
+}
+
+
+def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic: Statistic = "mean") -> Document:
+    """The document for one run, or several side by side.
+
+    figures: to be shown after the tables. statistic: what the tables hold, mean±sd or median [quartiles].
+    """
+    several = len(summary.runs) > 1
+    title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
+    blocks: list[Block] = []
+    for run in summary.runs:
+        blocks += [Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
+    if not summary.measured:
+        blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
+    for section in summary.sections:
+        blocks += _section(section, several, statistic)
+    blocks += _legend(summary, statistic)
+    blocks += _troubles(summary)
+    if figures:
+        blocks += [Heading("Figures"), *figures]
+    for run in summary.runs:
+        blocks += _claims(run, several)
+    blocks += _how(summary)
+    return Document(f"optbench: {title}", tuple(blocks))
+
+
+def headline(run: RunSummary) -> str:
+    """`<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
+    order = ["ok", "diverged", "failed"]
+    ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    counts = ", ".join(f"{n} {status}" for status, n in ended)
+    done = f"{run.ended}" if run.ended == run.planned else f"{run.ended} of {run.planned}"
+    state = "running, or killed" if run.status == "running" else run.status
+    where = f" ({run.device})" if run.device else ""
+    return f"{run.run}: {state}, {done} trials{': ' if counts else ''}{counts}{where}"
+
+
+def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:
+    """`0.951±0.002` or `0.951 [0.949, 0.953]`; the value alone for a single trial, `–` where undefined."""
+    if spread is None:
+        return UNDEFINED
+    if statistic == "median":
+        middle = fixed(spread.median, digits)
+        return middle if spread.n == 1 else f"{middle} {interval(spread.quartiles, digits)}"
+    mean = fixed(spread.mean, digits)
+    return mean if spread.sd is None else f"{mean}±{fixed(spread.sd, digits)}"
+
+
+def exclusions(row: SummaryRow) -> str | None:
+    """What became of the trials that are not in a row's means, or None."""
+    kinds = [(row.diverged, "diverged"), (row.failed, "failed"), (row.missing, "not finished")]
+    parts = [f"{n} {what}" for n, what in kinds if n]
+    return f"{row.label}: {row.ok} of {row.planned}; {', '.join(parts)}" if parts else None
+
+
+def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
+    # On a terminal the captions say it.
+    yield Only(("markdown", "html", "latex"), Heading(f"{section.experiment}, {section.model}", 2))
+    for topic, title in TOPICS.items():
+        measures = [measure for measure in section.measures if measure.topic == topic]
+        if measures:
+            table = _measures(section, measures, title, several, statistic)
+            # Costs are the least of what is asked here, and a terminal is short.
+            yield Only(("markdown", "html", "latex"), table) if topic == "cost" else table
+    yield from _sparks(section, several)
+    yield from _sweeps(section, several)
+    for sentence in section.stopping:
+        yield Paragraph(sentence, "quiet")
+    warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
+    for row in section.rows:
+        undefined = [_words(measure) for measure in section.measures if _undefined_somewhere(row, measure)]
+        if undefined:
+            warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
+        if row.fallbacks:
+            warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
+    if warnings:
+        yield Items(tuple(warnings), "warning")
+    yield from _matrices(section, several)
+    yield _details(section, several)
+
+
+def _measures(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
+    columns = [*_row_columns(several), *(Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in measures)]
+    rows = []
+    for row in section.rows:
+        cells = [Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in measures]
+        rows.append((*_row_cells(row, several), *cells))
+    caption = f"{section.experiment}, {section.model}: {title}"
+    return Table(caption, tuple(columns), tuple(rows), keys=len(_row_columns(several)))
+
+
+def _row_columns(several: bool) -> list[Column]:
+    first = [Column("\nrun", numeric=False)] if several else []
+    return [*first, Column("\noptimizer", numeric=False), Column("\ntrials")]
+
+
+def _row_cells(row: SummaryRow, several: bool) -> list[Cell]:
+    count = Cell(str(row.ok)) if row.ok == row.planned else Cell(f"{row.ok} of {row.planned}", "warning")
+    return [*([Cell(row.run)] if several else []), Cell(row.label), count]
+
+
+def _sparks(section: Section, several: bool) -> Iterable[Block]:
+    """Accuracy matrices as sparklines: a character per row of the matrix, then the value at the end."""
+    rows = [row for row in section.rows if row.matrix is not None]
+    tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
+    if len(tasks) != 1:
+        return
+    count = tasks.pop()
+    keys = _row_columns(several)[:-1]
+    lines = []
+    for row in rows:
+        assert row.matrix is not None
+        head = _row_cells(row, several)[:-1]
+        if count > MANY_TASKS:
+            lines.append((*head, Cell(spark(row.matrix[-1].tolist()))))
+        else:
+            cells = [f"{spark(row.matrix[:, j].tolist())} {fixed(float(row.matrix[-1, j]), 2)}" for j in range(count)]
+            lines.append((*head, *map(Cell, cells)))
+    if count > MANY_TASKS:
+        columns = [Column(f"tasks 1 to {count}", numeric=False)]
+        caption = f"{section.experiment}, {section.model}: accuracy on each task at the end, 0 to 1"
+    else:
+        columns = [Column(f"task {j + 1}") for j in range(count)]
+        caption = f"{section.experiment}, {section.model}: accuracy on each task, as training goes on"
+    table = Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
+    yield Only(("terminal", "markdown"), table)
+
+
+def _sweeps(section: Section, several: bool) -> Iterable[Block]:
+    """Swept settings as bars, so that who is too slow to forget because too slow to learn is seen at once."""
+    swept: dict[tuple[str, str], list[SummaryRow]] = {}
+    for row in section.rows:
+        swept.setdefault((row.run, row.optimizer), []).append(row)
+    for (run, optimizer), rows in swept.items():
+        if len(rows) < FEWEST_SWEPT:
+            continue
+        columns = [Column("setting", numeric=False)]
+        columns += [Column(name_with_arrow(name), numeric=False) for name in SWEPT if name in section.metrics]
+        lines = []
+        for row in rows:
+            spreads = [row.values[name] for name in SWEPT if name in section.metrics]
+            cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
+            lines.append((Cell(row.variant), *map(Cell, cells)))
+        who = f"{run}, {optimizer}" if several else optimizer
+        table = Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
+        yield Only(("terminal", "markdown"), table)
+
+
+def _matrices(section: Section, several: bool) -> Iterable[Block]:
+    tables = []
+    for row in section.rows:
+        if row.matrix is None or row.matrix.shape[1] > MOST_TASKS:
+            continue
+        columns = (Column("", numeric=False), *(Column(f"task {j + 1}") for j in range(row.matrix.shape[1])))
+        rows = []
+        for i, line in enumerate(row.matrix.tolist()):
+            when = "before training" if i == 0 else f"after task {i}"
+            rows.append((Cell(when), *(Cell(fixed(value, 3)) for value in line)))
+        who = f"{row.run}, {row.label}" if several else row.label
+        tables.append(Table(f"{who}: mean test accuracy over {row.ok} seeds", columns, tuple(rows)))
+    if tables:
+        yield Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
+
+
+def _details(section: Section, several: bool) -> Block:
+    titles = ("metric", "n", "mean", "sd", "median", "quartiles", "extremes")
+    keys = _row_columns(several)[:-1]
+    columns = (*keys, *(Column(title, numeric=title != "metric") for title in titles))
+    rows = []
+    for row in section.rows:
+        for metric in section.metrics:
+            spread, digits = row.values[metric], decimals(metric)
+            if spread is None:
+                continue
+            values = (
+                str(spread.n),
+                fixed(spread.mean, digits),
+                fixed(spread.sd, digits),
+                fixed(spread.median, digits),
+                interval(spread.quartiles, digits),
+                interval(spread.extremes, digits),
+            )
+            name = Cell(name_with_arrow(metric))
+            rows.append((*_row_cells(row, several)[:-1], name, *map(Cell, values)))
+    table = Table(f"{section.experiment}, {section.model}: every measure", columns, tuple(rows), keys=len(keys) + 1)
+    return Fold(f"Every measure: {section.experiment}, {section.model}", (table,))
+
+
+def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
+    shown = {measure.name for section in summary.sections for measure in section.measures}
+    if not shown:
+        return
+    what = {
+        "mean": "mean±sd over seeds (sd: sample standard deviation; none for a single seed).",
+        "median": "median [quartiles] over seeds.",
+    }[statistic]
+    lines = [what, *(text for name, text in LEGENDS.items() if name in shown)]
+    yield Items(tuple(lines), "quiet")
+
+
+def _troubles(summary: Summary) -> Iterable[Block]:
+    if not summary.troubles:
+        return
+    yield Heading("Diverged and failed trials")
+    lines = [f"{t.run}: {t.trial} {t.status} {t.reason}" for t in summary.troubles[:MANY_TROUBLES]]
+    if len(summary.troubles) > MANY_TROUBLES:
+        lines.append(f"and {len(summary.troubles) - MANY_TROUBLES} more; trials.parquet lists all")
+    yield Items(tuple(lines), "warning")
+
+
+def _claims(run: RunSummary, several: bool) -> Iterable[Block]:
+    if not run.claims:
+        return
+    yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
+    counts = [f"{sum(c.verdict is v for c in run.claims)} {v}" for v in ClaimVerdict]
+    yield Paragraph(f"Stated in the run's suite: {', '.join(counts)}.")
+    overview = []
+    for number, claim in enumerate(run.claims, start=1):
+        agree = sum(part.verdict is claim.verdict for part in claim.parts)
+        verdict = f"{claim.verdict}{f' ({agree} of {len(claim.parts)})' if len(claim.parts) > 1 else ''}"
+        source = f" ({claim.claim.source})" if claim.claim.source else ""
+        text = f"{claim.claim.text or expectation(claim)}{source}"
+        overview.append((Cell(str(number)), Cell(text), Cell(verdict, TONES[claim.verdict])))
+    titles = ("", "claim", "verdict")
+    yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
+    yield _parts(run.claims)
+    reasons = [
+        f"claim {number}, {part_label(part)}: {part.verdict}: {part.reason}"
+        for number, claim in enumerate(run.claims, start=1)
+        for part in claim.parts
+        if part.reason
+    ]
+    if reasons:
+        yield Items(tuple(reasons), "quiet")
+    yield Paragraph(
+        "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
+        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
+        "part is, and contradicted when any part is.",
+        "quiet",
+    )
+
+
+def _parts(claims: Sequence[JudgedClaim]) -> Table:
+    columns = (
+        Column("claim", numeric=False),
+        Column("where", numeric=False),
+        Column("verdict", numeric=False),
+        Column("difference\n[95% interval]"),
+        Column("Holm p"),
+        Column("expected"),
+        Column("left"),
+        Column("right"),
+        Column("n"),
+        Column("beside: left, right", numeric=False),
+    )
+    rows = []
+    for number, claim in enumerate(claims, start=1):
+        digits = decimals(claim.claim.metric)
+        for part in claim.parts:
+            result = part.result
+            right = result.median_b if isinstance(part.right, Arm) else part.right
+            beside = "; ".join(
+                f"{name.replace('_', ' ')} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
+                for name, (left, right) in part.beside.items()
+            )
+            cells = (
+                f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
+                p_value(part.judgement.holm_p),
+                "> 0" if claim.claim.expect == "higher" else "< 0",
+                fixed(result.median_a, digits),
+                fixed(right, digits),
+                str(result.n),
+                beside,
+            )
+            where = (Cell(str(number)), Cell(part_label(part)), Cell(part.verdict, TONES[part.verdict]))
+            rows.append((*where, *map(Cell, cells)))
+    return Table("Claims, part by part", columns, tuple(rows), keys=2)
+
+
+def expectation(claim: JudgedClaim) -> str:
+    """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
+    said = claim.claim
+    right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
+    by = f", by {claim.margin:g} or more" if claim.margin else ""
+    return f"{METRICS[said.metric].name.replace('_', ' ')} of {said.left} {said.expect} {right}{by}"
+
+
+def part_label(part: ClaimPart) -> str:
+    """What tells a part from the others: its model, and the variants where a side is swept."""
+    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
+    return ", ".join([part.model, *swept])
+
+
+def _how(summary: Summary) -> Iterable[Block]:
+    yield Heading("What was run")
+    for run in summary.runs:
+        seeds = f"{len(run.seeds)} seed{'' if len(run.seeds) == 1 else 's'}"
+        times = f"{run.created} to {run.finished}" if run.finished else f"since {run.created}"
+        lines = [
+            f"{run.run}: suite {run.suite} ({run.suite_hash}), {seeds}, {times}",
+            f"on {run.machine}; {run.versions}" + (f"; commit {run.commit}" if run.commit else ""),
+            *_tuning(summary, run),
+        ]
+        yield Items(tuple(line for line in lines if line), "quiet")
+        yield Paragraph("Run with, and to train the same again:", "quiet")
+        yield Code("\n".join(line for line in (run.command, run.repeat) if line))
+
+
+def _tuning(summary: Summary, run: RunSummary) -> list[str]:
+    """What choosing the settings has cost."""
+    stated = {
+        (section.experiment, row.optimizer): row.tuning
+        for section in summary.sections
+        for row in section.rows
+        if row.run == run.run
+    }
+    known = {key: cost for key, cost in stated.items() if cost is not None}
+    if not known:
+        return ["tuning: the suite does not say what choosing the settings has cost"]
+    said: dict[tuple[str, str], list[str]] = {}
+    for (experiment, optimizer), cost in known.items():
+        said.setdefault((experiment, f"{cost.settings} settings × {cost.seeds} seeds"), []).append(optimizer)
+    budgets = [f"on {experiment} {budget} for {', '.join(who)}" for (experiment, budget), who in said.items()]
+    return [f"tuning: {'; '.join(budgets)}"]
+
+
+def _words(measure: Measure) -> str:
+    return measure.title.replace("\n", " ").strip()
+
+
+def _undefined_somewhere(row: SummaryRow, measure: Measure) -> bool:
+    spread = row.values[measure.name]
+    return 0 < row.ok != (spread.n if spread else 0)

@@ -1,0 +1,69 @@
+"""Arms: one optimizer setting on one experiment and model, over its seeds: a row of a report, a side of a pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from optbench.plan import Trial
+from optbench.stats.results import Results
+from optbench.suite.schema import ExperimentSettings, Tuning
+
+Status = Literal["ok", "diverged", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """trials: every seed that was planned, and its trial."""
+
+    results: Results
+    experiment: str
+    model: str
+    optimizer: str
+    variant: str
+    trials: Mapping[int, Trial]
+
+    @property
+    def label(self) -> str:
+        """`adam`, or `adam lr=0.001` where settings were swept."""
+        return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
+
+    @property
+    def settings(self) -> ExperimentSettings:
+        return self.results.suite.experiments[self.experiment]
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What choosing its settings has cost, where the suite says so."""
+        return (self.settings.tuning or {}).get(self.optimizer)
+
+    def status(self, seed: int) -> str:
+        """`ok`, `diverged`, `failed`, or `missing`: planned, and not finished (or not even planned)."""
+        return self.results.status(self.trials[seed].id) if seed in self.trials else "missing"
+
+    def count(self, status: Status) -> int:
+        return sum(self.status(seed) == status for seed in self.trials)
+
+    def value(self, metric: str, seed: int) -> float:
+        """The metric at the end; NaN where it is undefined or was not taken."""
+        return self.results.values.get(metric, {}).get(self.trials[seed].id, math.nan)
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""
+        return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
+
+    def took(self, metric: str) -> bool:
+        """Whether any of its trials has the metric, defined or not."""
+        found = self.results.values.get(metric, {})
+        return any(trial.id in found for trial in self.trials.values())
+
+
+def arms(results: Results) -> list[Arm]:
+    """Every arm of a run, in the suite's order."""
+    found: dict[tuple[str, str, str, str], dict[int, Trial]] = {}
+    for trial in results.trials:
+        key = (trial.experiment, trial.model, trial.optimizer, trial.variant)
+        found.setdefault(key, {})[trial.seed] = trial
+    return [Arm(results, *key, trials) for key, trials in found.items()]

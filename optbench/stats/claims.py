@@ -1,0 +1,136 @@
+"""Claims: what a suite expects of its results, judged by them.
+
+A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
+part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from optbench.metrics import METRICS
+from optbench.stats.arms import Arm, arms
+from optbench.stats.comparison import ENDED, pairs, same_start
+from optbench.stats.paired import PairedResult, compare_paired
+from optbench.stats.results import Results
+from optbench.stats.verdict import Judgement, Question, Verdict, judge
+from optbench.suite.schema import Claim
+
+
+class ClaimVerdict(StrEnum):
+    """What the data say of a claim."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    NO_EVIDENCE = "no evidence"
+    NOT_COMPARABLE = "not comparable"
+
+
+@dataclass(frozen=True)
+class ClaimPart:
+    """A claim on one model, for one variant of each side. beside: metric -> medians of left and right."""
+
+    model: str
+    left: Arm
+    right: Arm | float
+    result: PairedResult
+    judgement: Judgement
+    verdict: ClaimVerdict
+    reason: str
+    beside: Mapping[str, tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """margin: the smallest difference that counts, the claim's own or its metric's."""
+
+    name: str
+    claim: Claim
+    margin: float
+    verdict: ClaimVerdict
+    parts: tuple[ClaimPart, ...]
+
+
+def judge_claims(results: Results) -> list[JudgedClaim]:
+    """Every claim of the run's suite, in its order."""
+    everyone = arms(results)
+    return [_judged(name, claim, everyone) for name, claim in results.suite.claims.items()]
+
+
+def _judged(name: str, claim: Claim, everyone: Sequence[Arm]) -> JudgedClaim:
+    metric = METRICS[claim.metric]
+    margin = metric.margin if claim.margin is None else claim.margin
+    sides = list(_sides(claim, everyone))
+    results: list[PairedResult] = []
+    questions: list[Question] = []
+    for left, right in sides:
+        seeds = [s for s in left.trials if left.status(s) in ENDED and _ended(right, s)]
+        result = compare_paired(pairs(left, right, seeds, metric), metric.direction)
+        alike = same_start(left, right, seeds) if isinstance(right, Arm) else True
+        results.append(result)
+        questions.append(
+            Question(result, metric.direction, margin, comparable=alike is not False, reason="initial weights differ")
+        )
+    parts = []
+    for (left, right), result, judgement in zip(sides, results, judge(questions), strict=True):
+        verdict, reason = _verdict(claim, result, judgement)
+        beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
+        parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside))
+    return JudgedClaim(name, claim, margin, overall([part.verdict for part in parts]), tuple(parts))
+
+
+def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
+    """A claim about all of its parts: contradicted by any of them, supported only by all of them together."""
+    if ClaimVerdict.CONTRADICTED in verdicts:
+        return ClaimVerdict.CONTRADICTED
+    if not verdicts or set(verdicts) == {ClaimVerdict.NOT_COMPARABLE}:
+        return ClaimVerdict.NOT_COMPARABLE
+    return ClaimVerdict.SUPPORTED if set(verdicts) == {ClaimVerdict.SUPPORTED} else ClaimVerdict.NO_EVIDENCE
+
+
+def _sides(claim: Claim, everyone: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
+    """Left and right of each part: every model, every variant of the one against every variant of the other."""
+    here = [arm for arm in everyone if arm.experiment == claim.experiment]
+    models = claim.models or list(dict.fromkeys(arm.model for arm in here))
+    found: list[tuple[Arm, Arm | float]] = []
+    for model in models:
+        lefts = [arm for arm in here if arm.model == model and arm.optimizer == claim.left]
+        rights: Sequence[Arm | float] = (
+            [arm for arm in here if arm.model == model and arm.optimizer == claim.right]
+            if isinstance(claim.right, str)
+            else [claim.right]
+        )
+        found += [(left, right) for left in lefts for right in rights]
+    return found
+
+
+def _verdict(claim: Claim, result: PairedResult, judgement: Judgement) -> tuple[ClaimVerdict, str]:
+    match judgement.verdict:
+        case Verdict.NOT_COMPARABLE:
+            return ClaimVerdict.NOT_COMPARABLE, judgement.reason
+        case Verdict.NO_EVIDENCE:
+            return ClaimVerdict.NO_EVIDENCE, judgement.reason
+        case Verdict.EQUIVALENT:
+            # The claim is of a difference worth naming, and the data rule that out.
+            return ClaimVerdict.CONTRADICTED, "the two are equivalent: any difference is smaller than the margin"
+    assert result.difference is not None, "a verdict without a difference"
+    as_expected = (result.difference > 0) == (claim.expect == "higher")
+    if not as_expected:
+        return ClaimVerdict.CONTRADICTED, "the difference has the other sign"
+    if judgement.verdict is Verdict.BELOW_MARGIN:
+        return ClaimVerdict.NO_EVIDENCE, "there is a difference, and it is smaller than the margin"
+    return ClaimVerdict.SUPPORTED, ""
+
+
+def _ended(side: Arm | float, seed: int) -> bool:
+    return not isinstance(side, Arm) or side.status(seed) in ENDED
+
+
+def _median(side: Arm | float, metric: str) -> float | None:
+    if not isinstance(side, Arm):
+        return None
+    values = [value for value in side.values(metric) if value == value]
+    return statistics.median(values) if values else None

@@ -1,0 +1,220 @@
+"""Two runs, or two optimizers, compared seed by seed: which arms are put side by side, and what differs between them.
+
+A is judged against B: every difference is A - B, over the seeds that ended on both sides, and A is `better` or
+`worse`. The family of Holm's correction is the declared primary metrics of one pair of arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.metrics import METRICS, PRIMARY_METRICS, Metric
+from optbench.stats.arms import Arm, arms
+from optbench.stats.paired import PairedResult, Pairs, compare_paired
+from optbench.stats.results import Results
+from optbench.stats.verdict import Judgement, Question, judge
+from optbench.suite import suite_differences, suite_hash
+
+ENDED = ("ok", "diverged")
+RECORDED = ("features_n", "features_d")
+"""Not measures of a solution: what the others were taken on."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One side of a comparison as it was asked for: `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`."""
+
+    results: Results
+    optimizer: str | None = None
+    variant: str | None = None
+
+    def arms(self) -> list[Arm]:
+        """The arms that it means, in the suite's order.
+
+        Raises:
+            UsageError: the run has no such optimizer, or the optimizer no such variant.
+        """
+        found = arms(self.results)
+        for what, wanted in (("optimizer", self.optimizer), ("variant", self.variant)):
+            if wanted is not None:
+                names = list(dict.fromkeys(getattr(arm, what) for arm in found))
+                if wanted not in names:
+                    raise UsageError(f"{self.results.run.id}: {unknown(what, wanted, names)}")
+                found = [arm for arm in found if getattr(arm, what) == wanted]
+        return found
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of two arms. judgement: None where the metric is exploratory, which gets no verdict."""
+
+    metric: Metric
+    result: PairedResult
+    judgement: Judgement | None
+
+
+@dataclass(frozen=True)
+class ArmComparison:
+    """Two arms on the same experiment and model.
+
+    seeds: those that ended, well or diverged, on both sides. same_start: whether both sides began at the same weights
+    on each of them; None where there is none.
+    """
+
+    a: Arm
+    b: Arm
+    seeds: tuple[int, ...]
+    same_start: bool | None
+    metrics: tuple[MetricComparison, ...]
+
+    @property
+    def planned(self) -> int:
+        """Seeds that both sides were to have."""
+        return len(self.a.trials.keys() & self.b.trials.keys())
+
+    def metric(self, name: str) -> MetricComparison | None:
+        return next((found for found in self.metrics if found.metric.name == name), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `optbench compare` says.
+
+    remarks: what a reader must know before believing it (another device, unfinished runs; obstacles that were forced).
+    """
+
+    a: Selection
+    b: Selection
+    pairs: tuple[ArmComparison, ...]
+    remarks: tuple[str, ...]
+
+
+def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
+    """Compare two selections: each optimizer that both have, or the two that are named.
+
+    experiments: only these (all of them where empty).
+
+    Raises:
+        UsageError: a run has no such optimizer, variant or experiment.
+        ComparisonError: the runs cannot be compared and `force` is not given, or they have nothing in common.
+    """
+    found = obstacles(a.results, b.results)
+    if found and not force:
+        raise ComparisonError(
+            f"{a.results.run.id} and {b.results.run.id} cannot be compared: {'; '.join(found)}; "
+            "--force compares what they have in common"
+        )
+    for name in experiments:
+        if name not in a.results.suite.experiments:
+            raise UsageError(f"--experiment: {unknown('experiment', name, a.results.suite.experiments)}")
+    matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
+    pairs = tuple(compare_arms(left, right) for left, right in matched)
+    return Comparison(a, b, pairs, (*(f"forced: {reason}" for reason in found), *_remarks(a.results, b.results)))
+
+
+def compare_arms(a: Arm, b: Arm) -> ArmComparison:
+    """Every metric that either arm took; verdicts for the primary ones of the experiment."""
+    seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
+    same = same_start(a, b, seeds)
+    primary = [METRICS[name] for name in a.settings.primary or PRIMARY_METRICS if name in METRICS]
+    others = [m for m in METRICS.values() if m not in primary and m.name not in RECORDED]
+    taken = [metric for metric in others if a.took(metric.name) or b.took(metric.name)]
+    results = {
+        metric.name: compare_paired(pairs(a, b, seeds, metric), metric.direction) for metric in (*primary, *taken)
+    }
+    questions = [
+        Question(results[m.name], m.direction, m.margin, comparable=same is not False, reason="initial weights differ")
+        for m in primary
+    ]
+    judged = [MetricComparison(m, results[m.name], j) for m, j in zip(primary, judge(questions), strict=True)]
+    return ArmComparison(a, b, seeds, same, (*judged, *(MetricComparison(m, results[m.name], None) for m in taken)))
+
+
+def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
+    """Whether both sides began at the same weights on each of the seeds; None where there is no seed."""
+    starts = [[arm.results.rows[arm.trials[seed].id].init_hash for seed in seeds] for arm in (a, b)]
+    return starts[0] == starts[1] if seeds else None
+
+
+def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric) -> Pairs:
+    """The metric on both sides, a value per seed (n,); a number as `b` stands for every seed."""
+    left = np.array([a.value(metric.name, seed) for seed in seeds], np.float64)
+    lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
+    if not isinstance(b, Arm):
+        return Pairs(left, np.full(len(seeds), float(b)), lost, np.zeros(len(seeds), np.bool_))
+    right = np.array([b.value(metric.name, seed) for seed in seeds], np.float64)
+    return Pairs(left, right, lost, np.array([b.status(seed) == "diverged" for seed in seeds], np.bool_))
+
+
+def obstacles(a: Results, b: Results) -> list[str]:
+    """Why two runs cannot be compared; empty where they can."""
+    found = []
+    if suite_hash(a.suite) != suite_hash(b.suite):
+        differences = suite_differences(a.suite, b.suite)
+        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+        found.append(f"their suites differ in {shown}")
+    versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
+    if versions[0] != versions[1]:
+        found.append(f"their metrics are of different versions, {versions[0]} and {versions[1]}")
+    return found
+
+
+def _remarks(a: Results, b: Results) -> list[str]:
+    found = [
+        f"{run.id} is not complete: {run.record.get('status')}"
+        for run in {results.run.path: results.run for results in (a, b)}.values()
+        if run.record.get("status") != "complete"
+    ]
+    for what, key in (("device", "device"), ("torch version", "torch")):
+        values = [_provenance(results, key) for results in (a, b)]
+        if values[0] != values[1]:
+            found.append(f"another {what}: {values[0]} against {values[1]}")
+    return found
+
+
+def _provenance(results: Results, key: str) -> str:
+    provenance = results.run.record.get("provenance")
+    return str(provenance.get(key, "unknown")) if isinstance(provenance, dict) else "unknown"
+
+
+def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
+    """Arms to be put side by side, in A's order: the two optimizers that are named, else every one with its like."""
+    left, right = a.arms(), b.arms()
+    found: list[tuple[Arm, Arm]] = []
+    for place in dict.fromkeys((arm.experiment, arm.model) for arm in left):
+        here = [arm for arm in left if (arm.experiment, arm.model) == place]
+        there = [arm for arm in right if (arm.experiment, arm.model) == place]
+        if a.optimizer is not None and b.optimizer is not None:
+            found += _crossed(here, there)
+        else:
+            like = {(arm.optimizer, arm.variant): arm for arm in there}
+            found += [(arm, like[arm.optimizer, arm.variant]) for arm in here if (arm.optimizer, arm.variant) in like]
+    if a.results.run.path.resolve() == b.results.run.path.resolve():
+        found = [(x, y) for x, y in found if (x.optimizer, x.variant) != (y.optimizer, y.variant)]
+        if not found:
+            raise ComparisonError(
+                f"{a.results.run.id}: compared with itself it says nothing; name two of its optimizers, "
+                f"as in {a.results.run.id}:{left[0].optimizer} {a.results.run.id}:{left[-1].optimizer}"
+            )
+    if not found:
+        sides = " and ".join(f"{s.results.run.id}{f':{s.optimizer}' if s.optimizer else ''}" for s in (a, b))
+        raise ComparisonError(f"{sides} have no optimizer on the same experiment and model to compare")
+    return found
+
+
+def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Two optimizers by name: variant by variant where they have the same, else the one against each of the many."""
+    by_variant = {arm.variant: arm for arm in right}
+    if len(left) > 1 and {arm.variant for arm in left} == by_variant.keys():
+        return [(arm, by_variant[arm.variant]) for arm in left]
+    if len(left) > 1 and len(right) > 1:
+        many = left[0]
+        raise ComparisonError(
+            f"{many.optimizer} has {len(left)} variants and {right[0].optimizer} {len(right)}: "
+            f"name one, as in RUN:{many.optimizer}/{many.variant}"
+        )
+    return [(x, y) for x in left for y in right]

@@ -1,0 +1,89 @@
+"""Gates for CI: `forgetting:+0.02` fails when A forgets more than B by .02 and the interval leaves no doubt of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from optbench.errors import UsageError, unknown
+from optbench.metrics import METRICS
+from optbench.stats.comparison import ArmComparison
+
+_PATTERN = re.compile(
+    r"(?P<metric>[^:]+):(?P<sign>[+-])(?P<size>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)(?P<percent>%?)"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """text: as the user gave it. upwards: whether a rise is what fails. threshold: the signed difference that must not
+    be passed, in the metric's unit, or as a share of B's median where `relative`."""
+
+    text: str
+    metric: str
+    upwards: bool
+    threshold: float
+    relative: bool
+
+
+class GateResult(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class JudgedGate:
+    """One gate on one pair of arms."""
+
+    gate: Gate
+    pair: ArmComparison
+    result: GateResult
+    reason: str
+
+
+def parse_gate(text: str) -> Gate:
+    """`METRIC:+SIZE` or `METRIC:-SIZE`, the size in the metric's unit or with `%` of B's median.
+
+    Raises:
+        UsageError: it is written otherwise, or there is no such metric.
+    """
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None:
+        needed = "needs METRIC:+SIZE or METRIC:-SIZE, as in forgetting:+0.02 or average_accuracy:-1%"
+        raise UsageError(f"--fail-on '{text}': {needed}")
+    if match["metric"] not in METRICS:
+        raise UsageError(f"--fail-on '{text}': {unknown('metric', match['metric'], METRICS)}")
+    size = float(f"{match['sign']}{match['size']}") / (100 if match["percent"] else 1)
+    return Gate(text.strip(), match["metric"], match["sign"] == "+", size, bool(match["percent"]))
+
+
+def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[JudgedGate]:
+    """Every gate on every pair of arms."""
+    return [JudgedGate(gate, pair, *_judge(gate, pair)) for gate in gates for pair in pairs]
+
+
+def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
+    """Failed where the 95% interval of A - B lies beyond the threshold, passed where it lies on this side of it."""
+    found = pair.metric(gate.metric)
+    if found is None or found.result.n == 0:
+        return GateResult.INCONCLUSIVE, "not measured"
+    if pair.same_start is False:
+        return GateResult.INCONCLUSIVE, "initial weights differ: no pairs"
+    if found.result.interval is None:
+        return GateResult.INCONCLUSIVE, f"{found.result.n} pairs have no 95% interval"
+    low, high = found.result.interval
+    threshold = gate.threshold
+    if gate.relative:
+        if found.result.median_b is None:
+            return GateResult.INCONCLUSIVE, "B has no median to take a share of"
+        threshold *= abs(found.result.median_b)
+    if low > threshold if gate.upwards else high < threshold:
+        return GateResult.FAILED, ""
+    lost = pair.a.count("failed") + pair.a.count("missing")
+    if lost:
+        return GateResult.INCONCLUSIVE, f"{lost} of A's trials failed or are not finished"
+    within = high <= threshold if gate.upwards else low >= threshold
+    return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval holds the threshold")

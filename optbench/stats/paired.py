@@ -1,0 +1,136 @@
+"""One metric of two optimizers, compared seed by seed: who is ahead, by how much, and how sure that is.
+
+Legend: `n` seeds. One seed is one pair: the same initial weights, the same data in the same order. d = a - b.
+
+A diverged seed is never dropped in silence. In a directed metric it takes the worst rank: d is infinite, in favour of
+the side that did not diverge, and 0 where both did. A neutral metric has no worst rank, so there the pair is not used.
+Every pair that is not used is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.metrics.catalog import Direction
+from optbench.stats.signed_rank import bounds, middle, round_differences, signed_rank_test, walsh_averages
+
+Array: TypeAlias = NDArray[np.float64]
+Flags: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One metric of optimizers A and B over the same seeds, in the same order.
+
+    a, b: (n,) values, NaN where undefined; the value of a diverged trial is not looked at.
+    diverged_a, diverged_b: (n,) whether that trial diverged.
+    """
+
+    a: Array
+    b: Array
+    diverged_a: Flags
+    diverged_b: Flags
+
+    def __post_init__(self) -> None:
+        shapes = {self.a.shape, self.b.shape, self.diverged_a.shape, self.diverged_b.shape}
+        assert len(shapes) == 1, f"pairs of different lengths: {shapes}"
+        assert self.a.ndim == 1
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """What the pairs of one metric show; values in the metric's unit.
+
+    pairs: the seeds that both sides have.
+    n: those that the test uses.
+    diverged_a, diverged_b: the pairs in which A, in which B diverged.
+    undefined: pairs not used because a side that did not diverge has no value; the rest of pairs - n diverged.
+    median_a, median_b: over all values of that side, diverged trials apart; None where there are none.
+    difference: Hodges-Lehmann estimate of a - b, ±inf where too many seeds of one side diverged; None if n = 0.
+    interval, interval_90: the matching 95% and 90% intervals; None where n is too small for the level.
+    p: of the exact signed-rank test; None if n = 0.
+    d_z: mean / sample standard deviation of d (Cohen 1988); None where not finite or all d are equal.
+    rank_biserial: (W+ - W-)/(W+ + W-), from -1 to 1 (Kerby 2014); None where no d differs from 0.
+    wins: share of the used seeds on which A is better, in a neutral metric higher; a tie is no win. None if n = 0.
+    differences: (n,) d of the used pairs, in the order of the seeds.
+    diverged_both: the pairs in which A and B diverged.
+    """
+
+    pairs: int
+    n: int
+    diverged_a: int
+    diverged_b: int
+    undefined: int
+    median_a: float | None
+    median_b: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    interval_90: tuple[float, float] | None
+    p: float | None
+    d_z: float | None
+    rank_biserial: float | None
+    wins: float | None
+    differences: tuple[float, ...]
+    diverged_both: int = 0
+
+
+def compare_paired(pairs: Pairs, direction: Direction) -> PairedResult:
+    """Compare A with B over their pairs by the exact signed-rank test and the interval that matches it.
+
+    direction: which values are better; it decides what a diverged seed counts and what a win is.
+    """
+    value_a, value_b = np.isfinite(pairs.a) & ~pairs.diverged_a, np.isfinite(pairs.b) & ~pairs.diverged_b
+    known = (value_a | pairs.diverged_a) & (value_b | pairs.diverged_b)
+    used = known if direction != "neutral" else value_a & value_b
+    d = _differences(pairs, value_a & value_b, direction)[used]
+    n = len(d)
+    averages = walsh_averages(d)  # (n(n+1)/2,)
+    test = signed_rank_test(d)
+    ranks = test.positive + test.negative
+    ahead = d < 0 if direction == "lower" else d > 0
+    return PairedResult(
+        pairs=len(pairs.a),
+        n=n,
+        diverged_a=int(pairs.diverged_a.sum()),
+        diverged_b=int(pairs.diverged_b.sum()),
+        undefined=int((~known).sum()),
+        median_a=_median(pairs.a[value_a]),
+        median_b=_median(pairs.b[value_b]),
+        difference=middle(averages) if n else None,
+        interval=bounds(averages, n, 0.95),
+        interval_90=bounds(averages, n, 0.90),
+        p=test.p if n else None,
+        d_z=_standardised_mean(d),
+        rank_biserial=(test.positive - test.negative) / ranks if ranks else None,
+        wins=float(ahead.mean()) if n else None,
+        differences=tuple(d.tolist()),
+        diverged_both=int((pairs.diverged_a & pairs.diverged_b).sum()),
+    )
+
+
+def _differences(pairs: Pairs, both: Flags, direction: Direction) -> Array:
+    """d of every pair, (n,); meaningless where a pair is not used."""
+    d = np.zeros(len(pairs.a))
+    a, b = pairs.a[both], pairs.b[both]
+    # Metrics are of order 1 or come from accuracies that are: a forgetting of 1e-9 has their noise, not its own.
+    magnitude = float(np.abs(np.concatenate((a, b))).max(initial=1.0))
+    d[both] = round_differences(a - b, magnitude)
+    worst = np.inf if direction == "lower" else -np.inf
+    d[pairs.diverged_a & ~pairs.diverged_b] = worst
+    d[pairs.diverged_b & ~pairs.diverged_a] = -worst
+    return d
+
+
+def _median(values: Array) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _standardised_mean(d: Array) -> float | None:
+    # Equal differences are asked for by themselves: their computed standard deviation need not be 0.
+    if len(d) < 2 or not np.isfinite(d).all() or (d == d[0]).all():
+        return None
+    return float(d.mean() / d.std(ddof=1))

@@ -1,0 +1,130 @@
+"""A run's results as numbers per trial: what reports sum up and comparisons pair.
+
+Raw accuracies are stored; forgetting and its kin are derived here, on reading, so that a better definition needs no
+retraining. Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from optbench.metrics import METRICS, select
+from optbench.metrics.cost import Cost
+from optbench.plan import Trial, trials
+from optbench.store import Run
+from optbench.store.columns import codes, numbers
+from optbench.store.tables import TrialRow
+from optbench.suite import Suite, load_suite
+
+Matrix: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run, its suite, and what each of its trials found."""
+
+    run: Run
+    suite: Suite
+    trials: tuple[Trial, ...]
+    """All that were planned, in the suite's order."""
+    rows: Mapping[str, TrialRow]
+    """How each finished trial ended and what it cost, by trial id."""
+
+    @functools.cached_property
+    def matrices(self) -> dict[str, Matrix]:
+        """Test accuracy (T+1, T) of every trial that has any; NaN where a value is missing (it diverged before)."""
+        return accuracy_matrices(self.run.table("accuracy"))
+
+    @functools.cached_property
+    def values(self) -> dict[str, dict[str, float]]:
+        """metric -> trial -> value at the end; NaN where undefined, no entry where it was not taken.
+
+        Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
+        """
+        good = {trial for trial, row in self.rows.items() if row.status == "ok"}
+        found = {**_derived(self.matrices), **final_metrics(self.run.table("metrics"), self.matrices)}
+        values = {
+            metric: {trial: v for trial, v in by_trial.items() if trial in good} for metric, by_trial in found.items()
+        }
+        return {**values, **_costs(self.rows)}
+
+    def status(self, trial: str) -> str:
+        """`ok`, `diverged`, `failed`, or `missing`: planned, and not finished."""
+        return self.rows[trial].status if trial in self.rows else "missing"
+
+
+def read_results(run: Run) -> Results:
+    """The results of a run.
+
+    Raises:
+        SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
+        StoreError: a table is unreadable.
+    """
+    suite = load_suite(run.path / "suite.yaml")
+    table = run.table("trials")
+    names = [name for name in table.column_names if name in TrialRow.__dataclass_fields__]
+    ids = table["trial"].to_pylist()
+    rows = {trial: TrialRow(**row) for trial, row in zip(ids, table.select(names).to_pylist(), strict=True)}
+    return Results(run, suite, tuple(trials(suite)), rows)
+
+
+def accuracy_matrices(accuracy: pa.Table) -> dict[str, Matrix]:
+    """Trial -> accuracy matrix (T+1, T) from the long table."""
+    trial, ids = codes(accuracy["trial"])
+    after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
+    tasks = np.zeros(len(ids), np.int64)
+    np.maximum.at(tasks, trial, task)
+    # Every matrix is a slice of one flat array, so that a million rows are placed at once.
+    starts = np.concatenate([[0], np.cumsum((tasks + 1) * tasks)])
+    flat = np.full(int(starts[-1]), np.nan)
+    flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy["accuracy"])
+    return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
+
+
+def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
+    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers."""
+    pooled = metrics.filter(pc.is_null(metrics["task"]))
+    (trial, ids), (metric, names), (layer, layers) = (codes(pooled[key]) for key in ("trial", "metric", "layer"))
+    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
+    everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
+    wanted = np.flatnonzero(everywhere & (numbers(pooled["after_task"]) == last[trial]))
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    values = numbers(pooled["value"])[wanted].tolist()
+    for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
+        found[names[m]][ids[t]] = value
+    return {name: by_trial for name, by_trial in found.items() if by_trial}
+
+
+def _derived(matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
+    """The continual metrics of every matrix, all trials with the same number of tasks at once."""
+    by_tasks: dict[int, list[str]] = {}
+    for trial, matrix in matrices.items():
+        by_tasks.setdefault(matrix.shape[1], []).append(trial)
+    found: dict[str, dict[str, float]] = {}
+    for group in by_tasks.values():
+        stacked = np.stack([matrices[trial] for trial in group])
+        for metric in select(None, "continual"):
+            values = metric.function()(stacked).tolist()
+            found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
+    return found
+
+
+def _costs(rows: Mapping[str, TrialRow]) -> dict[str, dict[str, float]]:
+    costs = {
+        trial: Cost(row.steps, row.train_seconds, row.optimizer_seconds, row.optimizer_state_bytes, row.parameters)
+        for trial, row in rows.items()
+        if row.status != "failed"
+    }
+    return {
+        metric.name: {trial: metric.function()(cost) for trial, cost in costs.items()}
+        for metric in METRICS.values()
+        if metric.kind == "cost"
+    }

@@ -1,0 +1,194 @@
+"""From tests to words: what may be said of each metric of a declared family.
+
+A verdict needs significance (Holm p ≤ .05 over the family, and a 95% interval that excludes 0) and size (the metric's
+margin). `no evidence` is never "no difference": it says what the pairs could have shown. Only `equivalent` claims
+that there is no difference worth a word, and it needs an interval inside the margin, not a large p.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from optbench.metrics.catalog import Direction
+from optbench.stats.holm import holm
+from optbench.stats.paired import PairedResult
+from optbench.stats.signed_rank import detectable, smallest_p
+
+MIN_PAIRS = 6
+"""Fewer pairs cannot reach p ≤ .05."""
+ALPHA = 0.05
+"""The chance of any false verdict in a family."""
+
+
+class Verdict(StrEnum):
+    """What is said of A against B."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    HIGHER = "higher"
+    LOWER = "lower"
+    BELOW_MARGIN = "below margin"
+    EQUIVALENT = "equivalent"
+    NO_EVIDENCE = "no evidence"
+    NOT_COMPARABLE = "not comparable"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One metric of the family: is A different from B?
+
+    margin: the smallest difference worth a verdict, in the metric's unit, ≥ 0; nothing is `equivalent` at 0.
+    comparable: False where equal seeds make no pairs, as with different initial weights; `reason` then says why.
+    """
+
+    result: PairedResult
+    direction: Direction
+    margin: float
+    comparable: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The answer to a question.
+
+    holm_p: p corrected over the family; None where there is no valid p.
+    reason: why it is no more than that; empty where the verdict says all.
+    detectable: with `no evidence`, the smallest effect that these pairs could have shown significant at the first of
+        Holm's steps, in the metric's unit; None where they could not have shown any.
+    """
+
+    holm_p: float | None
+    verdict: Verdict
+    reason: str
+    detectable: float | None
+
+
+def judge(family: Sequence[Question]) -> list[Judgement]:
+    """A judgement for each question, in order. The family is all that was declared: its size is what Holm corrects for.
+
+    A question without a valid p takes part with p = 1: that a metric is undefined makes the others no easier.
+    A significant difference smaller than the margin is `below margin` even where its 90% interval lies within the
+    margin: `equivalent` is for differences that are not significant.
+    """
+    valid = [_why_no_test(question) is None for question in family]
+    corrected = holm([_p(q.result) if ok else 1.0 for q, ok in zip(family, valid, strict=True)])
+    return [
+        _judge_one(question, p if ok else None, len(family))
+        for question, p, ok in zip(family, corrected, valid, strict=True)
+    ]
+
+
+def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
+    assert question.margin >= 0
+    result = question.result
+    obstacle = _why_no_test(question) or _why_no_verdict(result)
+    if obstacle is not None:
+        return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None)
+    assert holm_p is not None
+    assert result.difference is not None
+    assert result.interval is not None
+    if holm_p <= ALPHA and not result.interval[0] <= 0 <= result.interval[1]:
+        size = abs(result.difference)
+        if size < question.margin:
+            return Judgement(
+                holm_p, Verdict.BELOW_MARGIN, f"{_short(size)} is less than the margin {_short(question.margin)}", None
+            )
+        return Judgement(holm_p, _winner(question.direction, result.difference), "", None)
+    if _within_margin(question):
+        return Judgement(holm_p, Verdict.EQUIVALENT, f"the 90% interval lies within ±{_short(question.margin)}", None)
+    return _no_evidence(result, holm_p, m)
+
+
+def _why_no_test(question: Question) -> str | None:
+    """Why the p of a question means nothing, or None."""
+    result = question.result
+    if not question.comparable:
+        return question.reason or "the pairs are not comparable"
+    one_sided = result.diverged_a + result.diverged_b - 2 * result.diverged_both
+    if question.direction == "neutral" and one_sided:
+        return f"only one side diverged on {one_sided} of {_pairs(result.pairs)}"
+    if result.p is None:
+        return f"none of {_pairs(result.pairs)} has a value on both sides" if result.pairs else "no pairs"
+    return None
+
+
+def _why_no_verdict(result: PairedResult) -> str | None:
+    """Why a valid p gives no verdict, or None."""
+    if result.n < MIN_PAIRS:
+        which = _pairs(result.n) + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
+        return f"{which}; the smallest two-sided p of {_pairs(result.n)} is {_short(smallest_p(result.n))}"
+    assert result.difference is not None
+    if math.isinf(result.difference):
+        return f"no size of effect: {_diverged(result)}"
+    # A tie in the worst rank is not the same value.
+    if result.diverged_both and result.median_a is None and result.median_b is None:
+        return f"no values: {_diverged(result)}"
+    return None
+
+
+def _winner(direction: Direction, difference: float) -> Verdict:
+    if direction == "neutral":
+        return Verdict.HIGHER if difference > 0 else Verdict.LOWER
+    return Verdict.BETTER if (difference > 0) == (direction == "higher") else Verdict.WORSE
+
+
+def _within_margin(question: Question) -> bool:
+    """Whether the 90% interval lies inside ± margin: two one-sided tests at .05 (Schuirmann 1987)."""
+    result, bounds = question.result, question.result.interval_90
+    # Seeds on which both diverged are ties at 0 in a directed metric: they narrow the interval, but show no size.
+    if bounds is None or (question.direction != "neutral" and result.diverged_both):
+        return False
+    return -question.margin < bounds[0] and bounds[1] < question.margin
+
+
+def _no_evidence(result: PairedResult, holm_p: float, m: int) -> Judgement:
+    effect, reason = _what_would_have_shown(result, holm_p, m)
+    return Judgement(holm_p, Verdict.NO_EVIDENCE, reason, effect)
+
+
+def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
+    """The smallest effect that these pairs could have shown in a family of m, and the same or why not in words."""
+    d = np.array(result.differences)
+    equal = int((d == 0).sum())
+    ties = f"equal values in {equal} of {_pairs(result.n)}" if equal else "differences of the same size"
+    least = min(1.0, m * smallest_p(result.n))
+    if least > ALPHA:
+        return None, (
+            f"{_pairs(result.n)} cannot show anything in a family of {m}: the smallest Holm p is {_short(least)}"
+        )
+    if holm_p <= ALPHA:
+        return None, f"the 95% interval includes 0: {ties}"
+    effect = detectable(d, 1 - ALPHA / m)
+    if effect is None:
+        return None, f"the interval is unbounded: {_diverged(result)}"
+    if effect == 0:
+        return None, f"too many ties: {ties}"
+    return effect, f"an effect above {_short(effect)} would have shown"
+
+
+def _p(result: PairedResult) -> float:
+    assert result.p is not None
+    return result.p
+
+
+def _diverged(result: PairedResult) -> str:
+    """`A diverged on 7 of 10 seeds, B on 1`."""
+    counts = [(side, n) for side, n in (("A", result.diverged_a), ("B", result.diverged_b)) if n]
+    said = [f"{side} diverged on {n}" if i == 0 else f"{side} on {n}" for i, (side, n) in enumerate(counts)]
+    said[0] += f" of {result.pairs} seeds"
+    return ", ".join(said)
+
+
+def _pairs(n: int) -> str:
+    return f"{n} pair" if n == 1 else f"{n} pairs"
+
+
+def _short(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"

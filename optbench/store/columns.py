@@ -1,0 +1,35 @@
+"""Columns of tables as NumPy arrays.
+
+Out of Arrow's own buffers: its conversions to NumPy, and its scalars made of Python values, import pandas, which takes
+longer than all the rest of a report.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
+    """A column of numbers as float64, (rows,); NaN where null."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not len(whole):
+        return np.empty(0)
+    valid = _buffer(pc.is_valid(whole).cast(pa.uint8()), np.uint8)
+    return np.where(valid, _buffer(whole.cast(pa.float64()), np.float64), math.nan)
+
+
+def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """A column of text as numbers (rows,), -1 where null, and the text that each number stands for."""
+    encoded = column.combine_chunks().dictionary_encode()
+    found = numbers(encoded.indices)
+    return np.where(np.isnan(found), -1.0, found).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _buffer(array: pa.Array, dtype: type[np.generic]) -> NDArray[Any]:
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]

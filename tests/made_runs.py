@@ -1,0 +1,95 @@
+"""A run with rows in every table, made up from the trials' ids: what figures are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from written_runs import results_of, trial_row, write_run
+
+from optbench.plan import Trial
+from optbench.stats.results import Results
+from optbench.store.tables import AccuracyRow, MetricRow, PruningRow, Row, SimilarityRow, SpectrumRow
+
+SUITE = """
+name: made
+seeds: 3
+optimizers:
+  sgd: {target: sgd, lr: 0.1}
+  adam: {target: adam}
+  rates: {target: adam, lr: {log: [1.0e-4, 1.0e-1], points: 4}}
+  decays: {target: adamw, weight_decay: [0.0, 0.01, 0.1]}
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 3}
+    models: {narrow: {kind: mlp, hidden: [10]}, wide: {kind: mlp, hidden: [20]}}
+    optimizers: [sgd, adam]
+  pairs:
+    tasks: {kind: class-incremental, group_size: 5}
+    models: {narrow: {kind: mlp, hidden: [10]}}
+    optimizers: [adam, rates]
+  decay:
+    tasks: {kind: permuted, count: 2}
+    models: {narrow: {kind: mlp, hidden: [10]}}
+    optimizers: [decays, sgd]
+"""
+
+TASKS = {"permuted": 3, "pairs": 2, "decay": 2}
+DIMENSIONS = 6
+CLASSES = 4
+KEEPS = (0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is made up for each trial."""
+
+    spectra: bool = True
+    similarity: bool = True
+    pruning: bool = True
+    status: Callable[[Trial], str | None] = lambda trial: "ok"
+    """`ok`, `diverged` or `failed`; None: not finished."""
+
+
+def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
+    """Every kind of row, from the trial's id alone; of a diverged trial values that no figure may show."""
+    rows: list[Row] = [trial_row(status, "a shape is wrong" if status == "failed" else None)]
+    if status == "failed":
+        return rows
+    random = np.random.default_rng(list(trial.id.encode()))
+    tasks, bad = TASKS[trial.experiment], status == "diverged"
+    for after, task in np.ndindex(tasks + 1, tasks):
+        value = None if bad and after else float(random.uniform(0.5, 0.99))
+        rows.append(AccuracyRow(after, task + 1, value, None, 100, None, None))
+    for after in (1, tasks):
+        rows.append(MetricRow(after, None, "features", "effective_rank", float(random.uniform(2, 6)), None))
+        for task in (None, 1):
+            eigenvalues = -77 if bad else np.sort(random.exponential(size=DIMENSIONS))[::-1]
+            if found.spectra:
+                values = np.broadcast_to(eigenvalues, DIMENSIONS).tolist()
+                rows += [SpectrumRow(after, task, "features", i, value) for i, value in enumerate(values)]
+        if found.similarity:
+            cosine = random.uniform(0.2, 0.9, (CLASSES, CLASSES))
+            cosine[np.diag_indices(CLASSES)] = 1.0
+            rows += [SimilarityRow(after, "features", a, b, float(cosine[a, b])) for a, b in np.ndindex(cosine.shape)]
+        if found.pruning:
+            rows += [
+                PruningRow(after, scope, keep, 0.9 + 0.2 * math.log10(keep) + float(random.normal(0, 0.01)))
+                for scope in ("global", "layer")
+                for keep in KEEPS
+            ]
+    return rows
+
+
+def made_run(folder: Path, suite_text: str = SUITE, found: Found | None = None, name: str = "made") -> Results:
+    """A run directory in `folder` as `optbench run` leaves it, read back."""
+    chosen = found or Found()
+
+    def results(trial: Trial) -> list[Row]:
+        status = chosen.status(trial)
+        return [] if status is None else rows_of(trial, status, chosen)
+
+    return results_of(write_run(folder, suite_text, results, name=name))
