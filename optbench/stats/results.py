@@ -26,6 +26,8 @@ from optbench.suite import Suite, load_suite
 
 Matrix: TypeAlias = NDArray[np.float64]
 
+FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
+
 
 @dataclass(frozen=True)
 class Results:
@@ -41,7 +43,7 @@ class Results:
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
         """Test accuracy (T+1, T) of every trial that has any; NaN where a value is missing (it diverged before)."""
-        return accuracy_matrices(self.run.table("accuracy"))
+        return accuracy_matrices(self.run.table("accuracy", "trial", "after_task", "task", "accuracy"))
 
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
@@ -50,7 +52,7 @@ class Results:
         Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
         """
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
-        found = {**_derived(self.matrices), **final_metrics(self.run.table("metrics"), self.matrices)}
+        found = {**_derived(self.matrices), **final_metrics(self.run.table("metrics", *FINAL_COLUMNS), self.matrices)}
         values = {
             metric: {trial: v for trial, v in by_trial.items() if trial in good} for metric, by_trial in found.items()
         }

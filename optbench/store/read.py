@@ -26,21 +26,22 @@ class Run:
     path: Path
     record: dict[str, Any]
     _parts: tuple[Path, ...]
-    _tables: dict[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
+    _tables: dict[tuple[str, ...], pa.Table] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def id(self) -> str:
         return self.path.name
 
-    def table(self, name: str) -> pa.Table:
-        """The table `name` of `store.tables`, with the key columns first.
+    def table(self, name: str, *columns: str) -> pa.Table:
+        """The table `name` of `store.tables`; of a long one a reader may ask for only some columns, `trial` included.
 
         Raises:
             StoreError: a file is damaged, lacks a column, or is of another schema version.
         """
-        if name not in self._tables:
-            self._tables[name] = _merged(self.path, self._parts, name, self._settled)
-        return self._tables[name]
+        key = (name, *columns)
+        if key not in self._tables:
+            self._tables[key] = _merged(self.path, self._parts, name, self._settled, columns)
+        return self._tables[key]
 
     @functools.cached_property
     def _settled(self) -> pa.Array:
@@ -151,27 +152,25 @@ def _trials(folder: Path) -> pa.Array:
     return _read(folder / "trials.parquet", "trials")["trial"].combine_chunks()
 
 
-def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array) -> pa.Table:
-    top = only(_read(path / f"{name}.parquet", name), settled)
-    return pa.concat_tables([top, *(_read(part / f"{name}.parquet", name) for part in parts)]) if parts else top
+def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array, columns: Sequence[str] = ()) -> pa.Table:
+    top = only(_read(path / f"{name}.parquet", name, columns), settled)
+    return pa.concat_tables([top, *(_read(p / f"{name}.parquet", name, columns) for p in parts)]) if parts else top
 
 
-def _read(file: Path, name: str) -> pa.Table:
+def _read(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
     schema = arrow_schema(TABLES[name])
+    wanted = pa.schema([schema.field(column) for column in columns]) if columns else schema
     if not file.exists():
-        return pa.Table.from_batches([], schema)  # schema.empty_table() imports pandas
+        return pa.Table.from_batches([], wanted)  # schema.empty_table() imports pandas
     try:
         with pq.ParquetFile(file) as opened:  # pq.read_table imports pandas
-            table = opened.read()
-    except (OSError, pa.ArrowInvalid) as error:
+            found = opened.schema_arrow
+            version = (found.metadata or {}).get(VERSION_KEY.encode(), b"none").decode(errors="replace")
+            if version != str(SCHEMA_VERSION):
+                raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {version} came")
+            missing = [field for field in schema.names if field not in found.names]
+            if missing:
+                raise StoreError(f"{file}: lacks the column {missing[0]}")
+            return opened.read(columns=wanted.names).select(wanted.names).cast(wanted)
+    except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
-    version = (table.schema.metadata or {}).get(VERSION_KEY.encode(), b"none").decode(errors="replace")
-    if version != str(SCHEMA_VERSION):
-        raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {version} came")
-    missing = [field for field in schema.names if field not in table.column_names]
-    if missing:
-        raise StoreError(f"{file}: lacks the column {missing[0]}")
-    try:
-        return table.select(schema.names).cast(schema)
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"{file}: a column is of another type: {str(error).splitlines()[0]}") from error

@@ -68,7 +68,7 @@ def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
 
 def cosines(results: Results) -> dict[str, Matrix]:
     """Trial -> cosine between the mean features of every two classes after the last task, (C, C)."""
-    table = results.run.table("similarity")
+    table = results.run.table("similarity", "trial", "after_task", "layer", "class_a", "class_b", "cosine")
     columns = (numbers(table[name]) for name in ("class_a", "class_b", "cosine"))
     found = {}
     for trial, rows in final_rows(results, table, *columns).items():

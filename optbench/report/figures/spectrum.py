@@ -43,7 +43,7 @@ def spectrum(results: Sequence[Results]) -> list[Figure]:
 
 def spectra(results: Results) -> Spectra:
     """The spectra of all tasks pooled, after the last one, of every trial that has any."""
-    table = results.run.table("spectra")
+    table = results.run.table("spectra", "trial", "after_task", "task", "layer", "index", "eigenvalue")
     table = table.filter(pc.is_null(table["task"]))
     columns = (numbers(table[name]) for name in ("index", "eigenvalue"))
     found = {}
