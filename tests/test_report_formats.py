@@ -434,7 +434,7 @@ def test_latex_is_sound_as_it_stands() -> None:
                 # A folded name may have breaks in it.
                 assert latex.escape(cell.text) in rendered.replace(r"\allowbreak{}", ""), cell.text
     assert r"\includegraphics[width=\linewidth]{\detokenize{figures/figure_3.pdf}}" in rendered
-    assert r"\paragraph{Accuracy \textless{}matrices\textgreater{}}" in rendered
+    assert r"\paragraph{Accuracy \textless{}matrices\textgreater{}}\mbox{}" in rendered
     assert "Only on paper." in rendered
     assert "Only in a log." not in rendered
 

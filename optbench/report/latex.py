@@ -168,7 +168,8 @@ def _block(block: Block, labels: set[str]) -> list[str]:
         case Illustration():
             return _illustration(block, labels)
         case Fold(title, inner):
-            return [rf"\paragraph{{{escape(title)}}}", *_blocks(inner, labels)]
+            # Without the empty box the title would wait for a text to run into, and come after the tables.
+            return [rf"\paragraph{{{escape(title)}}}\mbox{{}}", *_blocks(inner, labels)]
         case Only(formats, inner_block):
             return _block(inner_block, labels) if "latex" in formats else []
 

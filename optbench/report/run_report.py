@@ -13,6 +13,7 @@ from optbench.report.document import (
     Column,
     Document,
     Fold,
+    Format,
     Heading,
     Illustration,
     Items,
@@ -30,6 +31,8 @@ from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 
 Statistic = Literal["mean", "median"]
 
+PAGES: tuple[Format, ...] = ("markdown", "html", "latex")
+"""Formats with room for more than a terminal."""
 SWEPT = ("learning_accuracy", "average_accuracy", "forgetting")
 FEWEST_SWEPT = 3
 """Fewer settings than this are no sweep."""
@@ -62,6 +65,7 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
         blocks += [Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
     if not summary.measured:
         blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
+    blocks.append(Only(PAGES, Heading("Results")))
     for section in summary.sections:
         blocks += _section(section, several, statistic)
     blocks += _legend(summary, statistic)
@@ -105,13 +109,13 @@ def exclusions(row: SummaryRow) -> str | None:
 
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
     # On a terminal the captions say it.
-    yield Only(("markdown", "html", "latex"), Heading(f"{section.experiment}, {section.model}", 2))
+    yield Only(PAGES, Heading(f"{section.experiment}, {section.model}", 2))
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
             table = _measures(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
-            yield Only(("markdown", "html", "latex"), table) if topic == "cost" else table
+            yield Only(PAGES, table) if topic == "cost" else table
     yield from _sparks(section, several)
     yield from _sweeps(section, several)
     for sentence in section.stopping:
@@ -126,7 +130,8 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
     if warnings:
         yield Items(tuple(warnings), "warning")
     yield from _matrices(section, several)
-    yield _details(section, several)
+    # Nobody prints every measure; csv has them all.
+    yield Only(("markdown", "html"), _details(section, several))
 
 
 def _measures(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
