@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optbench.engine.stack import Layout
 from optbench.optimizers.load import load_class
-from optbench.optimizers.registry import OptimizerSpec
+from optbench.optimizers.spec import OptimizerSpec
 
 Optimizer = torch.optim.Optimizer
 MemberState = Any

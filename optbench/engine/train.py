@@ -28,7 +28,8 @@ from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
 from optbench.models import build, initialise
-from optbench.optimizers.registry import OptimizerSpec, find
+from optbench.optimizers.registry import find
+from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort
 from optbench.store.tables import CurveRow, TrialRow
 from optbench.streams import generator

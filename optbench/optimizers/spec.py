@@ -1,0 +1,79 @@
+"""What optbench knows of an optimizer without importing it: hyper-parameters, lane, and what it asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optbench.errors import nearest
+
+Lane = Literal["elementwise", "batched", "per-member"]
+Source = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
+Need = Literal["closure", "create_graph", "modes"]
+"""`closure`: `step(closure)`, which evaluates loss and gradients anew. `create_graph`: gradients that can be
+differentiated again. `modes`: `train()` before steps and `eval()` before measuring."""
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One hyper-parameter: its default and what it may be. `low` and `high` bound numbers, inclusive unless `above`."""
+
+    default: Any
+    kind: Literal["number", "integer", "boolean", "choice", "betas"] = "number"
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False
+    """The number must be greater than `low`, not equal to it."""
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with `value` ("needs a number above 0; 'fast' came"), or None."""
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if self.kind == "boolean":
+            ok, needed = isinstance(value, bool), "true or false"
+        elif self.kind == "choice":
+            ok, needed = value in self.choices, " or ".join(repr(choice) for choice in self.choices)
+            guess = nearest(value, self.choices) if isinstance(value, str) else None
+            needed += f" (did you mean '{guess}'?)" if not ok and guess else ""
+        elif self.kind == "betas":
+            ok = isinstance(value, list | tuple) and len(value) == 2
+            ok = ok and all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < 1 for v in value)
+            needed = "two numbers in [0, 1)"
+        else:
+            ok = number and (value > self.low if self.above else value >= self.low) and value <= self.high
+            ok = ok and (self.kind == "number" or isinstance(value, int))
+            article = "an integer" if self.kind == "integer" else "a number"
+            needed = f"{article} {'above' if self.above else 'of at least'} {self.low:g}"
+            needed += f" and at most {self.high:g}" if math.isfinite(self.high) else ""
+        return None if ok else f"needs {needed}; {value!r} came"
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What optbench knows of an optimizer without importing it.
+
+    `per_member` names the hyper-parameters that may differ between the members of one cohort; trials that differ in
+    any other one are trained in cohorts of their own.
+    """
+
+    name: str
+    target: str
+    lane: Lane
+    summary: str
+    reference: str
+    state: str
+    hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
+    per_member: frozenset[str] = frozenset()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Values of the hyper-parameters without a default, by the value of the hyper-parameter `preset`."""
+    extra_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are optbench's business, not the user's (which implementation of the same update to use)."""
+    source: Source = "optbench"
+    """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
+    needs: frozenset[Need] = frozenset()
+    """What it asks of whoever trains with it, beyond gradients and `step()`."""
+    only_matrices: bool = False
+    """It takes weights of two axes only: all other parameters go to `fallback`, with its own settings."""
+    fallback: str = "adamw"
