@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from optbench.errors import UsageError
 from optbench.metrics import METRICS_VERSION
+from optbench.optimizers.registry import find
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trials
 from optbench.store import RunWriter
 from optbench.store.provenance import provenance
@@ -100,11 +101,13 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
     from optbench.data import load
     from optbench.engine.device import accelerators, resolve
     from optbench.optimizers.load import check_arguments
+    from optbench.optimizers.make import resolve_spec
 
     plan = make_plan(suite, options.resume)
     device = resolve(options.device)
     for trial in {(t.experiment, t.optimizer, t.variant): t for t in plan.trials}.values():
         check_arguments(trial.target, trial.hyperparameters)
+        resolve_spec(find(trial.target), trial.hyperparameters)
     for experiment in plan.suite.experiments.values():
         load(experiment.dataset, options.data_dir, notify=view.message)
 

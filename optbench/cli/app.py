@@ -218,6 +218,33 @@ def report(
     report_runs(ReportRequest(tuple(runs or ["latest"]), runs_dir, format_, output, figures, median))
 
 
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class."
+        ),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter of it. Repeatable."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Try an optimizer on a small problem: what it keeps of what a run relies on, line by line.
+
+    Leaves with 1 when something is not kept.
+    """
+    from optbench.cli.checking import CheckRequest, check_optimizer
+
+    try:
+        code = check_optimizer(CheckRequest(target, tuple(set_ or ())))
+    except KeyboardInterrupt:
+        raise typer.Abort from None  # as in `run`
+    raise typer.Exit(code)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[

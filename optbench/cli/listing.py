@@ -43,13 +43,18 @@ def _row(table: Table, *cells: object) -> None:
 def _optimizers(_: Path) -> RenderableType:
     from optbench.optimizers.registry import OPTIMIZERS
 
-    table = _table("optimizer", "lane", "what it is", "hyper-parameters (default)")
+    # Six columns would leave too little for words on 80 characters: the hyper-parameters have lines of their own.
+    table = _table(
+        "optimizer", "source", "lane", "state per weight", "what it is (reference), hyper-parameters (default)"
+    )
+    table.columns[3].max_width = 12
     for spec in OPTIMIZERS.values():
         defaults = ", ".join(
-            f"{name} {'by preset' if hyper.default is None else _value(hyper.default)}"
+            f"{name} {'by preset' if hyper.default is None and not hyper.optional else _value(hyper.default)}"
             for name, hyper in spec.hyperparameters.items()
         )
-        _row(table, spec.name, spec.lane, f"{spec.summary} ({spec.reference})", defaults)
+        source = spec.source.replace("-", "-\n")
+        _row(table, spec.name, source, spec.lane, spec.state, f"{spec.summary} ({spec.reference})\n{defaults}")
     return table
 
 

@@ -9,18 +9,23 @@ Legend: A members in training, P padded parameter count.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from optbench.engine.randomness import own_draws
 from optbench.engine.stack import Layout
 from optbench.optimizers.load import load_class
+from optbench.optimizers.make import Maker, constructor_arguments, maker
 from optbench.optimizers.spec import OptimizerSpec
 
 Optimizer = torch.optim.Optimizer
+Evaluate = Callable[[int, Sequence[Tensor]], Tensor]
+"""evaluate(member, parameters) -> mean cross-entropy, a scalar that gradients can be taken of."""
 MemberState = Any
 """One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start."""
 
@@ -32,8 +37,15 @@ class Lane(Protocol):
         """Tell the optimizer that a new task begins."""
         ...
 
-    def step(self) -> dict[int, Exception]:
-        """One update of every member from the bound gradients; members whose optimizer raised, with what it raised."""
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
+
+        evaluate: the loss of a member on its batch of this step, for an optimizer that asks for more than gradients.
+        """
+        ...
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        """The weights (P,) to measure a member at; `row` itself unless its optimizer keeps others for training."""
         ...
 
     def export(self) -> list[MemberState]:
@@ -51,24 +63,35 @@ class Lane(Protocol):
 
 def build_lane(
     spec: OptimizerSpec,
-    hyperparameters: Sequence[Mapping[str, Any]],
+    members: Sequence[tuple[Mapping[str, Any], MemberState, torch.Generator]],
     weights: Tensor,
     grads: Tensor,
     layout: Layout,
-    states: Sequence[MemberState],
+    *,
+    begin: bool,
 ) -> Lane:
-    """The lane that `spec` names, over weights (A, P) and gradients (A, P), continuing from `states`."""
+    """The lane that `spec` names, over weights (A, P) and gradients (A, P).
+
+    members: of each its hyper-parameters, the state that it goes on from, and a generator of its own. begin: whether a
+    task begins, with weights that were measured, rather than goes on.
+    """
+    states = [state for _, state, _ in members]
+    if spec.lane == "per-member":
+        makers = [maker(spec, settings, generator) for settings, _, generator in members]
+        generators = [generator for _, _, generator in members]
+        return PerMemberLane(spec, makers, generators, weights, grads, layout, states, begin=begin)
     cls = load_class(spec.target)
-    settings = [{**h, **spec.extra_arguments} for h in hyperparameters]
+    settings = [constructor_arguments(spec, h) for h, _, _ in members]
     if spec.lane == "elementwise":
         return ElementwiseLane(cls, settings, weights, grads, states)
-    if spec.lane == "batched":
-        return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
-    return PerMemberLane(cls, settings, weights, grads, layout, states)
+    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
 
 
 class ElementwiseLane:
-    """One instance over rows of the stack; neighbours with the same settings and step count share a leaf tensor."""
+    """Rows of the stack with the same settings and step count share a leaf tensor, and each leaf has an instance.
+
+    Not one instance for all: what raises because of its settings must not stop the others.
+    """
 
     def __init__(
         self,
@@ -79,30 +102,37 @@ class ElementwiseLane:
         states: Sequence[dict[str, Any] | None],
     ) -> None:
         self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
-        groups = []
-        self._leaves = []
+        self._leaves: list[Tensor] = []
+        self._optimizers: list[Optimizer] = []
         for start, stop in self._blocks:
             leaf = weights[start:stop].detach().requires_grad_()
             leaf.grad = grads[start:stop]
-            self._leaves.append(leaf)
-            groups.append({"params": [leaf], **settings[start]})
-        self._optimizer = cls(groups)  # type: ignore[call-arg]  # a concrete class has its own defaults
-        for leaf, (start, stop) in zip(self._leaves, self._blocks, strict=True):
+            optimizer = cls([leaf], **settings[start])
             members = [state for state in states[start:stop] if state is not None]
             if members:
-                self._optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
+                optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
+            self._leaves.append(leaf)
+            self._optimizers.append(optimizer)
 
     def begin_task(self) -> None:
         """Elementwise optimizers know nothing of tasks."""
 
-    def step(self) -> dict[int, Exception]:
-        self._optimizer.step()
-        return {}
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        raised: dict[int, Exception] = {}
+        for optimizer, (start, stop) in zip(self._optimizers, self._blocks, strict=True):
+            try:
+                optimizer.step()
+            except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
+                raised.update(dict.fromkeys(range(start, stop), error))
+        return raised
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        return row
 
     def export(self) -> list[MemberState]:
         states: list[MemberState] = []
-        for leaf, (start, stop) in zip(self._leaves, self._blocks, strict=True):
-            state = self._optimizer.state.get(leaf)
+        for optimizer, leaf, (start, stop) in zip(self._optimizers, self._leaves, self._blocks, strict=True):
+            state = optimizer.state.get(leaf)
             for i in range(stop - start):
                 # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
                 rows = (
@@ -151,9 +181,12 @@ class BatchedLane:
     def begin_task(self) -> None:
         self._optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
 
-    def step(self) -> dict[int, Exception]:
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         self._optimizer.step()
         return {}
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        return row
 
     def export(self) -> list[MemberState]:
         # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.
@@ -184,47 +217,103 @@ class PerMemberLane:
 
     def __init__(
         self,
-        cls: type[Optimizer],
-        settings: Sequence[Mapping[str, Any]],
+        spec: OptimizerSpec,
+        makers: Sequence[Maker],
+        generators: Sequence[torch.Generator],
         weights: Tensor,
         grads: Tensor,
         layout: Layout,
         states: Sequence[tuple[Optimizer, list[torch.nn.Parameter]] | None],
+        *,
+        begin: bool,
     ) -> None:
+        self._needs = spec.needs
+        self._generators = generators
+        self._layout = layout
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
         self._parameters: list[list[torch.nn.Parameter]] = []
         self._optimizers: list[Optimizer] = []
-        for setting, views, state in zip(settings, self._targets, states, strict=True):
+        for make, views, state in zip(makers, self._targets, states, strict=True):
             if state is None:
                 parameters = [torch.nn.Parameter(view.clone()) for view in views]
-                optimizer = cls(parameters, **setting)
+                optimizer = make(parameters)
+                self._train(optimizer)
             else:
                 # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
                 optimizer, parameters = state
-                with torch.no_grad():
-                    for parameter, view in zip(parameters, views, strict=True):
-                        parameter.copy_(view)
+                # At the beginning of a task the rows are what was measured; within one they are what is trained.
+                if begin:
+                    self._eval(optimizer)
+                _copy(views, parameters)
+                if begin:
+                    self._train(optimizer)
+                    _copy(parameters, views)
             self._parameters.append(parameters)
             self._optimizers.append(optimizer)
 
     def begin_task(self) -> None:
         """A foreign optimizer knows nothing of tasks."""
 
-    def step(self) -> dict[int, Exception]:
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
         for i, optimizer in enumerate(self._optimizers):
-            for parameter, grad in zip(self._parameters[i], self._grads[i], strict=True):
-                parameter.grad = grad.clone()
+            random = "random" in self._needs
+            draws = own_draws(self._generators[i], self._grads[i][0].device) if random else contextlib.nullcontext()
             try:
-                optimizer.step()
+                with draws:
+                    self._step(i, optimizer, evaluate)
             except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
                 raised[i] = error
                 continue
-            with torch.no_grad():
-                for target, parameter in zip(self._targets[i], self._parameters[i], strict=True):
-                    target.copy_(parameter)
+            _copy(self._parameters[i], self._targets[i])
         return raised
+
+    def _step(self, i: int, optimizer: Optimizer, evaluate: Evaluate) -> None:
+        parameters = self._parameters[i]
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                loss = evaluate(i, parameters)
+                # Not `backward`, which warns of the cycle that a differentiable gradient makes; it is broken below.
+                found = torch.autograd.grad(loss, parameters, create_graph="create_graph" in self._needs)
+            for parameter, grad in zip(parameters, found, strict=True):
+                parameter.grad = grad
+            return loss.detach()
+
+        if "create_graph" in self._needs:
+            closure()
+        else:
+            for parameter, grad in zip(parameters, self._grads[i], strict=True):
+                parameter.grad = grad.clone()
+        if "closure" in self._needs:
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs say float; every optimizer takes a tensor
+        else:
+            optimizer.step()
+        if "create_graph" in self._needs:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        if "modes" not in self._needs:
+            return row
+        optimizer, parameters = self._optimizers[index], self._parameters[index]
+        kept = [parameter.detach().clone() for parameter in parameters]
+        self._eval(optimizer)
+        found = torch.zeros_like(row)
+        _copy(parameters, list(self._layout.views(found).values()))
+        self._train(optimizer)
+        # There and back is exact only up to rounding, and to look must not change the path.
+        _copy(kept, parameters)
+        return found
+
+    def _train(self, optimizer: Optimizer) -> None:
+        if "modes" in self._needs:
+            optimizer.train()  # type: ignore[attr-defined]  # what the need means
+
+    def _eval(self, optimizer: Optimizer) -> None:
+        if "modes" in self._needs:
+            optimizer.eval()  # type: ignore[attr-defined]  # as above
 
     def export(self) -> list[MemberState]:
         return list(zip(self._optimizers, self._parameters, strict=True))
@@ -234,6 +323,12 @@ class PerMemberLane:
 
     def fallbacks(self) -> list[int]:
         return [0] * len(self._optimizers)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from optbench.engine.lanes import MemberState
@@ -48,6 +49,8 @@ class Member:
     row: Tensor
     """Weights (P,), up to date whenever the member is not in a stack."""
     init_hash: str
+    generator: torch.Generator
+    """For an optimizer that draws random numbers: the trial's own."""
     state: MemberState = None
     status: str = "running"
     error: Exception | None = None

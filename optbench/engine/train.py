@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
@@ -28,6 +31,7 @@ from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
 from optbench.models import build, initialise
+from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort
@@ -67,12 +71,15 @@ class _CohortTraining:
         self.setting = setting
         self.protocol = setting.experiment.protocol
         self.notify = notify
-        self.spec: OptimizerSpec = find(cohort.trials[0].target)
+        first = cohort.trials[0]
+        self.spec: OptimizerSpec = resolve_spec(find(first.target), first.hyperparameters)
         try:
             network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
         except ValueError as error:
             raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
+        self.network = network
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
+        self.names = [slot.name for slot in self.layout.slots]
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
         self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
         self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
@@ -84,7 +91,8 @@ class _CohortTraining:
         for trial in cohort.trials:
             weights = initialise(network, generator(setting.suite_seed, trial.seed, "initial weights"))
             row = self.layout.pack(weights).to(setting.device)
-            self.members.append(Member(trial, row, init_hash=digest(weights)))
+            noise = generator(setting.suite_seed, trial.seed, "optimizer")
+            self.members.append(Member(trial, row, digest(weights), noise))
 
     def run(self) -> list[TrialResult]:
         count = self.setting.family.count
@@ -180,9 +188,8 @@ class _TaskTraining:
         weights = torch.stack([member.row for member in active])
         grads = torch.zeros_like(weights)
         gradients = cohort.gradients(weights, grads)
-        settings = [member.trial.hyperparameters for member in active]
-        states = [member.state for member in active]
-        lane = build_lane(cohort.spec, settings, weights, grads, cohort.layout, states)
+        members = [(member.trial.hyperparameters, member.state, member.generator) for member in active]
+        lane = build_lane(cohort.spec, members, weights, grads, cohort.layout, begin=begin)
         if begin:
             lane.begin_task()
         streams = [self.streams[member.trial.id] for member in active]
@@ -195,7 +202,7 @@ class _TaskTraining:
             for k in range(until - step):
                 gradients(streams, step + k, losses[k])
                 before = time.perf_counter()
-                raised = lane.step()
+                raised = lane.step(partial(self._loss, streams, step + k))
                 optimizer_seconds += time.perf_counter() - before
                 if raised:
                     until, losses = step + k + 1, losses[: k + 1]
@@ -209,20 +216,33 @@ class _TaskTraining:
                 if i in raised:
                     self._leave(member, "failed", step + len(column), raised[i])
                 else:
-                    self._after_steps(member, weights[i], column, step, until)
+                    self._after_steps(member, weights[i], column, step, until, partial(lane.measured, i, weights[i]))
             step = until
 
-        for member, row, state, size, count in zip(
-            active, weights, lane.export(), lane.state_bytes(), lane.fallbacks(), strict=True
+        for i, (member, state, size, count) in enumerate(
+            zip(active, lane.export(), lane.state_bytes(), lane.fallbacks(), strict=True)
         ):
             best = self.stoppers[member.trial.id].best_row
-            stopped = member not in self.active
-            member.row = best if stopped and best is not None else row.clone()
+            if member.running and member not in self.active:  # its task is over: what was best, or is measured now
+                member.row = best if best is not None else lane.measured(i, weights[i]).clone()
+            else:
+                member.row = weights[i].clone()
             member.state, member.optimizer_state_bytes, member.fallbacks = state, size, count
         return step
 
-    def _after_steps(self, member: Member, row: Tensor, losses: list[float], before: int, step: int) -> None:
-        """Account for the steps from `before` to `step`; evaluate the member if it is due, and see whether it stops."""
+    def _loss(self, streams: Sequence[BatchStream], step: int, i: int, parameters: Sequence[Tensor]) -> Tensor:
+        """The mean cross-entropy of member `i` with these parameters on its batch of this step."""
+        inputs, labels = self.cohort.buffer.take(streams[i], step)
+        weights = dict(zip(self.cohort.names, parameters, strict=True))
+        return nn.functional.cross_entropy(functional_call(self.cohort.network, weights, (inputs,)), labels)
+
+    def _after_steps(
+        self, member: Member, row: Tensor, losses: list[float], before: int, step: int, measured: Callable[[], Tensor]
+    ) -> None:
+        """Account for the steps from `before` to `step`; evaluate the member if it is due, and see whether it stops.
+
+        row: the weights in training; measured: gives those to evaluate.
+        """
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             return self._leave(member, "diverged", before + bad + 1, None)
@@ -232,6 +252,10 @@ class _TaskTraining:
         schedule = self.schedules[member.trial.id]
         if step != schedule.next_evaluation(step - 1):
             return None
+        try:
+            row = measured()
+        except Exception as error:  # a user's optimizer may raise when it changes its mode, too
+            return self._leave(member, "failed", step, error)
         reading = self.cohort.evaluator.read(row, self.held_out[member.trial.id])
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
         member.rows.append(

@@ -1,7 +1,207 @@
-"""Optimizers of the package pytorch-optimizer, which the extra `optimizers` installs. Imports neither it nor torch."""
+"""Optimizers of the package pytorch-optimizer, which the extra `optimizers` installs. Imports neither it nor torch.
+
+All run in the per-member lane, those that work weight by weight too: they count their steps in the parameter group,
+where a stack of members that go on after different numbers of steps has no room for several counts.
+"""
 
 from __future__ import annotations
 
-from optbench.optimizers.spec import OptimizerSpec
+from optbench.optimizers.spec import Hyper, OptimizerSpec
 
-PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = ()
+LR = Hyper(1e-3, above=True)
+BETAS = Hyper((0.9, 0.999), "betas")
+WEIGHT_DECAY = Hyper(0.0)
+
+PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
+    OptimizerSpec(
+        name="soap",
+        target="pytorch_optimizer:SOAP",
+        lane="per-member",
+        summary="Adam in the eigenbasis of Shampoo's preconditioner; its first step only looks at the gradient",
+        reference="Vyas et al. 2024, arXiv:2409.11321",
+        state="2, and 2(m²+n²) per m×n matrix",
+        hyperparameters={
+            "lr": Hyper(3e-3, above=True),
+            "betas": Hyper((0.95, 0.95), "betas"),
+            "eps": Hyper(1e-8),
+            "weight_decay": Hyper(1e-2),
+            "precondition_frequency": Hyper(10, "integer", low=1),
+            "shampoo_beta": Hyper(None, high=1.0, optional=True),
+            "max_precondition_dim": Hyper(10000, "integer", low=1),
+            "merge_dims": Hyper(False, "boolean"),
+            "precondition_1d": Hyper(False, "boolean"),
+            "correct_bias": Hyper(True, "boolean"),
+            "normalize_gradient": Hyper(False, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="kron",
+        target="pytorch_optimizer:Kron",
+        lane="per-member",
+        summary="PSGD: SGD whitened by Kronecker factors, fitted to momenta and random probes",
+        reference="Li 2018, arXiv:1512.04202; Pooladzandi & Li 2024, arXiv:2402.04553",
+        state="1, and m²+n² per m×n matrix",
+        hyperparameters={
+            "lr": LR,
+            "momentum": Hyper(0.9, high=0.9999),
+            "weight_decay": WEIGHT_DECAY,
+            "weight_decouple": Hyper(True, "boolean"),
+            "max_size_triangular": Hyper(8192, "integer", low=1),
+            "min_ndim_triangular": Hyper(2, "integer", low=1),
+            "momentum_into_precondition_update": Hyper(True, "boolean"),
+            "balance_prob": Hyper(0.01, high=1.0),
+        },
+        source="pytorch-optimizer",
+        needs=frozenset({"random"}),
+    ),
+    OptimizerSpec(
+        name="lion",
+        target="pytorch_optimizer:Lion",
+        lane="per-member",
+        summary="steps of one size along the sign of a momentum",
+        reference="Chen et al. 2023, arXiv:2302.06675",
+        state="1",
+        hyperparameters={
+            "lr": Hyper(1e-4, above=True),
+            "betas": Hyper((0.9, 0.99), "betas"),
+            "weight_decay": WEIGHT_DECAY,
+            "weight_decouple": Hyper(True, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="prodigy",
+        target="pytorch_optimizer:Prodigy",
+        lane="per-member",
+        summary="Adam that estimates its own step length from the distance travelled; lr multiplies it",
+        reference="Mishchenko & Defazio 2024, arXiv:2306.06101",
+        state="4",
+        hyperparameters={
+            "lr": Hyper(1.0, above=True),
+            "betas": BETAS,
+            "beta3": Hyper(None, high=1.0, optional=True),
+            "eps": Hyper(1e-8),
+            "weight_decay": WEIGHT_DECAY,
+            "weight_decouple": Hyper(True, "boolean"),
+            "d0": Hyper(1e-6, above=True),
+            "d_coef": Hyper(1.0, above=True),
+            "bias_correction": Hyper(False, "boolean"),
+            "safeguard_warmup": Hyper(False, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="adabelief",
+        target="pytorch_optimizer:AdaBelief",
+        lane="per-member",
+        summary="Adam with the variance of the gradient about its mean in place of the second moment",
+        reference="Zhuang et al. 2020, arXiv:2010.07468",
+        state="2 (3 with ams_bound)",
+        hyperparameters={
+            "lr": LR,
+            "betas": BETAS,
+            "eps": Hyper(1e-16),
+            "weight_decay": WEIGHT_DECAY,
+            "weight_decouple": Hyper(True, "boolean"),
+            "rectify": Hyper(False, "boolean"),
+            "ams_bound": Hyper(False, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="ademamix",
+        target="pytorch_optimizer:AdEMAMix",
+        lane="per-member",
+        summary="Adam with a second, much slower momentum",
+        reference="Pagliardini, Ablin & Grangier 2024, arXiv:2409.03137",
+        state="3",
+        hyperparameters={
+            "lr": LR,
+            "betas": Hyper((0.9, 0.999, 0.9999), "betas"),
+            "alpha": Hyper(5.0),
+            "t_alpha_beta3": Hyper(None, above=True, optional=True),
+            "eps": Hyper(1e-8),
+            "weight_decay": WEIGHT_DECAY,
+            # As in the paper's Algorithm 1; the package would add it to the gradient.
+            "weight_decouple": Hyper(True, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="lamb",
+        target="pytorch_optimizer:Lamb",
+        lane="per-member",
+        summary="Adam with steps in proportion to the norm of each weight tensor, without bias correction",
+        reference="You et al. 2020, arXiv:1904.00962",
+        state="2",
+        hyperparameters={
+            "lr": LR,
+            "betas": BETAS,
+            "eps": Hyper(1e-6),
+            "weight_decay": WEIGHT_DECAY,
+            # As in the paper's Algorithm 2, where the decay is part of the step that is scaled.
+            "weight_decouple": Hyper(False, "boolean"),
+            "grad_averaging": Hyper(True, "boolean"),
+            # Else the package divides the scaled step by 1 - β1^t: first steps ten times too long, in no version of
+            # the paper.
+            "adam_debias": Hyper(True, "boolean"),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="adan",
+        target="pytorch_optimizer:Adan",
+        lane="per-member",
+        summary="Adam with Nesterov's momentum from differences of gradients",
+        reference="Xie et al. 2022, arXiv:2208.06677",
+        state="4",
+        hyperparameters={
+            "lr": LR,
+            "betas": Hyper((0.98, 0.92, 0.99), "betas"),
+            "eps": Hyper(1e-8),
+            "weight_decay": WEIGHT_DECAY,
+            "weight_decouple": Hyper(False, "boolean"),
+            "max_grad_norm": Hyper(0.0),
+        },
+        source="pytorch-optimizer",
+    ),
+    OptimizerSpec(
+        name="schedule-free",
+        target="pytorch_optimizer:ScheduleFreeAdamW",
+        lane="per-member",
+        summary="AdamW without a schedule: trains at an interpolation, is measured at the average",
+        reference="Defazio et al. 2024, arXiv:2405.15682",
+        state="2",
+        hyperparameters={
+            "lr": Hyper(2.5e-3, above=True),
+            "betas": Hyper((0.9, 0.999), "betas", above=True),
+            "weight_decay": WEIGHT_DECAY,
+            "r": Hyper(0.0),
+            "weight_lr_power": Hyper(2.0),
+            "warmup_steps": Hyper(0, "integer"),
+            "eps": Hyper(1e-8),
+        },
+        source="pytorch-optimizer",
+        needs=frozenset({"modes"}),
+    ),
+    OptimizerSpec(
+        name="adahessian",
+        target="pytorch_optimizer:AdaHessian",
+        lane="per-member",
+        summary="Adam with the diagonal of the Hessian, from random probes, for a second moment",
+        reference="Yao et al. 2021, arXiv:2006.00719",
+        state="3",
+        hyperparameters={
+            "lr": Hyper(1e-1, above=True),
+            "betas": BETAS,
+            "weight_decay": WEIGHT_DECAY,
+            "hessian_power": Hyper(1.0, high=1.0, above=True),
+            "update_period": Hyper(1, "integer", low=1),
+            "num_samples": Hyper(1, "integer", low=1),
+            "eps": Hyper(1e-16),
+        },
+        source="pytorch-optimizer",
+        needs=frozenset({"create_graph", "random"}),
+    ),
+)

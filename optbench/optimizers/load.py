@@ -13,14 +13,19 @@ from typing import Any
 import torch
 
 from optbench.errors import OptimizerError, nearest, unknown
-from optbench.optimizers.registry import find, is_plugin
+from optbench.optimizers.registry import base_settings, find, is_plugin
+from optbench.optimizers.spec import DECLARATIONS
+
+EXTRAS = {"pytorch_optimizer": "optimizers"}
+"""Packages that the registry knows of but a plain install lacks, and the extra that brings them."""
 
 
 def load_class(target: str) -> type[torch.optim.Optimizer]:
     """The optimizer class behind a registered name, `module:Class` or `./file.py:Class`.
 
     Raises:
-        OptimizerError: the module cannot be imported, has no such class, or the class is no `torch.optim.Optimizer`.
+        OptimizerError: the module cannot be imported (when an extra is missing, it says which), has no such class, or
+            the class is no `torch.optim.Optimizer`.
     """
     where, _, attribute = find(target).target.rpartition(":")
     module = _load_file(Path(where), target) if where.endswith(".py") else _load_module(where, target)
@@ -44,14 +49,19 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """
     cls = load_class(target)
     if not is_plugin(target):
-        return  # the registry has checked these
+        # The registry has checked these; what stands inside them may be a user's.
+        for name, hyper in find(target).hyperparameters.items():
+            if hyper.kind == "optimizer":
+                check_arguments(*base_settings(target, hyperparameters[name]))
+        return
     parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first one is `params`
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:
-        if name not in names and not takes_any:
+        if name not in names and not takes_any and name not in DECLARATIONS:
             raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
-    missing = [name for name, p in names.items() if p.default is p.empty and name not in hyperparameters]
+    given = {*hyperparameters, "generator"}  # the trial's own, where it is asked for
+    missing = [name for name, p in names.items() if p.default is p.empty and name not in given]
     if missing:
         raise OptimizerError(f"{target} needs a value for {', '.join(missing)}: set optimizers.NAME.{missing[0]}=...")
 
@@ -60,6 +70,10 @@ def _load_module(name: str, target: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's module may raise anything while it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            extra = EXTRAS[error.name]
+            needed = f"optimizer '{target}' needs the extra '{extra}': pip install 'optbench[{extra}]'"
+            raise OptimizerError(needed) from error
         raise OptimizerError(f"{target}: cannot import {name}: {type(error).__name__}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from optbench.errors import OptimizerError, unknown
 from optbench.optimizers.from_pytorch_optimizer import PYTORCH_OPTIMIZER
 from optbench.optimizers.from_torch import TORCH
 from optbench.optimizers.ours import OURS
-from optbench.optimizers.spec import OptimizerSpec
+from optbench.optimizers.spec import DECLARATIONS, NEEDS, OptimizerSpec
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH, *PYTORCH_OPTIMIZER, *OURS)}
 
@@ -45,6 +45,8 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
     spec = find(target)
     for name, value in hyperparameters.items():
         if is_plugin(target):
+            if name in DECLARATIONS:
+                _check_declaration(name, value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise OptimizerError(f"hyper-parameter '{name}' needs a finite number; {value!r} came")
             continue
@@ -53,6 +55,23 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
         problem = spec.hyperparameters[name].problem(value)
         if problem is not None:
             raise OptimizerError(f"hyper-parameter '{name}' of {target} {problem}")
+        if spec.hyperparameters[name].kind == "optimizer":
+            base, settings = base_settings(target, value)
+            try:
+                check_settings(base, settings)
+            except OptimizerError as error:
+                raise OptimizerError(f"hyper-parameter '{name}' of {target}: {error}") from None
+            if needs := find(base).needs - {"random"}:
+                raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
+
+
+def _check_declaration(name: str, value: Any) -> None:
+    if name == "elementwise" and not isinstance(value, bool):
+        raise OptimizerError(f"'elementwise' needs true or false; {value!r} came")
+    if name == "needs":
+        for word in value.split() if isinstance(value, str) else [str(value)]:
+            if word not in NEEDS:
+                raise OptimizerError(f"'needs': {unknown('need', word, NEEDS)}")
 
 
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,4 +80,22 @@ def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: list(h.default) if h.kind == "betas" else h.default for name, h in spec.hyperparameters.items()}
     if spec.presets:
         defaults |= spec.presets[hyperparameters.get("preset", defaults["preset"])]
-    return {**defaults, **hyperparameters}
+    found = {**defaults, **hyperparameters}
+    for name, hyper in spec.hyperparameters.items():
+        if hyper.kind == "optimizer" and isinstance(found[name], Mapping):
+            base, settings = base_settings(target, found[name])
+            found[name] = {"target": base, **complete(base, settings)}
+    return found
+
+
+def base_settings(wrapper: str, base: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The target and the hyper-parameters of the optimizer inside a wrapper.
+
+    Raises:
+        OptimizerError: there is no target.
+    """
+    settings = dict(base)
+    target = settings.pop("target", None)
+    if not isinstance(target, str):
+        raise OptimizerError(f"the base of {wrapper} needs an optimizer, as in {{target: adamw, lr: 0.001}}")
+    return target, settings

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from optbench.errors import nearest
 
 Lane = Literal["elementwise", "batched", "per-member"]
 Source = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
-Need = Literal["closure", "create_graph", "modes"]
+Need = Literal["closure", "create_graph", "modes", "generator", "random"]
 """`closure`: `step(closure)`, which evaluates loss and gradients anew. `create_graph`: gradients that can be
-differentiated again. `modes`: `train()` before steps and `eval()` before measuring."""
+differentiated again. `modes`: `train()` before steps and `eval()` before measuring. `generator`: an argument of this
+name, a `torch.Generator` of the trial's own. `random`: it draws from the global generators, which are seeded for each
+of its steps from the trial's own."""
+NEEDS: tuple[Need, ...] = get_args(Need)
+DECLARATIONS = ("needs", "elementwise")
+"""Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class Hyper:
     """One hyper-parameter: its default and what it may be. `low` and `high` bound numbers, inclusive unless `above`."""
 
     default: Any
-    kind: Literal["number", "integer", "boolean", "choice", "betas"] = "number"
+    kind: Literal["number", "integer", "boolean", "choice", "betas", "optimizer"] = "number"
     low: float = 0.0
     high: float = math.inf
     above: bool = False
     """The number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
+    optional: bool = False
+    """Whether null is a value too."""
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with `value` ("needs a number above 0; 'fast' came"), or None."""
@@ -37,17 +44,22 @@ class Hyper:
             ok, needed = value in self.choices, " or ".join(repr(choice) for choice in self.choices)
             guess = nearest(value, self.choices) if isinstance(value, str) else None
             needed += f" (did you mean '{guess}'?)" if not ok and guess else ""
+        elif self.kind == "optimizer":
+            ok = isinstance(value, Mapping) and isinstance(value.get("target"), str)
+            needed = "an optimizer, as in {target: adamw, lr: 0.001}"
         elif self.kind == "betas":
-            ok = isinstance(value, list | tuple) and len(value) == 2
+            ok = isinstance(value, list | tuple) and len(value) == len(self.default)
             ok = ok and all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < 1 for v in value)
-            needed = "two numbers in [0, 1)"
+            ok = ok and not (self.above and 0 in value)
+            count = "two" if len(self.default) == 2 else len(self.default)
+            needed = f"{count} numbers in {'(' if self.above else '['}0, 1)"
         else:
             ok = number and (value > self.low if self.above else value >= self.low) and value <= self.high
             ok = ok and (self.kind == "number" or isinstance(value, int))
             article = "an integer" if self.kind == "integer" else "a number"
             needed = f"{article} {'above' if self.above else 'of at least'} {self.low:g}"
             needed += f" and at most {self.high:g}" if math.isfinite(self.high) else ""
-        return None if ok else f"needs {needed}; {value!r} came"
+        return None if ok or (value is None and self.optional) else f"needs {needed}; {value!r} came"
 
 
 @dataclass(frozen=True)

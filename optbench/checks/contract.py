@@ -1,0 +1,267 @@
+"""The contract of an optimizer as a table of checks: each looks at the evidence and says what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from optbench.checks.evidence import PLAIN_STEPS, Evidence, difference, largest_difference
+from optbench.checks.finding import Finding, Outcome
+from optbench.checks.plain import PlainTraining
+from optbench.checks.problem import Problem, first_line
+from optbench.optimizers.load import load_class
+from optbench.optimizers.spec import Need
+
+Found = tuple[Outcome, str]
+
+ABSURD = 1e30
+"""A float32 number whose square is none, and whose tenfold, as bias correction may make it, still is one."""
+LOSING = ("lr", "learning_rate", "weight_decay")
+"""Hyper-parameters that lose a trial when they are absurd, in the order in which they are tried."""
+TIMED_BLOCKS = 5
+BLOCK_STEPS = 10
+"""Timed together, so that what an optimizer does every tenth step counts."""
+TIMING_SECONDS = 3.0
+"""No further block is timed after this."""
+BYTES_PER_NUMBER = 4
+
+ASKS: Mapping[Need, str] = {
+    "closure": "a closure, which evaluates loss and gradients anew",
+    "create_graph": "gradients that can be differentiated again",
+    "modes": "train() before steps and eval() before measuring",
+    "generator": "a random generator of the trial's own",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the contract; `after` says what must hold for it to mean anything."""
+
+    name: str
+    look: Callable[[Evidence], Found | None]
+    """None: nothing to say."""
+    after: Literal["nothing", "training", "determinism"] = "nothing"
+    can_fail: bool = True
+    only_if_seen: bool = False
+    """Left out where there is nothing to tell."""
+
+
+def check(problem: Problem) -> Iterator[Finding]:
+    """Try the optimizer of `problem`, check by check, on one thread; no exception of the optimizer gets out."""
+    evidence = Evidence(problem)
+    for entry in CHECKS:
+        with _as_in_a_worker():
+            found = _found(entry, evidence)
+        if found is not None and not (entry.only_if_seen and found[0] == "skipped"):
+            yield Finding(entry.name, *found)
+
+
+def _found(entry: Check, evidence: Evidence) -> Found | None:
+    if entry.after != "nothing" and evidence.alone.obstacle:
+        return "skipped", f"not checked: it {evidence.alone.obstacle.partition(':')[0]}"
+    if entry.after == "determinism" and not evidence.deterministic:
+        return "skipped", "not checked: it is not deterministic, so nothing can be compared"
+    try:
+        return entry.look(evidence)
+    except Exception as error:  # in a plain loop too an optimizer may raise anything
+        said = f"it raised in a plain PyTorch loop: {type(error).__name__}: {first_line(error)}"
+        return ("failed", said) if entry.can_fail else ("skipped", f"not checked: {said}")
+
+
+@contextlib.contextmanager
+def _as_in_a_worker() -> Iterator[None]:
+    """One thread and deterministic algorithms, which is what trials run with and bits are promised for."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
+
+
+def _loads(evidence: Evidence) -> Found:
+    problem = evidence.problem
+    cls = load_class(problem.spec.target)
+    settings = ", ".join(f"{name}={value}" for name, value in problem.given.items()) or "its defaults"
+    return "passed", f"{cls.__name__} takes {settings}"
+
+
+def _lowers_the_loss(evidence: Evidence) -> Found:
+    problem, ending = evidence.problem, evidence.alone
+    if ending.obstacle:
+        # Some say so when they are called without one, whatever their signature.
+        if "closure" in ending.obstacle.lower() and "closure" not in problem.spec.needs:
+            return "failed", f"needs a closure, and declares none (--set needs=closure does): {ending.obstacle}"
+        return "failed", ending.obstacle
+    assert ending.result is not None
+    assert ending.result.weights is not None
+    start, end, steps = problem.start(ending.result.trial.seed), ending.result.weights, ending.row.steps
+    if largest_difference(start, end) is None:
+        return "failed", f"the weights are the same after {steps} steps"
+    before, after = problem.loss(start), problem.loss(end)
+    numbers = f"the loss on the training examples is {before:.7g} at first and {after:.7g} after {steps} steps"
+    return ("passed" if after < before else "failed"), numbers
+
+
+def _deterministic(evidence: Evidence) -> Found:
+    other, drawn = evidence.again
+    differs = difference(evidence.alone, other)
+    if differs is None:
+        return "passed", "two trainings with one seed agree to the last bit"
+    source = f"; it draws from the global generator of {' and '.join(drawn)}" if drawn else ""
+    return "failed", f"two trainings with one seed differ: {differs}{source}"
+
+
+def _state_dict(evidence: Evidence) -> Found:
+    distance = largest_difference(*evidence.resumption())
+    how = f"{PLAIN_STEPS} steps, saved, loaded into a fresh instance, {PLAIN_STEPS} more"
+    if distance is None:
+        return "passed", f"{how}: the weights are those of going on without a stop, to the last bit"
+    return "failed", f"{how}: weights differ by up to {distance:.2g} from going on without a stop"
+
+
+def _alone_and_among_others(evidence: Evidence) -> Found:
+    differs = difference(evidence.alone, evidence.among)
+    if differs is None:
+        return "passed", "a member on its own and between two others agree to the last bit"
+    return "failed", f"a member on its own and between two others differ: {differs}"
+
+
+def _diverged_neighbour(evidence: Evidence) -> Found:
+    tried = []
+    for name, changed in _absurd_settings(evidence.problem):
+        ending, lost = evidence.among_diverged(changed)
+        differs = difference(evidence.alone, ending)
+        if differs is not None:
+            return "failed", f"a member on its own and between two with {name}={ABSURD:g} differ: {differs}"
+        if lost:
+            return "passed", f"a member between two that are lost ({name}={ABSURD:g}) is as it is alone"
+        tried.append(name)
+    if tried:
+        return "skipped", f"not checked: {' or '.join(tried)} of {ABSURD:g} makes no neighbour diverge"
+    return "skipped", f"not checked: no {' or '.join(LOSING)} that could be {ABSURD:g}"
+
+
+def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The settings that may be absurd in one member, by name, as its constructor takes them; a base's, too."""
+    takes = {*problem.hyperparameters, *inspect.signature(load_class(problem.spec.target)).parameters}
+    if problem.spec.lane == "batched":
+        takes &= problem.spec.per_member
+    bases = {outer: inner for outer, inner in problem.hyperparameters.items() if isinstance(inner, Mapping)}
+    for name in LOSING:
+        found: dict[str, dict[str, Any]] = {name: {name: ABSURD}} if name in takes else {}
+        found |= {f"{o}.{name}": {o: {**base, name: ABSURD}} for o, base in bases.items() if name in base}
+        for label, changed in found.items():
+            try:
+                problem.make(list(problem.network(problem.start(0)).parameters()), changed=changed)
+            except Exception:  # its constructor knows better
+                continue
+            yield label, changed
+
+
+def _gradients(evidence: Evidence) -> Found:
+    needs = evidence.problem.spec.needs
+    if needs & {"closure", "create_graph"}:
+        return "skipped", "not checked: its gradients are evaluated anew for every step"
+    steps = evidence.plain
+    if not steps.changed_gradients:
+        return "passed", "step() leaves them as they were"
+    count = f"{steps.changed_gradients} of {len(steps.training.parameters)} parameters"
+    if evidence.problem.spec.lane == "per-member":
+        return "passed", f"step() changes those of {count}; no harm here, since the lane gives it copies"
+    return "passed", f"step() changes those of {count}; no harm here, since each step gets new ones"
+
+
+def _rebinding(evidence: Evidence) -> Found | None:
+    steps = evidence.plain
+    if not steps.rebound:
+        return None
+    count = f"{steps.rebound} of {len(steps.training.parameters)} parameters"
+    return "information", f"step() gives {count} other memory; no harm here, since the lane copies the weights back"
+
+
+def _draws(evidence: Evidence) -> Found | None:
+    if not (drawn := evidence.plain.drawn):
+        return None
+    return "information", f"from the global generator of {' and '.join(drawn)}, seeded for each step by the trial's own"
+
+
+def _asks_for(evidence: Evidence) -> Found | None:
+    needs = evidence.problem.spec.needs
+    wishes = [words for need, words in ASKS.items() if need in needs]
+    return ("information", f"{'; '.join(wishes)}: it gets that") if wishes else None
+
+
+def _lane(evidence: Evidence) -> Found:
+    spec = evidence.problem.spec
+    yours = spec.source == "yours"
+    if spec.lane == "elementwise":
+        why = "every weight's update depends on its own history alone, so members share an instance"
+        why += " (as declared; tried on a few steps)" if yours else ""
+    elif spec.lane == "batched":
+        why = "it is written with the member axis, so members share an instance"
+    else:
+        why = "an unmodified instance for each member"
+        why += ", as nothing is known of it" if yours else ""
+    return "information", f"{spec.lane}: {why}"
+
+
+def _state(evidence: Evidence) -> Found:
+    row = evidence.alone.row
+    size = row.optimizer_state_bytes / row.parameters
+    return "information", f"{size:.1f} bytes per parameter ({size / BYTES_PER_NUMBER:.1f} float32 numbers)"
+
+
+def _step_time(evidence: Evidence) -> Found:
+    trainings = [PlainTraining(evidence.problem), PlainTraining(Problem.of("adamw", {}, evidence.problem.size))]
+    blocks: list[list[float]] = [[], []]
+    started = time.perf_counter()
+    for training in trainings:
+        training.begin_task()
+        training.run(0, 2)  # state is made at the first step
+    for block in range(TIMED_BLOCKS):
+        for training, seconds in zip(trainings, blocks, strict=True):
+            seconds.append(_block_seconds(training, block))
+        if time.perf_counter() - started > TIMING_SECONDS:
+            break
+    own, adamw = (statistics.median(seconds) / BLOCK_STEPS for seconds in blocks)
+    included = ", evaluations of its closure included" if "closure" in evidence.problem.spec.needs else ""
+    return "information", f"{own / adamw:.1f} × AdamW's ({own * 1e6:.0f} and {adamw * 1e6:.0f} µs{included})"
+
+
+def _block_seconds(training: PlainTraining, block: int) -> float:
+    """Seconds that the updates of one block take, gradients aside."""
+    seconds = 0.0
+    for step in range(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS):
+        training.gradients(step)
+        with training.draws():
+            before = time.perf_counter()
+            training.step(step)
+            seconds += time.perf_counter() - before
+    return seconds
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("loads", _loads),
+    Check("lowers the loss", _lowers_the_loss),
+    Check("deterministic", _deterministic, after="training"),
+    Check("state_dict", _state_dict, after="determinism"),
+    Check("alone or in company", _alone_and_among_others, after="determinism"),
+    Check("diverged neighbour", _diverged_neighbour, after="determinism"),
+    Check("gradients", _gradients, after="training"),
+    Check("p.data", _rebinding, after="training", can_fail=False, only_if_seen=True),
+    Check("draws", _draws, after="determinism", can_fail=False, only_if_seen=True),
+    Check("asks for", _asks_for, can_fail=False, only_if_seen=True),
+    Check("lane", _lane, can_fail=False),
+    Check("state", _state, after="training", can_fail=False),
+    Check("step time", _step_time, after="training", can_fail=False),
+)

@@ -1,0 +1,178 @@
+"""What the checks look at: trainings of the small problem, each done once and only when a check asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.checks.global_draws import GlobalDraws
+from optbench.checks.plain import PlainTraining
+from optbench.checks.problem import Problem, first_line
+from optbench.engine import TrialResult
+from optbench.store.tables import TrialRow
+
+SEED = 0
+COMPANIONS = (1, 2)
+PLAIN_STEPS = 8
+"""Not a multiple of the usual refresh intervals, so that a schedule is caught halfway."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """How a training in the engine ended: with a result, or with what was raised for the whole cohort."""
+
+    result: TrialResult | None
+    raised: Exception | None = None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it did not train to its end, in words; None if it did."""
+        if self.result is None:
+            assert self.raised is not None
+            return f"raised in training: {type(self.raised).__name__}: {first_line(self.raised)}"
+        row = self.row
+        if row.status == "failed":
+            message = " ".join((row.error_message or "").split()) or "(no message)"
+            return f"raised at step {row.last_step}: {row.error_type}: {message}"
+        if row.status == "diverged":
+            return f"diverged at step {row.last_step}: the loss or a weight is not finite"
+        return None
+
+    @property
+    def row(self) -> TrialRow:
+        assert self.result is not None
+        return next(row for row in self.result.rows if isinstance(row, TrialRow))
+
+
+@dataclass(frozen=True, eq=False)
+class PlainSteps:
+    """What a few plain steps did to their host."""
+
+    training: PlainTraining
+    changed_gradients: int
+    """Of so many parameters `step` changed the gradient."""
+    rebound: int
+    """Of so many parameters the memory was exchanged for other memory."""
+    drawn: tuple[str, ...]
+    """The libraries whose global generator it drew from."""
+
+
+class Evidence:
+    """The trainings of one problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    @cached_property
+    def alone(self) -> Ending:
+        """The trial on its own."""
+        return self._alone()[0]
+
+    @cached_property
+    def again(self) -> tuple[Ending, list[str]]:
+        """The same once more, and the libraries whose global generator was drawn from meanwhile."""
+        return self._alone()
+
+    @cached_property
+    def deterministic(self) -> bool:
+        return difference(self.alone, self.again[0]) is None
+
+    @cached_property
+    def among(self) -> Ending:
+        """The trial between two other seeds."""
+        return self._between({})[0]
+
+    def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
+        """The trial between two others with these settings, and whether both of them were lost."""
+        return self._between(changed)
+
+    @cached_property
+    def plain(self) -> PlainSteps:
+        """A plain training after its first steps."""
+        training = PlainTraining(self.problem)
+        training.begin_task()
+        changed: set[int] = set()
+        rebound: set[int] = set()
+        drawn: dict[str, None] = {}
+        for step in range(PLAIN_STEPS):
+            training.gradients(step)
+            kept = [_copy(p.grad) for p in training.parameters]
+            places = [p.data_ptr() for p in training.parameters]
+            with training.draws():
+                before = GlobalDraws.now()
+                training.step(step)
+                drawn |= dict.fromkeys(before.moved(GlobalDraws.now()))
+            for i, parameter in enumerate(training.parameters):
+                if parameter.grad is None or not torch.equal(parameter.grad, kept[i]):
+                    changed.add(i)
+                if parameter.data_ptr() != places[i]:
+                    rebound.add(i)
+        return PlainSteps(training, len(changed), len(rebound), tuple(drawn))
+
+    def resumption(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights after more steps from `plain`: by a fresh instance that loaded its state, and without a stop."""
+        training = self.plain.training
+        other = training.resumed()
+        other.run(PLAIN_STEPS, PLAIN_STEPS)
+        training.run(PLAIN_STEPS, PLAIN_STEPS)
+        return other.weights(), training.weights()
+
+    def _alone(self) -> tuple[Ending, list[str]]:
+        draws = GlobalDraws.now()
+        try:
+            ending = Ending(self.problem.train([self.problem.trial(SEED)])[0])
+        except Exception as error:  # an optimizer in a shared lane raises for its whole cohort
+            ending = Ending(None, error)
+        return ending, draws.moved(GlobalDraws.now())
+
+    def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
+        """The trial between two others, and whether both of these were lost."""
+        problem, (before, after) = self.problem, COMPANIONS
+        trials = [problem.trial(before, changed), problem.trial(SEED), problem.trial(after, changed)]
+        try:
+            results = [Ending(result) for result in problem.train(trials)]
+        except Exception as error:  # as in `_alone`
+            return Ending(None, error), True
+        return results[1], all(results[i].row.status != "ok" for i in (0, 2))
+
+
+def difference(a: Ending, b: Ending) -> str | None:
+    """In words what differs between two endings beside what was timed; None if they agree to the last bit."""
+    if a.obstacle or b.obstacle:
+        return None if a.obstacle == b.obstacle else f"one of the two {b.obstacle or a.obstacle}"
+    assert a.result is not None
+    assert b.result is not None
+    assert a.result.weights is not None
+    assert b.result.weights is not None
+    distance = largest_difference(a.result.weights, b.result.weights)
+    if distance is not None:
+        return f"weights differ by up to {distance:.2g}"
+    if _timeless(a.result) != _timeless(b.result):
+        return "the weights agree, what was measured on the way does not"
+    return None
+
+
+def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float | None:
+    """The largest absolute difference between two sets of weights; None if they agree to the last bit."""
+    if all(torch.equal(a[name], b[name]) for name in a):
+        return None
+    distances = [(a[name].double() - b[name].double()).abs().max().item() for name in a]
+    return math.nan if any(map(math.isnan, distances)) else max(distances)
+
+
+def _timeless(result: TrialResult) -> list[str]:
+    # repr: it keeps every bit of a float, and unlike `==` it finds a NaN equal to a NaN.
+    return [
+        repr({name: value for name, value in vars(row).items() if not name.endswith("_seconds")}) for row in result.rows
+    ]
+
+
+def _copy(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad.detach().clone()

@@ -1,0 +1,34 @@
+"""The global random generators, which optbench never draws from and an optimizer of somebody else's may."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalDraws:
+    """Where the global generators of PyTorch, NumPy and Python stand."""
+
+    torch: Tensor
+    numpy: Any
+    python: Any
+
+    @staticmethod
+    def now() -> GlobalDraws:
+        # NumPy's old interface is what an optimizer that draws without a generator draws from.
+        return GlobalDraws(torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
+
+    def moved(self, later: GlobalDraws) -> list[str]:
+        """The libraries whose generator was drawn from between here and `later`."""
+        same = {
+            "torch": torch.equal(self.torch, later.torch),
+            "numpy.random": all(np.array_equal(a, b) for a, b in zip(self.numpy, later.numpy, strict=True)),
+            "Python's random": self.python == later.python,
+        }
+        return [library for library, alike in same.items() if not alike]

@@ -1,0 +1,88 @@
+"""The optimizer in a plain PyTorch loop: no engine and no lane, as a user's own script would use it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from optbench.checks.problem import Problem
+from optbench.engine.randomness import own_draws
+
+
+class PlainTraining:
+    """One network and one optimizer, of seed 0; batches always in the same order."""
+
+    def __init__(self, problem: Problem, weights: Mapping[str, Tensor] | None = None) -> None:
+        """From `weights`, or from the initial weights."""
+        self._problem = problem
+        self._needs = problem.spec.needs
+        self.network = problem.network(problem.start(0) if weights is None else weights)
+        self.parameters = list(self.network.parameters())
+        self.noise = problem.noise(0)
+        self.optimizer = problem.make(self.parameters, self.noise)
+        self._train()
+
+    def begin_task(self) -> None:
+        """Tell optimizers of optbench that a task begins, as the engine does."""
+        if self._problem.spec.lane == "batched":
+            self.optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
+
+    def run(self, first: int, count: int) -> None:
+        """Steps `first`, ..., `first + count - 1`."""
+        for step in range(first, first + count):
+            self.gradients(step)
+            self.update(step)
+
+    def gradients(self, step: int) -> Tensor:
+        """Put the gradients of the mean cross-entropy of batch `step` into `grad`; the loss."""
+        inputs, labels = self._problem.batch(step)
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(self.network(inputs), labels)
+            found = torch.autograd.grad(loss, self.parameters, create_graph="create_graph" in self._needs)
+        for parameter, grad in zip(self.parameters, found, strict=True):
+            parameter.grad = grad
+        return loss.detach()
+
+    def update(self, step: int) -> None:
+        """One step of the optimizer from the gradients that are there."""
+        with self.draws():
+            self.step(step)
+
+    def draws(self) -> AbstractContextManager[None]:
+        """Around `step`: what it draws from the global generators is the trial's own, as in the lane."""
+        if "random" in self._needs:
+            return own_draws(self.noise, torch.device("cpu"))
+        return contextlib.nullcontext()
+
+    def step(self, step: int) -> None:
+        """`update` without what is around it."""
+        if "closure" in self._needs:
+            self.optimizer.step(lambda: self.gradients(step))  # type: ignore[arg-type, return-value]  # a tensor
+        else:
+            self.optimizer.step()
+        if "create_graph" in self._needs:  # a gradient that holds its graph would keep it alive
+            self.optimizer.zero_grad()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they are in training, in tensors of their own."""
+        return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+
+    def resumed(self) -> PlainTraining:
+        """A fresh instance over a copy of the weights, its state loaded from a file that this one's was saved to."""
+        file = io.BytesIO()
+        torch.save(self.optimizer.state_dict(), file)
+        file.seek(0)
+        other = PlainTraining(self._problem, self.weights())
+        other.noise.set_state(self.noise.get_state())
+        other.optimizer.load_state_dict(torch.load(file, weights_only=False))  # our own bytes, and any type in them
+        other._train()
+        return other
+
+    def _train(self) -> None:
+        if "modes" in self._needs:
+            self.optimizer.train()  # type: ignore[attr-defined]  # what the need means

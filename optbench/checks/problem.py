@@ -1,0 +1,197 @@
+"""The small problem that an optimizer is checked on: shrunken MNIST, a small MLP, a few dozen steps.
+
+Shapes: N examples, S pixels on a side.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optbench.data import Dataset, Split, load
+from optbench.engine import Setting, TrialResult, train
+from optbench.engine.batches import Normaliser
+from optbench.errors import OptimizerError
+from optbench.models import Network, build, initialise
+from optbench.optimizers.load import check_arguments
+from optbench.optimizers.make import maker, resolve_spec
+from optbench.optimizers.registry import check_settings, complete, find
+from optbench.optimizers.spec import OptimizerSpec
+from optbench.plan import Cohort, Trial
+from optbench.streams import generator
+from optbench.suite.schema import ExperimentSettings, Mlp, Protocol, Rotated
+from optbench.tasks import Examples
+
+EXPERIMENT, MODEL = "check", "mlp"
+SUITE_SEED = 0
+TASKS = 2
+"""The same examples twice: between tasks the lane is taken apart and built again, as in any run."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How small the problem is."""
+
+    side: int = 14
+    """S, a divisor of 28: methods whose cost grows with the cube of a layer's width stay cheap."""
+    hidden: int = 32
+    examples: int = 512
+    batch_size: int = 32
+    steps: int = 24
+    """Of each of the two tasks."""
+
+
+SMALL = Size()
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An optimizer, ready to be trained on the small problem: what `optbench run` would do with it, in small."""
+
+    target: str
+    given: Mapping[str, Any]
+    """The hyper-parameters that were set."""
+    hyperparameters: Mapping[str, Any]
+    """Those, and the defaults of the registry."""
+    spec: OptimizerSpec
+    size: Size
+    setting: Setting
+    inputs: Tensor
+    """(N, 1, S, S) float32, the training examples as the network sees them."""
+    labels: Tensor
+    """(N,)"""
+
+    @staticmethod
+    def of(target: str, hyperparameters: Mapping[str, Any], size: Size = SMALL) -> Problem:
+        """Load the optimizer and make it once; nothing is trained.
+
+        Raises:
+            OptimizerError: it cannot be loaded, or does not take its hyper-parameters.
+        """
+        check_settings(target, hyperparameters)
+        completed = complete(target, hyperparameters)
+        check_arguments(target, completed)
+        spec = resolve_spec(find(target), completed)
+        experiment = ExperimentSettings(
+            tasks=Rotated(kind="rotated", angles=[0.0] * TASKS),
+            models={MODEL: Mlp(kind="mlp", hidden=[size.hidden])},
+            protocol=Protocol(
+                batch_size=size.batch_size,
+                max_epochs=size.steps * size.batch_size / size.examples,
+                max_steps=size.steps,
+                evaluate_every=size.steps * size.batch_size / size.examples / 4,
+                early_stopping=None,
+                validation_examples=size.batch_size,
+                test_examples=size.batch_size,
+            ),
+            metrics=[],
+            checkpoints=False,
+        )
+        setting = Setting.of(experiment, shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
+        examples: Examples = setting.family.sequence(0).train(0)
+        normalise = Normaliser.of(setting.dataset, experiment.protocol, setting.device)
+        problem = Problem(
+            target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.labels
+        )
+        try:
+            problem.make(list(problem.network(problem.start(0)).parameters()))
+        except OptimizerError:
+            raise
+        except Exception as error:  # a user's constructor may raise anything
+            raise OptimizerError(
+                f"{target} does not take its hyper-parameters: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        return problem
+
+    def trial(self, seed: int, changed: Mapping[str, Any] | None = None) -> Trial:
+        """A trial of this optimizer, with some of its hyper-parameters changed."""
+        variant = ",".join(f"{name}={value}" for name, value in (changed or {}).items()) or "default"
+        return Trial(
+            id=f"{EXPERIMENT}/{MODEL}/optimizer/{variant}/seed={seed}",
+            experiment=EXPERIMENT,
+            model=MODEL,
+            optimizer="optimizer",
+            variant=variant,
+            seed=seed,
+            stage="eval",
+            target=self.target,
+            hyperparameters={**self.hyperparameters, **(changed or {})},
+        )
+
+    def train(self, trials: Sequence[Trial]) -> list[TrialResult]:
+        """What the engine makes of these trials in one cohort, in order."""
+        return train(Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials)), self.setting, lambda progress: None)
+
+    def make(
+        self,
+        parameters: Sequence[Tensor],
+        noise: torch.Generator | None = None,
+        changed: Mapping[str, Any] | None = None,
+    ) -> torch.optim.Optimizer:
+        """The optimizer itself over `parameters`; whatever its constructor raises is let through."""
+        return maker(self.spec, {**self.hyperparameters, **(changed or {})}, noise or self.noise(0))(parameters)
+
+    def noise(self, seed: int) -> torch.Generator:
+        """The generator of an optimizer that asks for one."""
+        return generator(SUITE_SEED, seed, "optimizer")
+
+    def start(self, seed: int) -> dict[str, Tensor]:
+        """The initial weights of a seed: those the engine starts at."""
+        return initialise(self._build(), generator(SUITE_SEED, seed, "initial weights"))
+
+    def network(self, weights: Mapping[str, Tensor]) -> Network:
+        """A network of its own with a copy of these weights."""
+        network = self._build()
+        network.to_empty(device="cpu")
+        network.load_state_dict(dict(weights))
+        return network
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (B, 1, S, S) and labels (B,) number `step`, always in the same order."""
+        size = self.size.batch_size
+        start = step % (len(self.labels) // size) * size
+        return self.inputs[start : start + size], self.labels[start : start + size]
+
+    @torch.no_grad()
+    def loss(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean cross-entropy over all training examples."""
+        logits = functional_call(self._build(), dict(weights), (self.inputs,))
+        return nn.functional.cross_entropy(logits.double(), self.labels).item()
+
+    def _build(self) -> Network:
+        return build(self.setting.experiment.models[MODEL], self.setting.family.shape, self.setting.family.classes)
+
+
+@functools.lru_cache(maxsize=2)
+def shrunken_mnist(size: Size) -> Dataset:
+    """The first training examples of MNIST and a batch of test examples, in squares of S pixels on a side."""
+    mnist = load("mnist")
+    factor = mnist.shape[1] // size.side
+    assert factor * size.side == mnist.shape[1]
+
+    def shrink(split: Split, count: int) -> Split:
+        images = nn.functional.avg_pool2d(split.images[:count].float(), factor).round().to(torch.uint8)
+        return Split(images, split.labels[:count])
+
+    # One batch more, which the protocol holds out for validation.
+    small = shrink(mnist.train, size.examples + size.batch_size)
+    pixels = small.images.double() / 255
+    return Dataset(
+        name="mnist",
+        train=small,
+        test=shrink(mnist.test, size.batch_size),
+        classes=mnist.classes,
+        mean=(round(pixels.mean().item(), 4),),
+        std=(round(pixels.std().item(), 4),),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or "(no message)"

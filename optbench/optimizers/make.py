@@ -1,0 +1,146 @@
+"""From a spec and settings to an optimizer, with its generator, its fallback, its base; what a user's own one needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.errors import OptimizerError
+from optbench.optimizers.load import load_class
+from optbench.optimizers.registry import base_settings, complete, find
+from optbench.optimizers.spec import DECLARATIONS, NEEDS, Need, OptimizerSpec
+
+Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+TRIED_STEPS = 4
+FALLBACK = "fallback_"
+"""Hyper-parameters with this prefix are those of the fallback."""
+
+
+def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], generator: torch.Generator | None = None) -> Maker:
+    """Makes the optimizer of `spec` over the parameters it is given.
+
+    generator: a trial's own, for an optimizer that needs one.
+
+    Raises, on making, whatever the optimizer's constructor does.
+    """
+    cls: Any = load_class(spec.target)
+    arguments = constructor_arguments(spec, hyperparameters)
+    if "generator" in spec.needs:
+        arguments["generator"] = generator
+    if not spec.only_matrices:
+        return lambda parameters: cls(list(parameters), **arguments)
+    rest = {k.removeprefix(FALLBACK): arguments.pop(k) for k in list(arguments) if k.startswith(FALLBACK)}
+    other = find(spec.fallback)
+    fallback = maker(other, complete(other.name, rest))
+
+    def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        parts = [
+            make(group) for make, group in ((lambda g: cls(g, **arguments), matrices), (fallback, others)) if group
+        ]
+        return Together(parts)
+
+    return split
+
+
+def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters without what is only said of a user's optimizer, with what is optbench's own business."""
+    declared = DECLARATIONS if spec.source == "yours" else ()
+    return {**{k: v for k, v in hyperparameters.items() if k not in declared}, **spec.extra_arguments}
+
+
+def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
+    """The spec with what can be found out of a user's optimizer, and what the user declares of it.
+
+    A `step` whose `closure` has no default needs one; `train` and `eval` are modes; `generator` is an argument. The
+    rest is declared beside the hyper-parameters: `needs: closure create_graph`, `elementwise: true`.
+
+    Raises:
+        OptimizerError: it cannot be loaded, or is declared elementwise and is not.
+    """
+    if spec.source != "yours":
+        return spec
+    cls = load_class(spec.target)
+    words = str(hyperparameters.get("needs", "")).split()
+    # Nobody knows what a user's optimizer draws.
+    needs: set[Need] = {"random", *(need for need in NEEDS if need in words)}
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        needs.add("closure")
+    if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):
+        needs.add("modes")
+    if "generator" in inspect.signature(cls).parameters:
+        needs.add("generator")
+    spec = dataclasses.replace(spec, needs=frozenset(needs))
+    if hyperparameters.get("elementwise") is not True:
+        return spec
+    if needs != {"random"} or not is_elementwise(spec, hyperparameters):
+        raise OptimizerError(
+            f"{spec.target} is declared elementwise, and is not: its step on two networks at once differs from its "
+            "steps on each"
+        )
+    return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
+
+
+def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether a few steps on stacked weights equal, bit for bit, the steps on each row of them."""
+    make = maker(spec, hyperparameters)
+    random = torch.Generator().manual_seed(0)
+    start, grads = torch.randn(3, 16, generator=random), torch.randn(TRIED_STEPS, 3, 16, generator=random)
+
+    def end(weights: Tensor, along: Tensor) -> Tensor:
+        parameter = torch.nn.Parameter(weights.clone())
+        optimizer = make([parameter])
+        for grad in along:
+            parameter.grad = grad.clone()
+            optimizer.step()
+        return parameter.detach()
+
+    together = end(start, grads)
+    return all(torch.equal(end(start[i], grads[:, i]), together[i]) for i in range(3))
+
+
+def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer inside a wrapper, over its parameters.
+
+    Raises:
+        OptimizerError: it is unknown, refuses its hyper-parameters, or needs more than gradients itself.
+    """
+    target, settings = base_settings(wrapper, base)
+    spec = resolve_spec(find(target), settings)
+    if needs := spec.needs - {"random"}:
+        raise OptimizerError(f"{wrapper} cannot stand over {target}, which needs {', '.join(sorted(needs))}")
+    return maker(spec, settings)(parameters)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each over parameters of its own, as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        groups = [group for part in parts for group in part.param_groups]
+        super().__init__([{"params": group["params"]} for group in groups], {})
+        self.parts = list(parts)
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of each; the loss of `closure`, where one is given, taken once before them."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        self.state.update({p: s for part in self.parts for p, s in part.state.items()})
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)

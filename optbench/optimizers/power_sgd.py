@@ -1,0 +1,67 @@
+"""SGD preconditioned by a power of the weights' size: the sparsity-inducing P = diag(|θ|^β)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PowerSgd(torch.optim.Optimizer):
+    """Moves large weights faster than small ones (Pascanu et al. 2025, arXiv:2507.12224, section 3.2).
+
+        θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr g     for biases and gains
+
+    It is the twin of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with rate lr_φ: their
+    gradient flows agree for β = 2 - 2/α and lr = α² lr_φ. A weight that is exactly 0 stays 0 where β > 0.
+
+    Args:
+        params: parameters, or groups of them; with `stacked` of shape (M, *shape), M members.
+        lr: learning rate; with `stacked` a number or (M,). beta: the power, ≥ 0, likewise; 0 is SGD.
+        weight_decay: decoupled, of weights only: θ ← θ - lr · weight_decay · θ.
+        stacked: whether parameters have a leading axis of members that do not know of each other.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 0.1,
+        beta: float | Tensor = 1.0,
+        weight_decay: float | Tensor = 0.0,
+        stacked: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
+        self._stacked = stacked
+        first = self.param_groups[0]["params"][0]
+        self._count = first.shape[0] if stacked else 1
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; the loss of `closure`, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                lr, beta, decay = (self._along(group[name], p) for name in ("lr", "beta", "weight_decay"))
+                if p.ndim - self._stacked >= 2:
+                    p.sub_(lr * (p.abs().pow(beta) * p.grad + decay * p))
+                else:
+                    p.sub_(lr * p.grad)
+        return loss
+
+    def begin_task(self) -> None:
+        """It keeps nothing that a new task would change."""
+
+    def fallbacks(self) -> Tensor:
+        """It factorises nothing: zeros, (M,)."""
+        return torch.zeros(self._count, dtype=torch.int64)
+
+    def _along(self, value: float | Tensor, p: Tensor) -> float | Tensor:
+        """A setting as a number, or as (M, 1, ..., 1) against a stacked parameter."""
+        return value.to(p).reshape(-1, *[1] * (p.ndim - 1)) if isinstance(value, Tensor) else value

@@ -1,0 +1,81 @@
+"""Sharpness-aware minimisation over any base optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.optimizers.make import base_optimizer
+
+
+class Sam(torch.optim.Optimizer):
+    """Takes the gradient where the loss is highest nearby, and steps from where it stood (Foret et al. 2021).
+
+        e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
+
+    ‖g‖ is over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), where a step does not change
+    with the scale of a weight, has e = ρ w² g / ‖|w| g‖.
+
+    Args:
+        params: parameters, or groups of them.
+        base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
+        rho: the radius, in the unit of the weights.
+        adaptive: whether it is measured relative to each weight.
+
+    Example:
+        >>> optimizer = Sam(model.parameters(), base={"target": "sgd", "lr": 0.1}, rho=0.05)
+        >>> loss_of(model).backward()
+        >>> optimizer.step(closure)  # closure: clears the gradients, computes loss and gradients, returns the loss
+
+    Reference: arXiv:2010.01412.
+
+    Raises OptimizerError when the base is unknown, refuses its hyper-parameters, or itself needs more than gradients.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], base: Mapping[str, Any], rho: float = 0.05, adaptive: bool = False
+    ) -> None:
+        super().__init__(params, {"rho": rho, "adaptive": adaptive})
+        self.base = base_optimizer("sam", base, [p for group in self.param_groups for p in group["params"]])
+        self.state = self.base.state  # all that is kept between steps is the base's
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step from the gradients at w, which are there, and those at w + e, which `closure` computes.
+
+        Raises TypeError without a closure.
+        """
+        if closure is None:
+            raise TypeError("Sam.step needs a closure that computes loss and gradients anew")
+        moved: list[tuple[Tensor, Tensor]] = []
+        squares = [
+            ((p.abs() * p.grad) if group["adaptive"] else p.grad).square().sum()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        # Where the gradient vanishes so does e, which has no direction then.
+        norm = torch.stack(squares).sum().sqrt().clamp_min(torch.finfo(torch.float32).tiny) if squares else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    moved.append((p, p.clone()))
+                    direction = p.square() * p.grad if group["adaptive"] else p.grad
+                    p.add_(direction / norm, alpha=group["rho"])
+        with torch.enable_grad():
+            loss = closure()
+        for p, before in moved:
+            p.copy_(before)  # rather than minus e, which would leave a rounding error
+        self.base.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's; SAM keeps nothing between steps."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base.load_state_dict(state_dict)
+        self.state = self.base.state

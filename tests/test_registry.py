@@ -1,0 +1,247 @@
+"""The registry against the classes it names: arguments, defaults, ranges, lanes; and what a missing extra leads to."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from optbench.cli import main
+from optbench.engine.lanes import build_lane
+from optbench.engine.stack import Layout
+from optbench.errors import OptimizerError
+from optbench.optimizers.load import check_arguments, load_class
+from optbench.optimizers.make import FALLBACK
+from optbench.optimizers.registry import OPTIMIZERS, check_settings, complete, find
+from optbench.optimizers.spec import OptimizerSpec
+
+SHAPES = {"weight": torch.Size([6, 4]), "bias": torch.Size([6])}
+
+# Arguments that a constructor takes through **kwargs, where its signature does not show them.
+UNNAMED = {("lamb", "adam_debias")}
+
+# Where the registry's default is not the constructor's, and why.
+DIFFERENT = {
+    ("ademamix", "weight_decouple"): "Algorithm 1 of the paper decays the weights, not the gradient",
+    ("lamb", "weight_decouple"): "Algorithm 2 of the paper scales the decay with the rest of the step",
+    ("lamb", "adam_debias"): "no version of the paper divides the scaled step by 1 - β1^t",
+}
+
+FOREIGN = [name for name, spec in OPTIMIZERS.items() if spec.source != "optbench"]
+ELEMENTWISE = [name for name, spec in OPTIMIZERS.items() if spec.lane == "elementwise"]
+
+
+def constructor(name: str) -> dict[str, inspect.Parameter]:
+    """The named parameters of a registered class after `params`."""
+    parameters = list(inspect.signature(load_class(name)).parameters.values())[1:]
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def gradients(steps: int, members: int = 1, seed: int = 0) -> Tensor:
+    """Gradients (steps, members, 30) of several sizes, some of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(steps, members, 30, generator=generator) * torch.logspace(-3, 1, 30)
+    return torch.where(torch.rand(drawn.shape, generator=generator) < 0.1, 0.0, drawn)
+
+
+def never(member: int, parameters: Sequence[Tensor]) -> Tensor:
+    raise AssertionError("this optimizer needs gradients only")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_entry_says_what_it_is(name: str) -> None:
+    spec = OPTIMIZERS[name]
+    assert spec.name == name
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name), "a name that needs no quotes on a command line"
+    assert spec.summary
+    assert not spec.summary.endswith("."), "a phrase, to stand before its reference"
+    assert re.search(r"\b(19|20)\d\d\b", spec.reference), "a reference has a year"
+    assert spec.state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_hyperparameter_is_an_argument_of_the_constructor(name: str) -> None:
+    spec = OPTIMIZERS[name]
+    own = {key for key in spec.hyperparameters if not (spec.only_matrices and key.startswith(FALLBACK))}
+    assert issubclass(load_class(name), torch.optim.Optimizer)
+    unnamed = {key for other, key in UNNAMED if other == name}
+    assert (own | spec.extra_arguments.keys()) - constructor(name).keys() == unnamed
+    for key in spec.hyperparameters.keys() - own:
+        assert key.removeprefix(FALLBACK) in find(spec.fallback).hyperparameters
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_defaults_are_those_of_the_constructor(name: str) -> None:
+    known = constructor(name)
+    differ = {
+        (name, key)
+        for key, hyper in OPTIMIZERS[name].hyperparameters.items()
+        if not (OPTIMIZERS[name].only_matrices and key.startswith(FALLBACK))
+        if key not in known or hyper.default != known[key].default
+    }
+    assert differ == {exception for exception in DIFFERENT if exception[0] == name}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_defaults_are_settings_it_takes(name: str) -> None:
+    check_settings(name, complete(name, {}))
+    check_arguments(name, complete(name, {}))
+
+
+# A fallback's ranges are those of its own entry.
+@pytest.mark.parametrize("name", [name for name in FOREIGN if not OPTIMIZERS[name].only_matrices])
+def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
+    spec = OPTIMIZERS[name]
+    cls: Any = load_class(name)
+    for key, hyper in spec.hyperparameters.items():
+        if hyper.kind == "betas":
+            ends: list[Any] = [[1e-6 if hyper.above else 0.0] * len(hyper.default)]
+        elif hyper.kind in ("number", "integer"):
+            lowest = hyper.low + 1e-6 if hyper.above else hyper.low
+            lowest = int(lowest) if hyper.kind == "integer" else lowest
+            ends = [lowest, *([hyper.high] if hyper.high < float("inf") else [])]
+        elif hyper.kind == "boolean":
+            # Nesterov's form has no meaning without momentum, and SGD says so.
+            ends = [False, *([True] if key != "nesterov" else [])]
+        else:
+            continue
+        for end in ends:
+            assert hyper.problem(end) is None, (key, end)
+            settings = {**complete(name, {}), key: end}
+            cls([torch.nn.Parameter(torch.ones(2, 2))], **settings, **spec.extra_arguments)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
+    """All weights in one tensor go where each of them goes as the only parameter of an optimizer of its own."""
+    cls: Any = load_class(name)
+    settings = {**complete(name, {}), **OPTIMIZERS[name].extra_arguments}
+    start = torch.linspace(-1, 1, 30)
+    whole = torch.nn.Parameter(start.clone())
+    single = [torch.nn.Parameter(value.clone().reshape(1)) for value in start]
+    together, apart = cls([whole], **settings), [cls([value], **settings) for value in single]
+    for (grad,) in gradients(20):
+        whole.grad = grad.clone()
+        together.step()
+        for value, optimizer, part in zip(single, apart, grad, strict=True):
+            value.grad = part.clone().reshape(1)
+            optimizer.step()
+    assert (whole - start).abs().min() > 0
+    # Only the last bit may differ: vectorised loops and their tails round differently.
+    torch.testing.assert_close(whole.detach(), torch.cat([value.detach() for value in single]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_state_is_of_the_weights_shape_or_a_scalar(name: str) -> None:
+    """What the elementwise lane can give each member of a stack its part of."""
+    cls: Any = load_class(name)
+    stack = torch.nn.Parameter(torch.ones(3, 5))
+    optimizer = cls([stack], **complete(name, {}), **OPTIMIZERS[name].extra_arguments)
+    before = [set(group) for group in optimizer.param_groups]
+    stack.grad = torch.ones_like(stack)
+    optimizer.step()
+    for value in optimizer.state[stack].values():
+        assert value is None or (isinstance(value, Tensor) and value.shape in (stack.shape, torch.Size([])))
+    assert [set(group) for group in optimizer.param_groups] == before, "a group must hold no count of steps"
+
+
+def pieces(row: Tensor) -> dict[str, Tensor]:
+    """30 numbers as a weight and a bias."""
+    return {"weight": row[:24].reshape(SHAPES["weight"]), "bias": row[24:]}
+
+
+def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], given: Tensor) -> Tensor:
+    """Weights (members, P) after the engine's lane has applied the gradients (steps, members, 30) to ones."""
+    layout = Layout.of(SHAPES)
+    weights = torch.stack([layout.pack({name: torch.ones(shape) for name, shape in SHAPES.items()})] * len(settings))
+    grads = torch.zeros_like(weights)
+    members = [(setting, None, torch.Generator()) for setting in settings]
+    lane = build_lane(spec, members, weights, grads, layout, begin=True)
+    for step in given:
+        for row, part in zip(grads, step, strict=True):
+            row.copy_(layout.pack(pieces(part)))
+        assert lane.step(never) == {}
+    return weights
+
+
+@pytest.mark.parametrize("target", ["pytorch_optimizer:SOAP", "lion"])
+def test_the_per_member_lane_equals_the_class_used_plainly(target: str) -> None:
+    settings = [{**complete(target, {}), "lr": lr} for lr in (1e-2, 1e-3)]
+    given = gradients(10, members=2)
+    lane = per_member_lane_on(find(target), settings, given)
+    cls: Any = load_class(target)
+    for i, setting in enumerate(settings):
+        parameters = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in SHAPES.items()}
+        optimizer = cls(list(parameters.values()), **setting)
+        for step in given:
+            for name, grad in pieces(step[i]).items():
+                parameters[name].grad = grad.clone()
+            optimizer.step()
+        for name, weight in Layout.of(SHAPES).unpack(lane[i]).items():
+            assert torch.equal(weight, parameters[name]), name
+            assert not torch.equal(weight, torch.ones_like(weight)), name
+
+
+NEEDED = "needs the extra 'optimizers': pip install 'optbench[optimizers]'"
+
+
+def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "pytorch_optimizer"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+
+
+@pytest.mark.parametrize(
+    "name", [*(n for n, spec in OPTIMIZERS.items() if spec.source == "pytorch-optimizer"), "pytorch_optimizer:SOAP"]
+)
+def test_a_missing_extra_is_one_line_that_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_the_extra(monkeypatch)
+    with pytest.raises(OptimizerError) as caught:
+        load_class(name)
+    assert str(caught.value) == f"optimizer '{name}' {NEEDED}"
+
+
+def test_a_missing_extra_ends_a_run_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_the_extra(monkeypatch)
+    runs = tmp_path / "runs"
+    assert main(["run", "smoke", "--optimizer", "mine=lion", "--runs-dir", str(runs), "--jobs", "1"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"optbench: optimizer 'lion' {NEEDED}\n"
+    assert not runs.exists()
+
+
+def test_another_missing_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wants_more.py").write_text("import a_module_that_is_not_there\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OptimizerError, match=r"cannot import wants_more: .*'a_module_that_is_not_there'"):
+        load_class("wants_more:Mine")
+
+
+def test_the_list_shows_every_entry_on_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "optimizers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    below = next(i for i, line in enumerate(lines) if line.startswith("─")) + 1
+    rows = {line.split()[0]: line for line in lines[below:] if not line.startswith(" ")}
+    assert list(rows) == list(OPTIMIZERS)
+    for name, spec in OPTIMIZERS.items():
+        assert spec.lane in rows[name]
+        assert spec.source.partition("-")[0] in rows[name]
+    # A name longer than its column is broken over lines.
+    start = rows["sgd"].index("stochastic")
+    words = "".join(line[start:].strip() for line in lines)
+    for spec in OPTIMIZERS.values():
+        assert all(name in words for name in spec.hyperparameters), spec.name
