@@ -22,11 +22,6 @@ from optbench.errors import OptimizerError, UsageError
 from optbench.optimizers.registry import OPTIMIZERS
 
 TINY = Size(side=7, hidden=16, examples=256, batch_size=32, steps=16)
-# Where the defaults of an optimizer do not train the small problem.
-SETTINGS: dict[str, dict[str, Any]] = {
-    # As torch has it, twenty iterations on one mini-batch follow that batch away from all others.
-    "lbfgs": {"line_search_fn": "strong_wolfe", "max_iter": 4, "history_size": 10},
-}
 ALL = [entry.name for entry in CHECKS]
 
 # Each class is gradient descent with one fault or habit.
@@ -243,7 +238,7 @@ def numbers(finding: Finding) -> list[float]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_registered_optimizer_keeps_the_contract(name: str) -> None:
     before = GlobalDraws.now()
-    findings = {found.name: found for found in check(Problem.of(name, SETTINGS.get(name, {}), TINY))}
+    findings = {found.name: found for found in check(Problem.of(name, {}, TINY))}
     assert with_outcome(findings, "failed") == [], findings
     assert before.moved(GlobalDraws.now()) == [], "optimizers of the registry leave the global generators alone"
     trained = ("lowers the loss", "deterministic", "state_dict", "alone or in company")

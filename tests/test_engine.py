@@ -14,11 +14,12 @@ from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.gradients import LoopGradients, MlpGradients, VmapGradients
 from optbench.engine.stack import Layout
 from optbench.errors import UsageError
-from optbench.models import build
+from optbench.models import Network, build
 from optbench.optimizers.make import maker
 from optbench.optimizers.registry import OPTIMIZERS, find
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SimilarityRow, SpectrumRow
+from optbench.streams import generator
 from optbench.suite.schema import Cnn, Mlp
 from optbench.tasks import Examples
 
@@ -49,6 +50,8 @@ RATES = {
     "lbfgs": 0.1,
     "schedule-free": 2e-3,
     "adahessian": 0.05,
+    "kfac": 0.1,
+    "hessian-free": 1.0,
 }
 # They stand over another optimizer, which has the rate (tests/test_foreign_optimizers.py).
 WRAPPERS = {"sam", "gradient-noise"}
@@ -60,10 +63,12 @@ WITHOUT_TWIN = {
     "adahessian": "draws likewise, and needs a differentiable gradient",
     "rprop": "a step's sign and size depend on the sign of every change of gradient, and so on rounding",
     "lbfgs": "needs a closure; divides by differences of gradients, and so by rounding",
+    "hessian-free": "needs a closure (tests/test_hessian_free.py has its step by a dense solve)",
     "schedule-free": "is measured at other weights than it trains (tests/test_foreign_optimizers.py)",
 }
-# No rate makes these diverge: a step of Rprop is bounded by 50, one of LBFGS is refused where the loss is not finite.
-BOUNDED = {"rprop"}
+# No rate makes these diverge: a step of Rprop is at most 50, one of K-FAC is clipped, and one that raises the loss of
+# its batch is not taken by those that look.
+BOUNDED = {"rprop", "kfac", "hessian-free"}
 MOMENTUM: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}}
 # Far beyond any use, and yet a tenfold of it, as bias correction may make, is still a float32: else torch refuses it.
 ABSURD = 1e30
@@ -75,7 +80,6 @@ SELDOM: dict[str, dict[str, Any]] = {
     "shampoo": {"precondition_frequency": 40},
     "soap": {"max_precondition_dim": 128},
     "kron": {"max_size_triangular": 128},
-    "lbfgs": {"max_iter": 4},
     "adafactor": {"weight_decay": 1e-4},  # its step is bounded whatever the rate, its decay is not
 }
 
@@ -98,7 +102,12 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
     suite = small_suite({"opt": optimizer}, seeds=[4, 9], max_epochs=epochs, evaluate_every=min(epochs, 0.5))
     hyperparameters = dict(suite.optimizers["opt"].hyperparameters)
     for result in train_suite(suite, mnist):
-        start, weights, matrix = train_twin(suite, mnist, result.trial.seed, maker(find(name), hyperparameters))
+
+        def make(network: Network, seed: int = result.trial.seed) -> torch.optim.Optimizer:
+            given = {"model": network, "generator": generator(suite.seed, seed, "optimizer")}
+            return maker(find(name), hyperparameters, given)(list(network.parameters()))
+
+        start, weights, matrix = train_twin(suite, mnist, result.trial.seed, make)
         assert result.weights is not None
         for key, weight in weights.items():
             assert (result.weights[key] - weight).norm() < tolerance * (weight - start[key]).norm(), key

@@ -13,6 +13,7 @@ from conftest import same_bits, small_suite, train_suite, trial_row
 from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
+from optbench.optimizers.load import load_class
 from optbench.optimizers.make import is_elementwise, maker, resolve_spec
 from optbench.optimizers.registry import complete, find
 from optbench.store import read_run
@@ -148,6 +149,51 @@ class Careless(Plain):
                 p.data.add_(torch.randn(p.shape) * float(numpy.random.random()), alpha=1e-3)
 
 
+class Hooked(Plain):
+    '''Has its gradients from hooks on the network, and checks them against those it is given.'''
+
+    def __init__(self, model, lr=0.05):
+        super().__init__(model.parameters(), lr=lr)
+        self.model, self.passes, self.seen = model, 0, {}
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(self.forward)
+        model.head.bias.register_post_accumulate_grad_hook(lambda p: self.seen.update(bias=p.grad.clone()))
+
+    def forward(self, module, inputs, output):
+        if torch.is_grad_enabled():
+            self.passes += 1
+            output.register_hook(lambda grad: self.seen.update({module: grad.T @ inputs[0]}))
+
+    def step(self):
+        assert self.passes == 2, "two layers, one pass a step, and none while it is measured"
+        self.passes = 0
+        for module in (self.model.layers[0], self.model.head):
+            torch.testing.assert_close(self.seen[module], module.weight.grad)
+        assert torch.equal(self.seen["bias"], self.model.head.bias.grad)
+        super().step()
+
+
+class Decays(Plain):
+    '''Its rate falls to 0 at the last step, and it breaks where there are more.'''
+
+    def __init__(self, params, total_steps, lr=0.05):
+        super().__init__(params, lr=lr)
+        self.total, self.taken = total_steps, 0
+
+    def step(self):
+        assert self.taken < self.total
+        self.param_groups[0]["lr"] = 0.05 * (1 - self.taken / self.total)
+        self.taken += 1
+        super().step()
+
+
+class Matrices(Plain):
+    def step(self):
+        assert all(p.ndim == 2 for group in self.param_groups for p in group["params"])
+        super().step()
+
+
 class NoOptimizer:
     pass
 """
@@ -238,6 +284,59 @@ def test_random_numbers_come_from_the_trials_own_generator(file: str, mnist: Dat
     assert not torch.equal(first["head.weight"], second["head.weight"])
 
 
+def test_a_model_is_given_with_its_hooks(file: str, mnist: Dataset) -> None:
+    target = f"{file}:Hooked"
+    assert resolve_spec(find(target), {}).needs == {"model", "random"}
+    for plain, hooked in zip(run(mnist, f"{file}:Plain"), run(mnist, target), strict=True):
+        assert trial_row(hooked).status == "ok", trial_row(hooked).error_message
+        assert plain.weights is not None
+        assert hooked.weights is not None
+        for name, weight in plain.weights.items():
+            torch.testing.assert_close(hooked.weights[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("state", "counts"), [("keep", 60), ("reset", 30)])
+def test_the_number_of_steps_to_come_is_given(file: str, mnist: Dataset, state: str, counts: int) -> None:
+    # Two tasks of thirty steps; the rate is 0 after as many as were announced.
+    suite = small_suite(
+        {"opt": {"target": f"{file}:Decays"}, "sooner": {"target": f"{file}:Decays", "total_steps": counts - 1}},
+        seeds=1,
+        max_epochs=5,
+        max_steps=30,
+        early_stopping=None,
+        optimizer_state=state,
+    )
+    announced, sooner = train_suite(suite, mnist)
+    assert trial_row(announced).status == "ok"
+    assert trial_row(announced).steps == 60
+    assert trial_row(sooner).status == "failed", "what is set in the suite stands"
+    assert trial_row(sooner).steps == counts
+
+
+def test_matrices_alone_are_given_and_the_rest_goes_to_adamw(file: str, mnist: Dataset) -> None:
+    declared = {"only_matrices": True, "fallback_lr": 0.01, "fallback_weight_decay": 0.0}
+    (split, *_) = run(mnist, f"{file}:Matrices", **declared)
+    assert trial_row(split).status == "ok", trial_row(split).error_message
+    (whole, *_) = run(mnist, f"{file}:Matrices")
+    assert trial_row(whole).status == "failed"
+
+
+def test_a_file_is_executed_once_for_each_of_its_states(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("")
+    file = tmp_path / "mine.py"
+    code = f"""import pathlib, torch
+log = pathlib.Path({str(tmp_path / "log")!r})
+log.write_text(log.read_text() + "x")
+class Mine(torch.optim.SGD): pass
+"""
+    file.write_text(code)
+    first = load_class(f"{file}:Mine")
+    assert load_class(f"{file}:Mine") is first
+    file.write_text(code + "\n# changed\n")
+    assert load_class(f"{file}:Mine") is not first
+    assert (tmp_path / "log").read_text() == "xx"
+
+
 SUITE = """
 name: guests
 seeds: 2
@@ -291,6 +390,11 @@ def test_guests_of_every_kind_from_the_command_line(
             ["--optimizer", "x=./mine.py:Normalised", "--set", "optimizers.x.elementwise=true"],
             "elementwise, and is not",
         ),
+        (["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"], "needs true or false"),
+        (
+            ["--set", "optimizers.sgd={target: ./mine.py:Matrices, only_matrices: true, fallback_lrr: 1}"],
+            "did you mean 'lr'?",
+        ),
         (["--set", "optimizers.sgd={target: sam, base: {target: sgdd}}"], "did you mean 'sgd'?"),
         (["--set", "optimizers.sgd={target: sam, base: {target: sgd, lrr: 1}}"], "did you mean 'lr'?"),
         (["--set", "optimizers.sgd={target: sam, base: sgd}"], "needs an optimizer, as in"),
@@ -320,8 +424,8 @@ def parameter(values: list[float], grad: list[float] | None = None) -> torch.nn.
 
 
 def made(name: str, parameters: list[torch.nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
-    generator = torch.Generator().manual_seed(0)
-    return maker(find(name), complete(name, settings), generator)(parameters)
+    given = {"generator": torch.Generator().manual_seed(0)}
+    return maker(find(name), complete(name, settings), given)(parameters)
 
 
 def quadratic(p: torch.nn.Parameter) -> Callable[[], torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 
 from optbench.cli import main
-from optbench.engine.lanes import build_lane
+from optbench.engine.lanes import LaneMember, build_lane
 from optbench.engine.stack import Layout
 from optbench.errors import OptimizerError
+from optbench.models import Network
 from optbench.optimizers.load import check_arguments, load_class
-from optbench.optimizers.make import FALLBACK
 from optbench.optimizers.registry import OPTIMIZERS, check_settings, complete, find
-from optbench.optimizers.spec import OptimizerSpec
+from optbench.optimizers.spec import FALLBACK, OptimizerSpec
 
 SHAPES = {"weight": torch.Size([6, 4]), "bias": torch.Size([6])}
 
@@ -29,6 +28,9 @@ UNNAMED = {("lamb", "adam_debias")}
 
 # Where the registry's default is not the constructor's, and why.
 DIFFERENT = {
+    ("lbfgs", "max_iter"): "twenty iterations on one mini-batch follow that batch away from all others",
+    ("lbfgs", "line_search_fn"): "without a search its steps raise the loss of `optbench check`'s problem",
+    ("lbfgs", "history_size"): "pairs from mini-batches long past describe another function",
     ("ademamix", "weight_decouple"): "Algorithm 1 of the paper decays the weights, not the gradient",
     ("lamb", "weight_decouple"): "Algorithm 2 of the paper scales the decay with the rest of the step",
     ("lamb", "adam_debias"): "no version of the paper divides the scaled step by 1 - β1^t",
@@ -51,7 +53,7 @@ def gradients(steps: int, members: int = 1, seed: int = 0) -> Tensor:
     return torch.where(torch.rand(drawn.shape, generator=generator) < 0.1, 0.0, drawn)
 
 
-def never(member: int, parameters: Sequence[Tensor]) -> Tensor:
+def never(member: int, network: Network) -> Tensor:
     raise AssertionError("this optimizer needs gradients only")
 
 
@@ -162,8 +164,9 @@ def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], give
     layout = Layout.of(SHAPES)
     weights = torch.stack([layout.pack({name: torch.ones(shape) for name, shape in SHAPES.items()})] * len(settings))
     grads = torch.zeros_like(weights)
-    members = [(setting, None, torch.Generator()) for setting in settings]
-    lane = build_lane(spec, members, weights, grads, layout, begin=True)
+    members = [LaneMember(setting, None, torch.Generator(), 0) for setting in settings]
+    network: Any = torch.nn.Linear(4, 6, device="meta")
+    lane = build_lane(spec, members, network, weights, grads, layout, begin=True)
     for step in given:
         for row, part in zip(grads, step, strict=True):
             row.copy_(layout.pack(pieces(part)))

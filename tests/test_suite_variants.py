@@ -14,10 +14,24 @@ from optbench.suite.variants import MAX_VARIANTS, value_name
 
 
 def test_nothing_swept_is_one_default() -> None:
-    settings = {"lr": 0.1, "betas": [0.9, 0.99], "base": {"target": "adam", "lr": [1, 2]}, "nesterov": True}
+    settings = {"lr": 0.1, "betas": [0.9, 0.99], "base": {"target": "adam", "betas": [0.9, 0.99]}, "nesterov": True}
     (only,) = variants(settings)
     assert (only.name, only.hyperparameters) == ("default", settings)
     assert [only.name for only in variants({})] == ["default"]
+
+
+def test_the_optimizer_inside_a_wrapper_may_be_swept_too() -> None:
+    base = {"target": "sam", "base": {"target": "sgd", "lr": [0.1, 0.2], "momentum": 0.9}, "rho": 0.5}
+    found = variants({"rho": [1, 2], "base": base})
+    assert [variant.name for variant in found] == [
+        f"rho={rho},base.base.lr={lr}" for rho in (1, 2) for lr in (0.1, 0.2)
+    ]
+    assert found[1].hyperparameters == {
+        "rho": 1,
+        "base": {"target": "sam", "base": {"target": "sgd", "lr": 0.2, "momentum": 0.9}, "rho": 0.5},
+    }
+    with pytest.raises(OptimizerError, match=r"'lr' is an empty list"):
+        variants({"base": {"target": "sgd", "lr": []}})
 
 
 def test_combinations_in_order_with_the_last_key_fastest() -> None:

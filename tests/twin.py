@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchStream
-from optbench.models import build, initialise
+from optbench.models import Network, build, initialise
 from optbench.streams import generator
 from optbench.suite import Suite
 from optbench.tasks import Examples, TaskFamily
 
 
 def train_twin(
-    suite: Suite, dataset: Dataset, seed: int, make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    suite: Suite, dataset: Dataset, seed: int, make_optimizer: Callable[[Network], torch.optim.Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[float]]]:
     """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite."""
     experiment = suite.experiments["small"]
@@ -26,7 +26,7 @@ def train_twin(
     network = build(experiment.models["net"], family.shape, family.classes).to_empty(device="cpu")
     start = initialise(network, generator(suite.seed, seed, "initial weights"))
     network.load_state_dict(start)
-    optimizer = make_optimizer(list(network.parameters()))
+    optimizer = make_optimizer(network)
 
     def inputs(raw: Tensor) -> Tensor:
         return (raw / 255 - dataset.mean[0]) / dataset.std[0]

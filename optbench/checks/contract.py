@@ -37,6 +37,8 @@ ASKS: Mapping[Need, str] = {
     "create_graph": "gradients that can be differentiated again",
     "modes": "train() before steps and eval() before measuring",
     "generator": "a random generator of the trial's own",
+    "model": "the network, its hooks included",
+    "total_steps": "the number of steps to come",
 }
 
 
@@ -162,7 +164,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
         found |= {f"{o}.{name}": {o: {**base, name: ABSURD}} for o, base in bases.items() if name in base}
         for label, changed in found.items():
             try:
-                problem.make(list(problem.network(problem.start(0)).parameters()), changed=changed)
+                problem.make(problem.network(problem.start(0)), changed=changed)
             except Exception:  # its constructor knows better
                 continue
             yield label, changed
@@ -170,7 +172,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _gradients(evidence: Evidence) -> Found:
     needs = evidence.problem.spec.needs
-    if needs & {"closure", "create_graph"}:
+    if needs & {"closure", "create_graph", "model"}:
         return "skipped", "not checked: its gradients are evaluated anew for every step"
     steps = evidence.plain
     if not steps.changed_gradients:

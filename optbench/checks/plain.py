@@ -24,7 +24,7 @@ class PlainTraining:
         self.network = problem.network(problem.start(0) if weights is None else weights)
         self.parameters = list(self.network.parameters())
         self.noise = problem.noise(0)
-        self.optimizer = problem.make(self.parameters, self.noise)
+        self.optimizer = problem.make(self.network, self.noise)
         self._train()
 
     def begin_task(self) -> None:

@@ -100,7 +100,7 @@ class Problem:
             target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.labels
         )
         try:
-            problem.make(list(problem.network(problem.start(0)).parameters()))
+            problem.make(problem.network(problem.start(0)))
         except OptimizerError:
             raise
         except Exception as error:  # a user's constructor may raise anything
@@ -130,12 +130,14 @@ class Problem:
 
     def make(
         self,
-        parameters: Sequence[Tensor],
+        network: Network,
         noise: torch.Generator | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
-        """The optimizer itself over `parameters`; whatever its constructor raises is let through."""
-        return maker(self.spec, {**self.hyperparameters, **(changed or {})}, noise or self.noise(0))(parameters)
+        """The optimizer itself over the parameters of `network`; whatever its constructor raises is let through."""
+        given = {"generator": noise or self.noise(0), "model": network, "total_steps": TASKS * self.size.steps}
+        settings = {**self.hyperparameters, **(changed or {})}
+        return maker(self.spec, settings, given)(list(network.parameters()))
 
     def noise(self, seed: int) -> torch.Generator:
         """The generator of an optimizer that asks for one."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,15 +20,29 @@ from torch import Tensor
 
 from optbench.engine.randomness import own_draws
 from optbench.engine.stack import Layout
+from optbench.models import Network
 from optbench.optimizers.load import load_class
-from optbench.optimizers.make import Maker, constructor_arguments, maker
+from optbench.optimizers.make import constructor_arguments, maker
 from optbench.optimizers.spec import OptimizerSpec
 
 Optimizer = torch.optim.Optimizer
-Evaluate = Callable[[int, Sequence[Tensor]], Tensor]
-"""evaluate(member, parameters) -> mean cross-entropy, a scalar that gradients can be taken of."""
+Evaluate = Callable[[int, Network], Tensor]
+"""evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
 MemberState = Any
 """One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start."""
+
+
+@dataclass(frozen=True)
+class LaneMember:
+    """What a lane is told of a member, beside its row of the stack."""
+
+    hyperparameters: Mapping[str, Any]
+    state: MemberState
+    """What it goes on from."""
+    generator: torch.Generator
+    """Its own."""
+    total_steps: int
+    """From the state's beginning, if nothing stops it sooner."""
 
 
 class Lane(Protocol):
@@ -40,7 +55,7 @@ class Lane(Protocol):
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
 
-        evaluate: the loss of a member on its batch of this step, for an optimizer that asks for more than gradients.
+        evaluate: for an optimizer that asks for more than gradients.
         """
         ...
 
@@ -63,7 +78,8 @@ class Lane(Protocol):
 
 def build_lane(
     spec: OptimizerSpec,
-    members: Sequence[tuple[Mapping[str, Any], MemberState, torch.Generator]],
+    members: Sequence[LaneMember],
+    network: Network,
     weights: Tensor,
     grads: Tensor,
     layout: Layout,
@@ -72,16 +88,14 @@ def build_lane(
 ) -> Lane:
     """The lane that `spec` names, over weights (A, P) and gradients (A, P).
 
-    members: of each its hyper-parameters, the state that it goes on from, and a generator of its own. begin: whether a
-    task begins, with weights that were measured, rather than goes on.
+    network: what the weights belong to, without weights of its own. begin: whether a task begins, with weights that
+    were measured, rather than goes on.
     """
-    states = [state for _, state, _ in members]
     if spec.lane == "per-member":
-        makers = [maker(spec, settings, generator) for settings, _, generator in members]
-        generators = [generator for _, _, generator in members]
-        return PerMemberLane(spec, makers, generators, weights, grads, layout, states, begin=begin)
+        return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
     cls = load_class(spec.target)
-    settings = [constructor_arguments(spec, h) for h, _, _ in members]
+    states = [member.state for member in members]
+    settings = [constructor_arguments(spec, member.hyperparameters) for member in members]
     if spec.lane == "elementwise":
         return ElementwiseLane(cls, settings, weights, grads, states)
     return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
@@ -182,7 +196,10 @@ class BatchedLane:
         self._optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
-        self._optimizer.step()
+        try:
+            self._optimizer.step()
+        except Exception as error:  # a step cut short leaves nobody where it should be
+            return dict.fromkeys(range(self._count), error)
         return {}
 
     def measured(self, index: int, row: Tensor) -> Tensor:
@@ -209,7 +226,7 @@ class BatchedLane:
 
 
 class PerMemberLane:
-    """One unmodified instance per member, over parameters of its own that are copied back to the stack.
+    """One unmodified instance per member, over a network of its own whose weights are copied back to the stack.
 
     The copies are the price of trusting nobody: an optimizer may rebind `p.data`, keep references to its gradients or
     scale them in place, and the stack does not notice.
@@ -218,30 +235,34 @@ class PerMemberLane:
     def __init__(
         self,
         spec: OptimizerSpec,
-        makers: Sequence[Maker],
-        generators: Sequence[torch.Generator],
+        members: Sequence[LaneMember],
+        network: Network,
         weights: Tensor,
         grads: Tensor,
         layout: Layout,
-        states: Sequence[tuple[Optimizer, list[torch.nn.Parameter]] | None],
         *,
         begin: bool,
     ) -> None:
         self._needs = spec.needs
-        self._generators = generators
+        self._generators = [member.generator for member in members]
         self._layout = layout
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
+        self._networks: list[Network] = []
         self._parameters: list[list[torch.nn.Parameter]] = []
         self._optimizers: list[Optimizer] = []
-        for make, views, state in zip(makers, self._targets, states, strict=True):
-            if state is None:
-                parameters = [torch.nn.Parameter(view.clone()) for view in views]
-                optimizer = make(parameters)
+        for member, views in zip(members, self._targets, strict=True):
+            if member.state is None:
+                own = copy.deepcopy(network).to_empty(device=weights.device)
+                parameters = list(own.parameters())
+                _copy(views, parameters)
+                given = {"generator": member.generator, "model": own, "total_steps": member.total_steps}
+                optimizer = maker(spec, member.hyperparameters, given)(parameters)
                 self._train(optimizer)
             else:
                 # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
-                optimizer, parameters = state
+                optimizer, own = member.state
+                parameters = list(own.parameters())
                 # At the beginning of a task the rows are what was measured; within one they are what is trained.
                 if begin:
                     self._eval(optimizer)
@@ -249,6 +270,7 @@ class PerMemberLane:
                 if begin:
                     self._train(optimizer)
                     _copy(parameters, views)
+            self._networks.append(own)
             self._parameters.append(parameters)
             self._optimizers.append(optimizer)
 
@@ -274,14 +296,19 @@ class PerMemberLane:
 
         def closure() -> Tensor:
             with torch.enable_grad():
-                loss = evaluate(i, parameters)
-                # Not `backward`, which warns of the cycle that a differentiable gradient makes; it is broken below.
-                found = torch.autograd.grad(loss, parameters, create_graph="create_graph" in self._needs)
-            for parameter, grad in zip(parameters, found, strict=True):
-                parameter.grad = grad
+                loss = evaluate(i, self._networks[i])
+                if "create_graph" in self._needs:
+                    # Not `backward`, which warns of the cycle that such a gradient makes; it is broken below.
+                    found = torch.autograd.grad(loss, parameters, create_graph=True)
+                    for parameter, grad in zip(parameters, found, strict=True):
+                        parameter.grad = grad
+                else:
+                    for parameter in parameters:
+                        parameter.grad = None
+                    loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
             return loss.detach()
 
-        if "create_graph" in self._needs:
+        if self._needs & {"create_graph", "model"}:
             closure()
         else:
             for parameter, grad in zip(parameters, self._grads[i], strict=True):
@@ -316,7 +343,7 @@ class PerMemberLane:
             optimizer.eval()  # type: ignore[attr-defined]  # as above
 
     def export(self) -> list[MemberState]:
-        return list(zip(self._optimizers, self._parameters, strict=True))
+        return list(zip(self._optimizers, self._networks, strict=True))
 
     def state_bytes(self) -> list[int]:
         return [_bytes(optimizer.state) for optimizer in self._optimizers]

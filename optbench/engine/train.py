@@ -18,19 +18,18 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.gradients import GradientsFactory, gradients_for
-from optbench.engine.lanes import build_lane
+from optbench.engine.lanes import LaneMember, build_lane
 from optbench.engine.measure import measure
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
 from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
-from optbench.models import build, initialise
+from optbench.models import Network, build, initialise
 from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import find
 from optbench.optimizers.spec import OptimizerSpec
@@ -79,7 +78,6 @@ class _CohortTraining:
             raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
         self.network = network
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
-        self.names = [slot.name for slot in self.layout.slots]
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
         self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
         self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
@@ -104,6 +102,15 @@ class _CohortTraining:
             _TaskTraining(self, task).run()
             self._measure(task + 1)
         return [self._result(member) for member in self.members]
+
+    def total_steps(self, member: Member, task: int) -> int:
+        """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
+        if "total_steps" not in self.spec.needs:
+            return 0  # nobody asks, and counting makes the tasks
+        sequence = self.sequences[member.trial.seed]
+        tasks = [task] if self.protocol.optimizer_state == "reset" else range(self.setting.family.count)
+        per_epoch = [sequence.train(i).labels.numel() // self.protocol.batch_size for i in tasks]
+        return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
     def _measure(self, after_task: int) -> None:
         metrics = self.setting.experiment.metrics
@@ -188,8 +195,10 @@ class _TaskTraining:
         weights = torch.stack([member.row for member in active])
         grads = torch.zeros_like(weights)
         gradients = cohort.gradients(weights, grads)
-        members = [(member.trial.hyperparameters, member.state, member.generator) for member in active]
-        lane = build_lane(cohort.spec, members, weights, grads, cohort.layout, begin=begin)
+        members = [
+            LaneMember(m.trial.hyperparameters, m.state, m.generator, cohort.total_steps(m, self.task)) for m in active
+        ]
+        lane = build_lane(cohort.spec, members, cohort.network, weights, grads, cohort.layout, begin=begin)
         if begin:
             lane.begin_task()
         streams = [self.streams[member.trial.id] for member in active]
@@ -230,11 +239,10 @@ class _TaskTraining:
             member.state, member.optimizer_state_bytes, member.fallbacks = state, size, count
         return step
 
-    def _loss(self, streams: Sequence[BatchStream], step: int, i: int, parameters: Sequence[Tensor]) -> Tensor:
-        """The mean cross-entropy of member `i` with these parameters on its batch of this step."""
+    def _loss(self, streams: Sequence[BatchStream], step: int, i: int, network: Network) -> Tensor:
+        """The mean cross-entropy of `network` on the batch of this step of member `i`."""
         inputs, labels = self.cohort.buffer.take(streams[i], step)
-        weights = dict(zip(self.cohort.names, parameters, strict=True))
-        return nn.functional.cross_entropy(functional_call(self.cohort.network, weights, (inputs,)), labels)
+        return nn.functional.cross_entropy(network(inputs), labels)
 
     def _after_steps(
         self, member: Member, row: Tensor, losses: list[float], before: int, step: int, measured: Callable[[], Tensor]

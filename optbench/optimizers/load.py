@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -13,8 +15,8 @@ from typing import Any
 import torch
 
 from optbench.errors import OptimizerError, nearest, unknown
-from optbench.optimizers.registry import base_settings, find, is_plugin
-from optbench.optimizers.spec import DECLARATIONS
+from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
+from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
 EXTRAS = {"pytorch_optimizer": "optimizers"}
 """Packages that the registry knows of but a plain install lacks, and the extra that brings them."""
@@ -54,16 +56,20 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
             if hyper.kind == "optimizer":
                 check_arguments(*base_settings(target, hyperparameters[name]))
         return
-    parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first one is `params`
+    if hyperparameters.get("only_matrices") is True:
+        rest = {name: value for name, value in hyperparameters.items() if name.startswith(FALLBACK)}
+        check_settings(find(target).fallback, {name.removeprefix(FALLBACK): value for name, value in rest.items()})
+        hyperparameters = {name: value for name, value in hyperparameters.items() if name not in rest}
+    parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first one is `params`, or `model`
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:
         if name not in names and not takes_any and name not in DECLARATIONS:
             raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
-    given = {*hyperparameters, "generator"}  # the trial's own, where it is asked for
+    given = {*hyperparameters, *GIVEN}  # the trial's own, where they are asked for
     missing = [name for name, p in names.items() if p.default is p.empty and name not in given]
     if missing:
-        raise OptimizerError(f"{target} needs a value for {', '.join(missing)}: set optimizers.NAME.{missing[0]}=...")
+        raise OptimizerError(f"{target} needs a value for {', '.join(missing)}, as in {missing[0]}: ...")
 
 
 def _load_module(name: str, target: str) -> Any:
@@ -80,7 +86,18 @@ def _load_module(name: str, target: str) -> Any:
 def _load_file(path: Path, target: str) -> Any:
     if not path.is_file():
         raise OptimizerError(f"{target}: there is no file {path}")
-    name = f"optbench_plugin_{path.stem}"
+    state = path.stat()
+    try:
+        return _execute_file(path.resolve(), state.st_mtime_ns, state.st_size)
+    except Exception as error:  # a user's file may raise anything while it is imported
+        raise OptimizerError(f"{target}: cannot import {path}: {type(error).__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _execute_file(path: Path, modified: int, size: int) -> Any:
+    """The module of a file, executed once for each state of the file: it may be slow, and may count its own loading."""
+    place = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # files of one name may lie in several folders
+    name = f"optbench_plugin_{path.stem}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -88,9 +105,9 @@ def _load_file(path: Path, target: str) -> Any:
     sys.modules[name] = module  # dataclasses and pickling look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything while it is imported
+    except BaseException:
         del sys.modules[name]
-        raise OptimizerError(f"{target}: cannot import {path}: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 

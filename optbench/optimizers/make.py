@@ -13,26 +13,26 @@ from torch import Tensor
 from optbench.errors import OptimizerError
 from optbench.optimizers.load import load_class
 from optbench.optimizers.registry import base_settings, complete, find
-from optbench.optimizers.spec import DECLARATIONS, NEEDS, Need, OptimizerSpec
+from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, NEEDS, Need, OptimizerSpec
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 TRIED_STEPS = 4
-FALLBACK = "fallback_"
-"""Hyper-parameters with this prefix are those of the fallback."""
 
 
-def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], generator: torch.Generator | None = None) -> Maker:
+def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
     """Makes the optimizer of `spec` over the parameters it is given.
 
-    generator: a trial's own, for an optimizer that needs one.
+    given: what a trial has for an optimizer that needs it: its `generator`, its `model`, its `total_steps`.
 
     Raises, on making, whatever the optimizer's constructor does.
     """
     cls: Any = load_class(spec.target)
     arguments = constructor_arguments(spec, hyperparameters)
-    if "generator" in spec.needs:
-        arguments["generator"] = generator
+    # What the user has set stands: a schedule may be meant to end sooner.
+    arguments |= {name: (given or {})[name] for name in GIVEN if name in spec.needs and name not in arguments}
     if not spec.only_matrices:
+        if wants_model_first(cls):
+            return lambda parameters: cls(**arguments)
         return lambda parameters: cls(list(parameters), **arguments)
     rest = {k.removeprefix(FALLBACK): arguments.pop(k) for k in list(arguments) if k.startswith(FALLBACK)}
     other = find(spec.fallback)
@@ -41,12 +41,17 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], generator: to
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
-        parts = [
-            make(group) for make, group in ((lambda g: cls(g, **arguments), matrices), (fallback, others)) if group
-        ]
+        parts: list[torch.optim.Optimizer] = [cls(matrices, **arguments)] if matrices else []
+        if others:
+            parts.append(fallback(others))
         return Together(parts)
 
     return split
+
+
+def wants_model_first(cls: type[torch.optim.Optimizer]) -> bool:
+    """Whether it is made from a network rather than from its parameters, as `Kfac(model, lr=...)` is."""
+    return next(iter(inspect.signature(cls).parameters), None) == "model"
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,8 +63,9 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
     """The spec with what can be found out of a user's optimizer, and what the user declares of it.
 
-    A `step` whose `closure` has no default needs one; `train` and `eval` are modes; `generator` is an argument. The
-    rest is declared beside the hyper-parameters: `needs: closure create_graph`, `elementwise: true`.
+    A `step` whose `closure` has no default needs one; `train` and `eval` are modes; `generator`, `model` and
+    `total_steps` are arguments. The rest is declared beside the hyper-parameters: `needs: closure create_graph`,
+    `elementwise: true`, `only_matrices: true` (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
 
     Raises:
         OptimizerError: it cannot be loaded, or is declared elementwise and is not.
@@ -75,12 +81,12 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
         needs.add("closure")
     if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):
         needs.add("modes")
-    if "generator" in inspect.signature(cls).parameters:
-        needs.add("generator")
-    spec = dataclasses.replace(spec, needs=frozenset(needs))
+    needs |= set(GIVEN) & inspect.signature(cls).parameters.keys()
+    only_matrices = hyperparameters.get("only_matrices") is True
+    spec = dataclasses.replace(spec, needs=frozenset(needs), only_matrices=only_matrices)
     if hyperparameters.get("elementwise") is not True:
         return spec
-    if needs != {"random"} or not is_elementwise(spec, hyperparameters):
+    if needs != {"random"} or only_matrices or not is_elementwise(spec, hyperparameters):
         raise OptimizerError(
             f"{spec.target} is declared elementwise, and is not: its step on two networks at once differs from its "
             "steps on each"

@@ -66,8 +66,8 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def _check_declaration(name: str, value: Any) -> None:
-    if name == "elementwise" and not isinstance(value, bool):
-        raise OptimizerError(f"'elementwise' needs true or false; {value!r} came")
+    if name in ("elementwise", "only_matrices") and not isinstance(value, bool):
+        raise OptimizerError(f"'{name}' needs true or false; {value!r} came")
     if name == "needs":
         for word in value.split() if isinstance(value, str) else [str(value)]:
             if word not in NEEDS:

@@ -11,14 +11,22 @@ from optbench.errors import nearest
 
 Lane = Literal["elementwise", "batched", "per-member"]
 Source = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
-Need = Literal["closure", "create_graph", "modes", "generator", "random"]
-"""`closure`: `step(closure)`, which evaluates loss and gradients anew. `create_graph`: gradients that can be
-differentiated again. `modes`: `train()` before steps and `eval()` before measuring. `generator`: an argument of this
-name, a `torch.Generator` of the trial's own. `random`: it draws from the global generators, which are seeded for each
-of its steps from the trial's own."""
+Need = Literal["closure", "create_graph", "modes", "random", "generator", "model", "total_steps"]
+"""`closure`: `step(closure)`, which evaluates loss and gradients anew, as often as it is called; the gradients are
+there before the first call. `create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps
+and `eval()` before measuring. `random`: it draws from the global generators, which are seeded for each of its steps
+from the trial's own.
+
+Arguments of the constructor, by these names: `generator`, a `torch.Generator` of the trial's own; `model`, the trial's
+own network, whose hooks see every forward and backward pass in training (where it is the first argument, it comes in
+place of the parameters); `total_steps`, how many steps there will be unless early stopping ends a task sooner."""
 NEEDS: tuple[Need, ...] = get_args(Need)
-DECLARATIONS = ("needs", "elementwise")
+GIVEN: tuple[Need, ...] = ("generator", "model", "total_steps")
+"""The needs that are arguments of the constructor."""
+DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
+FALLBACK = "fallback_"
+"""Hyper-parameters with this prefix are those of the fallback of an optimizer that takes matrices only."""
 
 
 @dataclass(frozen=True)

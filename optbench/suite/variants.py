@@ -31,7 +31,7 @@ class Variant:
     """One setting of an optimizer's hyper-parameters."""
 
     name: str
-    """`default` when nothing is swept, else the swept keys: `lr=0.001,momentum=0.9`."""
+    """`default` when nothing is swept, else the swept keys: `lr=0.001,momentum=0.9`, `rho=0.05,base.lr=0.1`."""
     hyperparameters: dict[str, Any]
 
 
@@ -39,23 +39,23 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
     """All combinations of the swept hyper-parameters, the last key varying fastest.
 
     A list, or `{log: [low, high], points: n}`, is a sweep. Where one value is itself a sequence (`betas`), a list of
-    numbers is that value and a list of lists is a sweep. Any other mapping is a value.
+    numbers is that value and a list of lists is a sweep. A mapping with a `target` is an optimizer inside a wrapper,
+    whose own hyper-parameters may be swept. Any other mapping is a value.
 
     Raises OptimizerError, which names the key in quotes, for an empty sweep, a value listed twice, a bad grid, or
     more than `MAX_VARIANTS` combinations.
     """
-    swept = {key: sweep for key, value in hyperparameters.items() if (sweep := _sweep(key, value)) is not None}
+    swept = _swept(hyperparameters)
     if not swept:
         return [Variant("default", dict(hyperparameters))]
     if (count := math.prod(len(sweep) for sweep in swept.values())) > MAX_VARIANTS:
-        longest = max(swept, key=lambda key: len(swept[key]))
-        raise OptimizerError(f"'{longest}': the sweeps make {count} variants, more than {MAX_VARIANTS}")
+        longest = max(swept, key=lambda path: len(swept[path]))
+        raise OptimizerError(f"'{'.'.join(longest)}': the sweeps make {count} variants, more than {MAX_VARIANTS}")
     result = []
     for combination in itertools.product(*swept.values()):
         chosen = dict(zip(swept, combination, strict=True))
-        name = ",".join(f"{key}={value_name(value)}" for key, value in chosen.items())
-        # In the order of the file, swept and fixed together.
-        result.append(Variant(name, {key: chosen.get(key, value) for key, value in hyperparameters.items()}))
+        name = ",".join(f"{'.'.join(path)}={value_name(value)}" for path, value in chosen.items())
+        result.append(Variant(name, _with(hyperparameters, chosen)))
     return result
 
 
@@ -69,6 +69,29 @@ def value_name(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(value_name(item) for item in value) + "]"
     return json.dumps(value, separators=(",", ":"))
+
+
+def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[tuple[str, ...], list[Any]]:
+    """What is swept and over which values, by path: `("base", "lr")` is the rate of the optimizer inside."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for key, value in hyperparameters.items():
+        if _is_optimizer(value):
+            found |= _swept(value, *above, key)
+        elif (sweep := _sweep(key, value)) is not None:
+            found[(*above, key)] = sweep
+    return found
+
+
+def _with(hyperparameters: Mapping[str, Any], chosen: Mapping[tuple[str, ...], Any], *above: str) -> dict[str, Any]:
+    """The hyper-parameters with what was chosen in its place: in the order of the file, swept and fixed together."""
+    return {
+        key: _with(value, chosen, *above, key) if _is_optimizer(value) else chosen.get((*above, key), value)
+        for key, value in hyperparameters.items()
+    }
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("target"), str)
 
 
 def _sweep(key: str, value: Any) -> list[Any] | None:

@@ -1,0 +1,166 @@
+"""Hessian-free optimisation: a few conjugate-gradient steps towards the natural gradient, without forming a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHORTEST = 2.0**-5
+"""Of a step that raises the loss, halves down to this are tried before it is given up."""
+
+
+class HessianFree(torch.optim.Optimizer):
+    """Minimises a local quadratic model of the loss in a few products with the Gauss-Newton matrix (Martens 2010).
+
+        q(d) = g·d + ½ d·(F + λ) d,    F = E[Jᵀ (diag p - p pᵀ) J],    θ ← θ + lr · d,    d ≈ argmin q
+
+    J is the Jacobian of the logits and p their softmax: for cross-entropy this Gauss-Newton matrix is the Fisher
+    matrix, and d the damped natural gradient (Pascanu & Bengio 2014). Gradient and products use the same mini-batch,
+    and the conjugate gradients start from `carry` times the last d and stop early (Kiros 2013). A step that raises the
+    loss of its own mini-batch is halved up to five times, and then not taken.
+
+    On request λ follows the rule of Levenberg and Marquardt: with ρ = (L(θ + d) - L(θ)) / q(d), it is multiplied by
+    3/2 where ρ < 1/4 and by 2/3 where ρ > 3/4. The rule is meant for the whole data set: on mini-batches ρ is measured
+    where d was fitted, so λ falls until each step fits its own mini-batch and no other.
+
+    The network is a softmax classifier whose output are logits (N, classes), trained on the mean cross-entropy.
+
+    Args:
+        model: the network; a forward hook on it keeps the inputs of the last forward pass.
+        lr: the part of d that is taken. damping: λ at the start, > 0; adapt_damping: whether it follows the rule.
+        iterations: the most conjugate-gradient steps. tolerance: they stop at this share of the first residual's norm.
+        carry: in [0, 1), how much of the last d they start from.
+
+    Example:
+        >>> optimizer = HessianFree(model)
+        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> optimizer.step(closure)  # closure: clears the gradients, computes loss and gradients, returns the loss
+
+    Reference: Martens 2010, "Deep learning via Hessian-free optimization"; Kiros 2013, arXiv:1301.3641.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1.0,
+        damping: float = 1.0,
+        adapt_damping: bool = False,
+        iterations: int = 5,
+        tolerance: float = 1e-3,
+        carry: float = 0.9,
+    ) -> None:
+        super().__init__(model.parameters(), {"lr": lr, "damping": damping})
+        self._model = model
+        self._adapt, self._iterations, self._tolerance, self._carry = adapt_damping, iterations, tolerance, carry
+        self._parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        self._inputs: tuple[Any, ...] = ()
+        self._looking = True
+        model.register_forward_hook(self._see)
+
+    def _see(self, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
+        if self._looking and torch.is_grad_enabled():
+            self._inputs = inputs
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step from the gradients that are there, with the inputs of the last forward pass.
+
+        Raises TypeError without a closure, by which it tells whether a step was good.
+        """
+        if closure is None:
+            raise TypeError("HessianFree.step needs a closure that computes loss and gradients anew")
+        group, parameters = self.param_groups[0], self._parameters
+        gradient = [p.grad.clone() for p in parameters]
+        with torch.enable_grad():
+            before = _number(closure())
+        start = [self._carry * self.state[p].get("direction", torch.zeros_like(p)) for p in parameters]
+        multiply = self._gauss_newton(group["damping"])
+        direction, expected = _minimise(multiply, gradient, start, self._iterations, self._tolerance)
+        for p, d in zip(parameters, direction, strict=True):
+            self.state[p]["direction"] = d
+        after = self._take(closure, direction, group["lr"], before)
+        if self._adapt:
+            ratio = (after - before) / expected if expected < 0 else -math.inf
+            if not ratio >= 0.25:  # a loss that is not finite, too
+                group["damping"] *= 3 / 2
+            elif ratio > 0.75:
+                group["damping"] *= 2 / 3
+        return before
+
+    def _take(self, closure: Callable[[], Any], direction: list[Tensor], lr: float, before: float) -> float:
+        """Go along `direction` as far as the loss allows; the loss at its full length lr."""
+        origin = [p.clone() for p in self._parameters]
+        length, full = 1.0, math.nan
+        while length >= SHORTEST:
+            for p, o, d in zip(self._parameters, origin, direction, strict=True):
+                torch.add(o, d, alpha=lr * length, out=p)
+            with torch.enable_grad():
+                loss = _number(closure())
+            full = loss if length == 1.0 else full
+            if loss <= before or not math.isfinite(before):
+                return full
+            length /= 2
+        for p, o in zip(self._parameters, origin, strict=True):
+            p.copy_(o)
+        return full
+
+    def _gauss_newton(self, damping: float) -> Callable[[list[Tensor]], list[Tensor]]:
+        """The product of F + λ with a vector, by two passes back through one graph (Pearlmutter's trick)."""
+        parameters = self._parameters
+        self._looking = False
+        with torch.enable_grad():
+            logits = self._model(*self._inputs)
+            # Jᵀu is linear in u, so the derivative of (Jᵀu)·v by u is Jv.
+            u = torch.zeros_like(logits, requires_grad=True)
+            pulled = torch.autograd.grad(logits, parameters, u, create_graph=True)
+        self._looking = True
+        p = logits.detach().softmax(1)
+
+        def multiply(vector: list[Tensor]) -> list[Tensor]:
+            (moved,) = torch.autograd.grad(pulled, u, vector, retain_graph=True)
+            curved = p * (moved - (p * moved).sum(1, keepdim=True)) / len(p)
+            found = torch.autograd.grad(logits, parameters, curved, retain_graph=True)
+            return [f + damping * v for f, v in zip(found, vector, strict=True)]
+
+        return multiply
+
+
+def _minimise(
+    multiply: Callable[[list[Tensor]], list[Tensor]],
+    gradient: list[Tensor],
+    start: list[Tensor],
+    iterations: int,
+    tolerance: float,
+) -> tuple[list[Tensor], float]:
+    """Conjugate gradients on q(x) = gradient·x + ½ x·Mx, M positive definite: the last x, and q(x)."""
+    x = start
+    product = multiply(x)
+    residual = [-g - m for g, m in zip(gradient, product, strict=True)]
+    towards = [r.clone() for r in residual]
+    square = _dot(residual, residual)
+    enough = tolerance**2 * square
+    for _ in range(iterations):
+        if not square > 0:  # at the minimum, or not a number
+            break
+        product = multiply(towards)
+        alpha = square / _dot(towards, product)
+        x = [a + alpha * t for a, t in zip(x, towards, strict=True)]
+        residual = [r - alpha * m for r, m in zip(residual, product, strict=True)]
+        square, last = _dot(residual, residual), square
+        if square <= enough:
+            break
+        towards = [r + (square / last) * t for r, t in zip(residual, towards, strict=True)]
+    # Mx = -gradient - residual, so q(x) = ½ (gradient·x - residual·x).
+    return x, 0.5 * (_dot(gradient, x) - _dot(residual, x))
+
+
+def _number(loss: Any) -> float:
+    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> float:
+    return math.fsum(float((x * y).sum(dtype=torch.float64)) for x, y in zip(a, b, strict=True))

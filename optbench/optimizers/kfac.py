@@ -1,0 +1,247 @@
+"""K-FAC: natural gradient with one Kronecker product per layer, for fully connected and convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerSignals:
+    """What one layer saw in one forward pass, and what came back to it.
+
+    inputs: (R, a) rows that the weight matrix was applied to, a 1 appended where there is a bias.
+    gradients: (R, o), by the layer's outputs, of the negative log-likelihood of sampled labels, summed over examples.
+    examples: N; R = N T with T places per example: 1 in a fully connected layer, the pixels of a convolution's output.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    examples: int
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (a, a), the sum over places of E[x xᵀ], and G (o, o), the mean over places of E[g gᵀ]."""
+        return self.inputs.T @ self.inputs / self.examples, self.gradients.T @ self.gradients / len(self.gradients)
+
+
+class Move(NamedTuple):
+    """Where one parameter goes, before it is scaled."""
+
+    group: dict[str, Any]
+    parameter: Tensor
+    gradient: Tensor
+    direction: Tensor
+
+
+class Kfac(torch.optim.Optimizer):
+    """Approximates each layer's block of the Fisher matrix by a Kronecker product, and steps along its inverse.
+
+        F ≈ A ⊗ G,   A = E[x xᵀ],  G = E[g gᵀ],      V = (G + √λ/π)⁻¹ ∇W (A + π √λ)⁻¹,   W ← W - lr · momentum(ν V)
+
+    x are a layer's inputs with a 1 for its bias, g the gradients of log p(y | input) by its outputs, with labels y
+    drawn from the network's own prediction: the true Fisher matrix, not the one of the training labels. Of a
+    convolution x are its patches, and E takes the sum over places for A and their mean for G (Grosse & Martens 2016).
+    π² = (tr A / a) / (tr G / o) shares the damping λ among the factors (Martens & Grosse 2015, section 6.3), and
+    ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
+
+    The network is a softmax classifier whose output are logits (N, classes). Parameters of other layers
+    (normalisations, grouped convolutions) take plain steps: V = ∇.
+
+    Args:
+        model: the network; forward hooks on it and its layers see the inputs and draw the labels.
+        lr: learning rate. momentum: of the preconditioned gradient. weight_decay: decoupled.
+        damping: λ > 0. decay: of the running averages of the factors, from min(1 - 1/k, decay) at the k-th update.
+        factor_frequency: steps between updates of the factors; inverse_frequency: between inversions.
+        kl_clip: bound of the step; None: unbounded.
+        generator: draws the labels, on the CPU; None: the global one.
+
+    Example:
+        >>> optimizer = Kfac(model, lr=0.1)
+        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> optimizer.step()
+
+    Reference: Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407.
+
+    Raises ValueError, in the forward pass, when a layer is used twice in it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        damping: float = 1e-2,
+        decay: float = 0.95,
+        factor_frequency: int = 1,
+        inverse_frequency: int = 20,
+        kl_clip: float | None = 1e-3,
+        weight_decay: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "damping": damping,
+            "decay": decay,
+            "factor_frequency": factor_frequency,
+            "inverse_frequency": inverse_frequency,
+            "kl_clip": kl_clip,
+            "weight_decay": weight_decay,
+            "steps": 0,
+        }
+        self._layers = [module for module in model.modules() if _supported(module)]
+        self._generator = generator
+        # One group per layer: weight and bias are one matrix. Then all others.
+        groups = [{"params": list(layer.parameters(recurse=False))} for layer in self._layers]
+        own = {p for group in groups for p in group["params"]}
+        rest = [p for p in model.parameters() if p not in own]
+        super().__init__([*groups, {"params": rest}] if rest else groups, defaults)
+        self._looking = False
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._outputs: dict[nn.Module, Tensor] = {}
+        self.signals: dict[nn.Module, LayerSignals] = {}
+        """Of the last forward pass, by layer."""
+        for layer in self._layers:
+            layer.register_forward_hook(self._see_layer)
+        model.register_forward_pre_hook(self._begin)
+        model.register_forward_hook(self._see_prediction)
+
+    def _due(self, frequency: str) -> bool:
+        return bool(self.param_groups[0]["steps"] % self.param_groups[0][frequency] == 0)
+
+    def _begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._inputs, self._outputs = {}, {}
+        self._looking = torch.is_grad_enabled() and self._due("factor_frequency")
+
+    def _see_layer(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if not (self._looking and output.requires_grad):
+            return  # a layer that is called outside the network's own forward pass, too
+        if layer in self._outputs:
+            raise ValueError(
+                f"{type(layer).__name__} is used twice in one forward pass, which K-FAC has no factors for"
+            )
+        self._inputs[layer], self._outputs[layer] = inputs[0].detach(), output
+
+    def _see_prediction(self, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
+        """Draw labels from the prediction and follow their likelihood back to every layer's outputs."""
+        self._looking = False
+        if not self._outputs:
+            return
+        seen, self._outputs = self._outputs, {}
+        with torch.no_grad():
+            chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
+            labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        found = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
+        self.signals = {
+            layer: _signals(layer, self._inputs[layer], gradient) for layer, gradient in zip(seen, found, strict=True)
+        }
+        self._inputs.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step from the gradients that are there; the loss of `closure`, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        signals, self.signals = self.signals, {}
+        moves: list[Move] = []
+        for group, layer in zip(self.param_groups, [*self._layers, None], strict=False):
+            if any(p.grad is None for p in group["params"]):
+                continue
+            if layer is None:
+                moves += [Move(group, p, p.grad, p.grad) for p in group["params"]]
+                continue
+            state = self.state[group["params"][0]]
+            if layer in signals:
+                _average(state, group, *signals[layer].factors())
+            if "input_factor" not in state:  # no forward pass was seen yet, as after loading an empty state
+                moves += [Move(group, p, p.grad, p.grad) for p in group["params"]]
+                continue
+            if "input_inverse" not in state or self._due("inverse_frequency"):
+                state["input_inverse"], state["output_inverse"] = damped_inverses(
+                    state["input_factor"], state["output_factor"], group["damping"]
+                )
+            directions = _preconditioned(group, state)
+            moves += [Move(group, p, p.grad, v) for p, v in zip(group["params"], directions, strict=True)]
+        scale = self._trusted(moves)
+        for move in moves:
+            group, p = move.group, move.parameter
+            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            buffer.mul_(group["momentum"]).add_(move.direction * scale)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * buffer)
+        for group in self.param_groups:
+            group["steps"] += 1
+        return loss
+
+    def _trusted(self, moves: list[Move]) -> Tensor | float:
+        """ν, by which all directions are multiplied."""
+        clip = self.param_groups[0]["kl_clip"]
+        if clip is None or not moves:
+            return 1.0
+        change = torch.stack([(m.direction * m.gradient).sum() for m in moves]).sum()
+        # Not by lr² in the product, which overflows for an absurd lr; all groups have the same.
+        scale: Tensor = (clip / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt() / self.param_groups[0]["lr"]
+        return scale.clamp_max(1.0)
+
+
+def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """(A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of symmetric positive semi-definite A (a, a) and G (o, o).
+
+    Inverted in float64. Factors that are not finite give inverses that are not.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    pi = ((a.trace() / len(a)).clamp_min(tiny) / (g.trace() / len(g)).clamp_min(tiny)).sqrt().double()
+    root = damping**0.5
+    return _inverse(a, root * pi), _inverse(g, root / pi)
+
+
+def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
+    lifted = factor.double() + damping * torch.eye(len(factor), dtype=torch.float64, device=factor.device)
+    # Without the check of `cholesky`, which would raise where a diverged trial should be found out by its weights.
+    root, _ = torch.linalg.cholesky_ex(lifted)
+    return torch.cholesky_inverse(root).to(factor.dtype)
+
+
+def _average(state: dict[str, Any], group: dict[str, Any], a: Tensor, g: Tensor) -> None:
+    """Running averages, which begin as the first factors themselves."""
+    if "input_factor" not in state:
+        state["input_factor"], state["output_factor"] = a, g
+        return
+    updates = group["steps"] // group["factor_frequency"] + 1
+    decay = min(1 - 1 / updates, group["decay"])
+    state["input_factor"].lerp_(a, 1 - decay)
+    state["output_factor"].lerp_(g, 1 - decay)
+
+
+def _preconditioned(group: dict[str, Any], state: dict[str, Any]) -> list[Tensor]:
+    """V of a layer's weight and, where it has one, of its bias."""
+    weight, *bias = group["params"]
+    gradient = torch.cat([weight.grad.flatten(1), *(p.grad.unsqueeze(1) for p in bias)], 1)
+    found = state["output_inverse"] @ gradient @ state["input_inverse"]
+    width = weight[0].numel()
+    return [found[:, :width].view_as(weight), *(found[:, width] for _ in bias)]
+
+
+def _supported(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> LayerSignals:
+    if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)
+        patches = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        rows = patches.transpose(1, 2).flatten(0, 1)  # (N, a, T) to (N T, a), in the order of the weight's axes
+        gradients = gradient.flatten(2).transpose(1, 2).flatten(0, 1)
+    else:
+        rows, gradients = inputs.flatten(0, -2), gradient.flatten(0, -2)
+    if layer.bias is not None:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+    return LayerSignals(rows, gradients, len(inputs))
