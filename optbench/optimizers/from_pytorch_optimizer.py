@@ -39,7 +39,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
         name="kron",
         target="pytorch_optimizer:Kron",
         lane="per-member",
-        summary="PSGD: SGD whitened by Kronecker factors, fitted to momenta and random probes",
+        summary="PSGD: SGD whitened by Kronecker factors, fitted to momenta and random probes; diagonal on long sides",
         reference="Li 2018, arXiv:1512.04202; Pooladzandi & Li 2024, arXiv:2402.04553",
         state="1, and m²+n² per m×n matrix",
         hyperparameters={
@@ -47,7 +47,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "momentum": Hyper(0.9, high=0.9999),
             "weight_decay": WEIGHT_DECAY,
             "weight_decouple": Hyper(True, "boolean"),
-            "max_size_triangular": Hyper(8192, "integer", low=1),
+            "max_size_triangular": Hyper(512, "integer", low=1),
             "min_ndim_triangular": Hyper(2, "integer", low=1),
             "momentum_into_precondition_update": Hyper(True, "boolean"),
             "balance_prob": Hyper(0.01, high=1.0),
