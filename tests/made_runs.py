@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 from written_runs import results_of, trial_row, write_run
 
 from optbench.plan import Trial
@@ -40,6 +42,8 @@ experiments:
 TASKS = {"permuted": 3, "pairs": 2, "decay": 2}
 DIMENSIONS = 6
 CLASSES = 4
+CHECKPOINT = "checkpoints/made.safetensors"
+"""Every trial has the same."""
 KEEPS = (0.01, 0.1, 1.0)
 
 
@@ -56,7 +60,8 @@ class Found:
 
 def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
     """Every kind of row, from the trial's id alone; of a diverged trial values that no figure may show."""
-    rows: list[Row] = [trial_row(status, "a shape is wrong" if status == "failed" else None)]
+    row = trial_row(status, "a shape is wrong" if status == "failed" else None)
+    rows: list[Row] = [dataclasses.replace(row, checkpoint=CHECKPOINT)]
     if status == "failed":
         return rows
     random = np.random.default_rng(list(trial.id.encode()))
@@ -92,4 +97,7 @@ def made_run(folder: Path, suite_text: str = SUITE, found: Found | None = None, 
         status = chosen.status(trial)
         return [] if status is None else rows_of(trial, status, chosen)
 
-    return results_of(write_run(folder, suite_text, results, name=name))
+    path = write_run(folder, suite_text, results, name=name)
+    random = np.random.default_rng(0)
+    save_file({"layer.weight": random.normal(0, 0.1, (20, 30)), "layer.bias": np.full(20, 1e3)}, path / CHECKPOINT)
+    return results_of(path)

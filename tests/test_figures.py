@@ -30,8 +30,10 @@ from optbench.report.figures.spectrum import spectra
 from optbench.report.figures.style import INK, MARKERS, PALETTE, SEEDS, STYLE, look, power, short
 from optbench.report.figures.sweeps import sweeps
 from optbench.report.figures.tasks import TaskNames
+from optbench.report.figures.weight_magnitudes import magnitudes
 from optbench.report.sparks import bar, spark
 from optbench.stats.results import Results
+from optbench.store import Run
 
 NAMES = {
     "final-accuracy_permuted",
@@ -42,7 +44,7 @@ NAMES = {
     "spectrum_decay",
     *(
         f"{kind}_{place}"
-        for kind in ("task-accuracy", "class-cosine", "accuracy-matrix", "pruning")
+        for kind in ("task-accuracy", "class-cosine", "accuracy-matrix", "pruning", "weight-magnitudes")
         for place in ("permuted_narrow", "permuted_wide", "pairs_narrow", "decay_narrow")
     ),
     "sweep_pairs_narrow_lr",
@@ -267,10 +269,27 @@ def test_no_runs_have_no_figures() -> None:
     assert figures([]) == []
 
 
-@pytest.mark.parametrize(("table", "kind"), [("spectra", "spectrum"), ("similarity", "class-cosine"), ("pruning",) * 2])
-def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [("spectra", "spectrum"), ("similarity", "class-cosine"), ("pruning", ("pruning", "weight-magnitudes"))],
+)
+def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind: str | tuple[str, ...]) -> None:
     names = {figure.name for figure in figures([made_run(tmp_path, found=Found(**{table: False}))])}
     assert names == {name for name in NAMES if not name.startswith(kind)}
+
+
+def test_magnitudes_are_of_five_seeds_at_most_and_of_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    checkpoint = Run.checkpoint
+    monkeypatch.setattr(Run, "checkpoint", lambda run, place: read.append(place) or checkpoint(run, place))
+    series = groups([made_run(tmp_path, SUITE.replace("seeds: 3", "seeds: 7"))])[0].series[0]
+    found = magnitudes(series)
+    assert len(series.trials) == 7
+    assert len(read) == 5
+    assert found is not None
+    assert 0.05 < found.median < 0.1, "of a normal distribution .67 of its width; the biases are 1000"
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_every_entry_is_complete(name: str) -> None:
         "features": ["features"],
         "similarity": ["features", "labels"],
         "weights": ["weights"],
+        "landscape": (["weights", "start"] if "distance" in name else ["loss", "weights"])
+        + (["generator"] if name.startswith("hessian") else []),
         "cost": ["cost"],
+        "pruning": ["sparsity", "accuracy"],
     }[metric.kind]
 
 
@@ -85,6 +88,7 @@ def test_only_accuracies_and_costs_are_better_or_worse() -> None:
         "learning_accuracy": "higher",
         "last_task_accuracy": "higher",
         "earlier_tasks_accuracy": "higher",
+        **{name: "higher" for name, metric in METRICS.items() if metric.kind == "pruning"},
         "train_seconds": "lower",
         "milliseconds_per_step": "lower",
         "state_bytes_per_parameter": "lower",
@@ -114,7 +118,8 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    everything = [metric.name for metric in METRICS.values() if metric.kind != "cost"]  # recorded by the engine
+    # Cost is recorded by the engine, and pruning curves and the landscape are its own work.
+    everything = [metric.name for metric in METRICS.values() if metric.kind not in ("cost", "pruning", "landscape")]
     measured = [
         *measure_accuracy(everything, ACCURACY),
         *measure_features(everything, features, labels),

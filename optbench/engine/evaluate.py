@@ -50,9 +50,10 @@ class Evaluator:
     """Reads networks of one shape, given as rows of a stack, one by one: none meets another's numbers."""
 
     def __init__(self, network: Network, layout: Layout, normalise: Normaliser) -> None:
+        self.network = network
+        self.normalise = normalise
         self._reader = _Reader(network).eval()
         self._layout = layout
-        self._normalise = normalise
 
     @torch.no_grad()
     def read(self, row: Tensor, examples: Examples) -> Reading:
@@ -63,7 +64,7 @@ class Evaluator:
         correct = torch.zeros((), dtype=torch.int64, device=row.device)
         parts = []
         for start in range(0, count, CHUNK):
-            inputs = self._normalise(examples.inputs[start : start + CHUNK])
+            inputs = self.normalise(examples.inputs[start : start + CHUNK])
             labels = examples.labels[start : start + CHUNK]
             features, logits = functional_call(self._reader, weights, (inputs,))
             loss += nn.functional.cross_entropy(logits, labels, reduction="none").double().sum()

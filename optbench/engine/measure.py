@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from optbench.engine.evaluate import Evaluator, Reading
+from optbench.engine.landscape import flat, measure_landscape, training_loss
 from optbench.engine.members import Member
+from optbench.engine.prune import pruning_rows
 from optbench.engine.stack import Layout
-from optbench.metrics import Measurement, measure_features, measure_weights
+from optbench.metrics import Measurement, measure_features, measure_weights, select
 from optbench.metrics.rank import spectrum
 from optbench.metrics.similarity import class_cosine
 from optbench.store.tables import AccuracyRow, MetricRow, SimilarityRow, SpectrumRow
+from optbench.streams import generator
 from optbench.tasks import TaskSequence
 
 FEATURES = "features"
@@ -29,12 +32,14 @@ def measure(
     evaluator: Evaluator,
     layout: Layout,
     metrics: Sequence[str],
+    suite_seed: int,
 ) -> None:
     """Append the rows of one member after `after_task` of `count` tasks (0: before any training).
 
     Representation measures are taken on the test data of the task just learnt and, after the last task, of every task
-    and of all tasks pooled (`task` null); class similarity on all tasks pooled. A network that is not running any
-    more (diverged, failed) gets its rows with nulls.
+    and of all tasks pooled (`task` null); class similarity on all tasks pooled. Pruning curves are taken after the last
+    task, where `metrics` names a measure of them. A network that is not running any more (diverged, failed) gets its
+    accuracies as nulls.
     """
     if not member.running:
         member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
@@ -66,7 +71,11 @@ def measure(
     features, labels = _pool(readings)
     if final:
         _representation(member, features, labels, after_task, None, metrics)
+        if select(metrics, "pruning"):
+            member.rows += pruning_rows(member.row, layout, evaluator, sequence, after_task)
     _similarity(member, features, labels, after_task)
+    if final:
+        _landscape(member, sequence, count, evaluator, layout, metrics, suite_seed)
 
 
 def _representation(
@@ -83,6 +92,25 @@ def _similarity(member: Member, features: Tensor, labels: Tensor, after_task: in
     classes = sorted(set(labels.tolist()))
     cosines = class_cosine(features, labels).tolist()
     member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
+
+
+def _landscape(
+    member: Member,
+    sequence: TaskSequence,
+    count: int,
+    evaluator: Evaluator,
+    layout: Layout,
+    metrics: Sequence[str],
+    suite_seed: int,
+) -> None:
+    found = measure_landscape(
+        metrics,
+        flat(layout, member.row),
+        flat(layout, member.start),
+        lambda: training_loss(evaluator.network, layout, evaluator.normalise, sequence.train(count - 1)),
+        lambda: generator(suite_seed, member.trial.seed, "landscape"),
+    )
+    member.rows += _metric_rows(found, count, count)
 
 
 def _pool(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:

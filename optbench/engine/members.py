@@ -61,6 +61,11 @@ class Member:
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
     rows: list[Row] = field(default_factory=list)
+    start: Tensor = field(init=False)
+    """The initial weights (P,): the first `row`, which is replaced but never written to."""
+
+    def __post_init__(self) -> None:
+        self.start = self.row
 
     @property
     def running(self) -> bool:

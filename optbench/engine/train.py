@@ -124,6 +124,7 @@ class _CohortTraining:
                 self.evaluator,
                 self.layout,
                 names,
+                self.setting.suite_seed,
             )
 
     def _result(self, member: Member) -> TrialResult:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optbench.metrics.rank import Spectrum
 
 Direction = Literal["higher", "lower", "neutral"]
-Kind = Literal["continual", "features", "similarity", "weights", "cost"]
-Subject = Literal["continual", "rank", "similarity", "sparsity", "cost"]
+Kind = Literal["continual", "features", "similarity", "weights", "landscape", "cost", "pruning"]
+Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning"]
 Cost = Literal["cheap", "dear"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
@@ -34,9 +34,10 @@ _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "
 class Metric:
     """What a metric is, without importing what computes it.
 
-    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with
-        their labels, `weights` each weight tensor and all of them together, `cost` what a trial recorded of its own
-        training.
+    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with their
+        labels, `weights` each weight tensor and all of them together, `landscape` the final weights, the initial ones
+        and the training loss as a function of them, `cost` what a trial recorded of its own training, `pruning` the
+        accuracies of the trained network with only its largest weights.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     direction: which values are better; a neutral metric is higher or lower, never better.
     margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
@@ -46,6 +47,7 @@ class Metric:
     called: the function's name where it is not the metric's.
     arguments: keyword arguments of the function, beyond the data.
     note_arguments: likewise of the module's `note`.
+    scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Metric:
     called: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     note_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    scope: str | None = None
 
     @property
     def arrow(self) -> str:
@@ -115,9 +118,48 @@ def _dormant(tau: float) -> Metric:
     )
 
 
+def _distance(name: str, formula: str) -> Metric:
+    # No margin, here and below: what is far or sharp depends on the model and its loss.
+    return Metric(name, "landscape", "landscape", formula, "Nagarajan & Kolter 2019", margin=0.0)
+
+
+def _sharpness(name: str, formula: str, source: str, called: str | None = None, **arguments: float) -> Metric:
+    return Metric(
+        name, "landscape", "landscape", formula, source, "neutral", 0.0, "dear", False, called, arguments=arguments
+    )
+
+
 def _cost(name: str, formula: str, direction: Direction = "lower") -> Metric:
     # No margin: what a second is worth depends on the machine.
     return Metric(name, "cost", "cost", formula, "recorded", direction, margin=0.0)
+
+
+def _pruning(called: str, scope: str, formula: str, **arguments: float) -> Metric:
+    return Metric(
+        f"{'_'.join([called, *(f'{value:g}' for value in arguments.values())])}_{scope}",
+        "pruning",
+        "pruning",
+        f"{formula}, {'all weights ranked together' if scope == 'global' else 'each layer ranked alone'}",
+        "Schwarz et al. 2021",
+        "higher",
+        cost="dear",
+        default=False,
+        called=called,
+        arguments=arguments,
+        scope=scope,
+    )
+
+
+def _pruned(scope: str) -> tuple[Metric, ...]:
+    """What is read off one pruning curve; a suite that names any of them has both curves taken."""
+    return (
+        *(
+            _pruning("pruned_accuracy", scope, f"accuracy with the largest {100 * keep:g}% of weights", keep=keep)
+            for keep in (1.0, 0.1, 0.05, 0.02)
+        ),
+        _pruning("pruning_area", scope, "∫ accuracy d(sparsity), sparsity 0 to .99"),
+        _pruning("holding_sparsity", scope, "largest sparsity with ≥ .99 dense accuracy up to it"),
+    )
 
 
 _TABLE = (
@@ -150,6 +192,17 @@ _TABLE = (
     Metric("kurtosis", "weights", "sparsity", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
     Metric("zero_share", "weights", "sparsity", "share of weights that are exactly 0", "counted"),
     Metric("near_zero_share", "weights", "sparsity", "share of weights with |w| < .01 rms(layer)", "counted"),
+    _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
+    _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
+    _sharpness("landscape_loss", "L(w), the training loss that the next six are read from", "recorded"),
+    _sharpness("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
+    _sharpness("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", "hessian_top_eigenvalue"),
+    _sharpness("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
+    _sharpness("hessian_trace_error", "standard error of that mean", "recorded", "hessian_trace"),
+    _sharpness("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", rho=0.05),
+    _sharpness("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", rho=0.5),
+    *_pruned("global"),
+    *_pruned("layer"),
     _cost("train_seconds", "seconds of batches, gradients and updates"),
     _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
     _cost("optimizer_share", "seconds in the optimizer / train_seconds", "neutral"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from optbench.metrics import METRICS, Metric
 
-Topic = Literal["learning", "solution", "cost"]
+Topic = Literal["learning", "solution", "pruning", "cost"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ class Measure:
         return "" if self.metric.direction == "neutral" else self.metric.arrow
 
 
+PRUNED = {
+    "pruned_accuracy_1": "100%\nkept",
+    "pruned_accuracy_0.1": "10%\nkept",
+    "pruned_accuracy_0.05": "5%\nkept",
+    "pruned_accuracy_0.02": "2%\nkept",
+    "pruning_area": "area\nunder it",
+    "holding_sparsity": "99% holds\nto sparsity",
+}
+"""Name without the scope, and title: the table of a section has a row per scope."""
+
 MEASURES: tuple[Measure, ...] = (
     Measure("average_accuracy", "average\naccuracy", "learning"),
     Measure("forgetting", "\nforgetting", "learning"),
@@ -43,6 +53,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("hoyer", "Hoyer\nsparsity", "solution"),
     Measure("near_zero_share", "near-zero\nweights", "solution"),
     Measure("dormant_0.025", "dormant\nunits", "solution"),
+    *(Measure(f"{name}_{scope}", title, "pruning") for scope in ("global", "layer") for name, title in PRUNED.items()),
     Measure("train_seconds", "\nseconds", "cost"),
     Measure("milliseconds_per_step", "ms per\nstep", "cost"),
     Measure("optimizer_share", "optimizer's\nshare", "cost"),
@@ -53,6 +64,7 @@ MEASURES: tuple[Measure, ...] = (
 TOPICS: dict[Topic, str] = {
     "learning": "learning and forgetting",
     "solution": "the solution: its representation and weights",
+    "pruning": "accuracy with only the largest weights kept",
     "cost": "cost",
 }
 
@@ -66,6 +78,10 @@ LEGENDS: dict[str, str] = {
     "hoyer": "Hoyer sparsity: of all weights, 0 dense to 1 sparse",
     "near_zero_share": "near-zero weights: share with |w| < .01 rms of their layer",
     "dormant_0.025": "dormant units: share whose mean |activation| is at most .025 of the layer's mean",
+    "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, with this share of the weights, the "
+    "largest of all or of each layer (twice the share of the output layer), and no further training",
+    "pruning_area_global": "area: under accuracy against sparsity (1 - the share kept), from 0 to .99",
+    "holding_sparsity_global": "99% holds to: the largest sparsity up to which 99% of the accuracy is left",
     "train_seconds": "seconds, ms per step: a trial's share of its cohort's training time, on this machine",
 }
 

@@ -45,6 +45,9 @@ MOST_TASKS = 20
 MANY_TROUBLES = 20
 """So many diverged and failed trials are listed; the others are counted."""
 
+RANKED = {"global": "of all", "layer": "by layer"}
+"""How weights are ranked for pruning, in a table."""
+
 TONES: Mapping[ClaimVerdict, Tone] = {
     ClaimVerdict.SUPPORTED: "good",
     ClaimVerdict.CONTRADICTED: "bad",
@@ -113,7 +116,8 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
-            table = _measures(section, measures, title, several, statistic)
+            show = _pruned if topic == "pruning" else _measures
+            table = show(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
             yield Only(PAGES, table) if topic == "cost" else table
     yield from _sparks(section, several)
@@ -142,6 +146,22 @@ def _measures(section: Section, measures: Sequence[Measure], title: str, several
         rows.append((*_row_cells(row, several), *cells))
     caption = f"{section.experiment}, {section.model}: {title}"
     return Table(caption, tuple(columns), tuple(rows), keys=len(_row_columns(several)))
+
+
+def _pruned(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
+    """A row per scope of the ranking, below each other for each optimizer."""
+    scopes: dict[str, list[Measure]] = {}
+    for measure in measures:
+        assert measure.metric.scope, measure.name
+        scopes.setdefault(measure.metric.scope, []).append(measure)
+    keys = [*_row_columns(several), Column("largest\nweights", numeric=False)]
+    columns = [*keys, *(Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in next(iter(scopes.values())))]
+    rows = []
+    for row in section.rows:
+        for scope, chosen in scopes.items():
+            cells = [Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in chosen]
+            rows.append((*_row_cells(row, several), Cell(RANKED[scope]), *cells))
+    return Table(f"{section.experiment}, {section.model}: {title}", tuple(columns), tuple(rows), keys=len(keys))
 
 
 def _row_columns(several: bool) -> list[Column]:

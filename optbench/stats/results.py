@@ -46,13 +46,20 @@ class Results:
         return accuracy_matrices(self.run.table("accuracy", "trial", "after_task", "task", "accuracy"))
 
     @functools.cached_property
+    def pruning(self) -> dict[tuple[str, str], Matrix]:
+        """(trial, scope) -> (K, 2), its pruning curve after the last task: fraction kept, ascending, and accuracy."""
+        table = self.run.table("pruning", "trial", "after_task", "scope", "keep", "accuracy")
+        return pruning_curves(table, self.matrices)
+
+    @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
         """metric -> trial -> value at the end; NaN where undefined, no entry where it was not taken.
 
         Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
         """
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
-        found = {**_derived(self.matrices), **final_metrics(self.run.table("metrics", *FINAL_COLUMNS), self.matrices)}
+        measured = final_metrics(self.run.table("metrics", *FINAL_COLUMNS), self.matrices)
+        found = {**_derived(self.matrices), **measured, **_pruned(self.pruning)}
         values = {
             metric: {trial: v for trial, v in by_trial.items() if trial in good} for metric, by_trial in found.items()
         }
@@ -92,8 +99,13 @@ def accuracy_matrices(accuracy: pa.Table) -> dict[str, Matrix]:
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
-    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers."""
-    pooled = metrics.filter(pc.is_null(metrics["task"]))
+    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers.
+
+    Measures of the landscape are taken once, after the last task and on its training data: they are what they are.
+    """
+    landscape = pa.array([name for name, metric in METRICS.items() if metric.kind == "landscape"])
+    once = pc.is_in(pc.cast(metrics["metric"], pa.string()), landscape)
+    pooled = metrics.filter(pc.or_(pc.is_null(metrics["task"]), once))
     (trial, ids), (metric, names), (layer, layers) = (codes(pooled[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
@@ -103,6 +115,33 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> dict[str
     for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
         found[names[m]][ids[t]] = value
     return {name: by_trial for name, by_trial in found.items() if by_trial}
+
+
+def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
+    """(trial, scope) -> (K, 2) after the trial's last task: fraction kept, ascending, and accuracy, NaN where null."""
+    (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
+    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
+    keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])
+    wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
+    wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
+    places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
+    curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
+    return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}
+
+
+def _pruned(curves: Mapping[tuple[str, str], Matrix]) -> dict[str, dict[str, float]]:
+    """The metrics of every pruning curve, all curves with the same scope and fractions at once."""
+    alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for (trial, scope), curve in curves.items():
+        alike.setdefault((scope, tuple(curve[:, 0].tolist())), []).append(trial)
+    found: dict[str, dict[str, float]] = {}
+    for (scope, keep), group in alike.items():
+        accuracy = np.stack([curves[trial, scope][:, 1] for trial in group])
+        for metric in METRICS.values():
+            if metric.kind == "pruning" and metric.scope == scope:
+                values = metric.function()(1.0 - np.array(keep), accuracy).tolist()
+                found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
+    return found
 
 
 def _derived(matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
 from optbench.store.tables import SCHEMA_VERSION, TABLES, VERSION_KEY, arrow_schema
@@ -42,6 +45,23 @@ class Run:
         if key not in self._tables:
             self._tables[key] = _merged(self.path, self._parts, name, self._settled, columns)
         return self._tables[key]
+
+    def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
+        """The final weights of a trial, by parameter name; None where the file is gone, as it is large.
+
+        place: its path relative to the run directory, as the trial's row has it.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        file = self.path / place
+        try:
+            found: dict[str, NDArray[Any]] = load_file(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
+        return found
 
     @functools.cached_property
     def _settled(self) -> pa.Array:

@@ -17,6 +17,7 @@ from optbench.report.figures.rendering import FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
 from optbench.report.figures.sweeps import learning_rates, settings
 from optbench.report.figures.task_accuracy import task_accuracy
+from optbench.report.figures.weight_magnitudes import weight_magnitudes
 from optbench.stats.results import Results
 
 
@@ -37,6 +38,7 @@ FIGURES: tuple[Kind, ...] = (
     Kind("sweep", learning_rates),
     Kind("setting", settings),
     Kind("pruning", pruning),
+    Kind("weight-magnitudes", weight_magnitudes),
 )
 """In the order of a report."""
 

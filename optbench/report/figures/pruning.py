@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from optbench.report.figures import style
-from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.wording import caption, means
 from optbench.stats.results import Results
-from optbench.store.columns import codes, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,15 +38,12 @@ def pruning(results: Sequence[Results]) -> list[Figure]:
 
 def curves(results: Results) -> Curves:
     """The pruning curves after the last task; points without an accuracy are left out."""
-    table = results.run.table("pruning")
-    scope, scopes = codes(table["scope"])
-    columns = (scope.astype(np.float64), numbers(table["keep"]), numbers(table["accuracy"]))
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for trial, rows in final_rows(results, table, *columns).items():
-        for code, keep, accuracy in rows.tolist():
-            if math.isfinite(accuracy) and keep > 0:
-                found.setdefault((trial, scopes[int(code)]), []).append((keep, accuracy))
-    return {key: tuple(sorted(points)) for key, points in found.items()}
+    found = {}
+    for key, curve in results.pruning.items():
+        points = [(keep, accuracy) for keep, accuracy in curve.tolist() if math.isfinite(accuracy) and keep > 0]
+        if points:
+            found[key] = tuple(points)
+    return found
 
 
 def _scopes(read: Mapping[Path, Curves]) -> list[str]:

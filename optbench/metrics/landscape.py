@@ -1,0 +1,316 @@
+"""Landscape: how far a solution lies from where it started, how sharp the loss is there, and what lies between two.
+
+Legend: `P` weights of one network in one vector; `K` points on a line; `...` any leading axes (members).
+
+Everything is computed in float64. What reads weights or values alone takes any leading axes and returns (...). What
+reads the loss is about one network: it takes `Loss`, a differentiable function of the weights (P,), and returns a
+record of plain numbers. NaN stands where a value is undefined or not finite; the record's `note`, `displacement_note`
+and `barrier_note` say why. Sharpness and distance mean little without the training loss they were taken at: see
+`landscape_loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+"""Weights (P,) float64 -> scalar; deterministic, and twice differentiable for what reads the Hessian."""
+
+BARRIER_POINTS = 11
+"""The fewest points, both ends included, at which a line counts as sampled."""
+
+_LINEAR = "the gradient is zero"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number; `note` says why it is NaN."""
+
+    value: float
+    note: str | None
+
+
+@dataclass(frozen=True)
+class TopEigenvalue:
+    """The largest eigenvalue λ of a Hessian, in the order of the real numbers: 3 of diag(3, 1, -5).
+
+    residual: ‖Hv - λv‖ / |λ| of its unit vector v; some eigenvalue lies within residual · |λ| of λ. NaN where λ = 0.
+    iterations: steps of Lanczos' method.
+    note: why λ is NaN, or that the residual stayed above the tolerance.
+    """
+
+    value: float
+    residual: float
+    iterations: int
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The trace of a Hessian, estimated: the mean over the probes and its standard error; `note` says why NaN."""
+
+    value: float
+    error: float
+    probes: int
+    note: str | None
+
+
+def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
+    """(1 - α) w₀ + α w₁ at every α: weights (..., P) twice and alphas (K,) -> (..., K, P).
+
+    The ends are met exactly, and between two equal solutions every point is that solution.
+    """
+    w0, w1 = (w.detach().double().unsqueeze(-2) for w in (first, last))
+    return torch.lerp(w0, w1, alphas.to(w0)[:, None])
+
+
+def barrier(losses: Tensor) -> Tensor:
+    """max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)]: how far the loss rises above the straight line.
+
+    losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; with
+    the straight line in place of the mean of the ends as in Entezari et al. 2022, arXiv:2110.06296.
+    NaN where a value is not finite. Raises ValueError for fewer than 11 points.
+    """
+    values = losses.detach().double()
+    if values.ndim < 1 or values.shape[-1] < BARRIER_POINTS:
+        raise ValueError(f"a barrier needs values (..., K) with K ≥ {BARRIER_POINTS}; {tuple(values.shape)} came")
+    alphas = torch.linspace(0.0, 1.0, values.shape[-1], dtype=values.dtype, device=values.device)
+    rise = values - torch.lerp(values[..., :1], values[..., -1:], alphas)
+    return torch.where(values.isfinite().all(-1), rise.amax(-1), torch.nan)
+
+
+def accuracy_barrier(accuracies: Tensor) -> Tensor:
+    """How far accuracy falls below the straight line between two solutions: `barrier` with the sign turned.
+
+    accuracies: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Raises ValueError like `barrier`.
+    """
+    return barrier(-accuracies)
+
+
+def barrier_note(values: Tensor) -> str | None:
+    """Why a barrier over the values (K,) of one line is NaN; None when it is not."""
+    assert values.ndim == 1, "a note is about one line"
+    missing = int((~values.isfinite()).sum())
+    return f"not finite at {missing} of {len(values)} points" if missing else None
+
+
+def distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
+    """‖w - w₀‖₂ from the initial weights: (..., P) twice -> (...); NaN where not finite and for P = 0."""
+    distance: Tensor = torch.linalg.vector_norm(_displacement(weights, start), dim=-1)
+    return torch.where(distance.isfinite() & (weights.shape[-1] > 0), distance, torch.nan)
+
+
+def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
+    """‖w - w₀‖₂ / ‖w₀‖₂: (..., P) twice -> (...); NaN where the initial weights are all zero, too."""
+    size: Tensor = torch.linalg.vector_norm(start.detach().double(), dim=-1)
+    relative = distance_from_init(weights, start) / size
+    return torch.where(relative.isfinite(), relative, torch.nan)
+
+
+def displacement_note(weights: Tensor, start: Tensor) -> str | None:
+    """Why a distance from the initial weights (P,) is or may be NaN; None when all is in order."""
+    assert weights.ndim == start.ndim == 1, "a note is about one network"
+    if weights.numel() == 0:
+        return "no weights"
+    if not weights.isfinite().all():
+        return "the weights are not finite"
+    if not start.isfinite().all():
+        return "the initial weights are not finite"
+    if not start.any():
+        return "all initial weights are zero"
+    if not relative_distance_from_init(weights, start).isfinite():
+        return "the distance overflows"
+    return None
+
+
+def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The angle in degrees, 0 to 180, between the ways of two solutions from their common start: a - w₀ and b - w₀.
+
+    Weights (..., P) thrice -> (...); NaN where a solution has not moved or is not finite. By Kahan's formula, which
+    keeps small angles that the arc cosine loses.
+    """
+    one, other = (_unit(_displacement(w, start)) for w in (first, second))
+    apart: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
+    along: Tensor = torch.linalg.vector_norm(one + other, dim=-1)
+    return torch.rad2deg(2.0 * torch.atan2(apart, along))
+
+
+def landscape_loss(loss: Loss, weights: Tensor) -> Reading:
+    """L(w) itself, recorded beside all that reads its shape."""
+    with torch.no_grad():
+        value = loss(weights.detach().double()).item()
+    return Reading(value, None) if math.isfinite(value) else Reading(math.nan, "the loss is not finite")
+
+
+def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> Reading:
+    """L(w + ρ g/‖g‖) - L(w) with g the gradient: the rise within reach ρ (Foret et al. 2021, arXiv:2010.01412).
+
+    weights: (P,). NaN where the gradient is zero. Raises ValueError unless rho is positive and finite.
+    """
+    return _sharpness(loss, weights, torch.ones_like(weights), rho, _LINEAR)
+
+
+def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> Reading:
+    """L(w + ρ w² g / ‖|w| g‖) - L(w), products elementwise: reach measured in units of each weight.
+
+    Kwon et al. 2021, arXiv:2102.11600: rescaling weights without changing the function does not change it.
+    weights: (P,). NaN where |w| g is zero. Raises ValueError unless rho is positive and finite.
+    """
+    reason = _LINEAR if weights.any() else "all weights are zero"
+    return _sharpness(loss, weights, weights.detach().abs(), rho, reason)
+
+
+def hessian_top_eigenvalue(
+    loss: Loss, weights: Tensor, generator: torch.Generator, *, tolerance: float = 1e-4, iterations: int = 100
+) -> TopEigenvalue:
+    """The largest (algebraic) eigenvalue of the Hessian at weights (P,), by Lanczos' method.
+
+    With full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13), from a normal start drawn from
+    the CPU `generator`. It stops where the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after that many
+    iterations; the error of λ itself is of the order of the residual squared. Keeps a vector (P,) per iteration.
+    Raises ValueError unless tolerance > 0 and iterations ≥ 1.
+    """
+    if not (tolerance > 0 and iterations >= 1):
+        raise ValueError(f"Lanczos needs tolerance > 0 and iterations ≥ 1; {tolerance} and {iterations} came")
+    hessian = _Hessian(loss, weights)
+    if hessian.note:
+        return TopEigenvalue(math.nan, math.nan, 0, hessian.note)
+    size = weights.numel()
+    most = min(iterations, size)
+    basis = hessian.point.new_empty(most, size)
+    tridiagonal = torch.zeros(most, most, dtype=torch.float64)  # on the CPU, where so small a matrix belongs
+    vector = torch.randn(size, generator=generator, dtype=torch.float64).to(basis)
+    coupling = torch.linalg.vector_norm(vector).item()
+    for k in range(most):
+        basis[k] = vector / coupling
+        vector = hessian(basis[k])
+        if not vector.isfinite().all():
+            return TopEigenvalue(math.nan, math.nan, k + 1, "the Hessian is not finite")
+        tridiagonal[k, k] = torch.dot(basis[k], vector).item()
+        for _ in range(2):  # once leaves rounding errors that grow; "twice is enough" (Kahan, in Parlett 6.9)
+            vector = vector - basis[: k + 1].T @ (basis[: k + 1] @ vector)
+        coupling = torch.linalg.vector_norm(vector).item()
+        values, vectors = torch.linalg.eigh(tridiagonal[: k + 1, : k + 1])
+        top, weight = values[-1].item(), vectors[-1, -1].abs().item()
+        # A coupling of rounding errors alone: the basis spans all that the start reaches, and λ is among its values.
+        exhausted = coupling <= torch.finfo(torch.float64).eps * values.abs().max().item()
+        if exhausted or coupling * weight <= tolerance * abs(top):
+            break
+        if k + 1 < most:
+            tridiagonal[k, k + 1] = tridiagonal[k + 1, k] = coupling
+    # What the recurrence says of the residual holds up to rounding; one more product makes it certain.
+    vector = _unit(vectors[:, -1].to(basis) @ basis[: k + 1])
+    product = hessian(vector)
+    value = torch.dot(vector, product).item()
+    gap = torch.linalg.vector_norm(product - value * vector).item()
+    residual = gap / abs(value) if value else math.nan
+    note = None
+    if value == 0:
+        note = "the eigenvalue is zero"
+    elif residual > tolerance:
+        note = f"residual {residual:.1g} after {k + 1} iterations"
+    return TopEigenvalue(value, residual, k + 1, note)
+
+
+def hessian_trace(loss: Loss, weights: Tensor, generator: torch.Generator, probes: int = 32) -> Trace:
+    """The trace of the Hessian at weights (P,): the mean of vᵀHv over probes v of random signs (Hutchinson 1990).
+
+    Rademacher probes, drawn from the CPU `generator`, have the least variance: 2 Σ_{i≠j} H_ij² each, so that a
+    diagonal Hessian's trace is exact. Raises ValueError for fewer than 2 probes, which give no standard error.
+    """
+    if probes < 2:
+        raise ValueError(f"a standard error needs at least 2 probes; {probes} came")
+    hessian = _Hessian(loss, weights)
+    if hessian.note:
+        return Trace(math.nan, math.nan, probes, hessian.note)
+    samples = torch.empty(probes, dtype=torch.float64)
+    for k in range(probes):
+        signs = torch.randint(0, 2, (weights.numel(),), generator=generator).to(hessian.point) * 2.0 - 1.0
+        samples[k] = torch.dot(signs, hessian(signs)).item()
+    if not samples.isfinite().all():
+        return Trace(math.nan, math.nan, probes, "the Hessian is not finite")
+    return Trace(samples.mean().item(), samples.std().item() / math.sqrt(probes), probes, None)
+
+
+class _Hessian:
+    """Products Hv at one point.
+
+    The graph of the gradient is made once and differentiated again for each v: on the networks here a product costs
+    about as much as a gradient, half of building the graph anew, a quarter of a forward over a reverse pass.
+    """
+
+    def __init__(self, loss: Loss, weights: Tensor) -> None:
+        self.point, value, self._gradient = _gradient(loss, weights, create_graph=True)
+        self.note = _unfit(self.point, value, self._gradient)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        if not self._gradient.requires_grad:  # a loss that is linear in the weights
+            return torch.zeros_like(vector)
+        (product,) = torch.autograd.grad(self._gradient, self.point, vector, retain_graph=True, materialize_grads=True)
+        return product
+
+
+def _gradient(loss: Loss, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, float, Tensor]:
+    """The point (P,) in float64, the loss there and its gradient (P,)."""
+    if weights.ndim != 1:
+        raise ValueError(f"weights need shape (P,); {tuple(weights.shape)} came")
+    with torch.enable_grad():
+        point = weights.detach().double().requires_grad_(True)
+        value = loss(point)
+        if not value.requires_grad:  # a constant
+            return point, value.item(), torch.zeros_like(point)
+        (gradient,) = torch.autograd.grad(value, point, create_graph=create_graph, materialize_grads=True)
+    return point, value.item(), gradient
+
+
+def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
+    if point.numel() == 0:
+        return "no weights"
+    if not point.isfinite().all():
+        return "the weights are not finite"
+    if not math.isfinite(value):
+        return "the loss is not finite"
+    if not gradient.isfinite().all():
+        return "the gradient is not finite"
+    return None
+
+
+def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> Reading:
+    """L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent where distances are measured in units of `scale` s."""
+    if not (rho > 0 and math.isfinite(rho)):
+        raise ValueError(f"rho needs to be positive and finite; {rho} came")
+    point, value, gradient = _gradient(loss, weights)
+    note = _unfit(point, value, gradient)
+    if note:
+        return Reading(math.nan, note)
+    scale = scale.double()
+    direction = _unit(scale * gradient)
+    if direction.isnan().any():
+        return Reading(math.nan, without_direction)
+    with torch.no_grad():
+        risen = loss(point.detach() + rho * scale * direction).item()
+    if not math.isfinite(risen):
+        return Reading(math.nan, "the loss is not finite within reach of the weights")
+    return Reading(risen - value, None)
+
+
+def _displacement(weights: Tensor, start: Tensor) -> Tensor:
+    if weights.ndim < 1:
+        raise ValueError("weights need shape (..., P); a scalar came")
+    return weights.detach().double() - start.detach().double()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (..., P) over their length, by way of the largest entry so that nothing under- or overflows; else NaN."""
+    if vectors.shape[-1] == 0:
+        return vectors
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    relative = torch.where(largest.isfinite() & (largest > 0), vectors / largest, torch.nan)
+    unit: Tensor = relative / torch.linalg.vector_norm(relative, dim=-1, keepdim=True)
+    return unit

@@ -1,0 +1,192 @@
+"""Pruning: which weights stay when only the largest do, and what is read off the curve of accuracies that results.
+
+Magnitude pruning in one shot, with no fine-tuning, as Schwarz et al. 2021 (arXiv:2110.00296) do it. Weights are the
+tensors with two axes or more; biases and the gains of normalisation layers stay as they are. torch is imported where
+weights are ranked and not before: the curves are read by reports, which have to start fast.
+
+Legend: `n` weights of a pool that is ranked together; `K` points of a curve; `...` any leading axes (trials).
+
+A curve is `sparsity` (K,), 1 minus the fraction kept, in any order, and `accuracy` (..., K). Functions of a curve give
+float64 of shape (...), NaN where an accuracy is not finite or the points do not suffice, and raise ValueError when
+the shapes disagree or a sparsity is not between 0 and 1, or there twice. In the scope `layer` the output layer
+keeps more than the fraction says; the curve goes by the fraction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = NDArray[np.float64]
+Scope = Literal["global", "layer"]
+
+SCOPES: tuple[Scope, ...] = ("global", "layer")
+"""`global`: all weights are ranked together; `layer`: those of each layer alone."""
+
+KEEP: tuple[float, ...] = tuple(np.geomspace(0.01, 1.0, 20).tolist())
+"""The fractions kept of a curve, ascending; the last is exactly 1, the dense network."""
+
+ROUNDING = 1e-15
+"""Relative: a few times the error of a decimal fraction in binary and of one product."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The weights of one network ranked by magnitude; one ranking serves every fraction.
+
+    places: by name, int64 of the weight's shape: how many weights of its pool come before it, 0 for the largest.
+        Of equal magnitudes the earlier one comes first, in the order of the tensors and then of their elements.
+    sizes: by name, n of its pool.
+    doubled: the layer of which twice the fraction is kept.
+    """
+
+    places: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+    doubled: str | None
+
+    def mask(self, keep: float) -> dict[str, Tensor]:
+        """Which weights stay, by name, bool of the weight's shape: exactly ⌈keep·n⌉ of each pool.
+
+        Of the output layer, in the scope `layer`, ⌈min(1, 2·keep)·n⌉. A smaller fraction keeps a subset.
+        Raises ValueError unless 0 ≤ keep ≤ 1.
+        """
+        return {name: place < kept(self._share(name, keep), self.sizes[name]) for name, place in self.places.items()}
+
+    def _share(self, name: str, keep: float) -> float:
+        return min(1.0, 2.0 * keep) if name == self.doubled else keep
+
+
+def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None = None) -> Ranking:
+    """Rank the weights of one network, all together (`global`) or each layer alone (`layer`).
+
+    weights: parameters by name, finite, of any shapes; those of fewer than two axes are left out.
+    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, as it has few
+        weights and every class depends on them; None: no layer does.
+    Raises ValueError when `output` is not one of the weights, or for another scope.
+    """
+    import torch
+
+    if scope not in SCOPES:
+        raise ValueError(f"scope needs to be one of {', '.join(SCOPES)}; {scope} came")
+    chosen = {name: weight.detach() for name, weight in weights.items() if weight.ndim >= 2}
+    if output is not None and output not in chosen:
+        raise ValueError(f"output needs to be one of {', '.join(chosen)}; {output} came")
+    pools = [[name] for name in chosen] if scope == "layer" else [list(chosen)] if chosen else []
+    places: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    for pool in pools:
+        ranked = _places(torch.cat([chosen[name].flatten() for name in pool]))
+        pieces = torch.split(ranked, [chosen[name].numel() for name in pool])
+        places.update((name, piece.view(chosen[name].shape)) for name, piece in zip(pool, pieces, strict=True))
+        sizes.update(dict.fromkeys(pool, len(ranked)))
+    return Ranking(places, sizes, output if scope == "layer" else None)
+
+
+def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
+    """Which weights stay at one fraction, by name, as `Ranking.mask`; for several fractions rank once."""
+    return rank_weights(weights, scope, output).mask(keep)
+
+
+def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
+    """The parameters with all but the largest weights set to zero; those of fewer than two axes are the ones given.
+
+    keep = 1 gives the same bits. Arguments and errors as `rank_weights` and `Ranking.mask`.
+    """
+    stay = mask(weights, keep, scope, output)
+    return {name: w.detach().where(stay[name], 0.0) if name in stay else w for name, w in weights.items()}
+
+
+def kept(keep: float, n: int) -> int:
+    """⌈keep·n⌉, free of rounding: .07 of 100 is 7, though the product of the floats is 7.000000000000001.
+
+    Raises ValueError unless 0 ≤ keep ≤ 1.
+    """
+    if not 0.0 <= keep <= 1.0:
+        raise ValueError(f"keep needs to be from 0 to 1; {keep} came")
+    product = keep * n
+    nearest = round(product)
+    return nearest if math.isclose(product, nearest, rel_tol=ROUNDING) else math.ceil(product)
+
+
+def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
+    """The area under accuracy against sparsity, by the trapezoid rule, from the least to the largest sparsity.
+
+    Nothing is assumed about what was not measured: with the fractions `KEEP` the last hundredth, between sparsity .99
+    and 1, is left out, and the area is at most .99. NaN for fewer than two points.
+    """
+    at, values = _curve(sparsity, accuracy)
+    if len(at) < 2:
+        return np.full(values.shape[:-1], np.nan)
+    area: Array = ((values[..., 1:] + values[..., :-1]) / 2 * np.diff(at)).sum(axis=-1)
+    return area
+
+
+def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.99) -> Array:
+    """The largest sparsity that holds `share` of the dense accuracy, of those measured.
+
+    It holds when its accuracy and that at every smaller sparsity is at least share times the accuracy at sparsity 0:
+    on a curve that falls and rises again, what comes after the first point below does not count.
+    NaN where sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share needs to be above 0 and at most 1; {share} came")
+    at, values = _curve(sparsity, accuracy)
+    dense = values[..., :1]
+    enough = values >= share * dense * (1 - ROUNDING)
+    holding = np.logical_and.accumulate(enough, axis=-1).sum(axis=-1)
+    defined = (at[0] == 0) & (dense[..., 0] > 0)
+    return np.where(defined, at[np.maximum(holding, 1) - 1], np.nan)
+
+
+def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Array:
+    """The accuracy with the fraction `keep` of the weights, between two points linear in log(keep).
+
+    NaN outside of what was measured. Raises ValueError unless 0 < keep ≤ 1.
+    """
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(f"keep needs to be above 0 and at most 1; {keep} came")
+    at, values = _curve(sparsity, accuracy)
+    at, values = at[at < 1], values[..., at < 1]
+    undefined: Array = np.full(values.shape[:-1], np.nan)
+    if not len(at):
+        return undefined
+    logs, wanted = np.log1p(-at), math.log(keep)  # logs descend
+    near = int(np.argmin(np.abs(logs - wanted)))
+    if math.isclose(logs[near], wanted, rel_tol=1e-9, abs_tol=1e-9):  # 1 - (1 - keep) is not quite keep
+        return np.asarray(values[..., near])
+    if not logs[-1] < wanted < logs[0]:
+        return undefined
+    after = int(np.argmax(logs < wanted))
+    part = (wanted - logs[after - 1]) / (logs[after] - logs[after - 1])
+    between: Array = (1 - part) * values[..., after - 1] + part * values[..., after]
+    return between
+
+
+def _places(values: Tensor) -> Tensor:
+    """How many of `values` (n,) come before each by magnitude, the largest first, ties in their order."""
+    import torch
+
+    order = values.abs().sort(descending=True, stable=True).indices
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places
+
+
+def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
+    """Sparsity (K,) ascending and accuracy (..., K) in its order, NaN throughout where one of its values is."""
+    at, values = np.asarray(sparsity, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
+        raise ValueError(f"a curve needs sparsity (K,) and accuracy (..., K); {at.shape} and {values.shape} came")
+    if not ((at >= 0) & (at <= 1)).all() or len(np.unique(at)) != len(at):
+        raise ValueError("a curve needs sparsities from 0 to 1, each once")
+    order = np.argsort(at)
+    finite = np.isfinite(values).all(axis=-1, keepdims=True)
+    return at[order], np.where(finite, values[..., order], np.nan)

@@ -1,0 +1,128 @@
+"""How large the weights are: the distribution of their magnitudes at the end, from the checkpoints.
+
+Of runs with pruning curves, which it explains: what has many small weights loses little with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, chunks, groups
+from optbench.report.figures.wording import MANY_NUMBERS, caption, means
+from optbench.stats.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.2, 3.1
+SEEDS_READ = 5
+"""Of each series, at most: the checkpoints of a large run take long to read, and seeds hardly differ in this."""
+LOW, HIGH, PER_DECADE = -10, 2, 10
+EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
+"""Of the bins of log10|w|. Smaller magnitudes are drawn no more than zeros are, and are counted with them."""
+VISIBLE = 0.005
+"""Of the peak: tails of a few weights that nobody sees would take most of the axis."""
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """The weights of some trials together.
+
+    density: (bins of EDGES,), share of all weights per decade. nothing: share of weights that are 0 or below 10^LOW.
+    median: of |w|.
+    """
+
+    density: NDArray[np.float64]
+    nothing: float
+    median: float
+
+
+def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model with pruning curves."""
+    figures = []
+    for group in groups(results):
+        found = {series.label: magnitudes(series) for series in group.shown}
+        known = {label: value for label, value in found.items() if value is not None}
+        if drawn := [series for series in group.shown if series.label in known]:
+            figures.append(_figure(group, drawn, known))
+    return figures
+
+
+def magnitudes(series: Series) -> Magnitudes | None:
+    """Of the first seeds that have a pruning curve and a checkpoint; None where none has.
+
+    Raises:
+        StoreError: a checkpoint is unreadable.
+    """
+    results = series.arm.results
+    pruned = {trial for trial, _ in results.pruning}
+    sizes = []
+    for trial in series.trials:
+        place = results.rows[trial.id].checkpoint
+        weights = results.run.checkpoint(place) if trial.id in pruned and place else None
+        if weights is not None:
+            # Biases and the gains of normalisations are not pruned.
+            layers = [np.abs(weight, dtype=np.float64).ravel() for weight in weights.values() if weight.ndim >= 2]
+            sizes.append(np.concatenate(layers) if layers else np.empty(0))
+        if len(sizes) == SEEDS_READ:
+            break
+    together = np.concatenate(sizes) if sizes else np.empty(0)
+    if not len(together):
+        return None
+    shown = np.log10(together[together >= 10.0**LOW])
+    counts, _ = np.histogram(np.minimum(shown, HIGH), EDGES)
+    return Magnitudes(
+        density=counts / len(together) * PER_DECADE,
+        nothing=1 - len(shown) / len(together),
+        median=float(np.median(together)),
+    )
+
+
+def _figure(group: Group, drawn: Sequence[Series], known: Mapping[str, Magnitudes]) -> Figure:
+    what = (
+        f"Magnitudes of the weights at the end of {group.experiment}, {group.model}, all layers together without "
+        f"biases, over the first {SEEDS_READ} seeds at most; the area under a line is the share of weights."
+    )
+    if gone := [(series.label, known[series.label].nothing) for series in drawn if known[series.label].nothing > 0]:
+        named = ", ".join(f"{100 * share:.3g}% of {label}" for label, share in gone[:MANY_NUMBERS])
+        what += f" Not drawn, as 0 or below {style.power(10.0**LOW)}: {named}{', ...' if gone[MANY_NUMBERS:] else ''}."
+    middle = [(series.label, float(np.log10(max(known[series.label].median, 1e-300)))) for series in drawn]
+    return Figure(
+        name=f"weight-magnitudes_{group.place}",
+        title=f"{group.experiment}, {group.model}: weight magnitudes",
+        caption=caption(what, [(group, group.shown)]),
+        alt=f"Median of log10 of the weights' magnitudes: {means(middle, 2)}.",
+        panels=tuple(_panel(part, known) for part in chunks(drawn)),
+    )
+
+
+def _panel(part: Sequence[Series], known: Mapping[str, Magnitudes]) -> Panel:
+    def draw(axes: Axes) -> None:
+        style.log_axis(axes, "x")
+        middles = 10.0 ** ((EDGES[1:] + EDGES[:-1]) / 2)
+        highest = np.max([known[series.label].density for series in part], axis=0)
+        present = np.flatnonzero(highest > VISIBLE * highest.max())
+        first, last = max(0, present[0] - 1), min(len(middles), present[-1] + 2)
+        for series in part:
+            shown = style.look(series)
+            marks = {**shown.marks, "markevery": (0, max(1, (last - first) // 8))}
+            axes.plot(
+                middles[first:last],
+                known[series.label].density[first:last],
+                color=shown.colour,
+                linestyle=shown.line,
+                **marks,
+                label="_magnitudes",
+            )
+        axes.set_ylim(bottom=0)
+        style.labels(axes, "magnitude of the weight", "share of weights per decade")
+        style.header(axes, WIDTH, "", part)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
