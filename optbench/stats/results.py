@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, select
@@ -103,15 +102,14 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> dict[str
 
     Measures of the landscape are taken once, after the last task and on its training data: they are what they are.
     """
-    landscape = pa.array([name for name, metric in METRICS.items() if metric.kind == "landscape"])
-    once = pc.is_in(pc.cast(metrics["metric"], pa.string()), landscape)
-    pooled = metrics.filter(pc.or_(pc.is_null(metrics["task"]), once))
-    (trial, ids), (metric, names), (layer, layers) = (codes(pooled[key]) for key in ("trial", "metric", "layer"))
+    (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
+    landscape = [i for i, name in enumerate(names) if name in METRICS and METRICS[name].kind == "landscape"]
+    pooled = np.isnan(numbers(metrics["task"])) | np.isin(metric, landscape)
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
-    wanted = np.flatnonzero(everywhere & (numbers(pooled["after_task"]) == last[trial]))
+    wanted = np.flatnonzero(pooled & everywhere & (numbers(metrics["after_task"]) == last[trial]))
     found: dict[str, dict[str, float]] = {name: {} for name in names}
-    values = numbers(pooled["value"])[wanted].tolist()
+    values = numbers(metrics["value"])[wanted].tolist()
     for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
         found[names[m]][ids[t]] = value
     return {name: by_trial for name, by_trial in found.items() if by_trial}
