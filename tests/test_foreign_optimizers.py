@@ -17,6 +17,7 @@ from optbench.optimizers.load import load_class
 from optbench.optimizers.make import is_elementwise, maker, resolve_spec
 from optbench.optimizers.registry import complete, find
 from optbench.store import read_run
+from optbench.store.tables import AccuracyRow
 
 FILE = """
 import torch
@@ -194,6 +195,21 @@ class Matrices(Plain):
         super().step()
 
 
+class Told(Plain):
+    '''Rests in the second task; at a large rate it breaks when it hears of it.'''
+
+    tasks = 0
+
+    def begin_task(self):
+        self.tasks += 1
+        if self.tasks == 2 and self.param_groups[0]["lr"] > 0.04:
+            raise ArithmeticError("no more of this")
+
+    def step(self):
+        if self.tasks == 1:
+            super().step()
+
+
 class NoOptimizer:
     pass
 """
@@ -311,6 +327,19 @@ def test_the_number_of_steps_to_come_is_given(file: str, mnist: Dataset, state: 
     assert trial_row(announced).steps == 60
     assert trial_row(sooner).status == "failed", "what is set in the suite stands"
     assert trial_row(sooner).steps == counts
+
+
+def test_one_that_wants_to_know_of_tasks_is_told(file: str, mnist: Dataset) -> None:
+    results = run(mnist, f"{file}:Told", lr=[0.03, 0.05])
+    calm, broken = ([r for r in results if r.trial.hyperparameters["lr"] == lr] for lr in (0.03, 0.05))
+    for result in calm:
+        after = [row.accuracy for row in result.rows if isinstance(row, AccuracyRow) and row.task == 1]
+        assert after[0] != after[1] == after[2], "it learnt, and then it rested"
+    for result in broken:
+        row = trial_row(result)
+        assert (row.status, row.error_message) == ("failed", "no more of this")
+    alone = run(mnist, f"{file}:Told", lr=[0.03])
+    assert all(same_bits(a, b) for a, b in zip(alone, calm, strict=True))
 
 
 def test_matrices_alone_are_given_and_the_rest_goes_to_adamw(file: str, mnist: Dataset) -> None:

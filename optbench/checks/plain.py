@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from optbench.checks.problem import Problem
 from optbench.engine.randomness import own_draws
+from optbench.optimizers.make import begin_task
 
 
 class PlainTraining:
@@ -28,9 +29,8 @@ class PlainTraining:
         self._train()
 
     def begin_task(self) -> None:
-        """Tell optimizers of optbench that a task begins, as the engine does."""
-        if self._problem.spec.lane == "batched":
-            self.optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
+        """Tell the optimizer that a task begins, as the engine does."""
+        begin_task(self.optimizer)
 
     def run(self, first: int, count: int) -> None:
         """Steps `first`, ..., `first + count - 1`."""

@@ -22,7 +22,7 @@ from optbench.engine.randomness import own_draws
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.optimizers.load import load_class
-from optbench.optimizers.make import constructor_arguments, maker
+from optbench.optimizers.make import begin_task, constructor_arguments, maker
 from optbench.optimizers.spec import OptimizerSpec
 
 Optimizer = torch.optim.Optimizer
@@ -248,6 +248,7 @@ class PerMemberLane:
         self._layout = layout
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
+        self._raised_early: dict[int, Exception] = {}
         self._networks: list[Network] = []
         self._parameters: list[list[torch.nn.Parameter]] = []
         self._optimizers: list[Optimizer] = []
@@ -275,11 +276,18 @@ class PerMemberLane:
             self._optimizers.append(optimizer)
 
     def begin_task(self) -> None:
-        """A foreign optimizer knows nothing of tasks."""
+        """Tells those that have a method of this name; what one raises comes out at its next step."""
+        for i, optimizer in enumerate(self._optimizers):
+            try:
+                begin_task(optimizer)
+            except Exception as error:  # as in `step`
+                self._raised_early[i] = error
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
-        raised: dict[int, Exception] = {}
+        raised = dict(self._raised_early)
         for i, optimizer in enumerate(self._optimizers):
+            if i in raised:
+                continue
             random = "random" in self._needs
             draws = own_draws(self._generators[i], self._grads[i][0].device) if random else contextlib.nullcontext()
             try:

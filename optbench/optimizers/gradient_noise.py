@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optbench.optimizers.make import base_optimizer
+from optbench.optimizers.make import base_optimizer, begin_task
 
 
 class GradientNoise(torch.optim.Optimizer):
@@ -59,6 +59,10 @@ class GradientNoise(torch.optim.Optimizer):
             p.grad = grad
         self.taken += 1
         return loss
+
+    def begin_task(self) -> None:
+        """A new task begins: the base may want to know."""
+        begin_task(self.base)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, the clock, and the state of the generator: going on draws what would have been drawn."""

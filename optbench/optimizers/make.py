@@ -122,7 +122,65 @@ def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[T
     spec = resolve_spec(find(target), settings)
     if needs := spec.needs - {"random"}:
         raise OptimizerError(f"{wrapper} cannot stand over {target}, which needs {', '.join(sorted(needs))}")
-    return maker(spec, settings)(parameters)
+    make = maker(spec, settings)
+    return Row(make, parameters) if spec.lane == "elementwise" else make(parameters)
+
+
+def begin_task(optimizer: torch.optim.Optimizer) -> None:
+    """Tell an optimizer that a new task begins, if it has a method of this name to be told by."""
+    told = getattr(optimizer, "begin_task", None)
+    if callable(told):
+        told()
+
+
+ROW_ALIGNMENT = 16
+"""Of parameters in a row: as in the rows of the engine's stack, and for its reasons."""
+
+
+class Row(torch.optim.Optimizer):
+    """An optimizer that works weight by weight, over all parameters in one row, padded with zeros.
+
+    That is how the engine's own lane for such optimizers holds a member, so inside a wrapper they take the same steps
+    to the last bit: a kernel may round the last few elements of a tensor, which fill no vector, differently.
+    """
+
+    def __init__(self, make: Maker, parameters: Sequence[Tensor]) -> None:
+        offsets = [0]
+        for p in parameters:
+            offsets.append(offsets[-1] + -(-p.numel() // ROW_ALIGNMENT) * ROW_ALIGNMENT)
+        row = torch.zeros(offsets[-1], dtype=parameters[0].dtype, device=parameters[0].device)
+        self._row = torch.nn.Parameter(row)
+        self._grad = torch.zeros_like(row)
+        self._parameters = list(parameters)
+        self._places = [slice(o, o + p.numel()) for o, p in zip(offsets, parameters, strict=False)]
+        self.inner = make([self._row])
+        (group,) = self.inner.param_groups
+        super().__init__(parameters, {name: value for name, value in group.items() if name != "params"})
+        self.state = self.inner.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all parameters, which have gradients all; the loss of `closure`, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for p, place in zip(self._parameters, self._places, strict=True):
+            assert p.grad is not None
+            self._row[place].copy_(p.flatten())
+            self._grad[place].copy_(p.grad.flatten())
+        self._row.grad = self._grad
+        self.inner.step()
+        for p, place in zip(self._parameters, self._places, strict=True):
+            p.copy_(self._row[place].view_as(p))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+        self.state = self.inner.state
 
 
 class Together(torch.optim.Optimizer):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optbench.optimizers.make import base_optimizer
+from optbench.optimizers.make import base_optimizer, begin_task
 
 
 class Sam(torch.optim.Optimizer):
@@ -71,6 +71,10 @@ class Sam(torch.optim.Optimizer):
             p.copy_(before)  # rather than minus e, which would leave a rounding error
         self.base.step()
         return loss
+
+    def begin_task(self) -> None:
+        """A new task begins: the base may want to know."""
+        begin_task(self.base)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's; SAM keeps nothing between steps."""

@@ -1,0 +1,86 @@
+"""Powerpropagation: any base optimizer on weights that are written as a power, which makes the large ones larger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.optimizers.make import base_optimizer, begin_task
+
+
+class Powerpropagation(torch.optim.Optimizer):
+    """Trains φ where the network has w = φ |φ|^(α-1) (Schwarz et al. 2021).
+
+        φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
+
+    for weights (parameters of two axes or more); biases and gains are as they are. It is the reparameterised network,
+    step for step, but written as an optimizer: so it starts at the weights at which every other optimizer starts,
+    is paired with them seed by seed, and what is measured and pruned is w. Its twin is `PowerSgd`.
+
+    Args:
+        params: parameters, or groups of them.
+        base: the optimizer that steps on φ: `{"target": "sgd", "lr": 0.1}`.
+        alpha: the power, ≥ 1; 1 is the base itself.
+
+    Reference: arXiv:2110.00296.
+
+    Raises OptimizerError as `Sam` does.
+    """
+
+    def __init__(self, params: Iterable[Any], base: Mapping[str, Any], alpha: float = 2.0) -> None:
+        super().__init__(params, {"alpha": alpha})
+        self._alpha = alpha
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._weights = [p for p in parameters if p.ndim >= 2]
+        roots = {p: torch.nn.Parameter(torch.empty_like(p)) for p in self._weights}
+        for p, root in roots.items():
+            # `slope` is |φ|^(α-1), which both the weight and the next gradient take: one power a step.
+            self.state[p].update(root=root, slope=torch.empty_like(p), weight=torch.full_like(p, torch.nan))
+        self.base = base_optimizer("powerpropagation", base, [roots.get(p, p) for p in parameters])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of the base on φ; the loss of `closure`, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for p in self._weights:
+            state = self.state[p]
+            # The weights are another's at the start, and wherever the best ones are restored. Not done where they are
+            # its own, since the root of a power is not quite the number it came from.
+            if not torch.equal(p, state["weight"]):
+                state["root"].copy_(p.sign() * p.abs().pow(1 / self._alpha))
+                state["slope"].copy_(self._slope(state["root"]))
+            state["root"].grad = None if p.grad is None else p.grad * state["slope"] * self._alpha
+        self.base.step()
+        for p in self._weights:
+            state = self.state[p]
+            if p.grad is not None:
+                state["slope"].copy_(self._slope(state["root"]))
+                torch.mul(state["root"], state["slope"], out=p)
+            state["weight"].copy_(p)
+            state["root"].grad = None
+        return loss
+
+    def begin_task(self) -> None:
+        """A new task begins: the base may want to know."""
+        begin_task(self.base)
+
+    def _slope(self, root: Tensor) -> Tensor:
+        return root.abs().pow_(self._alpha - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """φ of every weight, what goes with it, and the base's."""
+        own = [{name: value.detach() for name, value in self.state[p].items()} for p in self._weights]
+        return {"base": self.base.state_dict(), "weights": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base.load_state_dict(state_dict["base"])
+        with torch.no_grad():
+            for p, kept in zip(self._weights, state_dict["weights"], strict=True):
+                for name, value in kept.items():
+                    self.state[p][name].copy_(value)
