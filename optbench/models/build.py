@@ -31,19 +31,20 @@ def build(settings: schema.Mlp | schema.Cnn, shape: tuple[int, int, int], classe
 def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Initial weights on the CPU, by parameter name, drawn from `generator` in the order of the modules.
 
-    Linear and convolution layers get PyTorch's own default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases
-    alike (LeCun-style uniform, as `nn.Linear.reset_parameters` does); normalisations start at one and zero.
+    Linear and convolution layers get what the model's settings say (`optbench.suite.schema.Initialisation`), by
+    default PyTorch's own: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
+    `nn.Linear.reset_parameters` does). Normalisations start at one and zero.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.
     """
+    draw = _DRAWS[model.settings.initialisation]
     weights: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
         if not own:
             continue
         if isinstance(module, nn.Linear | nn.Conv2d):
-            bound = 1.0 / math.sqrt(math.prod(module.weight.shape[1:]))
             for name, parameter in own.items():
-                weights[name] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                weights[name] = draw(parameter.shape, math.prod(module.weight.shape[1:]), generator)
         elif isinstance(module, nn.LayerNorm):
             for name, parameter in own.items():
                 weights[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
@@ -51,3 +52,20 @@ def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Te
             raise AssertionError(f"no initialisation is defined for {type(module).__name__}")
     # The order of `named_parameters` is the order of the stack.
     return {name: weights[name] for name, _ in model.named_parameters()}
+
+
+def _uniform(shape: torch.Size, fan_in: int, generator: torch.Generator) -> torch.Tensor:
+    bound = 1.0 / math.sqrt(fan_in)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _truncated_normal(shape: torch.Size, fan_in: int, generator: torch.Generator) -> torch.Tensor:
+    if len(shape) < 2:
+        return torch.zeros(shape)
+    # What is left of a standard normal between -2 and 2 has a standard deviation of .8796.
+    std = 1.0 / math.sqrt(fan_in) / TRUNCATED_STD
+    return nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+TRUNCATED_STD = 0.87962566103423978
+_DRAWS = {"uniform": _uniform, "truncated-normal": _truncated_normal}

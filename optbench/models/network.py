@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from optbench.suite import schema
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -22,6 +24,7 @@ class Network(nn.Module):
     """
 
     head: nn.Linear
+    settings: schema.Mlp | schema.Cnn
 
     def features(self, x: Tensor) -> Tensor:
         """Inputs (B, C, H, W) to features (B, d)."""

@@ -39,8 +39,13 @@ OURS: tuple[OptimizerSpec, ...] = (
         summary="SGD preconditioned by |θ|^β, weights only: induces sparsity; the twin of Powerpropagation",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 3.2; Schwarz et al. 2021, arXiv:2110.00296",
         state="0",
-        hyperparameters={"lr": Hyper(1e-1, above=True), "beta": Hyper(1.0), "weight_decay": Hyper(0.0)},
-        per_member=frozenset({"lr", "beta", "weight_decay"}),
+        hyperparameters={
+            "lr": Hyper(1e-1, above=True),
+            "beta": Hyper(1.0),
+            "bias_scale": Hyper(1.0),
+            "weight_decay": Hyper(0.0),
+        },
+        per_member=frozenset({"lr", "beta", "bias_scale", "weight_decay"}),
     ),
     OptimizerSpec(
         name="powerpropagation",

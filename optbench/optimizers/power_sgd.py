@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SETTINGS = ("lr", "beta", "bias_scale", "weight_decay")
+
 
 class PowerSgd(torch.optim.Optimizer):
     """Moves large weights faster than small ones (Pascanu et al. 2025, arXiv:2507.12224, section 3.2).
 
-        θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr g     for biases and gains
+        θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr s g     for biases and gains
 
     It is the twin of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with rate lr_φ: their
-    gradient flows agree for β = 2 - 2/α and lr = α² lr_φ. A weight that is exactly 0 stays 0 where β > 0.
+    gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 where β > 0.
 
     Args:
         params: parameters, or groups of them; with `stacked` of shape (M, *shape), M members.
-        lr: learning rate; with `stacked` a number or (M,). beta: the power, ≥ 0, likewise; 0 is SGD.
+        lr: learning rate; with `stacked` a number or (M,), as are the next three. beta: the power, ≥ 0; 0 is SGD.
+        bias_scale: s, the rate of biases and gains relative to lr.
         weight_decay: decoupled, of weights only: θ ← θ - lr · weight_decay · θ.
         stacked: whether parameters have a leading axis of members that do not know of each other.
     """
@@ -29,10 +32,11 @@ class PowerSgd(torch.optim.Optimizer):
         params: Iterable[Any],
         lr: float | Tensor = 0.1,
         beta: float | Tensor = 1.0,
+        bias_scale: float | Tensor = 1.0,
         weight_decay: float | Tensor = 0.0,
         stacked: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "beta": beta, "bias_scale": bias_scale, "weight_decay": weight_decay})
         self._stacked = stacked
         first = self.param_groups[0]["params"][0]
         self._count = first.shape[0] if stacked else 1
@@ -48,11 +52,11 @@ class PowerSgd(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                lr, beta, decay = (self._along(group[name], p) for name in ("lr", "beta", "weight_decay"))
+                lr, beta, scale, decay = (self._along(group[name], p) for name in SETTINGS)
                 if p.ndim - self._stacked >= 2:
                     p.sub_(lr * (p.abs().pow(beta) * p.grad + decay * p))
                 else:
-                    p.sub_(lr * p.grad)
+                    p.sub_(lr * scale * p.grad)
         return loss
 
     def begin_task(self) -> None:

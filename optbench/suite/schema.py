@@ -156,6 +156,11 @@ class Rotated(_Settings):
 TaskSettings = Annotated[Permuted | ClassIncremental | Rotated, Field(discriminator="kind")]
 
 
+Initialisation = Literal["uniform", "truncated-normal"]
+"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights of standard deviation
+1/√fan_in, cut at two of the untruncated ones, biases 0 (as in the reference implementation of Powerpropagation)."""
+
+
 class Mlp(_Settings):
     """Fully connected network; `hidden` lists the widths of its hidden layers."""
 
@@ -163,6 +168,7 @@ class Mlp(_Settings):
     hidden: list[Annotated[Whole, Field(ge=1, le=100_000)]] = [100]
     activation: Literal["relu", "tanh", "gelu"] = "relu"
     normalisation: Literal["none", "layer"] = "none"
+    initialisation: Initialisation = "uniform"
 
 
 class Cnn(_Settings):
@@ -172,6 +178,7 @@ class Cnn(_Settings):
     channels: Annotated[list[Annotated[Whole, Field(ge=1, le=4096)]], Field(min_length=1, max_length=4)] = [16, 32]
     hidden: Annotated[Whole, Field(ge=1, le=100_000)] = 64
     activation: Literal["relu", "tanh", "gelu"] = "relu"
+    initialisation: Initialisation = "uniform"
 
 
 ModelSettings = Annotated[Mlp | Cnn, Field(discriminator="kind")]
