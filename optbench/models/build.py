@@ -36,7 +36,7 @@ def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Te
     `nn.Linear.reset_parameters` does). Normalisations start at one and zero.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.
     """
-    draw = _DRAWS[model.settings.initialisation]
+    draw = _DRAWS[model.initialisation]
     weights: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))

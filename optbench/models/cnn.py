@@ -37,6 +37,7 @@ class Cnn(Network):
         self.project = nn.Linear(counts[-1] * height * width, settings.hidden)
         self.head = nn.Linear(settings.hidden, classes)
         self.settings = settings
+        self.initialisation = settings.initialisation
 
     def features(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.settings.activation]

@@ -28,6 +28,7 @@ class Mlp(Network):
         self.norms = nn.ModuleList([nn.LayerNorm(w) if normalise else nn.Identity() for w in settings.hidden])
         self.head = nn.Linear(widths[-1], classes)
         self.settings = settings
+        self.initialisation = settings.initialisation
 
     def features(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.settings.activation]

@@ -24,7 +24,7 @@ class Network(nn.Module):
     """
 
     head: nn.Linear
-    settings: schema.Mlp | schema.Cnn
+    initialisation: schema.Initialisation
 
     def features(self, x: Tensor) -> Tensor:
         """Inputs (B, C, H, W) to features (B, d)."""
