@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import same_bits, small_suite, train_suite, trial_row
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,6 +19,7 @@ from optbench.errors import OptimizerError
 from optbench.optimizers.l1 import L1
 from optbench.optimizers.power_sgd import PowerSgd
 from optbench.optimizers.powerpropagation import Powerpropagation
+from optbench.optimizers.powers import power
 
 X = torch.randn(64, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = (X[:, 0] * X[:, 1] > 0).long() + (X[:, 2] > 0.5).long()
@@ -32,7 +35,7 @@ def network() -> nn.Sequential:
     return model
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
+def train(model: nn.Sequential, optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
     for _ in range(steps):
         model.zero_grad()
         nn.functional.cross_entropy(model(X), Y).backward()
@@ -40,7 +43,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Ten
     return weights_of(model)
 
 
-def weights_of(model: nn.Module) -> Tensor:
+def weights_of(model: nn.Sequential) -> Tensor:
     """Weights and biases of both layers."""
     return torch.cat([getattr(model[k], part).detach().flatten() for k in (0, 2) for part in ("weight", "bias")])
 
@@ -188,3 +191,17 @@ def test_l1_finds_the_solution_of_the_lasso() -> None:
 def test_l1_over_a_base_without_a_rate_is_refused() -> None:
     with pytest.raises(OptimizerError, match="l1 cannot stand over sam"):
         L1([nn.Parameter(torch.ones(2, 2))], {"target": "sam", "base": {"target": "sgd", "lr": 0.1}})
+
+
+@given(
+    st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=20),
+    st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), st.floats(0, 6, width=32)),
+    st.booleans(),
+)
+def test_fast_powers_are_powers(sizes: list[float], exponent: float, stacked: bool) -> None:
+    size = torch.tensor(sizes)
+    expected = size.double().pow(exponent)
+    found = power(size, torch.tensor([exponent]) if stacked else exponent)
+    # The argument of 2^x is rounded once: 150 · 6e-8 at worst. What underflows in float32 is below 1e-37.
+    torch.testing.assert_close(found.double(), expected, rtol=5e-5, atol=1e-37)
+    assert torch.equal(found[size == 0], torch.full_like(found[size == 0], 1.0 if exponent == 0 else 0.0))

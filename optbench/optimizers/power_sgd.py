@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench.optimizers.powers import power
+
 SETTINGS = ("lr", "beta", "bias_scale", "weight_decay")
 
 
@@ -54,7 +56,7 @@ class PowerSgd(torch.optim.Optimizer):
                     continue
                 lr, beta, scale, decay = (self._along(group[name], p) for name in SETTINGS)
                 if p.ndim - self._stacked >= 2:
-                    p.sub_(lr * (p.abs().pow(beta) * p.grad + decay * p))
+                    p.sub_(lr * (power(p.abs(), beta) * p.grad + decay * p))
                 else:
                     p.sub_(lr * scale * p.grad)
         return loss

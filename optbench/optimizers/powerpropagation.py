@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.powers import power
 
 
 class Powerpropagation(torch.optim.Optimizer):
@@ -71,7 +72,7 @@ class Powerpropagation(torch.optim.Optimizer):
         begin_task(self.base)
 
     def _slope(self, root: Tensor) -> Tensor:
-        return root.abs().pow_(self._alpha - 1)
+        return power(root.abs(), float(self._alpha - 1))
 
     def state_dict(self) -> dict[str, Any]:
         """φ of every weight, what goes with it, and the base's."""
