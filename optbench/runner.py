@@ -2,6 +2,8 @@
 
     suite -> plan -> workers (engine) -> store
 
+Where the suite asks for `pairs`, the solutions of a seed are compared as soon as all of its trials have ended.
+
 The engine yields results and writes nothing; this is where they are written.
 """
 
@@ -12,22 +14,24 @@ import dataclasses
 import datetime
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from optbench.errors import UsageError
-from optbench.metrics import METRICS_VERSION
+from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.optimizers.registry import find
-from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trials
+from optbench.plan import Cohort, Comparison, Trial, cohorts, comparisons, complete, expected_cost, trials
 from optbench.store import RunWriter
+from optbench.store.pairs import NOT_COMPARED, PairRow, is_settled, settled_pairs
 from optbench.store.provenance import provenance
-from optbench.store.read import done_trials, read_tables
+from optbench.store.read import done_trials, read_run, read_tables
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
-from optbench.workers import Failed, Finished, Job, train_all
+from optbench.workers import Compare, Compared, Failed, Finished, Job, train_all
 
 if TYPE_CHECKING:
     from optbench.engine import Progress
@@ -56,6 +60,19 @@ class Plan:
     """Whole cohorts, before they are spread over processes."""
     done: frozenset[str]
     """Trials that an earlier part of the run has finished."""
+    comparisons: tuple[Comparison, ...] = ()
+    """What is left to compare of the solutions."""
+
+    @property
+    def controls(self) -> int:
+        """How many of the trials are there for their data order alone."""
+        return sum(trial.is_control for trial in self.trials)
+
+    @property
+    def count(self) -> str:
+        """`30 trials`, or `30 trials and 10 controls`."""
+        arms = len(self.trials) - self.controls
+        return f"{arms} trials" + (f" and {self.controls} controls" if self.controls else "")
 
 
 @dataclass(frozen=True)
@@ -82,12 +99,19 @@ def make_plan(suite: Suite, resume: Path | None = None) -> Plan:
     suite = complete(suite)
     all_trials = trials(suite)
     done: set[str] = set()
+    settled: set[tuple[str, str]] = set()
     if resume is not None:
         recorded = load_suite(resume / "suite.yaml")
         if suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
         done = done_trials(read_tables(resume))
-    return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done))
+        settled = settled_pairs(read_run(resume).pairs)
+    left = [
+        comparison
+        for comparison in comparisons(suite, all_trials)
+        if not (is_settled(comparison, settled) and all(trial.id in done for trial in comparison.trials))
+    ]
+    return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done), tuple(left))
 
 
 def run(suite: Suite, options: Options, view: View) -> Outcome:
@@ -129,20 +153,31 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
         }
         writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials)
 
+    left = _Comparisons(plan, writer)
     try:
         with _interruptible():
             view.started(plan, writer.path, str(device), jobs)
-            for event in train_all(units, Job(plan.suite, str(device), options.data_dir), jobs):
+            for event in train_all(units, Job(plan.suite, str(device), options.data_dir), jobs, left.ready):
                 if isinstance(event, Finished):
                     rows = _with_checkpoints(event, writer, plan.suite)
                     writer.add(event.cohort, rows)
+                    left.ended(event.cohort)
                     view.finished([(trial, row) for trial, row in rows if isinstance(row, TrialRow)])
+                elif isinstance(event, Compared):
+                    writer.add_pairs(event.comparison, event.rows)
+                    view.message(_compared(event.comparison))
                 elif isinstance(event, Failed):
-                    failed = [(trial, _failed_row(trial, event, str(device))) for trial in event.cohort.trials]
-                    writer.add(event.cohort, failed)
                     if event.details:
                         view.details(event.details)
-                    view.finished(failed)
+                    if isinstance(event.unit, Compare):
+                        note = f"{NOT_COMPARED}: {event.error_type}: {event.message}"
+                        writer.add_pairs(event.unit.comparison, _unknown_pairs(event.unit.comparison, plan.suite, note))
+                        view.message(f"{_compared(event.unit.comparison)}: {note}")
+                    else:
+                        failed = [(trial, _failed_row(trial, event, str(device))) for trial in event.unit.trials]
+                        writer.add(event.unit, failed)
+                        left.ended(event.unit)
+                        view.finished(failed)
                 else:
                     view.progress(event)
     except KeyboardInterrupt:
@@ -153,6 +188,39 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
         raise
     writer.finish("complete")
     return Outcome(writer.path, writer.statuses(), interrupted=False)
+
+
+class _Comparisons:
+    """What is left to compare, given out as soon as its trials have ended."""
+
+    def __init__(self, plan: Plan, writer: RunWriter) -> None:
+        self._left = list(plan.comparisons)
+        self._ended = set(plan.done)
+        self._writer = writer
+
+    def ended(self, cohort: Cohort) -> None:
+        """Take note of a cohort's end, after it has been written."""
+        self._ended |= {trial.id for trial in cohort.trials}
+
+    def ready(self) -> list[Compare]:
+        """What can be compared now and was not given out before."""
+        ready = [c for c in self._left if all(trial.id in self._ended for trial in c.trials)]
+        if not ready:
+            return []
+        self._left = [c for c in self._left if c not in ready]
+        endings = self._writer.endings()
+        return [self._work(comparison, endings) for comparison in ready]
+
+    def _work(self, comparison: Comparison, endings: Mapping[str, tuple[str, str | None]]) -> Compare:
+        places, missing = {}, {}
+        for trial in comparison.trials:
+            status, checkpoint = endings[trial.id]
+            place = self._writer.path / checkpoint if checkpoint else None
+            if place is not None and place.is_file():
+                places[trial.id] = place
+            else:
+                missing[trial.id] = f"{trial.id}: {status if status != 'ok' else 'its final weights are gone'}"
+        return Compare(comparison, places, missing)
 
 
 def spread(plan: Plan, jobs: int) -> list[Cohort]:
@@ -189,6 +257,18 @@ def _with_checkpoints(event: Finished, writer: RunWriter, suite: Suite) -> list[
         (trial, dataclasses.replace(row, checkpoint=places.get(trial.id)) if isinstance(row, TrialRow) else row)
         for trial, row in event.rows
     ]
+
+
+def _compared(comparison: Comparison) -> str:
+    counts = Counter(pair.kind for pair in comparison.pairs)
+    what = f"{counts['pair']} pairs and {counts['null']} nulls compared"
+    return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"
+
+
+def _unknown_pairs(comparison: Comparison, suite: Suite, note: str) -> list[PairRow]:
+    settings = suite.experiments[comparison.experiment].pairs
+    names = (settings.metrics if settings else None) or PAIR_METRICS
+    return [PairRow.of(pair, name, None, note) for pair in comparison.pairs for name in names]
 
 
 def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:

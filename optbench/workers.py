@@ -1,4 +1,4 @@
-"""Worker processes: each trains cohorts with one thread, and only sends what it found; the parent writes.
+"""Worker processes: each trains cohorts, or compares solutions, with one thread; the parent writes what they find.
 
 One thread each, because a product split over threads sums in another order than the same product alone: with one
 thread a trial's bits do not depend on its cohort, and the cores are kept busy by processes instead.
@@ -13,20 +13,21 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from optbench.errors import OptbenchError
-from optbench.plan import Cohort, Trial
+from optbench.plan import Cohort, Comparison, Trial
+from optbench.store.pairs import PairRow
 from optbench.store.tables import Row
 from optbench.suite import Suite
 
 if TYPE_CHECKING:
-    from optbench.engine import Progress
+    from optbench.engine import Progress, Setting
 
 Weights = dict[str, np.ndarray[Any, Any]]
 
@@ -41,6 +42,30 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Work for a worker: the solutions of one seed.
+
+    places: file of the final weights of every trial that has any. missing: why the others have none.
+    """
+
+    comparison: Comparison
+    places: Mapping[str, Path]
+    missing: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.comparison.id
+
+    @property
+    def experiment(self) -> str:
+        return self.comparison.experiment
+
+
+Unit: TypeAlias = Cohort | Compare
+"""What one worker does at a time."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A cohort was trained: rows of every trial, and final weights of those that have any."""
 
@@ -50,58 +75,67 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A cohort could not be trained, for a reason that is not the user's settings."""
+class Compared:
+    """The solutions of one seed were compared: rows of every pair."""
 
-    cohort: Cohort
+    comparison: Comparison
+    rows: tuple[PairRow, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cohort could not be trained, or solutions not compared, for a reason that is not the user's settings."""
+
+    unit: Unit
     error_type: str
     message: str
     details: str
 
 
-Event = "Progress | Finished | Failed"
-
-
-def train_all(cohorts: Sequence[Cohort], job: Job, jobs: int) -> Iterator[Progress | Finished | Failed]:
+def train_all(
+    cohorts: Sequence[Cohort], job: Job, jobs: int, more: Callable[[], Sequence[Compare]] = tuple
+) -> Iterator[Progress | Finished | Compared | Failed]:
     """Train the cohorts, in order of starting, on `jobs` processes; events as they come.
 
-    A worker that dies (killed, out of memory) costs only the cohort it was training, which is tried once more.
+    more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
+    A worker that dies (killed, out of memory) costs only the unit it had, which is tried once more.
 
     Raises:
         OptbenchError: what a worker raised because of the user's settings.
     """
-    waiting = list(reversed(cohorts))
+    waiting: list[Unit] = [*reversed(more()), *reversed(cohorts)]
     died_before: set[str] = set()
-    workers = [_Worker(job) for _ in range(min(jobs, len(cohorts)))]
+    workers = [_Worker(job) for _ in range(min(jobs, len(waiting)))]
     try:
         for worker in workers:
             worker.give(waiting.pop())
-        while any(worker.cohort for worker in workers):
-            busy = {worker.connection: worker for worker in workers if worker.cohort}
+        while any(worker.unit for worker in workers):
+            busy = {worker.connection: worker for worker in workers if worker.unit}
             for ready in multiprocessing.connection.wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]  # `wait` returns what it was given
-                cohort = worker.cohort
-                assert cohort is not None
+                unit = worker.unit
+                assert unit is not None
                 try:
                     event = worker.connection.recv()
                 except (EOFError, OSError, pickle.UnpicklingError):
                     code = worker.stop()
-                    workers[workers.index(worker)] = replacement = _Worker(job)
-                    if cohort.id in died_before:
-                        yield Failed(cohort, "WorkerDied", f"the worker process died twice (exit code {code})", "")
+                    workers[workers.index(worker)] = _Worker(job)
+                    if unit.id in died_before:
+                        yield Failed(unit, "WorkerDied", f"the worker process died twice (exit code {code})", "")
                     else:
-                        died_before.add(cohort.id)
-                        waiting.append(cohort)
-                    worker = replacement
+                        died_before.add(unit.id)
+                        waiting.append(unit)
                 else:
                     if isinstance(event, OptbenchError):
                         raise event
                     yield event
-                    if not isinstance(event, Finished | Failed):
+                    if not isinstance(event, Finished | Compared | Failed):
                         continue
-                    worker.cohort = None
-                if waiting:
-                    worker.give(waiting.pop())
+                    worker.unit = None
+                waiting[:0] = reversed(more())
+                for idle in workers:
+                    if waiting and idle.unit is None:
+                        idle.give(waiting.pop())
     finally:
         for worker in workers:
             worker.stop()
@@ -114,15 +148,15 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, job), daemon=True)
         self.process.start()
         theirs.close()
-        self.cohort: Cohort | None = None
+        self.unit: Unit | None = None
 
-    def give(self, cohort: Cohort) -> None:
-        self.cohort = cohort
+    def give(self, unit: Unit) -> None:
+        self.unit = unit
         with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
-            self.connection.send(cohort)
+            self.connection.send(unit)
 
     def stop(self) -> int | None:
-        self.cohort = None
+        self.unit = None
         self.connection.close()
         self.process.terminate()
         self.process.join(timeout=5)
@@ -139,7 +173,7 @@ def _work(connection: multiprocessing.connection.Connection, job: Job) -> None:
     import torch
 
     from optbench.data import load
-    from optbench.engine import Setting, train
+    from optbench.engine import Setting
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -148,24 +182,42 @@ def _work(connection: multiprocessing.connection.Connection, job: Job) -> None:
     settings: dict[str, Setting] = {}
     while True:
         try:
-            cohort: Cohort = connection.recv()
+            unit: Unit = connection.recv()
         except EOFError:
             return
         try:
-            if cohort.experiment not in settings:
-                experiment = job.suite.experiments[cohort.experiment]
+            if unit.experiment not in settings:
+                experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset, job.data_dir, download=False)
                 settings.clear()  # one experiment's arrays at a time
-                settings[cohort.experiment] = Setting.of(experiment, dataset, job.suite.seed, device)
-            results = train(cohort, settings[cohort.experiment], connection.send)
-            weights = tuple(
-                (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
-                for result in results
-                if result.weights is not None
-            )
-            rows = tuple((result.trial, row) for result in results for row in result.rows)
-            connection.send(Finished(cohort, rows, weights))
+                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, device)
+            setting = settings[unit.experiment]
+            if isinstance(unit, Cohort):
+                connection.send(_train(unit, setting, connection.send))
+            else:
+                connection.send(_compare(unit, setting))
         except OptbenchError as error:
             connection.send(error)
         except Exception as error:  # whatever it is, the other cohorts go on and the user is told
-            connection.send(Failed(cohort, type(error).__name__, str(error), traceback.format_exc()))
+            connection.send(Failed(unit, type(error).__name__, str(error), traceback.format_exc()))
+
+
+def _train(cohort: Cohort, setting: Setting, notify: Callable[[Progress], None]) -> Finished:
+    from optbench.engine import train
+
+    results = train(cohort, setting, notify)
+    weights = tuple(
+        (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
+        for result in results
+        if result.weights is not None
+    )
+    return Finished(cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
+
+
+def _compare(work: Compare, setting: Setting) -> Compared:
+    from safetensors.torch import load_file
+
+    from optbench.engine.pairs import compare
+
+    rows = compare(work.comparison, setting, lambda trial: load_file(work.places[trial.id]), work.missing)
+    return Compared(work.comparison, tuple(rows))

@@ -14,7 +14,7 @@ from written_runs import results_of, trial_row, write_run
 
 from optbench.plan import Trial
 from optbench.stats.results import Results
-from optbench.store.tables import AccuracyRow, MetricRow, PruningRow, Row, SimilarityRow, SpectrumRow
+from optbench.store.tables import AccuracyRow, MetricRow, PruningRow, Row, SimilarityRow, SketchRow, SpectrumRow
 
 SUITE = """
 name: made
@@ -24,6 +24,7 @@ optimizers:
   adam: {target: adam}
   rates: {target: adam, lr: {log: [1.0e-4, 1.0e-1], points: 4}}
   decays: {target: adamw, weight_decay: [0.0, 0.01, 0.1]}
+  switched: {target: switch, at: [0, 4, 16]}
 experiments:
   permuted:
     tasks: {kind: permuted, count: 3}
@@ -37,9 +38,14 @@ experiments:
     tasks: {kind: permuted, count: 2}
     models: {narrow: {kind: mlp, hidden: [10]}}
     optimizers: [decays, sgd]
+  early:
+    tasks: {kind: permuted, count: 2}
+    models: {narrow: {kind: mlp, hidden: [10]}}
+    optimizers: [sgd, adam, switched]
+    twins: [[sgd, adam]]
 """
 
-TASKS = {"permuted": 3, "pairs": 2, "decay": 2}
+TASKS = {"permuted": 3, "pairs": 2, "decay": 2, "early": 2}
 DIMENSIONS = 6
 CLASSES = 4
 CHECKPOINT = "checkpoints/made.safetensors"
@@ -54,6 +60,7 @@ class Found:
     spectra: bool = True
     similarity: bool = True
     pruning: bool = True
+    sketches: bool = True
     status: Callable[[Trial], str | None] = lambda trial: "ok"
     """`ok`, `diverged` or `failed`; None: not finished."""
 
@@ -86,6 +93,11 @@ def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
                 for scope in ("global", "layer")
                 for keep in KEEPS
             ]
+    if found.sketches and trial.experiment == "early" and trial.optimizer in ("sgd", "adam"):
+        start = np.random.default_rng(trial.seed).normal(size=DIMENSIONS)
+        for place in ((1, 0), (1, 4), (1, 8), (2, 4), (2, 8)):
+            moved = start + random.normal(size=DIMENSIONS) * (place != (1, 0)) * (np.nan if bad else 1)
+            rows.append(SketchRow(*place, tuple(moved.tolist())))
     return rows
 
 

@@ -39,16 +39,20 @@ NAMES = {
     "final-accuracy_permuted",
     "final-accuracy_pairs",
     "final-accuracy_decay",
+    "final-accuracy_early",
     "spectrum_permuted",
     "spectrum_pairs",
     "spectrum_decay",
+    "spectrum_early",
     *(
         f"{kind}_{place}"
         for kind in ("task-accuracy", "class-cosine", "accuracy-matrix", "pruning", "weight-magnitudes")
-        for place in ("permuted_narrow", "permuted_wide", "pairs_narrow", "decay_narrow")
+        for place in ("permuted_narrow", "permuted_wide", "pairs_narrow", "decay_narrow", "early_narrow")
     ),
     "sweep_pairs_narrow_lr",
     "setting_decay_narrow_weight_decay",
+    "switch_early_narrow_switched",
+    "twins_early_narrow",
 }
 
 
@@ -271,7 +275,12 @@ def test_no_runs_have_no_figures() -> None:
 
 @pytest.mark.parametrize(
     ("table", "kind"),
-    [("spectra", "spectrum"), ("similarity", "class-cosine"), ("pruning", ("pruning", "weight-magnitudes"))],
+    [
+        ("spectra", "spectrum"),
+        ("similarity", "class-cosine"),
+        ("pruning", ("pruning", "weight-magnitudes")),
+        ("sketches", "twins"),
+    ],
 )
 def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind: str | tuple[str, ...]) -> None:
     names = {figure.name for figure in figures([made_run(tmp_path, found=Found(**{table: False}))])}

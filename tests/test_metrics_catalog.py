@@ -76,6 +76,7 @@ def test_every_entry_is_complete(name: str) -> None:
         + (["generator"] if name.startswith("hessian") else []),
         "cost": ["cost"],
         "pruning": ["sparsity", "accuracy"],
+        "pair": ["pair"],
     }[metric.kind]
 
 
@@ -118,8 +119,9 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine, and pruning curves and the landscape are its own work.
-    everything = [metric.name for metric in METRICS.values() if metric.kind not in ("cost", "pruning", "landscape")]
+    # Cost is recorded by the engine, and pruning curves, the landscape and pairs of solutions are its own work.
+    elsewhere = ("cost", "pruning", "landscape", "pair")
+    everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),
         *measure_features(everything, features, labels),

@@ -339,12 +339,16 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
     summary = summary_of(run_path)
     header = (
         "run experiment model optimizer variant planned ok diverged failed missing metric direction "
-        "n mean sd median q1 q3 min max"
+        "n mean sd median q1 q3 min max "
+        "switch_step switch_statistic switch_value switch_low switch_high switch_n "
+        "pair_kind optimizer_b variant_b outside task step"
     )
     assert report_csv(summary).splitlines()[0] == header.replace(" ", ",")
     told = json.loads(report_json(summary))
-    assert set(told) == {"format", "version", "runs", "results", "matrices", "claims", "troubles"}
-    assert set(told["results"][0]) == set(header.split())
+    lists = {"runs", "results", "matrices", "claims", "switches", "pairs", "twins", "troubles"}
+    assert set(told) == {"format", "version", *lists}
+    of_pairs = {"pair_kind", "optimizer_b", "variant_b", "outside", "task", "step"}
+    assert set(told["results"][0]) == set(header.split()) - of_pairs
     assert {"run", "suite", "suite_hash", "status", "command", "repeat", "seeds", "statuses"} <= set(told["runs"][0])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from optbench.cli import main
 from optbench.metrics import select
 from optbench.optimizers.registry import check_settings
 from optbench.plan import trials
+from optbench.store import read_run
 from optbench.suite import Suite, load_suite, shipped_suites
 
 TUNED = {"continual": "continual-tuning", "shampoo": "shampoo-tuning"}
@@ -65,3 +69,34 @@ def test_continual_is_the_papers_section_3_1() -> None:
     smoke = shipped("smoke")
     assert smoke.experiments.keys() == suite.experiments.keys()
     assert smoke.optimizers.keys() <= suite.optimizers.keys()
+
+
+# What makes the big suites small: nothing but steps, tasks and examples.
+SMALL = {
+    "sparsity": ["experiments.lenet.protocol.max_steps=4", "experiments.lenet.protocol.test_examples=200"],
+    "basins": [
+        "experiments.permuted-mnist.tasks.count=2",
+        "experiments.permuted-mnist.protocol.max_steps=4",
+        "experiments.permuted-mnist.protocol.test_examples=200",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_big_suites_run_through_in_small(name: str, tmp_path: Path) -> None:
+    words = [word for override in SMALL[name] for word in ("--set", override)]
+    path = ["--runs-dir", str(tmp_path), "--name", name]
+    assert main(["run", name, "--seeds", "1", "--device", "cpu", *path, *words]) == 0
+    run = read_run(tmp_path / name)
+    assert set(run.table("trials")["status"].to_pylist()) == {"ok"}
+    report = tmp_path / "report.md"
+    assert main(["report", str(tmp_path / name), "--format", "markdown", "-o", str(report)]) == 0
+    text = report.read_text()
+    titles = {"sparsity": ["weights kept", "Twins"], "basins": ["Switching optimizers", "One solution against another"]}
+    for title in titles[name]:
+        assert title in text
+    if name == "basins":
+        switched = {trial.optimizer for trial in trials(load_suite(tmp_path / name / "suite.yaml"))}
+        values = [value for value in run.pairs["value"].to_pylist() if value is not None]
+        assert len(switched) == 13
+        assert len(values) == run.pairs.num_rows, "every pair has a value"

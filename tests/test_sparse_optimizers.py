@@ -38,7 +38,7 @@ def network() -> nn.Sequential:
 def train(model: nn.Sequential, optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
     for _ in range(steps):
         model.zero_grad()
-        nn.functional.cross_entropy(model(X), Y).backward()
+        nn.functional.cross_entropy(model(X), Y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return weights_of(model)
 

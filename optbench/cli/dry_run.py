@@ -24,9 +24,11 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
     """Print experiments, cohorts and trials, and which of them are done already."""
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
-        count = f"{len(plan.trials)} trials in {len(plan.cohorts)} cohorts"
+        count = f"{plan.count} in {len(plan.cohorts)} cohorts"
         left = f"; {done} of them done already in {resume}, {len(plan.trials) - done} to train" if resume else ""
         console.print(Text(f"{plan.suite.name}: {count}{left}"), soft_wrap=True)
+        if plan.comparisons:
+            console.print(Text(_pairs(plan)), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
             line = f"  {name}: {task_count(experiment)} tasks of {experiment.dataset}, {task_summary(experiment)}"
@@ -37,6 +39,12 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
         for trial in plan.trials:
             state = "done  " if trial.id in plan.done else "to do "
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
+
+
+def _pairs(plan: Plan) -> str:
+    kinds = [pair.kind for comparison in plan.comparisons for pair in comparison.pairs]
+    pairs, nulls = kinds.count("pair"), kinds.count("null")
+    return f"then to compare: {pairs} pairs of solutions, and {nulls} solutions with their controls"
 
 
 def _cohorts(plan: Plan, *, resumed: bool) -> Table:

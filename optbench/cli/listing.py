@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -95,11 +95,12 @@ def _settings(what: str, union: Any) -> Table:
 def _metrics(_: Path) -> RenderableType:
     from optbench.metrics import METRICS
 
-    table = _table("metric", "", "taken from", "default", "formula", "source")
+    # Names are long: few columns, so that eighty characters leave room for a formula.
+    table = _table("metric", "", "taken from", "cost", "formula (source)")
     for metric in METRICS.values():
-        default = "yes" if metric.default else "no"
-        _row(table, metric.name, metric.arrow, metric.kind, default, metric.formula, metric.source)
-    return table
+        cost = "default" if metric.default else metric.cost
+        _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
+    return Group(table, Text("cost: default where a suite names no metrics; cheap and dear where it names them"))
 
 
 def _suites(_: Path) -> RenderableType:

@@ -145,7 +145,7 @@ def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
     known = len(plan.done & {trial.id for trial in plan.trials})
     already = f" ({known} of them done already)" if known else ""
     processes = f"{jobs} process{'' if jobs == 1 else 'es'}"
-    return f"{plan.suite.name}: {len(plan.trials)} trials{already} on {device}, {processes}; results in {path}"
+    return f"{plan.suite.name}: {plan.count}{already} on {device}, {processes}; results in {path}"
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.suite import Suite, load_suite
 from optbench.suite.document import MAX_BYTES, decode, parse_yaml
 from optbench.suite.load import MetricCheck, OptimizerCheck
-from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, is_name
+from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, is_name
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def choose(
     choice: Choice,
     check_optimizer: OptimizerCheck | None = None,
     check_metric: MetricCheck | None = None,
+    check_pair_metric: MetricCheck | None = None,
 ) -> Suite:
     """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
 
@@ -114,7 +115,13 @@ def choose(
     if choice.seeds:
         overrides.append(f"seeds={json.dumps(choice.seeds)}")
     try:
-        suite = load_suite(path, overrides, check_optimizer=check_optimizer, check_metric=check_metric)
+        suite = load_suite(
+            path,
+            overrides,
+            check_optimizer=check_optimizer,
+            check_metric=check_metric,
+            check_pair_metric=check_pair_metric,
+        )
     except OptbenchError as error:
         raise type(error)(_in_the_users_words(str(error), choice.additions)) from None
     return _keep(suite, choice)
@@ -174,12 +181,23 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
                 continue
         kept = chosen if chosen is not None else {o: {} for o in suite.optimizers if o in wanted}
         tuning = {o: cost for o, cost in experiment.tuning.items() if o in kept} if experiment.tuning else None
-        experiments[name] = experiment.model_copy(update={"optimizers": chosen, "tuning": tuning})
+        pairs = _kept_pairs(experiment.pairs, kept) if experiment.pairs else None
+        twins = [pair for pair in experiment.twins or () if all(o in kept for o in pair)] or None
+        changes = {"optimizers": chosen, "tuning": tuning, "pairs": pairs, "twins": twins}
+        experiments[name] = experiment.model_copy(update=changes)
     if not experiments:
         raise UsageError("--optimizer: no experiment has any of those named")
     optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
     claims = {name: claim for name, claim in suite.claims.items() if _still_there(claim, experiments, optimizers)}
     return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments, "claims": claims})
+
+
+def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
+    """What is compared of the optimizers that are left; None where nothing is left to compare with."""
+    against, controls = (
+        None if names is None else [name for name in names if name in kept] for names in (pairs.against, pairs.controls)
+    )
+    return None if against == [] else pairs.model_copy(update={"against": against, "controls": controls})
 
 
 def _still_there(

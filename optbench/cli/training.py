@@ -14,7 +14,7 @@ from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.data.catalog import DATASETS
 from optbench.errors import OptbenchError, UsageError, unknown
-from optbench.metrics import select
+from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
 from optbench.report.console import render
@@ -96,7 +96,7 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     else:
         assert resume is not None
         path = resume / "suite.yaml"
-    suite = choose(path, choice, check_settings, lambda name: select([name]))
+    suite = choose(path, choice, check_settings, check_metric, check_pair_metric)
     # Known by name without torch, so a slip costs no time and shows in a dry run too.
     for name, experiment in suite.experiments.items():
         if experiment.dataset not in DATASETS:

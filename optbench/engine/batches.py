@@ -45,15 +45,19 @@ class Normaliser:
 class BatchStream:
     """The batches of one member in one task: a fresh random order every epoch, the incomplete last batch dropped.
 
-    The order depends on (suite seed, trial seed, task, epoch) alone: every optimizer of a seed meets the same batches.
+    What comes when depends on (suite seed, trial seed, task, epoch, order) alone: every optimizer of a seed meets the
+    same batches. Another `order` shuffles the same examples otherwise.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, suite_seed: int, trial_seed: int, task: int) -> None:
+    def __init__(
+        self, examples: Examples, batch_size: int, suite_seed: int, trial_seed: int, task: int, order: int = 0
+    ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         self.steps_per_epoch = examples.labels.numel() // batch_size
         self._seeds = (suite_seed, trial_seed)
         self._task = task
+        self._suffix = f"/order {order}" if order else ""
         self._epoch = -1
         self._order = torch.empty(0)
 
@@ -61,7 +65,7 @@ class BatchStream:
         """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}")
+            stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
             order = torch.randperm(self.examples.labels.numel(), generator=stream)
             self._order, self._epoch = order.to(self.examples.labels.device), epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]

@@ -26,6 +26,7 @@ from optbench.engine.gradients import GradientsFactory, gradients_for
 from optbench.engine.lanes import LaneMember, build_lane
 from optbench.engine.measure import measure
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
+from optbench.engine.sketches import Sketches
 from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
@@ -82,6 +83,7 @@ class _CohortTraining:
         self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
         self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
         self.evaluator = Evaluator(network, self.layout, normalise)
+        self.sketches = Sketches(cohort.optimizer, setting.experiment, self.layout, setting.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
@@ -95,6 +97,8 @@ class _CohortTraining:
     def run(self) -> list[TrialResult]:
         count = self.setting.family.count
         self._measure(0)
+        for member in self.members:
+            self.sketches.record(member, member.row, task=1, step=0)
         for task in range(count):
             if self.protocol.optimizer_state == "reset":
                 for member in self.members:
@@ -172,7 +176,8 @@ class _TaskTraining:
             if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
                 arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
             examples, held_out = arrays[key]
-            stream = BatchStream(examples, protocol.batch_size, cohort.setting.suite_seed, trial.seed, task)
+            seeds = (cohort.setting.suite_seed, trial.seed)
+            stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
             if stream.steps_per_epoch == 0:
                 raise UsageError(
                     f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
@@ -277,6 +282,7 @@ class _TaskTraining:
                 eval_accuracy=reading.accuracy,
             )
         )
+        self.cohort.sketches.record(member, row, self.task + 1, step)
         stop = self.stoppers[member.trial.id].see(reading.loss, row) or step == schedule.total
         if stop:
             member.steps += step

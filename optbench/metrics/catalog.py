@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optbench.metrics.rank import Spectrum
 
 Direction = Literal["higher", "lower", "neutral"]
-Kind = Literal["continual", "features", "similarity", "weights", "landscape", "cost", "pruning"]
-Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning"]
+Kind = Literal["continual", "features", "similarity", "weights", "landscape", "cost", "pruning", "pair"]
+Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
 Cost = Literal["cheap", "dear"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
@@ -37,7 +37,8 @@ class Metric:
     kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with their
         labels, `weights` each weight tensor and all of them together, `landscape` the final weights, the initial ones
         and the training loss as a function of them, `cost` what a trial recorded of its own training, `pruning` the
-        accuracies of the trained network with only its largest weights.
+        accuracies of the trained network with only its largest weights, `pair` two trained networks that began at the
+        same weights, where a suite's `pairs` asks for it.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     direction: which values are better; a neutral metric is higher or lower, never better.
     margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
@@ -162,6 +163,11 @@ def _pruned(scope: str) -> tuple[Metric, ...]:
     )
 
 
+def _pair(name: str, formula: str, source: str, called: str | None = None, **arguments: bool) -> Metric:
+    # Read beside its null, which differs with the network and the data: no margin.
+    return Metric(name, "pair", "pairs", formula, source, margin=0.0, default=False, called=called, arguments=arguments)
+
+
 _TABLE = (
     _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher", over_pairs=False),
     _continual(
@@ -203,6 +209,25 @@ _TABLE = (
     _sharpness("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", rho=0.5),
     *_pruned("global"),
     *_pruned("layer"),
+    _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", "Kornblith et al. 2019"),
+    _pair(
+        "linear_cka_debiased",
+        "the same, each term estimated without bias",
+        "Song et al. 2012",
+        "linear_cka",
+        debiased=True,
+    ),
+    _pair(
+        "subspace_overlap",
+        "‖UᵀV‖²_F / k, U and V the k = 10 leading directions of the features",
+        "Golub & Van Loan 1996",
+    ),
+    _pair("subspace_overlap_chance", "k / d, the overlap of random subspaces", "recorded"),
+    _pair("prediction_disagreement", "share of test examples that two solutions label differently", "counted"),
+    _pair("loss_barrier", "max_α L(w_α) - (1-α) L(w₀) - α L(w₁), w_α = (1-α) w₀ + α w₁", "Frankle et al. 2020"),
+    _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), likewise", "Frankle et al. 2020"),
+    _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the start", "Fort et al. 2019"),
+    _pair("displacement_angle", "degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
     _cost("train_seconds", "seconds of batches, gradients and updates"),
     _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
     _cost("optimizer_share", "seconds in the optimizer / train_seconds", "neutral"),
@@ -221,6 +246,9 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
+PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
+"""What is taken of two solutions when `pairs` names no metrics."""
+
 # Without N and d no measure of features can be read, so they come with any of them, asked for or not.
 _RECORDED = ("features_n", "features_d")
 
@@ -236,6 +264,18 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
             raise UsageError(unknown("metric", name, METRICS))
         chosen.append(METRICS[name])
     return tuple(metric for metric in chosen if not kinds or metric.kind in kinds)
+
+
+def check_metric(name: str) -> None:
+    """Raises UsageError unless `name` is a metric that single trials have."""
+    if select([name])[0].kind == "pair":
+        raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
+
+
+def check_pair_metric(name: str) -> None:
+    """Raises UsageError unless `name` is a metric of two solutions."""
+    if name not in PAIR_METRICS:
+        raise UsageError(unknown("metric of pairs", name, PAIR_METRICS))
 
 
 def measure_accuracy(names: Iterable[str] | None, accuracy: ArrayLike) -> list[Measurement]:

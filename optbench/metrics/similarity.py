@@ -69,14 +69,14 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     x (..., N, p), y (..., N, q), the same examples in the same order -> (...). NaN when x or y does not vary, or when
     an unbiased estimate of a self-similarity is not positive. Raises ValueError when N differs.
     """
-    a, b = _centred(x), _centred(y)
+    a, b = centred(x), centred(y)
     examples = a.shape[-2]
     if b.shape[-2] != examples:
         raise ValueError(f"x and y need the same number of examples; {examples} and {b.shape[-2]} came")
     if debiased and examples < 4:
-        return _alignment(a, b, False) * torch.nan
-    cross = _alignment(a, b, debiased)
-    self_a, self_b = _alignment(a, a, debiased), _alignment(b, b, debiased)
+        return alignment(a, b, False) * torch.nan
+    cross = alignment(a, b, debiased)
+    self_a, self_b = alignment(a, a, debiased), alignment(b, b, debiased)
     defined = (self_a > 0) & (self_b > 0)
     return torch.where(defined, cross / (self_a.sqrt() * self_b.sqrt()), torch.nan)
 
@@ -94,7 +94,7 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
         raise ValueError(f"x and y need the same width; {width} and {y.shape[-1]} came")
     if not 1 <= k <= width:
         raise ValueError(f"k needs 1 ≤ k ≤ d = {width}; {k} came")
-    overlap = (_leading_directions(x, k) @ _leading_directions(y, k).mT).square().sum((-2, -1)) / k
+    overlap = (leading_directions(x, k) @ leading_directions(y, k).mT).square().sum((-2, -1)) / k
     return overlap.clamp(max=1.0)
 
 
@@ -157,7 +157,8 @@ def _check_integer(labels: Tensor) -> None:
         raise ValueError(f"labels need to be integers of shape (..., N); {labels.dtype} {tuple(labels.shape)} came")
 
 
-def _centred(features: Tensor) -> Tensor:
+def centred(features: Tensor) -> Tensor:
+    """The features minus their mean over the examples, in float64: (..., N, d) -> (..., N, d)."""
     if features.ndim < 2:
         raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
     values = features.detach().double()
@@ -166,8 +167,8 @@ def _centred(features: Tensor) -> Tensor:
     return shifted - shifted.mean(-2, keepdim=True)
 
 
-def _alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
-    """‖BᵀA‖²_F of centred a (..., N, p) and b (..., N, q); debiased, up to a factor that cancels in CKA."""
+def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
+    """‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q) -> (...); debiased, up to a factor that cancels in CKA."""
     examples = a.shape[-2]
     # The same number either way; the smaller of the p×q and N×N products.
     if a.shape[-1] * b.shape[-1] <= examples**2:
@@ -182,7 +183,7 @@ def _alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
     return plain - n / (n - 2) * (rows_a * rows_b).sum(-1) + rows_a.sum(-1) * rows_b.sum(-1) / ((n - 1) * (n - 2))
 
 
-def _leading_directions(x: Tensor, k: int) -> Tensor:
+def leading_directions(x: Tensor, k: int) -> Tensor:
     """The k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN where they are not determined."""
     if x.ndim < 2:
         raise ValueError(f"x and y need shape (..., N, d); {tuple(x.shape)} came")

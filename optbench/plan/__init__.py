@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from optbench.plan.cost import expected_cost, task_count
-from optbench.plan.trials import Cohort, Trial, cohorts, complete, trials
+from optbench.plan.pairs import Comparison, TrialPair, comparisons
+from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trials
 
-__all__ = ["Cohort", "Trial", "cohorts", "complete", "expected_cost", "task_count", "trials"]
+__all__ = [
+    "CONTROL",
+    "Cohort",
+    "Comparison",
+    "Trial",
+    "TrialPair",
+    "cohorts",
+    "comparisons",
+    "complete",
+    "expected_cost",
+    "task_count",
+    "trials",
+]

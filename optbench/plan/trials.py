@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from optbench.optimizers import registry
 from optbench.suite import Suite, variants
-from optbench.suite.schema import OptimizerSettings
+from optbench.suite.schema import ExperimentSettings, OptimizerSettings
+
+CONTROL = "control"
+"""The stage of a trial that is trained once more in another data order."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class Trial:
     stage: str
     target: str
     hyperparameters: Mapping[str, Any]
+    order: int = 0
+    """Which of the data orders of its seed it sees; all that is compared sees the first, 0."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it only shows what another data order does (`pairs` in a suite): no seed of an arm."""
+        return self.stage == CONTROL
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Cohort:
         """At most `parts` cohorts of nearly equal size with the same trials, in order."""
         count = min(parts, len(self.trials))
         bounds = [len(self.trials) * i // count for i in range(count + 1)]
-        pieces = [self.trials[a:b] for a, b in pairwise(bounds)]
+        pieces = [self.trials[a:b] for a, b in itertools.pairwise(bounds)]
         return [Cohort(self.experiment, self.model, self.optimizer, piece) for piece in pieces]
 
 
@@ -66,18 +76,24 @@ def complete(suite: Suite) -> Suite:
 
 
 def trials(suite: Suite) -> list[Trial]:
-    """Every trial of the suite: experiments, then models, optimizers, variants and seeds, in the suite's order."""
+    """Every trial of the suite: experiments, then models, optimizers, variants and seeds, in the suite's order.
+
+    Controls follow the trials of their variant: the same optimizer, seed and initial weights in another data order.
+    """
     found: list[Trial] = []
     for experiment_name, experiment in suite.experiments.items():
         chosen = experiment.optimizers if experiment.optimizers is not None else {name: {} for name in suite.optimizers}
+        controlled = control_names(experiment, chosen)
         for model in experiment.models:
             for optimizer, overrides in chosen.items():
                 settings = suite.optimizers[optimizer]
                 hyperparameters = registry.complete(settings.target, {**settings.hyperparameters, **overrides})
                 for variant in variants(hyperparameters):
-                    for seed in suite.seeds:
+                    orders = (0, 1) if optimizer in controlled else (0,)
+                    for order, seed in itertools.product(orders, suite.seeds):
                         # Named after what it is, so that the same trial has the same id in every run of a suite.
                         parts = [experiment_name, model, optimizer, variant.name, f"seed={seed}"]
+                        parts += [f"order={order}"] if order else []
                         found.append(
                             Trial(
                                 id="/".join(parts),
@@ -86,12 +102,21 @@ def trials(suite: Suite) -> list[Trial]:
                                 optimizer=optimizer,
                                 variant=variant.name,
                                 seed=seed,
-                                stage=suite.stage,
+                                stage=CONTROL if order else suite.stage,
                                 target=settings.target,
                                 hyperparameters=variant.hyperparameters,
+                                order=order,
                             )
                         )
     return found
+
+
+def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) -> frozenset[str]:
+    """The optimizers of an experiment that are trained in another data order, too."""
+    if experiment.pairs is None:
+        return frozenset()
+    chosen = experiment.pairs.controls if experiment.pairs.controls is not None else experiment.pairs.against
+    return frozenset(taking_part if chosen is None else chosen)
 
 
 def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:

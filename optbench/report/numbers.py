@@ -16,6 +16,7 @@ _DECIMALS = {
     "srank": 1,
     "pca99": 1,
     "kurtosis": 2,
+    "displacement_angle": 1,
     "train_seconds": 1,
     "milliseconds_per_step": 2,
     "steps": 0,

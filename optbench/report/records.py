@@ -20,13 +20,17 @@ from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import JudgedGate
 from optbench.stats.paired import PairedResult
+from optbench.stats.pairs import Side as PairSide
+from optbench.stats.switching import Estimate, Side, Switching, SwitchPoint
+from optbench.stats.trajectories import Twins
 
+WEIGHT_DISTANCE = "weight_distance"
 VERSION = 1
 """Goes up when a key or a column changes its meaning or goes."""
 
 
 def report_json(summary: Summary) -> str:
-    """Runs, one record per metric of each optimizer setting, accuracy matrices, claims, and trials in trouble."""
+    """Runs, one record per metric of each optimizer setting, accuracy matrices, claims, switches, trials in trouble."""
     sections = summary.sections
     return _json(
         {
@@ -41,14 +45,17 @@ def report_json(summary: Summary) -> str:
                 if row.matrix is not None
             ],
             "claims": [_claim(run.run, claim) for run in summary.runs for claim in run.claims],
+            "switches": [_switching(found) for run in summary.runs for found in run.switchings],
+            "pairs": list(_pairs(summary)),
+            "twins": [_twins_record(twins) for run in summary.runs for twins in run.twins],
             "troubles": [asdict(trouble) for trouble in summary.troubles],
         }
     )
 
 
 def report_csv(summary: Summary) -> str:
-    """A line per metric of each optimizer setting, as `results` in the JSON."""
-    return _csv(_RESULT_COLUMNS, _results(summary))
+    """A line per metric of each optimizer setting, as `results` in the JSON; then those of `pairs` and of `twins`."""
+    return _csv(_RESULT_COLUMNS, [*_results(summary), *_pairs(summary), *_twins(summary)])
 
 
 def comparison_json(comparison: Comparison, gates: Sequence[JudgedGate], metrics: Sequence[str] = ()) -> str:
@@ -74,7 +81,14 @@ def comparison_csv(comparison: Comparison, metrics: Sequence[str] = ()) -> str:
 _KEYS = ("run", "experiment", "model", "optimizer", "variant")
 _COUNTS = ("planned", "ok", "diverged", "failed", "missing")
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
-_RESULT_COLUMNS = (*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD)
+_SWITCH = ("switch_step", "switch_statistic", "switch_value", "switch_low", "switch_high", "switch_n")
+"""Of results read against the step of a switch: its k, and `rho`, or the `difference` to the pure arm."""
+_PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
+"""Of one solution against another: `pair`, or `null` for an arm and its controls; the other side; and the number of
+seeds on which a pair lies outside the range of the null values of its two sides."""
+_PLACE = ("task", "step")
+"""Of twins (`pair_kind` is `twins`): where in training they were that far from each other."""
+_RESULT_COLUMNS = (*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD, *_SWITCH, *_PAIR, *_PLACE)
 
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
@@ -111,7 +125,7 @@ _COMPARISON_COLUMNS = (
 
 
 def _run(run: RunSummary) -> dict[str, Any]:
-    return {key: value for key, value in vars(run).items() if key != "claims"}
+    return {key: value for key, value in vars(run).items() if key not in ("claims", "switchings", "pairs", "twins")}
 
 
 def _row_keys(section: Section, row: SummaryRow) -> dict[str, Any]:
@@ -119,12 +133,88 @@ def _row_keys(section: Section, row: SummaryRow) -> dict[str, Any]:
 
 
 def _results(summary: Summary) -> Iterable[dict[str, Any]]:
+    switched = {
+        (found.results.run.id, *found.place, point.arm.optimizer, point.arm.variant, metric): (found, point)
+        for run in summary.runs
+        for found in run.switchings
+        for point in found.points
+        for metric in found.metrics
+    }
     for section in summary.sections:
         for row in section.rows:
             counts = {name: getattr(row, name) for name in _COUNTS}
             for metric in section.metrics:
                 about = {"metric": metric, "direction": METRICS[metric].direction}
-                yield {**_row_keys(section, row), **counts, **about, **_spread(row.values[metric])}
+                keys = _row_keys(section, row)
+                at = switched.get((*keys.values(), metric))
+                yield {**keys, **counts, **about, **_spread(row.values[metric]), **_switched(at, metric)}
+
+
+def _pairs(summary: Summary) -> Iterable[dict[str, Any]]:
+    """A record per measure of each pair of arms, and of each arm with its controls, which is its null."""
+    for run in summary.runs:
+        nulls: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for pair in run.pairs:
+            place = (pair.run, pair.experiment, pair.model)
+            for metric, measured in pair.measures.items():
+                yield _pair(place, pair.a, pair.b, "pair", metric, pair.planned, measured.values, measured.outside)
+                for side, null in ((pair.a, measured.null_a), (pair.b, measured.null_b)):
+                    if null is not None:
+                        found = _pair(place, side, side, "null", metric, pair.planned, null, None)
+                        nulls[*place, side, metric] = found
+        yield from nulls.values()
+
+
+def _pair(
+    place: tuple[str, str, str],
+    a: PairSide,
+    b: PairSide,
+    kind: str,
+    metric: str,
+    planned: int,
+    values: Mapping[int, float],
+    outside: tuple[int, int] | None,
+) -> dict[str, Any]:
+    return {
+        **dict(zip(_KEYS, (*place, a.optimizer, a.variant), strict=True)),
+        **dict(zip(_PAIR, (kind, b.optimizer, b.variant, outside[0] if outside else None), strict=True)),
+        "planned": planned,
+        "metric": metric,
+        "direction": METRICS[metric].direction,
+        **_spread(Spread.of(values.values())),
+    }
+
+
+def _twins_record(twins: Twins) -> dict[str, Any]:
+    points = [{"task": task, "step": step, **_spread(Spread.of(twins.at((task, step))))} for task, step in twins.places]
+    return {
+        **dict(zip(_KEYS[:3], (twins.results.run.id, twins.experiment, twins.model), strict=True)),
+        "a": twins.a,
+        "b": twins.b,
+        "planned": twins.planned,
+        "metric": WEIGHT_DISTANCE,
+        "sketch_size": twins.size,
+        "reason": twins.reason,
+        "points": points,
+    }
+
+
+def _twins(summary: Summary) -> Iterable[dict[str, Any]]:
+    """A record per evaluation of each pair of twins."""
+    for twins in (twins for run in summary.runs for twins in run.twins if twins.sides):
+        assert twins.sides is not None
+        a, b = twins.sides
+        keys = (twins.results.run.id, twins.experiment, twins.model, a.optimizer, a.variant)
+        for place in twins.places:
+            yield {
+                **dict(zip(_KEYS, keys, strict=True)),
+                **dict(zip(_PAIR, ("twins", b.optimizer, b.variant, None), strict=True)),
+                **dict(zip(_PLACE, place, strict=True)),
+                "planned": twins.planned,
+                "metric": WEIGHT_DISTANCE,
+                "direction": METRICS[WEIGHT_DISTANCE].direction,
+                **_spread(Spread.of(twins.at(place))),
+            }
 
 
 def _spread(spread: Spread | None) -> dict[str, Any]:
@@ -132,6 +222,50 @@ def _spread(spread: Spread | None) -> dict[str, Any]:
         return {**dict.fromkeys(_SPREAD), "n": 0}
     values = (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles, *spread.extremes)
     return dict(zip(_SPREAD, values, strict=True))
+
+
+def _switched(at: tuple[Switching, SwitchPoint] | None, metric: str) -> dict[str, Any]:
+    if at is None:
+        return dict.fromkeys(_SWITCH)
+    switching, point = at
+    found = _estimate(switching.estimate(point, metric))
+    values = (point.k, switching.statistic, *(found[key] for key in ("value", "low", "high", "n")))
+    return dict(zip(_SWITCH, values, strict=True))
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.interval or (None, None)
+    return {"value": estimate.value, "low": low, "high": high, "n": estimate.n, "reason": estimate.reason}
+
+
+def _switching(found: Switching) -> dict[str, Any]:
+    sides: tuple[Side, ...] = ("first", "then")
+    points = []
+    for point in found.points:
+        barriers = {side: found.barrier(point, side) for side in sides}
+        points.append(
+            {
+                "variant": point.arm.variant,
+                "step": point.k,
+                "whole": point.whole,
+                found.statistic: {metric: _estimate(found.estimate(point, metric)) for metric in found.metrics},
+                "barriers": {side: _estimate(barrier) for side, barrier in barriers.items() if barrier},
+            }
+        )
+    experiment, model = found.place
+    return {
+        "run": found.results.run.id,
+        "experiment": experiment,
+        "model": model,
+        "optimizer": found.optimizer,
+        "kind": found.kind,
+        "first": found.first,
+        "then": found.then,
+        "state": found.state,
+        "pure_first": found.pure_first.label if found.pure_first else None,
+        "pure_then": found.pure_then.label if found.pure_then else None,
+        "points": points,
+    }
 
 
 def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from optbench.metrics import METRICS
@@ -24,8 +25,11 @@ from optbench.report.document import (
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure
 from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.pairs import pair_blocks
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
+from optbench.report.switching import switching_blocks
+from optbench.report.twins import twin_blocks
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 
@@ -73,6 +77,10 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
         blocks += _section(section, several, statistic)
     blocks += _legend(summary, statistic)
     blocks += _troubles(summary)
+    blocks += switching_blocks([found for run in summary.runs for found in run.switchings], several)
+    text = partial(spread_text, statistic=statistic)
+    blocks += twin_blocks([found for run in summary.runs for found in run.twins], several, text)
+    blocks += pair_blocks([pair for run in summary.runs for pair in run.pairs], several, text)
     if figures:
         blocks += [Heading("Figures"), *figures]
     for run in summary.runs:
@@ -89,7 +97,14 @@ def headline(run: RunSummary) -> str:
     done = f"{run.ended}" if run.ended == run.planned else f"{run.ended} of {run.planned}"
     state = "running, or killed" if run.status == "running" else run.status
     where = f" ({run.device})" if run.device else ""
-    return f"{run.run}: {state}, {done} trials{': ' if counts else ''}{counts}{where}"
+    return f"{run.run}: {state}, {done} trials{_controls(run)}{': ' if counts else ''}{counts}{where}"
+
+
+def _controls(run: RunSummary) -> str:
+    if not run.controls:
+        return ""
+    done = f"{run.controls}" if run.controls_ended == run.controls else f"{run.controls_ended} of {run.controls}"
+    return f" and {done} controls"
 
 
 def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:

@@ -20,7 +20,10 @@ from optbench.metrics import METRICS
 from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
+from optbench.stats.pairs import SolutionPair, solution_pairs
 from optbench.stats.results import Matrix, Results
+from optbench.stats.switching import Switching, switchings
+from optbench.stats.trajectories import Twins, twins
 from optbench.suite.schema import ExperimentSettings, Protocol, Tuning
 
 
@@ -116,7 +119,13 @@ class RunSummary:
     planned: int
     statuses: Mapping[str, int]
     """Number of finished trials by status."""
+    controls: int
+    """Trials planned in another data order, for the null of `pairs` alone; not among `planned`."""
+    controls_ended: int
     claims: tuple[JudgedClaim, ...]
+    switchings: tuple[Switching, ...]
+    pairs: tuple[SolutionPair, ...]
+    twins: tuple[Twins, ...]
 
     @property
     def ended(self) -> int:
@@ -198,8 +207,9 @@ def stopping(protocol: Protocol) -> str:
 
 
 def _troubles(results: Results) -> Iterable[Trouble]:
-    for trial in results.trials:
-        row = results.rows.get(trial.id)
+    rows = {**results.rows, **results.control_rows}
+    for trial in (*results.trials, *results.controls):
+        row = rows.get(trial.id)
         if row is None or row.status == "ok":
             continue
         if row.status == "diverged":
@@ -234,7 +244,12 @@ def _run(results: Results) -> RunSummary:
         seeds=tuple(suite.seeds),
         planned=len(results.trials),
         statuses=Counter(row.status for row in results.rows.values()),
+        controls=len(results.controls),
+        controls_ended=len(results.control_rows),
         claims=tuple(judge_claims(results)),
+        switchings=tuple(switchings(results)),
+        pairs=tuple(solution_pairs(results)),
+        twins=tuple(twins(results)),
     )
 
 

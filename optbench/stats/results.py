@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -35,9 +35,13 @@ class Results:
     run: Run
     suite: Suite
     trials: tuple[Trial, ...]
-    """All that were planned, in the suite's order."""
+    """All that were planned, in the suite's order; not the controls, which are part of no arm."""
     rows: Mapping[str, TrialRow]
-    """How each finished trial ended and what it cost, by trial id."""
+    """How each finished trial ended and what it cost, by trial id; not of controls."""
+    controls: tuple[Trial, ...] = ()
+    """Trials planned in another data order, for the null of `pairs` alone."""
+    control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
+    """As `rows`, of the controls."""
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
@@ -81,7 +85,10 @@ def read_results(run: Run) -> Results:
     names = [name for name in table.column_names if name in TrialRow.__dataclass_fields__]
     ids = table["trial"].to_pylist()
     rows = {trial: TrialRow(**row) for trial, row in zip(ids, table.select(names).to_pylist(), strict=True)}
-    return Results(run, suite, tuple(trials(suite)), rows)
+    planned = trials(suite)
+    controls = tuple(trial for trial in planned if trial.is_control)
+    of_controls = {trial.id: rows.pop(trial.id) for trial in controls if trial.id in rows}
+    return Results(run, suite, tuple(trial for trial in planned if not trial.is_control), rows, controls, of_controls)
 
 
 def accuracy_matrices(accuracy: pa.Table) -> dict[str, Matrix]:

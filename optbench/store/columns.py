@@ -24,6 +24,12 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
     return np.where(valid, _buffer(whole.cast(pa.float64()), np.float64), math.nan)
 
 
+def vectors(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of lists of K numbers, none of them null, as (rows, K) float64."""
+    whole = column.combine_chunks()
+    return numbers(whole.flatten()).reshape(len(whole), -1) if len(whole) else np.empty((0, 0))
+
+
 def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
     """A column of text as numbers (rows,), -1 where null, and the text that each number stands for."""
     encoded = column.combine_chunks().dictionary_encode()

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
-from optbench.store.tables import SCHEMA_VERSION, TABLES, VERSION_KEY, arrow_schema
+from optbench.store import pairs
+from optbench.store.tables import ALL_TABLES, SCHEMA_VERSION, VERSION_KEY, arrow_schema
 
 PARTS = "parts"
 
@@ -45,6 +46,15 @@ class Run:
         if key not in self._tables:
             self._tables[key] = _merged(self.path, self._parts, name, self._settled, columns)
         return self._tables[key]
+
+    @functools.cached_property
+    def pairs(self) -> pa.Table:
+        """The table of `store.pairs`: one solution against another; empty where no suite asked for it.
+
+        Raises:
+            StoreError: as `table`.
+        """
+        return read_pairs(self.path, self._parts)
 
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
         """The final weights of a trial, by parameter name; None where the file is gone, as it is large.
@@ -151,7 +161,27 @@ def read_tables(path: Path) -> dict[str, pa.Table]:
         StoreError: a file is damaged, lacks a column, or is of another schema version.
     """
     run = Run(path, {}, read_parts(path))
-    return {name: run.table(name) for name in TABLES}
+    return {name: run.table(name) for name in ALL_TABLES}
+
+
+def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
+    """The table `pairs` of a run: what was merged, and what was compared after the last merge.
+
+    Merged rows do not count where a trial was trained anew since, or the same seed was compared anew.
+    """
+    merged = _read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
+    if not parts:
+        return merged
+    compared = [_read_file(part / f"{pairs.NAME}.parquet", pairs.SCHEMA) for part in parts]
+    for newer in (*map(_trials, parts), *(table["trial_a"].combine_chunks() for table in compared)):
+        merged = without(merged, newer)
+    return pa.concat_tables([merged, *compared])
+
+
+def without(table: pa.Table, trials: pa.Array) -> pa.Table:
+    """The rows of a table of pairs in which none of these trials takes part."""
+    named = pc.or_(*(pc.is_in(table[side], value_set=trials) for side in ("trial_a", "trial_b")))
+    return table.filter(pc.invert(named)) if pc.any(named, min_count=0).as_py() else table
 
 
 def done_trials(tables: Mapping[str, pa.Table]) -> set[str]:
@@ -178,7 +208,10 @@ def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array, col
 
 
 def _read(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
-    schema = arrow_schema(TABLES[name])
+    return _read_file(file, arrow_schema(ALL_TABLES[name]), columns)
+
+
+def _read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Table:
     wanted = pa.schema([schema.field(column) for column in columns]) if columns else schema
     if not file.exists():
         return pa.Table.from_batches([], wanted)  # schema.empty_table() imports pandas

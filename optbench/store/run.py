@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
-from optbench.plan import Cohort, Trial
+from optbench.plan import Cohort, Comparison, Trial
 from optbench.store.files import reported, sync, write_atomically, write_json, write_text
-from optbench.store.read import PARTS, only, read_json, read_tables
-from optbench.store.tables import SCHEMA_VERSION, TABLES, Row, TrialRow, arrow_table
+from optbench.store.pairs import NAME as PAIRS
+from optbench.store.pairs import PairRow, pairs_table
+from optbench.store.read import PARTS, only, read_json, read_pairs, read_parts, read_tables, without
+from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
 MERGE_SHARE = 0.05
 """At most this share of the time between two merges is spent on merging."""
@@ -36,6 +38,7 @@ class RunWriter:
         self._record = record
         self._order = {trial.id: i for i, trial in enumerate(order)}
         self._tables = read_tables(path)
+        self._pairs = read_pairs(path, read_parts(path))
         self._merged_at = time.monotonic()
         self._merge_seconds = 0.0
 
@@ -79,32 +82,39 @@ class RunWriter:
         values = self._tables["trials"]["status"].to_pylist()
         return {status: values.count(status) for status in sorted(set(values))}
 
+    def endings(self) -> dict[str, tuple[str, str | None]]:
+        """Of every finished trial its status, and the place of its final weights where it has any."""
+        columns = (self._tables["trials"][name].to_pylist() for name in ("trial", "status", "checkpoint"))
+        return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
+
     def add(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]]) -> None:
         """Make the results of one cohort durable. Rows of the same trials from an earlier failure are replaced.
 
         Raises:
             StoreError: the directory cannot be written.
         """
-        writing, part = self.path / PARTS / ".writing", self.path / PARTS / cohort.id
         found = {
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
-            for name, row_type in TABLES.items()
+            for name, row_type in ALL_TABLES.items()
         }
-        with reported(part):
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir()
-            for name, table in found.items():
-                pq.write_table(table, writing / f"{name}.parquet", compression="zstd")
-                sync(writing / f"{name}.parquet")
-            if part.exists():
-                shutil.rmtree(part)
-            writing.rename(part)
-            sync(part.parent)
+        self._write_part(cohort.id, {name: t for name, t in found.items() if t.num_rows or name not in ON_REQUEST})
         kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
         for name, table in found.items():
             self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
-        if time.monotonic() - self._merged_at > self._merge_seconds / MERGE_SHARE:
-            self._merge()
+        # What was said of these trials' earlier weights does not hold any more.
+        self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
+        self._merge_now_and_then()
+
+    def add_pairs(self, comparison: Comparison, rows: Sequence[PairRow]) -> None:
+        """Make durable what the pairs of one seed have come to. What was said of its trials before is replaced.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        table = pairs_table(rows)
+        self._write_part(comparison.id, {PAIRS: table})
+        self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
+        self._merge_now_and_then()
 
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
         """Write a trial's final weights; the path relative to the run directory."""
@@ -120,20 +130,44 @@ class RunWriter:
         if status == "complete":
             shutil.rmtree(self.path / PARTS, ignore_errors=True)
 
+    def _write_part(self, name: str, tables: Mapping[str, pa.Table]) -> None:
+        writing, part = self.path / PARTS / ".writing", self.path / PARTS / name
+        with reported(part):
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+            for table_name, table in tables.items():
+                pq.write_table(table, writing / f"{table_name}.parquet", compression="zstd")
+                sync(writing / f"{table_name}.parquet")
+            if part.exists():
+                shutil.rmtree(part)
+            writing.rename(part)
+            sync(part.parent)
+
+    def _merge_now_and_then(self) -> None:
+        if time.monotonic() - self._merged_at > self._merge_seconds / MERGE_SHARE:
+            self._merge()
+
     def _merge(self) -> None:
         started = time.monotonic()
+        if self._pairs.num_rows or (self.path / f"{PAIRS}.parquet").exists():
+            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # the last one leads
+            places = np.array([[self._order.get(trial, -1) for trial in side] for side in names], dtype=np.int64)
+            self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
         # `trials` last: a trial that is in it has all its other rows.
-        for name in [*(name for name in TABLES if name != TrialRow.table), TrialRow.table]:
+        for name in [*(name for name in ALL_TABLES if name != TrialRow.table), TrialRow.table]:
             table = self._tables[name]
+            if name in ON_REQUEST and not table.num_rows and not (self.path / f"{name}.parquet").exists():
+                continue
             # In the order of the plan, whatever the order of finishing: the same run gives the same tables.
             keys = np.array([self._order.get(trial, -1) for trial in table["trial"].to_pylist()], dtype=np.int64)
-            ordered = table.take(pa.array(np.argsort(keys, kind="stable")))
-            write_atomically(
-                self.path / f"{name}.parquet",
-                lambda temporary, ordered=ordered: pq.write_table(ordered, temporary, compression="zstd"),  # type: ignore[misc]
-            )
+            self._save_table(name, table.take(pa.array(np.argsort(keys, kind="stable"))))
         self._merged_at = time.monotonic()
         self._merge_seconds = self._merged_at - started
+
+    def _save_table(self, name: str, table: pa.Table) -> None:
+        write_atomically(
+            self.path / f"{name}.parquet", lambda temporary: pq.write_table(table, temporary, compression="zstd")
+        )
 
     def _save_record(self, status: str) -> None:
         self._record = {**self._record, "status": status, "finished": None if status == "running" else _now()}

@@ -136,24 +136,55 @@ class CurveRow:
     eval_accuracy: float | None
 
 
-Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow
-ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
-TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
+@dataclass(frozen=True)
+class SketchRow:
+    """The weights at one evaluation, or before the first step, as a count sketch (`optbench.metrics.sketch`)."""
 
-_ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    table: ClassVar[str] = "sketches"
+
+    task: int
+    step: int
+    """As in `curves`; task 1, step 0 is before the first step."""
+    sketch: tuple[float, ...]
+
+
+Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
+ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
+ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
+ON_REQUEST = frozenset({SketchRow.table})
+"""Tables that are written only where a suite asks for what is in them."""
+TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
+"""Those that every run has, be they empty."""
+
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    tuple[float, ...]: pa.list_(pa.float32()),
+}
 _KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
     """Key columns, then the row's fields; the schema version is in the metadata."""
+    return versioned_schema([*_KEY_FIELDS, *arrow_fields(row_type)])
+
+
+def versioned_schema(fields: Sequence[pa.Field]) -> pa.Schema:
+    """A schema with the version in its metadata."""
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
+
+
+def arrow_fields(row_type: type[Any]) -> list[pa.Field]:
+    """The fields of a dataclass of texts and numbers as Arrow has them, nullable where they may be None."""
     hints = typing.get_type_hints(row_type)
-    fields = list(_KEY_FIELDS)
+    fields = []
     for field in dataclasses.fields(row_type):
         hint = hints[field.name]
         nullable = isinstance(hint, types.UnionType)
         base = next(a for a in typing.get_args(hint) if a is not types.NoneType) if nullable else hint
         fields.append(pa.field(field.name, _ARROW[base], nullable=nullable))
-    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
+    return fields
 
 
 def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Table:

@@ -74,6 +74,12 @@ def _content(suite: Suite) -> dict[str, Any]:
     content = suite.model_dump(mode="json", exclude={"description", "claims"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"]
+        for added in ("pairs", "twins"):
+            if experiment[added] is None:
+                del experiment[added]  # suites written before there were any keep their hash
+        for model in experiment["models"].values():
+            if model["initialisation"] == "uniform":
+                del model["initialisation"]  # likewise
     return content
 
 

@@ -25,13 +25,15 @@ def load_suite(
     *,
     check_optimizer: OptimizerCheck | None = None,
     check_metric: MetricCheck | None = None,
+    check_pair_metric: MetricCheck | None = None,
 ) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
     and as each experiment overrides it; it raises OptimizerError for what it refuses. `check_metric(name)` is called
-    for every metric that is named; it raises UsageError. The suite's layer lies below the registries, hence the
-    arguments; without them targets, hyper-parameters and names of metrics are not looked at.
+    for every metric that is named, and `check_pair_metric(name)` for those of `pairs`; they raise UsageError. The
+    suite's layer lies below the registries, hence the arguments; without them targets, hyper-parameters and names of
+    metrics are not looked at.
 
     Raises SuiteError, a line per fault and at most five, each `file:line:column: ...`; or UsageError, with
     `--set key.path=value: ...`, when all the faults come from overrides.
@@ -49,7 +51,9 @@ def load_suite(
     faults = [
         *_optimizer_faults(suite, document, check_optimizer),
         *_name_faults(suite, document),
-        *_metric_faults(suite, document, check_metric),
+        *_pairs_faults(suite, document),
+        *_twins_faults(suite, document),
+        *_metric_faults(suite, document, check_metric, check_pair_metric),
     ]
     if faults:
         raise_faults(faults)
@@ -127,24 +131,57 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
                 yield Fault(document.value_place(path), f"{shown_path(path)}: {message}")
 
 
+def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    for name, experiment in suite.experiments.items():
+        if experiment.pairs is None:
+            continue
+        path: KeyPath = ("experiments", name)
+        if not experiment.checkpoints:
+            message = f"{shown_path(path)}: 'pairs' needs 'checkpoints: true': solutions are compared by their weights"
+            yield Fault(document.key_place((*path, "checkpoints")), message)
+        taking_part = experiment.optimizers or suite.optimizers
+        for key, named in (("against", experiment.pairs.against), ("controls", experiment.pairs.controls)):
+            for i, optimizer in enumerate(named or ()):
+                if message := _unknown(f"optimizer in {name}", optimizer, taking_part) or "":
+                    place = document.value_place((*path, "pairs", key, i))
+                    yield Fault(place, f"{shown_path((*path, 'pairs', key))}: {message}")
+
+
+def _twins_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    for name, experiment in suite.experiments.items():
+        taking_part = experiment.optimizers or suite.optimizers
+        for i, pair in enumerate(experiment.twins or ()):
+            for j, optimizer in enumerate(pair):
+                path: KeyPath = ("experiments", name, "twins", i)
+                if message := _unknown(f"optimizer in {name}", optimizer, taking_part):
+                    yield Fault(document.value_place((*path, j)), f"{shown_path(path[:-1])}: {message}")
+
+
 def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
     return None if name in (names := list(valid)) else unknown(what, name, names)
 
 
-def _metric_faults(suite: Suite, document: Document, check: MetricCheck | None) -> Iterator[Fault]:
+def _metric_faults(
+    suite: Suite, document: Document, check: MetricCheck | None, check_pair: MetricCheck | None
+) -> Iterator[Fault]:
     named: list[tuple[KeyPath, str]] = []
+    of_pairs: list[tuple[KeyPath, str]] = []
     for name, experiment in suite.experiments.items():
+        if experiment.pairs is not None:
+            chosen = enumerate(experiment.pairs.metrics or ())
+            of_pairs += [(("experiments", name, "pairs", "metrics", i), metric) for i, metric in chosen]
         for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
             named += [(("experiments", name, key, i), metric) for i, metric in enumerate(metrics or ())]
     for name, claim in suite.claims.items():
         named.append((("claims", name, "metric"), claim.metric))
         named += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
-    for path, metric in named if check is not None else ():
-        assert check is not None
-        try:
-            check(metric)
-        except UsageError as error:
-            yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {error}")
+    for paths, checked in ((named, check), (of_pairs, check_pair)):
+        for path, metric in paths if checked is not None else ():
+            assert checked is not None
+            try:
+                checked(metric)
+            except UsageError as error:
+                yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {error}")
 
 
 def _settings_faults(

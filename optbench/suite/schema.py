@@ -219,6 +219,36 @@ class Tuning(_Settings):
     """On how many seeds each; none of them among the suite's own."""
 
 
+class Pairs(_Settings):
+    """Comparing solutions of the same seed with each other, each pair beside its null.
+
+    The null is what another data order alone does: the same optimizer from the same initial weights, trained once
+    more on the same tasks with the batches shuffled otherwise. Needs `checkpoints: true`.
+    """
+
+    against: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Every solution is compared with those of these optimizers; null: with those of every optimizer taking part."""
+    controls: list[Name] | None = None
+    """The optimizers that are trained in another data order, too; null: those of `against`; []: none."""
+    metrics: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Names of the measures to take, all of the kind `pair` (`optbench list metrics`); null: every one."""
+
+    @field_validator("against", "controls")
+    @classmethod
+    def _optimizers_differ(cls, value: list[str] | None) -> list[str] | None:
+        _listed_once("optimizer", value or [])
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
+        _listed_once("metric", value or [])
+        return value
+
+
+Twins = Annotated[list[Name], Field(min_length=2, max_length=2)]
+
+
 class ExperimentSettings(_Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
@@ -235,6 +265,10 @@ class ExperimentSettings(_Settings):
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
     checkpoints: bool = True
+    pairs: Pairs | None = None
+    """Which solutions to compare with each other; null: none."""
+    twins: Annotated[list[Twins], Field(min_length=1)] | None = None
+    """Pairs of optimizers whose distance from each other is followed during training; null: none."""
 
     @field_validator("optimizers", mode="before")
     @classmethod
@@ -252,6 +286,15 @@ class ExperimentSettings(_Settings):
     @classmethod
     def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
         _listed_once("metric", value or [])
+        return value
+
+    @field_validator("twins")
+    @classmethod
+    def _twins_differ(cls, value: list[list[str]] | None) -> list[list[str]] | None:
+        for one, other in value or ():
+            if one == other:
+                raise ValueError(f"twins are two optimizers; {one!r} came twice")
+        _listed_once("pair", [" and ".join(sorted(pair)) for pair in value or ()])
         return value
 
 

@@ -16,7 +16,9 @@ from optbench.report.figures.pruning import pruning
 from optbench.report.figures.rendering import FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
 from optbench.report.figures.sweeps import learning_rates, settings
+from optbench.report.figures.switching import switching
 from optbench.report.figures.task_accuracy import task_accuracy
+from optbench.report.figures.twins import twins
 from optbench.report.figures.weight_magnitudes import weight_magnitudes
 from optbench.stats.results import Results
 
@@ -37,6 +39,8 @@ FIGURES: tuple[Kind, ...] = (
     Kind("accuracy-matrix", accuracy_matrix),
     Kind("sweep", learning_rates),
     Kind("setting", settings),
+    Kind("switch", switching),
+    Kind("twins", twins),
     Kind("pruning", pruning),
     Kind("weight-magnitudes", weight_magnitudes),
 )

@@ -16,6 +16,7 @@ from optbench.report.figures.placing import place_labels
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.wording import caption, means
 from optbench.stats.results import Results
+from optbench.stats.switching import steps_setting
 from optbench.suite.schema import ClassIncremental
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def is_rate(hyperparameter: str) -> bool:
 
 
 def sweeps(group: Group) -> list[Sweep]:
-    """Optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run."""
+    """Optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
+
+    Not in the step of a switch, which has a figure of its own.
+    """
     by_optimizer: dict[tuple[str, str], list[Series]] = {}
     for series in group.series:
         run = series.label.removeprefix(series.arm.label)
@@ -94,7 +98,7 @@ def sweeps(group: Group) -> list[Sweep]:
     for (optimizer, run), variants in by_optimizer.items():
         given = [next(iter(series.arm.trials.values())).hyperparameters for series in variants]
         differing = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
-        if len(variants) < MIN_POINTS or len(differing) != 1:
+        if len(variants) < MIN_POINTS or len(differing) != 1 or differing == [steps_setting(variants[0].arm)]:
             continue
         values = [setting[differing[0]] for setting in given]
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -1,0 +1,42 @@
+"""Sketches of the weights during training, of optimizers whose distance from each other a suite follows (`twins`)."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from torch import Tensor
+
+from optbench.engine.landscape import flat
+from optbench.engine.members import Member
+from optbench.engine.stack import Layout
+from optbench.metrics.sketch import CountSketch
+from optbench.store.tables import SketchRow
+from optbench.streams import generator
+from optbench.suite.schema import ExperimentSettings
+
+
+class Sketches:
+    """Records the members of one cohort; nothing where its optimizer is nobody's twin.
+
+    All trials of a suite on networks of P weights share one draw, so that any two of them can be compared.
+    """
+
+    def __init__(self, optimizer: str, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:
+        self._followed = optimizer in chain.from_iterable(experiment.twins or ())
+        self._layout = layout
+        self._suite_seed = suite_seed
+        self._sketch: CountSketch | None = None
+
+    def record(self, member: Member, row: Tensor, task: int, step: int) -> None:
+        """Append the sketch of the weights `row` (P, padded) that the member has after `step` steps of `task`, 1..T.
+
+        A control is part of no arm, and is not recorded.
+        """
+        if not self._followed or member.trial.is_control:
+            return
+        weights = flat(self._layout, row)
+        if self._sketch is None:
+            count = self._layout.parameters
+            draws = generator(self._suite_seed, 0, f"sketch of {count} weights")
+            self._sketch = CountSketch.draw(count, draws, weights.device)
+        member.rows.append(SketchRow(task, step, tuple(self._sketch(weights).tolist())))

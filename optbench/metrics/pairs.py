@@ -1,0 +1,142 @@
+"""One solution against another: two networks that began at the same weights, compared by what they have become.
+
+Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
+
+Everything is computed in float64. Each measure takes a `Pair` and returns a `Reading`: a number, NaN where it is
+undefined, and then the reason. None of them is better in either direction, and none says much without its null: the
+same optimizer from the same initial weights with another data order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optbench.metrics import landscape, similarity
+from optbench.metrics.landscape import Reading
+
+DIRECTIONS = 10
+"""k of the subspace overlap: one direction per class of MNIST."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What comparing one solution with others needs of it, worked out once.
+
+    weights: (P,) float64. predictions: (N,) labels. centred: (N, d) float64, its features minus their mean.
+    width: d. directions: (k, d) leading directions of the features, not centred; None where d < k.
+    alignments: of the features with themselves, plain and debiased: the two denominators of CKA, squared.
+    """
+
+    weights: Tensor
+    predictions: Tensor
+    centred: Tensor
+    width: int
+    directions: Tensor | None
+    alignments: tuple[float, float]
+
+    @staticmethod
+    def of(weights: Tensor, features: Tensor, predictions: Tensor) -> Solution:
+        """weights: (P,). features: (N, d), on the examples of the predictions (N,)."""
+        centred = similarity.centred(features)
+        width = features.shape[-1]
+        return Solution(
+            weights=weights.detach().double(),
+            predictions=predictions,
+            centred=centred,
+            width=width,
+            directions=similarity.leading_directions(features, DIRECTIONS) if width >= DIRECTIONS else None,
+            alignments=(_self_alignment(centred, False), _self_alignment(centred, True)),
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two solutions, their common start (P,), and what lies on the straight line from a to b.
+
+    losses, accuracies: (K,) at K evenly spaced points, both ends included; None where no barrier is asked for.
+    """
+
+    a: Solution
+    b: Solution
+    start: Tensor
+    losses: Tensor | None = None
+    accuracies: Tensor | None = None
+
+
+def linear_cka(pair: Pair, *, debiased: bool = False) -> Reading:
+    """Linear CKA of the two representations: `similarity.linear_cka`, with what each has alone taken from it."""
+    examples = pair.a.centred.shape[0]
+    if debiased and examples < 4:
+        return Reading(math.nan, f"needs at least 4 examples; {examples} came")
+    one, other = (solution.alignments[debiased] for solution in (pair.a, pair.b))
+    if not (one > 0 and other > 0 and math.isfinite(one) and math.isfinite(other)):
+        return Reading(math.nan, "the features of a solution do not vary, or are not finite")
+    cross = similarity.alignment(pair.a.centred, pair.b.centred, debiased).item()
+    return _reading(cross / (math.sqrt(one) * math.sqrt(other)), "the features overflow")
+
+
+def subspace_overlap(pair: Pair) -> Reading:
+    """`similarity.subspace_overlap` of the k = 10 leading directions of the features, as they are (not centred)."""
+    if pair.a.directions is None or pair.b.directions is None:
+        return Reading(math.nan, _too_narrow(pair))
+    # k orthonormal directions stand for the features they lead: the overlap is that of the subspaces.
+    overlap = similarity.subspace_overlap(pair.a.directions, pair.b.directions, DIRECTIONS).item()
+    return _reading(overlap, f"the {DIRECTIONS} leading directions of a solution are not determined")
+
+
+def subspace_overlap_chance(pair: Pair) -> Reading:
+    """k / d: the overlap of two random subspaces, on average."""
+    if pair.a.width < DIRECTIONS:
+        return Reading(math.nan, _too_narrow(pair))
+    return Reading(DIRECTIONS / pair.a.width, None)
+
+
+def prediction_disagreement(pair: Pair) -> Reading:
+    """`similarity.prediction_disagreement`: share of the examples that the two label differently."""
+    share = similarity.prediction_disagreement(pair.a.predictions, pair.b.predictions).item()
+    return _reading(share, "no examples")
+
+
+def loss_barrier(pair: Pair) -> Reading:
+    """`landscape.barrier` of the training loss on the line between the two."""
+    assert pair.losses is not None
+    return _reading(landscape.barrier(pair.losses).item(), landscape.barrier_note(pair.losses))
+
+
+def accuracy_barrier(pair: Pair) -> Reading:
+    """`landscape.accuracy_barrier` of the test accuracy on the line between the two."""
+    assert pair.accuracies is not None
+    return _reading(landscape.accuracy_barrier(pair.accuracies).item(), landscape.barrier_note(pair.accuracies))
+
+
+def weight_distance(pair: Pair) -> Reading:
+    """‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for the same weights, at most 2; √2 for equally long ways at 90°."""
+    apart = torch.linalg.vector_norm(pair.a.weights - pair.b.weights).item()
+    ways = [landscape.distance_from_init(solution.weights, pair.start).item() for solution in (pair.a, pair.b)]
+    if sum(ways) == 0:
+        return Reading(math.nan, "neither solution has moved")
+    return _reading(2.0 * apart / sum(ways), "the weights are not finite")
+
+
+def displacement_angle(pair: Pair) -> Reading:
+    """`landscape.displacement_angle`: degrees between the ways of the two from their start."""
+    angle = landscape.displacement_angle(pair.start, pair.a.weights, pair.b.weights).item()
+    return _reading(angle, "a solution has not moved, or is not finite")
+
+
+def _self_alignment(centred: Tensor, debiased: bool) -> float:
+    if debiased and centred.shape[0] < 4:
+        return math.nan
+    return similarity.alignment(centred, centred, debiased).item()
+
+
+def _too_narrow(pair: Pair) -> str:
+    return f"needs at least {DIRECTIONS} features; d = {pair.a.width}"
+
+
+def _reading(value: float, reason: str | None) -> Reading:
+    return Reading(value, None) if math.isfinite(value) else Reading(math.nan, reason)

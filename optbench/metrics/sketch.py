@@ -1,0 +1,60 @@
+"""Count sketches: a few numbers of a network's weights, from which distances between weights can be read later.
+
+Every weight is given one of K buckets and a sign, both at random; the sketch holds for each bucket the sum of its
+weights times their signs. It is linear, S(a) - S(b) = S(a - b), and ‖Sx‖² is ‖x‖² on average with a variance of
+
+    (2/K) Σ_{i≠j} x_i² x_j²  ≤  (2/K) ‖x‖⁴,
+
+so a distance read from two sketches is off by about 1/√(2K) of itself: 2.2% at K = 1024.
+
+Legend: P weights; K buckets; L the weights of the fullest bucket.
+Source: Charikar, Chen & Farach-Colton 2002; as feature hashing, with the variance, Weinberger et al. 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BUCKETS = 1024
+"""K."""
+
+
+@dataclass(frozen=True)
+class CountSketch:
+    """One draw of buckets and signs: only sketches of the same draw can be compared.
+
+    places: (K, L) int64, the weights of each bucket. signs: (K, L) float64, ±1; 0 where a bucket has fewer than L.
+    """
+
+    places: Tensor
+    signs: Tensor
+
+    @staticmethod
+    def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
+        """Buckets and signs for `count` (P > 0) weights; equal generators give equal draws on every device.
+
+        generator: on the CPU.
+        """
+        bucket = torch.randint(buckets, (count,), generator=generator)
+        sign = torch.randint(2, (count,), generator=generator).double() * 2 - 1
+        order = bucket.argsort(stable=True)
+        sizes = bucket.bincount(minlength=buckets)
+        sorted_bucket = bucket[order]
+        place_in_bucket = torch.arange(count) - (sizes.cumsum(0) - sizes)[sorted_bucket]
+        places = torch.zeros(buckets, int(sizes.max()), dtype=torch.int64)
+        signs = torch.zeros(places.shape, dtype=torch.float64)
+        places[sorted_bucket, place_in_bucket] = order
+        signs[sorted_bucket, place_in_bucket] = sign[order]
+        return CountSketch(places.to(device), signs.to(device))
+
+    @torch.no_grad()
+    def __call__(self, weights: Tensor) -> Tensor:
+        """The sketch (K,) float32 of weights (P,), summed in float64.
+
+        Each bucket is gathered and summed in a fixed order. `index_add` would need no table, but on CUDA it adds in
+        whatever order its threads come, and the same weights would not always have the same sketch.
+        """
+        return (weights.double()[self.places] * self.signs).sum(1).float()

@@ -1,0 +1,163 @@
+"""What a solution is like against the step at which its optimizer was switched, between the two pure solutions."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, groups, mean
+from optbench.report.figures.wording import caption, means
+from optbench.report.numbers import decimals
+from optbench.report.switching import heading
+from optbench.stats.arms import Arm
+from optbench.stats.results import Results
+from optbench.stats.switching import Switching, switchings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MIN_POINTS = 2
+WIDTH, HEIGHT = 3.4, 2.7
+TICKS = 6
+BAND = 0.12
+"""Opacity."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A pure arm, a horizontal line. end: the k that it stands for, where its marker is: 0 for B, every step for A."""
+
+    end: float
+    series: Series
+
+
+@dataclass(frozen=True)
+class Path:
+    """One `Switching` as a figure shows it.
+
+    series: how its line looks. points: k, no larger than the steps taken, and arm, by ascending k.
+    """
+
+    switching: Switching
+    series: Series
+    points: tuple[tuple[float, Series], ...]
+    levels: tuple[Level, ...]
+
+    def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
+        """k -> the metric of every seed, where there is any."""
+        return [(k, found) for k, arm in self.points if (found := arm.values(metric))]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those with a line to draw."""
+        return [metric for metric in self.switching.metrics if len(self.drawn(metric)) >= MIN_POINTS]
+
+
+def switching(results: Sequence[Results]) -> list[Figure]:
+    """One figure per switch, with a panel for each of the experiment's primary metrics; runs side by side."""
+    by_place = {(group.experiment, group.model): group for group in groups(results)}
+    alike: dict[tuple[str, ...], list[Path]] = {}
+    for found in (found for result in results for found in switchings(result)):
+        path = _path(found, by_place[found.place])
+        if path.metrics:
+            alike.setdefault((*found.place, found.label, heading(found)), []).append(path)
+    figures: list[Figure] = []
+    for paths in alike.values():
+        figures.append(_figure(paths, {figure.name for figure in figures}))
+    return figures
+
+
+def _path(found: Switching, group: Group) -> Path:
+    # Whoever reads results makes their arms anew: run, optimizer and variant tell them apart.
+    known = {_key(series.arm): series for series in group.series}
+    arms = [known[_key(point.arm)] for point in found.points]
+    run = arms[0].label.removeprefix(arms[0].arm.label)
+    taken = max((one.arm.results.rows[trial.id].steps for one in arms for trial in one.trials), default=0)
+    points = tuple((min(point.k, taken), arm) for point, arm in zip(found.points, arms, strict=True))
+    look = replace(arms[0], label=f"{found.label}{run}", turn=0)
+    levels: list[Level] = []
+    ends: list[tuple[float, Arm | None, str]] = [(0, found.pure_then, found.then)]
+    if found.kind == "switch":
+        ends.insert(0, (taken, found.pure_first, found.first))
+    for end, arm, name in ends:
+        if arm is not None:
+            # The ends of a sweep may stand for pure arms: then they have its colour.
+            turn = sum(known[_key(arm)].colour == other.colour for other in (look, *(level.series for level in levels)))
+            levels.append(Level(end, replace(known[_key(arm)], label=f"{name} alone{run}", turn=turn)))
+    return Path(found, look, points, tuple(levels))
+
+
+def _key(arm: Arm) -> tuple[object, ...]:
+    return arm.results.run.path, arm.optimizer, arm.variant
+
+
+def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
+    first = paths[0]
+    (experiment, model), words = first.switching.place, heading(first.switching)
+    arms = [arm for path in paths for arm in (*(arm for _, arm in path.points), *_pure(path))]
+    shown = tuple({_key(arm.arm): arm for arm in arms}.values())
+    group = Group(experiment, model, shown)
+    what = f"The solution of {experiment}, {model} against k: {words}; a dot is a seed, a line goes through the means."
+    if names := [one.label for path in paths for one in _pure(path)]:
+        what += f" Horizontal: {', '.join(names)}: the mean with a band of one standard deviation to either side."
+    metric = first.metrics[0]
+    numbers = []
+    for path in paths:
+        run = path.series.label.removeprefix(path.switching.label)
+        numbers += [(f"k = {style.short(k)}{run}", mean(values)) for k, values in path.drawn(metric)]
+        numbers += [(one.label, mean(one.values(metric))) for one in _pure(path)]
+    return Figure(
+        name=_unused(f"switch_{group.place}_{first.switching.optimizer}", used),
+        title=f"{experiment}, {model}: {words}",
+        caption=caption(what, [(group, shown)]),
+        alt=f"Mean {_words(metric)} by k: {means(numbers, decimals(metric))}.",
+        panels=tuple(_panel(path, metric) for path in paths for metric in path.metrics),
+    )
+
+
+def _unused(name: str, used: Set[str]) -> str:
+    """`name`, or `name_2` and so on: an optimizer may have several switches."""
+    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    return next(one for one in names if one not in used)
+
+
+def _pure(path: Path) -> list[Series]:
+    return [level.series for level in path.levels]
+
+
+def _panel(path: Path, metric: str) -> Panel:
+    levels = [level for level in path.levels if level.series.values(metric)]
+    series = (path.series, *(level.series for level in levels))
+
+    def draw(axes: Axes) -> None:
+        drawn, shown = path.drawn(metric), style.look(path.series)
+        style.value_axis(axes, "x", sorted({k for k, _ in drawn} | {level.end for level in levels}), room=TICKS)
+        for level in levels:
+            _horizontal(axes, level.series.values(metric), style.look(level.series), level.end)
+        style.draw_means(axes, [k for k, _ in drawn], [mean(values) for _, values in drawn], shown)
+        x = [k for k, values in drawn for _ in values]
+        style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
+        what = "noise" if path.switching.kind == "noise" else path.switching.first
+        style.labels(axes, f"k, steps with {what}", _words(metric))
+        style.header(axes, WIDTH, "", series)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, series))
+
+
+def _horizontal(axes: Axes, values: Sequence[float], shown: style.Look, end: float) -> None:
+    """A pure arm: its mean as a line with a marker at `end`, its standard deviation as a band."""
+    middle = mean(values)
+    axes.axhline(middle, color=shown.colour, linestyle=shown.line, linewidth=1.0, label="_pure")
+    if len(values) > 1:
+        sd = statistics.stdev(values)
+        axes.axhspan(middle - sd, middle + sd, color=shown.colour, alpha=BAND, linewidth=0, label="_band")
+    axes.plot([end], [middle], linestyle="none", **{**shown.marks, "markersize": 6.5}, label="_end")
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")

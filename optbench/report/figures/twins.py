@@ -1,0 +1,144 @@
+"""How far twins are from each other in weight space, against the step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import MAX_SERIES, Group, Series, groups, mean, split
+from optbench.report.figures.wording import caption, means
+from optbench.report.twins import accuracy, digits_of, place_text, task_count
+from optbench.stats.arms import Arm
+from optbench.stats.results import Results
+from optbench.stats.trajectories import Place, Twins
+from optbench.stats.trajectories import twins as twins_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.2, 3.1
+SEED_OPACITY = 0.35
+WIDE = 20
+"""Distances that differ by more than this factor are drawn on a logarithmic axis: twins are close, others far."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Twins as a figure shows them. series: how their line looks, and its label; sides: their arms."""
+
+    twins: Twins
+    series: Series
+    sides: tuple[Series, Series]
+
+    @property
+    def shared(self) -> list[Place]:
+        """Where all of its seeds have a distance."""
+        return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
+
+
+def twins(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model with twins; a panel holds as many pairs as can be told apart."""
+    found = [pair for result in results for pair in twins_of(result) if any(map(pair.at, pair.places))]
+    figures = []
+    for group in groups(results) if found else ():
+        here = [pair for pair in found if (pair.experiment, pair.model) == (group.experiment, group.model)]
+        if here:
+            figures.append(_figure(group, _pairs(here, group)))
+    return figures
+
+
+def _pairs(found: Sequence[Twins], group: Group) -> list[Pair]:
+    # Whoever reads results makes their arms anew: run, optimizer and variant tell them apart.
+    known = {_key(series.arm): series for series in group.series}
+    met: Counter[int] = Counter()
+    pairs = []
+    for one in found:
+        assert one.sides is not None
+        first, second = (known[_key(arm)] for arm in one.sides)
+        run = first.label.removeprefix(first.arm.label)
+        look = replace(first, label=f"{one.label}{run}", turn=met[first.colour])
+        met[first.colour] += 1
+        pairs.append(Pair(one, look, (first, second)))
+    return pairs
+
+
+def _key(arm: Arm) -> tuple[object, ...]:
+    return arm.results.run.path, arm.optimizer, arm.variant
+
+
+def _figure(group: Group, pairs: Sequence[Pair]) -> Figure:
+    sides = tuple({side.label: side for pair in pairs for side in pair.sides}.values())
+    tasks = task_count(pair.twins for pair in pairs)
+    what = (
+        f"Distance between twins during the training of {group.experiment}, {group.model}: between their weights, over "
+        "the mean of their distances from the common start; a thin line is a seed, a thick one the mean while every "
+        f"seed is in training. {accuracy(pair.twins.size for pair in pairs)}"
+    )
+    ends = [(pair.series.label, pair.shared[-1], pair) for pair in pairs if pair.shared]
+    numbers = [(f"{label} at {place_text(place, tasks)}", mean(pair.twins.at(place))) for label, place, pair in ends]
+    told = means(numbers, digits_of([[value] for _, value in numbers])) or "no evaluation is shared by all seeds"
+    values = [value for pair in pairs for distances in pair.twins.distances.values() for value in distances.values()]
+    positive = [value for value in values if value > 0]
+    wide = bool(positive) and max(positive) > WIDE * min(positive)
+    if wide and 0.0 in values:
+        what += " A distance of 0 has no place on the logarithmic axis."
+    drawn = Group(group.experiment, group.model, sides)
+    starts = _starts(pairs)
+    return Figure(
+        name=f"twins_{group.place}",
+        title=f"{group.experiment}, {group.model}: twins",
+        caption=caption(what, [(drawn, sides)]),
+        alt=f"Mean distance between twins: {told}.",
+        panels=tuple(_panel(part, starts, wide) for part in split(pairs, -(-len(pairs) // MAX_SERIES))),
+    )
+
+
+def _starts(pairs: Sequence[Pair]) -> Mapping[int, int]:
+    """Task -> where it begins on the axis: after the longest of every task before it."""
+    places = [place for pair in pairs for place in pair.twins.places]
+    count = task_count(pair.twins for pair in pairs)
+    longest = [max((step for task, step in places if task == i), default=0) for i in range(1, count + 1)]
+    return dict(enumerate(itertools.accumulate(longest, initial=0), start=1))
+
+
+def _panel(part: Sequence[Pair], starts: Mapping[int, int], wide: bool) -> Panel:
+    series = [pair.series for pair in part]
+
+    def draw(axes: Axes) -> None:
+        if wide:
+            style.log_axis(axes, "y")
+        for task, start in starts.items():
+            if 1 < task < len(starts):
+                axes.axvline(start, color=style.INK, alpha=0.3, linewidth=0.6, linestyle="dotted", label="_task")
+        for pair in part:
+            shown = style.look(pair.series)
+            for distances in pair.twins.distances.values():
+                x = [starts[task] + step for task, step in distances]
+                y = [_drawn(value, wide) for value in distances.values()]
+                axes.plot(x, y, color=shown.colour, alpha=SEED_OPACITY, linewidth=0.6, label=style.SEEDS)
+            if shared := pair.shared:
+                axes.plot(
+                    [starts[task] + step for task, step in shared],
+                    [_drawn(mean(pair.twins.at(place)), wide) for place in shared],
+                    color=shown.colour,
+                    linestyle=shown.line,
+                    linewidth=2.0,
+                    **{**shown.marks, "markevery": (0, max(1, len(shared) // 7))},
+                    label="_mean",
+                )
+        if not wide:
+            axes.set_ylim(bottom=0)
+        style.labels(axes, "step", "distance from each other")
+        style.header(axes, WIDTH, "", series)
+
+    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, series))
+
+
+def _drawn(value: float, wide: bool) -> float:
+    return math.nan if wide and value == 0 else value

@@ -1,0 +1,140 @@
+"""The part of a run's report on one solution against another: a line per measure of each pair, its nulls beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
+from optbench.report.numbers import UNDEFINED, decimals, fixed
+from optbench.report.summary import Spread
+from optbench.stats.pairs import Measured, SolutionPair, Values
+
+MANY_PAIRS = 12
+"""So many pairs of an experiment and model are shown; the others are counted, and csv and json have them."""
+MANY_NOTES = 6
+"""So many reasons for undefined values are given; the others are counted."""
+CHANCE = "subspace_overlap_chance"
+"""The same for every pair of a model: said once, beside the overlap."""
+
+TITLES = {
+    "linear_cka": "CKA",
+    "linear_cka_debiased": "CKA, debiased",
+    "subspace_overlap": "overlap",
+    "prediction_disagreement": "disagreement",
+    "loss_barrier": "loss barrier",
+    "accuracy_barrier": "accuracy barrier",
+    "weight_distance": "weight distance",
+    "displacement_angle": "angle (degrees)",
+}
+
+LEGENDS = {
+    "linear_cka": "CKA: linear alignment of the features on all test data, 1 for the same up to rotation and scale",
+    "subspace_overlap": "overlap: of the subspaces of the 10 leading feature directions; chance: of random ones",
+    "prediction_disagreement": "disagreement: share of all test examples that the two label differently",
+    "loss_barrier": "loss barrier, accuracy barrier: how far the training loss rises above, and the test accuracy "
+    "falls below, the straight line between the two solutions' own (11 points; 1,000 examples of every task)",
+    "weight_distance": "weight distance: between the two, over the mean of their distances from the common start",
+    "displacement_angle": "angle: between the ways of the two from the common start",
+}
+
+SpreadText = Callable[[Spread | None, int], str]
+
+
+def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: SpreadText) -> Iterable[Block]:
+    """What `pairs` of the suites have found; nothing where none asks for it.
+
+    several: whether more than one run is reported. spread_text: a spread with so many decimals.
+    """
+    if not pairs:
+        return
+    yield Heading("One solution against another")
+    places = dict.fromkeys((pair.run, pair.experiment, pair.model) for pair in pairs)
+    shown: set[str] = set()
+    for run, experiment, model in places:
+        here = [pair for pair in pairs if (pair.run, pair.experiment, pair.model) == (run, experiment, model)]
+        known = [pair for pair in here if any(_finite(measured.values) for measured in pair.measures.values())]
+        where = f"{run}, {experiment}, {model}" if several else f"{experiment}, {model}"
+        if known:
+            yield _table(known[:MANY_PAIRS], where, spread_text)
+            shown |= {name for pair in known[:MANY_PAIRS] for name in pair.measures}
+        if len(known) > MANY_PAIRS:
+            yield Paragraph(f"and {len(known) - MANY_PAIRS} more pairs; csv and json have all", "quiet")
+        warnings = list(_warnings(here, known))
+        if warnings:
+            yield Items(tuple(warnings), "warning")
+    if shown:
+        yield Paragraph(
+            "Each measure is taken between two solutions of the same seed, which began at the same weights. Its null: "
+            "the same, between an optimizer's solution and that of the same optimizer, seed and initial weights with "
+            "the batches in another order. Outside: on how many seeds the pair lies outside the range of all null "
+            "values of its two sides.",
+            "quiet",
+        )
+        yield Items(tuple(text for name, text in LEGENDS.items() if name in shown), "quiet")
+
+
+def _table(pairs: Sequence[SolutionPair], where: str, spread_text: SpreadText) -> Table:
+    columns = (
+        Column("solutions", numeric=False),
+        Column("measure", numeric=False),
+        Column("seeds"),
+        Column("between\nthem"),
+        Column("null of\nthe first"),
+        Column("null of\nthe second"),
+        Column("outside\nthe nulls"),
+    )
+    rows = []
+    for pair in pairs:
+        for name, measured in pair.measures.items():
+            if name == CHANCE and "subspace_overlap" in pair.measures:
+                continue
+            digits = decimals(name)
+            texts = (_text(values, digits, spread_text) for values in _three(measured))
+            outside = f"{measured.outside[0]} of {measured.outside[1]}" if measured.outside else UNDEFINED
+            keys = (Cell(pair.label), Cell(_title(name, pair)), _seeds(pair, measured))
+            rows.append((*keys, *map(Cell, texts), Cell(outside)))
+    return Table(f"{where}: one solution against another", columns, tuple(rows), keys=2)
+
+
+def _title(name: str, pair: SolutionPair) -> str:
+    title = TITLES.get(name, name.replace("_", " "))
+    chance = _finite(pair.measures[CHANCE].values) if name == "subspace_overlap" and CHANCE in pair.measures else []
+    return f"{title} (chance {fixed(chance[0], 2)})" if chance else title
+
+
+def _three(measured: Measured) -> tuple[Values | None, ...]:
+    return measured.values, measured.null_a, measured.null_b
+
+
+def _text(values: Values | None, digits: int, spread_text: SpreadText) -> str:
+    return spread_text(Spread.of(values.values()) if values else None, digits)
+
+
+def _seeds(pair: SolutionPair, measured: Measured) -> Cell:
+    count = len(_finite(measured.values))
+    return Cell(str(count)) if count == pair.planned else Cell(f"{count} of {pair.planned}", "warning")
+
+
+def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> Iterable[str]:
+    unknown = [pair for pair in pairs if pair not in known]
+    begun = [pair.label for pair in unknown if pair.measures]
+    if begun:
+        yield f"nothing to compare of {'; '.join(begun[:MANY_PAIRS])}{_more(begun)}"
+    waiting = [pair.label for pair in unknown if not pair.measures]
+    if waiting:
+        yield f"not compared yet: {'; '.join(waiting[:MANY_PAIRS])}{_more(waiting)}"
+
+    notes = list(dict.fromkeys(note for pair in pairs for note in pair.notes))
+    for note in notes[:MANY_NOTES]:
+        yield f"undefined: {note}"
+    if len(notes) > MANY_NOTES:
+        yield f"and for {len(notes) - MANY_NOTES} more reasons; pairs.parquet has all"
+
+
+def _more(labels: Sequence[str]) -> str:
+    return f" and {len(labels) - MANY_PAIRS} more" if len(labels) > MANY_PAIRS else ""
+
+
+def _finite(values: Values) -> list[float]:
+    return [value for value in values.values() if math.isfinite(value)]

@@ -1,0 +1,109 @@
+"""Twins in a run's report: how far two optimizers are from each other in weight space, as training goes on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+from optbench.report.document import Block, Cell, Column, Heading, Items, Table
+from optbench.report.numbers import decimals
+from optbench.report.summary import Spread
+from optbench.stats.trajectories import Place, Twins, evenly
+
+TITLE = "Twins"
+METRIC = "weight_distance"
+COLUMNS = 5
+"""The first evaluation, the quarters, the last."""
+MOST_DIGITS = 6
+MEANING = (
+    "Distance: between the weights of the two, over the mean of their distances from the common start: 0 for the same "
+    "weights, √2 for equally long ways at a right angle. Last: the last evaluation that the two trials of a seed share."
+)
+
+SpreadText = Callable[[Spread | None, int], str]
+
+
+def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) -> Iterable[Block]:
+    """A table for each experiment and model with twins; nothing where no suite names any.
+
+    several: whether more than one run is reported. spread_text: a spread with so many decimals.
+    """
+    if not found:
+        return
+    yield Heading(TITLE)
+    known = [twins for twins in found if twins.distances]
+    for run, experiment, model in dict.fromkeys(_place(twins) for twins in found):
+        here = [twins for twins in found if _place(twins) == (run, experiment, model)]
+        where = f"{run}, {experiment}, {model}" if several else f"{experiment}, {model}"
+        if shown := [twins for twins in here if twins.distances]:
+            yield _table(shown, where, spread_text)
+        if missing := [f"{where}: no distance of {twins.label}: {twins.reason}" for twins in here if twins.reason]:
+            yield Items(tuple(missing), "warning")
+    if known:
+        yield Items((MEANING, accuracy({twins.size for twins in known})), "quiet")
+
+
+def accuracy(sizes: Iterable[int]) -> str:
+    """How well a distance is known that is read from sketches of so many numbers: 1/√(2K) of itself."""
+    fewest = min(sizes)
+    share = 100 / math.sqrt(2 * fewest)
+    return f"Distances are read from sketches of {fewest:,} numbers, and good to about {share:.0f}% of themselves."
+
+
+def place_text(place: Place, tasks: int) -> str:
+    """`step 469`, or `task 2, step 469` where there are several tasks."""
+    task, step = place
+    return f"step {step}" if tasks == 1 else f"task {task}, step {step}"
+
+
+def task_count(found: Iterable[Twins]) -> int:
+    """The tasks that any of them has been trained on."""
+    return max((task for twins in found for task, _ in twins.places), default=1)
+
+
+def _place(twins: Twins) -> tuple[str, str, str]:
+    return twins.results.run.id, twins.experiment, twins.model
+
+
+def _table(shown: Sequence[Twins], where: str, spread_text: SpreadText) -> Table:
+    tasks = task_count(shown)
+    places = evenly(_reached(shown), COLUMNS)
+    ends = {max(distances) for twins in shown for distances in twins.distances.values()}
+    last = f"last\n{place_text(ends.pop(), tasks)}" if len(ends) == 1 else "last\nshared"
+    columns = [Column("\ntwins", numeric=False), Column("\nseeds")]
+    columns += [Column("\n".join(["", *place_text(place, tasks).split(", ")][-2:])) for place in places[:-1]]
+    columns.append(Column(last))
+    rows = []
+    for twins in shown:
+        values = [*(twins.at(place) for place in places[:-1]), twins.last]
+        count, seeds, digits = len(twins.distances), _seeds(twins), digits_of(values)
+        cells = [Cell(_text(found, count, digits, spread_text)) for found in values]
+        rows.append((Cell(twins.label), seeds, *cells))
+    return Table(f"{where}: twins, their distance from each other", tuple(columns), tuple(rows), keys=2)
+
+
+def _reached(shown: Sequence[Twins]) -> Iterable[Place]:
+    """Where at least half of all seeds of all pairs were still in training: later columns would be nearly empty."""
+    reached = Counter(place for twins in shown for distances in twins.distances.values() for place in distances)
+    seeds = sum(len(twins.distances) for twins in shown)
+    return (place for place, count in reached.items() if 2 * count >= seeds)
+
+
+def digits_of(values: Iterable[Sequence[float]]) -> int:
+    """Decimals that give the smallest mean of a line two digits: twins that deserve the name are close."""
+    means = [fmean(found) for found in values if found]
+    smallest = min((mean for mean in means if mean > 0), default=1.0)
+    return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
+
+
+def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadText) -> str:
+    """With the number of seeds where some have stopped before."""
+    text = spread_text(Spread.of(values), digits)
+    return text if len(values) in (0, count) else f"{text} (n={len(values)})"
+
+
+def _seeds(twins: Twins) -> Cell:
+    count = len(twins.distances)
+    return Cell(str(count)) if count == twins.planned else Cell(f"{count} of {twins.planned}", "warning")

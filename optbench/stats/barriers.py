@@ -1,0 +1,45 @@
+"""Loss barriers between the solutions of two arms, where a run has compared them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from optbench.stats.arms import Arm
+from optbench.store import Run
+from optbench.store.columns import codes, numbers
+
+KIND, METRIC = "pair", "loss_barrier"
+
+
+def loss_barriers(run: Run) -> dict[frozenset[str], float]:
+    """Two trials -> the loss barrier on the line between their solutions; NaN where undefined.
+
+    Nothing for a run whose solutions were not compared.
+
+    Raises:
+        StoreError: the table of pairs is unreadable.
+    """
+    table = run.pairs
+    if not len(table):  # Arrow would import pandas to join no chunks
+        return {}
+    names = ("trial_a", "trial_b", "kind", "metric")
+    (a, ids_a), (b, ids_b), (kind, kinds), (metric, metrics) = (codes(table[name]) for name in names)
+    if KIND not in kinds or METRIC not in metrics:
+        return {}
+    wanted = np.flatnonzero((kind == kinds.index(KIND)) & (metric == metrics.index(METRIC)))
+    found = zip(a[wanted].tolist(), b[wanted].tolist(), numbers(table["value"])[wanted].tolist(), strict=True)
+    return {frozenset((ids_a[i], ids_b[j])): value for i, j, value in found}
+
+
+def barriers_between(known: Mapping[frozenset[str], float], a: Arm, b: Arm | None) -> tuple[float, ...]:
+    """The barrier between two arms on every seed on which both are `ok` and it was measured, in the seeds' order.
+
+    Nothing between an arm and itself: there is no line.
+    """
+    if b is None or a is b:
+        return ()
+    both = [seed for seed in a.trials if a.status(seed) == b.status(seed) == "ok"]
+    pairs = [frozenset((a.trials[seed].id, b.trials[seed].id)) for seed in both]
+    return tuple(known[pair] for pair in pairs if pair in known)

@@ -1,0 +1,135 @@
+"""One solution against another, over seeds: each measure of a pair of arms, and the nulls of the two arms beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from optbench.metrics import METRICS
+from optbench.plan import Comparison, comparisons
+from optbench.stats.results import Results
+from optbench.store.columns import codes, numbers
+
+Values = Mapping[int, float]
+"""Seed -> value; NaN where undefined."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An arm of a pair."""
+
+    optimizer: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """`adam`, or `adam lr=0.001` where settings were swept."""
+        return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
+
+
+Place: TypeAlias = tuple[str, str, Side, Side]
+"""Experiment, model, and the two arms."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of a pair of arms: between them, and between each and its controls; no null where there are none."""
+
+    values: Values
+    null_a: Values | None
+    null_b: Values | None
+
+    @property
+    def null_range(self) -> tuple[float, float] | None:
+        """The smallest and the largest value of either null; None where there is no value."""
+        nulls = [*(self.null_a or {}).values(), *(self.null_b or {}).values()]
+        finite = [value for value in nulls if math.isfinite(value)]
+        return (min(finite), max(finite)) if finite else None
+
+    @property
+    def outside(self) -> tuple[int, int] | None:
+        """On how many of how many seeds the value lies outside that range; None where there is nothing to say."""
+        bounds, finite = self.null_range, [value for value in self.values.values() if math.isfinite(value)]
+        if bounds is None or not finite:
+            return None
+        return sum(not bounds[0] <= value <= bounds[1] for value in finite), len(finite)
+
+
+@dataclass(frozen=True)
+class SolutionPair:
+    """Two arms of one experiment and model whose solutions were compared seed by seed.
+
+    planned: on how many seeds. measures: by metric, in the catalog's order; a seed that is not yet compared is not in
+    its values, and one on which a side diverged or failed is NaN. notes: why values are undefined, each reason once.
+    """
+
+    run: str
+    experiment: str
+    model: str
+    a: Side
+    b: Side
+    planned: int
+    measures: Mapping[str, Measured]
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.a.label}, {self.b.label}"
+
+
+def solution_pairs(results: Results) -> list[SolutionPair]:
+    """Every pair of arms that the suite asks for, in its order; those whose comparison has not begun have no measures.
+
+    Raises:
+        StoreError: the table is unreadable.
+    """
+    planned = comparisons(results.suite, [*results.trials, *results.controls])
+    if not planned:
+        return []
+    found, notes = _values(results)
+    seeds: dict[Place, int] = {}
+    for comparison in planned:
+        for place in _places(comparison):
+            seeds[place] = seeds.get(place, 0) + 1
+    pairs = []
+    for place, count in seeds.items():
+        experiment, model, a, b = place
+        values = found.get(place, {})
+        null_a, null_b = (found.get((experiment, model, side, side), {}) for side in (a, b))
+        measures = {
+            name: Measured(values[name], null_a.get(name), null_b.get(name)) for name in METRICS if name in values
+        }
+        why = tuple(notes.get(place, {}))
+        pairs.append(SolutionPair(results.run.id, experiment, model, a, b, count, measures, why))
+    return pairs
+
+
+def _places(comparison: Comparison) -> list[Place]:
+    return [
+        (comparison.experiment, comparison.model, Side(p.a.optimizer, p.a.variant), Side(p.b.optimizer, p.b.variant))
+        for p in comparison.pairs
+        if p.kind == "pair"
+    ]
+
+
+def _values(results: Results) -> tuple[dict[Place, dict[str, dict[int, float]]], dict[Place, dict[str, None]]]:
+    """place -> metric -> seed -> value, and place -> reasons; the null of an arm stands between it and itself."""
+    table = results.run.pairs
+    sides = ("optimizer_a", "variant_a", "optimizer_b", "variant_b")
+    columns = []
+    for name in ("experiment", "model", *sides, "metric"):
+        code, names = codes(table[name])
+        columns.append([names[i] for i in code.tolist()])
+    seeds = [int(seed) for seed in table["seed"].to_pylist()]
+    found: dict[Place, dict[str, dict[int, float]]] = {}
+    notes: dict[Place, dict[str, None]] = {}
+    values = numbers(table["value"]).tolist()
+    for *place, metric, seed, value, note in zip(*columns, seeds, values, table["note"].to_pylist(), strict=True):
+        experiment, model, optimizer_a, variant_a, optimizer_b, variant_b = place
+        key = (experiment, model, Side(optimizer_a, variant_a), Side(optimizer_b, variant_b))
+        found.setdefault(key, {}).setdefault(metric, {})[seed] = value
+        if note:
+            notes.setdefault(key, {})[note] = None
+    return found, notes

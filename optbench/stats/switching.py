@@ -1,0 +1,275 @@
+"""Optimizers that are switched during training: whose solution do the first k steps decide?
+
+A `switch` makes its first k steps with optimizer A and all others with B; `gradient-noise` disturbs the first k steps
+of its base. Both are read beside the *pure* arms of the same experiment and model, trained by A or by B alone.
+
+Legend: `n` seeds, `B` resamples; m_AB(k), m_A, m_B the means of a metric over the seeds that all three have.
+Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase decides the basin.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.metrics import METRICS, PRIMARY_METRICS
+from optbench.optimizers import registry
+from optbench.plan import Trial
+from optbench.stats.arms import Arm, arms
+from optbench.stats.barriers import barriers_between, loss_barriers
+from optbench.stats.bootstrap import percentile_interval, resampled_means
+from optbench.stats.results import Results
+from optbench.stats.signed_rank import round_differences, signed_rank_test
+from optbench.suite.variants import value_name
+
+Array: TypeAlias = NDArray[np.float64]
+Kind = Literal["switch", "control", "noise"]
+"""`switch`: from A to another B; `control`: from A to A, where only the switch itself acts; `noise`: disturbed."""
+Side = Literal["first", "then"]
+Statistic = Literal["rho", "difference"]
+"""`rho`: (m_AB(k) - m_B)/(m_A - m_B); `difference`: m(k) minus that of the pure arm, in the metric's unit."""
+
+SWITCH, NOISE = "switch", "gradient-noise"
+STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
+"""The hyper-parameter that says k, by target."""
+MIN_TEST = 6
+"""Fewer seeds cannot reach p ≤ .05 in a signed-rank test."""
+MIN_SEEDS = 5
+"""Fewer seeds that all agree in sign do so too easily by chance: .125 and more, at 5 .0625."""
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """ρ or a difference; `value` is None where undefined, and `reason` then says why.
+
+    interval: 95%, percentile bootstrap over seeds; None without a value, and for a single seed.
+    n: the seeds that every arm in it has.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SwitchPoint:
+    """k: the steps before the switch, an int; infinite where the noise never ends.
+
+    whole: whether no trial of it took more than k steps, so that there was no switch.
+    """
+
+    k: float
+    arm: Arm
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Switching:
+    """One pair A, B (or one base, disturbed) over the values of k, all else equal.
+
+    first, then: A and B in words: the arm's label where there is a pure arm, else target and settings.
+    state: what the switch does to B's state: `reset` or `keep`; None for noise.
+    points: by ascending k.
+    pure_first, pure_then: arms trained by A, by B alone; None where there is none. Noise has no pure A.
+    metrics: those read against k: the experiment's primary ones that were taken.
+    barriers: two trials -> the loss barrier between them; empty where none was measured.
+    """
+
+    kind: Kind
+    optimizer: str
+    first: str
+    then: str
+    state: str | None
+    points: tuple[SwitchPoint, ...]
+    pure_first: Arm | None
+    pure_then: Arm | None
+    metrics: tuple[str, ...]
+    barriers: Mapping[frozenset[str], float] = field(default_factory=dict, repr=False)
+
+    @property
+    def statistic(self) -> Statistic:
+        return "rho" if self.kind == "switch" else "difference"
+
+    @property
+    def results(self) -> Results:
+        return self.points[0].arm.results
+
+    @property
+    def label(self) -> str:
+        """Its optimizer in the suite, and what tells it from the others of that name: `noisy eta=0.1`."""
+        steps = STEP_SETTINGS[NOISE if self.kind == "noise" else SWITCH]
+        parts = [part for part in self.points[0].arm.variant.split(",") if not part.startswith(f"{steps}=")]
+        return " ".join([self.optimizer, *(part for part in [",".join(parts)] if part not in ("", "default"))])
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Experiment and model."""
+        return self.points[0].arm.experiment, self.points[0].arm.model
+
+    def estimate(self, point: SwitchPoint, metric: str) -> Estimate:
+        """ρ of a switch; of a control and of noise the difference to the pure arm."""
+        return self._estimates[point.k, metric]
+
+    @functools.cached_property
+    def _estimates(self) -> dict[tuple[float, str], Estimate]:
+        return {(point.k, metric): self._estimate(point, metric) for point in self.points for metric in self.metrics}
+
+    def _estimate(self, point: SwitchPoint, metric: str) -> Estimate:
+        needed = {self.first: self.pure_first, self.then: self.pure_then} if self.kind == "switch" else {}
+        needed = needed or {self.then: self.pure_then}
+        missing = [name for name, arm in needed.items() if arm is None]
+        if missing:
+            return Estimate(None, None, 0, f"no arm is {' or '.join(missing)} alone")
+        pure = [arm for arm in needed.values() if arm is not None]
+        values = shared_values([point.arm, *pure], metric)
+        if not values.shape[1]:
+            return Estimate(None, None, 0, "no seed has a value in every arm")
+        if self.kind == "switch":
+            return rho(values[0], values[1], values[2], (self.first, self.then))
+        return difference(values[0], values[1])
+
+    def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
+        """Mean loss barrier to pure A (`first`) or pure B (`then`), over the seeds on which it was measured.
+
+        None where it was not measured, and from an arm to itself.
+        """
+        pure = self.pure_first if to == "first" else self.pure_then
+        found = np.array(barriers_between(self.barriers, point.arm, pure))
+        found = found[np.isfinite(found)]
+        return difference(found, np.zeros(len(found))) if len(found) else None
+
+
+def switchings(results: Results) -> list[Switching]:
+    """Every switch of a run, and every optimizer whose noisy steps are swept, in the suite's order."""
+    everything = arms(results)
+    grouped: dict[tuple[str, ...], list[Arm]] = {}
+    for arm in everything:
+        trial = _trial(arm)
+        if steps_setting(arm) is not None:
+            rest = {name: v for name, v in trial.hyperparameters.items() if name != STEP_SETTINGS[trial.target]}
+            key = (arm.experiment, arm.model, arm.optimizer, json.dumps(rest, sort_keys=True))
+            grouped.setdefault(key, []).append(arm)
+    # Noise over one number of steps, most often all of them, is a way to train and no question about k.
+    asked = [found for found in grouped.values() if len(found) > 1 or _trial(found[0]).target == SWITCH]
+    barriers = loss_barriers(results.run) if asked else {}
+    return [_switching(found, everything, barriers) for found in asked]
+
+
+def steps_setting(arm: Arm) -> str | None:
+    """The hyper-parameter of this arm that says how many steps come before a switch; None where nothing is switched."""
+    trial = _trial(arm)
+    name = STEP_SETTINGS.get(trial.target)
+    return name if name in trial.hyperparameters else None
+
+
+def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A", "B")) -> Estimate:
+    """ρ(k) = (m_AB(k) - m_B)/(m_A - m_B), a ratio of means: 0 where the solution is B's, 1 where it is A's.
+
+    switched, first, then: (n,) a metric of the same seeds, n > 0. names: of A and B, for the reason.
+
+    Where A and B do not differ there is nothing to lie between, and ρ is undefined. They differ where their exact
+    signed-rank test over the same seeds has p ≤ .05, uncorrected. Five seeds cannot reach that: they must all agree in
+    sign (p = .0625, the least there is); fewer tell nothing. Nor is there a ρ where m_A - m_B changes sign in any
+    resample: the ratio's distribution then has no bounds worth the name (Fieller 1954).
+    """
+    n = len(switched)
+    a_and_b = " and ".join(names)
+    if n < MIN_SEEDS:
+        seeds = f"{n} seed{'' if n == 1 else 's'}"
+        return Estimate(None, None, n, f"{seeds} cannot tell whether {a_and_b} differ; {MIN_SEEDS} can")
+    d = round_differences(first - then, float(np.abs([first, then]).max(initial=1.0)))
+    if n < MIN_TEST:
+        if not (np.all(d > 0) or np.all(d < 0)):
+            return Estimate(None, None, n, f"{a_and_b} do not differ: the {n} seeds disagree in sign")
+    elif (p := signed_rank_test(d).p) > ALPHA:
+        return Estimate(None, None, n, f"{a_and_b} do not differ (signed-rank p = {p:.2g}, {n} seeds)")
+    above, gap = resampled_means(np.stack([switched - then, d]))  # each (B,)
+    if not np.all(gap * d.mean() > 0):
+        return Estimate(None, None, n, f"{a_and_b} hardly differ: their difference changes sign in resamples of seeds")
+    return Estimate(float((switched - then).mean() / d.mean()), percentile_interval(above / gap), n)
+
+
+def difference(values: Array, pure: Array) -> Estimate:
+    """Mean of values minus pure, both (n,) over the same seeds, n > 0; no interval for a single seed."""
+    d = round_differences(values - pure, float(np.abs([values, pure]).max(initial=1.0)))
+    return Estimate(float(d.mean()), percentile_interval(resampled_means(d)) if len(d) > 1 else None, len(d))
+
+
+def shared_values(found: Sequence[Arm], metric: str) -> Array:
+    """(arms, n) a metric at the end, of the seeds whose trials are `ok` with a finite value in every arm."""
+    seeds = [seed for seed in found[0].trials if all(arm.status(seed) == "ok" for arm in found)]
+    values = np.array([[arm.value(metric, seed) for seed in seeds] for arm in found], np.float64)
+    return values[:, np.isfinite(values).all(axis=0)]
+
+
+def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mapping[frozenset[str], float]) -> Switching:
+    trial = _trial(found[0])
+    settings = trial.hyperparameters
+    points = tuple(sorted((_point(arm) for arm in found), key=lambda point: point.k))
+    neighbours = [arm for arm in everything if (arm.experiment, arm.model) == (found[0].experiment, found[0].model)]
+    metrics = tuple(
+        name
+        for name in found[0].settings.primary or PRIMARY_METRICS
+        if name in METRICS and any(arm.took(name) for arm in found)
+    )
+    if trial.target == NOISE:
+        base = _optimizer(NOISE, settings["base"])
+        pure = _pure(base, neighbours)
+        name = _name(base, pure)
+        return Switching(
+            "noise", found[0].optimizer, f"{name} with noise", name, None, points, None, pure, metrics, barriers
+        )
+    one, other = _optimizer(SWITCH, settings["first"]), _optimizer(SWITCH, settings["then"])
+    named_first, named_then = _pure(one, neighbours), _pure(other, neighbours)
+    # Where nobody trains with A or B alone, the ends of the sweep do.
+    at_all = next((point.arm for point in reversed(points) if point.whole), None)
+    at_none = next((point.arm for point in points if point.k == 0), None)
+    first, then = named_first or at_all, named_then or at_none
+    kind: Kind = "switch"
+    if one == other:
+        kind, first, then = "control", first or then, then or first
+    names = _name(one, named_first), _name(other, named_then)
+    state = settings.get("state")
+    return Switching(kind, found[0].optimizer, *names, state, points, first, then, metrics, barriers)
+
+
+def _point(arm: Arm) -> SwitchPoint:
+    trial = _trial(arm)
+    given = trial.hyperparameters[STEP_SETTINGS[trial.target]]
+    k: float = math.inf if given is None else given
+    rows = [arm.results.rows[trial.id] for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
+    taken = max((row.steps for row in rows), default=math.inf)
+    return SwitchPoint(k, arm, k >= taken)
+
+
+def _pure(optimizer: tuple[str, Mapping[str, Any]], neighbours: Iterable[Arm]) -> Arm | None:
+    found = ((arm, _trial(arm)) for arm in neighbours)
+    return next((arm for arm, trial in found if (trial.target, dict(trial.hyperparameters)) == optimizer), None)
+
+
+def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    target, given = registry.base_settings(wrapper, settings)
+    return target, registry.complete(target, given)
+
+
+def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
+    """The label of its pure arm, else `adam lr=0.01`: its target and what is not the registry's default."""
+    if pure is not None:
+        return pure.label
+    target, settings = optimizer
+    usual = registry.complete(target, {})
+    return " ".join([target, *(f"{k}={value_name(v)}" for k, v in settings.items() if usual.get(k, ...) != v)])
+
+
+def _trial(arm: Arm) -> Trial:
+    """Any one: the trials of an arm differ in their seed alone."""
+    return next(iter(arm.trials.values()))

@@ -1,0 +1,174 @@
+"""Twins: how far two optimizers are from each other in weight space, from the first evaluation to the last.
+
+Distances are read from sketches of the weights (`optbench.metrics.sketch`), and known to about 1/√(2K) of themselves,
+K being the length of a sketch.
+
+Legend: `E` evaluations of a trial; `w₀` the weights before the first step; a place is a task, 1..T, and a step of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.stats.arms import Arm, arms
+from optbench.stats.results import Results
+from optbench.store.columns import codes, numbers, vectors
+
+Array: TypeAlias = NDArray[np.float64]
+Place: TypeAlias = tuple[int, int]
+"""Task, and the steps taken in it."""
+Distances: TypeAlias = Mapping[Place, float]
+"""By ascending place; NaN where it is undefined."""
+
+START: Place = (1, 0)
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """What was recorded of one trial: places (E,) ascending, and the sketch (E, K) at each."""
+
+    places: tuple[Place, ...]
+    values: Array
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two optimizers that a suite calls twins, on one experiment and model.
+
+    a, b: their names. sides: their arms; None where there is not exactly one of each.
+    distances: by seed, of every seed on which both trials are ok and share a place after the start.
+    size: K; 0 where there is no distance. reason: why there is none; empty where there is one.
+    """
+
+    results: Results
+    experiment: str
+    model: str
+    a: str
+    b: str
+    sides: tuple[Arm, Arm] | None
+    distances: Mapping[int, Distances] = field(repr=False)
+    size: int
+    reason: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.a} and {self.b}"
+
+    @property
+    def planned(self) -> int:
+        """On how many seeds."""
+        return len(self.results.suite.seeds)
+
+    @functools.cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Where any seed has a distance, ascending."""
+        return tuple(sorted({place for found in self.distances.values() for place in found}))
+
+    def at(self, place: Place) -> list[float]:
+        """The distance of every seed that has one there."""
+        found = (distances.get(place, math.nan) for distances in self.distances.values())
+        return [value for value in found if math.isfinite(value)]
+
+    @property
+    def last(self) -> list[float]:
+        """The distance of every seed at the last place that its two trials share."""
+        found = [distances[max(distances)] for distances in self.distances.values()]
+        return [value for value in found if math.isfinite(value)]
+
+
+def twins(results: Results) -> list[Twins]:
+    """Every pair of twins of a run's suite, on every model, in the suite's order.
+
+    Raises:
+        StoreError: the table is unreadable.
+    """
+    asked = {name: experiment for name, experiment in results.suite.experiments.items() if experiment.twins}
+    if not asked:
+        return []
+    recorded = sketches(results)
+    everything = arms(results)
+    found = []
+    for experiment, settings in asked.items():
+        for model in settings.models:
+            here = [arm for arm in everything if (arm.experiment, arm.model) == (experiment, model)]
+            found += [_twins(results, (experiment, model), pair, here, recorded) for pair in settings.twins or ()]
+    return found
+
+
+def sketches(results: Results) -> dict[str, Sketches]:
+    """Trial -> what was recorded of it."""
+    table = results.run.table("sketches")
+    trial, ids = codes(table["trial"])
+    task, step = (numbers(table[name]).astype(np.int64) for name in ("task", "step"))
+    values = vectors(table["sketch"])
+    order = np.lexsort((step, task, trial))
+    present, starts = np.unique(trial[order], return_index=True)
+    found = {}
+    for code, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=False):
+        places = tuple(zip(task[rows].tolist(), step[rows].tolist(), strict=True))
+        found[ids[code]] = Sketches(places, values[rows])
+    return found
+
+
+def distances(a: Sketches, b: Sketches) -> dict[Place, float]:
+    """2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every place after the start that both have, ascending.
+
+    0 where the two are the same, at most 2, √2 for equally long ways at a right angle; NaN where neither has moved.
+    It is the metric `weight_distance` of two solutions, at every evaluation.
+    """
+    shared = sorted(set(a.places) & set(b.places) - {START})
+    if not shared or START not in a.places or START not in b.places:
+        return {}
+    rows = [{place: i for i, place in enumerate(side.places)} for side in (a, b)]
+    one, other = (
+        side.values[[known[place] for place in (START, *shared)]] for side, known in zip((a, b), rows, strict=True)
+    )
+    ways = _norms(one[1:] - one[0]) + _norms(other[1:] - other[0])
+    with np.errstate(invalid="ignore"):
+        ratios = 2.0 * _norms(one[1:] - other[1:]) / ways
+    return dict(zip(shared, ratios.tolist(), strict=True))
+
+
+def evenly(places: Iterable[Place], count: int) -> list[Place]:
+    """The first of the places, the last, and those nearest to even parts of the way between; at most `count` > 1.
+
+    The way is counted in evaluations, since the tasks of a sequence may end after different numbers of steps.
+    """
+    ordered = sorted(set(places))
+    chosen = {round(i * (len(ordered) - 1) / (count - 1)) for i in range(count)} if ordered else set()
+    return [ordered[i] for i in sorted(chosen)]
+
+
+def _twins(
+    results: Results,
+    place: tuple[str, str],
+    pair: list[str],
+    here: list[Arm],
+    recorded: Mapping[str, Sketches],
+) -> Twins:
+    a, b = pair
+    sides = {name: [arm for arm in here if arm.optimizer == name] for name in pair}
+    swept = [f"{name} has {len(found)} settings" for name, found in sides.items() if len(found) != 1]
+    if swept:
+        return Twins(results, *place, a, b, None, {}, 0, f"{' and '.join(swept)}; twins need one each")
+    one, other = sides[a][0], sides[b][0]
+    found, size = {}, 0
+    for seed in one.trials:
+        well = all(arm.status(seed) == "ok" for arm in (one, other))
+        both = [recorded[arm.trials[seed].id] for arm in (one, other) if well and arm.trials[seed].id in recorded]
+        if len(both) == 2 and (shared := distances(*both)):
+            found[seed], size = shared, both[0].values.shape[1]
+    reason = "" if found else "no seed on which both have ended well"
+    return Twins(results, *place, a, b, (one, other), found, size, reason)
+
+
+def _norms(rows: Array) -> Array:
+    found: Array = np.linalg.norm(rows, axis=1)
+    return found

@@ -1,0 +1,65 @@
+"""The table `pairs`: one solution against another. Its rows are about two trials, so it has keys of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from optbench.plan import Comparison, TrialPair
+from optbench.store.tables import arrow_fields, versioned_schema
+
+NAME = "pairs"
+NOT_COMPARED = "the comparison failed"
+"""A note that begins so says that nothing was found out about the pair; a resumed run tries again."""
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One measure of two solutions that began at the same weights; null with a note where it is undefined."""
+
+    trial_a: str
+    trial_b: str
+    experiment: str
+    model: str
+    optimizer_a: str
+    variant_a: str
+    optimizer_b: str
+    variant_b: str
+    seed: int
+    kind: str
+    """`pair`: two optimizers, or variants; `null`: one and its control, which differ in the data order alone."""
+    metric: str
+    value: float | None
+    note: str | None
+
+    @staticmethod
+    def of(pair: TrialPair, metric: str, value: float | None, note: str | None) -> PairRow:
+        a, b = pair.a, pair.b
+        sides = (a.optimizer, a.variant, b.optimizer, b.variant)
+        return PairRow(a.id, b.id, a.experiment, a.model, *sides, a.seed, pair.kind, metric, value, note)
+
+
+SCHEMA: pa.Schema = versioned_schema(arrow_fields(PairRow))
+
+
+def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
+    """The rows, in order."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(PairRow)}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
+    """The two trials of every pair that need not be compared again."""
+    rows = zip(*(table[name].to_pylist() for name in ("trial_a", "trial_b", "note")), strict=True)
+    found: dict[tuple[str, str], bool] = {}
+    for a, b, note in rows:
+        found[a, b] = found.get((a, b), True) and not (note or "").startswith(NOT_COMPARED)
+    return {pair for pair, good in found.items() if good}
+
+
+def is_settled(comparison: Comparison, settled: set[tuple[str, str]]) -> bool:
+    """Whether all pairs of a comparison are among the `settled_pairs`."""
+    return all((pair.a.id, pair.b.id) in settled for pair in comparison.pairs)
