@@ -43,7 +43,7 @@ def engine(optimizer: str, members: int) -> Step:
     from optbench.data import load
     from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
     from optbench.engine.gradients import gradients_for
-    from optbench.engine.lanes import build_lane
+    from optbench.engine.lanes import LaneMember, build_lane
     from optbench.engine.stack import Layout
     from optbench.models import build, initialise
     from optbench.optimizers.registry import complete, find
@@ -61,16 +61,21 @@ def engine(optimizer: str, members: int) -> Step:
     weights = torch.stack(rows)
     grads, losses = torch.zeros_like(weights), torch.zeros(members)
     gradients = gradients_for(network, layout, buffer, device)(weights, grads)
-    settings = [complete(optimizer, SETTINGS[optimizer])] * members
-    lane = build_lane(find(optimizer), settings, weights, grads, layout, [None] * members)
+    settings = complete(optimizer, SETTINGS[optimizer])
+    whole = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(members)]
+    lane = build_lane(find(optimizer), whole, network, weights, grads, layout, begin=True)
     lane.begin_task()
     streams = [BatchStream(family.sequence(seed).train(0), BATCH, 0, seed, 0) for seed in range(members)]
 
     def step(t: int) -> None:
         gradients(streams, t, losses)
-        lane.step()
+        lane.step(_needs_gradients_only)
 
     return step
+
+
+def _needs_gradients_only(member: int, network: Any) -> Any:
+    raise AssertionError("the measured optimizers ask for gradients only")
 
 
 def loop(optimizer: str, members: int) -> Step:
@@ -103,7 +108,8 @@ def loop(optimizer: str, members: int) -> Step:
         for network, update, order in zip(networks, optimizers, orders, strict=True):
             batch = order[start : start + BATCH]
             update.zero_grad()
-            nn.functional.cross_entropy(network(inputs[batch]), labels[batch]).backward()
+            loss = nn.functional.cross_entropy(network(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]  # of torch
             update.step()
 
     return step
@@ -226,7 +232,7 @@ class Team:
         """Seconds until the last process has done `steps` steps."""
         for connection in self.connections:
             connection.send(("time", steps))
-        return max(connection.recv() for connection in self.connections)
+        return float(max(connection.recv() for connection in self.connections))
 
     def stop(self) -> None:
         for connection in self.connections:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.closures import evaluated
+from optbench.optimizers.wrapper import Wrapper
 
 
-class GradientNoise(torch.optim.Optimizer):
+class GradientNoise(Wrapper):
     """Adds noise whose variance falls with the number of steps (Neelakantan et al. 2015, arXiv:1511.06807).
 
         g ← g + N(0, σ_t²),    σ_t² = η / (1 + t)^γ,    t = 0, 1, ...
@@ -22,7 +23,7 @@ class GradientNoise(torch.optim.Optimizer):
         eta: variance of the first step. gamma: how fast it falls; .55 in the paper.
         steps: no noise from this step on; None: never without.
 
-    The gradients are left as they were. Raises OptimizerError as `Sam` does.
+    The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
     """
 
     def __init__(
@@ -34,18 +35,13 @@ class GradientNoise(torch.optim.Optimizer):
         gamma: float = 0.55,
         steps: int | None = None,
     ) -> None:
-        super().__init__(params, {"eta": eta, "gamma": gamma})
+        super().__init__("gradient-noise", params, base, {"eta": eta, "gamma": gamma})
         self.generator, self.steps, self.taken = generator, steps, 0
-        self.base = base_optimizer("gradient-noise", base, [p for group in self.param_groups for p in group["params"]])
-        self.state = self.base.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of the base from noisy gradients; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         clean = []
         for group in self.param_groups if self.steps is None or self.taken < self.steps else ():
             sigma = (group["eta"] / (1 + self.taken) ** group["gamma"]) ** 0.5
@@ -60,16 +56,11 @@ class GradientNoise(torch.optim.Optimizer):
         self.taken += 1
         return loss
 
-    def begin_task(self) -> None:
-        """A new task begins: the base may want to know."""
-        begin_task(self.base)
-
     def state_dict(self) -> dict[str, Any]:
         """The base's, the clock, and the state of the generator: going on draws what would have been drawn."""
-        return {"base": self.base.state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
+        return {"base": super().state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base.load_state_dict(state_dict["base"])
-        self.state = self.base.state
+        super().load_state_dict(state_dict["base"])
         self.taken = state_dict["taken"]
         self.generator.set_state(state_dict["generator"])

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from optbench.optimizers.closures import evaluated
+
 
 @dataclass(frozen=True)
 class LayerSignals:
@@ -145,10 +147,7 @@ class Kfac(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step from the gradients that are there; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         signals, self.signals = self.signals, {}
         moves: list[Move] = []
         for group, layer in zip(self.param_groups, [*self._layers, None], strict=False):

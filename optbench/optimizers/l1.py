@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from optbench.errors import OptimizerError
-from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.closures import evaluated
+from optbench.optimizers.wrapper import Wrapper
 
 
-class L1(torch.optim.Optimizer):
+class L1(Wrapper):
     """Soft-thresholds the weights after every step of the base (Daubechies et al. 2004; over SGD: ISTA).
 
         w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains as they are
@@ -25,23 +26,18 @@ class L1(torch.optim.Optimizer):
 
     Reference: arXiv:math/0307152.
 
-    Raises OptimizerError as `Sam` does, and where the base has no `lr`.
+    Raises OptimizerError as `Wrapper` does, and where the base has no `lr`.
     """
 
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], strength: float = 1e-5) -> None:
-        super().__init__(params, {"strength": strength})
-        self.base = base_optimizer("l1", base, [p for group in self.param_groups for p in group["params"]])
+        super().__init__("l1", params, base, {"strength": strength})
         if any("lr" not in group for group in self.base.param_groups):
             raise OptimizerError(f"l1 cannot stand over {base['target']}, which has no lr to threshold by")
-        self.state = self.base.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self.base.step()
         rates = {p: group["lr"] for group in self.base.param_groups for p in group["params"]}
         for group in self.param_groups:
@@ -49,15 +45,3 @@ class L1(torch.optim.Optimizer):
                 if p.ndim >= 2 and p.grad is not None:
                     p.copy_(torch.nn.functional.softshrink(p, float(rates[p] * group["strength"])))
         return loss
-
-    def begin_task(self) -> None:
-        """A new task begins: the base may want to know."""
-        begin_task(self.base)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base's; the threshold keeps nothing between steps."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base.load_state_dict(state_dict)
-        self.state = self.base.state

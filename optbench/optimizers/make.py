@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optbench.errors import OptimizerError
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.load import load_class
 from optbench.optimizers.registry import base_settings, complete, find
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, NEEDS, Need, OptimizerSpec
@@ -161,10 +162,7 @@ class Row(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of all parameters, which have gradients all; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for p, place in zip(self._parameters, self._places, strict=True):
             assert p.grad is not None
             self._row[place].copy_(p.flatten())
@@ -193,10 +191,7 @@ class Together(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         """One step of each; the loss of `closure`, where one is given, taken once before them."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.parts:
             part.step()
         self.state.update({p: s for part in self.parts for p, s in part.state.items()})

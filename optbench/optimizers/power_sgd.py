@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.powers import power
 
 SETTINGS = ("lr", "beta", "bias_scale", "weight_decay")
@@ -46,10 +47,7 @@ class PowerSgd(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

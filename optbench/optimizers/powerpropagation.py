@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
 from optbench.optimizers.powers import power
 
@@ -28,7 +29,7 @@ class Powerpropagation(torch.optim.Optimizer):
 
     Reference: arXiv:2110.00296.
 
-    Raises OptimizerError as `Sam` does.
+    Raises OptimizerError as `Wrapper` does.
     """
 
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], alpha: float = 2.0) -> None:
@@ -45,10 +46,7 @@ class Powerpropagation(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of the base on φ; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]
             # The weights are another's at the start, and wherever the best ones are restored. Not done where they are

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.wrapper import Wrapper
 
 
-class Sam(torch.optim.Optimizer):
+class Sam(Wrapper):
     """Takes the gradient where the loss is highest nearby, and steps from where it stood (Foret et al. 2021).
 
         e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
@@ -32,15 +32,13 @@ class Sam(torch.optim.Optimizer):
 
     Reference: arXiv:2010.01412.
 
-    Raises OptimizerError when the base is unknown, refuses its hyper-parameters, or itself needs more than gradients.
+    Raises OptimizerError as `Wrapper` does.
     """
 
     def __init__(
         self, params: Iterable[Any], base: Mapping[str, Any], rho: float = 0.05, adaptive: bool = False
     ) -> None:
-        super().__init__(params, {"rho": rho, "adaptive": adaptive})
-        self.base = base_optimizer("sam", base, [p for group in self.param_groups for p in group["params"]])
-        self.state = self.base.state  # all that is kept between steps is the base's
+        super().__init__("sam", params, base, {"rho": rho, "adaptive": adaptive})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,15 +69,3 @@ class Sam(torch.optim.Optimizer):
             p.copy_(before)  # rather than minus e, which would leave a rounding error
         self.base.step()
         return loss
-
-    def begin_task(self) -> None:
-        """A new task begins: the base may want to know."""
-        begin_task(self.base)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base's; SAM keeps nothing between steps."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base.load_state_dict(state_dict)
-        self.state = self.base.state

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from optbench.errors import unknown
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.presets import SHAMPOO_PRESETS
 from optbench.optimizers.roots import accumulate, norms, precondition, update_inverse_roots
 
@@ -205,10 +206,7 @@ class Shampoo(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss: float | None = evaluated(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.numel() == 0:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
 from optbench.optimizers.spec import FALLBACK
 
@@ -21,7 +22,7 @@ class Switch(torch.optim.Optimizer):
         state: `reset`: `then` begins afresh; `keep`: where both are the same optimizer it goes on from the state of
             `first`, with its own hyper-parameters.
 
-    The switch counts the steps of the whole training, over all tasks. Raises OptimizerError as `Sam` does.
+    The switch counts the steps of the whole training, over all tasks. Raises OptimizerError as `Wrapper` does.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
     """
@@ -49,10 +50,7 @@ class Switch(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         """One step of the one whose turn it is; the loss of `closure`, where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self._hand_over()
         self._active.step()
         self.state = self._active.state

@@ -1,0 +1,51 @@
+"""The three ways an update is applied to a cohort (DESIGN.md: lanes), behind one interface.
+
+A lane is built for the members that are training now and taken apart when one of them stops: `export` gives each
+member's optimizer state on its own, and a new lane is built from the states of those that go on. So a member's state
+never mixes with another's, and dropping a member needs no masks.
+
+Legend: A members in training, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from optbench.engine.lanes.batched import BatchedLane
+from optbench.engine.lanes.elementwise import ElementwiseLane
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
+from optbench.engine.lanes.per_member import PerMemberLane
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.optimizers.load import load_class
+from optbench.optimizers.make import constructor_arguments
+from optbench.optimizers.spec import OptimizerSpec
+
+__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "build_lane"]
+
+
+def build_lane(
+    spec: OptimizerSpec,
+    members: Sequence[LaneMember],
+    network: Network,
+    weights: Tensor,
+    grads: Tensor,
+    layout: Layout,
+    *,
+    begin: bool,
+) -> Lane:
+    """The lane that `spec` names, over weights (A, P) and gradients (A, P).
+
+    network: what the weights belong to, without weights of its own. begin: whether a task begins, with weights that
+    were measured, rather than goes on.
+    """
+    if spec.lane == "per-member":
+        return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
+    cls = load_class(spec.target)
+    states = [member.state for member in members]
+    settings = [constructor_arguments(spec, member.hyperparameters) for member in members]
+    if spec.lane == "elementwise":
+        return ElementwiseLane(cls, settings, weights, grads, states)
+    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)

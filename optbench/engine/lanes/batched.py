@@ -1,0 +1,75 @@
+"""The lane of optimizers that are written with the member axis: one instance for a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+from optbench.engine.stack import Layout
+
+
+class BatchedLane:
+    """One instance of an optimizer of ours, which knows the member axis (`stacked=True`)."""
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        settings: Sequence[Mapping[str, Any]],
+        per_member: frozenset[str],
+        weights: Tensor,
+        grads: Tensor,
+        layout: Layout,
+        states: Sequence[dict[str, Any] | None],
+    ) -> None:
+        self._count = len(settings)
+        self._parameters = [view.detach().requires_grad_() for view in layout.views(weights).values()]
+        for parameter, grad in zip(self._parameters, layout.views(grads).values(), strict=True):
+            parameter.grad = grad
+        arguments: dict[str, Any] = dict(settings[0])
+        for name in per_member & arguments.keys():
+            arguments[name] = torch.tensor([s[name] for s in settings], dtype=torch.float64, device=weights.device)
+        self._optimizer = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        members = [state for state in states if state is not None]
+        if members:
+            assert len(members) == self._count, "a cohort starts, or goes on, together"
+            for index, parameter in enumerate(self._parameters):
+                rows = [m["state"][index] for m in members]
+                self._optimizer.state[parameter] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            for group, shared in zip(self._optimizer.param_groups, members[0]["shared"], strict=True):
+                group.update(shared)
+
+    def begin_task(self) -> None:
+        self._optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
+
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        try:
+            self._optimizer.step()
+        except Exception as error:  # a step cut short leaves nobody where it should be
+            return dict.fromkeys(range(self._count), error)
+        return {}
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        return row
+
+    def export(self) -> list[MemberState]:
+        # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.
+        shared = [{k: v for k, v in g.items() if isinstance(v, int)} for g in self._optimizer.param_groups]
+        states = [self._optimizer.state[p] for p in self._parameters]
+        if not all(states):
+            return [None] * self._count
+        return [
+            {"shared": shared, "state": [{k: v[i].clone() for k, v in state.items()} for state in states]}
+            for i in range(self._count)
+        ]
+
+    def state_bytes(self) -> list[int]:
+        total = sum(tensor_bytes(self._optimizer.state[p]) for p in self._parameters)
+        return [total // self._count] * self._count
+
+    def fallbacks(self) -> list[int]:
+        counts: list[int] = self._optimizer.fallbacks().tolist()  # type: ignore[attr-defined]  # as `begin_task`
+        return counts

@@ -1,0 +1,96 @@
+"""The lane of optimizers that work weight by weight: members with the same settings share an instance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+
+
+class ElementwiseLane:
+    """Rows of the stack with the same settings and step count share a leaf tensor, and each leaf has an instance.
+
+    Not one instance for all: what raises because of its settings must not stop the others.
+    """
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        settings: Sequence[Mapping[str, Any]],
+        weights: Tensor,
+        grads: Tensor,
+        states: Sequence[dict[str, Any] | None],
+    ) -> None:
+        self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
+        self._leaves: list[Tensor] = []
+        self._optimizers: list[Optimizer] = []
+        for start, stop in self._blocks:
+            leaf = weights[start:stop].detach().requires_grad_()
+            leaf.grad = grads[start:stop]
+            optimizer = cls([leaf], **settings[start])
+            members = [state for state in states[start:stop] if state is not None]
+            if members:
+                optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
+            self._leaves.append(leaf)
+            self._optimizers.append(optimizer)
+
+    def begin_task(self) -> None:
+        """Elementwise optimizers know nothing of tasks."""
+
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        raised: dict[int, Exception] = {}
+        for optimizer, (start, stop) in zip(self._optimizers, self._blocks, strict=True):
+            try:
+                optimizer.step()
+            except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
+                raised.update(dict.fromkeys(range(start, stop), error))
+        return raised
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        return row
+
+    def export(self) -> list[MemberState]:
+        states: list[MemberState] = []
+        for optimizer, leaf, (start, stop) in zip(self._optimizers, self._leaves, self._blocks, strict=True):
+            state = optimizer.state.get(leaf)
+            for i in range(stop - start):
+                # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
+                rows = (
+                    {k: v[i].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()} if state else None
+                )
+                states.append(rows)
+        return states
+
+    def state_bytes(self) -> list[int]:
+        return [tensor_bytes(state) for state in self.export()]
+
+    def fallbacks(self) -> list[int]:
+        return [0] * (self._blocks[-1][1])
+
+
+def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:
+    """Members with equal signatures may share a leaf: equal settings, equal scalars (step counts) in their state."""
+    scalars = None
+    if state:
+        scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
+    return repr((sorted(setting.items()), scalars))
+
+
+def _runs(values: Sequence[str]) -> list[tuple[int, int]]:
+    """(start, stop) of every stretch of equal neighbours."""
+    starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
+    return list(zip(starts, [*starts[1:], len(values)], strict=True))
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Rows of members to a stacked tensor; scalars, which are equal here, to one of them."""
+    return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

@@ -1,0 +1,80 @@
+"""What every lane is to the engine, and what it is told of its members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from optbench.models import Network
+
+Optimizer = torch.optim.Optimizer
+Evaluate = Callable[[int, Network], Tensor]
+"""evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
+MemberState = Any
+"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start."""
+
+
+@dataclass(frozen=True)
+class LaneMember:
+    """What a lane is told of a member, beside its row of the stack."""
+
+    hyperparameters: Mapping[str, Any]
+    state: MemberState
+    """What it goes on from."""
+    generator: torch.Generator
+    """Its own."""
+    total_steps: int
+    """From the state's beginning, if nothing stops it sooner."""
+
+
+class Lane(Protocol):
+    """An optimizer at work on a cohort."""
+
+    def begin_task(self) -> None:
+        """Tell the optimizer that a new task begins."""
+        ...
+
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
+
+        evaluate: for an optimizer that asks for more than gradients.
+        """
+        ...
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        """The weights (P,) to measure a member at; `row` itself unless its optimizer keeps others for training."""
+        ...
+
+    def export(self) -> list[MemberState]:
+        """The state of each member, in order, in tensors of their own."""
+        ...
+
+    def state_bytes(self) -> list[int]:
+        """Bytes of optimizer state of each member."""
+        ...
+
+    def fallbacks(self) -> list[int]:
+        """How often a factorisation of each member had to be replaced."""
+        ...
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a nested state, each storage once."""
+    seen: dict[int, int] = {}
+
+    def visit(item: Any) -> None:
+        if isinstance(item, Tensor):
+            seen[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, Mapping):
+            for part in item.values():
+                visit(part)
+        elif isinstance(item, list | tuple):
+            for part in item:
+                visit(part)
+
+    visit(value)
+    return sum(seen.values())

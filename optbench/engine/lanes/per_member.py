@@ -1,0 +1,158 @@
+"""The lane of all other optimizers: an unmodified instance for each member."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer, tensor_bytes
+from optbench.engine.randomness import own_draws
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.optimizers.make import begin_task, maker
+from optbench.optimizers.spec import OptimizerSpec
+
+
+class PerMemberLane:
+    """One unmodified instance per member, over a network of its own whose weights are copied back to the stack.
+
+    The copies are the price of trusting nobody: an optimizer may rebind `p.data`, keep references to its gradients or
+    scale them in place, and the stack does not notice.
+    """
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        members: Sequence[LaneMember],
+        network: Network,
+        weights: Tensor,
+        grads: Tensor,
+        layout: Layout,
+        *,
+        begin: bool,
+    ) -> None:
+        self._needs = spec.needs
+        self._generators = [member.generator for member in members]
+        self._layout = layout
+        self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
+        self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
+        self._raised_early: dict[int, Exception] = {}
+        self._networks: list[Network] = []
+        self._parameters: list[list[torch.nn.Parameter]] = []
+        self._optimizers: list[Optimizer] = []
+        for member, views in zip(members, self._targets, strict=True):
+            if member.state is None:
+                own = copy.deepcopy(network).to_empty(device=weights.device)
+                parameters = list(own.parameters())
+                _copy(views, parameters)
+                given = {"generator": member.generator, "model": own, "total_steps": member.total_steps}
+                optimizer = maker(spec, member.hyperparameters, given)(parameters)
+                self._train(optimizer)
+            else:
+                # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
+                optimizer, own = member.state
+                parameters = list(own.parameters())
+                # At the beginning of a task the rows are what was measured; within one they are what is trained.
+                if begin:
+                    self._eval(optimizer)
+                _copy(views, parameters)
+                if begin:
+                    self._train(optimizer)
+                    _copy(parameters, views)
+            self._networks.append(own)
+            self._parameters.append(parameters)
+            self._optimizers.append(optimizer)
+
+    def begin_task(self) -> None:
+        """Tells those that have a method of this name; what one raises comes out at its next step."""
+        for i, optimizer in enumerate(self._optimizers):
+            try:
+                begin_task(optimizer)
+            except Exception as error:  # as in `step`
+                self._raised_early[i] = error
+
+    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        raised = dict(self._raised_early)
+        for i, optimizer in enumerate(self._optimizers):
+            if i in raised:
+                continue
+            random = "random" in self._needs
+            draws = own_draws(self._generators[i], self._grads[i][0].device) if random else contextlib.nullcontext()
+            try:
+                with draws:
+                    self._step(i, optimizer, evaluate)
+            except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
+                raised[i] = error
+                continue
+            _copy(self._parameters[i], self._targets[i])
+        return raised
+
+    def _step(self, i: int, optimizer: Optimizer, evaluate: Evaluate) -> None:
+        parameters = self._parameters[i]
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                loss = evaluate(i, self._networks[i])
+                if "create_graph" in self._needs:
+                    # Not `backward`, which warns of the cycle that such a gradient makes; it is broken below.
+                    found = torch.autograd.grad(loss, parameters, create_graph=True)
+                    for parameter, grad in zip(parameters, found, strict=True):
+                        parameter.grad = grad
+                else:
+                    for parameter in parameters:
+                        parameter.grad = None
+                    loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
+            return loss.detach()
+
+        if self._needs & {"create_graph", "model"}:
+            closure()
+        else:
+            for parameter, grad in zip(parameters, self._grads[i], strict=True):
+                parameter.grad = grad.clone()
+        if "closure" in self._needs:
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs say float; every optimizer takes a tensor
+        else:
+            optimizer.step()
+        if "create_graph" in self._needs:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def measured(self, index: int, row: Tensor) -> Tensor:
+        if "modes" not in self._needs:
+            return row
+        optimizer, parameters = self._optimizers[index], self._parameters[index]
+        kept = [parameter.detach().clone() for parameter in parameters]
+        self._eval(optimizer)
+        found = torch.zeros_like(row)
+        _copy(parameters, list(self._layout.views(found).values()))
+        self._train(optimizer)
+        # There and back is exact only up to rounding, and to look must not change the path.
+        _copy(kept, parameters)
+        return found
+
+    def _train(self, optimizer: Optimizer) -> None:
+        if "modes" in self._needs:
+            optimizer.train()  # type: ignore[attr-defined]  # what the need means
+
+    def _eval(self, optimizer: Optimizer) -> None:
+        if "modes" in self._needs:
+            optimizer.eval()  # type: ignore[attr-defined]  # as above
+
+    def export(self) -> list[MemberState]:
+        return list(zip(self._optimizers, self._networks, strict=True))
+
+    def state_bytes(self) -> list[int]:
+        return [tensor_bytes(optimizer.state) for optimizer in self._optimizers]
+
+    def fallbacks(self) -> list[int]:
+        return [0] * len(self._optimizers)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -1,0 +1,38 @@
+"""What all wrappers share: a base optimizer that steps, keeps the state, and is told of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from optbench.optimizers.make import base_optimizer, begin_task
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Stands over a base optimizer, and does something before or after its step.
+
+    Args:
+        name: what the wrapper is called where it cannot stand over this base.
+        params: parameters, or groups of them. defaults: the wrapper's own settings.
+        base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
+
+    Raises OptimizerError when the base is unknown, refuses its hyper-parameters, or itself needs more than gradients.
+    """
+
+    def __init__(self, name: str, params: Iterable[Any], base: Mapping[str, Any], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self.base = base_optimizer(name, base, [p for group in self.param_groups for p in group["params"]])
+        self.state = self.base.state  # where the wrapper keeps nothing between steps
+
+    def begin_task(self) -> None:
+        """A new task begins: the base may want to know."""
+        begin_task(self.base)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base.load_state_dict(state_dict)
+        self.state = self.base.state
