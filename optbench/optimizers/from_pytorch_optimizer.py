@@ -34,6 +34,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "normalize_gradient": Hyper(False, "boolean"),
         },
         source="pytorch-optimizer",
+        step_cost=12.0,
     ),
     OptimizerSpec(
         name="kron",
@@ -54,6 +55,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
         },
         source="pytorch-optimizer",
         needs=frozenset({"random"}),
+        step_cost=25.0,
     ),
     OptimizerSpec(
         name="lion",
@@ -90,6 +92,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "safeguard_warmup": Hyper(False, "boolean"),
         },
         source="pytorch-optimizer",
+        step_cost=2.0,
     ),
     OptimizerSpec(
         name="adabelief",
@@ -108,6 +111,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "ams_bound": Hyper(False, "boolean"),
         },
         source="pytorch-optimizer",
+        step_cost=1.5,
     ),
     OptimizerSpec(
         name="ademamix",
@@ -127,6 +131,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "weight_decouple": Hyper(True, "boolean"),
         },
         source="pytorch-optimizer",
+        step_cost=1.5,
     ),
     OptimizerSpec(
         name="lamb",
@@ -203,5 +208,6 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
         },
         source="pytorch-optimizer",
         needs=frozenset({"create_graph", "random"}),
+        step_cost=5.0,
     ),
 )

@@ -171,6 +171,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
         },
         source="torch",
+        step_cost=2.0,
     ),
     OptimizerSpec(
         name="rprop",
@@ -201,6 +202,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
         },
         source="torch",
         only_matrices=True,
+        step_cost=8.0,
     ),
     OptimizerSpec(
         name="lbfgs",
@@ -219,5 +221,6 @@ TORCH: tuple[OptimizerSpec, ...] = (
         },
         source="torch",
         needs=frozenset({"closure"}),
+        step_cost=15.0,
     ),
 )

@@ -31,6 +31,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         },
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),
         presets=SHAMPOO_PRESETS,
+        step_cost=12.0,
     ),
     OptimizerSpec(
         name="power-sgd",
@@ -46,6 +47,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "weight_decay": Hyper(0.0),
         },
         per_member=frozenset({"lr", "beta", "bias_scale", "weight_decay"}),
+        step_cost=2.5,
     ),
     OptimizerSpec(
         name="powerpropagation",
@@ -59,6 +61,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "alpha": Hyper(2.0, low=1.0),
         },
         needs=frozenset({"random"}),
+        step_cost=2.0,
     ),
     OptimizerSpec(
         name="l1",
@@ -101,6 +104,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "adaptive": Hyper(False, "boolean"),
         },
         needs=frozenset({"closure", "random"}),
+        step_cost=2.0,
     ),
     OptimizerSpec(
         name="kfac",
@@ -120,6 +124,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "weight_decay": Hyper(0.0),
         },
         needs=frozenset({"model", "generator"}),
+        step_cost=10.0,
     ),
     OptimizerSpec(
         name="hessian-free",
@@ -137,6 +142,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "carry": Hyper(0.9, high=1.0),
         },
         needs=frozenset({"closure", "model"}),
+        step_cost=15.0,
     ),
     OptimizerSpec(
         name="gradient-noise",
@@ -152,5 +158,6 @@ OURS: tuple[OptimizerSpec, ...] = (
             "steps": Hyper(None, "integer", low=1, optional=True),
         },
         needs=frozenset({"generator", "random"}),
+        step_cost=2.0,
     ),
 )

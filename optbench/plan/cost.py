@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from optbench.data.catalog import DATASETS
-from optbench.optimizers.registry import find
+from optbench.optimizers.registry import base_settings, find
 from optbench.plan.trials import Trial
 from optbench.suite.schema import ClassIncremental, ExperimentSettings, Permuted, Rotated
-
-BATCHED = 12.0
-"""Steps of SGD that take as long as one of Shampoo, on MNIST with 100 hidden units (benchmarks/RESULTS.md)."""
 
 
 def task_count(experiment: ExperimentSettings) -> int:
@@ -34,4 +34,15 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings) -> float:
     per_task = examples / tasks if isinstance(experiment.tasks, ClassIncremental) and tasks else examples
     steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)
     steps = min(steps, protocol.max_steps or steps)
-    return tasks * steps * (BATCHED if find(trial.target).lane == "batched" else 1.0)
+    return tasks * steps * step_cost(trial.target, trial.hyperparameters)
+
+
+def step_cost(target: str, hyperparameters: Mapping[str, Any]) -> float:
+    """A step of an optimizer in steps of SGD; of a wrapper with its base's, of a switch with the mean of both."""
+    spec = find(target)
+    inside = [
+        step_cost(*base_settings(target, hyperparameters[name]))
+        for name, hyper in spec.hyperparameters.items()
+        if hyper.kind == "optimizer"
+    ]
+    return spec.step_cost + (sum(inside) / len(inside) if inside else 0.0)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from optbench.metrics import METRICS
+from optbench.plan import task_count
 from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
@@ -170,6 +171,8 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
 
 
 def _applies(measure: Measure, experiment: ExperimentSettings) -> bool:
+    if measure.metric.note_arguments.get("over_pairs") and task_count(experiment) == 1:
+        return False  # of a single task nothing can be forgotten
     return not measure.groups_only or experiment.tasks.kind == "class-incremental"
 
 
