@@ -434,8 +434,9 @@ def test_names_fit_their_column() -> None:
     assert max(map(len, ALL)) <= NAME_WIDTH
 
 
-def test_the_command_says_it_line_by_line(plugins: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", plugins("Rebinds"), "--set", "lr=0.02"]) == 0
+def test_the_command_says_it_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new.py").write_text(FILE, encoding="utf-8")  # a file is executed, and prints, once in a process
+    assert main(["check", f"{tmp_path / 'new.py'}:Rebinds", "--set", "lr=0.02"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert [line[2 : 2 + NAME_WIDTH].rstrip() for line in lines[:-1]] == [
