@@ -98,5 +98,5 @@ class OptimizerSpec:
     """It takes weights of two axes only: all other parameters go to `fallback`, with its own settings."""
     fallback: str = "adamw"
     step_cost: float = 1.0
-    """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with a hundred hidden units
-    on a CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""
+    """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with 100 hidden units on a
+    CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""
