@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from optbench.cli import main
 from optbench.data import Dataset, load
 from optbench.engine import Setting, TrialResult, train
 from optbench.plan import cohorts, complete, trials
@@ -34,6 +36,7 @@ PROTOCOL: dict[str, Any] = {
     "train_examples": 800,
     "test_examples": 200,
 }
+FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 PERMUTED = {"kind": "permuted", "count": 2}
 PAIRS = {"kind": "class-incremental"}
 
@@ -62,6 +65,22 @@ def small_suite(
         }
     )
     return complete(suite)
+
+
+def run_file(folder: Path, text: str, name: str = "made") -> Path:
+    """The run `name` of the suite file with this text, in `folder`, made as a user makes it."""
+    file = folder / f"{name}.yaml"
+    file.write_text(text, encoding="utf-8")
+    words = ["--runs-dir", str(folder / "runs"), "--name", name, "--device", "cpu", "--jobs", "1", "--quiet"]
+    assert main(["run", str(file), *words]) == 0
+    return folder / "runs" / name
+
+
+def report(path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `optbench report` prints of a run."""
+    capsys.readouterr()
+    assert main(["report", str(path), "--format", form]) == 0
+    return capsys.readouterr().out
 
 
 def train_suite(suite: Suite, dataset: Dataset, only: int | None = None) -> list[TrialResult]:

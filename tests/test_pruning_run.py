@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import FORMATS, report, run_file
 from safetensors.torch import load_file
 
 from optbench.cli import main
@@ -44,17 +45,12 @@ experiments:
 claims:
   kept: {experiment: halves, metric: pruned_accuracy_0.1_layer, left: sgd, right: adam, expect: higher}
 """
-FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 GOOD = ("sgd", "adam")
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pruned")
-    (folder / "pruned.yaml").write_text(SUITE, encoding="utf-8")
-    words = ["--runs-dir", str(folder / "runs"), "--name", "made", "--device", "cpu", "--jobs", "1", "--quiet"]
-    assert main(["run", str(folder / "pruned.yaml"), *words]) == 0
-    return folder / "runs" / "made"
+    return run_file(tmp_path_factory.mktemp("pruned"), SUITE)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +66,6 @@ def curves(path: Path) -> dict[tuple[str, str], dict[float, float]]:
 @pytest.fixture
 def results(path: Path) -> Results:
     return read_results(read_run(path))
-
-
-def report(path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert main(["report", str(path), "--format", form]) == 0
-    return capsys.readouterr().out
 
 
 def test_every_fraction_of_both_scopes_is_there_after_the_last_task(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import same_bits, small_suite, train_suite
+from conftest import FORMATS, run_file, same_bits, small_suite, train_suite
 from matplotlib.figure import Figure as Canvas
 from safetensors.torch import load_file
 from written_runs import results_of, rows_of, trial_row, write_run
@@ -68,18 +68,13 @@ experiments:
     optimizers: [sgd, adam]
     twins: [[adam, sgd]]
 """
-FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 STEPS = [10, 20, 30, 40]
 FOLLOWED = {"sgd", "adam", "same", "wild", "rates"}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("twins")
-    (folder / "twins.yaml").write_text(SUITE, encoding="utf-8")
-    words = ["--runs-dir", str(folder / "runs"), "--name", "made", "--device", "cpu", "--jobs", "1", "--quiet"]
-    assert main(["run", str(folder / "twins.yaml"), *words]) == 0
-    return folder / "runs" / "made"
+    return run_file(tmp_path_factory.mktemp("twins"), SUITE)
 
 
 @pytest.fixture(scope="module")
@@ -453,8 +448,8 @@ def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through
         ("[[a, bb]]", 17, "experiments.here.twins: unknown optimizer in here 'bb'; did you mean 'b'? (valid: a, b, c)"),
         ("[[a, b], [c, c]]", 12, "experiments.here.twins: twins are two optimizers; 'c' came twice"),
         ("[[a, b], [b, a]]", 12, "experiments.here.twins: the pair 'a and b' is listed twice"),
-        ("[[a]]", 13, "experiments.here.twins.0: needs at least 2 entries; 1 came"),
-        ("[[a, b, c]]", 13, "experiments.here.twins.0: needs at most 2 entries; 3 came"),
+        ("[[a]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 1 came"),
+        ("[[a, b, c]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 3 came"),
         ("[a, b]", 13, "experiments.here.twins.0: needs a list; 'a' came"),
         ("[]", 12, "experiments.here.twins: needs at least 1 entries; 0 came"),
     ],

@@ -27,6 +27,8 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
         count = f"{plan.count} in {len(plan.cohorts)} cohorts"
         left = f"; {done} of them done already in {resume}, {len(plan.trials) - done} to train" if resume else ""
         console.print(Text(f"{plan.suite.name}: {count}{left}"), soft_wrap=True)
+        if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
+            console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
         console.print("\nTasks")
@@ -51,9 +53,8 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     # The names are what a reader copies into a command: where room is short, the other columns fold before them.
     for column in ("experiment", "model", "optimizer"):
-        table.add_column(
-            column, overflow="fold", min_width=min(WIDEST_NAME, max(len(getattr(c, column)) for c in plan.cohorts))
-        )
+        widest = max(len(getattr(trial, column)) for trial in plan.trials)
+        table.add_column(column, overflow="fold", min_width=min(WIDEST_NAME, widest))
     table.add_column("lane", overflow="fold")
     for column in ("members", "done") if resumed else ("members",):
         table.add_column(column, justify="right", no_wrap=True)
@@ -63,7 +64,7 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
         table.add_row(
             Text(cohort.experiment),
             Text(cohort.model),
-            Text(cohort.optimizer),
+            Text(", ".join(cohort.optimizers)),
             find(cohort.trials[0].target).lane,
             str(len(cohort.trials)),
             *([str(sum(trial.id in plan.done for trial in cohort.trials))] if resumed else []),
@@ -85,7 +86,12 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def _variants(cohort: Cohort) -> str:
-    names = list(dict.fromkeys(trial.variant for trial in cohort.trials))
+    """The variants, of several optimizers with the name of each: `default`; `sgd; momentum lr=0.1; momentum lr=0.2`."""
+    arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
+    if len(cohort.optimizers) > 1:
+        names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]
+    else:
+        names = [variant for _, variant in arms]
     if len(names) <= MANY_VARIANTS:
         return "; ".join(names)
     return f"{len(names)}: {names[0]} ... {names[-1]}"

@@ -149,14 +149,15 @@ def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
-    """`permuted-mnist mlp-100 shampoo: 5 trials done (1 diverged), 17/90, about 3 min left`."""
+    """`permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
     first = rows[0][0]
     count = f"{len(rows)} trial{'' if len(rows) == 1 else 's'} done"
     bad = Counter(row.status for _, row in rows if row.status != "ok")
     ended = f" ({', '.join(f'{n} {status}' for status, n in sorted(bad.items()))})" if bad else ""
     left = tracker.left
     guess = f", about {duration(left)} left" if left else ""
-    return f"{first.experiment} {first.model} {first.optimizer}: {count}{ended}, {tracker.done}/{tracker.total}{guess}"
+    names = ", ".join(dict.fromkeys(trial.optimizer for trial, _ in rows))
+    return f"{first.experiment} {first.model} {names}: {count}{ended}, {tracker.done}/{tracker.total}{guess}"
 
 
 def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from optbench.plan import Trial, expected_cost, task_count
+from optbench.plan import Trial, expected_cost, task_count, trainings
 from optbench.runner import Plan
 from optbench.store.tables import TrialRow
 
@@ -53,6 +53,7 @@ class Tracker:
         self._fraction: dict[str, float] = {}
         """Of every trial that this run has to train, how much is done, 0..1."""
         self._cost: dict[str, float] = {}
+        """Likewise: its share of what its training is expected to cost."""
         groups: dict[tuple[str, str, str], Group] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
@@ -65,7 +66,9 @@ class Tracker:
                 group.done += 1
             else:
                 self._fraction[trial.id] = 0.0
-                self._cost[trial.id] = expected_cost(trial, plan.suite.experiments[trial.experiment])
+        for equal in trainings(trial for trial in plan.trials if trial.id not in plan.done):
+            cost = expected_cost(equal[0], plan.suite.experiments[equal[0].experiment])
+            self._cost |= {trial.id: cost / len(equal) for trial in equal}
         self.groups = tuple(groups.values())
         self.total = len(plan.trials)
 

@@ -5,6 +5,7 @@ Legend: B batch size, N examples of a task, D = C*H*W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,14 @@ class BatchStream:
             order = torch.randperm(self.examples.labels.numel(), generator=stream)
             self._order, self._epoch = order.to(self.examples.labels.device), epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def sharing(streams: Sequence[BatchStream]) -> list[tuple[int, ...]]:
+    """The places in `streams` that have the same stream, for every stream: whose batches are the same."""
+    places: dict[int, list[int]] = {}
+    for i, stream in enumerate(streams):
+        places.setdefault(id(stream), []).append(i)
+    return [tuple(found) for found in places.values()]
 
 
 class BatchBuffer:

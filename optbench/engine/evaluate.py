@@ -6,6 +6,7 @@ Legend: P padded parameter count, N examples, d features, C classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +59,34 @@ class Evaluator:
     @torch.no_grad()
     def read(self, row: Tensor, examples: Examples) -> Reading:
         """The network with weights `row` (P,) on all `examples`."""
-        weights = {f"network.{name}": view for name, view in self._layout.views(row).items()}
+        weights = self._weights(row)
         count = examples.labels.numel()
         loss = torch.zeros((), dtype=torch.float64, device=row.device)
         correct = torch.zeros((), dtype=torch.int64, device=row.device)
         parts = []
-        for start in range(0, count, CHUNK):
-            inputs = self.normalise(examples.inputs[start : start + CHUNK])
-            labels = examples.labels[start : start + CHUNK]
+        for inputs, labels in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
             loss += nn.functional.cross_entropy(logits, labels, reduction="none").double().sum()
             correct += (logits.argmax(1) == labels).sum()
             parts.append(features)
         return Reading(loss.item() / count, correct.item() / count, count, torch.cat(parts), examples.labels)
+
+    @torch.no_grad()
+    def correct(self, rows: Sequence[Tensor], examples: Examples) -> list[int]:
+        """How many of `examples` each network labels correctly, weights `rows` (P,): `read`'s accuracy, for less."""
+        networks = [self._weights(row) for row in rows]
+        counts = torch.zeros(len(rows), dtype=torch.int64, device=examples.labels.device)
+        for inputs, labels in self._chunks(examples):
+            for i, weights in enumerate(networks):
+                _, logits = functional_call(self._reader, weights, (inputs,))
+                counts[i] += (logits.argmax(1) == labels).sum()
+        found: list[int] = counts.tolist()
+        return found
+
+    def _weights(self, row: Tensor) -> dict[str, Tensor]:
+        return {f"network.{name}": view for name, view in self._layout.views(row).items()}
+
+    def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(examples), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            yield self.normalise(examples.inputs[chunk]), examples.labels[chunk]

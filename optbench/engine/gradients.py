@@ -7,9 +7,11 @@
 | `VmapGradients`  | any network on a GPU   | `torch.func`: one batched forward and backward for the whole cohort      |
 
 On one CPU thread a batched product is no faster than the products one by one (it is a loop inside the library), while
-one member at a time keeps that member's batch, weights and gradients in the cache; what batching saves there is the
-cost of calling the framework, and the hand-written path saves more of it. It also makes bit-identity plain: a member's
+one member at a time keeps that member's weights and gradients in the cache; what batching saves there is the cost of
+calling the framework, and the hand-written path saves more of it. It also makes bit-identity plain: a member's
 arithmetic does not depend on how many others there are. On a GPU the opposite holds, and batching is everything.
+
+In all three, members that share a stream (those of one seed) share its batches: taken once a step.
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -23,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from optbench.engine.batches import BatchBuffer, BatchStream
+from optbench.engine.batches import BatchBuffer, BatchStream, sharing
+from optbench.engine.mlp_gradients import MlpGradients
 from optbench.engine.stack import Layout
 from optbench.models import Network
-from optbench.models.mlp import Mlp
 
 
 class Gradients(Protocol):
@@ -63,14 +65,16 @@ class LoopGradients:
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
 
     def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
-        for i, (stream, weights, grads) in enumerate(zip(streams, self._weights, self._grads, strict=True)):
-            inputs, labels = self._buffer.take(stream, step)
-            loss = nn.functional.cross_entropy(functional_call(self._network, weights, (inputs,)), labels)
-            found = torch.autograd.grad(loss, list(weights.values()))
-            with torch.no_grad():
-                for target, value in zip(grads, found, strict=True):
-                    target.copy_(value)
-                losses[i] = loss
+        for members in sharing(streams):
+            inputs, labels = self._buffer.take(streams[members[0]], step)
+            for i in members:
+                weights = self._weights[i]
+                loss = nn.functional.cross_entropy(functional_call(self._network, weights, (inputs,)), labels)
+                found = torch.autograd.grad(loss, list(weights.values()))
+                with torch.no_grad():
+                    for target, value in zip(self._grads[i], found, strict=True):
+                        target.copy_(value)
+                    losses[i] = loss
 
 
 class VmapGradients:
@@ -87,89 +91,13 @@ class VmapGradients:
         self._function = vmap(grad_and_value(loss))
 
     def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
-        batches = [tuple(t.clone() for t in self._buffer.take(stream, step)) for stream in streams]
-        inputs, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+        taken = {
+            members: tuple(t.clone() for t in self._buffer.take(streams[members[0]], step))
+            for members in sharing(streams)
+        }
+        batch_of = {i: batch for members, batch in taken.items() for i in members}
+        inputs, labels = (torch.stack(parts) for parts in zip(*(batch_of[i] for i in range(len(streams))), strict=True))
         found, values = self._function(self._weights, inputs, labels)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)
-
-
-class MlpGradients:
-    """Backpropagation through an MLP written out, with every result in a buffer that is used again.
-
-    For layers z_l = h_(l-1) W_l^T + b_l, h_l = f(z_l), logits z_L and p = softmax(z_L):
-
-        dz_L = (p - onehot(y)) / B,   dW_l = dz_l^T h_(l-1),   db_l = sum_B dz_l,   dz_(l-1) = (dz_l W_l) * f'(z_(l-1))
-    """
-
-    ACTIVATIONS = ("relu", "tanh")
-
-    def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, weights: Tensor, grads: Tensor) -> None:
-        assert isinstance(network, Mlp)
-        self._buffer = buffer
-        self._relu = network.settings.activation == "relu"
-        self._weights = [_layers(layout, row) for row in weights.detach().unbind()]
-        self._grads = [_layers(layout, row) for row in grads.unbind()]
-        self._transposed = [[w.t() for w, _ in layers] for layers in self._weights]
-        self._outputs: list[Tensor] = []
-        self._deltas: list[Tensor] = []
-
-    @classmethod
-    def supports(cls, network: Network) -> bool:
-        return (
-            isinstance(network, Mlp)
-            and network.settings.normalisation == "none"
-            and network.settings.activation in cls.ACTIVATIONS
-        )
-
-    def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
-        with torch.no_grad():
-            for i, stream in enumerate(streams):
-                inputs, labels = self._buffer.take(stream, step)
-                self._member(i, inputs.flatten(1), labels, losses[i])
-
-    def _member(self, i: int, inputs: Tensor, labels: Tensor, loss: Tensor) -> None:
-        layers, transposed, grads = self._weights[i], self._transposed[i], self._grads[i]
-        if not self._outputs:
-            self._outputs = [inputs.new_empty(inputs.shape[0], w.shape[0]) for w, _ in layers]
-            self._deltas = [torch.empty_like(output) for output in self._outputs]
-        outputs, deltas, last = self._outputs, self._deltas, len(layers) - 1
-
-        h = inputs
-        for k, output in enumerate(outputs):
-            torch.addmm(layers[k][1], h, transposed[k], out=output)
-            if k < last:
-                h = output.clamp_min_(0.0) if self._relu else output.tanh_()
-
-        delta = deltas[last]
-        torch.log_softmax(outputs[last], 1, out=delta)
-        rows = labels.unsqueeze(1)
-        torch.mean(delta.gather(1, rows), dim=(0, 1), out=loss)
-        loss.neg_()
-        delta.exp_()
-        delta.scatter_add_(1, rows, _MINUS_ONE.expand(rows.shape))
-        delta.mul_(1.0 / labels.numel())
-
-        for k in range(last, -1, -1):
-            below = inputs if k == 0 else outputs[k - 1]
-            torch.mm(delta.t(), below, out=grads[k][0])
-            torch.sum(delta, 0, out=grads[k][1])
-            if k:
-                torch.mm(delta, layers[k][0], out=deltas[k - 1])
-                delta = deltas[k - 1]
-                if self._relu:
-                    _mask_by_relu(delta, below, 0.0, grad_input=delta)
-                else:
-                    delta.addcmul_(delta * below, below, value=-1.0)  # f' = 1 - tanh^2
-
-
-_MINUS_ONE = torch.tensor(-1.0)
-# Autograd's own kernel for ReLU, in place: a product with a mask of booleans takes five times as long.
-_mask_by_relu = torch.ops.aten.threshold_backward.grad_input
-
-
-def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of every linear layer of one member, from the input to the head."""
-    views = list(layout.views(row).values())
-    return list(zip(views[::2], views[1::2], strict=True))

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from optbench.engine.batches import Normaliser
 from optbench.engine.stack import Layout
-from optbench.metrics import METRICS, Measurement, Metric, select
+from optbench.metrics import METRICS, Measurement, Metric, measurement, select
 from optbench.metrics.landscape import Loss, Reading, TopEigenvalue, Trace, displacement_note
 from optbench.models import Network
 from optbench.tasks import Examples
@@ -81,7 +81,7 @@ def measure_landscape(
         if metric.name in _OF_WEIGHTS:
             value = float(metric.function()(weights, start))
             note = None if math.isfinite(value) else displacement_note(weights, start)
-            measurements.append(_measurement(metric, value, note))
+            measurements.append(measurement(metric, None, value, note))
     of_loss = [metric for metric in chosen if metric.name not in _OF_WEIGHTS]
     if not of_loss:
         return measurements
@@ -93,7 +93,7 @@ def measure_landscape(
             function = metric.function()
             results[key] = function(loss, weights, draws()) if key in _DRAWS else function(loss, weights)
         value = getattr(results[key], _ERRORS.get(metric.name, "value"))
-        measurements.append(_measurement(metric, value, results[key].note))
+        measurements.append(measurement(metric, None, value, results[key].note))
     return measurements
 
 
@@ -103,9 +103,3 @@ def _with_recorded(chosen: Sequence[Metric]) -> list[Metric]:
         names.append("landscape_loss")
     names += [RECORDED_WITH[name] for name in names if name in RECORDED_WITH]
     return [METRICS[name] for name in dict.fromkeys(names)]
-
-
-def _measurement(metric: Metric, value: float, note: str | None) -> Measurement:
-    defined = math.isfinite(value)
-    assert defined or note is not None, f"{metric.name} is undefined without a reason"
-    return Measurement(metric.name, None, value if defined else None, note)

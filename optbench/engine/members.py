@@ -43,9 +43,9 @@ class TrialResult:
 
 @dataclass
 class Member:
-    """One trial in training."""
+    """One training, and all trials that it is: they differ in nothing but names."""
 
-    trial: Trial
+    trials: tuple[Trial, ...]
     row: Tensor
     """Weights (P,), up to date whenever the member is not in a stack."""
     init_hash: str
@@ -66,6 +66,11 @@ class Member:
 
     def __post_init__(self) -> None:
         self.start = self.row
+
+    @property
+    def trial(self) -> Trial:
+        """Any of its trials: the first."""
+        return self.trials[0]
 
     @property
     def running(self) -> bool:

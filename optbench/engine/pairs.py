@@ -1,6 +1,6 @@
 """Compares the solutions of one seed: final weights in, rows out. Touches no disk.
 
-Legend: P the network's parameters, without padding; N test examples of all tasks; d features; K points on a line.
+Legend: P the network's parameters, without padding.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optbench.engine.batches import Normaliser
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
+from optbench.engine.lines import End, Lines
 from optbench.engine.stack import Layout
 from optbench.engine.train import Setting
 from optbench.metrics import METRICS, PAIR_METRICS
-from optbench.metrics.landscape import BARRIER_POINTS, Reading, interpolate
+from optbench.metrics.landscape import Reading
 from optbench.metrics.pairs import Pair, Solution
 from optbench.models import build, initialise
 from optbench.plan import Comparison, Trial, TrialPair
@@ -29,13 +29,11 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""The loss on a line is that of the first so many training examples of every task, pooled, in float64: 17 ms a point
-and task for LeNet-300-100 on one core, and there are nine points between the ends."""
+"""The loss on a line is that of the first so many training examples of every task, pooled, in float64: 3 ms a point
+and task for LeNet-300-100 on one core, .6 for mlp-100, and there are nine points between the ends."""
 TEST_EXAMPLES = 1000
 """The accuracy on a line is that of so many test examples of every task, evenly spread over all: the first half of
-MNIST's is the easier one. 10 ms a point and task, and steps of a thousandth."""
-POINTS = BARRIER_POINTS
-"""K, both ends included."""
+MNIST's is the easier one. 8 ms a point and task, 3 for mlp-100, and steps of a thousandth."""
 BUDGET = 256 * 2**20
 """Bytes of solutions kept at a time (two at least, whatever their size); more are read again from their weights."""
 
@@ -76,16 +74,15 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution with the two ends of its lines: training loss and test accuracy, NaN where nobody asks."""
+    """A solution, and what lines that end there need of it."""
 
     solution: Solution
-    loss: float
-    accuracy: float
+    end: End
 
     @property
     def bytes(self) -> int:
-        tensors = (self.solution.weights, self.solution.predictions, self.solution.centred)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = (self.solution.predictions, self.solution.centred)
+        return self.end.bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _Reader:
@@ -93,10 +90,9 @@ class _Reader:
 
     def __init__(self, comparison: Comparison, setting: Setting, metrics: Sequence[str]) -> None:
         network = build(setting.experiment.models[comparison.model], setting.family.shape, setting.family.classes)
-        self.network = network.eval()
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
-        self.normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
-        self.evaluator = Evaluator(network, self.layout, self.normalise)
+        normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
+        self.evaluator = Evaluator(network, self.layout, normalise)
         self.device = setting.device
         self.exact = torch.device("cpu") if setting.device.type == "mps" else setting.device  # Apple's have no float64
         self.sequence = setting.family.sequence(comparison.seed)
@@ -106,8 +102,7 @@ class _Reader:
         # Bytes, not floats: of a hundred tasks, too.
         train = [_first(self.sequence.train(task)) for task in self.tasks] if "loss_barrier" in metrics else []
         test = [_spread(self.sequence.test(task)) for task in self.tasks] if "accuracy_barrier" in metrics else []
-        self.train, self.test = train, _pooled(test) if test else None
-        self.alphas = torch.linspace(0.0, 1.0, POINTS, dtype=torch.float64)
+        self.lines = Lines(self.evaluator, self.layout, train, _pooled(test) if test else None, self.exact)
 
     def solution(self, weights: Weights) -> _Read:
         row = self.layout.pack(weights).to(self.device)
@@ -116,41 +111,10 @@ class _Reader:
         predictions = nn.functional.linear(pooled, head["head.weight"], head.get("head.bias")).argmax(1)
         point = flat(self.layout, row)
         read = Solution.of(point, pooled.to(self.exact), predictions.to(self.exact))
-        return _Read(read, self._loss(point), self._accuracy(point))
+        return _Read(read, self.lines.end(point))
 
     def between(self, a: _Read, b: _Read) -> Pair:
-        # The ends are known; only what lies between them is read.
-        points = interpolate(a.solution.weights, b.solution.weights, self.alphas[1:-1])
-        losses = accuracies = None
-        if self.train:
-            losses = torch.tensor([a.loss, *map(self._loss, points), b.loss], dtype=torch.float64)
-        if self.test is not None:
-            accuracies = torch.tensor([a.accuracy, *map(self._accuracy, points), b.accuracy], dtype=torch.float64)
-        return Pair(a.solution, b.solution, self.start, losses, accuracies)
-
-    @torch.no_grad()
-    def _loss(self, point: Tensor) -> float:
-        """Mean cross-entropy over the training examples of all tasks, at weights (P,) float64."""
-        total, count = 0.0, 0
-        parameters = self._parameters(point)
-        for examples in self.train:
-            inputs = self.normalise(examples.inputs).to(self.exact).double()
-            logits = functional_call(self.network, parameters, (inputs,))
-            labels = examples.labels.to(self.exact)
-            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            count += len(examples)
-        return total / count if count else math.nan
-
-    def _accuracy(self, point: Tensor) -> float:
-        """Share of the test examples labelled correctly at weights (P,), in float32 as in every accuracy."""
-        if self.test is None:
-            return math.nan
-        row = self.layout.pack(self._parameters(point)).to(self.device)
-        return self.evaluator.read(row, self.test).accuracy
-
-    def _parameters(self, point: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(point, [slot.numel for slot in self.layout.slots])
-        return {slot.name: part.view(slot.shape) for slot, part in zip(self.layout.slots, parts, strict=True)}
+        return Pair(a.solution, b.solution, self.start, *self.lines.between(a.end, b.end))
 
 
 class _Kept:

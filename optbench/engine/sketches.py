@@ -10,29 +10,34 @@ from optbench.engine.landscape import flat
 from optbench.engine.members import Member
 from optbench.engine.stack import Layout
 from optbench.metrics.sketch import CountSketch
+from optbench.plan import Trial
 from optbench.store.tables import SketchRow
 from optbench.streams import generator
 from optbench.suite.schema import ExperimentSettings
 
 
 class Sketches:
-    """Records the members of one cohort; nothing where its optimizer is nobody's twin.
+    """Records the members of one cohort; nothing of an optimizer that is nobody's twin.
 
     All trials of a suite on networks of P weights share one draw, so that any two of them can be compared.
     """
 
-    def __init__(self, optimizer: str, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:
-        self._followed = optimizer in chain.from_iterable(experiment.twins or ())
+    def __init__(self, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:
+        self._followed = frozenset(chain.from_iterable(experiment.twins or ()))
         self._layout = layout
         self._suite_seed = suite_seed
         self._sketch: CountSketch | None = None
 
+    def follows(self, trial: Trial) -> bool:
+        """Whether sketches belong to what the trial found. A control is part of no arm."""
+        return trial.optimizer in self._followed and not trial.is_control
+
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:
         """Append the sketch of the weights `row` (P, padded) that the member has after `step` steps of `task`, 1..T.
 
-        A control is part of no arm, and is not recorded.
+        Nothing is recorded where none of the member's trials is followed.
         """
-        if not self._followed or member.trial.is_control:
+        if not any(map(self.follows, member.trials)):
             return
         weights = flat(self._layout, row)
         if self._sketch is None:

@@ -9,6 +9,7 @@ Legend: A members in the stack, P padded parameter count, K steps between two ev
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -35,7 +36,7 @@ from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort
-from optbench.store.tables import CurveRow, TrialRow
+from optbench.store.tables import CurveRow, SketchRow, TrialRow
 from optbench.streams import generator
 from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples, TaskFamily, TaskSequence
@@ -60,6 +61,9 @@ class Setting:
 def train(cohort: Cohort, setting: Setting, notify: Notify) -> list[TrialResult]:
     """Train all trials of `cohort`, in lock-step; results in the order of its trials.
 
+    Trials that differ in nothing but names are trained once. Each of them gets everything that was found, as if it had
+    been trained: so the seconds in its rows are those of the one training, not a share of them.
+
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
     """
@@ -83,16 +87,18 @@ class _CohortTraining:
         self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
         self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
         self.evaluator = Evaluator(network, self.layout, normalise)
-        self.sketches = Sketches(cohort.optimizer, setting.experiment, self.layout, setting.suite_seed)
+        self.sketches = Sketches(setting.experiment, self.layout, setting.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
+        self.places = {trial.id: i for i, trial in enumerate(cohort.trials)}
         self.members: list[Member] = []
-        for trial in cohort.trials:
+        for equal in cohort.trainings:
+            trial = equal[0]
             weights = initialise(network, generator(setting.suite_seed, trial.seed, "initial weights"))
             row = self.layout.pack(weights).to(setting.device)
             noise = generator(setting.suite_seed, trial.seed, "optimizer")
-            self.members.append(Member(trial, row, digest(weights), noise))
+            self.members.append(Member(equal, row, digest(weights), noise))
 
     def run(self) -> list[TrialResult]:
         count = self.setting.family.count
@@ -105,7 +111,8 @@ class _CohortTraining:
                     member.state = None
             _TaskTraining(self, task).run()
             self._measure(task + 1)
-        return [self._result(member) for member in self.members]
+        results = [result for member in self.members for result in self._results(member)]
+        return sorted(results, key=lambda result: self.places[result.trial.id])
 
     def total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
@@ -131,7 +138,7 @@ class _CohortTraining:
                 self.setting.suite_seed,
             )
 
-    def _result(self, member: Member) -> TrialResult:
+    def _results(self, member: Member) -> list[TrialResult]:
         finished = member.running
         row = TrialRow(
             status="ok" if finished else member.status,
@@ -141,7 +148,7 @@ class _CohortTraining:
             steps=member.steps,
             parameters=self.layout.parameters,
             device=str(self.setting.device),
-            hyperparameters=json.dumps(dict(member.trial.hyperparameters)),
+            hyperparameters="",  # each trial's own follow
             init_hash=member.init_hash,
             train_seconds=member.train_seconds,
             optimizer_seconds=member.optimizer_seconds,
@@ -151,7 +158,13 @@ class _CohortTraining:
             note=f"{member.fallbacks} factorisations replaced" if member.fallbacks else None,
         )
         weights = self.layout.unpack(member.row) if finished else None
-        return TrialResult(member.trial, (row, *member.rows), weights)
+        unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]
+        results = []
+        for trial in member.trials:
+            own = dataclasses.replace(row, hyperparameters=json.dumps(dict(trial.hyperparameters)))
+            rows = member.rows if self.sketches.follows(trial) else unsketched
+            results.append(TrialResult(trial, (own, *rows), weights))
+        return results
 
 
 class _TaskTraining:
@@ -168,6 +181,7 @@ class _TaskTraining:
         self.held_out: dict[str, Examples] = {}
         self.losses: dict[str, list[float]] = {}
         arrays: dict[object, tuple[Examples, Examples]] = {}
+        orders: dict[tuple[int, int], BatchStream] = {}
         patience = protocol.early_stopping.patience if protocol.early_stopping else None
         on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
         for member in self.active:
@@ -176,8 +190,11 @@ class _TaskTraining:
             if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
                 arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
             examples, held_out = arrays[key]
-            seeds = (cohort.setting.suite_seed, trial.seed)
-            stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
+            if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
+                seeds = (cohort.setting.suite_seed, trial.seed)
+                stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
+                orders[trial.seed, trial.order] = stream
+            stream = orders[trial.seed, trial.order]
             if stream.steps_per_epoch == 0:
                 raise UsageError(
                     f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
@@ -303,4 +320,5 @@ class _TaskTraining:
         count = self.cohort.setting.family.count
         done = (self.task + fraction) / count if member.running else 1.0
         status = "done" if member.running and done == 1.0 else member.status
-        self.cohort.notify(Progress(member.trial.id, self.task + 1, done, accuracy, status))
+        for trial in member.trials:
+            self.cohort.notify(Progress(trial.id, self.task + 1, done, accuracy, status))

@@ -1,7 +1,8 @@
 """Metrics: pure functions from accuracies, features and weights to numbers, and the catalog that names them.
 
 `continual` works on NumPy arrays, `cost` on plain numbers; `rank`, `similarity` and `sparsity` on torch tensors. Only
-the catalog is imported here, and it imports none of them until something is measured: listing the metrics starts fast.
+the catalog and `measuring` are imported here, and they import none of them until something is measured: listing the
+metrics starts fast.
 """
 
 from optbench.metrics.catalog import (
@@ -11,14 +12,17 @@ from optbench.metrics.catalog import (
     PAIR_METRICS,
     PRIMARY_METRICS,
     Direction,
-    Measurement,
     Metric,
     check_metric,
     check_pair_metric,
+    select,
+)
+from optbench.metrics.measuring import (
+    Measurement,
     measure_accuracy,
     measure_features,
     measure_weights,
-    select,
+    measurement,
 )
 
 __all__ = [
@@ -35,5 +39,6 @@ __all__ = [
     "measure_accuracy",
     "measure_features",
     "measure_weights",
+    "measurement",
     "select",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def gini(weights: Tensor) -> Tensor:
     0 when all magnitudes are equal, 1 - 1/n with a single non-zero (Hurley & Rickard 2009).
     weights (..., n) -> (...); NaN for a zero vector and for n = 0.
     """
-    sizes = _relative(weights).abs().sort(dim=-1).values
+    sizes = _ascending(_relative(weights).abs())
     count = sizes.shape[-1]
     if count == 0:
         return _undefined(sizes)
@@ -140,6 +141,14 @@ def _relative(weights: Tensor) -> Tensor:
         return values
     largest = values.abs().amax(-1, keepdim=True)
     return torch.where(largest.isfinite() & (largest > 0), values / largest, torch.nan)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Values (..., n) sorted along the last axis."""
+    if values.device.type == "cpu":
+        # NumPy's sort takes an eighth of the time of torch's, which keeps track of the places: 1 ms for mlp-100.
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values
 
 
 def _activity(features: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optbench.plan.cost import expected_cost, task_count
 from optbench.plan.pairs import Comparison, TrialPair, comparisons
-from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trials
+from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trainings, trials
 
 __all__ = [
     "CONTROL",
@@ -17,5 +17,6 @@ __all__ = [
     "complete",
     "expected_cost",
     "task_count",
+    "trainings",
     "trials",
 ]

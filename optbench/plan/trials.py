@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optbench.optimizers import registry
+from optbench.optimizers.spec import DECLARATIONS
 from optbench.suite import Suite, variants
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
@@ -41,11 +42,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that differ only in seed and in hyper-parameters that may differ between members."""
+    """Trials that are trained in lock-step: they differ in their seeds, in their settings as far as the lane of their
+    optimizer allows, and in the names that the suite gives to it."""
 
     experiment: str
     model: str
     optimizer: str
+    """The first of those names: for the names of files."""
     trials: tuple[Trial, ...]
 
     @property
@@ -54,12 +57,44 @@ class Cohort:
         digest = hashlib.sha256("\n".join(trial.id for trial in self.trials).encode()).hexdigest()[:12]
         return f"{self.experiment}.{self.model}.{self.optimizer}.{digest}"
 
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The suite's names for its optimizers, in order of first appearance."""
+        return tuple(dict.fromkeys(trial.optimizer for trial in self.trials))
+
+    @property
+    def trainings(self) -> tuple[tuple[Trial, ...], ...]:
+        """What there is to train, as `trainings` has it."""
+        return trainings(self.trials)
+
     def split(self, parts: int) -> list[Cohort]:
-        """At most `parts` cohorts of nearly equal size with the same trials, in order."""
-        count = min(parts, len(self.trials))
-        bounds = [len(self.trials) * i // count for i in range(count + 1)]
-        pieces = [self.trials[a:b] for a, b in itertools.pairwise(bounds)]
-        return [Cohort(self.experiment, self.model, self.optimizer, piece) for piece in pieces]
+        """At most `parts` cohorts of nearly equal numbers of trainings with the same trials, each in order.
+
+        Trials that are one training stay together, and so do, as far as may be, those that see the same batches.
+        """
+        places = {trial.id: i for i, trial in enumerate(self.trials)}
+        distinct = sorted(self.trainings, key=lambda equal: (equal[0].seed, equal[0].order))
+        count = min(parts, len(distinct))
+        bounds = [len(distinct) * i // count for i in range(count + 1)]
+        found = []
+        for a, b in itertools.pairwise(bounds):
+            piece = sorted(itertools.chain(*distinct[a:b]), key=lambda trial: places[trial.id])
+            found.append(Cohort(self.experiment, self.model, piece[0].optimizer, tuple(piece)))
+        return found
+
+
+def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
+    """The trials in groups that differ in nothing but names (of optimizer, variant and stage), in order of appearance.
+
+    Each group is one training, whose results are those of all its trials.
+    """
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in all_trials:
+        # As text: 1, 1.0 and true are equal to Python, and may not be to an optimizer.
+        settings = json.dumps(dict(trial.hyperparameters), sort_keys=True)
+        key = (trial.experiment, trial.model, trial.seed, trial.order, trial.target, settings)
+        groups.setdefault(key, []).append(trial)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def complete(suite: Suite) -> Suite:
@@ -120,16 +155,36 @@ def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) ->
 
 
 def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
-    """Group trials into the largest cohorts that their optimizers allow, in order of first appearance."""
+    """Group trials into the largest cohorts that their optimizers allow, in order of first appearance.
+
+    What two optimizers of a suite are called does not part them: their trials share a cohort where the target is the
+    same and the lane allows it.
+    """
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in all_trials:
-        groups.setdefault((trial.experiment, trial.model, trial.optimizer, _shared_settings(trial)), []).append(trial)
-    return [Cohort(key[0], key[1], key[2], tuple(group)) for key, group in groups.items()]
+        groups.setdefault((trial.experiment, trial.model, trial.target, _shared_settings(trial)), []).append(trial)
+    return [Cohort(key[0], key[1], group[0].optimizer, tuple(group)) for key, group in groups.items()]
 
 
 def _shared_settings(trial: Trial) -> str:
+    """What the trials of one cohort have in common of their settings, as text."""
     spec = registry.find(trial.target)
-    if spec.lane != "batched":
-        return ""  # parameter groups, or one instance per member: any setting may differ
-    shared = {k: v for k, v in trial.hyperparameters.items() if k not in spec.per_member}
+    settings = trial.hyperparameters
+    if spec.lane == "batched":
+        shared = {name: value for name, value in settings.items() if name not in spec.per_member}
+    elif spec.source == "yours":
+        # What is declared of a user's optimizer says how it is served, and holds for a whole cohort.
+        shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
+    else:
+        # Parameter groups, or an instance per member: any setting may differ. Not so the optimizers inside a wrapper,
+        # although they could: there is nothing to share between the steps of SGD and those of Shampoo, and a cohort
+        # of both could not be cut into pieces that take equally long.
+        shared = {"inside": _inside(trial.target, settings)}
     return json.dumps(shared, sort_keys=True)
+
+
+def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
+    """Target and contents of every optimizer inside a wrapper, all the way down; empty for what is no wrapper."""
+    hyperparameters = registry.find(target).hyperparameters.items()
+    bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
+    return [[base, _inside(base, within)] for base, within in bases]

@@ -1,0 +1,186 @@
+"""What a learning-rate grid costs in lock-step, against the same trials one by one.
+
+    python benchmarks/sweep.py [--optimizers sgd adamw shampoo] [--repeats 5] [--steps 100]
+
+The protocol of permuted-mnist in suites/continual.yaml at mlp-100, seven learning rates × 2 seeds, each task shortened
+to a number of steps. Every process has one thread and stays between measurements; all ways take turns in every repeat.
+
+- `lock-step`: the 14 trials in one cohort, cut as `optbench run --jobs N` cuts it.
+- `one by one`: 14 cohorts of one trial, each given to the next process that is free.
+
+Both on N processes, 2 and 1. Time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials)
+on the process that has most of it, and of everything (making the tasks, validation, measuring) until the last trial has
+ended. Ratios are taken within a repeat. The aim: at most 60% of the steps' time one by one, for SGD and AdamW.
+`one after another` compares lock-step on two processes with trials that follow each other on one, as a loop would have
+them on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import multiprocessing.connection
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optbench.plan import Cohort, cohorts, complete, trials
+from optbench.store.tables import TrialRow
+from optbench.suite import Suite, load_suite
+
+CONTINUAL = Path(__file__).parent.parent / "suites" / "continual.yaml"
+EXPERIMENT, MODEL = "permuted-mnist", "mlp-100"
+GRIDS = {"sgd": [1e-3, 1.0], "adamw": [1e-5, 1e-2], "shampoo": [1e-2, 10.0]}
+POINTS, SEEDS = 7, 2
+AIM = 0.6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds."""
+
+    steps: float
+    """Of the steps, on the process that has most of them."""
+    everything: float
+
+
+def sweep(optimizer: str, steps: int) -> Suite:
+    """The suite with this optimizer's grid, and nothing else."""
+    suite = load_suite(CONTINUAL)
+    experiment = suite.experiments[EXPERIMENT]
+    # Measuring is no part of what is compared, so there is little to measure on; validation is as it is.
+    protocol = experiment.protocol.model_copy(update={"max_steps": steps, "test_examples": 500})
+    experiment = experiment.model_copy(
+        update={
+            "models": {MODEL: experiment.models[MODEL]},
+            "protocol": protocol,
+            "optimizers": {optimizer: {"lr": {"log": GRIDS[optimizer], "points": POINTS}}},
+            "metrics": ["average_accuracy"],
+        }
+    )
+    chosen = {"seeds": list(range(SEEDS)), "experiments": {EXPERIMENT: experiment}, "claims": {}}
+    return complete(suite.model_copy(update={**chosen, "optimizers": {optimizer: suite.optimizers[optimizer]}}))
+
+
+def work(connection: multiprocessing.connection.Connection, suite: Suite) -> None:
+    """Main function of a process: trains the cohorts it is sent, and answers with the seconds their steps took."""
+    import torch
+
+    from optbench.data import load
+    from optbench.engine import Setting, train
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    experiment = suite.experiments[EXPERIMENT]
+    setting = Setting.of(experiment, load(experiment.dataset), suite.seed, torch.device("cpu"))
+    connection.send(None)
+    while (cohort := connection.recv()) is not None:
+        rows = [row for result in train(cohort, setting, lambda progress: None) for row in result.rows]
+        connection.send(sum(row.train_seconds for row in rows if isinstance(row, TrialRow)))
+
+
+class Team:
+    """Processes that wait for cohorts of one suite."""
+
+    def __init__(self, suite: Suite, size: int) -> None:
+        context = mp.get_context("spawn")
+        self.connections, self.processes = [], []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(theirs, suite), daemon=True)
+            process.start()
+            self.connections.append(ours)
+            self.processes.append(process)
+        for connection in self.connections:
+            connection.recv()
+
+    def train(self, units: Sequence[Cohort], size: int) -> Cost:
+        """Train all units on the first `size` processes, each taking the next when it is free."""
+        waiting, began = list(reversed(units)), time.perf_counter()
+        spent = dict.fromkeys(range(size), 0.0)
+        busy = set()
+        for i in range(min(size, len(units))):
+            self.connections[i].send(waiting.pop())
+            busy.add(i)
+        while busy:
+            for ready in multiprocessing.connection.wait([self.connections[i] for i in busy]):
+                i = next(i for i in busy if self.connections[i] is ready)
+                spent[i] += self.connections[i].recv()
+                if waiting:
+                    self.connections[i].send(waiting.pop())
+                else:
+                    busy.remove(i)
+        return Cost(max(spent.values()), time.perf_counter() - began)
+
+    def stop(self) -> None:
+        for connection, process in zip(self.connections, self.processes, strict=True):
+            connection.send(None)
+            process.join()
+
+
+def measure(optimizer: str, steps: int, repeats: int) -> dict[tuple[str, int], list[Cost]]:
+    """The costs of every way and number of processes, one for each repeat."""
+    suite = sweep(optimizer, steps)
+    planned = trials(suite)
+    (whole,) = cohorts(planned)
+    alone = [cohort for trial in planned for cohort in cohorts([trial])]
+    team = Team(suite, 2)
+    team.train(whole.split(2), 2)  # warm-up
+    found: dict[tuple[str, int], list[Cost]] = {}
+    for _ in range(repeats):
+        for size in (2, 1):
+            for way, units in (("lock-step", whole.split(size)), ("one by one", alone)):
+                found.setdefault((way, size), []).append(team.train(units, size))
+    team.stop()
+    return found
+
+
+def report(optimizer: str, found: dict[tuple[str, int], list[Cost]]) -> None:
+    """Print a line for each number of processes, and one for one after another against lock-step on two."""
+    # The part of the time, the processes of lock-step, and those of one by one.
+    for what, ours, theirs in (("steps", 2, 2), ("steps", 1, 1), ("steps", 2, 1), ("everything", 2, 2)):
+        lock, single = found["lock-step", ours], found["one by one", theirs]
+        times = [[getattr(cost, what) for cost in costs] for costs in (lock, single)]
+        ratios = [100 * a / b for a, b in zip(*times, strict=True)]
+        where = "one after another" if ours != theirs else f"{ours} process{'' if ours == 1 else 'es'}"
+        cells = "".join(f"{summary(values, '{:.2f}'):>22}" for values in times)
+        aim = ""
+        if what == "steps" and ours == theirs == 2 and optimizer != "shampoo":
+            aim = f"  aim {100 * AIM:.0f}: {'met' if statistics.median(ratios) <= 100 * AIM else 'missed'}"
+        print(f"{optimizer:9}{what:12}{where:19}{cells}{summary(ratios, '{:.0f}'):>18}{aim}", flush=True)
+
+
+def summary(values: Sequence[float], pattern: str) -> str:
+    """`median [smallest, largest]`."""
+    low, middle, high = (pattern.format(v) for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} [{low}, {high}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizers", nargs="+", default=list(GRIDS), choices=list(GRIDS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100, help="of each task at most")
+    arguments = parser.parse_args()
+    import torch
+
+    cores, load = os.cpu_count(), os.getloadavg()[0]
+    print(f"{platform.processor() or platform.machine()}, {cores} cores, load {load:.1f} before; ", end="")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{EXPERIMENT}, {MODEL}: {POINTS} learning rates x {SEEDS} seeds, at most {arguments.steps} steps a task;",
+        end="",
+    )
+    print(f" median [min, max] of {arguments.repeats} repeats\n")
+    header = "".join(f"{name:>22}" for name in ("lock-step (s)", "one by one (s)"))
+    print(f"{'optimizer':9}{' time of':12}{'on':19}{header}{'ratio (%)':>18}")
+    for optimizer in arguments.optimizers:
+        report(optimizer, measure(optimizer, arguments.steps, arguments.repeats))
+
+
+if __name__ == "__main__":
+    main()

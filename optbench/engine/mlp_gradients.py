@@ -1,0 +1,158 @@
+"""Losses and gradients of plain MLPs on a CPU, written out.
+
+Legend: M members, B batch, D units of the first layer, E inputs of a network, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optbench.engine.batches import BatchBuffer, BatchStream, sharing
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.models.mlp import Mlp
+
+
+class MlpGradients:
+    """Backpropagation through an MLP written out, with every result in a buffer that is used again.
+
+    For layers z_l = h_(l-1) W_l^T + b_l, h_l = f(z_l), logits z_L and p = softmax(z_L):
+
+        dz_L = (p - onehot(y)) / B,   dW_l = dz_l^T h_(l-1),   db_l = sum_B dz_l,   dz_(l-1) = (dz_l W_l) * f'(z_(l-1))
+
+    Members that meet the same batch get their z_1 from one product with all their W_1, one below the other, where that
+    gives the same bits (`agrees`).
+    """
+
+    ACTIVATIONS = ("relu", "tanh")
+
+    def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, weights: Tensor, grads: Tensor) -> None:
+        assert isinstance(network, Mlp)
+        self._buffer = buffer
+        self._relu = network.settings.activation == "relu"
+        self._weights = [_layers(layout, row) for row in weights.detach().unbind()]
+        self._grads = [_layers(layout, row) for row in grads.unbind()]
+        self._transposed = [[w.t() for w, _ in layers] for layers in self._weights]
+        self._together: dict[tuple[int, ...], _FirstLayers] = {}
+        self._outputs: list[Tensor] = []
+        self._deltas: list[Tensor] = []
+
+    @classmethod
+    def supports(cls, network: Network) -> bool:
+        return (
+            isinstance(network, Mlp)
+            and network.settings.normalisation == "none"
+            and network.settings.activation in cls.ACTIVATIONS
+        )
+
+    def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
+        with torch.no_grad():
+            for members in sharing(streams):
+                inputs, labels = self._buffer.take(streams[members[0]], step)
+                inputs = inputs.flatten(1)
+                first = self._first_layers(members, inputs)
+                for k, i in enumerate(members):
+                    self._member(i, inputs, labels, losses[i], first[k] if first else None)
+
+    def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
+        """z_1 (B, D) of members with the same inputs, by one product; None where each needs its own."""
+        if members not in self._together:
+            weights = [self._weights[i][0] for i in members]
+            if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
+                return None
+            self._together[members] = _FirstLayers(weights, inputs.shape[0])
+        return self._together[members](inputs)
+
+    def _member(self, i: int, inputs: Tensor, labels: Tensor, loss: Tensor, first: Tensor | None) -> None:
+        layers, transposed, grads = self._weights[i], self._transposed[i], self._grads[i]
+        if not self._outputs:
+            self._outputs = [inputs.new_empty(inputs.shape[0], w.shape[0]) for w, _ in layers]
+            self._deltas = [torch.empty_like(output) for output in self._outputs]
+        outputs, deltas, last = self._outputs, self._deltas, len(layers) - 1
+
+        h = inputs
+        for k, output in enumerate(outputs):
+            if k == 0 and first is not None:
+                output.copy_(first)
+            else:
+                torch.addmm(layers[k][1], h, transposed[k], out=output)
+            if k < last:
+                h = output.clamp_min_(0.0) if self._relu else output.tanh_()
+
+        delta = deltas[last]
+        torch.log_softmax(outputs[last], 1, out=delta)
+        rows = labels.unsqueeze(1)
+        torch.mean(delta.gather(1, rows), dim=(0, 1), out=loss)
+        loss.neg_()
+        delta.exp_()
+        delta.scatter_add_(1, rows, _MINUS_ONE.expand(rows.shape))
+        delta.mul_(1.0 / labels.numel())
+
+        for k in range(last, -1, -1):
+            below = inputs if k == 0 else outputs[k - 1]
+            torch.mm(delta.t(), below, out=grads[k][0])
+            torch.sum(delta, 0, out=grads[k][1])
+            if k:
+                torch.mm(delta, layers[k][0], out=deltas[k - 1])
+                delta = deltas[k - 1]
+                if self._relu:
+                    _mask_by_relu(delta, below, 0.0, grad_input=delta)
+                else:
+                    delta.addcmul_(delta * below, below, value=-1.0)  # f' = 1 - tanh^2
+
+
+_MINUS_ONE = torch.tensor(-1.0)
+# Autograd's own kernel for ReLU, in place: a product with a mask of booleans takes five times as long.
+_mask_by_relu = torch.ops.aten.threshold_backward.grad_input
+
+
+def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every linear layer of one member, from the input to the head."""
+    views = list(layout.views(row).values())
+    return list(zip(views[::2], views[1::2], strict=True))
+
+
+class _FirstLayers:
+    """The first layers of several members on the same inputs, as one layer with all their units."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], batch: int) -> None:
+        units, inputs = layers[0][0].shape
+        count = len(layers)
+        self._layers = layers
+        self._weight = layers[0][0].new_empty(count, units, inputs)
+        self._bias = layers[0][1].new_empty(count, units)
+        self._matrix = self._weight.view(count * units, inputs).t()
+        self._out = layers[0][0].new_empty(batch, count * units)
+        self._parts: Sequence[Tensor] = torch.split(self._out, units, dim=1)
+
+    def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        """Inputs (B, E) to z_1 (B, D) of every member; they live until the next call."""
+        for k, (weight, bias) in enumerate(self._layers):
+            self._weight[k].copy_(weight)
+            self._bias[k].copy_(bias)
+        torch.addmm(self._bias.view(-1), inputs, self._matrix, out=self._out)
+        return self._parts
+
+
+@functools.lru_cache(maxsize=256)
+def agrees(count: int, shape: torch.Size, batch: int) -> bool:
+    """Whether one product for `count` first layers of this shape has the bits of the products one by one.
+
+    A library may order a sum by the size of the product, never by the numbers in it: so it is tried once, on random
+    numbers, in every process. A wide layer is left alone: there a product by itself is as fast.
+    """
+    if count == 1 or shape[0] >= WIDE:
+        return False
+    draws = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch, shape[1], generator=draws)
+    layers = [(torch.randn(shape, generator=draws), torch.randn(shape[0], generator=draws)) for _ in range(count)]
+    together = _FirstLayers(layers, batch)(inputs)
+    return all(torch.equal(z, torch.addmm(b, inputs, w.t())) for z, (w, b) in zip(together, layers, strict=True))
+
+
+WIDE = 200
+"""Units. From here on the products took as long together as one by one (784 inputs, batch 256, one core)."""

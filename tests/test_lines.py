@@ -1,0 +1,136 @@
+"""Loss and accuracy between two solutions: against each point read as a network of its own, with plain PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optbench.data import Dataset
+from optbench.engine.batches import Normaliser
+from optbench.engine.evaluate import CHUNK, Evaluator
+from optbench.engine.landscape import flat
+from optbench.engine.lines import POINTS, Lines
+from optbench.engine.stack import Layout
+from optbench.models import Network, build, initialise
+from optbench.suite.schema import Cnn, Mlp, Protocol
+from optbench.tasks import Examples
+
+CPU = torch.device("cpu")
+MODELS: list[Mlp | Cnn] = [
+    Mlp(kind="mlp", hidden=[16]),
+    Mlp(kind="mlp", hidden=[12, 9], activation="tanh", normalisation="layer"),
+    Mlp(kind="mlp", hidden=[]),
+    Cnn(kind="cnn", channels=[3], hidden=8),
+]
+
+
+class Made:
+    """Two networks of one model some way apart, and examples to read them on."""
+
+    def __init__(self, model: Mlp | Cnn, dataset: Dataset) -> None:
+        self.network: Network = build(model, dataset.shape, dataset.classes)
+        self.layout = Layout.of({name: p.shape for name, p in self.network.named_parameters()})
+        self.normalise = Normaliser.of(dataset, Protocol(), CPU)
+        self.evaluator = Evaluator(self.network, self.layout, self.normalise)
+        split = dataset.train
+        self.parts = [Examples(split.images[a:b], split.labels[a:b]) for a, b in ((0, 70), (70, 200))]
+        self.test = Examples(dataset.test.images[:150], dataset.test.labels[:150])
+        self.rows = [self.layout.pack(initialise(self.network, torch.Generator().manual_seed(i))) for i in (1, 2)]
+
+    def lines(self, *, loss: bool = True, accuracy: bool = True) -> Lines:
+        parts = self.parts if loss else []
+        return Lines(self.evaluator, self.layout, parts, self.test if accuracy else None, CPU)
+
+    def between(self, lines: Lines, first: int = 0, last: int = 1) -> tuple[Tensor | None, Tensor | None]:
+        a, b = (lines.end(flat(self.layout, self.rows[i])) for i in (first, last))
+        return lines.between(a, b)
+
+    def by_hand(self, alpha: float) -> tuple[float, float]:
+        """Loss in float64 and accuracy in float32 of the network a share alpha of the way."""
+        a, b = (self.layout.unpack(row) for row in self.rows)
+        weights = {name: (1 - alpha) * a[name].double() + alpha * b[name].double() for name in a}
+        inputs = torch.cat([self.normalise(part.inputs) for part in self.parts]).double()
+        labels = torch.cat([part.labels for part in self.parts])
+        loss = nn.functional.cross_entropy(functional_call(self.network, weights, (inputs,)), labels)
+        single = {name: weight.float() for name, weight in weights.items()}
+        logits = functional_call(self.network, single, (self.normalise(self.test.inputs),))
+        return loss.item(), (logits.argmax(1) == self.test.labels).double().mean().item()
+
+
+@pytest.fixture(params=MODELS, ids=lambda model: f"{model.kind} {model.hidden}")
+def made(request: pytest.FixtureRequest, mnist: Dataset) -> Made:
+    return Made(request.param, mnist)
+
+
+def test_every_point_is_the_network_there(made: Made) -> None:
+    losses, accuracies = made.between(made.lines())
+    assert losses is not None
+    assert accuracies is not None
+    expected = torch.tensor([made.by_hand(k / (POINTS - 1)) for k in range(POINTS)], dtype=torch.float64)
+    assert len({round(loss, 6) for loss in expected[:, 0].tolist()}) == POINTS, "points that differ"
+    torch.testing.assert_close(losses, expected[:, 0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(accuracies, expected[:, 1], rtol=0, atol=1 / len(made.test))
+
+
+def test_from_a_solution_to_itself_nothing_changes(made: Made) -> None:
+    for values in made.between(made.lines(), 1, 1):
+        assert values is not None
+        torch.testing.assert_close(values, values[:1].expand(POINTS), rtol=1e-14, atol=0)
+
+
+def test_the_way_back_is_the_same_line(made: Made) -> None:
+    there, back = (made.between(made.lines(), *ends) for ends in ((0, 1), (1, 0)))
+    assert there[0] is not None
+    assert back[0] is not None
+    torch.testing.assert_close(back[0].flip(0), there[0], rtol=1e-12, atol=0)
+
+
+def test_only_what_is_asked_for_is_read(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = made.between(made.lines())
+    for i, asked in enumerate(({"accuracy": False}, {"loss": False})):
+        found = made.between(made.lines(**asked))
+        kept, other = found[i], everything[i]
+        assert kept is not None
+        assert other is not None
+        assert torch.equal(kept, other)
+        assert found[1 - i] is None
+
+    def fail(*_: Any) -> list[int]:
+        raise AssertionError("the accuracy was read")
+
+    monkeypatch.setattr(Evaluator, "correct", fail)
+    made.between(made.lines(accuracy=False))
+    end = made.lines(loss=False, accuracy=False).end(flat(made.layout, made.rows[0]))
+    assert end.opened is None
+    assert end.bytes == 8 * made.layout.parameters
+
+
+def test_the_first_layer_of_an_mlp_is_applied_at_the_ends_only(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = made.lines(accuracy=False)
+    a, b = (lines.end(flat(made.layout, row)) for row in made.rows)
+    converted: list[int] = []
+    plain = Normaliser.__call__
+    monkeypatch.setattr(
+        Normaliser, "__call__", lambda self, raw, out=None: converted.append(len(raw)) or plain(self, raw, out)
+    )
+    lines.between(a, b)
+    parts = [len(part) for part in made.parts]
+    assert converted == ([] if a.opened is not None else parts), "once a line at most, not once a point"
+    assert (a.opened is not None) == bool(
+        getattr(made.network, "layers", ()) and made.network.__class__.__name__ == "Mlp"
+    )
+    if a.opened is not None:
+        assert a.bytes == 8 * (made.layout.parameters + a.opened.numel())
+
+
+def test_counting_what_is_right_agrees_with_reading(made: Made, mnist: Dataset) -> None:
+    examples = Examples(mnist.train.images[: CHUNK + 7], mnist.train.labels[: CHUNK + 7])
+    read = [made.evaluator.read(row, examples) for row in made.rows]
+    found = made.evaluator.correct(made.rows, examples)
+    assert [count / len(examples) for count in found] == [reading.accuracy for reading in read]
+    assert made.evaluator.correct(made.rows[1:], examples) == found[1:]
+    assert all(0 < count < len(examples) for count in found)
