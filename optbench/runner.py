@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optbench.errors import UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
@@ -94,15 +94,18 @@ class View(Protocol):
     def details(self, text: str) -> None: ...
 
 
-def make_plan(suite: Suite, resume: Path | None = None) -> Plan:
-    """The trials and cohorts of a suite, and which of them a run to be resumed has done already. Runs no user code."""
+def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False) -> Plan:
+    """The trials and cohorts of a suite, and which of them a run to be resumed has done already. Runs no user code.
+
+    grown: the suite may differ from the run's own, by more or fewer settings.
+    """
     suite = complete(suite)
     all_trials = trials(suite)
     done: set[str] = set()
     settled: set[tuple[str, str]] = set()
     if resume is not None:
         recorded = load_suite(resume / "suite.yaml")
-        if suite_hash(recorded) != suite_hash(suite):
+        if not grown and suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
         done = done_trials(read_tables(resume))
         settled = settled_pairs(read_run(resume).pairs)
@@ -121,73 +124,119 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
-    from optbench.data import load
-    from optbench.engine.device import accelerators, resolve
-    from optbench.optimizers.load import check_arguments
-    from optbench.optimizers.make import resolve_spec
-
     plan = make_plan(suite, options.resume)
-    device = resolve(options.device)
-    for trial in {(t.experiment, t.optimizer, t.variant): t for t in plan.trials}.values():
-        check_arguments(trial.target, trial.hyperparameters)
-        resolve_spec(find(trial.target), trial.hyperparameters)
-    for experiment in plan.suite.experiments.values():
-        load(experiment.dataset, options.data_dir, notify=view.message)
+    with Session(plan, options, view) as session:
+        session.train(plan)
+    return session.outcome
 
-    jobs = options.jobs or _default_jobs(device.type)
-    units = spread(plan, jobs)
-    record = provenance(str(device), accelerators(), jobs)
-    if options.resume is not None:
-        writer = RunWriter.resume(options.resume, record, options.command, plan.trials)
-    else:
-        path = options.runs_dir / (options.name or new_id(plan.suite))
-        header = {
-            "run": path.name,
-            "suite": plan.suite.name,
-            "suite_hash": suite_hash(plan.suite),
-            "metrics_version": METRICS_VERSION,
-            "command": list(options.command),
-            "seeds": plan.suite.seeds,
-            "provenance": record,
-        }
-        writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials)
 
-    left = _Comparisons(plan, writer)
-    try:
-        with _interruptible():
-            view.started(plan, writer.path, str(device), jobs)
-            for event in train_all(units, Job(plan.suite, str(device), options.data_dir), jobs, left.ready):
-                if isinstance(event, Finished):
-                    rows = _with_checkpoints(event, writer, plan.suite)
-                    writer.add(event.cohort, rows)
-                    left.ended(event.cohort)
-                    view.finished([(trial, row) for trial, row in rows if isinstance(row, TrialRow)])
-                elif isinstance(event, Compared):
-                    writer.add_pairs(event.comparison, event.rows)
-                    view.message(_compared(event.comparison))
-                elif isinstance(event, Failed):
-                    if event.details:
-                        view.details(event.details)
-                    if isinstance(event.unit, Compare):
-                        note = f"{NOT_COMPARED}: {event.error_type}: {event.message}"
-                        writer.add_pairs(event.unit.comparison, _unknown_pairs(event.unit.comparison, plan.suite, note))
-                        view.message(f"{_compared(event.unit.comparison)}: {note}")
-                    else:
-                        failed = [(trial, _failed_row(trial, event, str(device))) for trial in event.unit.trials]
-                        writer.add(event.unit, failed)
-                        left.ended(event.unit)
-                        view.finished(failed)
-                else:
-                    view.progress(event)
-    except KeyboardInterrupt:
-        writer.finish("interrupted")
-        return Outcome(writer.path, writer.statuses(), interrupted=True)
-    except BaseException:
-        writer.finish("failed")
-        raise
-    writer.finish("complete")
-    return Outcome(writer.path, writer.statuses(), interrupted=False)
+class Session:
+    """A run directory while it is filled. Leaving it says in `run.json` how the run ended; an interruption stops here.
+
+    Raises (on entering a `with` too):
+        OptbenchError: the settings, the device, the data or the run directory do not allow it.
+    """
+
+    def __init__(self, plan: Plan, options: Options, view: View, extra: Mapping[str, Any] | None = None) -> None:
+        """extra: what else a new run's `run.json` says."""
+        # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
+        from optbench.engine.device import accelerators, resolve
+
+        self._options, self._view = options, view
+        self._device = resolve(options.device)
+        self._jobs = options.jobs or _default_jobs(self._device.type)
+        self._prepare(plan)
+        record = provenance(str(self._device), accelerators(), self._jobs)
+        if options.resume is not None:
+            self.writer = RunWriter.resume(options.resume, record, options.command, plan.trials)
+        else:
+            path = options.runs_dir / (options.name or new_id(plan.suite))
+            header = {
+                "run": path.name,
+                "suite": plan.suite.name,
+                "suite_hash": suite_hash(plan.suite),
+                "metrics_version": METRICS_VERSION,
+                "command": list(options.command),
+                "seeds": plan.suite.seeds,
+                "provenance": record,
+                **(extra or {}),
+            }
+            self.writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials)
+        self._interrupted = False
+        self._signals = _interruptible()
+
+    def __enter__(self) -> Session:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._signals.__exit__(kind, error, trace)
+        self._interrupted = isinstance(error, KeyboardInterrupt)
+        self.writer.finish("interrupted" if self._interrupted else "failed" if error else "complete")
+        return self._interrupted
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.writer.path, self.writer.statuses(), self._interrupted)
+
+    def grow(self, suite: Suite) -> Plan:
+        """The plan of a suite with more trials than the run's own, whose place it takes.
+
+        Raises:
+            OptbenchError: as for the first plan.
+        """
+        plan = make_plan(suite, self.writer.path, grown=True)
+        self._prepare(plan)
+        self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials)
+        return plan
+
+    def train(self, plan: Plan) -> None:
+        """Train what is left of the plan and compare its solutions; everything is durable at the end."""
+        units = spread(plan, self._jobs)
+        left = _Comparisons(plan, self.writer)
+        job = Job(plan.suite, str(self._device), self._options.data_dir)
+        self._view.started(plan, self.writer.path, str(self._device), self._jobs)
+        for event in train_all(units, job, self._jobs, left.ready):
+            if isinstance(event, Finished):
+                rows = _with_checkpoints(event, self.writer, plan.suite)
+                self._ended(event.cohort, rows, left)
+            elif isinstance(event, Compared):
+                self.writer.add_pairs(event.comparison, event.rows)
+                self._view.message(_compared(event.comparison))
+            elif isinstance(event, Failed):
+                self._failed(event, plan.suite, left)
+            else:
+                self._view.progress(event)
+
+    def _prepare(self, plan: Plan) -> None:
+        """Whatever can be wrong with settings and data, before anything is trained."""
+        from optbench.data import load
+        from optbench.optimizers.load import check_arguments
+        from optbench.optimizers.make import resolve_spec
+
+        for trial in {(t.experiment, t.optimizer, t.variant): t for t in plan.trials}.values():
+            check_arguments(trial.target, trial.hyperparameters)
+            resolve_spec(find(trial.target), trial.hyperparameters)
+        for experiment in plan.suite.experiments.values():
+            load(experiment.dataset, self._options.data_dir, notify=self._view.message)
+
+    def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: _Comparisons) -> None:
+        self.writer.add(cohort, rows)
+        left.ended(cohort)
+        self._view.finished([(trial, row) for trial, row in rows if isinstance(row, TrialRow)])
+
+    def _failed(self, event: Failed, suite: Suite, left: _Comparisons) -> None:
+        if event.details:
+            self._view.details(event.details)
+        if isinstance(event.unit, Compare):
+            note = f"{NOT_COMPARED}: {event.error_type}: {event.message}"
+            self.writer.add_pairs(event.unit.comparison, _unknown_pairs(event.unit.comparison, suite, note))
+            self._view.message(f"{_compared(event.unit.comparison)}: {note}")
+        else:
+            device = str(self._device)
+            self._ended(event.unit, [(trial, _failed_row(trial, event, device)) for trial in event.unit.trials], left)
 
 
 class _Comparisons:
@@ -230,7 +279,7 @@ def spread(plan: Plan, jobs: int) -> list[Cohort]:
         left = tuple(trial for trial in cohort.trials if trial.id not in plan.done)
         pieces = dataclasses.replace(cohort, trials=left).split(jobs) if left else []
         experiment = plan.suite.experiments[cohort.experiment]
-        units += [(sum(expected_cost(trial, experiment) for trial in piece.trials), piece) for piece in pieces]
+        units += [(sum(expected_cost(equal[0], experiment) for equal in piece.trainings), piece) for piece in pieces]
     return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
 
 

@@ -341,14 +341,14 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
         "run experiment model optimizer variant planned ok diverged failed missing metric direction "
         "n mean sd median q1 q3 min max "
         "switch_step switch_statistic switch_value switch_low switch_high switch_n "
-        "pair_kind optimizer_b variant_b outside task step"
+        "pair_kind optimizer_b variant_b outside task step split learns chosen"
     )
     assert report_csv(summary).splitlines()[0] == header.replace(" ", ",")
     told = json.loads(report_json(summary))
-    lists = {"runs", "results", "matrices", "claims", "switches", "pairs", "twins", "troubles"}
+    lists = {"runs", "results", "matrices", "claims", "switches", "pairs", "twins", "tunings", "troubles"}
     assert set(told) == {"format", "version", *lists}
-    of_pairs = {"pair_kind", "optimizer_b", "variant_b", "outside", "task", "step"}
-    assert set(told["results"][0]) == set(header.split()) - of_pairs
+    elsewhere = {"pair_kind", "optimizer_b", "variant_b", "outside", "task", "step", "learns", "chosen"}
+    assert set(told["results"][0]) == set(header.split()) - elsewhere
     assert {"run", "suite", "suite_hash", "status", "command", "repeat", "seeds", "statuses"} <= set(told["runs"][0])
 
 

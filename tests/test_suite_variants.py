@@ -112,3 +112,36 @@ def test_names_tell_all_combinations_apart(settings: dict[str, Any]) -> None:
         for key, value in settings.items():
             chosen = variant.hyperparameters[key]
             assert chosen in value if isinstance(value, list) else chosen == value
+
+
+def test_listed_settings_are_variants_of_their_own() -> None:
+    listed = variants({"lr": 0.1, "variants": [{"lr": 0.3}, {"lr": 0.5, "momentum": 0.9}], "nesterov": False})
+    assert [(v.name, v.hyperparameters) for v in listed] == [
+        ("lr=0.3", {"lr": 0.3, "nesterov": False}),
+        ("lr=0.5,momentum=0.9", {"lr": 0.5, "nesterov": False, "momentum": 0.9}),
+    ]
+
+
+def test_listed_settings_combine_with_sweeps_and_reach_into_wrappers() -> None:
+    base = {"target": "sgd", "lr": [0.1, 0.2], "momentum": 0.9}
+    listed = variants({"rho": [1, 2], "base": base, "variants": [{"base": {"lr": 5}}, {"base": {"lr": 6}, "rho": 3}]})
+    assert [v.name for v in listed] == ["base.lr=5,rho=1", "base.lr=5,rho=2", "base.lr=6,rho=3"]
+    assert [v.hyperparameters["rho"] for v in listed] == [1, 2, 3]
+    assert [v.hyperparameters["base"]["lr"] for v in listed] == [5, 5, 6], "a listed value stands above a sweep"
+    assert all(v.hyperparameters["base"].items() >= {("target", "sgd"), ("momentum", 0.9)} for v in listed)
+    assert base["lr"] == [0.1, 0.2], "the settings given are not changed"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "'variants' needs a list of settings"),
+        ({"lr": 0.1}, "'variants' needs a list of settings"),
+        ([0.1], "'variants' needs a list of settings"),
+        ([{}], "'variants' needs a list of settings"),
+        ([{"lr": 0.1}, {"lr": 0.1}], "'variants' lists the setting .* twice"),
+    ],
+)
+def test_a_list_of_settings_that_is_none_is_refused(value: object, message: str) -> None:
+    with pytest.raises(OptimizerError, match=message):
+        variants({"lr": 0.1, "variants": value})

@@ -45,6 +45,34 @@ FormatOption = Annotated[
 OutputOption = Annotated[
     str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is standard output.")
 ]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.")
+]
+RunName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
+]
+OnlyExperiments = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")]
+OnlyOptimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=TARGET]",
+        help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
+        "Repeatable; both together keep those named.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting of the suite. Repeatable."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", envvar="OPTBENCH_DATA", help="The folder of datasets that do not come with optbench."),
+]
+Jobs = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
 # `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -77,46 +105,23 @@ def run(
     suite: Annotated[
         str | None, typer.Argument(metavar="SUITE", help="A suite file, or a name that `optbench list suites` shows.")
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.")
-    ] = "auto",
+    device: Device = "auto",
     runs_dir: RunsDir = Path("runs"),
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
-    ] = None,
+    name: RunName = None,
     seeds: Annotated[
         str | None,
         typer.Option(metavar="N", help="How many (10: seeds 0 to 9), or which (0,1,2; with a comma, even one: 7,)."),
     ] = None,
-    experiment: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")
-    ] = None,
-    optimizer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=TARGET]",
-            help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
-            "Repeatable; both together keep those named.",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting of the suite. Repeatable."),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", envvar="OPTBENCH_DATA", help="The folder of datasets that do not come with optbench."
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
-    ] = None,
+    experiment: OnlyExperiments = None,
+    optimizer: OnlyOptimizers = None,
+    set_: SetOption = None,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run: its directory, its id, or latest.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train a suite and show what each optimizer found."""
@@ -146,15 +151,89 @@ def run(
 
 
 @app.command()
+def tune(
+    context: typer.Context,
+    suite: Annotated[
+        str | None, typer.Argument(metavar="SUITE", help="A suite file, or a name that `optbench list suites` shows.")
+    ] = None,
+    sampler: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="grid: all of the suite's grids; random or tpe: draw from them (Optuna)."),
+    ] = "grid",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With random or tpe: how many settings of each; by default as many as a grid.",
+        ),
+    ] = None,
+    widen: Annotated[
+        bool, typer.Option("--widen", help="Search beyond the edge of a grid whose best setting lies there.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the tuned suite to this new file, too."),
+    ] = None,
+    device: Device = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    name: RunName = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="How many tuning seeds, or which (1000,1001); none of the suite's own."),
+    ] = None,
+    experiment: OnlyExperiments = None,
+    optimizer: OnlyOptimizers = None,
+    set_: SetOption = None,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a tuning: its directory, its id, or latest.")
+    ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Choose hyper-parameters for every optimizer of a suite, by validation data on seeds of their own.
+
+    What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
+    every setting that was tried; the tuned suite is a copy of the file with the chosen values in it.
+    """
+    from optbench.cli.training import Request
+    from optbench.cli.tuning import TuneRequest, tune_suite
+
+    run_options = Request(
+        suite=suite,
+        device=device,
+        runs_dir=runs_dir,
+        name=name,
+        seeds=seeds,
+        experiments=tuple(experiment or ()),
+        optimizers=tuple(optimizer or ()),
+        settings=tuple(set_ or ()),
+        data_dir=data_dir,
+        jobs=jobs,
+        resume=resume,
+        dry_run=dry_run,
+        quiet=quiet,
+        debug=debug or bool(context.find_root().params.get("debug")),
+    )
+    request = TuneRequest(run_options, sampler, trials, widen, output)
+    try:
+        code = tune_suite(request)
+    except KeyboardInterrupt:
+        raise typer.Abort from None  # as in `run`
+    raise typer.Exit(code)
+
+
+@app.command()
 def compare(
     run_a: Annotated[
         str, typer.Argument(metavar="RUN_A[:OPTIMIZER]", help="What is judged: a run, or one optimizer of a run.")
     ],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B[:OPTIMIZER]", help="What it is judged against.")],
     runs_dir: RunsDir = Path("runs"),
-    experiment: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")
-    ] = None,
+    experiment: OnlyExperiments = None,
     metric: Annotated[
         list[str] | None, typer.Option(metavar="METRIC", help="Show only this metric. Repeatable.")
     ] = None,

@@ -17,7 +17,7 @@ from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.suite import Suite, load_suite
 from optbench.suite.document import MAX_BYTES, decode, parse_yaml
 from optbench.suite.load import MetricCheck, OptimizerCheck
-from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, is_name
+from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,22 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
         raise UsageError("--optimizer: no experiment has any of those named")
     optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
     claims = {name: claim for name, claim in suite.claims.items() if _still_there(claim, experiments, optimizers)}
-    return suite.model_copy(update={"optimizers": optimizers, "experiments": experiments, "claims": claims})
+    tune = _kept_tune(suite.tune, experiments, optimizers) if suite.tune else None
+    changed = {"optimizers": optimizers, "experiments": experiments, "claims": claims, "tune": tune}
+    return suite.model_copy(update=changed)
+
+
+def _kept_tune(tune: Tune, experiments: Mapping[str, ExperimentSettings], optimizers: Collection[str]) -> Tune:
+    spaces = None if tune.optimizers is None else {o: space for o, space in tune.optimizers.items() if o in optimizers}
+    changes = {
+        name: change.model_copy(
+            update={"optimizers": {o: s for o, s in change.optimizers.items() if o in (taking_part or optimizers)}}
+        )
+        for name, change in tune.experiments.items()
+        if name in experiments
+        for taking_part in [experiments[name].optimizers]
+    }
+    return tune.model_copy(update={"optimizers": spaces, "experiments": changes})
 
 
 def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:

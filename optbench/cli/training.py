@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.cli.dry_run import show_plan
-from optbench.cli.live import view_for
+from optbench.cli.live import QuietView, view_for
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.data.catalog import DATASETS
@@ -31,7 +33,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `optbench run`, as they were given."""
+    """The options of `optbench run`, as they were given, and those that `optbench tune` shares with it."""
 
     suite: str | None = None
     device: str = "auto"
@@ -60,7 +62,14 @@ def train_suite(request: Request) -> int:
     if request.dry_run:
         show_plan(make_plan(suite, resume), resume)
         return DONE
-    options = Options(
+    with watched(request) as view:
+        outcome = run(suite, options_of(request, resume), view)
+    return conclude(outcome, request.quiet)
+
+
+def options_of(request: Request, resume: Path | None) -> Options:
+    """What the runner is told. resume: the run to go on with."""
+    return Options(
         device=request.device,
         runs_dir=request.runs_dir,
         name=request.name,
@@ -69,14 +78,24 @@ def train_suite(request: Request) -> int:
         resume=resume,
         command=("optbench", *sys.argv[1:]),
     )
+
+
+@contextlib.contextmanager
+def watched(request: Request) -> Iterator[QuietView]:
+    """A view on standard error while trials are trained; an error that ends them says what is kept."""
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
-            outcome = run(suite, options, view)
+            yield view
         except OptbenchError as error:
             if view.path is None or view.tracker is None or not view.tracker.done:
                 raise
             raise type(error)(f"{error}\n{view.tracker.done} finished trials are kept in {view.path}") from error
-    return _conclude(outcome, request.quiet)
+
+
+def check_name(name: str | None) -> None:
+    """Raises UsageError unless a run may be called so."""
+    if name is not None and not is_name(name):
+        raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
 
 
 def _suite(request: Request, resume: Path | None) -> Suite:
@@ -84,10 +103,7 @@ def _suite(request: Request, resume: Path | None) -> Suite:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
     if request.name is not None and resume is not None:
         raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
-    if request.name is not None and not is_name(request.name):
-        raise UsageError(
-            f"--name '{request.name}': needs letters, digits and . _ + - only, with a letter or digit first"
-        )
+    check_name(request.name)
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings)
@@ -96,6 +112,15 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     else:
         assert resume is not None
         path = resume / "suite.yaml"
+    return chosen_suite(path, choice)
+
+
+def chosen_suite(path: Path, choice: Choice) -> Suite:
+    """The suite in the file `path` with the choice applied, checked as far as that goes without torch.
+
+    Raises:
+        SuiteError, UsageError: as `selection.choose`.
+    """
     suite = choose(path, choice, check_settings, check_metric, check_pair_metric)
     # Known by name without torch, so a slip costs no time and shows in a dry run too.
     for name, experiment in suite.experiments.items():
@@ -104,10 +129,11 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     return suite
 
 
-def _conclude(outcome: Outcome, quiet: bool) -> int:
+def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
+    """Show what a run found, and what went wrong in it; the exit code. command: the one that resumes it."""
     finished = sum(outcome.statuses.values())
     if outcome.interrupted:
-        say(f"optbench: interrupted; {finished} finished trials are kept; go on with: {_resume(outcome.path)}")
+        say(f"optbench: interrupted; {finished} finished trials are kept; go on with: {_resume(command, outcome.path)}")
         return INTERRUPTED
     recorded = read_run(outcome.path)
     with results() as console:
@@ -127,5 +153,5 @@ def _conclude(outcome: Outcome, quiet: bool) -> int:
     return SOME_FAILED if outcome.statuses.get("failed") else DONE
 
 
-def _resume(path: Path) -> str:
-    return shlex.join(["optbench", "run", "--resume", os.fspath(path)])
+def _resume(command: str, path: Path) -> str:
+    return shlex.join(["optbench", command, "--resume", os.fspath(path)])

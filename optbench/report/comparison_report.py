@@ -27,6 +27,9 @@ def comparison_report(
 ) -> Document:
     """The document of a comparison. metrics: show only these (all of them where empty)."""
     blocks: list[Block] = [Paragraph(_sides(comparison))]
+    if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
+        said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data: a tuning run"
+        blocks.append(Items((said,), "warning"))
     if comparison.remarks:
         blocks.append(Items(comparison.remarks, "warning"))
     blocks += _gates(gates)

@@ -68,10 +68,11 @@ TOPICS: dict[Topic, str] = {
     "cost": "cost",
 }
 
+# {split}: the data that accuracies are of; pruned networks are measured on test data in any run.
 LEGENDS: dict[str, str] = {
-    "average_accuracy": "average accuracy: test accuracy at the end, mean over all tasks",
+    "average_accuracy": "average accuracy: {split} accuracy at the end, mean over all tasks",
     "forgetting": "forgetting: best accuracy on a task since it was learnt minus its accuracy at the end",
-    "learning_accuracy": "learning accuracy: test accuracy on each task right after training on it",
+    "learning_accuracy": "learning accuracy: {split} accuracy on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: accuracy at the end on the last task, and mean on those before it",
     "effective_rank": "effective rank: exp of the entropy of the feature covariance's spectrum, all tasks pooled",
     "class_cosine_mean": "class cosine: mean cosine between the mean features of different classes",

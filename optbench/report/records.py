@@ -23,6 +23,7 @@ from optbench.stats.paired import PairedResult
 from optbench.stats.pairs import Side as PairSide
 from optbench.stats.switching import Estimate, Side, Switching, SwitchPoint
 from optbench.stats.trajectories import Twins
+from optbench.stats.tuning import LEARNING, Setting, TunedOptimizer
 
 WEIGHT_DISTANCE = "weight_distance"
 VERSION = 1
@@ -30,7 +31,8 @@ VERSION = 1
 
 
 def report_json(summary: Summary) -> str:
-    """Runs, one record per metric of each optimizer setting, accuracy matrices, claims, switches, trials in trouble."""
+    """Runs, one record per metric of each optimizer setting, accuracy matrices, claims, switches, pairs, twins, what
+    tuning runs choose, trials in trouble."""
     sections = summary.sections
     return _json(
         {
@@ -48,14 +50,16 @@ def report_json(summary: Summary) -> str:
             "switches": [_switching(found) for run in summary.runs for found in run.switchings],
             "pairs": list(_pairs(summary)),
             "twins": [_twins_record(twins) for run in summary.runs for twins in run.twins],
+            "tunings": [_tuning_record(tuned) for run in summary.runs for tuned in run.tunings],
             "troubles": [asdict(trouble) for trouble in summary.troubles],
         }
     )
 
 
 def report_csv(summary: Summary) -> str:
-    """A line per metric of each optimizer setting, as `results` in the JSON; then those of `pairs` and of `twins`."""
-    return _csv(_RESULT_COLUMNS, [*_results(summary), *_pairs(summary), *_twins(summary)])
+    """A line per metric of each optimizer setting, as `results` in the JSON; then those of `pairs`, `twins` and
+    `tunings`."""
+    return _csv(_RESULT_COLUMNS, [*_results(summary), *_pairs(summary), *_twins(summary), *_tunings(summary)])
 
 
 def comparison_json(comparison: Comparison, gates: Sequence[JudgedGate], metrics: Sequence[str] = ()) -> str:
@@ -88,7 +92,12 @@ _PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 seeds on which a pair lies outside the range of the null values of its two sides."""
 _PLACE = ("task", "step")
 """Of twins (`pair_kind` is `twins`): where in training they were that far from each other."""
-_RESULT_COLUMNS = (*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD, *_SWITCH, *_PAIR, *_PLACE)
+_SPLIT = "split"
+"""The data that accuracies are of: `test`, or `validation` in a tuning run."""
+_CHOICE = ("learns", "chosen")
+"""Of a setting that was tried (`pair_kind` is `tuning`): whether it learns enough, and whether it is the one chosen. A
+line is of the mean over the models that settings are judged on; `model` names one, or several with + between."""
+_RESULT_COLUMNS = (*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD, *_SWITCH, *_PAIR, *_PLACE, _SPLIT, *_CHOICE)
 
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
@@ -125,7 +134,8 @@ _COMPARISON_COLUMNS = (
 
 
 def _run(run: RunSummary) -> dict[str, Any]:
-    return {key: value for key, value in vars(run).items() if key not in ("claims", "switchings", "pairs", "twins")}
+    apart = ("claims", "switchings", "pairs", "twins", "tunings")
+    return {key: value for key, value in vars(run).items() if key not in apart}
 
 
 def _row_keys(section: Section, row: SummaryRow) -> dict[str, Any]:
@@ -147,7 +157,8 @@ def _results(summary: Summary) -> Iterable[dict[str, Any]]:
                 about = {"metric": metric, "direction": METRICS[metric].direction}
                 keys = _row_keys(section, row)
                 at = switched.get((*keys.values(), metric))
-                yield {**keys, **counts, **about, **_spread(row.values[metric]), **_switched(at, metric)}
+                values = {**_spread(row.values[metric]), **_switched(at, metric)}
+                yield {**keys, **counts, **about, **values, _SPLIT: row.split}
 
 
 def _pairs(summary: Summary) -> Iterable[dict[str, Any]]:
@@ -215,6 +226,58 @@ def _twins(summary: Summary) -> Iterable[dict[str, Any]]:
                 "direction": METRICS[WEIGHT_DISTANCE].direction,
                 **_spread(Spread.of(twins.at(place))),
             }
+
+
+def _tuning_record(tuned: TunedOptimizer) -> dict[str, Any]:
+    """Everything by the rule of the suite: the score is the mean of `metric` over models and seeds."""
+    return {
+        "run": tuned.run,
+        "experiment": tuned.experiment,
+        "models": tuned.models,
+        "optimizer": tuned.optimizer,
+        "seeds": tuned.seeds,
+        "metric": tuned.metric,
+        "direction": METRICS[tuned.metric].direction,
+        "learning_margin": tuned.margin,
+        "sampler": tuned.sampler,
+        "space": tuned.space,
+        "chosen": tuned.chosen.variant if tuned.chosen else None,
+        "hyperparameters": tuned.chosen.hyperparameters if tuned.chosen else None,
+        "edges": tuned.ends,
+        "settings": [
+            {
+                "variant": setting.variant,
+                "hyperparameters": setting.hyperparameters,
+                **{name: getattr(setting, name) for name in _COUNTS},
+                "score": setting.score,
+                LEARNING: setting.learning,
+                **_choice(tuned, setting),
+            }
+            for setting in tuned.settings
+        ],
+    }
+
+
+def _tunings(summary: Summary) -> Iterable[dict[str, Any]]:
+    """A record per measure of each setting that was tried: the rule's metric, and learning accuracy."""
+    for tuned in (tuned for run in summary.runs for tuned in run.tunings):
+        for setting in tuned.settings:
+            keys = (tuned.run, tuned.experiment, "+".join(tuned.models), tuned.optimizer, setting.variant)
+            for metric in dict.fromkeys([tuned.metric, LEARNING]):
+                yield {
+                    **dict(zip(_KEYS, keys, strict=True)),
+                    **{name: getattr(setting, name) for name in _COUNTS},
+                    "metric": metric,
+                    "direction": METRICS[metric].direction,
+                    **_spread(Spread.of(setting.by_seed.get(metric, ()))),
+                    _PAIR[0]: "tuning",
+                    _SPLIT: "validation",
+                    **_choice(tuned, setting),
+                }
+
+
+def _choice(tuned: TunedOptimizer, setting: Setting) -> dict[str, bool]:
+    return dict(zip(_CHOICE, (setting.learns, setting is tuned.chosen), strict=True))
 
 
 def _spread(spread: Spread | None) -> dict[str, Any]:

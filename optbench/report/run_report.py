@@ -29,6 +29,7 @@ from optbench.report.pairs import pair_blocks
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
 from optbench.report.switching import switching_blocks
+from optbench.report.tuning import stated_tuning, tuning_blocks
 from optbench.report.twins import twin_blocks
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
@@ -42,6 +43,9 @@ FEWEST_SWEPT = 3
 """Fewer settings than this are no sweep."""
 BAR = 10
 """Characters of a bar from 0 to 1."""
+MANY_SETTINGS = 30
+"""With more settings than this, a terminal shows of a tuning run only what it chooses and why."""
+FOLDED = "markdown, html, csv and json have all of each"
 MANY_TASKS = 6
 """With more tasks there is one sparkline for the end of training, instead of one for each task."""
 MOST_TASKS = 20
@@ -72,13 +76,15 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
         blocks += [Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
     if not summary.measured:
         blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
-    blocks.append(Only(PAGES, Heading("Results")))
+    text = partial(spread_text, statistic=statistic)
+    tuned = [found for run in summary.runs for found in run.tunings]
+    blocks += tuning_blocks(tuned, several, text)
+    blocks.append(Heading("Results") if tuned else Only(PAGES, Heading("Results")))
     for section in summary.sections:
         blocks += _section(section, several, statistic)
     blocks += _legend(summary, statistic)
     blocks += _troubles(summary)
     blocks += switching_blocks([found for run in summary.runs for found in run.switchings], several)
-    text = partial(spread_text, statistic=statistic)
     blocks += twin_blocks([found for run in summary.runs for found in run.twins], several, text)
     blocks += pair_blocks([pair for run in summary.runs for pair in run.pairs], several, text)
     if figures:
@@ -128,6 +134,20 @@ def exclusions(row: SummaryRow) -> str | None:
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
     # On a terminal the captions say it.
     yield Only(PAGES, Heading(f"{section.experiment}, {section.model}", 2))
+    if len(section.rows) > MANY_SETTINGS and any(row.split == "validation" for row in section.rows):
+        # What tuning has chosen must not drown in the settings that it has not.
+        said = f"{section.experiment}, {section.model}: {len(section.rows)} settings; {FOLDED}"
+        yield Only(("terminal",), Paragraph(said, "quiet"))
+        every = f"Results of all {len(section.rows)} settings: {section.experiment}, {section.model}"
+        yield Fold(every, tuple(_results(section, several, statistic)))
+    else:
+        yield from _results(section, several, statistic)
+    yield from _matrices(section, several)
+    # Nobody prints every measure; csv has them all.
+    yield Only(("markdown", "html"), _details(section, several))
+
+
+def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
@@ -148,9 +168,6 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
             warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
     if warnings:
         yield Items(tuple(warnings), "warning")
-    yield from _matrices(section, several)
-    # Nobody prints every measure; csv has them all.
-    yield Only(("markdown", "html"), _details(section, several))
 
 
 def _measures(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
@@ -217,10 +234,14 @@ def _sparks(section: Section, several: bool) -> Iterable[Block]:
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[Block]:
-    """Swept settings as bars, so that who is too slow to forget because too slow to learn is seen at once."""
+    """Swept settings as bars, so that who is too slow to forget because too slow to learn is seen at once.
+
+    Those of a tuning run stand where it is said what it chooses.
+    """
     swept: dict[tuple[str, str], list[SummaryRow]] = {}
     for row in section.rows:
-        swept.setdefault((row.run, row.optimizer), []).append(row)
+        if row.split == "test":
+            swept.setdefault((row.run, row.optimizer), []).append(row)
     for (run, optimizer), rows in swept.items():
         if len(rows) < FEWEST_SWEPT:
             continue
@@ -247,7 +268,7 @@ def _matrices(section: Section, several: bool) -> Iterable[Block]:
             when = "before training" if i == 0 else f"after task {i}"
             rows.append((Cell(when), *(Cell(fixed(value, 3)) for value in line)))
         who = f"{row.run}, {row.label}" if several else row.label
-        tables.append(Table(f"{who}: mean test accuracy over {row.ok} seeds", columns, tuple(rows)))
+        tables.append(Table(f"{who}: mean {row.split} accuracy over {row.ok} seeds", columns, tuple(rows)))
     if tables:
         yield Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
 
@@ -284,7 +305,9 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
         "mean": "mean±sd over seeds (sd: sample standard deviation; none for a single seed).",
         "median": "median [quartiles] over seeds.",
     }[statistic]
-    lines = [what, *(text for name, text in LEGENDS.items() if name in shown)]
+    splits = sorted({row.split for section in summary.sections for row in section.rows})
+    split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
+    lines = [what, *(text.format(split=split) for name, text in LEGENDS.items() if name in shown)]
     yield Items(tuple(lines), "quiet")
 
 
@@ -389,29 +412,11 @@ def _how(summary: Summary) -> Iterable[Block]:
         lines = [
             f"{run.run}: suite {run.suite} ({run.suite_hash}), {seeds}, {times}",
             f"on {run.machine}; {run.versions}" + (f"; commit {run.commit}" if run.commit else ""),
-            *_tuning(summary, run),
+            *stated_tuning(summary, run),
         ]
         yield Items(tuple(line for line in lines if line), "quiet")
         yield Paragraph("Run with, and to train the same again:", "quiet")
         yield Code("\n".join(line for line in (run.command, run.repeat) if line))
-
-
-def _tuning(summary: Summary, run: RunSummary) -> list[str]:
-    """What choosing the settings has cost."""
-    stated = {
-        (section.experiment, row.optimizer): row.tuning
-        for section in summary.sections
-        for row in section.rows
-        if row.run == run.run
-    }
-    known = {key: cost for key, cost in stated.items() if cost is not None}
-    if not known:
-        return ["tuning: the suite does not say what choosing the settings has cost"]
-    said: dict[tuple[str, str], list[str]] = {}
-    for (experiment, optimizer), cost in known.items():
-        said.setdefault((experiment, f"{cost.settings} settings × {cost.seeds} seeds"), []).append(optimizer)
-    budgets = [f"on {experiment} {budget} for {', '.join(who)}" for (experiment, budget), who in said.items()]
-    return [f"tuning: {'; '.join(budgets)}"]
 
 
 def _words(measure: Measure) -> str:

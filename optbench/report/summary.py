@@ -22,10 +22,11 @@ from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.pairs import SolutionPair, solution_pairs
-from optbench.stats.results import Matrix, Results
+from optbench.stats.results import Matrix, Results, Split
 from optbench.stats.switching import Switching, switchings
 from optbench.stats.trajectories import Twins, twins
-from optbench.suite.schema import ExperimentSettings, Protocol, Tuning
+from optbench.stats.tuning import TunedOptimizer, departures, tunings
+from optbench.suite.schema import ExperimentSettings, Protocol, Stage, Tuning
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class SummaryRow:
     fallbacks: int
     """Matrix factorisations that failed and were replaced, over all its trials."""
     tuning: Tuning | None
+    departures: Mapping[str, Any]
+    """Hyper-parameters that are not what `tuning` says was chosen, by dotted path, as they are."""
+    split: Split
+    """The data that accuracies are of."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class RunSummary:
     suite: str
     suite_hash: str
     description: str
+    stage: Stage
     status: str
     created: str
     finished: str
@@ -127,6 +133,8 @@ class RunSummary:
     switchings: tuple[Switching, ...]
     pairs: tuple[SolutionPair, ...]
     twins: tuple[Twins, ...]
+    tunings: tuple[TunedOptimizer, ...]
+    """What a tuning run chooses; empty for any other."""
 
     @property
     def ended(self) -> int:
@@ -194,6 +202,8 @@ def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
         matrix=np.mean(matrices, axis=0) if matrices else None,
         fallbacks=sum(row.fallbacks for row in rows),
         tuning=arm.tuning,
+        departures=departures(arm),
+        split=arm.results.split,
     )
 
 
@@ -233,6 +243,7 @@ def _run(results: Results) -> RunSummary:
         suite=suite.name,
         suite_hash=str(record.get("suite_hash", "")),
         description=" ".join(suite.description.split()),
+        stage=suite.stage,
         status=str(record.get("status")),
         created=str(record.get("created") or ""),
         finished=str(record.get("finished") or ""),
@@ -253,6 +264,7 @@ def _run(results: Results) -> RunSummary:
         switchings=tuple(switchings(results)),
         pairs=tuple(solution_pairs(results)),
         twins=tuple(twins(results)),
+        tunings=tuple(tunings(results)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from optbench.store.tables import TrialRow
 from optbench.suite import Suite, load_suite
 
 Matrix: TypeAlias = NDArray[np.float64]
+Split = Literal["test", "validation"]
 
 FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 
@@ -43,10 +44,16 @@ class Results:
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
     """As `rows`, of the controls."""
 
+    @property
+    def split(self) -> Split:
+        """The data that accuracies are of: a tuning run chooses settings, and test data must never do that."""
+        return "validation" if self.suite.stage == "tune" else "test"
+
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """Test accuracy (T+1, T) of every trial that has any; NaN where a value is missing (it diverged before)."""
-        return accuracy_matrices(self.run.table("accuracy", "trial", "after_task", "task", "accuracy"))
+        """Accuracy (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before."""
+        column = "validation_accuracy" if self.split == "validation" else "accuracy"
+        return accuracy_matrices(self.run.table("accuracy", "trial", "after_task", "task", column), column)
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
@@ -73,14 +80,16 @@ class Results:
         return self.rows[trial].status if trial in self.rows else "missing"
 
 
-def read_results(run: Run) -> Results:
+def read_results(run: Run, suite: Suite | None = None) -> Results:
     """The results of a run.
+
+    suite: to look at these of its trials only, instead of those of its own `suite.yaml`.
 
     Raises:
         SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
         StoreError: a table is unreadable.
     """
-    suite = load_suite(run.path / "suite.yaml")
+    suite = suite or load_suite(run.path / "suite.yaml")
     table = run.table("trials")
     names = [name for name in table.column_names if name in TrialRow.__dataclass_fields__]
     ids = table["trial"].to_pylist()
@@ -91,8 +100,8 @@ def read_results(run: Run) -> Results:
     return Results(run, suite, tuple(trial for trial in planned if not trial.is_control), rows, controls, of_controls)
 
 
-def accuracy_matrices(accuracy: pa.Table) -> dict[str, Matrix]:
-    """Trial -> accuracy matrix (T+1, T) from the long table."""
+def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
+    """Trial -> accuracy matrix (T+1, T) from the long table; column: which of its accuracies."""
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
     tasks = np.zeros(len(ids), np.int64)
@@ -100,7 +109,7 @@ def accuracy_matrices(accuracy: pa.Table) -> dict[str, Matrix]:
     # Every matrix is a slice of one flat array, so that a million rows are placed at once.
     starts = np.concatenate([[0], np.cumsum((tasks + 1) * tasks)])
     flat = np.full(int(starts[-1]), np.nan)
-    flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy["accuracy"])
+    flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy[column])
     return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
 
 

@@ -77,6 +77,13 @@ class RunWriter:
         writer._save_record("running")
         return writer
 
+    def grow(self, suite_text: str, suite_hash: str, order: Sequence[Trial]) -> None:
+        """Put another suite, with more trials, in the place of the run's own."""
+        write_text(self.path / "suite.yaml", suite_text)
+        self._order = {trial.id: i for i, trial in enumerate(order)}
+        self._record = {**self._record, "suite_hash": suite_hash}
+        self._save_record("running")
+
     def statuses(self) -> dict[str, int]:
         """How many trials have each status."""
         values = self._tables["trials"]["status"].to_pylist()

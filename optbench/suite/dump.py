@@ -58,7 +58,8 @@ def suite_hash(suite: Suite) -> str:
     """16 hexadecimal digits of the SHA-256 of the resolved suite.
 
     Two suites share it when they train and measure the same: comments, the order of keys and spelt-out defaults do
-    not count, nor does what is only said about the results (description, claims, primary metrics, tuning).
+    not count, nor does what is only said about the results (description, claims, primary metrics, tuning) or how
+    settings are chosen (tune).
     """
     content = _content(suite)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -71,7 +72,7 @@ def suite_differences(a: Suite, b: Suite) -> list[str]:
 
 
 def _content(suite: Suite) -> dict[str, Any]:
-    content = suite.model_dump(mode="json", exclude={"description", "claims"})
+    content = suite.model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"]
         for added in ("pairs", "twins"):

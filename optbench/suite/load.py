@@ -51,6 +51,7 @@ def load_suite(
     faults = [
         *_optimizer_faults(suite, document, check_optimizer),
         *_name_faults(suite, document),
+        *_tune_faults(suite, document),
         *_pairs_faults(suite, document),
         *_twins_faults(suite, document),
         *_metric_faults(suite, document, check_metric, check_pair_metric),
@@ -131,6 +132,35 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
                 yield Fault(document.value_place(path), f"{shown_path(path)}: {message}")
 
 
+def _tune_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    """Names that are not there, and tuning seeds on which the result is judged as well."""
+    if suite.tune is None:
+        return
+    both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.stage == "eval" else []
+    if both:
+        place = document.key_place(("seeds",))
+        place = place if place.is_override else document.key_place(("tune", "seeds"))
+        message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that judge nothing"
+        yield Fault(place, message)
+    named: list[tuple[KeyPath, str | None]] = [
+        (("optimizers", name), _unknown("optimizer", name, suite.optimizers)) for name in suite.tune.optimizers or {}
+    ]
+    for name, changes in suite.tune.experiments.items():
+        path: KeyPath = ("experiments", name)
+        named.append((path, _unknown("experiment", name, suite.experiments)))
+        if name in suite.experiments:
+            experiment = suite.experiments[name]
+            for optimizer in changes.optimizers:
+                taking_part = experiment.optimizers or suite.optimizers
+                fault = _unknown(f"optimizer in {name}", optimizer, taking_part)
+                named.append(((*path, "optimizers", optimizer), fault))
+            for i, model in enumerate(changes.models or ()):
+                named.append(((*path, "models", i), _unknown(f"model in {name}", model, experiment.models)))
+    for where, unknown_name in named:
+        if unknown_name is not None:
+            yield Fault(document.key_place(("tune", *where)), f"{shown_path(('tune', *where[:-1]))}: {unknown_name}")
+
+
 def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     for name, experiment in suite.experiments.items():
         if experiment.pairs is None:
@@ -172,6 +202,8 @@ def _metric_faults(
             of_pairs += [(("experiments", name, "pairs", "metrics", i), metric) for i, metric in chosen]
         for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
             named += [(("experiments", name, key, i), metric) for i, metric in enumerate(metrics or ())]
+    if suite.tune is not None:
+        named.append((("tune", "metric"), suite.tune.metric))
     for name, claim in suite.claims.items():
         named.append((("claims", name, "metric"), claim.metric))
         named += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]

@@ -52,6 +52,7 @@ def _plain_value(value: Any) -> Any:
 HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
 PlainValue = Annotated[Any, AfterValidator(_plain_value)]
+Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 def _listed_once(what: str, items: list[Any]) -> None:
@@ -210,13 +211,64 @@ class Protocol(_Settings):
     """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
 
 
+Sampler = Literal["grid", "random", "tpe"]
+"""`grid`: every combination; `random`: independent draws; `tpe`: a tree-structured Parzen estimator (Bergstra et al.
+2011), which draws where settings did well before."""
+
+
 class Tuning(_Settings):
-    """What choosing an optimizer's settings has cost, so that a reader can see whether it was the same for all."""
+    """What choosing an optimizer's settings has cost, so that a reader can see whether it was the same for all.
+
+    `optbench tune` writes it. Hyper-parameters are named by their path: `lr`, `base.lr`.
+    """
 
     settings: Annotated[Whole, Field(ge=1)]
     """How many settings were tried."""
     seeds: Annotated[Whole, Field(ge=1)]
     """On how many seeds each; none of them among the suite's own."""
+    sampler: Sampler = "grid"
+    space: dict[Text, PlainValue] | None = None
+    """What was searched: a list of values, or `{log: [low, high], points: n}`; null: not stated."""
+    chosen: dict[Text, PlainValue] | None = None
+    """The values that were chosen; null: not stated."""
+    edge: list[Text] = []
+    """The hyper-parameters whose chosen value lies at an end of what was searched."""
+
+
+Space = dict[HyperparameterName, PlainValue]
+"""What to search of an optimizer: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
+`{of: optimizer.key, times: x}`: x times what is chosen for another optimizer. Of a base: `{base: {lr: ...}}`."""
+
+
+class ExperimentTune(_Settings):
+    """What is different when tuning for one experiment."""
+
+    models: Annotated[list[Name], Field(min_length=1)] | None = None
+    """The models that settings are judged on, by their mean; null: every model of the experiment."""
+    optimizers: dict[Name, Space] = {}
+    """What to search instead of what the suite's `tune.optimizers` says."""
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, value: list[str] | None) -> list[str] | None:
+        _listed_once("model", value or [])
+        return value
+
+
+class Tune(_Settings):
+    """How `optbench tune` chooses hyper-parameters, by validation data alone. `optbench run` does not look at it."""
+
+    seeds: Seeds | None = None
+    """None of them among the suite's own; null: two, from 1000 on."""
+    metric: Name = "average_accuracy"
+    """The best of this is chosen: a continual metric, of the accuracies on validation data."""
+    learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
+    """Among the settings whose learning accuracy is within this of the optimizer's best: one too small to learn must
+    not win by not forgetting. null: among all."""
+    optimizers: dict[Name, Space] | None = None
+    """What to search; the same number of settings for each. null: of every optimizer seven learning rates over two
+    decades around its own."""
+    experiments: dict[Name, ExperimentTune] = {}
 
 
 class Pairs(_Settings):
@@ -246,7 +298,13 @@ class Pairs(_Settings):
         return value
 
 
-Twins = Annotated[list[Name], Field(min_length=2, max_length=2)]
+def _two(value: list[str]) -> list[str]:
+    if len(value) != 2:
+        raise ValueError(f"needs two optimizers, as in [sgd, adam]; {len(value)} came")
+    return value
+
+
+Twins = Annotated[list[Name], AfterValidator(_two)]
 
 
 class ExperimentSettings(_Settings):
@@ -348,6 +406,8 @@ class Suite(_Settings):
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
     claims: dict[Name, Claim] = {}
     """What is expected, stated beforehand; `optbench report` judges each."""
+    tune: Tune | None = None
+    """How `optbench tune` chooses settings; null: as `Tune` has it."""
 
 
 def is_name(text: str) -> bool:

@@ -8,14 +8,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from optbench.errors import OptimizerError
 from optbench.suite.schema import LogGrid
 
+KeyPath: TypeAlias = tuple[str, ...]
+
 MAX_VARIANTS = 10_000
+LISTED = "variants"
+"""Under this key an optimizer may list settings of its own, where not every combination is wanted."""
 
 # Hyper-parameters whose one value is a sequence of numbers, in torch.optim and in pytorch-optimizer.
 SEQUENCES = frozenset(
@@ -40,23 +44,65 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
     A list, or `{log: [low, high], points: n}`, is a sweep. Where one value is itself a sequence (`betas`), a list of
     numbers is that value and a list of lists is a sweep. A mapping with a `target` is an optimizer inside a wrapper,
-    whose own hyper-parameters may be swept. Any other mapping is a value.
+    whose own hyper-parameters may be swept. Any other mapping is a value. Under `variants` stands a list of settings,
+    each of them combined with every combination of what is swept besides.
 
-    Raises OptimizerError, which names the key in quotes, for an empty sweep, a value listed twice, a bad grid, or
-    more than `MAX_VARIANTS` combinations.
+    Raises OptimizerError, which names the key in quotes, for an empty sweep, a value or setting listed twice, a bad
+    grid, or more than `MAX_VARIANTS` combinations.
     """
-    swept = _swept(hyperparameters)
-    if not swept:
-        return [Variant("default", dict(hyperparameters))]
-    if (count := math.prod(len(sweep) for sweep in swept.values())) > MAX_VARIANTS:
-        longest = max(swept, key=lambda path: len(swept[path]))
+    fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
+    listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
+    swept = _swept(fixed)
+    if not swept and listed == [{}]:
+        return [Variant("default", fixed)]
+    # What a setting names itself is not swept in it.
+    rest = [{path: sweep for path, sweep in swept.items() if path not in setting} for setting in listed]
+    if (count := sum(math.prod(map(len, sweeps.values())) for sweeps in rest)) > MAX_VARIANTS:
+        longest = max(swept, key=lambda path: len(swept[path])) if swept else (LISTED,)
         raise OptimizerError(f"'{'.'.join(longest)}': the sweeps make {count} variants, more than {MAX_VARIANTS}")
     result = []
-    for combination in itertools.product(*swept.values()):
-        chosen = dict(zip(swept, combination, strict=True))
-        name = ",".join(f"{'.'.join(path)}={value_name(value)}" for path, value in chosen.items())
-        result.append(Variant(name, _with(hyperparameters, chosen)))
+    for setting, sweeps in zip(listed, rest, strict=True):
+        for combination in itertools.product(*sweeps.values()):
+            chosen = setting | dict(zip(sweeps, combination, strict=True))
+            result.append(Variant(variant_name(chosen), with_values(fixed, chosen)))
     return result
+
+
+def variant_name(values: Mapping[KeyPath, Any]) -> str:
+    """The name of the variant with these values: `lr=0.1,momentum=0.9`."""
+    return ",".join(f"{'.'.join(path)}={value_name(value)}" for path, value in values.items())
+
+
+def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    """The hyper-parameters with values put in their places, in the order of the file; new ones follow."""
+    found = dict(hyperparameters)
+    for path, value in values.items():
+        inner = found.get(path[0])
+        base = inner if isinstance(inner, Mapping) else {}
+        found[path[0]] = with_values(base, {path[1:]: value}) if len(path) > 1 else value
+    return found
+
+
+def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
+    """What a mapping of hyper-parameters sets, by path: `("base", "lr")` is the rate of the optimizer inside.
+
+    A mapping under a key is taken for the settings of an optimizer inside.
+    """
+    found: dict[KeyPath, Any] = {}
+    for key, value in settings.items():
+        inner = leaves(value) if isinstance(value, Mapping) and value else {(): value}
+        found |= {(key, *path): item for path, item in inner.items()}
+    return found
+
+
+def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
+    if not (isinstance(settings, list) and settings and all(isinstance(item, dict) and item for item in settings)):
+        raise OptimizerError(f"'{LISTED}' needs a list of settings, as in [{{lr: 0.1}}, {{lr: 0.3, momentum: 0.9}}]")
+    found = [leaves(item) for item in settings]
+    for i, one in enumerate(found):
+        if one in found[:i]:
+            raise OptimizerError(f"'{LISTED}' lists the setting {json.dumps(settings[i])} twice")
+    return found
 
 
 def value_name(value: Any) -> str:
@@ -71,33 +117,28 @@ def value_name(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[tuple[str, ...], list[Any]]:
-    """What is swept and over which values, by path: `("base", "lr")` is the rate of the optimizer inside."""
-    found: dict[tuple[str, ...], list[Any]] = {}
+def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, list[Any]]:
+    """What is swept and over which values, by path."""
+    found: dict[KeyPath, list[Any]] = {}
     for key, value in hyperparameters.items():
         if _is_optimizer(value):
             found |= _swept(value, *above, key)
-        elif (sweep := _sweep(key, value)) is not None:
+        elif (sweep := values_to_try(key, value)) is not None:
             found[(*above, key)] = sweep
     return found
-
-
-def _with(hyperparameters: Mapping[str, Any], chosen: Mapping[tuple[str, ...], Any], *above: str) -> dict[str, Any]:
-    """The hyper-parameters with what was chosen in its place: in the order of the file, swept and fixed together."""
-    return {
-        key: _with(value, chosen, *above, key) if _is_optimizer(value) else chosen.get((*above, key), value)
-        for key, value in hyperparameters.items()
-    }
 
 
 def _is_optimizer(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("target"), str)
 
 
-def _sweep(key: str, value: Any) -> list[Any] | None:
-    """The values to try, or None when `value` is a single one."""
+def values_to_try(key: str, value: Any) -> list[Any] | None:
+    """The values of a sweep, or None when `value` is a single one.
+
+    Raises OptimizerError, which names the key in quotes, for an empty sweep, a value listed twice or a bad grid.
+    """
     if isinstance(value, dict) and "log" in value and value.keys() <= {"log", "points"}:
-        values: list[Any] = list(_grid(key, value).values())
+        values: list[Any] = list(log_grid(key, value).values())
     elif isinstance(value, list):
         nested = [isinstance(item, list) for item in value]
         if key in SEQUENCES:
@@ -118,7 +159,8 @@ def _sweep(key: str, value: Any) -> list[Any] | None:
     return values
 
 
-def _grid(key: str, value: dict[str, Any]) -> LogGrid:
+def log_grid(key: str, value: Mapping[str, Any]) -> LogGrid:
+    """`{log: [low, high], points: n}`, checked. Raises OptimizerError, which names the key in quotes."""
     try:
         return LogGrid.model_validate(value)
     except ValidationError as error:

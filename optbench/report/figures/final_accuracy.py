@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, by_experiment, chunks, groups, mean, spread_out
-from optbench.report.figures.wording import caption, means
+from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def _figure(experiment: str, found: Sequence[Group]) -> Figure | None:
         for group, shown in drawn
         for series in shown
     ]
+    everything = [series for _, shown in drawn for series in shown]
     what = (
-        f"Test accuracy at the end of {experiment}, mean over all tasks, by optimizer"
+        f"{accuracy(everything)} at the end of {experiment}, mean over all tasks, by optimizer"
         f"{'' if len(found) == 1 else ' and model'}; a dot is a seed, a bar their mean."
     )
     return Figure(

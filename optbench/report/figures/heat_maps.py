@@ -18,7 +18,7 @@ from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups
 from optbench.report.figures.tasks import TaskNames, task_axis, task_names
-from optbench.report.figures.wording import caption, means
+from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 from optbench.store.columns import numbers
 
@@ -123,8 +123,8 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
         panels.append(draw_heat_map(series.label, HeatMap(values, 0.0, 1.0, rows, TaskNames(columns.names, title))))
     end = [(series.label, float(values[-1].mean())) for series, values in drawn]
     what = (
-        f"Test accuracy on every task of {group.experiment} (columns) before any training and after each task (rows), "
-        f"{group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
+        f"{accuracy(series for series, _ in drawn)} on every task of {group.experiment} (columns) before any training "
+        f"and after each task (rows), {group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
     )
     return Figure(
         name=f"accuracy-matrix_{group.place}",

@@ -6,24 +6,30 @@ Who learns too slowly to forget shows where learning accuracy and forgetting are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.placing import place_labels
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
-from optbench.report.figures.wording import caption, means
+from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 from optbench.stats.switching import steps_setting
+from optbench.stats.tuning import tunings
 from optbench.suite.schema import ClassIncremental
+from optbench.suite.variants import leaves, value_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIN_POINTS = 3
 RATES = ("lr", "learning_rate")
+MANY_VALUES = 10
+"""On one axis, or beside the points of one panel: more of them could not be read."""
+RING = "_chosen"
+"""The name of the artist around the chosen setting."""
 
 LEARNING = {
     "learning_accuracy": "learning accuracy",
@@ -47,16 +53,24 @@ SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
 class Sweep:
     """One optimizer over the values of one hyper-parameter, all else equal.
 
-    series: how it looks. points: value and arm, by ascending value.
+    series: how it looks. points: value and arm, by ascending value. chosen: the one that a tuning run chooses, where it
+    is one of these. joined: whether all else is equal, so that a line through the points means something.
     """
 
     hyperparameter: str
     series: Series
     points: tuple[tuple[float, Series], ...]
+    chosen: str | None = None
+    joined: bool = True
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
         """Value -> the metric of every seed, where there is any."""
         return [(value, found) for value, arm in self.points if (found := arm.values(metric))]
+
+    def ring(self, metric: str) -> tuple[float, float] | None:
+        """Value and mean of the chosen setting."""
+        found = [(value, arm.values(metric)) for value, arm in self.points if arm.arm.variant == self.chosen]
+        return (found[0][0], mean(found[0][1])) if found and found[0][1] else None
 
 
 def learning_rates(results: Sequence[Results]) -> list[Figure]:
@@ -82,32 +96,66 @@ def settings(results: Sequence[Results]) -> list[Figure]:
 
 
 def is_rate(hyperparameter: str) -> bool:
-    return hyperparameter in RATES or hyperparameter.endswith("_lr")
+    """hyperparameter: by dotted path; of a wrapper's optimizer too."""
+    name = hyperparameter.rpartition(".")[2]
+    return name in RATES or name.endswith("_lr")
 
 
 def sweeps(group: Group) -> list[Sweep]:
     """Optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
 
-    Not in the step of a switch, which has a figure of its own.
+    Of a tuning run, where more than a rate may differ, also the variants that differ in the rate alone; and where such
+    are too few, as random draws are, all of them, unjoined. Not in the step of a switch, which has its own figure.
     """
     by_optimizer: dict[tuple[str, str], list[Series]] = {}
     for series in group.series:
         run = series.label.removeprefix(series.arm.label)
         by_optimizer.setdefault((series.arm.optimizer, run), []).append(series)
+    chosen = {
+        (tuned.optimizer, run): tuned.chosen.variant
+        for run, results in {run: series[0].arm.results for (_, run), series in by_optimizer.items()}.items()
+        for tuned in tunings(results)
+        if tuned.experiment == group.experiment and tuned.chosen is not None
+    }
     found: list[Sweep] = []
     for (optimizer, run), variants in by_optimizer.items():
-        given = [next(iter(series.arm.trials.values())).hyperparameters for series in variants]
-        differing = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
-        if len(variants) < MIN_POINTS or len(differing) != 1 or differing == [steps_setting(variants[0].arm)]:
-            continue
-        values = [setting[differing[0]] for setting in given]
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            continue
-        turn = sum(sweep.series.colour == variants[0].colour for sweep in found)
-        look = replace(variants[0], label=f"{optimizer}{run}", turn=turn)
-        points = sorted(zip(map(float, values), variants, strict=True), key=lambda point: point[0])
-        found.append(Sweep(differing[0], look, tuple(points)))
+        for sweep in _sweeps(variants):
+            turn = sum(other.series.colour == variants[0].colour for other in found)
+            look = replace(sweep.series, label=f"{optimizer}{sweep.series.label}{run}", turn=turn)
+            found.append(replace(sweep, series=look, chosen=chosen.get((optimizer, run))))
     return found
+
+
+def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
+    """Those of one optimizer and run; their labels say what is equal in each, where anything else differs."""
+    given = [_settings(series) for series in variants]
+    differing = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
+    if len(variants) < MIN_POINTS or differing == [steps_setting(variants[0].arm)]:
+        return []
+    rates = [key for key in differing if is_rate(key)]
+    tuning = variants[0].arm.results.split == "validation"
+    if len(differing) == 1 or (tuning and len(rates) == 1):
+        swept = differing[0] if len(differing) == 1 else rates[0]
+    else:
+        return []
+    if not all(isinstance(one.get(swept), int | float) and not isinstance(one[swept], bool) for one in given):
+        return []
+    alike: dict[str, list[tuple[float, Series]]] = {}
+    for setting, series in zip(given, variants, strict=True):
+        rest = [f" {key}={value_name(setting[key])}" for key in differing if key != swept and key in setting]
+        alike.setdefault("".join(rest), []).append((float(setting[swept]), series))
+    joined = all(len(points) >= MIN_POINTS for points in alike.values())
+    parts = alike if joined else {"": [point for points in alike.values() for point in points]}
+    return [
+        Sweep(swept, replace(points[0][1], label=rest), tuple(sorted(points, key=lambda p: p[0])), joined=joined)
+        for rest, points in parts.items()
+    ]
+
+
+def _settings(series: Series) -> Mapping[str, Any]:
+    """Hyper-parameters by dotted path: also what a wrapper's own optimizer has."""
+    given = next(iter(series.arm.trials.values())).hyperparameters
+    return {".".join(path): value for path, value in leaves(given).items()}
 
 
 def _by_hyperparameter(group: Group) -> dict[str, list[Sweep]]:
@@ -125,9 +173,18 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
     if not panels:
         return []
     what = (
-        f"{_listing(list(taken.values()))} against {name} on {group.experiment}, {group.model}; a dot is a seed, a "
-        "line goes through the means."
+        f"{_listing(list(taken.values()))} against {name} on {group.experiment}, {group.model}; a dot is a seed"
+        f"{', a line goes through the means' if any(sweep.joined for sweep in found) else ''}."
     )
+    chosen = [
+        f"{sweep.series.label} at {style.short(value)}"
+        for sweep in found
+        for value, arm in sweep.points
+        if arm.arm.variant == sweep.chosen
+    ]
+    if any(sweep.series.arm.results.split == "validation" for sweep in found):
+        what += f" {accuracy(sweep.series for sweep in found)}"
+        what += "; a ring is the setting that tuning chooses." if chosen else "."
     if both:
         what += " Of forgetting against learning accuracy, bottom right is best, and bottom left has little to forget."
     swept = Group(group.experiment, group.model, tuple(arm for sweep in found for _, arm in sweep.points))
@@ -141,7 +198,8 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
             name=f"{kind}_{group.place}_{name}",
             title=f"{group.experiment}, {group.model}: {'learning and forgetting by ' if both else 'by '}{name}",
             caption=caption(what, [(swept, swept.series)]),
-            alt=f"Highest mean accuracy at the end by {name}: {means(best)}." if best else f"{what}",
+            alt=(f"Highest mean accuracy at the end by {name}: {means(best)}." if best else f"{what}")
+            + (f" Chosen: {', '.join(chosen)}." if chosen else ""),
             panels=tuple(panels),
         )
     ]
@@ -162,16 +220,32 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
 
     def draw(axes: Axes) -> None:
         every = sorted({value for sweep in part for value, _ in sweep.drawn(metric)})
-        style.value_axis(axes, "x", every, room=5)
+        _axis_of_values(axes, every)
         for sweep in part:
             shown, drawn = style.look(sweep.series), sweep.drawn(metric)
-            style.draw_means(axes, [value for value, _ in drawn], [mean(values) for _, values in drawn], shown)
+            if sweep.joined:
+                style.draw_means(axes, [value for value, _ in drawn], [mean(values) for _, values in drawn], shown)
             x = [value for value, values in drawn for _ in values]
             style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
-        style.labels(axes, name, UNITS.get(metric, "accuracy"))
-        style.header(axes, WIDTH, title, shown_series)
+            _draw_ring(axes, sweep.ring(metric))
+        of_tuning = part[0].series.arm.results.split == "validation"
+        style.labels(axes, name, UNITS.get(metric, "validation accuracy" if of_tuning else "accuracy"))
+        style.header(axes, WIDTH, title, shown_series, lines=all(sweep.joined for sweep in part))
 
     return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, shown_series))
+
+
+def _axis_of_values(axes: Axes, values: Sequence[float]) -> None:
+    """The values themselves as ticks where they are a grid; powers of ten where they are many."""
+    if len(values) > MANY_VALUES and values[-1] >= 100 * values[0] > 0:
+        style.log_axis(axes, "x")
+    else:
+        style.value_axis(axes, "x", values, room=5)
+
+
+def _draw_ring(axes: Axes, place: tuple[float, float] | None) -> None:
+    if place is not None:
+        axes.plot(*([at] for at in place), "o", markersize=12, markerfacecolor="none", color=style.INK, label=RING)
 
 
 def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
@@ -185,21 +259,27 @@ def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
     return found
 
 
-def _scatter(sweep: Sweep, every: Sequence[Sweep]) -> Panel:
+def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
     """One optimizer; the axes are the same for all of them."""
 
     def draw(axes: Axes) -> None:
-        points = [point for other in every for _, pairs in _against(other) for point in pairs]
+        points = [point for other in drawn for _, pairs in _against(other) for point in pairs]
         limits = [_limits([point[i] for point in points]) for i in (0, 1)]
         axes.set(xlim=limits[0], ylim=limits[1])
         shown, found = style.look(sweep.series), _against(sweep)
         centres = [(mean([p[0] for p in pairs]), mean([p[1] for p in pairs])) for _, pairs in found]
         xs, ys = [x for x, _ in centres], [y for _, y in centres]
-        axes.plot(xs, ys, color=shown.colour, linewidth=0.9, alpha=0.6, label="_path")
+        if sweep.joined:
+            axes.plot(xs, ys, color=shown.colour, linewidth=0.9, alpha=0.6, label="_path")
         for _, pairs in found:
             style.draw_seeds(axes, [x for x, _ in pairs], [y for _, y in pairs], shown)
         axes.plot(xs, ys, linestyle="none", **{**shown.marks, "markersize": 7.5, "markeredgecolor": style.INK})
-        texts = [style.short(value) for value, _ in found]
+        learnt, forgotten = sweep.ring("learning_accuracy"), sweep.ring("forgetting")
+        at_value = learnt[0] if learnt else None
+        _draw_ring(axes, (learnt[1], forgotten[1]) if learnt and forgotten else None)
+        every = len(found) <= MANY_VALUES
+        named = [i for i, (value, _) in enumerate(found) if every or i in (0, len(found) - 1) or value == at_value]
+        centres, texts = [centres[i] for i in named], [_digits(found[i][0]) for i in named]
         size = ((SCATTER_WIDTH - 0.75) * 72, (SCATTER_HEIGHT - 0.75) * 72)
         for text, centre, offset in zip(texts, centres, place_labels(centres, texts, limits, size), strict=True):
             leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.INK, "shrinkA": 0, "shrinkB": 3}
@@ -214,9 +294,18 @@ def _scatter(sweep: Sweep, every: Sequence[Sweep]) -> Panel:
                 fontsize=8,
             )
         style.labels(axes, "learning accuracy", "forgetting")
-        style.header(axes, SCATTER_WIDTH, f"{sweep.series.label}, {sweep.hyperparameter} beside each mean")
+        style.header(
+            axes,
+            SCATTER_WIDTH,
+            f"{sweep.series.label}, {sweep.hyperparameter} beside {'each mean' if every else 'some means'}",
+        )
 
     return Panel(draw, SCATTER_WIDTH, SCATTER_HEIGHT)
+
+
+def _digits(value: float) -> str:
+    """A value beside its point: a drawn one has more digits than there is room for."""
+    return style.short(float(f"{value:.3g}"))
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, spread_out
 from optbench.report.figures.tasks import task_axis, task_names
-from optbench.report.figures.wording import caption, means
+from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def _figure(group: Group) -> Figure | None:
     first = [(series.label, float(np.mean([row[0] for row in _ends(series)]))) for series in shown]
     limits = style.limits([float(value) for series in shown for row in _ends(series) for value in row])
     what = (
-        f"Test accuracy on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, a line "
-        "goes through the means."
+        f"{accuracy(shown)} on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, a "
+        "line goes through the means."
     )
     return Figure(
         name=f"task-accuracy_{group.place}",

@@ -29,6 +29,12 @@ def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
     return " ".join(sentences)
 
 
+def accuracy(series: Iterable[Series]) -> str:
+    """`Test accuracy`, `Validation accuracy` of tuning runs, and what a mixture of both has."""
+    splits = {one.arm.results.split for one in series}
+    return f"{_capital(splits.pop())} accuracy" if len(splits) == 1 else "Test accuracy (of a tuning run validation)"
+
+
 def seeds(series: Sequence[Series]) -> str:
     """`10 seeds`, or `8 to 10 seeds` where some did not end well."""
     counts = sorted({len(one.trials) for one in series if one.trials})

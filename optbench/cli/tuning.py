@@ -1,0 +1,167 @@
+"""`optbench tune`: from the options to a tuning run, and to the tuned suite at its end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from optbench.cli.dry_run import show_plan
+from optbench.cli.output import results, say
+from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
+from optbench.cli.training import DONE, Request, check_name, chosen_suite, conclude, options_of, watched
+from optbench.errors import StoreError, SuiteError, UsageError, unknown
+from optbench.store import find_run
+from optbench.store.files import write_text
+from optbench.store.read import read_json
+from optbench.suite import Suite, load_suite, resolve_suite_path
+from optbench.tuning.space import tuning_seeds
+from optbench.tuning.tuned_suite import tuned_text
+from optbench.tuning.tuner import Method, Tuner, first_plan, tune
+
+SAMPLERS = ("grid", "random", "tpe")
+SOURCE = "source.yaml"
+"""The suite file as it was, kept in the run directory: a resumed tuning needs no other."""
+TUNED = "tuned.yaml"
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """The options of `optbench tune`, as they were given. run: those that `optbench run` has, too."""
+
+    run: Request
+    sampler: str = "grid"
+    trials: int | None = None
+    widen: bool = False
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class _What:
+    """What is tuned, and how: all that a resumed tuning must be told, as `run.json` keeps it."""
+
+    file: str
+    """As the user named the suite."""
+    command: str
+    seeds: str | None
+    experiments: list[str]
+    optimizers: list[str]
+    settings: list[str]
+    sampler: str
+    trials: int | None
+    widen: bool
+
+
+def tune_suite(request: TuneRequest) -> int:
+    """Tune what the request asks for, show it and write the tuned suite; the exit code.
+
+    Raises:
+        OptbenchError: the request, the suite, the device, the data or the runs directory do not allow it.
+    """
+    run = request.run
+    resume = find_run(run.resume, run.runs_dir) if run.resume is not None else None
+    if request.output is not None and request.output.exists():
+        raise UsageError(f"--output {request.output}: this file exists; the tuned suite is a new one")
+    what, path = _asked(request) if resume is None else _recorded(request, resume)
+    tuner = _tuner(what, path)
+    options = options_of(run, resume)
+    if run.dry_run:
+        tuner.propose([])
+        show_plan(first_plan(tuner, options), resume)
+        return DONE
+    text = _text(path)
+    left = dict.fromkeys(optimizer for _, optimizer in tuner.searches.left)
+    if left and not run.quiet:
+        say(f"optbench: not tuned: {', '.join(left)}")
+    with watched(run) as view:
+        outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: text})
+    if outcome.interrupted:
+        return conclude(outcome, run.quiet, command="tune")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
+    seeds = ", ".join(map(str, tuner.seeds))
+    header = [what.command, f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
+    tuned = tuned_text(text, what.file, load_suite(path), tuner, found, header)
+    target = request.output or outcome.path / TUNED
+    for place in dict.fromkeys((outcome.path / TUNED, target)):
+        write_text(place, tuned)
+    code = conclude(outcome, run.quiet, command="tune")
+    if not run.quiet:
+        with results() as console:
+            console.print(f"Tuned suite: {target}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _asked(request: TuneRequest) -> tuple[_What, Path]:
+    run = request.run
+    if run.suite is None:
+        raise UsageError("tune needs a SUITE: a path, or a name that `optbench list suites` shows")
+    check_name(run.name)
+    if request.sampler not in SAMPLERS:
+        raise UsageError(f"--sampler: {unknown('sampler', request.sampler, SAMPLERS)}")
+    if request.sampler == "grid" and request.trials is not None:
+        raise UsageError("--trials is for --sampler random or tpe; a grid has as many settings as the suite says")
+    if request.sampler != "grid" and request.widen:
+        raise UsageError("--widen is for grids; give a drawing sampler a wider range in 'tune.optimizers'")
+    what = _What(
+        file=run.suite,
+        command=shlex.join(["optbench", *sys.argv[1:]]),
+        seeds=run.seeds,
+        experiments=list(run.experiments),
+        optimizers=list(run.optimizers),
+        settings=list(run.settings),
+        sampler=request.sampler,
+        trials=request.trials,
+        widen=request.widen,
+    )
+    return what, resolve_suite_path(run.suite)
+
+
+def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
+    given = {
+        "SUITE": request.run.suite,
+        "--name": request.run.name,
+        "--seeds": request.run.seeds,
+        "--experiment": request.run.experiments,
+        "--optimizer": request.run.optimizers,
+        "--set": request.run.settings,
+        "--trials": request.trials,
+        "--widen": request.widen,
+    }
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"{option} and --resume: a resumed tuning goes on as it began; give one of the two")
+    record = read_json(resume).get("tune")
+    if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
+        raise UsageError(f"--resume {resume}: not a tuning; optbench run --resume goes on with other runs")
+    try:
+        return _What(**record), resume / SOURCE
+    except TypeError:
+        raise StoreError(f"{resume / 'run.json'}: 'tune' is not what optbench tune writes") from None
+
+
+def _tuner(what: _What, path: Path) -> Tuner:
+    keep, additions = parse_optimizers(what.optimizers)
+    suite = chosen_suite(path, Choice((), tuple(what.experiments), keep, additions, tuple(what.settings)))
+    try:
+        return Tuner.of(suite, Method(what.sampler, what.trials, what.widen), _seeds(what.seeds, suite))  # type: ignore[arg-type]
+    except SuiteError as error:
+        raise SuiteError(f"{what.file}: {error}") from None
+
+
+def _seeds(text: str | None, suite: Suite) -> list[int] | None:
+    """`3`: three tuning seeds; `1000,1001`: these."""
+    if text is None:
+        return None
+    seeds = parse_seeds(text)
+    return list(seeds) if "," in text else tuning_seeds(suite, len(seeds))
+
+
+def _text(path: Path) -> str:
+    """With its own line ends, and its byte-order mark if it has one."""
+    try:
+        return path.read_bytes().decode()  # reading it as a suite has shown that it is UTF-8
+    except OSError as error:
+        raise SuiteError(f"{path}: {error.strerror}") from None

@@ -1,0 +1,311 @@
+"""Tuning in a report: of a tuning run what it chooses and why; of any other what choosing its settings has cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from optbench.metrics import METRICS
+from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Only, Table
+from optbench.report.measures import MEASURES
+from optbench.report.numbers import UNDEFINED, decimals, fixed
+from optbench.report.sparks import bar
+from optbench.report.summary import RunSummary, Spread, Summary, SummaryRow
+from optbench.stats.tuning import LEARNING, SHOWN, Setting, TunedOptimizer
+from optbench.suite.schema import Tuning
+from optbench.suite.variants import value_name
+
+TITLE = "Tuning"
+BAR = 8
+"""Characters of a bar from 0 to 1."""
+MANY_NAMES = 6
+"""So many settings are named in a sentence; the others are counted."""
+FEW_VALUES = 2
+"""So many numbers are listed; more are a range."""
+TITLES = {measure.name: measure.title for measure in MEASURES}
+
+SpreadText = Callable[[Spread | None, int], str]
+
+
+def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
+    """What tuning runs choose: a table for each experiment, the rule in words, and every setting that was tried.
+
+    several: whether more than one run is reported. spread_text: a spread with so many decimals.
+    """
+    if not found:
+        return
+    yield Heading(TITLE)
+    runs: dict[str, list[TunedOptimizer]] = {}
+    for tuned in found:
+        runs.setdefault(tuned.run, []).append(tuned)
+    for run, optimizers in runs.items():
+        name = f"{run}: " if several else ""
+        experiments: dict[str, list[TunedOptimizer]] = {}
+        for tuned in optimizers:
+            experiments.setdefault(tuned.experiment, []).append(tuned)
+        for here in experiments.values():
+            yield _chosen(here, name, spread_text)
+            if warnings := [f"{name}{text}" for text in _warnings(here)]:
+                yield Items(tuple(warnings), "warning")
+        yield Items((f"{name}{rule_text(optimizers[0])}", f"{name}{DATA}", *_reasons(optimizers, name)), "quiet")
+        for tuned in optimizers:
+            if len(tuned.settings) > 1:
+                yield from _settings(tuned, name, spread_text)
+
+
+DATA = "Accuracies of a tuning run are on validation data; test data have no part in the choice."
+
+
+def rule_text(tuned: TunedOptimizer) -> str:
+    """How a setting is chosen, in words and with the rule's numbers."""
+    best = "lowest" if METRICS[tuned.metric].direction == "lower" else "highest"
+    seeds = f"{len(tuned.seeds)} tuning seed{'' if len(tuned.seeds) == 1 else 's'}"
+    among = (
+        ""
+        if tuned.margin is None
+        else f", among the settings whose learning accuracy is within {tuned.margin:g} of the optimizer's best"
+    )
+    return (
+        f"Chosen is the setting with the {best} {_words(tuned.metric)}{among}; means over {seeds}. A setting with a "
+        "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
+    )
+
+
+def stated_tuning(summary: Summary, run: RunSummary) -> list[str]:
+    """What choosing the settings of a run has cost, a line for each experiment; nothing of a run that only tunes."""
+    if run.stage == "tune":
+        return []
+    experiments: dict[str, dict[str, SummaryRow]] = {}
+    for section in summary.sections:
+        for row in section.rows:
+            if row.run == run.run:
+                # Of several models and settings the first that departs from what was chosen tells.
+                rows = experiments.setdefault(section.experiment, {})
+                if row.optimizer not in rows or (row.departures and not rows[row.optimizer].departures):
+                    rows[row.optimizer] = row
+    lines = [f"tuning: on {name} {text}" for name, rows in experiments.items() if (text := _budgets(rows.values()))]
+    return lines or ["tuning: the suite does not say what choosing the settings has cost"]
+
+
+def searched_text(space: Any, tried: Sequence[Any]) -> str:
+    """`0.003–3`, `0, 0.9`: what was searched of one hyper-parameter.
+
+    space: as a suite states it; None where it says nothing. tried: different values, where they are known.
+    """
+    if isinstance(space, Mapping) and "of" in space:
+        return f"{value_name(space.get('times', 1))} × {space['of']}"
+    listed = list(tried) or (list(space) if isinstance(space, list) else [])
+    if not listed and isinstance(space, Mapping) and "log" in space:
+        return _range(*space["log"])
+    numbers = [value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(listed) <= FEW_VALUES or len(numbers) < len(listed):
+        return ", ".join(map(value_name, listed))
+    return _range(min(numbers), max(numbers))
+
+
+def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
+    """`lr=0.1, momentum=0.9`: what was tried, by path; else the variant, and `as given` where nothing varies."""
+    named = ", ".join(f"{path}={value_name(value)}" for path, value in values.items())
+    return named or (variant if variant != "default" else "as given")
+
+
+def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) -> Table:
+    """The settings chosen on one experiment, of every optimizer."""
+    first = here[0]
+    measures = list(dict.fromkeys([first.metric, LEARNING]))
+    columns = (
+        Column("\noptimizer", numeric=False),
+        Column("\nchosen", numeric=False),
+        *(Column(_title(metric)) for metric in measures),
+        Column("at an\nedge", numeric=False),
+        Column("settings\n× seeds"),
+        Column("\nsearched", numeric=False),
+    )
+    rows = []
+    for tuned in here:
+        chosen = tuned.chosen
+        scores = [
+            Cell(spread_text(Spread.of(chosen.by_seed[metric]), decimals(metric)) if chosen else UNDEFINED)
+            for metric in measures
+        ]
+        edges = ", ".join(f"{path}: {end}" for path, end in tuned.ends.items())
+        label = Cell(setting_text(chosen.hyperparameters, chosen.variant)) if chosen else Cell("none", "warning")
+        budget = Cell(f"{len(tuned.settings)} × {len(tuned.seeds)}")
+        cells = (Cell(edges or ("no" if chosen else UNDEFINED), "warning" if edges else "plain"), budget)
+        rows.append((Cell(tuned.optimizer), label, *scores, *cells, Cell(_searched(tuned))))
+    return Table(f"{name}{_place(first)}: the settings chosen, by validation data", columns, tuple(rows))
+
+
+def _searched(tuned: TunedOptimizer) -> str:
+    paths = list(dict.fromkeys(path for setting in tuned.settings for path in setting.hyperparameters))
+    parts = []
+    for path in paths:
+        space = (tuned.space or {}).get(path)
+        # Of random draws the space says what was searched, of a grid its values, widened ones among them.
+        drawn = tuned.sampler != "grid" and space is not None
+        parts.append(f"{path}: {searched_text(space, () if drawn else tuned.values(path))}")
+    return "; ".join(parts) or "nothing"
+
+
+def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
+    """What a reader must know before taking the values over."""
+    budgets = {tuned.optimizer: len(tuned.settings) for tuned in here}
+    if len(set(budgets.values())) > 1:
+        said = ", ".join(f"{count} of {optimizer}" for optimizer, count in budgets.items())
+        yield f"{here[0].experiment}: the budgets differ: settings tried are {said}."
+    for tuned in here:
+        who = f"{tuned.experiment}, {tuned.optimizer}"
+        missing = sum(setting.missing > 0 for setting in tuned.settings)
+        if missing:
+            yield f"{who}: {missing} of {len(tuned.settings)} settings not finished: the choice may change."
+        if tuned.chosen is None:
+            yield f"{who}: no setting can be chosen: {_why_none(tuned)}."
+            continue
+        for path, end in tuned.ends.items():
+            value = value_name(tuned.chosen.hyperparameters[path])
+            where = (
+                f"is the {end} of its grid: search further, or tune with --widen"
+                if tuned.sampler == "grid"
+                else f"lies at the {'upper' if end == 'largest' else 'lower'} end of what was searched: search further"
+            )
+            yield f"{who}: {path} {value} {where}."
+
+
+def _why_none(tuned: TunedOptimizer) -> str:
+    if all(setting.ok < setting.planned for setting in tuned.settings):
+        return "each has a trial that diverged, failed or has not finished"
+    return f"{_words(tuned.metric)} is undefined in those whose trials ended well"
+
+
+def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
+    """Which settings learn too little, and which did not end well: a sentence for each experiment."""
+    for experiment in dict.fromkeys(tuned.experiment for tuned in found):
+        here = [tuned for tuned in found if tuned.experiment == experiment]
+        slow = [(t, [(s, "") for s in _ordered(t) if s.eligible and not s.learns]) for t in here]
+        said = {"too little learnt": slow}
+        for status in ("diverged", "failed"):
+            said[status] = [
+                (t, [(s, f" ({n} of {s.planned})") for s in _ordered(t) if (n := getattr(s, status))]) for t in here
+            ]
+        for what, settings in said.items():
+            if parts := [f"{tuned.optimizer} {_names(named)}" for tuned, named in settings if named]:
+                yield f"{name}{experiment}: {what}: {'; '.join(parts)}."
+
+
+def _names(settings: Sequence[tuple[Setting, str]]) -> str:
+    """With a note beside each; the first of them where they are many."""
+    # Without blanks: a setting of several values stands among others.
+    texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
+    names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]
+    shown = ", ".join(names[:MANY_NAMES])
+    return shown if len(names) <= MANY_NAMES else f"{shown} and {len(names) - MANY_NAMES} more"
+
+
+def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
+    """Every setting of one optimizer: as bars where a line is text, as numbers on a page, which has a figure too."""
+    metrics = list(dict.fromkeys([*SHOWN, tuned.metric]))
+    caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
+    if tuned.least_learning is not None:
+        caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
+    bars = [(setting, [_bar_text(setting, metric) for metric in metrics]) for setting in _ordered(tuned)]
+    texts = [
+        (setting, [spread_text(Spread.of(setting.by_seed.get(metric, ())), decimals(metric)) for metric in metrics])
+        for setting in _ordered(tuned)
+    ]
+    yield Only(("terminal", "markdown"), _setting_table(tuned, caption, metrics, bars, numeric=False))
+    numbers = _setting_table(tuned, caption, metrics, texts, numeric=True)
+    yield Only(("html", "latex"), Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
+
+
+def _setting_table(
+    tuned: TunedOptimizer,
+    caption: str,
+    metrics: Sequence[str],
+    lines: Sequence[tuple[Setting, Sequence[str]]],
+    *,
+    numeric: bool,
+) -> Table:
+    columns = [Column("\nsetting", numeric=False), *(Column(_title(metric), numeric=numeric) for metric in metrics)]
+    rows = [
+        (Cell(setting_text(s.hyperparameters, s.variant)), *map(Cell, texts), _note(tuned, s)) for s, texts in lines
+    ]
+    return Table(caption, (*columns, Column("", numeric=False)), tuple(rows))
+
+
+def _bar_text(setting: Setting, metric: str) -> str:
+    values = setting.by_seed.get(metric, ())
+    value = fmean(values) if values else math.nan
+    return UNDEFINED if math.isnan(value) else f"{bar(value, 0, 1, BAR)} {fixed(value, 2)}"
+
+
+def _note(tuned: TunedOptimizer, setting: Setting) -> Cell:
+    if setting is tuned.chosen:
+        return Cell("chosen", "good")
+    bad = [(setting.diverged, "diverged"), (setting.failed, "failed"), (setting.missing, "not finished")]
+    said = ", ".join(f"{count} of {setting.planned} {what}" for count, what in bad if count)
+    if said:
+        return Cell(said, "warning")
+    return Cell("" if setting.learns else "learns little", "quiet")
+
+
+def _ordered(tuned: TunedOptimizer) -> Sequence[Setting]:
+    """By value where one number was searched; else in the order tried."""
+    values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
+    if all(len(v) == 1 and isinstance(v[0], int | float) and not isinstance(v[0], bool) for v in values):
+        return sorted(tuned.settings, key=lambda setting: next(iter(setting.hyperparameters.values())))
+    return tuned.settings
+
+
+def _budgets(rows: Iterable[SummaryRow]) -> str:
+    """`7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`, one part for each budget."""
+    said: dict[str, list[str]] = {}
+    unknown = []
+    for row in rows:
+        if row.tuning is None:
+            unknown.append(row.optimizer)
+        else:
+            said.setdefault(_budget(row.tuning), []).append(f"{row.optimizer}{_choice(row.tuning, row.departures)}")
+    parts = [f"{budget} for {', '.join(who)}" for budget, who in said.items()]
+    if parts and unknown:
+        parts.append(f"not stated for {', '.join(unknown)}")
+    return f"{'unequal budgets: ' if len(said) > 1 else ''}{'; '.join(parts)}"
+
+
+def _budget(cost: Tuning) -> str:
+    sampler = "" if cost.sampler == "grid" else f", {cost.sampler}"
+    return f"{cost.settings} settings × {cost.seeds} seeds{sampler}"
+
+
+def _choice(cost: Tuning, departures: Mapping[str, Any]) -> str:
+    """` (lr=0.3 of 0.003–3, at an edge)`."""
+    paths = list(dict.fromkeys([*(cost.chosen or {}), *(cost.space or {})]))
+    parts = []
+    for path in paths:
+        chosen = f"={value_name(cost.chosen[path])}" if cost.chosen and path in cost.chosen else ""
+        space = (cost.space or {}).get(path)
+        searched = f" of {searched_text(space, ())}" if space is not None else ""
+        edge = ", at an edge" if path in cost.edge else ""
+        other = f", but trained with {value_name(departures[path])}" if path in departures else ""
+        parts.append(f"{path}{chosen}{searched}{edge}{other}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _place(tuned: TunedOptimizer) -> str:
+    sampler = "" if tuned.sampler == "grid" else f", {tuned.sampler}"
+    return f"{tuned.experiment}, {' and '.join(tuned.models)}{sampler}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{value_name(low)}–{value_name(high)}"
+
+
+def _title(metric: str) -> str:
+    """In two lines where the tables of results have two."""
+    title = TITLES.get(metric, METRICS[metric].name.replace("_", "\n", 1))
+    return f"{title} {METRICS[metric].arrow}"
+
+
+def _words(metric: str) -> str:
+    return METRICS[metric].name.replace("_", " ")

@@ -1,0 +1,316 @@
+"""Tuning: which setting of each optimizer a tuning run chooses, by the rule that its suite declares.
+
+The rule looks at validation data alone: the best mean of the suite's metric, over models and tuning seeds, among the
+settings whose learning accuracy comes close to the optimizer's best. A rate too small to learn forgets nothing; it
+must not win by that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any, Literal
+
+from optbench.errors import SuiteError
+from optbench.metrics import METRICS
+from optbench.metrics.catalog import Direction
+from optbench.stats.arms import Arm, Status, arms
+from optbench.stats.results import Results
+from optbench.suite.schema import Sampler, Tune
+from optbench.suite.variants import leaves
+
+End = Literal["smallest", "largest"]
+
+LEARNING = "learning_accuracy"
+SHOWN = (LEARNING, "average_accuracy", "forgetting")
+"""What tells, of every setting, who is too slow to forget because too slow to learn."""
+NEAR = 0.05
+"""Of the width of what was searched: a drawn value never lies at the very end."""
+SLACK = 1e-12
+"""Less than this is rounding: in binary .52 - .05 is more than .47."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of an optimizer, over the models it is judged on and the tuning seeds.
+
+    hyperparameters: what was tried, by dotted path. score, learning: means of the rule's metric and of the learning
+    accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed: of the `planned` trials.
+    learns: whether it learns enough to be chosen. by_seed: the rule's metric and those of `SHOWN` on each seed, means
+    over models; none unless every trial is ok.
+    """
+
+    variant: str
+    hyperparameters: Mapping[str, Any]
+    score: float
+    learning: float
+    ok: int
+    diverged: int
+    failed: int
+    planned: int
+    learns: bool = False
+    by_seed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Trials that have not finished: the run was interrupted, or still goes on."""
+        return self.planned - self.ok - self.diverged - self.failed
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be chosen as far as its trials go: all of them ok, and the metric defined."""
+        return self.ok == self.planned and math.isfinite(self.score)
+
+
+@dataclass(frozen=True)
+class TunedOptimizer:
+    """One optimizer on one experiment: what was tried, and what the rule chooses.
+
+    models: settings are judged on their mean. seeds: those of the run. space: what was searched, by dotted path, as the
+    suite's `tune` has it; None where it says nothing of this optimizer. settings: in the order tried. chosen: None
+    where no setting can be. ends: by dotted path, at which end of what was searched the chosen value lies.
+    """
+
+    run: str
+    experiment: str
+    optimizer: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metric: str
+    margin: float | None
+    sampler: Sampler
+    space: Mapping[str, Any] | None
+    settings: tuple[Setting, ...]
+    chosen: Setting | None
+    ends: Mapping[str, End]
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """The hyper-parameters whose chosen value lies at an end of what was searched."""
+        return tuple(self.ends)
+
+    @property
+    def least_learning(self) -> float | None:
+        """The learning accuracy below which a setting cannot be chosen; None where the rule has no such bound."""
+        best = best_learning(self.settings)
+        return None if self.margin is None or math.isnan(best) else best - self.margin
+
+    def values(self, path: str) -> list[Any]:
+        """The different values that were tried of a hyper-parameter, in the order tried."""
+        found = (setting.hyperparameters[path] for setting in self.settings if path in setting.hyperparameters)
+        return list({_key(value): value for value in found}.values())
+
+
+def tunings(results: Results) -> list[TunedOptimizer]:
+    """What a tuning run chooses for every optimizer of every experiment, in the suite's order; nothing of other runs.
+
+    A suite without `tune` is judged by the default rule.
+
+    Raises:
+        SuiteError: the rule's metric is not one of the accuracy matrix.
+        StoreError: a table is unreadable.
+    """
+    suite = results.suite
+    if suite.stage != "tune":
+        return []
+    rule = suite.tune or Tune()
+    if rule.metric not in METRICS or METRICS[rule.metric].kind != "continual":
+        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
+        place = results.run.path / "suite.yaml"
+        raise SuiteError(f"{place}: tune.metric: needs a measure of accuracies ({names}); {rule.metric} came")
+    groups: dict[tuple[str, str], list[Arm]] = {}
+    for arm in arms(results):
+        groups.setdefault((arm.experiment, arm.optimizer), []).append(arm)
+    return [_tuned(results, rule, found) for found in groups.values()]
+
+
+def check_rule(rule: Tune) -> None:
+    """Raises SuiteError unless the rule's metric is one of the accuracy matrix, which validation data have, too."""
+    if rule.metric not in METRICS or METRICS[rule.metric].kind != "continual":
+        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
+        raise SuiteError(f"tune.metric: needs a measure of accuracies ({names}); {rule.metric} came")
+
+
+def choose(settings: Sequence[Setting], margin: float | None, direction: Direction) -> Setting | None:
+    """The best score among the eligible settings that learn enough, of equals the one tried first; None without any.
+
+    margin: how far below the best learning accuracy is still enough; None: any is. direction: `lower` where the lowest
+    score is best.
+    """
+    assert direction in ("higher", "lower"), direction
+    sign = 1.0 if direction == "higher" else -1.0
+    chosen: Setting | None = None
+    for setting, judged in zip(settings, gated(settings, margin), strict=True):
+        better = chosen is None or sign * (setting.score - chosen.score) > SLACK
+        if setting.eligible and judged.learns and better:
+            chosen = setting
+    return chosen
+
+
+def gated(settings: Sequence[Setting], margin: float | None) -> list[Setting]:
+    """The settings, each with `learns` as the margin has it.
+
+    The best learning accuracy is that of a setting that could be chosen: not of seeds that happened not to diverge.
+    """
+    if margin is None:
+        return [replace(setting, learns=True) for setting in settings]
+    least = best_learning(settings) - margin - SLACK
+    return [replace(setting, learns=setting.learning >= least) for setting in settings]
+
+
+def best_learning(settings: Sequence[Setting]) -> float:
+    """The highest learning accuracy of an eligible setting; NaN where there is none."""
+    return max((s.learning for s in settings if s.eligible and math.isfinite(s.learning)), default=math.nan)
+
+
+def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler) -> End | None:
+    """At which end of what was searched a value lies, if it does.
+
+    What was searched reaches over the values tried and the bounds of the space. Of a grid only its very ends count; of
+    random draws what is within 5% of an end, of the logarithms where all are positive. 0 is a natural lower bound
+    and no end. Texts, booleans and lists have none, nor has a single value.
+
+    space: a list of values, `{log: [low, high], points: n}`, or None.
+    """
+    numbers = sorted({float(item) for item in tried if _is_number(item)})
+    if not _is_number(value) or len(numbers) < 2:
+        return None
+    numbers = sorted({*numbers, *_bounds(space)})
+    low, high = numbers[0], numbers[-1]
+    scale: Callable[[float], float] = math.log if low > 0 else float
+    room = 0.0 if sampler == "grid" else NEAR * (scale(high) - scale(low))
+    if scale(value) >= scale(high) - room:
+        return "largest"
+    return "smallest" if low != 0 and scale(value) <= scale(low) + room else None
+
+
+def departures(arm: Arm) -> Mapping[str, Any]:
+    """The hyper-parameters of an arm that are not what its suite says was chosen, by dotted path, as they are."""
+    if arm.tuning is None or not arm.tuning.chosen:
+        return {}
+    given = _paths(next(iter(arm.trials.values())).hyperparameters)
+    return {path: given.get(path) for path, value in arm.tuning.chosen.items() if _key(given.get(path)) != _key(value)}
+
+
+def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer:
+    experiment, optimizer = found[0].experiment, found[0].optimizer
+    here = rule.experiments.get(experiment)
+    named = (here and here.models) or list(found[0].settings.models)
+    models = tuple(model for model in found[0].settings.models if model in named)
+    space = _space(rule, experiment, optimizer)
+    by_variant: dict[str, list[Arm]] = {}
+    for arm in found:
+        if arm.model in models:
+            by_variant.setdefault(arm.variant, []).append(arm)
+    given = [_paths(next(iter(group[0].trials.values())).hyperparameters) for group in by_variant.values()]
+    paths = _tried(given, space or {})
+    settings = gated(
+        [
+            _setting(group, {path: values[path] for path in paths if path in values}, rule.metric)
+            for group, values in zip(by_variant.values(), given, strict=True)
+        ],
+        rule.learning_margin,
+    )
+    chosen = choose(settings, rule.learning_margin, METRICS[rule.metric].direction)
+    tuned = TunedOptimizer(
+        run=results.run.id,
+        experiment=experiment,
+        optimizer=optimizer,
+        models=models,
+        seeds=tuple(results.suite.seeds),
+        metric=rule.metric,
+        margin=rule.learning_margin,
+        sampler=_sampler(results),
+        space=space,
+        settings=tuple(settings),
+        chosen=chosen,
+        ends={},
+    )
+    return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
+
+
+def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> Setting:
+    """group: the arms of one setting, one for each model."""
+    statuses: tuple[Status, ...] = ("ok", "diverged", "failed")
+    ok, diverged, failed = (sum(arm.count(status) for arm in group) for status in statuses)
+    planned = sum(len(arm.trials) for arm in group)
+    by_seed = {
+        name: tuple(fmean(arm.value(name, seed) for arm in group) for seed in group[0].trials)
+        for name in ((*SHOWN, metric) if ok == planned else ())
+    }
+    score, learning = (fmean(by_seed[name]) if by_seed else math.nan for name in (metric, LEARNING))
+    return Setting(
+        variant=group[0].variant,
+        hyperparameters=MappingProxyType(dict(hyperparameters)),
+        score=score,
+        learning=learning,
+        ok=ok,
+        diverged=diverged,
+        failed=failed,
+        planned=planned,
+        by_seed=MappingProxyType(by_seed),
+    )
+
+
+def _ends(tuned: TunedOptimizer, chosen: Setting) -> Iterator[tuple[str, End]]:
+    for path, value in chosen.hyperparameters.items():
+        end = end_of_search(value, tuned.values(path), (tuned.space or {}).get(path), tuned.sampler)
+        if end is not None:
+            yield path, end
+
+
+def _tried(given: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
+    """The paths that differ between the variants, and those that were declared to be searched."""
+    everywhere = list(dict.fromkeys(path for values in given for path in values))
+    return [
+        path
+        for path in everywhere
+        if path in space or len({_key(values[path]) if path in values else None for values in given}) > 1
+    ]
+
+
+def _space(rule: Tune, experiment: str, optimizer: str) -> Mapping[str, Any] | None:
+    here = rule.experiments.get(experiment)
+    declared = here.optimizers.get(optimizer) if here else None
+    if declared is None:
+        declared = (rule.optimizers or {}).get(optimizer)
+    return None if declared is None else MappingProxyType(dict(_searched(declared)))
+
+
+def _searched(space: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
+    """A space by dotted path; what is searched of an optimizer inside stands in a mapping of its own."""
+    for key, value in space.items():
+        if isinstance(value, Mapping) and not {"log", "of"} & value.keys():
+            yield from _searched(value, *above, key)
+        else:
+            yield ".".join([*above, key]), value
+
+
+def _bounds(space: Any) -> list[float]:
+    if isinstance(space, Mapping) and "log" in space:
+        low, high = space["log"]
+        return [float(low), float(high)]
+    return [float(item) for item in space if _is_number(item)] if isinstance(space, list) else []
+
+
+def _sampler(results: Results) -> Sampler:
+    record = results.run.record.get("tune")
+    said = record.get("sampler") if isinstance(record, dict) else None
+    return said if said in ("random", "tpe") else "grid"
+
+
+def _paths(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {".".join(path): value for path, value in leaves(hyperparameters).items()}
+
+
+def _key(value: Any) -> str:
+    """Equal for equal values, 1 and 1.0 among them, and not for 1 and true."""
+    return json.dumps(float(value) if _is_number(value) else value, sort_keys=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

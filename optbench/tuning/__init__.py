@@ -1,0 +1,1 @@
+"""Choosing hyper-parameters fairly: the same budget for every optimizer, on seeds of their own."""

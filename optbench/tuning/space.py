@@ -1,0 +1,237 @@
+"""What is searched: for every experiment and optimizer the hyper-parameters to choose, and the values they may take."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optbench.errors import OptimizerError, SuiteError, UsageError
+from optbench.optimizers import registry
+from optbench.suite import Suite
+from optbench.suite.schema import Tune
+from optbench.suite.variants import KeyPath, log_grid, values_to_try, variants, with_values
+
+DEFAULT_SEEDS = 2
+FIRST_SEED = 1000
+"""Seeds of the suite are usually 0, 1, 2, ..."""
+DEFAULT_POINTS = 7
+DEFAULT_REACH = 10.0
+"""Without a word from the suite a learning rate is searched up to so many times below and above its own."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One hyper-parameter to choose.
+
+    values: those of the grid, in the order given. log: the bounds between which a sampler draws in log, or None, where
+    only the values themselves are meant.
+    """
+
+    path: KeyPath
+    values: tuple[Any, ...]
+    log: tuple[float, float] | None
+
+    @property
+    def name(self) -> str:
+        """`lr`, or `base.lr`."""
+        return ".".join(self.path)
+
+    @property
+    def stated(self) -> Any:
+        """As it stands in a suite."""
+        return {"log": list(self.log), "points": len(self.values)} if self.log else list(self.values)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One optimizer on one experiment: chosen for by itself, on the mean of `models`."""
+
+    experiment: str
+    optimizer: str
+    models: tuple[str, ...]
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def grid(self) -> list[dict[KeyPath, Any]]:
+        """Every combination, the last dimension varying fastest."""
+        values = itertools.product(*(dimension.values for dimension in self.dimensions))
+        return [dict(zip([d.path for d in self.dimensions], one, strict=True)) for one in values]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A hyper-parameter that follows another optimizer's: `times` as much as is chosen there."""
+
+    experiment: str
+    optimizer: str
+    path: KeyPath
+    of: str
+    of_path: KeyPath
+    times: float
+
+
+@dataclass(frozen=True)
+class Searches:
+    """All that is to be chosen, what follows from it, and what is left as it is."""
+
+    searches: tuple[Search, ...]
+    ties: tuple[Tie, ...]
+    left: tuple[tuple[str, str], ...]
+    """Experiment and optimizer of each that takes part and is not tuned."""
+
+
+def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
+    """The seeds that settings are judged on: `count`, or those of the suite, or two; none of them the suite's own."""
+    if count is None and suite.tune is not None and suite.tune.seeds is not None:
+        return list(suite.tune.seeds)
+    own = set(suite.seeds)
+    free = (seed for seed in itertools.count(FIRST_SEED) if seed not in own)
+    return list(itertools.islice(free, count or DEFAULT_SEEDS))
+
+
+def searches(suite: Suite) -> Searches:
+    """What `optbench tune` searches of a suite.
+
+    Raises:
+        SuiteError: a space that is none, or names nothing that can be chosen.
+        UsageError: there is nothing to choose.
+    """
+    tune = suite.tune or Tune()
+    found: list[Search] = []
+    ties: list[Tie] = []
+    left: list[tuple[str, str]] = []
+    for name, experiment in suite.experiments.items():
+        changes = tune.experiments.get(name)
+        models = tuple((changes.models if changes else None) or experiment.models)
+        for optimizer, overrides in (experiment.optimizers or {o: {} for o in suite.optimizers}).items():
+            settings = suite.optimizers[optimizer]
+            hyperparameters = {**settings.hyperparameters, **overrides}
+            space, where = _space_of(tune, name, optimizer)
+            if space is None and tune.optimizers is None:
+                space = _default_space(settings.target, hyperparameters)
+            if space is None:
+                left.append((name, optimizer))
+                continue
+            dimensions, tied = _parse(space, where, suite, name, optimizer)
+            _check(dimensions, settings.target, hyperparameters, where)
+            ties += tied
+            if dimensions:
+                found.append(Search(name, optimizer, models, tuple(dimensions)))
+    if not found:
+        raise UsageError(
+            f"tune: nothing to choose in suite '{suite.name}': give an optimizer an 'lr', or say in 'tune.optimizers' "
+            "what to search, as in {sgd: {lr: {log: [0.01, 1.0], points: 7}}}"
+        )
+    _check_ties(ties, found)
+    return Searches(tuple(found), tuple(ties), tuple(left))
+
+
+def effective(suite: Suite, experiment: str, optimizer: str) -> dict[str, Any]:
+    """The hyper-parameters of an optimizer as an experiment has them."""
+    overrides = (suite.experiments[experiment].optimizers or {}).get(optimizer, {})
+    return {**suite.optimizers[optimizer].hyperparameters, **overrides}
+
+
+def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str, Any] | None, str]:
+    changes = tune.experiments.get(experiment)
+    if changes is not None and optimizer in changes.optimizers:
+        return changes.optimizers[optimizer], f"tune.experiments.{experiment}.optimizers.{optimizer}"
+    return (tune.optimizers or {}).get(optimizer), f"tune.optimizers.{optimizer}"
+
+
+def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The learning rate around its own; None where there is none, or where something is swept already."""
+    if len(variants(hyperparameters)) > 1:
+        return None
+    known = registry.complete(target, hyperparameters)
+    rate = known.get("lr")
+    if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0:
+        bounds = [float(f"{rate / DEFAULT_REACH:.6g}"), float(f"{rate * DEFAULT_REACH:.6g}")]
+        return {"lr": {"log": bounds, "points": DEFAULT_POINTS}}
+    base = known.get("base")
+    if isinstance(base, Mapping) and isinstance(base.get("target"), str):
+        inside = _default_space(*registry.base_settings(target, base))
+        return None if inside is None else {"base": inside}
+    return None
+
+
+def _parse(
+    space: Mapping[str, Any], where: str, suite: Suite, experiment: str, optimizer: str
+) -> tuple[list[Dimension], list[Tie]]:
+    dimensions: list[Dimension] = []
+    ties: list[Tie] = []
+    for path, value in _entries(space):
+        place = ".".join((where, *path))
+        if isinstance(value, Mapping) and "of" in value:
+            ties.append(_tie(value, place, suite, experiment, optimizer, path))
+            continue
+        try:
+            log = log_grid(path[-1], value) if isinstance(value, Mapping) and "log" in value else None
+            values = log.values() if log else values_to_try(path[-1], value)
+        except OptimizerError as error:
+            raise SuiteError(f"{place}: {error}") from None
+        if values is None or len(values) < 2:
+            needed = "a list of at least two values, {log: [low, high], points: n} or {of: optimizer.key, times: x}"
+            raise SuiteError(f"{place}: needs {needed}; {value!r} came")
+        dimensions.append(Dimension(path, tuple(values), log.log if log else None))
+    if not dimensions and not ties:
+        raise SuiteError(f"{where}: says nothing to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}")
+    return dimensions, ties
+
+
+def _entries(space: Mapping[str, Any], *above: str) -> Iterator[tuple[KeyPath, Any]]:
+    for key, value in space.items():
+        if isinstance(value, Mapping) and value and not {"log", "points", "of", "times"} & value.keys():
+            yield from _entries(value, *above, key)
+        else:
+            yield (*above, key), value
+
+
+def _tie(value: Mapping[str, Any], place: str, suite: Suite, experiment: str, optimizer: str, path: KeyPath) -> Tie:
+    of, times = value.get("of"), value.get("times", 1.0)
+    if not isinstance(of, str) or value.keys() - {"of", "times"}:
+        raise SuiteError(f"{place}: needs {{of: optimizer.key, times: x}}; {dict(value)!r} came")
+    if isinstance(times, bool) or not isinstance(times, int | float) or not math.isfinite(times) or times <= 0:
+        raise SuiteError(f"{place}: 'times' needs a positive number; {times!r} came")
+    # Names may contain dots: the longest one that exists is meant.
+    parts = of.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if (name := ".".join(parts[:end])) in suite.optimizers:
+            return Tie(experiment, optimizer, path, name, tuple(parts[end:]), float(times))
+    raise SuiteError(f"{place}: 'of' needs an optimizer of the suite and its key, as in sgd.lr; {of!r} came")
+
+
+def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
+    chosen = {(search.experiment, search.optimizer, d.path) for search in found for d in search.dimensions}
+    for tie in ties:
+        if (tie.experiment, tie.of, tie.of_path) not in chosen:
+            of = ".".join((tie.of, *tie.of_path))
+            raise SuiteError(
+                f"tune.optimizers.{tie.optimizer}.{'.'.join(tie.path)}: {of} is not chosen on {tie.experiment}"
+            )
+
+
+def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
+    """Every value by itself, with the others as the suite has them."""
+    fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
+    try:
+        if dimensions and len(variants(fixed)) > 1:
+            raise OptimizerError("the suite sweeps other hyper-parameters of it; it can be tuned or swept, not both")
+        for dimension in dimensions:
+            for value in dimension.values:
+                complete = registry.complete(target, with_values(fixed, {dimension.path: value}))
+                registry.check_settings(target, complete)
+    except OptimizerError as error:
+        raise SuiteError(f"{where}: {error}") from None
+
+
+def takes(target: str, hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether the registry has nothing against these settings of an optimizer."""
+    try:
+        registry.check_settings(target, registry.complete(target, hyperparameters))
+    except OptimizerError:
+        return False
+    return True

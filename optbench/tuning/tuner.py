@@ -1,0 +1,247 @@
+"""`optbench tune`: rounds of settings, trained in lock-step into one run directory, until there is nothing more to try.
+
+    suite -> searches -> settings of a round -> run (stage `tune`) -> what each has come to -> the next round
+
+Every round is a function of the ones before, so a tuning that was interrupted is gone through again from its start:
+what it has trained already is read, not trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optbench.errors import SuiteError
+from optbench.metrics import METRICS
+from optbench.runner import Options, Outcome, Plan, Session, View, make_plan
+from optbench.stats.results import read_results
+from optbench.stats.tuning import TunedOptimizer, best_learning, check_rule, tunings
+from optbench.store import read_run
+from optbench.store.files import write_text
+from optbench.streams import stream_seed
+from optbench.suite import Suite
+from optbench.suite.schema import ExperimentTune, Sampler, Tune
+from optbench.suite.variants import LISTED, variant_name, with_values
+from optbench.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
+from optbench.tuning.space import Search, Searches, effective, searches, takes, tuning_seeds
+
+MOST_WIDENINGS = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """How settings are found. trials: of a sampler that draws, how many for each; None: as many as the grid has."""
+
+    sampler: Sampler = "grid"
+    trials: int | None = None
+    widen: bool = False
+
+
+@dataclass
+class Tuner:
+    """One suite's tuning, as it goes on."""
+
+    suite: Suite
+    method: Method
+    seeds: Sequence[int]
+    searches: Searches
+    tried: dict[tuple[str, str], list[Values]] = field(default_factory=dict)
+    """By experiment and optimizer, in the order tried."""
+    rounds: int = 0
+
+    @staticmethod
+    def of(suite: Suite, method: Method, seeds: Sequence[int] | None = None) -> Tuner:
+        """A tuning that has not begun.
+
+        seeds: to judge settings on, instead of the suite's tuning seeds.
+
+        Raises:
+            SuiteError: a space is none, the budgets are unequal, or a seed is one of the suite's own.
+            UsageError: there is nothing to choose.
+        """
+        chosen = list(seeds if seeds is not None else tuning_seeds(suite))
+        both = sorted(set(chosen) & set(suite.seeds))
+        if both:
+            raise SuiteError(
+                f"seed {both[0]} is one of the suite's own: settings are chosen on seeds that judge nothing; "
+                "give others with --seeds or in 'tune.seeds'"
+            )
+        check_rule(suite.tune or Tune())
+        found = searches(suite)
+        tuner = Tuner(suite, method, chosen, found)
+        tuner._check_budgets()
+        return tuner
+
+    @property
+    def settings(self) -> Suite:
+        """The suite of a tuning run: every setting tried so far is a variant, and only accuracy is measured."""
+        experiments = {}
+        for name in dict.fromkeys(search.experiment for search in self.searches.searches):
+            here = [search for search in self.searches.searches if search.experiment == name]
+            experiment = self.suite.experiments[name]
+            taking_part = {search.optimizer: self._variants(search) for search in here}
+            models = {m: experiment.models[m] for m in experiment.models if any(m in search.models for search in here)}
+            experiments[name] = experiment.model_copy(
+                update={
+                    "models": models,
+                    "optimizers": taking_part,
+                    "metrics": [],
+                    "primary": None,
+                    "tuning": None,
+                    "checkpoints": False,
+                    "pairs": None,
+                    "twins": None,
+                }
+            )
+        used = {search.optimizer for search in self.searches.searches}
+        return self.suite.model_copy(
+            update={
+                "name": f"{self.suite.name}-tune",
+                "stage": "tune",
+                "seeds": list(self.seeds),
+                "optimizers": {name: o for name, o in self.suite.optimizers.items() if name in used},
+                "experiments": experiments,
+                "claims": {},
+                "tune": self._declared(),
+            }
+        )
+
+    def propose(self, found: Sequence[TunedOptimizer]) -> bool:
+        """Add the settings of the next round; whether there are any. found: what the rounds before have come to."""
+        known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
+        new: dict[tuple[str, str], list[Values]] = {}
+        for search in self.searches.searches:
+            key = (search.experiment, search.optimizer)
+            tried = self.tried.get(key, [])
+            if self.method.sampler == "grid":
+                new[key] = self._widened(search, known) if tried else list(search.grid)
+            else:
+                new[key] = self._drawn(search, tried, known.get(key))
+        if not any(new.values()):
+            return False
+        for key, values in new.items():
+            self.tried.setdefault(key, []).extend(values)
+        self.rounds += 1
+        return True
+
+    def _widened(self, search: Search, known: Mapping[tuple[str, str], TunedOptimizer]) -> list[Values]:
+        """Two more for every optimizer of an experiment, when one of them has its best at an edge."""
+        if not self.method.widen or self.rounds > MOST_WIDENINGS:
+            return []
+        here = [one for one in self.searches.searches if one.experiment == search.experiment]
+        if not any(self._can_widen(one, known[one.experiment, one.optimizer]) for one in here):
+            return []
+        tuned, tried = known[search.experiment, search.optimizer], self.tried[search.experiment, search.optimizer]
+        if tuned.chosen is None:
+            return []
+        best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
+        edges = tuned.edges if self._can_widen(search, tuned) else ()
+        return [values for values in widen(search, tried, best, edges) if self._takes(search, values)]
+
+    def _can_widen(self, search: Search, tuned: TunedOptimizer) -> bool:
+        """Whether its best is at an edge, and the optimizer would take what lies beyond."""
+        if tuned.chosen is None or not can_widen(search, tuned.edges):
+            return False
+        tried = self.tried[search.experiment, search.optimizer]
+        best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
+        return any(self._takes(search, values) for values in widen(search, tried, best, tuned.edges))
+
+    def _takes(self, search: Search, values: Values) -> bool:
+        target = self.suite.optimizers[search.optimizer].target
+        return takes(target, with_values(effective(self.suite, search.experiment, search.optimizer), values))
+
+    def _drawn(self, search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Values]:
+        total = self.method.trials or len(search.grid)
+        size = total if self.method.sampler == "random" else batch_size(total)
+        # After a batch that was not full the space has no more settings.
+        count = min(size, total - len(tried)) if len(tried) == self.rounds * size else 0
+        if count <= 0:
+            return []
+        assert self.method.sampler != "grid"
+        purpose = f"tuning {search.experiment} {search.optimizer} round {self.rounds}"
+        # Optuna takes seeds of 32 bits.
+        seed = stream_seed(self.suite.seed, None, purpose) % 2**32
+        return draw(search, _history(tried, tuned), count, self.method.sampler, seed)
+
+    def _variants(self, search: Search) -> dict[str, Any]:
+        settings = [with_values({}, values) for values in self.tried.get((search.experiment, search.optimizer), [])]
+        overrides = (self.suite.experiments[search.experiment].optimizers or {}).get(search.optimizer, {})
+        return {**overrides, LISTED: settings}
+
+    def _declared(self) -> Tune:
+        """The rule with everything it leaves to defaults written out."""
+        tune = self.suite.tune or Tune()
+        experiments: dict[str, ExperimentTune] = {}
+        for search in self.searches.searches:
+            here = experiments.get(search.experiment, ExperimentTune(models=list(search.models)))
+            space = with_values({}, {dimension.path: dimension.stated for dimension in search.dimensions})
+            spaces = {**here.optimizers, search.optimizer: space}
+            experiments[search.experiment] = here.model_copy(update={"optimizers": spaces})
+        return tune.model_copy(update={"seeds": list(self.seeds), "optimizers": {}, "experiments": experiments})
+
+    def _check_budgets(self) -> None:
+        if self.method.sampler != "grid" and self.method.trials is not None:
+            return
+        for name in self.suite.experiments:
+            counts = {s.optimizer: len(s.grid) for s in self.searches.searches if s.experiment == name}
+            if len(set(counts.values())) > 1:
+                listed = ", ".join(f"{optimizer} {count}" for optimizer, count in counts.items())
+                raise SuiteError(
+                    f"tune: needs the same number of settings for every optimizer of {name}, to be fair; came: {listed}"
+                )
+
+
+def tune(
+    tuner: Tuner, options: Options, view: View, record: Mapping[str, Any], files: Mapping[str, str]
+) -> tuple[Outcome, tuple[TunedOptimizer, ...]]:
+    """Train round after round; how the run ended, and what is chosen (nothing after an interruption).
+
+    record: what the run's `run.json` says of the tuning, under `tune`. files: by name, what else a new run keeps.
+
+    Raises:
+        OptbenchError: the settings, the device, the data or the run directory do not allow it; what was trained before
+            is kept.
+    """
+    tuner.propose([])
+    plan = first_plan(tuner, options)
+    found: tuple[TunedOptimizer, ...] = ()
+    with Session(plan, options, view, {"tune": dict(record)}) as session:
+        if options.resume is None:
+            for name, text in files.items():
+                write_text(session.writer.path / name, text)
+        while True:
+            if any(trial.id not in plan.done for trial in plan.trials):
+                if tuner.rounds > 1:
+                    view.message(f"round {tuner.rounds}: {len(plan.trials) - len(plan.done)} more trials")
+                plan = session.grow(tuner.settings)
+                session.train(plan)
+            found = tuple(tunings(read_results(read_run(session.writer.path), plan.suite)))
+            if not tuner.propose(found):
+                break
+            plan = make_plan(tuner.settings, session.writer.path, grown=True)
+        session.grow(tuner.settings)  # where nothing was left to train, a resumed run has not heard of all rounds yet
+    return session.outcome, () if session.outcome.interrupted else found
+
+
+def first_plan(tuner: Tuner, options: Options) -> Plan:
+    """The plan of the first round: of a grid, all of it unless it is widened."""
+    return make_plan(tuner.settings, options.resume, grown=True)
+
+
+def _history(tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
+    """What a sampler learns from: a setting that learns enough is worth its score, others less than all of those."""
+    if tuned is None:
+        return []
+    sign = 1.0 if METRICS[tuned.metric].direction == "higher" else -1.0
+    settings = {setting.variant: setting for setting in tuned.settings}
+    best = best_learning(tuned.settings)
+    good = {name: sign * s.score for name, s in settings.items() if s.eligible and s.learns}
+    least = min(good.values(), default=0.0)
+    worth = dict(good)
+    for name, setting in settings.items():
+        if name not in good:
+            short = best - setting.learning if math.isfinite(setting.learning) else 1.0
+            worth[name] = least - short
+    return [Tried(values, worth[variant_name(values)]) for values in tried]
