@@ -3,16 +3,20 @@
     python benchmarks/sweep.py [--optimizers sgd adamw shampoo] [--repeats 5] [--steps 100]
 
 The protocol of permuted-mnist in suites/continual.yaml at mlp-100, seven learning rates × 2 seeds, each task shortened
-to a number of steps. Every process has one thread and stays between measurements; all ways take turns in every repeat.
+to a number of steps. Processes stay between measurements; all ways take turns in every repeat.
 
 - `lock-step`: the 14 trials in one cohort, cut as `optbench run --jobs N` cuts it.
-- `one by one`: 14 cohorts of one trial, each given to the next process that is free.
+- `one by one`: 14 cohorts of one trial.
 
-Both on N processes, 2 and 1. Time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials)
-on the process that has most of it, and of everything (making the tasks, validation, measuring) until the last trial has
-ended. Ratios are taken within a repeat. The aim: at most 60% of the steps' time one by one, for SGD and AdamW.
-`one after another` compares lock-step on two processes with trials that follow each other on one, as a loop would have
-them on the same machine.
+| on | lock-step | one by one |
+|---|---|---|
+| 2 cores | on 2 processes of one thread | one after another, PyTorch's operations on 2 threads: a loop over trials |
+| 2 processes | the same | handed out to 2 processes of one thread |
+| 1 process | on one process of one thread | likewise |
+
+Time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials) on the process that has most
+of it, and of everything (making the tasks, validation, measuring) until the last trial has ended. Ratios are taken
+within a repeat. The aim: at most 60% of the steps' time one by one on 2 cores, for SGD and AdamW.
 """
 
 from __future__ import annotations
@@ -66,14 +70,14 @@ def sweep(optimizer: str, steps: int) -> Suite:
     return complete(suite.model_copy(update={**chosen, "optimizers": {optimizer: suite.optimizers[optimizer]}}))
 
 
-def work(connection: multiprocessing.connection.Connection, suite: Suite) -> None:
+def work(connection: multiprocessing.connection.Connection, suite: Suite, threads: int) -> None:
     """Main function of a process: trains the cohorts it is sent, and answers with the seconds their steps took."""
     import torch
 
     from optbench.data import load
     from optbench.engine import Setting, train
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     experiment = suite.experiments[EXPERIMENT]
     setting = Setting.of(experiment, load(experiment.dataset), suite.seed, torch.device("cpu"))
@@ -84,26 +88,26 @@ def work(connection: multiprocessing.connection.Connection, suite: Suite) -> Non
 
 
 class Team:
-    """Processes that wait for cohorts of one suite."""
+    """Processes that wait for cohorts of one suite; threads: of each."""
 
-    def __init__(self, suite: Suite, size: int) -> None:
+    def __init__(self, suite: Suite, threads: Sequence[int]) -> None:
         context = mp.get_context("spawn")
         self.connections, self.processes = [], []
-        for _ in range(size):
+        for count in threads:
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, suite), daemon=True)
+            process = context.Process(target=work, args=(theirs, suite, count), daemon=True)
             process.start()
             self.connections.append(ours)
             self.processes.append(process)
         for connection in self.connections:
             connection.recv()
 
-    def train(self, units: Sequence[Cohort], size: int) -> Cost:
-        """Train all units on the first `size` processes, each taking the next when it is free."""
+    def train(self, units: Sequence[Cohort], processes: Sequence[int]) -> Cost:
+        """Train all units on these processes, each taking the next when it is free."""
         waiting, began = list(reversed(units)), time.perf_counter()
-        spent = dict.fromkeys(range(size), 0.0)
+        spent = dict.fromkeys(processes, 0.0)
         busy = set()
-        for i in range(min(size, len(units))):
+        for i in processes[: len(units)]:
             self.connections[i].send(waiting.pop())
             busy.add(i)
         while busy:
@@ -122,36 +126,48 @@ class Team:
             process.join()
 
 
-def measure(optimizer: str, steps: int, repeats: int) -> dict[tuple[str, int], list[Cost]]:
-    """The costs of every way and number of processes, one for each repeat."""
+def measure(optimizer: str, steps: int, repeats: int) -> dict[str, list[Cost]]:
+    """The costs of every way, one for each repeat."""
     suite = sweep(optimizer, steps)
     planned = trials(suite)
     (whole,) = cohorts(planned)
     alone = [cohort for trial in planned for cohort in cohorts([trial])]
-    team = Team(suite, 2)
-    team.train(whole.split(2), 2)  # warm-up
-    found: dict[tuple[str, int], list[Cost]] = {}
+    team = Team(suite, [1, 1, 2])
+    ways = {
+        "lock-step on 2": (whole.split(2), [0, 1]),
+        "singles on 2 threads": (alone, [2]),
+        "singles on 2": (alone, [0, 1]),
+        "lock-step on 1": ([whole], [0]),
+        "singles on 1": (alone, [0]),
+    }
+    team.train(whole.split(3), [0, 1, 2])  # warm-up
+    found: dict[str, list[Cost]] = {}
     for _ in range(repeats):
-        for size in (2, 1):
-            for way, units in (("lock-step", whole.split(size)), ("one by one", alone)):
-                found.setdefault((way, size), []).append(team.train(units, size))
+        for way, (units, processes) in ways.items():
+            found.setdefault(way, []).append(team.train(units, processes))
     team.stop()
     return found
 
 
-def report(optimizer: str, found: dict[tuple[str, int], list[Cost]]) -> None:
-    """Print a line for each number of processes, and one for one after another against lock-step on two."""
-    # The part of the time, the processes of lock-step, and those of one by one.
-    for what, ours, theirs in (("steps", 2, 2), ("steps", 1, 1), ("steps", 2, 1), ("everything", 2, 2)):
-        lock, single = found["lock-step", ours], found["one by one", theirs]
-        times = [[getattr(cost, what) for cost in costs] for costs in (lock, single)]
+ROWS = (
+    ("steps", "2 cores", "lock-step on 2", "singles on 2 threads"),
+    ("steps", "2 processes", "lock-step on 2", "singles on 2"),
+    ("steps", "1 process", "lock-step on 1", "singles on 1"),
+    ("everything", "2 cores", "lock-step on 2", "singles on 2 threads"),
+    ("everything", "2 processes", "lock-step on 2", "singles on 2"),
+)
+
+
+def report(optimizer: str, found: dict[str, list[Cost]]) -> None:
+    """Print a line for each comparison."""
+    for what, where, ours, theirs in ROWS:
+        times = [[getattr(cost, what) for cost in found[way]] for way in (ours, theirs)]
         ratios = [100 * a / b for a, b in zip(*times, strict=True)]
-        where = "one after another" if ours != theirs else f"{ours} process{'' if ours == 1 else 'es'}"
         cells = "".join(f"{summary(values, '{:.2f}'):>22}" for values in times)
         aim = ""
-        if what == "steps" and ours == theirs == 2 and optimizer != "shampoo":
+        if (what, where) == ("steps", "2 cores") and optimizer != "shampoo":
             aim = f"  aim {100 * AIM:.0f}: {'met' if statistics.median(ratios) <= 100 * AIM else 'missed'}"
-        print(f"{optimizer:9}{what:12}{where:19}{cells}{summary(ratios, '{:.0f}'):>18}{aim}", flush=True)
+        print(f"{optimizer:9}{what:12}{where:13}{cells}{summary(ratios, '{:.0f}'):>18}{aim}", flush=True)
 
 
 def summary(values: Sequence[float], pattern: str) -> str:
@@ -177,7 +193,7 @@ def main() -> None:
     )
     print(f" median [min, max] of {arguments.repeats} repeats\n")
     header = "".join(f"{name:>22}" for name in ("lock-step (s)", "one by one (s)"))
-    print(f"{'optimizer':9}{' time of':12}{'on':19}{header}{'ratio (%)':>18}")
+    print(f"{'optimizer':9}{' time of':12}{'on':13}{header}{'ratio (%)':>18}")
     for optimizer in arguments.optimizers:
         report(optimizer, measure(optimizer, arguments.steps, arguments.repeats))
 
