@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +27,13 @@ from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, Comparison, Trial, cohorts, comparisons, complete, expected_cost, trials
 from optbench.store import RunWriter
+from optbench.store.lock import RunLock
 from optbench.store.pairs import NOT_COMPARED, PairRow, is_settled, settled_pairs
 from optbench.store.provenance import provenance
-from optbench.store.read import done_trials, read_run, read_tables
+from optbench.store.read import done_trials, read_json, read_run, read_tables, set_damaged_aside
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
-from optbench.workers import Compare, Compared, Failed, Finished, Job, train_all
+from optbench.workers import Compare, Compared, Failed, Finished, Job, Pool
 
 if TYPE_CHECKING:
     from optbench.engine import Progress
@@ -47,6 +49,8 @@ class Options:
     data_dir: Path | None = None
     jobs: int | None = None
     resume: Path | None = None
+    force: bool = False
+    """Go on with a run that was begun with another version of torch, or on another kind of device."""
     command: tuple[str, ...] = ()
 
 
@@ -124,46 +128,38 @@ def run(suite: Suite, options: Options, view: View) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    plan = make_plan(suite, options.resume)
-    with Session(plan, options, view) as session:
-        session.train(plan)
+    with Session(options, view) as session:
+        session.train(session.begin(suite))
     return session.outcome
 
 
 class Session:
-    """A run directory while it is filled. Leaving it says in `run.json` how the run ended; an interruption stops here.
+    """A run directory while it is filled, by this process alone.
 
-    Raises (on entering a `with` too):
-        OptbenchError: the settings, the device, the data or the run directory do not allow it.
+    Leaving the `with` block says in `run.json` how the run ended; an interruption ends there.
     """
 
-    def __init__(self, plan: Plan, options: Options, view: View, extra: Mapping[str, Any] | None = None) -> None:
-        """extra: what else a new run's `run.json` says."""
+    def __init__(self, options: Options, view: View) -> None:
+        """Takes the run to be resumed, if there is one, and moves aside what is damaged in it.
+
+        Raises:
+            OptbenchError: there is no such device, or another process has the run.
+        """
         # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
-        from optbench.engine.device import accelerators, resolve
+        from optbench.engine.device import resolve
 
         self._options, self._view = options, view
         self._device = resolve(options.device)
         self._jobs = options.jobs or _default_jobs(self._device.type)
-        self._prepare(plan)
-        record = provenance(str(self._device), accelerators(), self._jobs)
-        if options.resume is not None:
-            self.writer = RunWriter.resume(options.resume, record, options.command, plan.trials)
-        else:
-            path = options.runs_dir / (options.name or new_id(plan.suite))
-            header = {
-                "run": path.name,
-                "suite": plan.suite.name,
-                "suite_hash": suite_hash(plan.suite),
-                "metrics_version": METRICS_VERSION,
-                "command": list(options.command),
-                "seeds": plan.suite.seeds,
-                "provenance": record,
-                **(extra or {}),
-            }
-            self.writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials)
-        self._interrupted = False
+        self._pool = Pool(self._jobs)
         self._signals = _interruptible()
+        self._writer: RunWriter | None = None
+        self._interrupted = False
+        self._lock: RunLock | None = None
+        if options.resume is not None:
+            self._lock = RunLock(options.resume)
+            for text in set_damaged_aside(options.resume):
+                view.message(f"damaged: {text}")
 
     def __enter__(self) -> Session:
         self._signals.__enter__()
@@ -173,13 +169,65 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._signals.__exit__(kind, error, trace)
+        self._pool.close()
+        if self._writer is None:
+            if self._lock is not None:
+                self._lock.release()
+            return False
         self._interrupted = isinstance(error, KeyboardInterrupt)
-        self.writer.finish("interrupted" if self._interrupted else "failed" if error else "complete")
+        self._writer.finish("interrupted" if self._interrupted else "failed" if error else "complete")
         return self._interrupted
+
+    @property
+    def writer(self) -> RunWriter:
+        assert self._writer is not None, "begin comes first"
+        return self._writer
 
     @property
     def outcome(self) -> Outcome:
         return Outcome(self.writer.path, self.writer.statuses(), self._interrupted)
+
+    def begin(
+        self,
+        suite: Suite,
+        extra: Mapping[str, Any] | None = None,
+        texts: Mapping[str, str] | None = None,
+        *,
+        grown: bool = False,
+    ) -> Plan:
+        """Make the run directory, or go on with the one to be resumed; what there is to train.
+
+        extra: what else a new run's `run.json` says. texts: other files that it has, by name. grown: as for
+        `make_plan`.
+
+        Raises:
+            OptbenchError: the settings, the data or the run directory do not allow it.
+        """
+        from optbench.engine.device import accelerators
+
+        options = self._options
+        plan = make_plan(suite, options.resume, grown=grown)
+        record = provenance(str(self._device), accelerators(), self._jobs)
+        if options.resume is not None:
+            assert self._lock is not None
+            _check_provenance(options, record)
+            self._prepare(plan)
+            self._writer = RunWriter.resume(options.resume, record, options.command, plan.trials, self._lock)
+            return plan
+        self._prepare(plan)
+        path = options.runs_dir / (options.name or new_id(plan.suite))
+        header = {
+            "run": path.name,
+            "suite": plan.suite.name,
+            "suite_hash": suite_hash(plan.suite),
+            "metrics_version": METRICS_VERSION,
+            "command": list(options.command),
+            "seeds": plan.suite.seeds,
+            "provenance": record,
+            **(extra or {}),
+        }
+        self._writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials, texts)
+        return plan
 
     def grow(self, suite: Suite) -> Plan:
         """The plan of a suite with more trials than the run's own, whose place it takes.
@@ -194,11 +242,11 @@ class Session:
 
     def train(self, plan: Plan) -> None:
         """Train what is left of the plan and compare its solutions; everything is durable at the end."""
-        units = spread(plan, self._jobs)
+        units = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         left = _Comparisons(plan, self.writer)
         job = Job(plan.suite, str(self._device), self._options.data_dir)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
-        for event in train_all(units, job, self._jobs, left.ready):
+        for event in self._pool.train(units, job, left.ready):
             if isinstance(event, Finished):
                 rows = _with_checkpoints(event, self.writer, plan.suite)
                 self._ended(event.cohort, rows, left)
@@ -272,12 +320,22 @@ class _Comparisons:
         return Compare(comparison, places, missing)
 
 
-def spread(plan: Plan, jobs: int) -> list[Cohort]:
-    """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late."""
+MOST_ON_CPU = 8
+"""So many trainings are given to a process of one thread at once. More would be no faster there, and a kill, or a last
+process that is still busy, costs as much as was given at once."""
+
+
+def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
+    """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late.
+
+    most: about so many trainings in a piece; None: as many as there are.
+    """
     units: list[tuple[float, Cohort]] = []
     for cohort in plan.cohorts:
         left = tuple(trial for trial in cohort.trials if trial.id not in plan.done)
-        pieces = dataclasses.replace(cohort, trials=left).split(jobs) if left else []
+        whole = dataclasses.replace(cohort, trials=left)
+        rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 1
+        pieces = whole.split(jobs * rounds) if left else []
         experiment = plan.suite.experiments[cohort.experiment]
         units += [(sum(expected_cost(equal[0], experiment) for equal in piece.trainings), piece) for piece in pieces]
     return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
@@ -286,6 +344,27 @@ def spread(plan: Plan, jobs: int) -> list[Cohort]:
 def new_id(suite: Suite) -> str:
     """`<suite name>-<UTC time>`."""
     return f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+
+
+def _check_provenance(options: Options, record: Mapping[str, Any]) -> None:
+    """Raises UsageError where a run would go on with another version of torch, or on another kind of device."""
+    assert options.resume is not None
+    begun = read_json(options.resume)
+    before = (begun.get("resumed") or [begun])[-1].get("provenance") or {}
+    for name, now, then in (
+        ("torch", record.get("torch"), before.get("torch")),
+        ("device", _kind(record.get("device")), _kind(before.get("device"))),
+    ):
+        if then is not None and now != then and not options.force:
+            raise UsageError(
+                f"--resume {options.resume}: that run was made with {name} {then}, and this is {name} {now}: "
+                "what is left would not be what it would have been; --force goes on all the same"
+            )
+
+
+def _kind(device: object) -> str | None:
+    """`cuda` of `cuda:1`."""
+    return device.split(":")[0] if isinstance(device, str) else None
 
 
 def _default_jobs(device_type: str) -> int:

@@ -7,6 +7,7 @@ thread a trial's bits do not depend on its cohort, and the cores are kept busy b
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,11 +24,11 @@ import numpy as np
 from optbench.errors import OptbenchError
 from optbench.plan import Cohort, Comparison, Trial
 from optbench.store.pairs import PairRow
-from optbench.store.tables import Row
+from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite
 
 if TYPE_CHECKING:
-    from optbench.engine import Progress, Setting
+    from optbench.engine import Progress, Setting, TrialResult
 
 Weights = dict[str, np.ndarray[Any, Any]]
 
@@ -92,23 +93,31 @@ class Failed:
     details: str
 
 
-def train_all(
-    cohorts: Sequence[Cohort], job: Job, jobs: int, more: Callable[[], Sequence[Compare]] = tuple
-) -> Iterator[Progress | Finished | Compared | Failed]:
-    """Train the cohorts, in order of starting, on `jobs` processes; events as they come.
+class Pool:
+    """Up to `jobs` worker processes, started when there is work for them; they stay until the pool is closed."""
 
-    more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
-    A worker that dies (killed, out of memory) costs only the unit it had, which is tried once more.
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._workers: list[_Worker] = []
 
-    Raises:
-        OptbenchError: what a worker raised because of the user's settings.
-    """
-    waiting: list[Unit] = [*reversed(more()), *reversed(cohorts)]
-    died_before: set[str] = set()
-    workers = [_Worker(job) for _ in range(min(jobs, len(waiting)))]
-    try:
+    def train(
+        self, cohorts: Sequence[Cohort], job: Job, more: Callable[[], Sequence[Compare]] = tuple
+    ) -> Iterator[Progress | Finished | Compared | Failed]:
+        """Train the cohorts, in order of starting; events as they come.
+
+        more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
+        A worker that dies (killed, out of memory) costs only the unit it had, which is tried once more.
+
+        Raises:
+            OptbenchError: what a worker raised because of the user's settings.
+        """
+        waiting: list[Unit] = [*reversed(more()), *reversed(cohorts)]
+        died_before: set[str] = set()
+        workers = self._workers
+        workers += [_Worker() for _ in range(min(self._jobs, len(waiting)) - len(workers))]
         for worker in workers:
-            worker.give(waiting.pop())
+            if waiting:
+                worker.give(waiting.pop(), job)
         while any(worker.unit for worker in workers):
             busy = {worker.connection: worker for worker in workers if worker.unit}
             for ready in multiprocessing.connection.wait(list(busy)):
@@ -119,7 +128,7 @@ def train_all(
                     event = worker.connection.recv()
                 except (EOFError, OSError, pickle.UnpicklingError):
                     code = worker.stop()
-                    workers[workers.index(worker)] = _Worker(job)
+                    workers[workers.index(worker)] = _Worker()
                     if unit.id in died_before:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice (exit code {code})", "")
                     else:
@@ -135,24 +144,31 @@ def train_all(
                 waiting[:0] = reversed(more())
                 for idle in workers:
                     if waiting and idle.unit is None:
-                        idle.give(waiting.pop())
-    finally:
-        for worker in workers:
+                        idle.give(waiting.pop(), job)
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
             worker.stop()
+        self._workers.clear()
 
 
 class _Worker:
-    def __init__(self, job: Job) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         self.unit: Unit | None = None
+        self._job: Job | None = None
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Unit, job: Job) -> None:
         self.unit = unit
         with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
+            if self._job is not job:
+                self.connection.send(job)
+                self._job = job
             self.connection.send(unit)
 
     def stop(self) -> int | None:
@@ -166,8 +182,8 @@ class _Worker:
         return self.process.exitcode
 
 
-def _work(connection: multiprocessing.connection.Connection, job: Job) -> None:
-    """Main function of a worker process."""
+def _work(connection: multiprocessing.connection.Connection) -> None:
+    """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA products need
     import torch
@@ -178,19 +194,25 @@ def _work(connection: multiprocessing.connection.Connection, job: Job) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    device = torch.device(job.device)
+    job: Job | None = None
     settings: dict[str, Setting] = {}
     while True:
         try:
-            unit: Unit = connection.recv()
+            received: Job | Unit = connection.recv()
         except EOFError:
             return
+        if isinstance(received, Job):
+            job = received
+            settings.clear()
+            continue
+        assert job is not None
+        unit = received
         try:
             if unit.experiment not in settings:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset, job.data_dir, download=False)
                 settings.clear()  # one experiment's arrays at a time
-                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, device)
+                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(job.device))
             setting = settings[unit.experiment]
             if isinstance(unit, Cohort):
                 connection.send(_train(unit, setting, connection.send))
@@ -203,15 +225,54 @@ def _work(connection: multiprocessing.connection.Connection, job: Job) -> None:
 
 
 def _train(cohort: Cohort, setting: Setting, notify: Callable[[Progress], None]) -> Finished:
-    from optbench.engine import train
-
-    results = train(cohort, setting, notify)
+    results = _train_what_fits(cohort, setting, notify)
     weights = tuple(
         (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
         for result in results
         if result.weights is not None
     )
     return Finished(cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
+
+
+def _train_what_fits(
+    cohort: Cohort, setting: Setting, notify: Callable[[Progress], None], whole: int | None = None
+) -> list[TrialResult]:
+    """Train a cohort; one that memory does not hold, half by half, down to a single member.
+
+    No result depends on it, as none does on its companions; the notes of the trials say so all the same. whole: how
+    many members there were before.
+    """
+    import torch
+
+    from optbench.engine import train
+
+    members = len(cohort.trainings)
+    try:
+        results = train(cohort, setting, notify)
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU PyTorch has no class of its own for it.
+        if members == 1 or not (
+            isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        ):
+            raise
+    else:
+        if whole is None:
+            return results
+        note = f"out of memory with {whole} members together, trained {members} at a time"
+        return [dataclasses.replace(result, rows=tuple(_noted(row, note) for row in result.rows)) for result in results]
+    # Outside of the handler, whose traceback would keep what has been allocated.
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    halves = cohort.split(2)
+    found = [result for half in halves for result in _train_what_fits(half, setting, notify, whole or members)]
+    places = {trial.id: i for i, trial in enumerate(cohort.trials)}
+    return sorted(found, key=lambda result: places[result.trial.id])
+
+
+def _noted(row: Row, note: str) -> Row:
+    if not isinstance(row, TrialRow):
+        return row
+    return dataclasses.replace(row, note="; ".join(filter(None, (row.note, note))))
 
 
 def _compare(work: Compare, setting: Setting) -> Compared:

@@ -356,3 +356,13 @@ def test_members_share_batches_by_stream_in_order_of_appearance(mnist: Dataset) 
     a, b = (BatchStream(examples, 32, 0, seed, 0) for seed in range(2))
     assert sharing([a, b, a, a, b]) == [(0, 2, 3), (1, 4)]
     assert sharing([]) == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "most", "sizes"), [(2, None, [15, 15]), (2, 8, [7, 8, 7, 8]), (3, 4, [3] * 6 + [4] * 3)]
+)
+def test_a_large_cohort_is_cut_into_pieces_for_every_process(jobs: int, most: int | None, sizes: list[int]) -> None:
+    plan = make_plan(small_suite({"sgd": {**SGD, "lr": [0.1, 0.2, 0.3]}}, seeds=10))
+    units = spread(plan, jobs, most)
+    assert sorted(len(unit.trials) for unit in units) == sorted(sizes)
+    assert sorted(trial.id for unit in units for trial in unit.trials) == sorted(trial.id for trial in plan.trials)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,10 @@ from optbench.optimizers.registry import check_settings
 from optbench.plan import trials
 from optbench.store import read_run
 from optbench.suite import Suite, load_suite, shipped_suites
+from optbench.tuning.space import effective, searches
+from optbench.tuning.tuned_file import MARKER
 
-TUNED = {"continual": "continual-tuning", "shampoo": "shampoo-tuning"}
+TUNED = ("basins", "continual", "shampoo", "sparsity")
 
 
 def shipped(name: str) -> Suite:
@@ -29,27 +33,44 @@ def test_every_shipped_suite_loads_and_names_itself(name: str) -> None:
     assert trials(suite)
 
 
-@pytest.mark.parametrize(("name", "tuning"), TUNED.items())
-def test_tuned_rates_come_from_the_sweep_on_other_seeds(name: str, tuning: str) -> None:
-    final, sweep = shipped(name), shipped(tuning)
-    assert (final.stage, sweep.stage) == ("eval", "tune")
-    assert not set(final.seeds) & set(sweep.seeds)
-    swept: dict[tuple[str, str], set[float]] = {}
-    for trial in trials(sweep):
-        swept.setdefault((trial.experiment, trial.optimizer), set()).add(trial.hyperparameters["lr"])
-    assert len({len(rates) for rates in swept.values()}) == 1, "the same number of settings for every optimizer"
-    for trial in trials(final):
-        if trial.variant == "default":  # a sweep in the final suite is shown whole, not tuned
-            assert trial.hyperparameters["lr"] in swept[trial.experiment, trial.optimizer], trial.id
-    for name, experiment_ in final.experiments.items():
-        assert experiment_.tuning is not None
-        for optimizer, cost in experiment_.tuning.items():
-            assert cost.seeds == len(sweep.seeds)
-            assert cost.settings >= len(swept[name, optimizer]), "an earlier, coarser sweep may have come before"
-        assert len(set(experiment_.tuning.values())) == 1, "the same budget for everyone"
-    for experiment in final.experiments:
-        assert final.experiments[experiment].protocol == sweep.experiments[experiment].protocol
-        assert final.experiments[experiment].tasks == sweep.experiments[experiment].tasks
+@pytest.mark.parametrize("name", TUNED)
+def test_what_a_suite_says_of_its_tuning_is_true(name: str) -> None:
+    suite = shipped(name)
+    assert suite.tune is not None
+    assert suite.tune.seeds is not None
+    assert not set(suite.seeds) & set(suite.tune.seeds)
+    found = searches(suite)
+    searched = {(search.experiment, search.optimizer): search for search in found.searches}
+    tied = {(tie.experiment, tie.optimizer): tie for tie in found.ties}
+    for experiment, settings in suite.experiments.items():
+        assert settings.tuning is not None
+        budgets = set()
+        for optimizer, cost in settings.tuning.items():
+            if (experiment, optimizer) in tied:
+                continue
+            budgets.add((cost.settings, cost.seeds))
+            search = searched[experiment, optimizer]
+            for dimension in search.dimensions:
+                used = value_at(effective(suite, experiment, optimizer), dimension.path)
+                if cost.chosen is not None:
+                    assert cost.chosen[dimension.name] == used
+                assert used in dimension.values or cost.settings > len(search.grid), "on the grid, or it was widened"
+        assert len(budgets) == 1, "the same budget for everyone"
+        assert {o for e, o in searched if e == experiment} <= settings.tuning.keys()
+    for (experiment, optimizer), tie in tied.items():
+        leader = value_at(effective(suite, experiment, tie.of), tie.of_path)
+        assert value_at(effective(suite, experiment, optimizer), tie.path) == pytest.approx(tie.times * leader)
+
+
+@pytest.mark.parametrize("name", ["continual", "sparsity", "basins"])
+def test_a_tuned_suite_names_the_command_that_chose_its_values(name: str) -> None:
+    first, command = shipped_suites()[name].read_text().splitlines()[:2]
+    assert first == MARKER
+    assert command.startswith(f"#   optbench tune {name}")
+
+
+def value_at(hyperparameters: dict[str, Any], path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda inner, key: inner[key], path, hyperparameters)
 
 
 def test_continual_is_the_papers_section_3_1() -> None:

@@ -71,6 +71,10 @@ DataDir = Annotated[
 Jobs = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
 ]
+ForceResume = Annotated[
+    bool,
+    typer.Option("--force", help="With --resume: go on although torch's version or the kind of device is another."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
 # `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
@@ -120,6 +124,7 @@ def run(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run: its directory, its id, or latest.")
     ] = None,
+    force: ForceResume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -139,6 +144,7 @@ def run(
         data_dir=data_dir,
         jobs=jobs,
         resume=resume,
+        force=force,
         dry_run=dry_run,
         quiet=quiet,
         debug=debug or bool(context.find_root().params.get("debug")),
@@ -190,6 +196,7 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a tuning: its directory, its id, or latest.")
     ] = None,
+    force: ForceResume = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -214,6 +221,7 @@ def tune(
         data_dir=data_dir,
         jobs=jobs,
         resume=resume,
+        force=force,
         dry_run=dry_run,
         quiet=quiet,
         debug=debug or bool(context.find_root().params.get("debug")),

@@ -46,6 +46,7 @@ class Request:
     data_dir: Path | None = None
     jobs: int | None = None
     resume: str | None = None
+    force: bool = False
     dry_run: bool = False
     quiet: bool = False
     debug: bool = False
@@ -76,6 +77,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
         data_dir=request.data_dir,
         jobs=request.jobs,
         resume=resume,
+        force=request.force,
         command=("optbench", *sys.argv[1:]),
     )
 
@@ -104,6 +106,8 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     if request.name is not None and resume is not None:
         raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
     check_name(request.name)
+    if request.force and resume is None:
+        raise UsageError("--force is for --resume: there is nothing else to go on with")
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings)

@@ -166,6 +166,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
         if row.fallbacks:
             warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
+        warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]
     if warnings:
         yield Items(tuple(warnings), "warning")
 

@@ -71,6 +71,8 @@ class SummaryRow:
     """The mean accuracy matrix (T+1, T) of the trials that are ok."""
     fallbacks: int
     """Matrix factorisations that failed and were replaced, over all its trials."""
+    notes: Mapping[str, int]
+    """What else its trials' results depended on, in words: in how many of them."""
     tuning: Tuning | None
     departures: Mapping[str, Any]
     """Hyper-parameters that are not what `tuning` says was chosen, by dotted path, as they are."""
@@ -201,6 +203,7 @@ def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
         values={name: Spread.of(arm.values(name)) for name in metrics},
         matrix=np.mean(matrices, axis=0) if matrices else None,
         fallbacks=sum(row.fallbacks for row in rows),
+        notes=Counter(row.note for row in rows if row.note and not row.fallbacks),
         tuning=arm.tuning,
         departures=departures(arm),
         split=arm.results.split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
 from optbench.store import pairs
-from optbench.store.tables import ALL_TABLES, SCHEMA_VERSION, VERSION_KEY, arrow_schema
+from optbench.store.files import reported
+from optbench.store.parts import check_part, find_parts
+from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, VERSION_KEY, arrow_schema
 
-PARTS = "parts"
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,23 @@ def read_run(path: Path) -> Run:
 
 
 def read_parts(path: Path) -> tuple[Path, ...]:
-    """The folders of cohorts that were finished after the last merge."""
-    parts = path / PARTS
-    return tuple(sorted(p for p in parts.iterdir() if not p.name.startswith("."))) if parts.is_dir() else ()
+    """The folders of cohorts that were finished after the last merge.
+
+    Raises:
+        StoreError: a file in one is missing, or not what was written.
+    """
+    parts = find_parts(path)
+    for part in parts:
+        check_part(part)
+    return parts
 
 
 def run_ids(runs_dir: Path) -> list[str]:
     """Ids of the runs in `runs_dir`, the oldest first."""
     if not runs_dir.is_dir():
         return []
-    found = [(read_created(path), path.name) for path in runs_dir.iterdir() if (path / "run.json").is_file()]
+    places = (path for path in runs_dir.iterdir() if not path.name.startswith("."))  # hidden: not whole yet
+    found = [(read_created(path), path.name) for path in places if (path / "run.json").is_file()]
     return [name for _, name in sorted(found)]
 
 
@@ -164,6 +174,42 @@ def read_tables(path: Path) -> dict[str, pa.Table]:
     return {name: run.table(name) for name in ALL_TABLES}
 
 
+def set_damaged_aside(path: Path) -> list[str]:
+    """Move what is damaged in a run directory to `damaged/`, so that it is trained again; what it was, in words.
+
+    A damaged part costs its own cohort; of the merged tables, which belong together, one that is damaged costs what
+    all of them hold. Files that another version wrote are not damaged.
+
+    Raises:
+        StoreError: a file cannot be moved.
+    """
+    found = []
+    for part in find_parts(path):
+        try:
+            check_part(part)
+        except StoreError as error:
+            _set_aside(path, [part])
+            found.append(f"{error}; its cohort is trained again")
+    tops = [file for name in (*ALL_TABLES, pairs.NAME) if (file := path / f"{name}.parquet").exists()]
+    try:
+        for name in ALL_TABLES:
+            _read_top(path, name)
+        _read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
+    except StoreError as error:
+        _set_aside(path, tops)
+        found.append(f"{error}; what was merged is trained again")
+    return found
+
+
+def _set_aside(path: Path, files: Sequence[Path]) -> None:
+    folder = path / DAMAGED
+    with reported(folder):
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            place = next(p for i in itertools.count() if not (p := folder / f"{file.name}.{i}").exists())
+            file.rename(place)
+
+
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
     """The table `pairs` of a run: what was merged, and what was compared after the last merge.
 
@@ -203,8 +249,16 @@ def _trials(folder: Path) -> pa.Array:
 
 
 def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array, columns: Sequence[str] = ()) -> pa.Table:
-    top = only(_read(path / f"{name}.parquet", name, columns), settled)
+    top = only(_read_top(path, name, columns), settled)
     return pa.concat_tables([top, *(_read(p / f"{name}.parquet", name, columns) for p in parts)]) if parts else top
+
+
+def _read_top(path: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
+    """A merged table; all of them are there, or none: `trials` is written last."""
+    file = path / f"{name}.parquet"
+    if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
+        raise StoreError(f"{file}: missing, beside trials.parquet")
+    return _read(file, name, columns)
 
 
 def _read(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
@@ -216,7 +270,7 @@ def _read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa
     if not file.exists():
         return pa.Table.from_batches([], wanted)  # schema.empty_table() imports pandas
     try:
-        with pq.ParquetFile(file) as opened:  # pq.read_table imports pandas
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:  # pq.read_table imports pandas
             found = opened.schema_arrow
             version = (found.metadata or {}).get(VERSION_KEY.encode(), b"none").decode(errors="replace")
             if version != str(SCHEMA_VERSION):

@@ -7,6 +7,7 @@ at the top are merged from the parts now and then and at the end; then the parts
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
 from optbench.plan import Cohort, Comparison, Trial
-from optbench.store.files import reported, sync, write_atomically, write_json, write_text
+from optbench.store.files import reported, write_atomically, write_json, write_text
+from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
 from optbench.store.pairs import PairRow, pairs_table
-from optbench.store.read import PARTS, only, read_json, read_pairs, read_parts, read_tables, without
+from optbench.store.parts import PARTS, remove, write_part, write_table
+from optbench.store.read import only, read_json, read_pairs, read_parts, read_tables, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
 MERGE_SHARE = 0.05
@@ -33,8 +35,9 @@ MERGE_SHARE = 0.05
 class RunWriter:
     """Owns one run directory while its trials are trained."""
 
-    def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial], lock: RunLock) -> None:
         self.path = path
+        self._lock = lock
         self._record = record
         self._order = {trial.id: i for i, trial in enumerate(order)}
         self._tables = read_tables(path)
@@ -43,36 +46,63 @@ class RunWriter:
         self._merge_seconds = 0.0
 
     @staticmethod
-    def create(path: Path, suite_text: str, record: Mapping[str, Any], order: Sequence[Trial]) -> RunWriter:
-        """A new run directory with its suite and record.
+    def create(
+        path: Path,
+        suite_text: str,
+        record: Mapping[str, Any],
+        order: Sequence[Trial],
+        texts: Mapping[str, str] | None = None,
+    ) -> RunWriter:
+        """A new run directory with its suite and record. texts: what else is in it, by file name.
 
         Raises:
             StoreError: the directory exists already or cannot be written.
         """
+        record = {"schema_version": SCHEMA_VERSION, **record, "created": _now()}
+        # Under another name until it is whole: a kill leaves no directory that is neither a run nor free to be one.
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with reported(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                path.mkdir()
-            except FileExistsError:
+            if path.exists():
                 raise StoreError(
                     f"{path}: this run exists already; choose another --name, or continue it with --resume {path.name}"
-                ) from None
-            (path / PARTS).mkdir()
-            (path / "checkpoints").mkdir()
-        write_text(path / "suite.yaml", suite_text)
-        writer = RunWriter(path, {"schema_version": SCHEMA_VERSION, **record, "created": _now()}, order)
-        writer._save_record("running")
-        return writer
+                )
+            shutil.rmtree(new, ignore_errors=True)
+        try:
+            with reported(path):
+                for folder in (new, new / PARTS, new / "checkpoints"):
+                    folder.mkdir()
+            for name, text in {"suite.yaml": suite_text, **(texts or {})}.items():
+                write_text(new / name, text)
+            write_json(new / "run.json", {**record, "status": "running", "finished": None})
+            with reported(path):
+                new.rename(path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return RunWriter(path, record, order, RunLock(path))
 
     @staticmethod
-    def resume(path: Path, provenance: Mapping[str, Any], command: Sequence[str], order: Sequence[Trial]) -> RunWriter:
-        """An existing run directory, to train what it lacks. Its record keeps a list of every resumption."""
+    def resume(
+        path: Path,
+        provenance: Mapping[str, Any],
+        command: Sequence[str],
+        order: Sequence[Trial],
+        lock: RunLock | None = None,
+    ) -> RunWriter:
+        """An existing run directory, to train what it lacks. Its record keeps a list of every resumption.
+
+        lock: this process's hold of it, where it has one already.
+
+        Raises:
+            StoreError: another process writes it, or it cannot be read or written.
+        """
+        lock = lock or RunLock(path)
         record = read_json(path)
         resumed = [*record.get("resumed", []), {"at": _now(), "command": list(command), "provenance": dict(provenance)}]
-        writer = RunWriter(path, {**record, "resumed": resumed}, order)
+        writer = RunWriter(path, {**record, "resumed": resumed}, order, lock)
         writer._merge()  # so that no part is older than the merged tables
+        remove(path / PARTS)
         with reported(path):
-            shutil.rmtree(path / PARTS, ignore_errors=True)
             (path / PARTS).mkdir()
         writer._save_record("running")
         return writer
@@ -104,7 +134,9 @@ class RunWriter:
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
         }
-        self._write_part(cohort.id, {name: t for name, t in found.items() if t.num_rows or name not in ON_REQUEST})
+        write_part(
+            self.path / PARTS, cohort.id, {name: t for name, t in found.items() if t.num_rows or name not in ON_REQUEST}
+        )
         kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
         for name, table in found.items():
             self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
@@ -119,7 +151,7 @@ class RunWriter:
             StoreError: the directory cannot be written.
         """
         table = pairs_table(rows)
-        self._write_part(comparison.id, {PAIRS: table})
+        write_part(self.path / PARTS, comparison.id, {PAIRS: table})
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
         self._merge_now_and_then()
 
@@ -132,23 +164,13 @@ class RunWriter:
 
     def finish(self, status: str) -> None:
         """Bring the tables up to date and say how the run ended; a complete run keeps no parts."""
-        self._merge()
-        self._save_record(status)
-        if status == "complete":
-            shutil.rmtree(self.path / PARTS, ignore_errors=True)
-
-    def _write_part(self, name: str, tables: Mapping[str, pa.Table]) -> None:
-        writing, part = self.path / PARTS / ".writing", self.path / PARTS / name
-        with reported(part):
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir()
-            for table_name, table in tables.items():
-                pq.write_table(table, writing / f"{table_name}.parquet", compression="zstd")
-                sync(writing / f"{table_name}.parquet")
-            if part.exists():
-                shutil.rmtree(part)
-            writing.rename(part)
-            sync(part.parent)
+        try:
+            self._merge()
+            self._save_record(status)
+            if status == "complete":
+                remove(self.path / PARTS)
+        finally:
+            self._lock.release()
 
     def _merge_now_and_then(self) -> None:
         if time.monotonic() - self._merged_at > self._merge_seconds / MERGE_SHARE:
@@ -172,9 +194,7 @@ class RunWriter:
         self._merge_seconds = self._merged_at - started
 
     def _save_table(self, name: str, table: pa.Table) -> None:
-        write_atomically(
-            self.path / f"{name}.parquet", lambda temporary: pq.write_table(table, temporary, compression="zstd")
-        )
+        write_atomically(self.path / f"{name}.parquet", lambda temporary: write_table(table, temporary))
 
     def _save_record(self, status: str) -> None:
         self._record = {**self._record, "status": status, "finished": None if status == "running" else _now()}

@@ -19,7 +19,6 @@ from optbench.runner import Options, Outcome, Plan, Session, View, make_plan
 from optbench.stats.results import read_results
 from optbench.stats.tuning import TunedOptimizer, best_learning, check_rule, tunings
 from optbench.store import read_run
-from optbench.store.files import write_text
 from optbench.streams import stream_seed
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
@@ -205,12 +204,9 @@ def tune(
             is kept.
     """
     tuner.propose([])
-    plan = first_plan(tuner, options)
     found: tuple[TunedOptimizer, ...] = ()
-    with Session(plan, options, view, {"tune": dict(record)}) as session:
-        if options.resume is None:
-            for name, text in files.items():
-                write_text(session.writer.path / name, text)
+    with Session(options, view) as session:
+        plan = session.begin(tuner.settings, {"tune": dict(record)}, files, grown=True)
         while True:
             if any(trial.id not in plan.done for trial in plan.trials):
                 if tuner.rounds > 1:

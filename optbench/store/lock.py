@@ -1,0 +1,84 @@
+"""One process at a time writes a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import IO
+
+from optbench.errors import StoreError
+from optbench.store.files import reported
+
+NAME = ".lock"
+
+
+class RunLock:
+    """Held from its making until `release`, or until the process ends in whatever way: a dead process locks nothing.
+
+    The file says who holds it. The lock itself is the operating system's, so no file that was left behind counts.
+
+    Raises:
+        StoreError: another process holds it, or the directory cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        with reported(self._path):
+            self._file = self._open()
+            self._file.seek(0)
+            self._file.truncate()
+            json.dump({"process": os.getpid(), "since": _now()}, self._file)
+            self._file.flush()
+
+    def _open(self) -> IO[str]:
+        while True:
+            file = self._path.open("a+", encoding="utf-8")
+            try:
+                _lock(file)
+            except OSError:
+                file.seek(0)
+                owner = _owner(file.read())
+                file.close()
+                raise StoreError(
+                    f"{self._path.parent}: this run is being written by {owner}; wait for it, or stop it first"
+                ) from None
+            # The one who held it may have removed the file after it was opened here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+            file.close()
+
+    def release(self) -> None:
+        """Let others write; twice is no error."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._file.close()
+
+
+def _owner(text: str) -> str:
+    try:
+        record = json.loads(text)
+        return f"process {record['process']} since {record['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _lock(file: IO[str]) -> None:
+    """Raises OSError when another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a range of bytes is locked, and others cannot read it: beyond the text
+        import msvcrt
+
+        file.seek(1 << 20)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

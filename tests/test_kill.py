@@ -1,0 +1,70 @@
+"""Killed at 40 random moments, with all its processes, and gone on with: the tables of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import small_suite
+from test_durability import assert_same_tables
+
+from optbench.store import read_run
+from optbench.suite import dump_suite
+
+KILLS = 40
+MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    # A session of its own, so that its workers can be killed with it.
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words, "--device", "cpu", "--jobs", "2", "--quiet"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_at_random_moments_comes_to_the_same_tables(tmp_path: Path, seed: int) -> None:
+    # Many short cohorts: moments inside training, between cohorts, in writes and in merges.
+    suite = small_suite(
+        {f"sgd-{i}": {"target": "sgd", "lr": 0.01 * (i + 1), "momentum": 0.1 * i} for i in range(4)}
+        | {f"shampoo-{f}": {"target": "shampoo", "precondition_frequency": f} for f in range(2, 8)},
+        seeds=4,
+    )
+    (tmp_path / "suite.yaml").write_text(dump_suite(suite))
+    assert started(tmp_path, "run", "suite.yaml", "--name", "whole").wait() == 0
+    moments = random.Random(seed)
+    kills = runs = 0
+    while kills < KILLS // 2:
+        # A fresh run whenever one has come to its end.
+        name = f"killed-{runs}"
+        path = tmp_path / "runs" / name
+        going_on = (path / "run.json").exists()
+        words = ["run", "--resume", name] if going_on else ["run", "suite.yaml", "--name", name]
+        assert going_on or not path.exists(), "a directory that is no run would be in the way"
+        process = started(tmp_path, *words)
+        try:
+            process.wait(timeout=moments.uniform(0.5, 9.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            time.sleep(0.2)
+            kills += 1
+            continue
+        assert process.returncode == 0
+        assert_same_tables(tmp_path / "runs/whole", path)
+        runs += 1
+    for path in sorted((tmp_path / "runs").glob("killed-*")):
+        if (path / "run.json").exists() and read_run(path).record["status"] != "complete":
+            assert started(tmp_path, "run", "--resume", path.name).wait() == 0
+            assert_same_tables(tmp_path / "runs/whole", path)
