@@ -289,7 +289,7 @@ def test_the_tuning_suite_has_every_setting_and_measures_nothing_else() -> None:
     )
     tuner = Tuner.of(suite, Method())
     tuner.propose([])
-    made = tuner.settings
+    made = tuner.tuning_suite
     assert (made.name, made.stage, made.seeds, dict(made.claims)) == ("planted-tune", "tune", [1000, 1001], {})
     assert list(made.optimizers) == ["sgd"]
     experiment = made.experiments["e"]

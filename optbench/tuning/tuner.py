@@ -74,7 +74,7 @@ class Tuner:
         return tuner
 
     @property
-    def settings(self) -> Suite:
+    def tuning_suite(self) -> Suite:
         """The suite of a tuning run: every setting tried so far is a variant, and only accuracy is measured."""
         experiments = {}
         for name in dict.fromkeys(search.experiment for search in self.searches.searches):
@@ -130,22 +130,21 @@ class Tuner:
         if not self.method.widen or self.rounds > MOST_WIDENINGS:
             return []
         here = [one for one in self.searches.searches if one.experiment == search.experiment]
-        if not any(self._can_widen(one, known[one.experiment, one.optimizer]) for one in here):
+        if not any(self._beyond(one, known[one.experiment, one.optimizer]) for one in here):
             return []
-        tuned, tried = known[search.experiment, search.optimizer], self.tried[search.experiment, search.optimizer]
+        tuned = known[search.experiment, search.optimizer]
+        return self._beyond(search, tuned) or self._beside(search, tuned, ())
+
+    def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
+        """What lies beyond the edge that its best is at, as far as the optimizer takes it."""
+        return self._beside(search, tuned, tuned.edges) if can_widen(search, tuned.edges) else []
+
+    def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:
         if tuned.chosen is None:
             return []
-        best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
-        edges = tuned.edges if self._can_widen(search, tuned) else ()
-        return [values for values in widen(search, tried, best, edges) if self._takes(search, values)]
-
-    def _can_widen(self, search: Search, tuned: TunedOptimizer) -> bool:
-        """Whether its best is at an edge, and the optimizer would take what lies beyond."""
-        if tuned.chosen is None or not can_widen(search, tuned.edges):
-            return False
         tried = self.tried[search.experiment, search.optimizer]
         best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
-        return any(self._takes(search, values) for values in widen(search, tried, best, tuned.edges))
+        return [values for values in widen(search, tried, best, edges) if self._takes(search, values)]
 
     def _takes(self, search: Search, values: Values) -> bool:
         target = self.suite.optimizers[search.optimizer].target
@@ -206,24 +205,25 @@ def tune(
     tuner.propose([])
     found: tuple[TunedOptimizer, ...] = ()
     with Session(options, view) as session:
-        plan = session.begin(tuner.settings, {"tune": dict(record)}, files, grown=True)
+        plan = session.begin(tuner.tuning_suite, {"tune": dict(record)}, files, grown=True)
         while True:
             if any(trial.id not in plan.done for trial in plan.trials):
                 if tuner.rounds > 1:
                     view.message(f"round {tuner.rounds}: {len(plan.trials) - len(plan.done)} more trials")
-                plan = session.grow(tuner.settings)
+                plan = session.grow(tuner.tuning_suite)
                 session.train(plan)
             found = tuple(tunings(read_results(read_run(session.writer.path), plan.suite)))
             if not tuner.propose(found):
                 break
-            plan = make_plan(tuner.settings, session.writer.path, grown=True)
-        session.grow(tuner.settings)  # where nothing was left to train, a resumed run has not heard of all rounds yet
+            plan = make_plan(tuner.tuning_suite, session.writer.path, grown=True)
+        # Where nothing was left to train, a resumed run has not heard of all rounds yet.
+        session.grow(tuner.tuning_suite)
     return session.outcome, () if session.outcome.interrupted else found
 
 
 def first_plan(tuner: Tuner, options: Options) -> Plan:
     """The plan of the first round: of a grid, all of it unless it is widened."""
-    return make_plan(tuner.settings, options.resume, grown=True)
+    return make_plan(tuner.tuning_suite, options.resume, grown=True)
 
 
 def _history(tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
