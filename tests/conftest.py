@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from optbench.cli import main
 from optbench.data import Dataset, load
 from optbench.engine import Setting, TrialResult, train
-from optbench.plan import cohorts, complete, trials
+from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.tables import TrialRow
 from optbench.suite import Suite
+from optbench.workers import Compare, Finished, Job, _train
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +27,35 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def mnist() -> Dataset:
     return load("mnist")
+
+
+class PoolHere:
+    """In the place of `optbench.workers.Pool`: trains in this process, which saves seconds of starting others."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def train(
+        self, cohorts: Sequence[Cohort], job: Job, more: Callable[[], Sequence[Compare]] = tuple
+    ) -> Iterator[Finished]:
+        assert not more(), "only what asks for no pairs is trained here"
+        settings: dict[str, Setting] = {}
+        for cohort in cohorts:
+            if cohort.experiment not in settings:
+                experiment = job.suite.experiments[cohort.experiment]
+                dataset = load(experiment.dataset)
+                settings[cohort.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(job.device))
+            yield _train(cohort, settings[cohort.experiment], lambda progress: None)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def _train_here() -> Iterator[None]:
+    """For modules about what happens around training: `pytestmark = pytest.mark.usefixtures("_train_here")`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optbench.runner.Pool", PoolHere)
+        yield
 
 
 PROTOCOL: dict[str, Any] = {

@@ -32,6 +32,8 @@ from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
 from optbench.workers import _train_what_fits
 
+pytestmark = pytest.mark.usefixtures("_train_here")
+
 SUITE = small_suite(
     {"sgd": {"target": "sgd", "lr": 0.1}, "adam": {"target": "adam"}, "lion": {"target": "rmsprop"}},
     seeds=2,
@@ -82,7 +84,7 @@ def assert_same_tables(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     path = tmp_path_factory.mktemp("whole") / "run"
     do(path)
@@ -90,7 +92,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, interrupted after two of three cohorts: with parts."""
     path = tmp_path_factory.mktemp("cut") / "run"
     do(path, stop_after=2)

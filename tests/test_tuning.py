@@ -28,6 +28,8 @@ from optbench.tuning.space import searches, tuning_seeds
 from optbench.tuning.tuned_suite import chosen_values
 from optbench.tuning.tuner import Method, Tuner, tune
 
+pytestmark = pytest.mark.usefixtures("_train_here")
+
 EXPERIMENT: dict[str, Any] = {
     "tasks": {"kind": "permuted", "count": 1},
     "models": {"net": {"kind": "mlp", "hidden": [8]}},
@@ -347,7 +349,7 @@ def chosen_rate(path: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `planted` was tuned once, as the run `t`."""
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "planted.py").write_text(PLANTED)
