@@ -522,11 +522,13 @@ def test_a_dry_run_shows_the_settings_and_executes_nothing(planted: Path, capsys
 
 def test_an_optimizer_from_the_command_line_is_tuned_into_the_file(planted: Path) -> None:
     words = ["--optimizer", "mine=./planted.py:Planted", "--set", "optimizers.mine.lr=0.01"]
+    words += ["--set", "optimizers.mine.elementwise=true"]
     space = ["--set", "tune.optimizers.mine.lr={log: [0.001, 1.0], points: 7}"]
     assert main(["tune", "planted.yaml", "--name", "t", "--quiet", *words, *space]) == 0
     tuned = load_suite(planted / "runs/t/tuned.yaml")
     assert tuned.optimizers["mine"].target == "./planted.py:Planted"
-    assert tuned.optimizers["mine"].hyperparameters == {"lr": 0.0316}
+    assert tuned.optimizers["mine"].hyperparameters == {"lr": 0.0316, "elementwise": True}
+    assert (tuned.experiments["e"].tuning or {}).keys() == {"mine", "planted"}
 
 
 def test_a_metric_of_the_rule_must_exist(planted: Path) -> None:

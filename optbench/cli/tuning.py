@@ -19,7 +19,7 @@ from optbench.store.files import write_text
 from optbench.store.read import read_json
 from optbench.suite import Suite, load_suite, resolve_suite_path
 from optbench.tuning.space import tuning_seeds
-from optbench.tuning.tuned_suite import tuned_text
+from optbench.tuning.tuned_suite import chosen_values, misplaced, tuned_text
 from optbench.tuning.tuner import Method, Tuner, first_plan, tune
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -87,6 +87,8 @@ def tune_suite(request: TuneRequest) -> int:
     target = request.output or outcome.path / TUNED
     for place in dict.fromkeys((outcome.path / TUNED, target)):
         write_text(place, tuned)
+    wrong = misplaced(load_suite(outcome.path / TUNED), chosen_values(tuner, found))
+    assert not wrong, wrong
     code = conclude(outcome, run.quiet, command="tune")
     if not run.quiet:
         with results() as console:

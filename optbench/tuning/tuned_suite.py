@@ -49,16 +49,26 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
     return chosen
 
 
+def misplaced(written: Suite, chosen: Chosen) -> list[str]:
+    """The chosen values that a tuned suite, read again, does not have; none, or the writer is wrong."""
+    return [
+        f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
+        for (experiment, optimizer), values in chosen.items()
+        for path, value in values.items()
+        if leaves(effective(written, experiment, optimizer)).get(path) != value
+    ]
+
+
 def _values(source: Suite, suite: Suite, chosen: Chosen) -> Iterator[Edit]:
     """Where the values stand: with the optimizer, or with an experiment that has others.
 
     suite: `source` with what the command line added to it.
     """
     for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
-        target = suite.optimizers[optimizer].target
         added = optimizer not in source.optimizers
         if added:
-            yield Edit(("optimizers", optimizer, "target"), target)
+            settings = suite.optimizers[optimizer]
+            yield Edit(("optimizers", optimizer), {"target": settings.target, **settings.hyperparameters})
         takers = [
             name for name, e in source.experiments.items() if added or optimizer in (e.optimizers or source.optimizers)
         ]
