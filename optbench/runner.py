@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from optbench.errors import UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.optimizers.registry import find
-from optbench.plan import Cohort, Comparison, Trial, cohorts, comparisons, complete, expected_cost, trials
+from optbench.plan import Cohort, Comparison, Trial
+from optbench.schedule import MOST_ON_CPU, Plan, make_plan, spread
 from optbench.store import RunWriter
 from optbench.store.lock import RunLock
-from optbench.store.pairs import NOT_COMPARED, PairRow, is_settled, settled_pairs
+from optbench.store.pairs import NOT_COMPARED, PairRow
 from optbench.store.provenance import provenance
-from optbench.store.read import done_trials, read_json, read_run, read_tables, set_damaged_aside
+from optbench.store.read import read_json, set_damaged_aside
 from optbench.store.tables import Row, TrialRow
-from optbench.suite import Suite, dump_suite, load_suite, suite_hash
+from optbench.suite import Suite, dump_suite, suite_hash
 from optbench.workers import Compare, Compared, Failed, Finished, Job, Pool
 
 if TYPE_CHECKING:
@@ -55,31 +55,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will train, decided before anything is trained."""
-
-    suite: Suite
-    trials: tuple[Trial, ...]
-    cohorts: tuple[Cohort, ...]
-    """Whole cohorts, before they are spread over processes."""
-    done: frozenset[str]
-    """Trials that an earlier part of the run has finished."""
-    comparisons: tuple[Comparison, ...] = ()
-    """What is left to compare of the solutions."""
-
-    @property
-    def controls(self) -> int:
-        """How many of the trials are there for their data order alone."""
-        return sum(trial.is_control for trial in self.trials)
-
-    @property
-    def count(self) -> str:
-        """`30 trials`, or `30 trials and 10 controls`."""
-        arms = len(self.trials) - self.controls
-        return f"{arms} trials" + (f" and {self.controls} controls" if self.controls else "")
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How a run ended."""
 
@@ -96,29 +71,6 @@ class View(Protocol):
     def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None: ...
     def message(self, text: str) -> None: ...
     def details(self, text: str) -> None: ...
-
-
-def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False) -> Plan:
-    """The trials and cohorts of a suite, and which of them a run to be resumed has done already. Runs no user code.
-
-    grown: the suite may differ from the run's own, by more or fewer settings.
-    """
-    suite = complete(suite)
-    all_trials = trials(suite)
-    done: set[str] = set()
-    settled: set[tuple[str, str]] = set()
-    if resume is not None:
-        recorded = load_suite(resume / "suite.yaml")
-        if not grown and suite_hash(recorded) != suite_hash(suite):
-            raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
-        done = done_trials(read_tables(resume))
-        settled = settled_pairs(read_run(resume).pairs)
-    left = [
-        comparison
-        for comparison in comparisons(suite, all_trials)
-        if not (is_settled(comparison, settled) and all(trial.id in done for trial in comparison.trials))
-    ]
-    return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done), tuple(left))
 
 
 def run(suite: Suite, options: Options, view: View) -> Outcome:
@@ -318,27 +270,6 @@ class _Comparisons:
             else:
                 missing[trial.id] = f"{trial.id}: {status if status != 'ok' else 'its final weights are gone'}"
         return Compare(comparison, places, missing)
-
-
-MOST_ON_CPU = 8
-"""So many trainings are given to a process of one thread at once. More would be no faster there, and a kill, or a last
-process that is still busy, costs as much as was given at once."""
-
-
-def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
-    """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late.
-
-    most: about so many trainings in a piece; None: as many as there are.
-    """
-    units: list[tuple[float, Cohort]] = []
-    for cohort in plan.cohorts:
-        left = tuple(trial for trial in cohort.trials if trial.id not in plan.done)
-        whole = dataclasses.replace(cohort, trials=left)
-        rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 1
-        pieces = whole.split(jobs * rounds) if left else []
-        experiment = plan.suite.experiments[cohort.experiment]
-        units += [(sum(expected_cost(equal[0], experiment) for equal in piece.trainings), piece) for piece in pieces]
-    return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
 
 
 def new_id(suite: Suite) -> str:

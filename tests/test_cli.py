@@ -29,7 +29,8 @@ from optbench.cli.selection import Addition, Choice, choose, parse_optimizers, p
 from optbench.engine import Progress
 from optbench.errors import UsageError
 from optbench.plan import Trial, cohorts, complete, trials
-from optbench.runner import Outcome, Plan, make_plan
+from optbench.runner import Outcome
+from optbench.schedule import Plan, make_plan
 from optbench.store import RunWriter
 from optbench.store.tables import TrialRow
 from optbench.suite import dump_suite, load_suite, suite_hash

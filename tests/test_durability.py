@@ -24,7 +24,8 @@ from optbench.errors import StoreError, UsageError
 from optbench.plan import Cohort, Trial, cohorts, trials
 from optbench.report import run_report, summarise
 from optbench.report.console import render
-from optbench.runner import Options, Plan, run
+from optbench.runner import Options, run
+from optbench.schedule import Plan
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.lock import NAME, RunLock

@@ -31,7 +31,8 @@ from optbench.engine.pairs import compare
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.models import build, initialise
 from optbench.plan import Trial, cohorts, comparisons, complete, trials
-from optbench.runner import Options, make_plan, run
+from optbench.runner import Options, run
+from optbench.schedule import make_plan
 from optbench.stats.pairs import Measured, solution_pairs
 from optbench.stats.results import read_results
 from optbench.store import RunWriter, read_run

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from optbench.errors import StoreError, UsageError
 from optbench.plan import Trial
-from optbench.runner import Options, Outcome, Plan, make_plan, run
+from optbench.runner import Options, Outcome, run
+from optbench.schedule import Plan, make_plan
 from optbench.store import read_run
 from optbench.store.tables import KEY_COLUMNS, SCHEMA_VERSION, TABLES, TrialRow
 from optbench.suite import Suite, dump_suite, load_suite

@@ -26,7 +26,7 @@ from optbench.engine.gradients import LoopGradients, MlpGradients, VmapGradients
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trainings, trials
-from optbench.runner import make_plan, spread
+from optbench.schedule import make_plan, spread
 from optbench.store import RunWriter, read_run
 from optbench.store.read import only
 from optbench.store.tables import ALL_TABLES, SketchRow

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from optbench.cli import main
 from optbench.errors import OptbenchError, SuiteError, UsageError
 from optbench.metrics import check_metric
-from optbench.runner import Options, Plan
+from optbench.runner import Options
+from optbench.schedule import Plan
 from optbench.stats.tuning import Setting, TunedOptimizer, choose, end_of_search, gated
 from optbench.store import read_run
 from optbench.suite import Suite, load_suite

@@ -13,7 +13,7 @@ from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
-from optbench.runner import Plan
+from optbench.schedule import Plan
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16

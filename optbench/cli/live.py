@@ -19,7 +19,7 @@ from rich.text import Text
 from optbench.cli.progress import Group as TrialGroup
 from optbench.cli.progress import Tracker, duration
 from optbench.plan import Trial
-from optbench.runner import Plan
+from optbench.schedule import Plan
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:

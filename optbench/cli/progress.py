@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optbench.plan import Trial, expected_cost, task_count, trainings
-from optbench.runner import Plan
+from optbench.schedule import Plan
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:
