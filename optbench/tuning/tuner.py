@@ -76,7 +76,7 @@ class Tuner:
 
     @property
     def tuning_suite(self) -> Suite:
-        """The suite of a tuning run: every setting tried so far is a variant, and only accuracy is measured."""
+        """The suite of a tuning run: every setting tried so far is a variant, and no measure is asked for."""
         experiments = {}
         for name in dict.fromkeys(search.experiment for search in self.searches.searches):
             here = [search for search in self.searches.searches if search.experiment == name]
