@@ -9,13 +9,12 @@ The engine yields results and writes nothing; this is where they are written.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -104,7 +103,7 @@ class Session:
         self._device = resolve(options.device)
         self._jobs = options.jobs or _default_jobs(self._device.type)
         self._pool = Pool(self._jobs)
-        self._signals = _interruptible()
+        self._signals = _Interrupts()
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._lock: RunLock | None = None
@@ -120,7 +119,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._signals.__exit__(kind, error, trace)
+        self._signals.__exit__()
         self._pool.close()
         if self._writer is None:
             if self._lock is not None:
@@ -199,6 +198,8 @@ class Session:
         job = Job(plan.suite, str(self._device), self._options.data_dir)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
         for event in self._pool.train(units, job, left.ready):
+            if self._signals.asked:
+                raise KeyboardInterrupt
             if isinstance(event, Finished):
                 rows = _with_checkpoints(event, self.writer, plan.suite)
                 self._ended(event.cohort, rows, left)
@@ -350,15 +351,25 @@ def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:
     )
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM, which batch systems send, ends a run as Ctrl-C does."""
+class _Interrupts:
+    """Ctrl-C, and SIGTERM, which batch systems send, end a run: as a KeyboardInterrupt, and to be asked for.
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
+    Asked for, because an exception that is raised while Python cleans up an object is lost.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, say
+                self._before[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
         raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

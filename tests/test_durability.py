@@ -193,8 +193,11 @@ def test_damaged_tables_are_named_and_what_they_held_is_trained_again(
     path = copied(whole, tmp_path)
     assert callable(damage)
     damage(path / "accuracy.parquet")
-    with pytest.raises(StoreError, match=r"accuracy\.parquet: (unreadable|missing)"):
-        read_run(path).table("accuracy")
+    if damage is remove:  # a report shows the rest
+        assert read_run(path).table("accuracy").num_rows == 0
+    else:
+        with pytest.raises(StoreError, match=r"accuracy\.parquet: unreadable"):
+            read_run(path).table("accuracy")
     again = do(path, resume=True)
     assert len(again.messages) == 1
     assert "accuracy.parquet" in again.messages[0]

@@ -366,7 +366,7 @@ def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
     text = (tuned / "tuned.yaml").read_text()
     assert "# Planted: the best rate is .0316." in text
     assert "# far off" in text
-    assert text.startswith("# Hyper-parameters chosen by optbench tune:\n#   optbench ")
+    assert text.startswith("# Hyper-parameters chosen by optbench tune:\n#   optbench")
     assert text == (tuned / "runs/t/tuned.yaml").read_text()
     changed = set(text.splitlines()) - set(SUITE.splitlines())
     assert sum("lr: 0.0316}" in line for line in changed) == 2, "the value, and what it is said to have cost"

@@ -183,9 +183,11 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
     low, high = numbers[0], numbers[-1]
     scale: Callable[[float], float] = math.log if low > 0 else float
     room = 0.0 if sampler == "grid" else NEAR * (scale(high) - scale(low))
-    if scale(value) >= scale(high) - room:
+    if value >= high or (room and scale(value) >= scale(high) - room):
         return "largest"
-    return "smallest" if low != 0 and scale(value) <= scale(low) + room else None
+    if low == 0:
+        return None
+    return "smallest" if value <= low or (room and scale(value) <= scale(low) + room) else None
 
 
 def departures(arm: Arm) -> Mapping[str, Any]:

@@ -193,7 +193,11 @@ def set_damaged_aside(path: Path) -> list[str]:
     tops = [file for name in (*ALL_TABLES, pairs.NAME) if (file := path / f"{name}.parquet").exists()]
     try:
         for name in ALL_TABLES:
-            _read_top(path, name)
+            file = path / f"{name}.parquet"
+            # All of them are there, or none: `trials` is written last. Only a report may do without one.
+            if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
+                raise StoreError(f"{file}: missing, beside trials.parquet")
+            _read(file, name)
         _read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
     except StoreError as error:
         _set_aside(path, tops)
@@ -249,16 +253,8 @@ def _trials(folder: Path) -> pa.Array:
 
 
 def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array, columns: Sequence[str] = ()) -> pa.Table:
-    top = only(_read_top(path, name, columns), settled)
+    top = only(_read(path / f"{name}.parquet", name, columns), settled)
     return pa.concat_tables([top, *(_read(p / f"{name}.parquet", name, columns) for p in parts)]) if parts else top
-
-
-def _read_top(path: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
-    """A merged table; all of them are there, or none: `trials` is written last."""
-    file = path / f"{name}.parquet"
-    if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
-        raise StoreError(f"{file}: missing, beside trials.parquet")
-    return _read(file, name, columns)
 
 
 def _read(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
@@ -279,5 +275,5 @@ def _read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa
             if missing:
                 raise StoreError(f"{file}: lacks the column {missing[0]}")
             return opened.read(columns=wanted.names).select(wanted.names).cast(wanted)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
