@@ -525,7 +525,10 @@ def test_a_run_of_which_every_trial_failed_has_measured_nothing(
 
 
 def test_an_interrupted_run_says_how_to_go_on(suite_path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--jobs", "1", "--device", "cpu"]
+    # A process that was started in the background of a script ignores Ctrl-C, and so would its children.
+    heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    heeding += "from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", heeding, "run", str(suite_path), "--jobs", "1", "--device", "cpu"]
     command += ["--set", "experiments.permuted.protocol.max_steps=1000000", "--name", "long"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr is not None
