@@ -91,7 +91,7 @@ class Session:
     """
 
     def __init__(self, options: Options, view: View) -> None:
-        """Takes the run to be resumed, if there is one, and moves aside what is damaged in it.
+        """Takes the run to be resumed, if there is one.
 
         Raises:
             OptbenchError: there is no such device, or another process has the run.
@@ -109,8 +109,6 @@ class Session:
         self._lock: RunLock | None = None
         if options.resume is not None:
             self._lock = RunLock(options.resume)
-            for text in set_damaged_aside(options.resume):
-                view.message(f"damaged: {text}")
 
     def __enter__(self) -> Session:
         self._signals.__enter__()
@@ -146,7 +144,8 @@ class Session:
         *,
         grown: bool = False,
     ) -> Plan:
-        """Make the run directory, or go on with the one to be resumed; what there is to train.
+        """Make the run directory, or go on with the one to be resumed, where what is damaged is moved aside; what there
+        is to train.
 
         extra: what else a new run's `run.json` says. texts: other files that it has, by name. grown: as for
         `make_plan`.
@@ -157,11 +156,14 @@ class Session:
         from optbench.engine.device import accelerators
 
         options = self._options
-        plan = make_plan(suite, options.resume, grown=grown)
         record = provenance(str(self._device), accelerators(), self._jobs)
         if options.resume is not None:
-            assert self._lock is not None
+            # A run of another version is refused here, before anything in it is called damaged.
             _check_provenance(options, record)
+            for text in set_damaged_aside(options.resume):
+                self._view.message(f"damaged: {text}")
+        plan = make_plan(suite, options.resume, grown=grown)
+        if options.resume is not None:
             self._prepare(plan)
             self._writer = RunWriter.resume(options.resume, record, options.command, plan.trials, self._lock)
             return plan
@@ -198,8 +200,6 @@ class Session:
         job = Job(plan.suite, str(self._device), self._options.data_dir)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
         for event in self._pool.train(units, job, left.ready):
-            if self._signals.asked:
-                raise KeyboardInterrupt
             if isinstance(event, Finished):
                 rows = _with_checkpoints(event, self.writer, plan.suite)
                 self._ended(event.cohort, rows, left)
@@ -210,6 +210,8 @@ class Session:
                 self._failed(event, plan.suite, left)
             else:
                 self._view.progress(event)
+            if self._signals.asked:
+                raise KeyboardInterrupt
 
     def _prepare(self, plan: Plan) -> None:
         """Whatever can be wrong with settings and data, before anything is trained."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from optbench.errors import UsageError
 from optbench.plan import Cohort, Comparison, Trial, cohorts, comparisons, complete, expected_cost, trials
 from optbench.store.pairs import is_settled, settled_pairs
-from optbench.store.read import done_trials, read_run, read_tables
+from optbench.store.read import done_trials, read_run
 from optbench.suite import Suite, load_suite, suite_hash
 
 
@@ -52,8 +52,9 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False) 
         recorded = load_suite(resume / "suite.yaml")
         if not grown and suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
-        done = done_trials(read_tables(resume))
-        settled = settled_pairs(read_run(resume).pairs)
+        run = read_run(resume)
+        done = done_trials(run.table("trials"))
+        settled = settled_pairs(run.pairs)
     left = [
         comparison
         for comparison in comparisons(suite, all_trials)

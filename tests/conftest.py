@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from optbench.cli import main
 from optbench.data import Dataset, load
 from optbench.engine import Setting, TrialResult, train
 from optbench.plan import Cohort, cohorts, complete, trials
-from optbench.store.tables import TrialRow
+from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
 from optbench.workers import Compare, Finished, Job, _train
 
@@ -56,6 +57,18 @@ def _train_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optbench.runner.Pool", PoolHere)
         yield
+
+
+def tables(path: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a run without what depends on the clock."""
+    found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
+    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds"])
+    return found
+
+
+def assert_same_tables(a: Path, b: Path) -> None:
+    for name, table in tables(a).items():
+        pd.testing.assert_frame_equal(table, tables(b)[name], check_exact=True)
 
 
 PROTOCOL: dict[str, Any] = {

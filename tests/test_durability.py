@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import same_bits, small_suite, train_suite
+from conftest import assert_same_tables, same_bits, small_suite, train_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ from optbench.schedule import Plan
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.lock import NAME, RunLock
-from optbench.store.tables import TABLES, TrialRow
+from optbench.store.tables import TrialRow
 from optbench.suite import Suite
 from optbench.workers import _train_what_fits
 
@@ -71,17 +71,6 @@ def do(path: Path, *, resume: bool = False, force: bool = False, stop_after: int
     options = Options("cpu", path.parent, path.name, jobs=1, resume=path if resume else None, force=force)
     run(SUITE, options, view)
     return view
-
-
-def tables(path: Path) -> dict[str, pd.DataFrame]:
-    found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
-    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds"])
-    return found
-
-
-def assert_same_tables(a: Path, b: Path) -> None:
-    for name, table in tables(a).items():
-        pd.testing.assert_frame_equal(table, tables(b)[name], check_exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +212,17 @@ def test_no_altered_byte_is_ever_read_as_a_result(whole: Path, data: st.DataObje
     finally:
         file.write_bytes(good)
     assert named if found is None else found.equals(expected), "or else a byte that says nothing of the rows"
+
+
+def test_a_run_of_another_version_is_refused_and_left_as_it_is(cut: Path, tmp_path: Path) -> None:
+    path = copied(cut, tmp_path)
+    record = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**record, "schema_version": 99}))
+    (path / "accuracy.parquet").write_bytes(b"of another time")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(StoreError, match="needs schema version 1; 99 came"):
+        do(path, resume=True)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 # Another torch, or device.

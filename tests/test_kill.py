@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import small_suite
-from test_durability import assert_same_tables
+from conftest import assert_same_tables, small_suite
 
 from optbench.store import read_run
 from optbench.suite import dump_suite

@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import small_suite
+from conftest import assert_same_tables, small_suite, tables
 from safetensors.torch import load_file
 
 from optbench.errors import StoreError, UsageError
@@ -47,18 +47,6 @@ class Silent:
 
 def do(suite: Suite, runs_dir: Path, name: str, jobs: int = 2) -> Outcome:
     return run(suite, Options(device="cpu", runs_dir=runs_dir, name=name, jobs=jobs), Silent())
-
-
-def tables(path: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a run without what depends on the clock."""
-    found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
-    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds"])
-    return found
-
-
-def assert_same_tables(a: Path, b: Path) -> None:
-    for name, table in tables(a).items():
-        pd.testing.assert_frame_equal(table, tables(b)[name], check_exact=True)
 
 
 @pytest.fixture(scope="module")

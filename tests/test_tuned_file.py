@@ -443,3 +443,10 @@ def test_an_edit_that_cannot_be_made_says_where_and_why(text: str, path: str, me
         edited(text, [edit("new", 1), edit(path, 2)], source="s.yaml")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("s.yaml:")
+
+
+def test_an_edit_alone_leaves_what_is_named_by_an_alias_as_it_was() -> None:
+    text = "a: &budget {settings: 5}  # of a\nb: *budget\nc: *budget\n"
+    after = edited(text, [Edit(("a",), {"settings": 7}, alone=True)])
+    assert after == "a: {settings: 7}  # of a\nb: &budget {settings: 5}\nc: *budget\n"
+    assert edited(text, [Edit(("a",), {"settings": 7})]).startswith("a: &budget {settings: 7}  # of a\nb: *budget")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
@@ -18,11 +19,12 @@ from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
 from optbench.suite import Suite, load_suite, resolve_suite_path
+from optbench.suite.schema import Sampler
 from optbench.tuning.space import tuning_seeds
 from optbench.tuning.tuned_suite import chosen_values, misplaced, tuned_text
 from optbench.tuning.tuner import Method, Tuner, first_plan, tune
 
-SAMPLERS = ("grid", "random", "tpe")
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
 """The suite file as it was, kept in the run directory: a resumed tuning needs no other."""
 TUNED = "tuned.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,21 +164,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_tables(path: Path) -> dict[str, pa.Table]:
-    """Every table of a run: the merged ones, and parts of trials that were finished after the last merge.
-
-    Raises:
-        StoreError: a file is damaged, lacks a column, or is of another schema version.
-    """
-    run = Run(path, {}, read_parts(path))
-    return {name: run.table(name) for name in ALL_TABLES}
-
-
 def set_damaged_aside(path: Path) -> list[str]:
     """Move what is damaged in a run directory to `damaged/`, so that it is trained again; what it was, in words.
 
     A damaged part costs its own cohort; of the merged tables, which belong together, one that is damaged costs what
-    all of them hold. Files that another version wrote are not damaged.
+    all of them hold.
 
     Raises:
         StoreError: a file cannot be moved.
@@ -234,9 +224,8 @@ def without(table: pa.Table, trials: pa.Array) -> pa.Table:
     return table.filter(pc.invert(named)) if pc.any(named, min_count=0).as_py() else table
 
 
-def done_trials(tables: Mapping[str, pa.Table]) -> set[str]:
-    """Ids of trials that need no training: those that ended, well or diverged. A failed trial is tried again."""
-    trials = tables["trials"]
+def done_trials(trials: pa.Table) -> set[str]:
+    """Ids in the table `trials` that need no training: they ended, well or diverged. A failed trial is tried again."""
     pairs = zip(trials["trial"].to_pylist(), trials["status"].to_pylist(), strict=True)
     return {trial for trial, status in pairs if status != "failed"}
 

@@ -25,7 +25,7 @@ from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
 from optbench.store.pairs import PairRow, pairs_table
 from optbench.store.parts import PARTS, remove, write_part, write_table
-from optbench.store.read import only, read_json, read_pairs, read_parts, read_tables, without
+from optbench.store.read import Run, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
 MERGE_SHARE = 0.05
@@ -40,8 +40,9 @@ class RunWriter:
         self._lock = lock
         self._record = record
         self._order = {trial.id: i for i, trial in enumerate(order)}
-        self._tables = read_tables(path)
-        self._pairs = read_pairs(path, read_parts(path))
+        found = Run(path, record, read_parts(path))
+        self._tables = {name: found.table(name) for name in ALL_TABLES}
+        self._pairs = found.pairs
         self._merged_at = time.monotonic()
         self._merge_seconds = 0.0
 

@@ -36,19 +36,22 @@ class Edit:
     """The keys that lead to it: `("experiments", "digit-pairs", "optimizers", "shampoo", "base", "lr")`."""
     value: Any
     """None, a bool, a finite number or text; or a list, or a mapping with text keys, of such."""
+    alone: bool = False
+    """What names the value by an alias keeps what it had, instead of following."""
 
 
 def edited(text: str, edits: Sequence[Edit], header: Sequence[str] = (), *, source: str = "suite") -> str:
     """The text of a suite file with values set, one edit after the other; what is not edited stays as it was.
 
     text: as in the file, with its own line ends and, if it has one, its byte-order mark.
-    header: comment lines for the top of the file, below `MARKER`; they replace a header written earlier. None: the
-        header, if there is one, stays.
+    header: comment lines for the top of the file, below `MARKER`; they replace a header written earlier. Without any,
+        the header stays, if there is one.
     source: names the text in messages.
 
-    A value that has an anchor keeps it, so what names it by an alias follows. A path through an alias changes nothing
-    for others: the alias becomes a copy first. What comes through `<<` is set in the mapping that merges it. Keys that
-    are missing on the way are made; an experiment's list of optimizers, or none, becomes the mapping it stands for.
+    A value that has an anchor keeps it, so what names it by an alias follows, unless the edit is `alone`. A path
+    through an alias changes nothing for others: the alias becomes a copy first. What comes through `<<` is set in the
+    mapping that merges it. Keys that are missing on the way are made; an experiment's list of optimizers, or none,
+    becomes the mapping it stands for.
 
     Raises:
         SuiteError: `source:line:column: ...`, for a text that is not a suite's YAML, and for a path through a single
@@ -127,7 +130,7 @@ class _Draft:
             if not rest and self.says(value, edit.value):
                 return True
             if not rest or value.target.is_null:
-                self.replace(here, pair, new)
+                self.replace(here, pair, new, alone=edit.alone)
                 return True
             if _is_name_list(path, value.target):
                 self.replace_name_list(here, pair)
@@ -182,11 +185,11 @@ class _Draft:
             raise SuiteError(f"{end}: needs a line break at the end of the file, behind the block text")
         self.rewrite((mapping.after, mapping.after, "".join(line + self.line_break for line in lines)))
 
-    def replace(self, mapping: Node, pair: Pair, value: Any) -> None:
-        """Put another value behind a key; its anchor stays."""
+    def replace(self, mapping: Node, pair: Pair, value: Any, *, alone: bool = False) -> None:
+        """Put another value behind a key; its anchor stays, or goes to the first alias where the value is `alone`."""
         old = pair.value
-        anchor = f"&{old.anchor} " if old.anchor else ""
-        moved = self.moved_anchors(old)
+        anchor = f"&{old.anchor} " if old.anchor and not alone else ""
+        moved = self.moved_anchors(old, alone=alone)
         if mapping.flow:
             new = anchor + flow_text(value)
             if old.start == old.end:
@@ -208,9 +211,9 @@ class _Draft:
             comments = gap.rstrip() + remarks.rstrip()
             self.rewrite((pair.colon, old.end, f" {anchor}{inline}{comments}"), *moved)
 
-    def moved_anchors(self, old: Node) -> list[tuple[int, int, str]]:
+    def moved_anchors(self, old: Node, *, alone: bool) -> list[tuple[int, int, str]]:
         """Where an anchor goes with the value it stands in, the first alias of it takes its place."""
-        gone = set(old.within()) - {old}
+        gone = set(old.within()) - (set() if alone else {old})
         changes = []
         for node in gone:
             left = (alias for alias in self.root.within() if alias.aliased is node and alias not in gone)

@@ -99,16 +99,16 @@ def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> Ite
     for key, tuned in by_name.items():
         if key in chosen:
             stated = _space(searched[key], tuned)
-            yield Edit(("experiments", key[0], "tuning", key[1]), _cost(tuned, stated, chosen[key], tuned.edges))
+            cost = _cost(tuned, stated, chosen[key], tuned.edges)
+            yield Edit(("experiments", key[0], "tuning", key[1]), cost, alone=True)
     ties: dict[tuple[str, str], list[Tie]] = {}
     for tie in tuner.searches.ties:
         ties.setdefault((tie.experiment, tie.optimizer), []).append(tie)
     for key, tied in ties.items():
         if key not in by_name and key in chosen:
             stated = {".".join(tie.path): {"of": ".".join((tie.of, *tie.of_path)), "times": tie.times} for tie in tied}
-            yield Edit(
-                ("experiments", key[0], "tuning", key[1]), _cost(by_name[key[0], tied[0].of], stated, chosen[key], ())
-            )
+            cost = _cost(by_name[key[0], tied[0].of], stated, chosen[key], ())
+            yield Edit(("experiments", key[0], "tuning", key[1]), cost, alone=True)
 
 
 def _cost(tuned: TunedOptimizer, space: Mapping[str, Any], chosen: Mapping[KeyPath, Any], edge: Sequence[str]) -> Any:

@@ -208,9 +208,9 @@ def tune(
     with Session(options, view) as session:
         plan = session.begin(tuner.tuning_suite, {"tune": dict(record)}, files, grown=True)
         while True:
-            if any(trial.id not in plan.done for trial in plan.trials):
+            if left := sum(trial.id not in plan.done for trial in plan.trials):
                 if tuner.rounds > 1:
-                    view.message(f"round {tuner.rounds}: {len(plan.trials) - len(plan.done)} more trials")
+                    view.message(f"round {tuner.rounds}: {left} more trials")
                 plan = session.grow(tuner.tuning_suite)
                 session.train(plan)
             found = tuple(tunings(read_results(read_run(session.writer.path), plan.suite)))

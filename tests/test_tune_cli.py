@@ -1,0 +1,202 @@
+"""`optbench tune`, as users run it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from optbench.cli import main
+from optbench.errors import OptbenchError
+from optbench.metrics import check_metric
+from optbench.suite import load_suite
+
+pytestmark = pytest.mark.usefixtures("_train_here")
+
+PLANTED = '''
+import math
+import torch
+
+class Planted(torch.optim.SGD):
+    """Gradient descent at .1 times a factor that is largest, 1, at the rate .0316."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=0.1 * math.exp(-2 * math.log(lr / 0.0316) ** 2))
+'''
+SUITE = """\
+# Planted: the best rate is .0316.
+name: planted
+seeds: 6
+optimizers:
+  planted: {target: "./planted.py:Planted", lr: 1.0}  # far off
+experiments:
+  e:
+    tasks: {kind: permuted, count: 1}
+    models: {net: {kind: mlp, hidden: [8]}}
+    protocol: {batch_size: 32, max_epochs: 100, max_steps: 12, early_stopping: null, train_examples: 400,
+               validation_examples: 400, test_examples: 100}
+tune:
+  learning_margin: null
+  optimizers:
+    planted: {lr: {log: [1.0e-3, 1.0], points: 7}}
+"""
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "planted.py").write_text(PLANTED)
+    (tmp_path / "planted.yaml").write_text(SUITE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def chosen_rate(path: Path) -> float:
+    rate = load_suite(path).optimizers["planted"].hyperparameters["lr"]
+    assert isinstance(rate, float)
+    return rate
+
+
+@pytest.fixture(scope="module")
+def tuned(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `planted` was tuned once, as the run `t`."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "planted.py").write_text(PLANTED)
+    (folder / "planted.yaml").write_text(SUITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["tune", "planted.yaml", "--name", "t", "-o", "tuned.yaml", "--quiet"]) == 0
+    return folder
+
+
+def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
+    assert chosen_rate(tuned / "tuned.yaml") == 0.0316
+    text = (tuned / "tuned.yaml").read_text()
+    assert "# Planted: the best rate is .0316." in text
+    assert "# far off" in text
+    assert text.startswith("# Hyper-parameters chosen by optbench tune:\n#   optbench")
+    assert text == (tuned / "runs/t/tuned.yaml").read_text()
+    changed = set(text.splitlines()) - set(SUITE.splitlines())
+    assert sum("lr: 0.0316}" in line for line in changed) == 2, "the value, and what it is said to have cost"
+    trials = pd.read_parquet(tuned / "runs/t/trials.parquet")
+    assert set(trials["stage"]) == {"tune"}
+    assert sorted(set(trials["seed"])) == [1000, 1001]
+    assert len(trials) == 14
+    cost = (load_suite(tuned / "tuned.yaml").experiments["e"].tuning or {})["planted"]
+    assert (cost.settings, cost.seeds, cost.edge) == (7, 2, [])
+    assert (cost.space, cost.chosen) == ({"lr": {"log": [0.001, 1.0], "points": 7}}, {"lr": 0.0316})
+
+
+def test_the_parzen_estimator_finds_the_planted_optimum(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "planted.yaml", "--name", "t", "--sampler", "tpe", "--trials", "8"]) == 0
+    assert "Tuned suite: runs/t/tuned.yaml" in capsys.readouterr().out
+    tried = {name.removeprefix("lr=") for name in pd.read_parquet("runs/t/trials.parquet")["variant"]}
+    assert len(tried) == 8
+    # What one would find by hand: the tried rate nearest to the planted one.
+    nearest = min(map(float, tried), key=lambda rate: abs(math.log(rate / 0.0316)))
+    assert chosen_rate(planted / "runs/t/tuned.yaml") == nearest
+
+
+def test_a_planted_optimum_at_the_edge_is_warned_of_and_widened_to(
+    planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = ["--set", "tune.optimizers.planted.lr=[0.0015, 0.0032, 0.0068]"]
+    assert main(["tune", "planted.yaml", "--name", "narrow", *narrow]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lr 0.0068 is the largest of its grid" in shown
+    tuning = load_suite(planted / "runs/narrow/tuned.yaml").experiments["e"].tuning
+    assert tuning is not None
+    assert tuning["planted"].edge == ["lr"]
+    assert main(["tune", "planted.yaml", "--name", "wide", "--widen", *narrow]) == 0
+    assert "is the largest of its grid" not in " ".join(capsys.readouterr().out.split())
+    assert 0.02 < chosen_rate(planted / "runs/wide/tuned.yaml") < 0.05
+
+
+def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tuned, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for place in ("planted.yaml", "runs/t/tuned.yaml"):
+        Path(place).unlink()
+    assert main(["tune", "--resume", "t"]) == 0
+    assert "done" not in capsys.readouterr().err
+    assert Path("runs/t/tuned.yaml").read_text() == (tuned / "tuned.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["planted.yaml", "--seeds", "0,1000"], r"planted.yaml: seed 0 is one of the suite's own"),
+        (["planted.yaml", "--set", "tune.seeds=[3]"], r"seed 3 is in 'tune.seeds' and in 'seeds'"),
+        (["planted.yaml", "--trials", "5"], r"--trials is for --sampler random or tpe"),
+        (["planted.yaml", "--sampler", "tpe", "--widen"], r"--widen is for grids"),
+        (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
+        (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
+        (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: needs a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
+        (["planted.yaml", "--resume", "x"], r"no run 'x'"),
+        ([], r"tune needs a SUITE"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line_and_exit_2(
+    planted: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["tune", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert len(error.strip().splitlines()) == 1
+    assert not (planted / "runs").exists()
+
+
+def test_a_resumed_tuning_takes_no_other_words(
+    tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tuned)
+    assert main(["tune", "planted.yaml", "--resume", "t"]) == 2
+    assert "SUITE and --resume: a resumed tuning goes on as it began" in capsys.readouterr().err
+    assert main(["tune", "--resume", "t", "--widen"]) == 2
+    assert "--widen and --resume" in capsys.readouterr().err
+
+
+def test_a_run_that_is_no_tuning_cannot_be_resumed_as_one(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tuned / "runs/t", tmp_path / "runs/r")
+    (tmp_path / "runs/r/source.yaml").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "--resume", "r"]) == 2
+    assert "not a tuning; optbench run --resume goes on with other runs" in capsys.readouterr().err
+
+
+def test_an_evaluation_on_tuning_seeds_is_refused(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = SUITE.replace("tune:\n", "tune:\n  seeds: [1000, 1001]\n")
+    (planted / "planted.yaml").write_text(fixed)
+    assert main(["run", "planted.yaml", "--seeds", "0,1001"]) == 2
+    assert "seed 1001 is in 'tune.seeds' and in 'seeds'" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_settings_and_executes_nothing(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (planted / "planted.py").write_text("raise SystemExit('executed')")
+    assert main(["tune", "planted.yaml", "--dry-run"]) == 0
+    assert "planted-tune: 14 trials in 1 cohorts" in capsys.readouterr().out
+    assert not (planted / "runs").exists()
+
+
+def test_an_optimizer_from_the_command_line_is_tuned_into_the_file(planted: Path) -> None:
+    words = ["--optimizer", "mine=./planted.py:Planted", "--set", "optimizers.mine.lr=0.01"]
+    words += ["--set", "optimizers.mine.elementwise=true"]
+    space = ["--set", "tune.optimizers.mine.lr={log: [0.001, 1.0], points: 7}"]
+    assert main(["tune", "planted.yaml", "--name", "t", "--quiet", *words, *space]) == 0
+    tuned = load_suite(planted / "runs/t/tuned.yaml")
+    assert tuned.optimizers["mine"].target == "./planted.py:Planted"
+    assert tuned.optimizers["mine"].hyperparameters == {"lr": 0.0316, "elementwise": True}
+    assert (tuned.experiments["e"].tuning or {}).keys() == {"mine", "planted"}
+
+
+def test_a_metric_of_the_rule_must_exist(planted: Path) -> None:
+    with pytest.raises(OptbenchError, match="unknown metric"):
+        load_suite(planted / "planted.yaml", ["tune.metric=accuracee"], check_metric=check_metric)
