@@ -10,10 +10,29 @@ import difflib
 from collections.abc import Iterable
 
 
+def one_line(text: str) -> str:
+    """`text` with line breaks and control characters escaped: it stays one line, and acts on no terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class OptbenchError(Exception):
-    """Base of all errors meant for the user's eyes: one or two lines, no traceback."""
+    """Base of all errors meant for the user's eyes: one or two lines, no traceback.
+
+    Each argument is one line of the message, whatever names from files and directories are in it.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "\n".join(_shortened(one_line(str(line))) for line in self.args)
+
+
+LONGEST_LINE = 1000
+"""Characters. A name may have thousands, and what is wrong with it stands at either end."""
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 3 :]}"
 
 
 class UsageError(OptbenchError):

@@ -9,30 +9,35 @@ The engine yields results and writes nothing; this is where they are written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from optbench.errors import UsageError
+from optbench.errors import StoreError, UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, Comparison, Trial
-from optbench.schedule import MOST_ON_CPU, Plan, make_plan, spread
+from optbench.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
 from optbench.store import RunWriter
+from optbench.store.interim import find_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs import NOT_COMPARED, PairRow
+from optbench.store.parts import INTERIM
 from optbench.store.provenance import provenance
 from optbench.store.read import read_json, set_damaged_aside
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
-from optbench.workers import Compare, Compared, Failed, Finished, Job, Pool
+from optbench.units import Compare, Compared, Failed, Finished, Job, Train
+from optbench.workers import Pool
 
 if TYPE_CHECKING:
     from optbench.engine import Progress
@@ -97,13 +102,14 @@ class Session:
             OptbenchError: there is no such device, or another process has the run.
         """
         # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
-        from optbench.engine.device import resolve
+        from optbench.engine.device import resolve, worker_devices
 
         self._options, self._view = options, view
         self._device = resolve(options.device)
-        self._jobs = options.jobs or _default_jobs(self._device.type)
-        self._pool = Pool(self._jobs)
-        self._signals = _Interrupts()
+        devices = worker_devices(options.device, self._device, options.jobs, _cores())
+        self._jobs = len(devices)
+        self._pool = Pool([str(device) for device in devices])
+        self._signals = _Interrupts(self._leave_at_once)
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._lock: RunLock | None = None
@@ -117,14 +123,23 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._signals.__exit__()
-        self._pool.close()
-        if self._writer is None:
-            if self._lock is not None:
-                self._lock.release()
-            return False
         self._interrupted = isinstance(error, KeyboardInterrupt)
-        self._writer.finish("interrupted" if self._interrupted else "failed" if error else "complete")
+        try:
+            # What is written now is finished, however long that takes: a second interruption ends it.
+            with self._signals.held(again=False):
+                self._pool.close()
+                if self._writer is None:
+                    if self._lock is not None:
+                        self._lock.release()
+                    return False
+                try:
+                    self._writer.finish("interrupted" if self._interrupted else "failed" if error else "complete")
+                except StoreError:
+                    if error is None or self._interrupted:
+                        raise
+                    # The first error says more, and what was finished is in the parts all the same.
+        finally:
+            self._signals.__exit__()
         return self._interrupted
 
     @property
@@ -165,7 +180,11 @@ class Session:
         plan = make_plan(suite, options.resume, grown=grown)
         if options.resume is not None:
             self._prepare(plan)
-            self._writer = RunWriter.resume(options.resume, record, options.command, plan.trials, self._lock)
+            self._writer = RunWriter.resume(
+                options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock
+            )
+            if begun := sum(trial in plan.begun for trial in plan.left):
+                self._view.message(f"{begun} trials go on where their last task ended")
             return plan
         self._prepare(plan)
         path = options.runs_dir / (options.name or new_id(plan.suite))
@@ -195,23 +214,34 @@ class Session:
 
     def train(self, plan: Plan) -> None:
         """Train what is left of the plan and compare its solutions; everything is durable at the end."""
-        units = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
+        pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
+        units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
         left = _Comparisons(plan, self.writer)
-        job = Job(plan.suite, str(self._device), self._options.data_dir)
+        job = Job(plan.suite, self._options.data_dir, self.writer.path / INTERIM)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
-        for event in self._pool.train(units, job, left.ready):
-            if isinstance(event, Finished):
-                rows = _with_checkpoints(event, self.writer, plan.suite)
-                self._ended(event.cohort, rows, left)
-            elif isinstance(event, Compared):
-                self.writer.add_pairs(event.comparison, event.rows)
-                self._view.message(_compared(event.comparison))
-            elif isinstance(event, Failed):
-                self._failed(event, plan.suite, left)
-            else:
-                self._view.progress(event)
-            if self._signals.asked:
-                raise KeyboardInterrupt
+        for event in self._pool.train(units, job, left.ready, lambda piece: goes_on(piece, find_begun(job.interim))):
+            with self._signals.held():
+                self._take(event, plan, left)
+
+    def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: _Comparisons) -> None:
+        if isinstance(event, Finished):
+            rows = _with_checkpoints(event, self.writer, plan.suite)
+            self._ended(event.cohort, rows, left)
+        elif isinstance(event, Compared):
+            self.writer.add_pairs(event.comparison, event.rows)
+            self._view.message(_compared(event.comparison))
+        elif isinstance(event, Failed):
+            self._failed(event, plan.suite, left)
+        else:
+            self._view.progress(event)
+
+    def _leave_at_once(self) -> NoReturn:
+        self._pool.kill()
+        text = "optbench: left at once; what was finished is kept"
+        if self._writer is not None:
+            text += f"; go on with --resume {self._writer.path}"
+        os.write(2, f"\n{text}\n".encode())
+        os._exit(130)
 
     def _prepare(self, plan: Plan) -> None:
         """Whatever can be wrong with settings and data, before anything is trained."""
@@ -239,7 +269,8 @@ class Session:
             self._view.message(f"{_compared(event.unit.comparison)}: {note}")
         else:
             device = str(self._device)
-            self._ended(event.unit, [(trial, _failed_row(trial, event, device)) for trial in event.unit.trials], left)
+            cohort = event.unit.cohort
+            self._ended(cohort, [(trial, _failed_row(trial, event, device)) for trial in cohort.trials], left)
 
 
 class _Comparisons:
@@ -301,12 +332,8 @@ def _kind(device: object) -> str | None:
     return device.split(":")[0] if isinstance(device, str) else None
 
 
-def _default_jobs(device_type: str) -> int:
-    """All cores on a CPU; one process per accelerator."""
-    import os
-
-    if device_type != "cpu":
-        return 1
+def _cores() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -354,13 +381,13 @@ def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:
 
 
 class _Interrupts:
-    """Ctrl-C, and SIGTERM, which batch systems send, end a run: as a KeyboardInterrupt, and to be asked for.
-
-    Asked for, because an exception that is raised while Python cleans up an object is lost.
+    """Ctrl-C, and SIGTERM, which batch systems send, end a run: as a KeyboardInterrupt, but never while something is
+    written. The second one does not wait.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, at_once: Callable[[], NoReturn]) -> None:
+        self._at_once = at_once
+        self._asked = self._held = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -372,6 +399,21 @@ class _Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def held(self, *, again: bool = True) -> Iterator[None]:
+        """An interruption waits for the end of the block; again: and is raised there."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        # Also what was asked for before: an exception that is raised while Python cleans up an object is lost.
+        if self._asked and again:
+            raise KeyboardInterrupt
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        raise KeyboardInterrupt
+        if self._asked:
+            self._at_once()
+        self._asked = True
+        if not self._held:
+            raise KeyboardInterrupt

@@ -7,114 +7,51 @@ thread a trial's bits do not depend on its cohort, and the cores are kept busy b
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
 import signal
-import traceback
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from optbench.errors import OptbenchError
-from optbench.plan import Cohort, Comparison, Trial
-from optbench.store.pairs import PairRow
-from optbench.store.tables import Row, TrialRow
-from optbench.suite import Suite
+from optbench.plan import Cohort
+from optbench.store.interim import Begun
+from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, alone, halved
 
 if TYPE_CHECKING:
-    from optbench.engine import Progress, Setting, TrialResult
-
-Weights = dict[str, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know before its first cohort."""
-
-    suite: Suite
-    device: str
-    data_dir: Path | None
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Work for a worker: the solutions of one seed.
-
-    places: file of the final weights of every trial that has any. missing: why the others have none.
-    """
-
-    comparison: Comparison
-    places: Mapping[str, Path]
-    missing: Mapping[str, str]
-
-    @property
-    def id(self) -> str:
-        return self.comparison.id
-
-    @property
-    def experiment(self) -> str:
-        return self.comparison.experiment
-
-
-Unit: TypeAlias = Cohort | Compare
-"""What one worker does at a time."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A cohort was trained: rows of every trial, and final weights of those that have any."""
-
-    cohort: Cohort
-    rows: tuple[tuple[Trial, Row], ...]
-    weights: tuple[tuple[Trial, Weights], ...]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The solutions of one seed were compared: rows of every pair."""
-
-    comparison: Comparison
-    rows: tuple[PairRow, ...]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A cohort could not be trained, or solutions not compared, for a reason that is not the user's settings."""
-
-    unit: Unit
-    error_type: str
-    message: str
-    details: str
+    from optbench.engine import Progress, Setting
 
 
 class Pool:
-    """Up to `jobs` worker processes, started when there is work for them; they stay until the pool is closed."""
+    """Up to one worker process for each of `devices`, started when there is work; they stay until it is closed."""
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._devices = devices
         self._workers: list[_Worker] = []
 
     def train(
-        self, cohorts: Sequence[Cohort], job: Job, more: Callable[[], Sequence[Compare]] = tuple
+        self,
+        units: Sequence[Train],
+        job: Job,
+        more: Callable[[], Sequence[Compare]] = tuple,
+        places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
     ) -> Iterator[Progress | Finished | Compared | Failed]:
-        """Train the cohorts, in order of starting; events as they come.
+        """Do the units, in order of starting; events as they come.
 
         more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
-        A worker that dies (killed, out of memory) costs only the unit it had, which is tried once more.
+        places: where the trials of a piece go on by now. Units that are too large for memory are halved, and what a
+        worker had that died (killed, out of memory) is tried once more, each training alone.
 
         Raises:
             OptbenchError: what a worker raised because of the user's settings.
         """
-        waiting: list[Unit] = [*reversed(more()), *reversed(cohorts)]
+        waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         died_before: set[str] = set()
         workers = self._workers
-        workers += [_Worker() for _ in range(min(self._jobs, len(waiting)) - len(workers))]
+        workers += [_Worker(device) for device in self._devices[len(workers) : len(waiting)]]
         for worker in workers:
             if waiting:
                 worker.give(waiting.pop(), job)
@@ -127,19 +64,25 @@ class Pool:
                 try:
                     event = worker.connection.recv()
                 except (EOFError, OSError, pickle.UnpicklingError):
+                    worker.process.join(timeout=1)  # so that its own exit code is seen, not that of being stopped
                     code = worker.stop()
-                    workers[workers.index(worker)] = _Worker()
+                    workers[workers.index(worker)] = _Worker(worker.device)
                     if unit.id in died_before:
-                        yield Failed(unit, "WorkerDied", f"the worker process died twice (exit code {code})", "")
+                        yield Failed(unit, "WorkerDied", f"the worker process died twice ({_cause(code)})")
                     else:
-                        died_before.add(unit.id)
-                        waiting.append(unit)
+                        note = f"tried again after its worker process had died ({_cause(code)})"
+                        retried = alone(unit, places, note) if isinstance(unit, Train) else [unit]
+                        died_before |= {one.id for one in retried}
+                        waiting += reversed(retried)
                 else:
                     if isinstance(event, OptbenchError):
                         raise event
-                    yield event
-                    if not isinstance(event, Finished | Compared | Failed):
-                        continue
+                    if isinstance(event, TooLarge):
+                        waiting += reversed(halved(event.unit, places))
+                    else:
+                        yield event
+                        if not isinstance(event, Finished | Compared | Failed):
+                            continue
                     worker.unit = None
                 waiting[:0] = reversed(more())
                 for idle in workers:
@@ -149,15 +92,34 @@ class Pool:
     def close(self) -> None:
         """End the processes, whatever they are doing."""
         for worker in self._workers:
+            worker.process.terminate()  # all of them, before any is waited for
+        for worker in self._workers:
             worker.stop()
         self._workers.clear()
 
+    def kill(self) -> None:
+        """End the processes without waiting for them."""
+        for worker in self._workers:
+            worker.process.kill()
+
+
+def _cause(code: int | None) -> str:
+    """`signal SIGKILL: the system does that when memory is short` of -9."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+    return f"{name}: the system sends it when memory is short" if name == "SIGKILL" else name
+
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, device), daemon=True)
         self.process.start()
         theirs.close()
         self.unit: Unit | None = None
@@ -175,25 +137,37 @@ class _Worker:
         self.unit = None
         self.connection.close()
         self.process.terminate()
-        self.process.join(timeout=5)
+        self.process.join(timeout=1)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         return self.process.exitcode
 
 
-def _work(connection: multiprocessing.connection.Connection) -> None:
+def _end_with_parent() -> None:
+    """A killed parent tells nobody; what its workers would go on to do is in the way of whoever resumes the run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(connection: multiprocessing.connection.Connection, device: str) -> None:
     """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)  # what a user's optimizer prints is no result
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA products need
     import torch
 
     from optbench.data import load
     from optbench.engine import Setting
+    from optbench.engine.determinism import ask_for_determinism
+    from optbench.work import do, failed
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    ask_for_determinism()
     job: Job | None = None
     settings: dict[str, Setting] = {}
     while True:
@@ -212,73 +186,10 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset, job.data_dir, download=False)
                 settings.clear()  # one experiment's arrays at a time
-                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(job.device))
+                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(device))
             setting = settings[unit.experiment]
-            if isinstance(unit, Cohort):
-                connection.send(_train(unit, setting, connection.send))
-            else:
-                connection.send(_compare(unit, setting))
+            connection.send(do(unit, setting, connection.send, job.interim))
         except OptbenchError as error:
             connection.send(error)
-        except Exception as error:  # whatever it is, the other cohorts go on and the user is told
-            connection.send(Failed(unit, type(error).__name__, str(error), traceback.format_exc()))
-
-
-def _train(cohort: Cohort, setting: Setting, notify: Callable[[Progress], None]) -> Finished:
-    results = _train_what_fits(cohort, setting, notify)
-    weights = tuple(
-        (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
-        for result in results
-        if result.weights is not None
-    )
-    return Finished(cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
-
-
-def _train_what_fits(
-    cohort: Cohort, setting: Setting, notify: Callable[[Progress], None], whole: int | None = None
-) -> list[TrialResult]:
-    """Train a cohort; one that memory does not hold, half by half, down to a single member.
-
-    No result depends on it, as none does on its companions; the notes of the trials say so all the same. whole: how
-    many members there were before.
-    """
-    import torch
-
-    from optbench.engine import train
-
-    members = len(cohort.trainings)
-    try:
-        results = train(cohort, setting, notify)
-    except (MemoryError, RuntimeError) as error:
-        # On a CPU PyTorch has no class of its own for it.
-        if members == 1 or not (
-            isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        ):
-            raise
-    else:
-        if whole is None:
-            return results
-        note = f"out of memory with {whole} members together, trained {members} at a time"
-        return [dataclasses.replace(result, rows=tuple(_noted(row, note) for row in result.rows)) for result in results]
-    # Outside of the handler, whose traceback would keep what has been allocated.
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
-    halves = cohort.split(2)
-    found = [result for half in halves for result in _train_what_fits(half, setting, notify, whole or members)]
-    places = {trial.id: i for i, trial in enumerate(cohort.trials)}
-    return sorted(found, key=lambda result: places[result.trial.id])
-
-
-def _noted(row: Row, note: str) -> Row:
-    if not isinstance(row, TrialRow):
-        return row
-    return dataclasses.replace(row, note="; ".join(filter(None, (row.note, note))))
-
-
-def _compare(work: Compare, setting: Setting) -> Compared:
-    from safetensors.torch import load_file
-
-    from optbench.engine.pairs import compare
-
-    rows = compare(work.comparison, setting, lambda trial: load_file(work.places[trial.id]), work.missing)
-    return Compared(work.comparison, tuple(rows))
+        except Exception as error:  # in making the setting, or in sending: nothing is sent until all of it is pickled
+            connection.send(failed(unit, error))

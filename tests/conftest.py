@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from optbench.cli import main
 from optbench.data import Dataset, load
 from optbench.engine import Setting, TrialResult, train
 from optbench.plan import Cohort, cohorts, complete, trials
+from optbench.store.interim import Begun
 from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
-from optbench.workers import Compare, Finished, Job, _train
+from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, halved
+from optbench.work import do
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,20 +35,30 @@ def mnist() -> Dataset:
 class PoolHere:
     """In the place of `optbench.workers.Pool`: trains in this process, which saves seconds of starting others."""
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.device = torch.device(devices[0])
 
     def train(
-        self, cohorts: Sequence[Cohort], job: Job, more: Callable[[], Sequence[Compare]] = tuple
-    ) -> Iterator[Finished]:
+        self,
+        units: Sequence[Train],
+        job: Job,
+        more: Callable[[], Sequence[Compare]] = tuple,
+        places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
+    ) -> Iterator[Finished | Compared | Failed]:
         assert not more(), "only what asks for no pairs is trained here"
         settings: dict[str, Setting] = {}
-        for cohort in cohorts:
-            if cohort.experiment not in settings:
-                experiment = job.suite.experiments[cohort.experiment]
+        waiting = list(reversed(units))
+        while waiting:
+            unit = waiting.pop()
+            if unit.experiment not in settings:
+                experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset)
-                settings[cohort.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(job.device))
-            yield _train(cohort, settings[cohort.experiment], lambda progress: None)
+                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, self.device)
+            answer = do(unit, settings[unit.experiment], lambda progress: None, job.interim)
+            if isinstance(answer, TooLarge):
+                waiting += reversed(halved(answer.unit, places))
+            else:
+                yield answer
 
     def close(self) -> None: ...
 

@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -522,21 +521,3 @@ def test_a_run_of_which_every_trial_failed_has_measured_nothing(
         f"optbench: warning: 8 trials failed: {named} and 5 more",
         "optbench: nothing was measured",
     ]
-
-
-def test_an_interrupted_run_says_how_to_go_on(suite_path: Path, tmp_path: Path) -> None:
-    # A process that was started in the background of a script ignores Ctrl-C, and so would its children.
-    heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    heeding += "from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", heeding, "run", str(suite_path), "--jobs", "1", "--device", "cpu"]
-    command += ["--set", "experiments.permuted.protocol.max_steps=1000000", "--name", "long"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        assert process.stderr is not None
-        assert "results in runs/long" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == (
-        "optbench: interrupted; 0 finished trials are kept; go on with: optbench run --resume runs/long"
-    )
-    assert json.loads((tmp_path / "runs/long/run.json").read_text(encoding="utf-8"))["status"] == "interrupted"

@@ -9,19 +9,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_same_tables, same_bits, small_suite, train_suite
+from conftest import assert_same_tables, small_suite, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import optbench.engine
-from optbench.data import Dataset
+import optbench.work
 from optbench.engine import Setting, TrialResult, train
 from optbench.errors import StoreError, UsageError
-from optbench.plan import Cohort, Trial, cohorts, trials
+from optbench.plan import Cohort, Trial, trials
 from optbench.report import run_report, summarise
 from optbench.report.console import render
 from optbench.runner import Options, run
@@ -30,8 +30,6 @@ from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.lock import NAME, RunLock
 from optbench.store.tables import TrialRow
-from optbench.suite import Suite
-from optbench.workers import _train_what_fits
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 
@@ -251,56 +249,190 @@ def test_another_kind_of_device_is_refused(cut: Path, tmp_path: Path) -> None:
         do(path, resume=True)
 
 
+# Between two tasks.
+
+LONG = small_suite(
+    {
+        "sgd": {"target": "sgd", "lr": [0.1, 0.05], "momentum": 0.9},
+        "adam": {"target": "adam"},
+    },
+    tasks={"kind": "permuted", "count": 3},
+    seeds=2,
+    max_epochs=1,
+    train_examples=200,
+)
+
+
+class Cut:
+    """Writes what cohorts have come to after every task, and presses Ctrl-C after so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 10**9
+        self.begun: list[dict[str, int]] = []
+        write, original = optbench.work.write_interim, optbench.work.train
+
+        def written(*given: Any) -> None:
+            write(*given)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+        def trained(cohort: Cohort, setting: Setting, notify: Any, keep: Any, begun: Any) -> list[TrialResult]:
+            self.begun.append({trial: begun[trial].task for trial in begun})
+            return original(cohort, setting, notify, keep, begun)
+
+        monkeypatch.setattr(optbench.work, "write_interim", written)
+        monkeypatch.setattr(optbench.work, "train", trained)
+        monkeypatch.setattr(optbench.work, "LEAST_SECONDS", 0.0)
+        monkeypatch.setattr(optbench.work, "SHARE", 1e9)
+
+    def run(self, path: Path, *, after: int = 10**9, resume: bool = True) -> Watching:
+        view = Watching()
+        self.left, self.begun = after, []
+        run(LONG, Options("cpu", path.parent, path.name, jobs=1, resume=path if resume else None), view)
+        return view
+
+
+@pytest.fixture(scope="module")
+def whole_long(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "run"
+    run(LONG, Options("cpu", path.parent, path.name, jobs=1), Watching())
+    assert not (path / "interim").exists()
+    return path
+
+
+def test_trials_go_on_from_their_last_finished_task(
+    monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
+) -> None:
+    path, cut = tmp_path / "run", Cut(monkeypatch)
+    cut.run(path, after=1, resume=False)
+    (part,) = (path / "interim").iterdir()
+    first = [record["trials"][0] for record in json.loads((part / "members.json").read_text())]
+    assert read_run(path).table("trials").num_rows == 0
+    assert len(first) == 4
+
+    view = cut.run(path, after=1)
+    assert "4 trials go on where their last task ended" in view.messages
+    assert [dict.fromkeys(first, 1)] == [begun for begun in cut.begun if begun]
+    assert json.loads((path / "run.json").read_text())["status"] == "interrupted"
+
+    view = cut.run(path)
+    begun = [found for found in cut.begun if found]
+    assert len(view.trained) == 6
+    assert begun == [dict.fromkeys(first, 2)]
+    assert_same_tables(whole_long, path)
+    assert not (path / "interim").exists()
+    record = json.loads((path / "run.json").read_text())
+    assert [len(entry["left"]) for entry in record["resumed"]] == [6, 6]
+    assert [entry["after_task"] for entry in record["resumed"]] == [dict.fromkeys(first, 1), dict.fromkeys(first, 2)]
+    for entry in record["resumed"]:
+        assert entry["provenance"]["torch"] == record["provenance"]["torch"]
+
+
+@pytest.mark.parametrize("name", ["members.json", "tensors.safetensors", "accuracy.parquet", "sha256.json"])
+def test_a_damaged_interim_state_is_named_and_its_trials_begin_anew(
+    name: str, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
+) -> None:
+    path, cut = tmp_path / "run", Cut(monkeypatch)
+    cut.run(path, after=1, resume=False)
+    (part,) = (path / "interim").iterdir()
+    data = bytearray((part / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (part / name).write_bytes(data)
+    view = cut.run(path)
+    (message,) = [text for text in view.messages if text.startswith("damaged: ")]
+    assert str(part / name) in message or name == "sha256.json"
+    assert not any(cut.begun)
+    assert_same_tables(whole_long, path)
+
+
+def test_what_cannot_be_written_down_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user's optimizer with a state that is no data: nothing is kept of it, and nothing is lost but time."""
+    (tmp_path / "theirs.py").write_text(
+        "import itertools, torch\n"
+        "class Theirs(torch.optim.SGD):\n"
+        "    def __init__(self, params, lr=0.1):\n"
+        "        super().__init__(params, lr=lr)\n"
+        "        self.clock = itertools.count()\n"
+        "    def step(self, closure=None):\n"
+        "        next(self.clock)\n"
+        "        return super().step()\n"
+    )
+    cut = Cut(monkeypatch)
+    suite = small_suite({"theirs": {"target": f"{tmp_path}/theirs.py:Theirs"}}, seeds=1, train_examples=200)
+    outcome = run(suite, Options("cpu", tmp_path, "run", jobs=1), Watching())
+    assert outcome.statuses == {"ok": 1}
+    assert cut.left == 10**9
+
+
 # Memory.
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't")]
-)
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_a_cohort_that_does_not_fit_is_halved_and_nothing_changes_by_it(
-    monkeypatch: pytest.MonkeyPatch, mnist: Dataset, error: Exception, most: int
-) -> None:
-    suite = small_suite({"sgd": {"target": "sgd", "lr": [0.1, 0.2, 0.3]}}, seeds=2, max_epochs=1)
+RATES = small_suite({"sgd": {"target": "sgd", "lr": [0.1, 0.2, 0.3]}}, seeds=2, max_epochs=1, train_examples=200)
+
+
+@pytest.fixture(scope="module")
+def roomy(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six members in one cohort, with memory for all."""
+    path = tmp_path_factory.mktemp("roomy") / "run"
+    run(RATES, Options("cpu", path.parent, path.name, jobs=1), Watching())
+    return path
+
+
+def cramped(monkeypatch: pytest.MonkeyPatch, path: Path, most: int, error: Exception) -> list[int]:
+    """The same where `error` is raised for more than `most` members; the sizes that were tried."""
     sizes = []
 
-    def little_memory(cohort: Cohort, setting: Setting, notify: object) -> list[TrialResult]:
+    def little_memory(cohort: Cohort, *others: Any) -> list[TrialResult]:
         sizes.append(len(cohort.trials))
         if len(cohort.trials) > most:
             raise error
-        return train(cohort, setting, lambda progress: None)
+        return train(cohort, *others)
 
-    monkeypatch.setattr(optbench.engine, "train", little_memory)
-    (cohort,) = cohorts(trials(suite))
-    found = _train_what_fits(cohort, setting_of(suite, mnist), lambda progress: None)
-    assert [result.trial for result in found] == list(cohort.trials)
-    assert max(size for size in sizes if size <= most) <= most < 6
-    for result, expected in zip(found, train_suite(suite, mnist), strict=True):
-        row = next(row for row in result.rows if isinstance(row, TrialRow))
-        assert row.note is not None
-        assert row.note.startswith("out of memory with 6 members together, trained ")
-        vars(row)["note"] = None
-        assert same_bits(result, expected)
+    monkeypatch.setattr(optbench.work, "train", little_memory)
+    run(RATES, Options("cpu", path.parent, path.name, jobs=1), Watching())
+    return sizes
 
 
-def test_a_single_member_that_does_not_fit_fails(monkeypatch: pytest.MonkeyPatch, mnist: Dataset) -> None:
-    def no_memory(cohort: Cohort, setting: Setting, notify: object) -> list[TrialResult]:
-        raise MemoryError("none")
+@pytest.mark.parametrize(
+    ("error", "most", "tried"),
+    [
+        (MemoryError(), 1, [6, 3, 1, 2, 1, 1, 3, 1, 2, 1, 1]),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, [6, 3, 1, 2, 3, 1, 2]),
+        (RuntimeError("DefaultCPUAllocator: can't"), 3, [6, 3, 3]),
+    ],
+)
+def test_a_cohort_that_does_not_fit_is_halved_and_nothing_changes_by_it(
+    monkeypatch: pytest.MonkeyPatch, roomy: Path, tmp_path: Path, error: Exception, most: int, tried: list[int]
+) -> None:
+    path = tmp_path / "run"
+    assert cramped(monkeypatch, path, most, error) == tried
+    expected, found = tables(roomy), tables(path)
+    assert set(found["trials"].pop("note")) == {"out of memory with 6 members together, trained in smaller cohorts"}
+    assert expected["trials"].pop("note").isna().all()
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
 
-    monkeypatch.setattr(optbench.engine, "train", no_memory)
-    (cohort,) = cohorts(trials(small_suite({"sgd": {"target": "sgd"}}, seeds=2)))
-    with pytest.raises(MemoryError):
-        _train_what_fits(cohort, setting_of(SUITE, mnist), lambda progress: None)
 
-
-def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, mnist: Dataset) -> None:
-    def broken(cohort: Cohort, setting: Setting, notify: object) -> list[TrialResult]:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(optbench.engine, "train", broken)
-    (cohort,) = cohorts(trials(small_suite({"sgd": {"target": "sgd"}}, seeds=2)))
-    with pytest.raises(RuntimeError, match="shapes"):
-        _train_what_fits(cohort, setting_of(SUITE, mnist), lambda progress: None)
+@pytest.mark.parametrize(
+    ("error", "error_type", "message"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate\nmore"),
+            "OutOfMemory",
+            "not enough memory to train one trial alone: DefaultCPUAllocator: can't allocate",
+        ),
+        (RuntimeError("mat1 and mat2 shapes"), "RuntimeError", "mat1 and mat2 shapes"),
+    ],
+)
+def test_what_does_not_fit_alone_and_what_is_no_matter_of_memory_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, error_type: str, message: str
+) -> None:
+    sizes = cramped(monkeypatch, tmp_path / "run", 0, error)
+    assert sizes == ([6] if error_type == "RuntimeError" else [6, 3, 1, 2, 1, 1, 3, 1, 2, 1, 1])
+    found = tables(tmp_path / "run")["trials"]
+    assert set(found.status) == {"failed"}
+    assert set(zip(found.error_type, found.error_message, strict=True)) == {(error_type, message)}
 
 
 def test_a_report_counts_the_notes(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +447,3 @@ def test_a_report_counts_the_notes(whole: Path, tmp_path: Path, capsys: pytest.C
     assert (
         "adam: 2 of its trials: out of memory with 6 members together, trained 3 at a time." in capsys.readouterr().out
     )
-
-
-def setting_of(suite: Suite, dataset: Dataset) -> Setting:
-    return Setting.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))

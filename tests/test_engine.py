@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,16 +12,17 @@ from twin import train_twin
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
+from optbench.engine.evaluate import Evaluator
 from optbench.engine.gradients import LoopGradients, MlpGradients, VmapGradients
 from optbench.engine.stack import Layout
 from optbench.errors import UsageError
-from optbench.models import Network, build
+from optbench.models import Network, build, initialise
 from optbench.optimizers.make import maker
 from optbench.optimizers.registry import OPTIMIZERS, find
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SimilarityRow, SpectrumRow
 from optbench.streams import generator
-from optbench.suite.schema import Cnn, Mlp
+from optbench.suite.schema import Cnn, Mlp, Protocol
 from optbench.tasks import Examples
 
 # Rates at which each optimizer learns something in the few steps of the small suite.
@@ -257,7 +259,8 @@ def test_a_batch_larger_than_a_task_is_an_error_of_the_user(mnist: Dataset) -> N
     ],
     ids=["mlp", "linear", "deep tanh", "normalised gelu", "cnn"],
 )
-def test_the_ways_to_gradients_agree(model: Mlp | Cnn) -> None:
+@pytest.mark.parametrize("shared", [[0, 1, 2], [0, 0, 0], [1, 0, 1]], ids=["own", "one", "two share"])
+def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     network = build(model, (1, 28, 28), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
@@ -266,18 +269,47 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn) -> None:
         view.copy_(torch.randn(view.shape, generator=generator) * 0.1)
     raw = torch.randint(0, 256, (64, 1, 28, 28), generator=generator, dtype=torch.uint8)
     examples = Examples(raw, torch.randint(0, 10, (64,), generator=generator))
-    streams = [BatchStream(examples, 16, suite_seed=0, trial_seed=seed, task=0) for seed in range(3)]
-    buffer = BatchBuffer(16, (1, 28, 28), Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1)))
+    distinct = [BatchStream(examples, 16, suite_seed=0, trial_seed=seed, task=0) for seed in range(3)]
+    streams = [distinct[i] for i in shared]
+    buffer = BatchBuffer(16, (1, 28, 28), Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1), 1 / 255))
     ways = [LoopGradients, VmapGradients, *([MlpGradients] if MlpGradients.supports(network) else [])]
     found = []
     for way in ways:
         grads, losses = torch.zeros_like(weights), torch.zeros(3)
-        way(network, layout, buffer, weights, grads)(streams, 2, losses)
+        bound = way(network, layout, buffer, weights, grads)
+        for step in (0, 2):  # one that is bound serves many steps
+            bound(streams, step, losses)
         found.append((grads, losses))
     assert found[0][0].abs().sum() > 0
     for grads, losses in found[1:]:
         assert torch.allclose(grads, found[0][0], atol=1e-6, rtol=1e-4)
         assert torch.allclose(losses, found[0][1], rtol=1e-5)
+
+
+def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset) -> None:
+    """Networks on the same examples and on others, one of them diverged, more examples than fit a chunk."""
+    generator = torch.Generator().manual_seed(0)
+    network = build(Cnn(kind="cnn", channels=[3], hidden=5), (1, 28, 28), 10)
+    layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
+    rows = [layout.pack(initialise(network, generator)) for _ in range(5)]
+    rows[3] = rows[3] * math.nan
+    one, other = (
+        Examples(
+            torch.randint(0, 256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8),
+            torch.randint(0, 10, (n,), generator=generator),
+        )
+        for n in (2600, 40)
+    )
+    normalise = Normaliser.of(mnist, Protocol(), torch.device("cpu"))
+    examples = [one, other, one, one, other]
+    single = Evaluator(network, layout, normalise)
+    readings = [single.read(row, own) for row, own in zip(rows, examples, strict=True)]
+    for batched in (False, True):
+        scores = Evaluator(network, layout, normalise, batched=batched).score(rows, examples)
+        for i, (score, reading) in enumerate(zip(scores, readings, strict=True)):
+            assert score.accuracy == reading.accuracy
+            assert math.isnan(score.loss) if i == 3 else score.loss == pytest.approx(reading.loss, rel=1e-6 * batched)
+    assert single.score([], []) == []
 
 
 def test_cnn_trains_in_lock_step_and_alone_alike(mnist: Dataset) -> None:

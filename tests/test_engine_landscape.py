@@ -179,7 +179,7 @@ def network_and_loss(model: ModelSettings) -> tuple[Layout, Tensor, Callable[[Te
     images = torch.randint(0, 256, (1100, *shape), generator=noise, dtype=torch.uint8)
     labels = torch.randint(0, 5, (1100,), generator=noise)
     scale, shift = torch.tensor([0.01, 0.02, 0.03]).view(3, 1, 1), torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)
-    loss = training_loss(network, layout, Normaliser(scale, shift), Examples(images, labels))
+    loss = training_loss(network, layout, Normaliser(scale, shift, None), Examples(images, labels))
     module = build(model, shape, 5).to_empty(device="cpu").double()
     module.load_state_dict(weights)
 

@@ -475,7 +475,7 @@ def test_what_was_said_of_a_trial_does_not_outlive_it(tmp_path: Path) -> None:
     assert everything.num_rows == 6
     assert settled_pairs(everything) == {(p.a.id, p.b.id) for p in both[1].pairs}, "what failed is tried again"
     assert [comparison.seed for comparison in make_plan(suite, tmp_path / "run").comparisons] == [0]
-    writer = RunWriter.resume(tmp_path / "run", {}, (), planned)
+    writer = RunWriter.resume(tmp_path / "run", {}, (), planned, [], {})
     control = next(t for t in planned if t.is_control and t.seed == 1 and t.optimizer == "sgd")
     again = next(c for c in cohorts([control]))
     writer.add(again, [(control, row) for row in rows_of()])
@@ -543,7 +543,9 @@ def test_outside_counts_seeds_beyond_all_null_values() -> None:
 
 
 def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suite = with_pairs({f"o{i}": {"target": "sgd"} for i in range(7)}, {"controls": [], "metrics": ["linear_cka"]})
+    three = {"kind": "permuted", "count": 3}  # as in the rows that are written
+    optimizers = {f"o{i}": {"target": "sgd"} for i in range(7)}
+    suite = with_pairs(optimizers, {"controls": [], "metrics": ["linear_cka"]}, tasks=three)
     planned = trials(suite)
     writer = RunWriter.create(tmp_path / "run", dump_suite(suite), {"suite": "test"}, planned)
     for cohort in cohorts(planned):

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import small_suite
+from conftest import PoolHere, small_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -171,7 +171,10 @@ def test_the_longest_pieces_still_come_first_and_keep_both_processes_busy() -> N
     assert {t.id for unit in units for t in unit.trials} == {t.id for t in plan.trials}
 
 
-def test_every_optimizer_finds_to_the_last_bit_what_it_finds_alone(together: Path, tmp_path: Path) -> None:
+def test_every_optimizer_finds_to_the_last_bit_what_it_finds_alone(
+    together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optbench.runner.Pool", PoolHere)  # not six times two processes more
     # The twins with each other, or there would be no sketches; being of two kinds, they share no cohort.
     for chosen in (["sgd", "adam"], ["heavy"], ["shampoo"], ["shampoos"], ["soft"], ["softer"]):
         folder = tmp_path / chosen[0]

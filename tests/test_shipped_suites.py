@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import assert_same_tables
 
 from optbench.cli import main
 from optbench.metrics import select
@@ -16,6 +18,7 @@ from optbench.store import read_run
 from optbench.suite import Suite, load_suite, shipped_suites
 from optbench.tuning.space import effective, searches
 from optbench.tuning.tuned_file import MARKER
+from optbench.workers import Pool
 
 TUNED = ("basins", "continual", "shampoo", "sparsity")
 
@@ -92,32 +95,100 @@ def test_continual_is_the_papers_section_3_1() -> None:
     assert smoke.optimizers.keys() <= suite.optimizers.keys()
 
 
-# What makes the big suites small: nothing but steps, tasks and examples.
-SMALL = {
-    "sparsity": ["experiments.lenet.protocol.max_steps=4", "experiments.lenet.protocol.test_examples=200"],
-    "basins": [
-        "experiments.permuted-mnist.tasks.count=2",
-        "experiments.permuted-mnist.protocol.max_steps=4",
-        "experiments.permuted-mnist.protocol.test_examples=200",
-    ],
+# What makes the suites small: nothing but seeds, steps, tasks and examples. Two seeds where that costs little, so that
+# there is something to spread over processes.
+PROTOCOL = {"max_steps": 2, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
+SEEDS = {"smoke": 2}
+
+
+def small(name: str) -> list[str]:
+    """The options that make a suite small."""
+    suite = shipped(name)
+    settings = {f"experiments.{e}.protocol.{key}": value for e in suite.experiments for key, value in PROTOCOL.items()}
+    for place, experiment in suite.experiments.items():
+        if experiment.tasks.kind == "class-incremental":
+            settings[f"experiments.{place}.tasks.group_size"] = 5
+        elif experiment.tasks.count > 2:
+            settings[f"experiments.{place}.tasks.count"] = 2
+    for optimizer, its in suite.optimizers.items():
+        if its.target == "switch":
+            settings[f"optimizers.{optimizer}.at"] = [1]
+        if its.target == "gradient-noise":
+            settings[f"optimizers.{optimizer}.steps"] = [1]
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--seeds", str(SEEDS.get(name, 1)), *chosen]
+
+
+TITLES = {
+    "sparsity": ["weights kept", "Twins"],
+    "basins": ["Switching optimizers", "One solution against another"],
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_the_big_suites_run_through_in_small(name: str, tmp_path: Path) -> None:
-    words = [word for override in SMALL[name] for word in ("--set", override)]
-    path = ["--runs-dir", str(tmp_path), "--name", name]
-    assert main(["run", name, "--seeds", "1", "--device", "cpu", *path, *words]) == 0
-    run = read_run(tmp_path / name)
+class KeptPool(Pool):
+    """Outlives its run, which saves seconds of starting processes for the next one."""
+
+    def close(self) -> None: ...
+
+    def end(self) -> None:
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def _kept_pools() -> Iterator[None]:
+    pools: dict[tuple[str, ...], KeptPool] = {}
+
+    def kept(devices: Sequence[str]) -> KeptPool:
+        return pools.setdefault(tuple(devices), KeptPool(devices))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optbench.runner.Pool", kept)
+        yield
+    for pool in pools.values():
+        pool.end()
+
+
+def run_suite(suite: str, to: Path, jobs: int, *words: str) -> Path:
+    command = ["run", suite, "--runs-dir", str(to.parent), "--name", to.name, "--jobs", str(jobs), *words]
+    assert main([*command, "--device", "cpu", "--quiet"]) == 0
+    return to
+
+
+@pytest.fixture(scope="module", params=sorted(shipped_suites()))
+def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each shipped suite in small, named like it, by two processes."""
+    name = request.param
+    return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
+
+
+def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
+    run = read_run(small_run)
     assert set(run.table("trials")["status"].to_pylist()) == {"ok"}
-    report = tmp_path / "report.md"
-    assert main(["report", str(tmp_path / name), "--format", "markdown", "-o", str(report)]) == 0
+    report = small_run.parent / "report.md"
+    assert main(["report", str(small_run), "--format", "markdown", "-o", str(report)]) == 0
     text = report.read_text()
-    titles = {"sparsity": ["weights kept", "Twins"], "basins": ["Switching optimizers", "One solution against another"]}
-    for title in titles[name]:
+    for title in TITLES.get(small_run.name, []):
         assert title in text
-    if name == "basins":
-        switched = {trial.optimizer for trial in trials(load_suite(tmp_path / name / "suite.yaml"))}
+    if small_run.name == "basins":
+        switched = {trial.optimizer for trial in trials(load_suite(small_run / "suite.yaml"))}
         values = [value for value in run.pairs["value"].to_pylist() if value is not None]
         assert len(switched) == 13
         assert len(values) == run.pairs.num_rows, "every pair has a value"
+
+
+def test_every_shipped_suite_gives_the_same_tables_again_from_its_run(small_run: Path) -> None:
+    # By one process: so in cohorts of another size, too.
+    again = run_suite(str(small_run / "suite.yaml"), small_run.parent / "again", 1)
+    assert (again / "suite.yaml").read_bytes() == (small_run / "suite.yaml").read_bytes()
+    assert_same_tables(small_run, again)
+    first, second = read_run(small_run), read_run(again)
+    assert first.pairs.equals(second.pairs)
+    assert first.table("sketches").equals(second.table("sketches"))
+    places = [place for place in first.table("trials")["checkpoint"].to_pylist() if place is not None]
+    for place in places:
+        before, after = first.checkpoint(place), second.checkpoint(place)
+        assert before is not None
+        assert after is not None
+        assert {name: array.tobytes() for name, array in before.items()} == {
+            name: array.tobytes() for name, array in after.items()
+        }

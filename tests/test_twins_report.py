@@ -437,7 +437,7 @@ def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through
     assert kept() == sketched
     writer.finish("interrupted")
     assert kept() == sketched
-    RunWriter.resume(tmp_path / "parts", {}, [], planned).finish("complete")
+    RunWriter.resume(tmp_path / "parts", {}, [], planned, [], {}).finish("complete")
     assert kept() == sketched
     assert not (tmp_path / "parts" / "parts").exists()
 

@@ -9,7 +9,6 @@ This module imports nothing heavy, so that `--help` is quick: each command impor
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from optbench.errors import OptbenchError
+from optbench.cli import standard_streams
+from optbench.errors import OptbenchError, one_line
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -348,6 +348,7 @@ def list_(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit code."""
+    standard_streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
         # An arrow that a terminal's encoding does not have must not end a run.
         with contextlib.suppress(AttributeError, ValueError):
@@ -359,7 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptbenchError as error:
         code = _say(error, str(error), error.exit_code, debug=debug)
     except _ClickException as error:
-        code = _say(error, f"{error.format_message()} (see optbench --help)", 2, debug=debug)  # type: ignore[attr-defined]
+        message = one_line(error.format_message())  # type: ignore[attr-defined]
+        code = _say(error, f"{message} (see optbench --help)", 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
@@ -370,23 +372,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         code = _reader_gone()
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        code = _say(error, f"internal error: {message}; --debug shows the traceback", INTERNAL_ERROR, debug=debug)
+        # Typer writes its help and the version by itself.
+        undelivered = standard_streams.undelivered(sys.stdout) if isinstance(error, OSError) else None
+        if undelivered is not None:
+            code = _say(error, f"standard output: cannot write: {undelivered.strerror}", 2, debug=debug)
+        else:
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            code = _say(error, f"internal error: {message}; --debug shows the traceback", INTERNAL_ERROR, debug=debug)
+    standard_streams.undelivered(sys.stderr)
     return code if isinstance(code, int) else 0
 
 
 def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:
-    if debug:
-        import traceback
+    with contextlib.suppress(OSError):
+        if debug:
+            import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
-    with contextlib.suppress(BrokenPipeError):
-        for line in message.splitlines():
-            sys.stderr.write(f"optbench: {line}\n")
+            traceback.print_exception(error, file=sys.stderr)
+        for line in message.split("\n"):
+            sys.stderr.write(f"optbench: {one_line(line)}\n")
     return code
 
 
 def _reader_gone() -> int:
-    # What is still buffered would raise again while Python shuts down.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    standard_streams.discard(sys.stdout)
     return 0

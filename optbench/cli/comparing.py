@@ -17,6 +17,7 @@ from optbench.stats.comparison import Selection, compare
 from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate
 from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_run
+from optbench.store.read import is_run
 
 DONE, GATE_FAILED = 0, 1
 
@@ -82,7 +83,7 @@ def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
 def _selection(text: str, runs_dir: Path, read: dict[Path, Results]) -> Selection:
     """`RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`; a directory's name may have a colon of its own."""
     run, colon, named = text.rpartition(":")
-    if not colon or (Path(text) / "run.json").is_file() or (runs_dir / text / "run.json").is_file():
+    if not colon or is_run(Path(text)) or is_run(runs_dir / text):
         run, named = text, ""
     elif not named or not run:
         raise UsageError(f"'{text}': needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT")

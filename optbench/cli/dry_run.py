@@ -11,6 +11,7 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
+from optbench.errors import one_line
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
 from optbench.schedule import Plan
@@ -25,7 +26,11 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
         count = f"{plan.count} in {len(plan.cohorts)} cohorts"
-        left = f"; {done} of them done already in {resume}, {len(plan.trials) - done} to train" if resume else ""
+        left = (
+            f"; {done} of them done already in {one_line(str(resume))}, {len(plan.trials) - done} to train"
+            if resume
+            else ""
+        )
         console.print(Text(f"{plan.suite.name}: {count}{left}"), soft_wrap=True)
         if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
             console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)

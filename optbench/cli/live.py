@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from optbench.cli.progress import Group as TrialGroup
 from optbench.cli.progress import Tracker, duration
+from optbench.errors import one_line
 from optbench.plan import Trial
 from optbench.schedule import Plan
 from optbench.store.tables import TrialRow
@@ -40,11 +42,18 @@ def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> QuietView:
     return LiveView(stream, debug=debug) if moves else LineView(stream, debug=debug)
 
 
+class _Console(Console):
+    """Lets a run go on when the reader of its messages has gone; rich would end it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class QuietView:
     """Shows nothing but, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
-        self.console = Console(file=stream)
+        self.console = _Console(file=stream)
         self.debug = debug
         self.path: Path | None = None
         """Where the results are written, once that is settled."""
@@ -82,8 +91,10 @@ class QuietView:
         """Leave the terminal as it was."""
 
     def _print(self, text: str) -> None:
-        # Soft wrap: a line in a log file stays one line. Text: brackets in it are no markup.
-        self.console.print(Text(text), soft_wrap=True)
+        with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
+            # Soft wrap: a line in a log file stays one line. Text: brackets in it are no markup.
+            lines = [one_line(line) for line in text.expandtabs().split("\n")]  # an error's text may be anything
+            self.console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 class LineView(QuietView):
@@ -132,7 +143,8 @@ class LiveView(QuietView):
         self._print(text)
 
     def close(self) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):  # the terminal has gone
+            self._live.stop()
 
     def _show(self) -> None:
         assert self.tracker is not None

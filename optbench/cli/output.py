@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from optbench.cli.standard_streams import discard
+from optbench.errors import StoreError, one_line
+
 if TYPE_CHECKING:  # `list` and a dry run need no results
     from optbench.report import Document, Format
 
@@ -86,17 +89,22 @@ def _without_padding(text: str) -> str:
 
 
 def write_out(text: str) -> None:
-    """Write to standard output. A reader that has gone (`| head`) is no reason to complain, nor to end otherwise."""
+    """Write to standard output. A reader that has gone (`| head`) is no reason to complain, nor to end otherwise.
+
+    Raises:
+        StoreError: it cannot be written for another reason.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would raise again while Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise StoreError(f"standard output: cannot write: {error.strerror or error}") from error
 
 
 def say(text: str) -> None:
-    """A message on standard error, as it is: no markup, no wrapping."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(f"{text}\n")
+    """A message on standard error, line by line as it is: no markup, no wrapping, nothing that acts on a terminal."""
+    with contextlib.suppress(OSError):  # nobody can be told, which is no reason to end
+        sys.stderr.writelines(f"{one_line(line)}\n" for line in text.split("\n"))
         sys.stderr.flush()

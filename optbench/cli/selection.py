@@ -123,7 +123,7 @@ def choose(
             check_pair_metric=check_pair_metric,
         )
     except OptbenchError as error:
-        raise type(error)(_in_the_users_words(str(error), choice.additions)) from None
+        raise type(error)(*(_in_the_users_words(str(line), choice.additions) for line in error.args)) from None
     return _keep(suite, choice)
 
 

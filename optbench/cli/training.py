@@ -15,7 +15,7 @@ from optbench.cli.live import QuietView, view_for
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.data.catalog import DATASETS
-from optbench.errors import OptbenchError, UsageError, unknown
+from optbench.errors import OptbenchError, StoreError, UsageError, unknown
 from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
@@ -30,6 +30,8 @@ from optbench.suite.schema import is_name
 DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
 NAMED = 3
 """So many trials are named in a warning; the others are counted."""
+LONGEST_NAME = 200
+"""Of a run: file systems take 255, and while it is made its directory has a longer name."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,19 @@ def watched(request: Request) -> Iterator[QuietView]:
         try:
             yield view
         except OptbenchError as error:
-            if view.path is None or view.tracker is None or not view.tracker.done:
+            # The run directory itself may have been removed.
+            there = view.path is not None and (view.path / "run.json").is_file()
+            if not there or view.tracker is None or not view.tracker.done:
                 raise
-            raise type(error)(f"{error}\n{view.tracker.done} finished trials are kept in {view.path}") from error
+            raise type(error)(*error.args, f"{kept(view.tracker.done)} in {view.path}") from error
 
 
 def check_name(name: str | None) -> None:
     """Raises UsageError unless a run may be called so."""
     if name is not None and not is_name(name):
         raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
+    if name is not None and len(name) > LONGEST_NAME:
+        raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
 
 
 def _suite(request: Request, resume: Path | None) -> Suite:
@@ -138,13 +144,16 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
     """Show what a run found, and what went wrong in it; the exit code. command: the one that resumes it."""
     finished = sum(outcome.statuses.values())
     if outcome.interrupted:
-        say(f"optbench: interrupted; {finished} finished trials are kept; go on with: {_resume(command, outcome.path)}")
+        say(f"optbench: interrupted; {kept(finished)}; go on with: {_resume(command, outcome.path)}")
         return INTERRUPTED
     recorded = read_run(outcome.path)
-    with results() as console:
-        render(run_report(summarise([read_results(recorded)])), console)
-        if not quiet:
-            console.print(f"\nResults: {outcome.path}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        with results() as console:
+            render(run_report(summarise([read_results(recorded)])), console)
+            if not quiet:
+                console.print(f"\nResults: {outcome.path}", markup=False, highlight=False, soft_wrap=True)
+    except StoreError as error:
+        raise StoreError(*error.args, f"{kept(finished)} in {outcome.path}") from error
     trials = recorded.table("trials").select(["trial", "status"]).to_pylist()
     for status in ("diverged", "failed"):
         names = [trial["trial"] for trial in trials if trial["status"] == status]
@@ -156,6 +165,11 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
         say("optbench: nothing was measured")
         return NOTHING_MEASURED
     return SOME_FAILED if outcome.statuses.get("failed") else DONE
+
+
+def kept(trials: int) -> str:
+    """`3 finished trials are kept`."""
+    return f"{trials} finished trial{' is' if trials == 1 else 's are'} kept"
 
 
 def _resume(command: str, path: Path) -> str:

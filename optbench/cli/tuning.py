@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
 from optbench.cli.training import DONE, Request, check_name, chosen_suite, conclude, options_of, watched
-from optbench.errors import StoreError, SuiteError, UsageError, unknown
+from optbench.errors import StoreError, SuiteError, UsageError, one_line, unknown
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
@@ -52,8 +55,8 @@ class _What:
     experiments: list[str]
     optimizers: list[str]
     settings: list[str]
-    sampler: str
-    trials: int | None
+    sampler: Sampler
+    trials: Annotated[int, Field(ge=1)] | None
     widen: bool
 
 
@@ -67,6 +70,8 @@ def tune_suite(request: TuneRequest) -> int:
     resume = find_run(run.resume, run.runs_dir) if run.resume is not None else None
     if request.output is not None and request.output.exists():
         raise UsageError(f"--output {request.output}: this file exists; the tuned suite is a new one")
+    if request.output is not None and not request.output.parent.is_dir():
+        raise UsageError(f"--output {request.output}: there is no directory {request.output.parent}")
     what, path = _asked(request) if resume is None else _recorded(request, resume)
     tuner = _tuner(what, path)
     options = options_of(run, resume)
@@ -84,12 +89,17 @@ def tune_suite(request: TuneRequest) -> int:
         return conclude(outcome, run.quiet, command="tune")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
     seeds = ", ".join(map(str, tuner.seeds))
-    header = [what.command, f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
+    header = [one_line(what.command), f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
     tuned = tuned_text(text, what.file, load_suite(path), tuner, found, header)
-    target = request.output or outcome.path / TUNED
-    for place in dict.fromkeys((outcome.path / TUNED, target)):
-        write_text(place, tuned)
-    wrong = misplaced(load_suite(outcome.path / TUNED), chosen_values(tuner, found))
+    kept = outcome.path / TUNED
+    write_text(kept, tuned)
+    target = request.output or kept
+    if target != kept:
+        try:
+            write_text(target, tuned)
+        except StoreError as error:
+            raise StoreError(*error.args, f"the tuned suite is in {kept}") from error
+    wrong = misplaced(load_suite(kept), chosen_values(tuner, found))
     assert not wrong, wrong
     code = conclude(outcome, run.quiet, command="tune")
     if not run.quiet:
@@ -141,8 +151,8 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
         raise UsageError(f"--resume {resume}: not a tuning; optbench run --resume goes on with other runs")
     try:
-        return _What(**record), resume / SOURCE
-    except TypeError:
+        return TypeAdapter(_What).validate_json(json.dumps(record), strict=True), resume / SOURCE
+    except ValidationError:
         raise StoreError(f"{resume / 'run.json'}: 'tune' is not what optbench tune writes") from None
 
 
@@ -150,7 +160,7 @@ def _tuner(what: _What, path: Path) -> Tuner:
     keep, additions = parse_optimizers(what.optimizers)
     suite = chosen_suite(path, Choice((), tuple(what.experiments), keep, additions, tuple(what.settings)))
     try:
-        return Tuner.of(suite, Method(what.sampler, what.trials, what.widen), _seeds(what.seeds, suite))  # type: ignore[arg-type]
+        return Tuner.of(suite, Method(what.sampler, what.trials, what.widen), _seeds(what.seeds, suite))
     except SuiteError as error:
         raise SuiteError(f"{what.file}: {error}") from None
 

@@ -23,6 +23,8 @@ class Normaliser:
 
     scale: Tensor
     shift: Tensor
+    factor: float | None
+    """With one channel the scale as a number, which no device has to be asked for."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
@@ -30,16 +32,17 @@ class Normaliser:
         mean = torch.tensor(dataset.mean if protocol.normalisation == "standard" else [0.0] * len(dataset.mean))
         std = torch.tensor(dataset.std if protocol.normalisation == "standard" else [1.0] * len(dataset.std))
         shape = (-1, 1, 1) if len(dataset.mean) > 1 else ()
-        return Normaliser((1.0 / (255.0 * std)).reshape(shape).to(device), (-mean / std).reshape(shape).to(device))
+        scale, shift = (1.0 / (255.0 * std)).reshape(shape), (-mean / std).reshape(shape)
+        return Normaliser(scale.to(device), shift.to(device), None if shape else scale.item())
 
     def __call__(self, raw: Tensor, out: Tensor | None = None) -> Tensor:
         """Bytes (B, C, H, W) to float32 inputs of the same shape, in `out` if given."""
         if out is None:
             out = torch.empty(raw.shape, device=raw.device)
         out.copy_(raw)
-        if self.scale.ndim == 0:
-            # One pass instead of two: with one channel the scale is a number.
-            return torch.add(self.shift, out, alpha=self.scale.item(), out=out)
+        if self.factor is not None:
+            # One pass instead of two.
+            return torch.add(self.shift, out, alpha=self.factor, out=out)
         return out.mul_(self.scale).add_(self.shift)
 
 
@@ -89,6 +92,8 @@ class BatchBuffer:
         self._inputs = torch.empty(batch_size, *shape, device=device)
         self._labels = torch.empty(batch_size, dtype=torch.int64, device=device)
         self._normalise = normalise
+        self._raws = self._raw.new_empty(0)
+        self._many_labels = self._labels.new_empty(0)
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
         """Inputs (B, C, H, W) and labels (B,) of batch number `step`."""
@@ -96,3 +101,14 @@ class BatchBuffer:
         torch.index_select(stream.examples.inputs, 0, indices, out=self._raw)
         torch.index_select(stream.examples.labels, 0, indices, out=self._labels)
         return self._normalise(self._raw, out=self._inputs), self._labels
+
+    def take_all(self, streams: Sequence[BatchStream], step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (S, B, C, H, W) and labels (S, B) of batch number `step` of every stream, converted in one go."""
+        if len(self._raws) != len(streams):
+            self._raws = self._raw.new_empty(len(streams), *self._raw.shape)
+            self._many_labels = self._labels.new_empty(len(streams), *self._labels.shape)
+        for stream, raw, labels in zip(streams, self._raws, self._many_labels, strict=True):
+            indices = stream.indices(step)
+            torch.index_select(stream.examples.inputs, 0, indices, out=raw)
+            torch.index_select(stream.examples.labels, 0, indices, out=labels)
+        return self._normalise(self._raws.flatten(0, 1)).view(self._raws.shape), self._many_labels

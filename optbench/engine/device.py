@@ -38,6 +38,19 @@ def resolve(text: str) -> torch.device:
     return torch.device(kind)
 
 
+def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int) -> list[torch.device]:
+    """The device of every worker process, where `device` is what `text` was resolved to.
+
+    On a CPU one process per core. Of accelerators every one that `text` may mean has a process: `auto` and `cuda` all
+    of them, `cuda:N` that one. jobs: so many processes instead, in turns.
+    """
+    devices = [device]
+    if device.type == "cuda" and ":" not in text:
+        devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    count = jobs or (cores if device.type == "cpu" else len(devices))
+    return [devices[i % len(devices)] for i in range(count)]
+
+
 def accelerators() -> list[str]:
     """Names of the GPUs that PyTorch sees."""
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from optbench.engine.batches import Normaliser
 from optbench.engine.stack import Layout
@@ -22,12 +23,18 @@ CHUNK = 2500
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """One network on one set of examples."""
+class Score:
+    """How well one network does on one set of examples."""
 
     loss: float
     """Mean cross-entropy; not finite for a diverged network."""
     accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading(Score):
+    """One network on one set of examples, with what it makes of them."""
+
     examples: int
     features: Tensor
     """(N, d) float32, the input of the last linear layer."""
@@ -48,28 +55,61 @@ class _Reader(nn.Module):
 
 
 class Evaluator:
-    """Reads networks of one shape, given as rows of a stack, one by one: none meets another's numbers."""
+    """Reads networks of one shape, given as rows of a stack.
 
-    def __init__(self, network: Network, layout: Layout, normalise: Normaliser) -> None:
+    batched: those that are scored on the same examples together, in one batched forward pass, as a GPU needs it. On a
+    CPU one by one, so that none meets another's numbers.
+    """
+
+    def __init__(self, network: Network, layout: Layout, normalise: Normaliser, *, batched: bool | None = None) -> None:
         self.network = network
         self.normalise = normalise
         self._reader = _Reader(network).eval()
         self._layout = layout
+        self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
     def read(self, row: Tensor, examples: Examples) -> Reading:
         """The network with weights `row` (P,) on all `examples`."""
         weights = self._weights(row)
         count = examples.labels.numel()
-        loss = torch.zeros((), dtype=torch.float64, device=row.device)
-        correct = torch.zeros((), dtype=torch.int64, device=row.device)
+        totals = torch.zeros(2, 1, dtype=torch.float64, device=row.device)
         parts = []
         for inputs, labels in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
-            loss += nn.functional.cross_entropy(logits, labels, reduction="none").double().sum()
-            correct += (logits.argmax(1) == labels).sum()
+            _count(totals[:, 0], logits, labels)
             parts.append(features)
-        return Reading(loss.item() / count, correct.item() / count, count, torch.cat(parts), examples.labels)
+        loss, correct = totals[:, 0].tolist()
+        return Reading(loss / count, correct / count, count, torch.cat(parts), examples.labels)
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
+        """Each network, weights `rows` (P,), on the examples at its place; the host waits for the device once."""
+        if not rows:
+            return []
+        totals = torch.zeros(2, len(rows), dtype=torch.float64, device=rows[0].device)
+        together: dict[int, list[int]] = {}
+        for i, own in enumerate(examples):
+            together.setdefault(id(own), []).append(i)
+        for members in together.values():
+            chunks = self._chunks(examples[members[0]])
+            if self._batched:
+                weights = self._weights(torch.stack([rows[i] for i in members]))
+                found = torch.zeros(2, len(members), dtype=torch.float64, device=totals.device)
+                forward = vmap(partial(functional_call, self._reader), in_dims=(0, None))
+                for inputs, labels in chunks:
+                    _, logits = forward(weights, (inputs,))
+                    _count(found, logits, labels)
+                totals[:, members] = found
+            else:
+                singles = {i: self._weights(rows[i]) for i in members}
+                for inputs, labels in chunks:
+                    for i, single in singles.items():
+                        _, logits = functional_call(self._reader, single, (inputs,))
+                        _count(totals[:, i], logits, labels)
+        losses, correct = totals.tolist()
+        counts = [own.labels.numel() for own in examples]
+        return [Score(loss / n, right / n) for loss, right, n in zip(losses, correct, counts, strict=True)]
 
     @torch.no_grad()
     def correct(self, rows: Sequence[Tensor], examples: Examples) -> list[int]:
@@ -90,3 +130,12 @@ class Evaluator:
         for start in range(0, len(examples), CHUNK):
             chunk = slice(start, start + CHUNK)
             yield self.normalise(examples.inputs[chunk]), examples.labels[chunk]
+
+
+def _count(totals: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add to `totals` (2, ...) the cross-entropies, summed in float64, and the hits of `logits` (..., B, C)."""
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, -2), labels.expand(logits.shape[:-1]).flatten(), reduction="none"
+    )
+    totals[0] += losses.view(logits.shape[:-1]).double().sum(-1)
+    totals[1] += (logits.argmax(-1) == labels).sum(-1)

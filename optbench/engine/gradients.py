@@ -78,26 +78,36 @@ class LoopGradients:
 
 
 class VmapGradients:
-    """One batched forward and backward over the member axis."""
+    """One batched forward and backward over the member axis.
+
+    Legend: S different streams, B batch.
+    """
 
     def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, weights: Tensor, grads: Tensor) -> None:
         self._weights = layout.views(weights)
         self._grads = layout.views(grads)
         self._buffer = buffer
+        self._places: list[tuple[int, ...]] = []
+        self._stream_of: Tensor | None = None
 
         def loss(parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
             return nn.functional.cross_entropy(functional_call(network, parameters, (inputs,)), labels)
 
-        self._function = vmap(grad_and_value(loss))
+        self._each_its_own = vmap(grad_and_value(loss))
+        self._all_the_same = vmap(grad_and_value(loss), in_dims=(0, None, None))
 
     def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
-        taken = {
-            members: tuple(t.clone() for t in self._buffer.take(streams[members[0]], step))
-            for members in sharing(streams)
-        }
-        batch_of = {i: batch for members, batch in taken.items() for i in members}
-        inputs, labels = (torch.stack(parts) for parts in zip(*(batch_of[i] for i in range(len(streams))), strict=True))
-        found, values = self._function(self._weights, inputs, labels)
+        if self._stream_of is None:  # the streams of a stack stay the same
+            self._places = sharing(streams)
+            of = {i: s for s, members in enumerate(self._places) for i in members}
+            self._stream_of = torch.tensor([of[i] for i in range(len(streams))], device=losses.device)
+        inputs, labels = self._buffer.take_all([streams[members[0]] for members in self._places], step)
+        if len(self._places) == 1:
+            found, values = self._all_the_same(self._weights, inputs[0], labels[0])
+        else:
+            if len(self._places) < len(streams):
+                inputs, labels = inputs[self._stream_of], labels[self._stream_of]
+            found, values = self._each_its_own(self._weights, inputs, labels)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)

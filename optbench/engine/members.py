@@ -53,7 +53,8 @@ class Member:
     """For an optimizer that draws random numbers: the trial's own."""
     state: MemberState = None
     status: str = "running"
-    error: Exception | None = None
+    failure: tuple[str, str] | None = None
+    """Type and message of what its optimizer raised."""
     last_step: int = 0
     steps: int = 0
     train_seconds: float = 0.0

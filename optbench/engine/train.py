@@ -13,20 +13,23 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
-from optbench.engine.evaluate import Evaluator
+from optbench.engine.evaluate import Evaluator, Score
 from optbench.engine.gradients import GradientsFactory, gradients_for
-from optbench.engine.lanes import LaneMember, build_lane
+from optbench.engine.interim import Interim, Keep
+from optbench.engine.lanes import LaneMember, build_lane, plain_state
 from optbench.engine.measure import measure
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
+from optbench.engine.plain import to_plain
 from optbench.engine.sketches import Sketches
 from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
@@ -58,20 +61,29 @@ class Setting:
         return Setting(experiment, dataset, family, suite_seed, device)
 
 
-def train(cohort: Cohort, setting: Setting, notify: Notify) -> list[TrialResult]:
+def train(
+    cohort: Cohort,
+    setting: Setting,
+    notify: Notify,
+    keep: Keep | None = None,
+    begun: Mapping[str, Interim] = MappingProxyType({}),
+) -> list[TrialResult]:
     """Train all trials of `cohort`, in lock-step; results in the order of its trials.
+
+    keep: as `Keep` has it. begun: what the trials go on from, by their ids; all of them from the same task, or none.
 
     Trials that differ in nothing but names are trained once. Each of them gets everything that was found, as if it had
     been trained: so the seconds in its rows are those of the one training, not a share of them.
 
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
+        NotPlain: `begun` does not fit the optimizer as it is now.
     """
-    return _CohortTraining(cohort, setting, notify).run()
+    return _CohortTraining(cohort, setting, notify, begun).run(keep)
 
 
 class _CohortTraining:
-    def __init__(self, cohort: Cohort, setting: Setting, notify: Notify) -> None:
+    def __init__(self, cohort: Cohort, setting: Setting, notify: Notify, begun: Mapping[str, Interim]) -> None:
         self.setting = setting
         self.protocol = setting.experiment.protocol
         self.notify = notify
@@ -99,22 +111,44 @@ class _CohortTraining:
             row = self.layout.pack(weights).to(setting.device)
             noise = generator(setting.suite_seed, trial.seed, "optimizer")
             self.members.append(Member(equal, row, digest(weights), noise))
-
-    def run(self) -> list[TrialResult]:
-        count = self.setting.family.count
-        self._measure(0)
+        (self.finished,) = {begun[m.trial.id].task if m.trial.id in begun else 0 for m in self.members}
         for member in self.members:
-            self.sketches.record(member, member.row, task=1, step=0)
-        for task in range(count):
+            if self.finished:
+                begun[member.trial.id].restore(member)
+
+    def run(self, keep: Keep | None) -> list[TrialResult]:
+        count = self.setting.family.count
+        if not self.finished:
+            self._measure(0)
+            for member in self.members:
+                self.sketches.record(member, member.row, task=1, step=0)
+        for task in range(self.finished, count):
             if self.protocol.optimizer_state == "reset":
                 for member in self.members:
                     member.state = None
             _TaskTraining(self, task).run()
             self._measure(task + 1)
+            self.finished = task + 1
+            if keep is not None and self.finished < count:
+                keep(self._interims)
         results = [result for member in self.members for result in self._results(member)]
         return sorted(results, key=lambda result: self.places[result.trial.id])
 
-    def total_steps(self, member: Member, task: int) -> int:
+    def lane_member(self, member: Member, task: int) -> LaneMember:
+        """What a lane is told of a member in `task`, 0..T-1."""
+        return LaneMember(member.trial.hyperparameters, member.state, member.generator, self._total_steps(member, task))
+
+    def _interims(self) -> list[Interim]:
+        """Raises NotPlain where an optimizer's state cannot be written down."""
+        found = []
+        for member in self.members:
+            goes_on = member.running and self.protocol.optimizer_state == "keep"
+            state = self.lane_member(member, self.finished) if goes_on else None
+            plain = plain_state(self.spec, state, self.network) if state else to_plain(None)
+            found.append(Interim.of(member, self.finished, plain))
+        return found
+
+    def _total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
         if "total_steps" not in self.spec.needs:
             return 0  # nobody asks, and counting makes the tasks
@@ -142,8 +176,8 @@ class _CohortTraining:
         finished = member.running
         row = TrialRow(
             status="ok" if finished else member.status,
-            error_type=type(member.error).__name__ if member.error else None,
-            error_message=str(member.error) if member.error else None,
+            error_type=member.failure[0] if member.failure else None,
+            error_message=member.failure[1] if member.failure else None,
             last_step=member.last_step,
             steps=member.steps,
             parameters=self.layout.parameters,
@@ -218,9 +252,7 @@ class _TaskTraining:
         weights = torch.stack([member.row for member in active])
         grads = torch.zeros_like(weights)
         gradients = cohort.gradients(weights, grads)
-        members = [
-            LaneMember(m.trial.hyperparameters, m.state, m.generator, cohort.total_steps(m, self.task)) for m in active
-        ]
+        members = [cohort.lane_member(member, self.task) for member in active]
         lane = build_lane(cohort.spec, members, cohort.network, weights, grads, cohort.layout, begin=begin)
         if begin:
             lane.begin_task()
@@ -239,16 +271,24 @@ class _TaskTraining:
                 if raised:
                     until, losses = step + k + 1, losses[: k + 1]
                     break
-            host_losses = losses.tolist()  # the one point at which the host waits for the device
+            # The one point at which the host waits for the device: losses, and whose weights are finite.
+            *host_losses, finite = torch.cat([losses, torch.isfinite(weights).all(1).to(losses)[None]]).tolist()
             seconds = time.perf_counter() - started
+            due: dict[int, Tensor] = {}
             for i, member in enumerate(active):
                 member.train_seconds += seconds / len(active)
                 member.optimizer_seconds += optimizer_seconds / len(active)
                 column = [row[i] for row in host_losses]
                 if i in raised:
                     self._leave(member, "failed", step + len(column), raised[i])
-                else:
-                    self._after_steps(member, weights[i], column, step, until, partial(lane.measured, i, weights[i]))
+                elif self._went_on(member, column, bool(finite[i]), step, until):
+                    try:
+                        due[i] = lane.measured(i, weights[i])
+                    except Exception as error:  # a user's optimizer may raise when it changes its mode, too
+                        self._leave(member, "failed", until, error)
+            scores = cohort.evaluator.score(list(due.values()), [self.held_out[active[i].trial.id] for i in due])
+            for (i, row), score in zip(due.items(), scores, strict=True):
+                self._evaluated(active[i], row, score, until)
             step = until
 
         for i, (member, state, size, count) in enumerate(
@@ -267,27 +307,21 @@ class _TaskTraining:
         inputs, labels = self.cohort.buffer.take(streams[i], step)
         return nn.functional.cross_entropy(network(inputs), labels)
 
-    def _after_steps(
-        self, member: Member, row: Tensor, losses: list[float], before: int, step: int, measured: Callable[[], Tensor]
-    ) -> None:
-        """Account for the steps from `before` to `step`; evaluate the member if it is due, and see whether it stops.
+    def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
+        """Account for the steps from `before` to `step`; whether the member goes on, and is to be evaluated now.
 
-        row: the weights in training; measured: gives those to evaluate.
+        losses: of these steps. finite: whether its weights are.
         """
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if bad is not None:
-            return self._leave(member, "diverged", before + bad + 1, None)
-        if not torch.isfinite(row).all():
-            return self._leave(member, "diverged", step, None)
+        if bad is not None or not finite:
+            self._leave(member, "diverged", step if bad is None else before + bad + 1, None)
+            return False
         self.losses[member.trial.id] += losses
+        return step == self.schedules[member.trial.id].next_evaluation(step - 1)
+
+    def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
+        """Take note of what the weights `row` came to on held-out data after `step`, and see whether it stops."""
         schedule = self.schedules[member.trial.id]
-        if step != schedule.next_evaluation(step - 1):
-            return None
-        try:
-            row = measured()
-        except Exception as error:  # a user's optimizer may raise when it changes its mode, too
-            return self._leave(member, "failed", step, error)
-        reading = self.cohort.evaluator.read(row, self.held_out[member.trial.id])
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
         member.rows.append(
             CurveRow(
@@ -295,22 +329,22 @@ class _TaskTraining:
                 step=step,
                 epoch=step / schedule.steps_per_epoch,
                 train_loss=sum(recent) / len(recent),
-                eval_loss=reading.loss if math.isfinite(reading.loss) else None,
-                eval_accuracy=reading.accuracy,
+                eval_loss=score.loss if math.isfinite(score.loss) else None,
+                eval_accuracy=score.accuracy,
             )
         )
         self.cohort.sketches.record(member, row, self.task + 1, step)
-        stop = self.stoppers[member.trial.id].see(reading.loss, row) or step == schedule.total
+        stop = self.stoppers[member.trial.id].see(score.loss, row) or step == schedule.total
         if stop:
             member.steps += step
             member.last_step = member.steps
             self.active.remove(member)
-        self._notify(member, 1.0 if stop else step / schedule.total, reading.accuracy)
-        return None
+        self._notify(member, 1.0 if stop else step / schedule.total, score.accuracy)
 
     def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
         """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
-        member.status, member.error = status, error
+        member.status = status
+        member.failure = (type(error).__name__, str(error)) if error else None
         member.steps += step
         member.last_step = member.steps
         self.active.remove(member)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,22 @@ def load_class(target: str) -> type[torch.optim.Optimizer]:
             the class is no `torch.optim.Optimizer`.
     """
     where, _, attribute = find(target).target.rpartition(":")
+    if not where or not attribute:
+        raise OptimizerError(f"{target}: needs module:Class or ./file.py:Class")
     module = _load_file(Path(where), target) if where.endswith(".py") else _load_module(where, target)
-    found = getattr(module, attribute, None)
+    # Not `getattr`: a module's own `__getattr__` is code that may do anything.
+    names = getattr(module, "__dict__", {})
+    found = names.get(attribute)
     if found is None:
-        classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
         guess = nearest(attribute, classes)
         raise OptimizerError(
             f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else "")
         )
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
         raise OptimizerError(f"{target}: needs a subclass of torch.optim.Optimizer; '{attribute}' is {_kind(found)}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise OptimizerError(f"{target}: '{attribute}' is abstract: it lacks {', '.join(missing)}")
     return found
 
 
@@ -60,7 +68,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         rest = {name: value for name, value in hyperparameters.items() if name.startswith(FALLBACK)}
         check_settings(find(target).fallback, {name.removeprefix(FALLBACK): value for name, value in rest.items()})
         hyperparameters = {name: value for name, value in hyperparameters.items() if name not in rest}
-    parameters = list(inspect.signature(cls).parameters.values())[1:]  # the first one is `params`, or `model`
+    parameters = _parameters(cls, target)[1:]  # the first one is `params`, or `model`
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:
@@ -72,25 +80,63 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         raise OptimizerError(f"{target} needs a value for {', '.join(missing)}, as in {missing[0]}: ...")
 
 
+def _parameters(cls: type[torch.optim.Optimizer], target: str) -> list[inspect.Parameter]:
+    """The parameters of the constructor; `step` is read too, since others rely on it.
+
+    Raises:
+        OptimizerError: one of the two cannot be read.
+    """
+    for what, function in (("step", cls.step), ("its constructor", cls)):
+        try:
+            signature = inspect.signature(function)
+        except (ValueError, TypeError) as error:
+            raise OptimizerError(f"{target}: the arguments of {what} cannot be read: {_said(error)}") from error
+    return list(signature.parameters.values())
+
+
 def _load_module(name: str, target: str) -> Any:
     try:
-        return importlib.import_module(name)
-    except Exception as error:  # a user's module may raise anything while it is imported
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            extra = EXTRAS[error.name]
+        with _importing(name, target):
+            return importlib.import_module(name)
+    except OptimizerError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
+            extra = EXTRAS[cause.name]
             needed = f"optimizer '{target}' needs the extra '{extra}': pip install 'optbench[{extra}]'"
-            raise OptimizerError(needed) from error
-        raise OptimizerError(f"{target}: cannot import {name}: {type(error).__name__}: {error}") from error
+            raise OptimizerError(needed) from cause
+        raise
 
 
 def _load_file(path: Path, target: str) -> Any:
-    if not path.is_file():
-        raise OptimizerError(f"{target}: there is no file {path}")
-    state = path.stat()
     try:
+        state = path.stat()
+    except (OSError, ValueError):  # also a name too long for the file system, or with a NUL in it
+        state = None
+    if state is None or not stat.S_ISREG(state.st_mode):
+        raise OptimizerError(f"{target}: there is no file {path}")
+    with _importing(str(path), target):
         return _execute_file(path.resolve(), state.st_mtime_ns, state.st_size)
-    except Exception as error:  # a user's file may raise anything while it is imported
-        raise OptimizerError(f"{target}: cannot import {path}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _importing(what: str, target: str) -> Iterator[None]:
+    """A user's code may raise anything while it is imported, leave the program, or print what is no result."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (Exception, SystemExit) as error:
+        raise OptimizerError(f"{target}: cannot import {what}: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """`ValueError: the first line of what it says`; an exception of the user's may not even know what to say."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        lines = []
+    if isinstance(error, SystemExit):
+        return f"it ends the program with exit({lines[0] if lines else ''})"
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,8 +9,8 @@ from optbench.report.document import Column
 
 GAP = 2
 """Blanks between two columns."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Line breaks, escape sequences, halves of characters: an optimizer's name must not act in any format."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Line breaks, escape sequences, changes of direction, halves of characters: a name must not act in any format."""
 
 
 def one_line(text: str) -> str:

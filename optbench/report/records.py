@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from optbench.metrics import METRICS
+from optbench.report.layout import CONTROL, one_line
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim
@@ -401,14 +402,18 @@ def _gate(judged: JudgedGate) -> dict[str, Any]:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # Escaped in JSON's own way: what it leaves as it is may act on a terminal, or be no character at all.
+    return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    for row in rows:
+        plain = {key: _plain(value) for key, value in row.items()}
+        writer.writerow({key: one_line(value) if isinstance(value, str) else value for key, value in plain.items()})
     return text.getvalue()
 
 

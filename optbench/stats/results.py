@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from optbench.metrics import METRICS, select
+from optbench.errors import StoreError
+from optbench.metrics import METRICS, check_metric, check_pair_metric, select
 from optbench.metrics.cost import Cost
-from optbench.plan import Trial, trials
+from optbench.optimizers.registry import check_settings
+from optbench.plan import Trial, task_count, trials
 from optbench.store import Run
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import TrialRow
@@ -53,7 +56,12 @@ class Results:
     def matrices(self) -> dict[str, Matrix]:
         """Accuracy (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before."""
         column = "validation_accuracy" if self.split == "validation" else "accuracy"
-        return accuracy_matrices(self.run.table("accuracy", "trial", "after_task", "task", column), column)
+        table = self.run.table("accuracy", "trial", "after_task", "task", column)
+        experiments = {trial.id: trial.experiment for trial in (*self.trials, *self.controls)}
+        tasks = {name: task_count(experiment) for name, experiment in self.suite.experiments.items()}
+        place = self.run.path / "accuracy.parquet"
+        check_matrices(place, table, {trial: tasks[experiment] for trial, experiment in experiments.items()})
+        return accuracy_matrices(table, column)
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
@@ -89,7 +97,13 @@ def read_results(run: Run, suite: Suite | None = None) -> Results:
         SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
         StoreError: a table is unreadable.
     """
-    suite = suite or load_suite(run.path / "suite.yaml")
+    # Checked as a run checks it: what follows looks up every optimizer and metric that it names.
+    suite = suite or load_suite(
+        run.path / "suite.yaml",
+        check_optimizer=check_settings,
+        check_metric=check_metric,
+        check_pair_metric=check_pair_metric,
+    )
     table = run.table("trials")
     names = [name for name in table.column_names if name in TrialRow.__dataclass_fields__]
     ids = table["trial"].to_pylist()
@@ -98,6 +112,32 @@ def read_results(run: Run, suite: Suite | None = None) -> Results:
     controls = tuple(trial for trial in planned if trial.is_control)
     of_controls = {trial.id: rows.pop(trial.id) for trial in controls if trial.id in rows}
     return Results(run, suite, tuple(trial for trial in planned if not trial.is_control), rows, controls, of_controls)
+
+
+def check_matrices(place: Path, accuracy: pa.Table, tasks: Mapping[str, int]) -> None:
+    """Raises StoreError unless every matrix has each of its (T+1) T entries, once: a diverged trial's are null.
+
+    place: for the message. tasks: T by trial; of trials that are not in it, and where T is not known (0), the T that
+    their rows reach.
+    """
+    trial, ids = codes(accuracy["trial"])
+    after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
+    reached = np.zeros(len(ids), np.int64)
+    np.maximum.at(reached, trial, np.maximum(after, task))
+    needed = np.array([tasks.get(name, 0) for name in ids], np.int64)
+    needed = np.where(needed > 0, needed, reached)
+    rows = np.bincount(trial, minlength=len(ids))
+    if len(wrong := np.flatnonzero((reached != needed) | (rows != (needed + 1) * needed))):
+        t = int(needed[wrong[0]])
+        what = f"needs {(t + 1) * t} rows, after tasks 0 to {t} on tasks 1 to {t}"
+        came = f"{rows[wrong[0]]} rows up to task {reached[wrong[0]]} came"
+        raise StoreError(f"{place}: {ids[wrong[0]]}: {what}; {came}")
+    starts = np.concatenate([[0], np.cumsum(rows)])
+    times = np.bincount(starts[trial] + after * needed[trial] + task - 1)
+    if len(twice := np.flatnonzero(times > 1)):
+        i = int(np.searchsorted(starts, twice[0], side="right")) - 1
+        row, column = divmod(int(twice[0] - starts[i]), int(needed[i]))
+        raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from optbench.errors import StoreError
 
@@ -17,8 +20,18 @@ def reported(path: Path) -> Iterator[None]:
     """Turn an operating-system error about `path` into one line for the user."""
     try:
         yield
-    except OSError as error:
-        raise StoreError(f"{path}: cannot write: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path}: cannot write: {reason(error)}") from error
+
+
+def reason(error: OSError | SafetensorError) -> str:
+    """`No space left on device`: what the operating system said, without what a library has put around it.
+
+    Arrow and safetensors, which write files themselves, tell it in the middle of texts of their own.
+    """
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else told and int(told[1])
+    return os.strerror(number) if number else str(error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

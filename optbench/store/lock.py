@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,8 @@ from optbench.errors import StoreError
 from optbench.store.files import reported
 
 NAME = ".lock"
+HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+"""What an operating system says when another process has the lock."""
 
 
 class RunLock:
@@ -28,20 +31,26 @@ class RunLock:
         self._path = folder / NAME
         with reported(self._path):
             self._file = self._open()
-            self._file.seek(0)
-            self._file.truncate()
-            json.dump({"process": os.getpid(), "since": _now()}, self._file)
-            self._file.flush()
+            try:
+                self._file.seek(0)
+                self._file.truncate()
+                json.dump({"process": os.getpid(), "since": _now()}, self._file)
+                self._file.flush()
+            except OSError:
+                self.release()
+                raise
 
     def _open(self) -> IO[str]:
         while True:
             file = self._path.open("a+", encoding="utf-8")
             try:
                 _lock(file)
-            except OSError:
-                file.seek(0)
-                owner = _owner(file.read())
-                file.close()
+            except OSError as error:
+                with file:
+                    if error.errno not in HELD:
+                        raise  # this disk has no locks, say
+                    file.seek(0)
+                    owner = _owner(file.read())
                 raise StoreError(
                     f"{self._path.parent}: this run is being written by {owner}; wait for it, or stop it first"
                 ) from None
@@ -56,7 +65,8 @@ class RunLock:
         if not self._file.closed:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk had no room for is tried again here
+                self._file.close()
 
 
 def _owner(text: str) -> str:

@@ -1,11 +1,12 @@
-"""Parts: what one cohort found, in a folder that is there wholly or not at all, with the checksum of every file."""
+"""Parts: folders of files that are there wholly or not at all, with the checksum of every file."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,30 +16,45 @@ from optbench.errors import StoreError
 from optbench.store.files import reported, sync
 
 PARTS = "parts"
+"""Of a run: what one cohort found in each."""
+INTERIM = "interim"
+"""Of a run: what cohorts in training had come to."""
 MANIFEST = "sha256.json"
 
 
-def write_part(folder: Path, name: str, tables: Mapping[str, pa.Table]) -> None:
-    """Write the tables to `folder/name`, in one rename; what was there before goes.
+def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write a part `folder/name`, in one rename; what was there before goes.
+
+    files: what writes each of them, by file name.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    writing, part = folder / ".writing", folder / name
+    writing, part = folder / f".writing-{name}", folder / name
     with reported(part):
         shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        sums = {}
-        for table_name, table in tables.items():
-            file = writing / f"{table_name}.parquet"
-            write_table(table, file)
-            sync(file)
-            sums[file.name] = _sum(file)
-        (writing / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        sync(writing / MANIFEST)
-        remove(part)
-        writing.rename(part)
+        try:
+            # Not its parents: a run directory that somebody has removed does not come back.
+            writing.mkdir()
+            sums = {}
+            for file_name, write in files.items():
+                file = writing / file_name
+                write(file)
+                sync(file)
+                sums[file_name] = _sum(file)
+            (writing / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+            sync(writing / MANIFEST)
+            remove(part)
+            writing.rename(part)
+        except BaseException:
+            shutil.rmtree(writing, ignore_errors=True)  # where the disk is full
+            raise
         sync(folder)
+
+
+def table_files(tables: Mapping[str, pa.Table]) -> dict[str, Callable[[Path], object]]:
+    """The files of a part that holds these tables."""
+    return {f"{name}.parquet": functools.partial(write_table, table) for name, table in tables.items()}
 
 
 def remove(folder: Path) -> None:
@@ -60,10 +76,9 @@ def write_table(table: pa.Table, file: Path) -> None:
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
-def find_parts(path: Path) -> tuple[Path, ...]:
-    """The parts of a run directory, not looked into."""
-    parts = path / PARTS
-    return tuple(sorted(p for p in parts.iterdir() if not p.name.startswith("."))) if parts.is_dir() else ()
+def find_parts(folder: Path) -> tuple[Path, ...]:
+    """The parts in a folder, not looked into."""
+    return tuple(sorted(p for p in folder.iterdir() if not p.name.startswith("."))) if folder.is_dir() else ()
 
 
 def check_part(part: Path) -> None:
@@ -74,6 +89,9 @@ def check_part(part: Path) -> None:
         expected = {str(name): str(checksum) for name, checksum in sums.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{file}: unreadable: {error}") from None
+    for name in expected:
+        if Path(name).name != name or name == "..":
+            raise StoreError(f"{file}: '{name}' is not the name of a file of this part")
     for name, checksum in expected.items():
         try:
             found = _sum(part / name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,21 @@ from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
 from optbench.store import pairs
+from optbench.store.contents import checked
+from optbench.store.entries import check_entries
 from optbench.store.files import reported
-from optbench.store.parts import check_part, find_parts
-from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, VERSION_KEY, arrow_schema
+from optbench.store.parts import INTERIM, PARTS, check_part, find_parts
+from optbench.store.record import check_record, read_record, shown
+from optbench.store.tables import (
+    ALL_TABLES,
+    KEY_COLUMNS,
+    ON_REQUEST,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    Row,
+    SketchRow,
+    arrow_schema,
+)
 
 DAMAGED = "damaged"
 
@@ -72,7 +83,8 @@ class Run:
             found: dict[str, NDArray[Any]] = load_file(file)
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError) as error:
+        # AttributeError, KeyError: a type of numbers that NumPy does not have.
+        except (OSError, SafetensorError, AttributeError, KeyError) as error:
             raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
         return found
 
@@ -104,7 +116,7 @@ def read_parts(path: Path) -> tuple[Path, ...]:
     Raises:
         StoreError: a file in one is missing, or not what was written.
     """
-    parts = find_parts(path)
+    parts = find_parts(path / PARTS)
     for part in parts:
         check_part(part)
     return parts
@@ -112,10 +124,14 @@ def read_parts(path: Path) -> tuple[Path, ...]:
 
 def run_ids(runs_dir: Path) -> list[str]:
     """Ids of the runs in `runs_dir`, the oldest first."""
-    if not runs_dir.is_dir():
+    try:
+        places = list(runs_dir.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    places = (path for path in runs_dir.iterdir() if not path.name.startswith("."))  # hidden: not whole yet
-    found = [(read_created(path), path.name) for path in places if (path / "run.json").is_file()]
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise StoreError(f"{runs_dir}: unreadable: {getattr(error, 'strerror', None) or error}") from None
+    places = [path for path in places if not path.name.startswith(".")]  # hidden: not whole yet
+    found = [(read_created(path), path.name) for path in places if is_run(path)]
     return [name for _, name in sorted(found)]
 
 
@@ -123,25 +139,35 @@ def find_run(text: str, runs_dir: Path) -> Path:
     """The directory of a run given as a directory, a run id, or `latest`.
 
     Raises:
-        StoreError: there is no such run.
+        StoreError: there is no such run, or what lies in it is not its own.
     """
     ids = run_ids(runs_dir)
     if text == "latest":
         if not ids:
             raise StoreError(f"{runs_dir}: no runs here yet; 'optbench run SUITE' makes one")
+        check_entries(runs_dir / ids[-1])
         return runs_dir / ids[-1]
     for path in (Path(text), runs_dir / text):
-        if (path / "run.json").is_file():
+        if is_run(path):
+            check_entries(path)
             return path
     guess = nearest(text, ids)
     raise StoreError(f"no run '{text}' in {runs_dir}" + (f"; did you mean '{guess}'?" if guess else ""))
 
 
+def is_run(path: Path) -> bool:
+    """Whether `path` is a directory with a `run.json`."""
+    try:
+        return (path / "run.json").is_file()
+    except OSError:  # a name too long for the file system, or a folder that may not be entered
+        return False
+
+
 def read_created(path: Path) -> str:
     """When a run was created, for sorting; an unreadable record sorts first."""
     try:
-        return str(json.loads((path / "run.json").read_text(encoding="utf-8")).get("created", ""))
-    except (OSError, ValueError, AttributeError):
+        return str(read_record(path / "run.json").get("created", ""))
+    except (OSError, StoreError, AttributeError):
         return ""
 
 
@@ -152,15 +178,15 @@ def read_json(path: Path) -> dict[str, Any]:
         StoreError: it is missing, unreadable, or of another schema version.
     """
     file = path / "run.json"
+    check_entries(path)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_record(file)
     except FileNotFoundError:
         raise StoreError(f"{path}: not a run directory (it has no run.json)") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: unreadable: {error}") from error
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         came = record.get("schema_version") if isinstance(record, dict) else None
-        raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {came} came")
+        raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {shown(came)} came")
+    check_record(file, record)
     return record
 
 
@@ -174,12 +200,13 @@ def set_damaged_aside(path: Path) -> list[str]:
         StoreError: a file cannot be moved.
     """
     found = []
-    for part in find_parts(path):
-        try:
-            check_part(part)
-        except StoreError as error:
-            _set_aside(path, [part])
-            found.append(f"{error}; its cohort is trained again")
+    for folder in (PARTS, INTERIM):
+        for part in find_parts(path / folder):
+            try:
+                check_part(part)
+            except StoreError as error:
+                _set_aside(path, [part])
+                found.append(f"{error}; its cohort is trained again")
     tops = [file for name in (*ALL_TABLES, pairs.NAME) if (file := path / f"{name}.parquet").exists()]
     try:
         for name in ALL_TABLES:
@@ -230,6 +257,22 @@ def done_trials(trials: pa.Table) -> set[str]:
     return {trial for trial, status in pairs if status != "failed"}
 
 
+def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
+    """The rows of one table file with their trials' ids; none where there is no file.
+
+    Raises:
+        StoreError: as `Run.table`.
+    """
+    records = _read_file(file, arrow_schema(row_type)).to_pylist()
+    found: list[tuple[str, Row]] = []
+    for record in records:
+        fields: dict[str, Any] = {name: value for name, value in record.items() if name not in KEY_COLUMNS}
+        if row_type is SketchRow:
+            fields["sketch"] = tuple(fields["sketch"])
+        found.append((record["trial"], row_type(**fields)))
+    return found
+
+
 def only(table: pa.Table, trials: pa.Array) -> pa.Table:
     """The rows of these trials, in order."""
     keep = pc.is_in(table["trial"], value_set=trials)
@@ -263,6 +306,6 @@ def _read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa
             missing = [field for field in schema.names if field not in found.names]
             if missing:
                 raise StoreError(f"{file}: lacks the column {missing[0]}")
-            return opened.read(columns=wanted.names).select(wanted.names).cast(wanted)
+            return checked(file, opened.read(columns=wanted.names).select(wanted.names).cast(wanted))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error

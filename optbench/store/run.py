@@ -7,6 +7,7 @@ at the top are merged from the parts now and then and at the end; then the parts
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import time
@@ -20,16 +21,20 @@ from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
 from optbench.plan import Cohort, Comparison, Trial
-from optbench.store.files import reported, write_atomically, write_json, write_text
+from optbench.store.files import reported, sync, write_atomically, write_json, write_text
+from optbench.store.interim import Begun, drop_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
 from optbench.store.pairs import PairRow, pairs_table
-from optbench.store.parts import PARTS, remove, write_part, write_table
+from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
 from optbench.store.read import Run, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
 MERGE_SHARE = 0.05
 """At most this share of the time between two merges is spent on merging."""
+
+
+FOLDERS = (PARTS, INTERIM, "checkpoints")
 
 
 class RunWriter:
@@ -69,15 +74,16 @@ class RunWriter:
                     f"{path}: this run exists already; choose another --name, or continue it with --resume {path.name}"
                 )
             shutil.rmtree(new, ignore_errors=True)
+        begun = json.dumps({**record, "status": "running", "finished": None}, indent=2, ensure_ascii=False)
         try:
             with reported(path):
-                for folder in (new, new / PARTS, new / "checkpoints"):
+                for folder in (new, *(new / name for name in FOLDERS)):
                     folder.mkdir()
-            for name, text in {"suite.yaml": suite_text, **(texts or {})}.items():
-                write_text(new / name, text)
-            write_json(new / "run.json", {**record, "status": "running", "finished": None})
-            with reported(path):
+                for name, text in {"suite.yaml": suite_text, **(texts or {}), "run.json": begun + "\n"}.items():
+                    (new / name).write_text(text, encoding="utf-8")
+                    sync(new / name)
                 new.rename(path)
+                sync(path.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return RunWriter(path, record, order, RunLock(path))
@@ -88,23 +94,30 @@ class RunWriter:
         provenance: Mapping[str, Any],
         command: Sequence[str],
         order: Sequence[Trial],
+        left: Sequence[str],
+        begun: Mapping[str, Begun],
         lock: RunLock | None = None,
     ) -> RunWriter:
         """An existing run directory, to train what it lacks. Its record keeps a list of every resumption.
 
-        lock: this process's hold of it, where it has one already.
+        left: ids of the trials to train. begun: where those of them go on that do not begin anew. Both are recorded, so
+        that of every result it is known where it was made: by the last resumption that had it left, or before them all.
+        lock: this process's hold of the directory, where it has one already.
 
         Raises:
             StoreError: another process writes it, or it cannot be read or written.
         """
         lock = lock or RunLock(path)
         record = read_json(path)
-        resumed = [*record.get("resumed", []), {"at": _now(), "command": list(command), "provenance": dict(provenance)}]
+        now = {"at": _now(), "command": list(command), "provenance": dict(provenance), "left": list(left)}
+        after_task = {trial: begun[trial].task for trial in left if trial in begun}
+        resumed = [*record.get("resumed", []), {**now, "after_task": after_task}]
         writer = RunWriter(path, {**record, "resumed": resumed}, order, lock)
         writer._merge()  # so that no part is older than the merged tables
         remove(path / PARTS)
         with reported(path):
-            (path / PARTS).mkdir()
+            for folder in FOLDERS:
+                (path / folder).mkdir(exist_ok=True)
         writer._save_record("running")
         return writer
 
@@ -135,14 +148,14 @@ class RunWriter:
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
         }
-        write_part(
-            self.path / PARTS, cohort.id, {name: t for name, t in found.items() if t.num_rows or name not in ON_REQUEST}
-        )
+        wanted = {name: table for name, table in found.items() if table.num_rows or name not in ON_REQUEST}
+        write_part(self.path / PARTS, cohort.id, table_files(wanted))
         kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
         for name, table in found.items():
             self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
         # What was said of these trials' earlier weights does not hold any more.
         self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
+        drop_begun(self.path / INTERIM, self._tables["trials"]["trial"].to_pylist())
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: Comparison, rows: Sequence[PairRow]) -> None:
@@ -152,7 +165,7 @@ class RunWriter:
             StoreError: the directory cannot be written.
         """
         table = pairs_table(rows)
-        write_part(self.path / PARTS, comparison.id, {PAIRS: table})
+        write_part(self.path / PARTS, comparison.id, table_files({PAIRS: table}))
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
         self._merge_now_and_then()
 
@@ -166,10 +179,13 @@ class RunWriter:
     def finish(self, status: str) -> None:
         """Bring the tables up to date and say how the run ended; a complete run keeps no parts."""
         try:
+            if status != "complete":
+                self._save_record(status)  # even where there is no room for the tables: the parts are kept
             self._merge()
-            self._save_record(status)
             if status == "complete":
+                self._save_record(status)
                 remove(self.path / PARTS)
+                remove(self.path / INTERIM)
         finally:
             self._lock.release()
 

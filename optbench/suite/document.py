@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import yaml
 
-from optbench.errors import SuiteError
+from optbench.errors import SuiteError, one_line
 from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
 
 MAX_BYTES = 1 << 20
@@ -73,20 +73,19 @@ def is_name_list(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def one_line(text: str) -> str:
-    """`text` with line breaks and control characters escaped, so that a message stays one line."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 class _Loader(yaml.SafeLoader):
     """Composes nodes with the scalars of YAML 1.2; constructs nothing."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
     depth = 0
+    count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.get_mark())
+        self.count += 1
+        if self.count > MAX_VALUES:  # while reading: nodes take far more room than their text
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values", problem_mark=self.get_mark())
         self.depth += 1
         try:
             return super().compose_node(parent, index)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from optbench.errors import SuiteError, UsageError, nearest, unknown
-from optbench.suite.document import Document, KeyPath, Place, one_line
+from optbench.errors import SuiteError, UsageError, nearest, one_line, unknown
+from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
 
 MAX_SHOWN = 5
@@ -67,7 +67,7 @@ def raise_faults(faults: Iterable[Fault]) -> NoReturn:
     if len(distinct) > MAX_SHOWN:
         lines[-1] += f" (and {len(distinct) - MAX_SHOWN} more)"
     error = UsageError if all(fault.place.is_override for fault in distinct) else SuiteError
-    raise error("\n".join(lines)) from None
+    raise error(*lines) from None
 
 
 def validation_faults(error: ValidationError, document: Document) -> list[Fault]:

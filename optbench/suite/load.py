@@ -13,10 +13,14 @@ from optbench.suite.document import MAX_BYTES, Document, KeyPath, Place, decode,
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
 from optbench.suite.overrides import apply_overrides, parse_override
 from optbench.suite.schema import Suite
-from optbench.suite.variants import variants
+from optbench.suite.spaces import space_problems
+from optbench.suite.variants import count_variants, variants
 
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 MetricCheck = Callable[[str], object]
+
+MAX_TRIALS = 200_000
+"""Over seeds, models and settings; the largest of shipped suites has less than a hundredth of it."""
 
 
 def load_suite(
@@ -48,10 +52,11 @@ def load_suite(
         suite = Suite.model_validate(document.value)
     except ValidationError as error:
         raise_faults(validation_faults(error, document))
-    faults = [
+    faults = list(_size_faults(suite, document)) or [
         *_optimizer_faults(suite, document, check_optimizer),
         *_name_faults(suite, document),
         *_tune_faults(suite, document),
+        *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
         *_pairs_faults(suite, document),
         *_twins_faults(suite, document),
         *_metric_faults(suite, document, check_metric, check_pair_metric),
@@ -85,6 +90,29 @@ def _note_listed_optimizers(document: Document) -> None:
             path: KeyPath = ("experiments", name, "optimizers")
             for i, optimizer in enumerate(listed):
                 document.keys[(*path, optimizer)] = document.values[(*path, i)]
+
+
+def _size_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    """More trials than anybody trains: a slip, or a file made to exhaust memory. Counted before any is made."""
+    whole = sum(_settings(optimizer.hyperparameters) for optimizer in suite.optimizers.values())
+    trials = 0
+    for experiment in suite.experiments.values():
+        settings = whole
+        if experiment.optimizers is not None:
+            given = ((suite.optimizers.get(name), changes) for name, changes in experiment.optimizers.items())
+            settings = sum(_settings(known.hyperparameters | changes) for known, changes in given if known)
+        trials += settings * len(experiment.models) * len(suite.seeds)
+    if trials > MAX_TRIALS:
+        overridden = [place for place in document.keys.values() if place.is_override]
+        place = overridden[-1] if overridden else document.key_place(("experiments",))
+        yield Fault(place, f"the suite makes {trials} trials, more than {MAX_TRIALS}")
+
+
+def _settings(hyperparameters: Mapping[str, Any]) -> int:
+    try:
+        return count_variants(hyperparameters)
+    except OptimizerError:
+        return 0  # reported where each optimizer is checked
 
 
 def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | None) -> Iterator[Fault]:
@@ -225,13 +253,17 @@ def _settings_faults(
             if check is not None:
                 check(target, variant.hyperparameters)
     except OptimizerError as error:
-        place = _place_of_settings(document, str(error), ["target", *hyperparameters], paths)
+        quoted = {**dict(zip(hyperparameters, hyperparameters, strict=True)), target: "target", "target": "target"}
+        place = _place_of_settings(document, str(error), quoted, paths)
         yield Fault(place, f"{shown_path(paths[0])}: {error}")
 
 
-def _place_of_settings(document: Document, message: str, keys: Sequence[str], paths: Sequence[KeyPath]) -> Place:
-    """The place of the first setting that the message names in quotes, else of the optimizer."""
-    named = sorted((message.index(f"'{key}'"), key) for key in keys if f"'{key}'" in message)
+def _place_of_settings(document: Document, message: str, quoted: Mapping[str, str], paths: Sequence[KeyPath]) -> Place:
+    """The place of the first setting that the message names in quotes, else of the optimizer.
+
+    quoted: what may stand in quotes there, and the key that it means.
+    """
+    named = sorted((message.index(f"'{text}'"), key) for text, key in quoted.items() if f"'{text}'" in message)
     for _, key in named:
         for path in paths:
             if (*path, key) in document.keys:

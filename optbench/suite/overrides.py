@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optbench.errors import SuiteError, UsageError
-from optbench.suite.document import Document, KeyPath, Place, is_name_list, one_line, parse_yaml
+from optbench.errors import SuiteError, UsageError, one_line
+from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_name_list, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def parse_override(text: str) -> Override:
         raise bare.error("needs the form key.path=value")
     if not all(bare.segments):
         raise bare.error("the key has an empty part; needs the form key.path=value")
+    if len(bare.segments) > MAX_DEPTH:
+        raise bare.error(f"the key has more than {MAX_DEPTH} parts")
     if not value.strip():
         raise bare.error("the value is empty; write null for none, or '' for empty text")
     try:

@@ -6,8 +6,7 @@ import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
 
-from optbench.errors import UsageError, nearest
-from optbench.suite.document import one_line
+from optbench.errors import UsageError, nearest, one_line
 
 _SUFFIXES = (".yaml", ".yml")
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +16,8 @@ from optbench.errors import OptimizerError
 from optbench.suite.schema import LogGrid
 
 KeyPath: TypeAlias = tuple[str, ...]
+Combined: TypeAlias = tuple[dict[KeyPath, Any], dict[KeyPath, list[Any]]]
+"""One listed setting, and what is swept besides it."""
 
 MAX_VARIANTS = 10_000
 LISTED = "variants"
@@ -50,22 +52,39 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
     Raises OptimizerError, which names the key in quotes, for an empty sweep, a value or setting listed twice, a bad
     grid, or more than `MAX_VARIANTS` combinations.
     """
-    fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
-    listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
-    swept = _swept(fixed)
-    if not swept and listed == [{}]:
+    fixed, combined = _combined(hyperparameters)
+    if combined == [({}, {})]:
         return [Variant("default", fixed)]
-    # What a setting names itself is not swept in it.
-    rest = [{path: sweep for path, sweep in swept.items() if path not in setting} for setting in listed]
-    if (count := sum(math.prod(map(len, sweeps.values())) for sweeps in rest)) > MAX_VARIANTS:
+    if (count := _count(combined)) > MAX_VARIANTS:
+        swept = {path: sweep for _, sweeps in combined for path, sweep in sweeps.items()}
         longest = max(swept, key=lambda path: len(swept[path])) if swept else (LISTED,)
         raise OptimizerError(f"'{'.'.join(longest)}': the sweeps make {count} variants, more than {MAX_VARIANTS}")
     result = []
-    for setting, sweeps in zip(listed, rest, strict=True):
+    for setting, sweeps in combined:
         for combination in itertools.product(*sweeps.values()):
             chosen = setting | dict(zip(sweeps, combination, strict=True))
             result.append(Variant(variant_name(chosen), with_values(fixed, chosen)))
     return result
+
+
+def count_variants(hyperparameters: Mapping[str, Any]) -> int:
+    """How many variants there are, without making them; raises OptimizerError as `variants`, but for their number."""
+    return _count(_combined(hyperparameters)[1])
+
+
+def _count(combined: Sequence[Combined]) -> int:
+    return sum(math.prod(map(len, sweeps.values())) for _, sweeps in combined)
+
+
+def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Combined]]:
+    """What is fixed; and every listed setting (an empty one where none is listed) with what is swept besides it."""
+    fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
+    listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
+    swept = _swept(fixed)
+    # What a setting names itself is not swept in it.
+    return fixed, [
+        (setting, {path: sweep for path, sweep in swept.items() if path not in setting}) for setting in listed
+    ]
 
 
 def variant_name(values: Mapping[KeyPath, Any]) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optbench.errors import SuiteError
-from optbench.suite.document import Place, one_line, parse_yaml
+from optbench.errors import SuiteError, one_line
+from optbench.suite.document import Place, parse_yaml
 from optbench.suite.faults import shown_path
 from optbench.suite.scalars import TAG
 from optbench.tuning.yaml_nodes import Node, Pair, read_nodes

@@ -17,13 +17,15 @@ from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
 from optbench.engine.lanes.per_member import PerMemberLane
+from optbench.engine.lanes.per_member import plain_state as plain_instance
+from optbench.engine.plain import Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.optimizers.load import load_class
 from optbench.optimizers.make import constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
-__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "build_lane"]
+__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "build_lane", "plain_state"]
 
 
 def build_lane(
@@ -44,8 +46,21 @@ def build_lane(
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
     cls = load_class(spec.target)
-    states = [member.state for member in members]
+    states = [from_plain(m.state, device=weights.device) if isinstance(m.state, Plain) else m.state for m in members]
     settings = [constructor_arguments(spec, member.hyperparameters) for member in members]
     if spec.lane == "elementwise":
         return ElementwiseLane(cls, settings, weights, grads, states)
     return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
+
+
+def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
+    """A member's state, as `export` gave it, as plain data; a lane takes it in the place of the state itself.
+
+    network: as for `build_lane`.
+
+    Raises:
+        NotPlain: it cannot be written down, or not restored.
+    """
+    if spec.lane == "per-member" and member.state is not None:
+        return plain_instance(spec, member, network)
+    return to_plain(member.state)

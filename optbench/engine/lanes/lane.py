@@ -15,7 +15,8 @@ Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, Network], Tensor]
 """evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
 MemberState = Any
-"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start."""
+"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start, and `Plain`
+one that was written down at the end of a task."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer, tensor_bytes
+from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.randomness import own_draws
 from optbench.engine.stack import Layout
 from optbench.models import Network
@@ -46,15 +48,14 @@ class PerMemberLane:
         self._optimizers: list[Optimizer] = []
         for member, views in zip(members, self._targets, strict=True):
             if member.state is None:
-                own = copy.deepcopy(network).to_empty(device=weights.device)
-                parameters = list(own.parameters())
-                _copy(views, parameters)
-                given = {"generator": member.generator, "model": own, "total_steps": member.total_steps}
-                optimizer = maker(spec, member.hyperparameters, given)(parameters)
+                optimizer, own = _made(spec, member, network, views)
                 self._train(optimizer)
             else:
-                # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
-                optimizer, own = member.state
+                if isinstance(member.state, Plain):
+                    optimizer, own = _restored(spec, member, network, views)
+                else:
+                    # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
+                    optimizer, own = member.state
                 parameters = list(own.parameters())
                 # At the beginning of a task the rows are what was measured; within one they are what is trained.
                 if begin:
@@ -64,7 +65,7 @@ class PerMemberLane:
                     self._train(optimizer)
                     _copy(parameters, views)
             self._networks.append(own)
-            self._parameters.append(parameters)
+            self._parameters.append(list(own.parameters()))
             self._optimizers.append(optimizer)
 
     def begin_task(self) -> None:
@@ -150,6 +151,55 @@ class PerMemberLane:
 
     def fallbacks(self) -> list[int]:
         return [0] * len(self._optimizers)
+
+
+def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
+    """The state that a member has come to, as plain data; proven by restoring it into another instance.
+
+    Raises:
+        NotPlain: it cannot be written down, or not restored.
+    """
+    optimizer, own = member.state
+    found = to_plain(optimizer, _known(own, member.generator))
+    # Making an optimizer may draw random numbers, which are not the trial's here.
+    draws = torch.Generator()
+    draws.set_state(member.generator.get_state())
+    twin = dataclasses.replace(member, state=found, generator=draws)
+    restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
+    if not to_plain(restored, _known(its_own, draws)).equals(found):
+        raise NotPlain(f"the state of {type(optimizer).__name__}, which is another after it was restored")
+    return found
+
+
+def _made(
+    spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor]
+) -> tuple[Optimizer, Network]:
+    """An instance that has taken no step, and the network it works on, with these weights."""
+    own = copy.deepcopy(network).to_empty(device=views[0].device)
+    parameters = list(own.parameters())
+    _copy(views, parameters)
+    given = {"generator": member.generator, "model": own, "total_steps": member.total_steps}
+    return maker(spec, member.hyperparameters, given)(parameters), own
+
+
+def _restored(
+    spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor]
+) -> tuple[Optimizer, Network]:
+    """An instance with the member's plain state, and the network it works on, with these weights.
+
+    Raises:
+        NotPlain: the state is of another optimizer.
+    """
+    before = member.generator.get_state()
+    made, own = _made(spec, member, network, views)
+    optimizer = from_plain(member.state, _known(own, member.generator), made, views[0].device)
+    member.generator.set_state(before)
+    return optimizer, own
+
+
+def _known(network: Network, generator: torch.Generator) -> list[object]:
+    """What an optimizer is given, and does not have of itself."""
+    return [*network.parameters(), *network.buffers(), *network.modules(), generator]
 
 
 @torch.no_grad()

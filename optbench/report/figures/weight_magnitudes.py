@@ -56,7 +56,7 @@ def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
 
 
 def magnitudes(series: Series) -> Magnitudes | None:
-    """Of the first seeds that have a pruning curve and a checkpoint; None where none has.
+    """Of the first seeds that have a pruning curve and a checkpoint; None where none has, or nothing could be drawn.
 
     Raises:
         StoreError: a checkpoint is unreadable.
@@ -68,15 +68,20 @@ def magnitudes(series: Series) -> Magnitudes | None:
         place = results.rows[trial.id].checkpoint
         weights = results.run.checkpoint(place) if trial.id in pruned and place else None
         if weights is not None:
-            # Biases and the gains of normalisations are not pruned.
-            layers = [np.abs(weight, dtype=np.float64).ravel() for weight in weights.values() if weight.ndim >= 2]
+            # Biases and the gains of normalisations are not pruned, nor is what counts something.
+            layers = [
+                np.abs(weight, dtype=np.float64).ravel()
+                for weight in weights.values()
+                if weight.ndim >= 2 and np.issubdtype(weight.dtype, np.floating)
+            ]
             sizes.append(np.concatenate(layers) if layers else np.empty(0))
         if len(sizes) == SEEDS_READ:
             break
     together = np.concatenate(sizes) if sizes else np.empty(0)
-    if not len(together):
-        return None
+    together = together[np.isfinite(together)]
     shown = np.log10(together[together >= 10.0**LOW])
+    if not len(shown):
+        return None
     counts, _ = np.histogram(np.minimum(shown, HIGH), EDGES)
     return Magnitudes(
         density=counts / len(together) * PER_DECADE,

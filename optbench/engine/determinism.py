@@ -1,0 +1,43 @@
+"""Which operations need not give the same bits twice, as PyTorch knows: for the results' notes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_ALERT = r"(?is).*determinis"
+"""What every such warning says somewhere."""
+_NAME = r"(.+?) (?:does not have a|defaults to a non-)"
+
+
+def ask_for_determinism() -> None:
+    """Have every operation that has a deterministic implementation take it, and the others warn.
+
+    To raise would fail a user's optimizer on one device for what it may do on another.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def alerts() -> Iterator[set[str]]:
+    """The operations in the block without a deterministic implementation, by name; filled while it runs."""
+    found: set[str] = set()
+    with warnings.catch_warnings():  # which puts `showwarning` back, too
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *where: Any, **more: Any) -> None:
+            if re.match(_ALERT, str(message)):
+                name = re.match(_NAME, str(message))
+                found.add(name[1] if name else str(message).partition(". ")[0])
+            else:
+                show(message, *where, **more)
+
+        warnings.showwarning = note
+        warnings.filterwarnings("always", message=_ALERT, category=UserWarning)
+        yield found

@@ -1,0 +1,85 @@
+"""What a training has come to at the end of a task: all that it needs to go on in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from optbench.engine.plain import Plain
+from optbench.store.tables import Row
+
+if TYPE_CHECKING:
+    from optbench.engine.members import Member
+
+COUNTERS = (
+    "status",
+    "failure",
+    "last_step",
+    "steps",
+    "train_seconds",
+    "optimizer_seconds",
+    "optimizer_state_bytes",
+    "fallbacks",
+)
+"""Fields of a member that are kept as they are."""
+
+
+@dataclass(frozen=True)
+class Interim:
+    """One training between two tasks. Early stopping has no state there: every task begins with a count of its own."""
+
+    trials: tuple[str, ...]
+    """Ids of the trials that it is."""
+    task: int
+    """How many tasks it has finished, 1..T-1."""
+    counters: dict[str, Any]
+    row: Tensor
+    """Weights (P,), on the CPU."""
+    draws: Tensor
+    """State of its generator, bytes."""
+    state: Plain
+    """Of its optimizer."""
+    rows: tuple[Row, ...]
+    """What it has found so far."""
+
+    @staticmethod
+    def of(member: Member, task: int, state: Plain) -> Interim:
+        counters = {name: getattr(member, name) for name in COUNTERS}
+        trials = tuple(trial.id for trial in member.trials)
+        row = member.row.detach().cpu().clone()
+        return Interim(trials, task, counters, row, member.generator.get_state(), state, tuple(member.rows))
+
+    def restore(self, member: Member) -> None:
+        """Put a member that was just made where this one was."""
+        for name in COUNTERS:
+            value = self.counters[name]
+            setattr(member, name, tuple(value) if isinstance(value, list) else value)
+        member.row = self.row.to(member.row.device)
+        member.generator.set_state(self.draws)
+        member.state = self.state
+        member.rows = list(self.rows)
+
+    def record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All but the rows, as JSON has it, and as tensors by name."""
+        tensors = {"row": self.row, "draws": self.draws}
+        tensors |= {f"state.{i}": storage for i, storage in enumerate(self.state.storages)}
+        record = {"trials": list(self.trials), "task": self.task, "counters": self.counters, "state": self.state.tree}
+        return record, tensors
+
+    @staticmethod
+    def from_record(record: dict[str, Any], tensors: dict[str, Tensor], rows: Sequence[Row]) -> Interim:
+        count = sum(name.startswith("state.") for name in tensors)
+        state = Plain(record["state"], tuple(tensors[f"state.{i}"] for i in range(count)))
+        # In memory of its own: what was read from a file lies anywhere.
+        row = torch.empty_like(tensors["row"]).copy_(tensors["row"])
+        trials, task, counters = tuple(record["trials"]), record["task"], record["counters"]
+        return Interim(trials, task, counters, row, tensors["draws"].clone(), state, tuple(rows))
+
+
+Keep = Callable[[Callable[[], list[Interim]]], None]
+"""Is told at the end of every task but the last, and may ask for what the cohort has come to, which takes time and may
+raise `NotPlain`."""

@@ -1,0 +1,136 @@
+"""What the rows of a run's tables may say: checked as they are read, since a file may have been made by anybody.
+
+Types, columns and nulls are the schema's business. Here are the values: counts that count something, shares between 0
+and 1, statuses that there are, places inside the run directory, and every trial once. NaN and infinity are values like
+any other: readers take them for undefined.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optbench.errors import StoreError
+from optbench.store.columns import codes, numbers
+
+Bounds: TypeAlias = tuple[float, float]
+
+WHOLE: Bounds = (0, 2**53)
+"""What float64 holds exactly."""
+SEED: Bounds = (0, 2**63 - 1)
+MOST_TASKS = 10_000
+"""As many as a suite can ask for."""
+CLASSES: Bounds = (0, 999)
+"""Readers make matrices of them."""
+NUMBER: Bounds = (-1e100, 1e100)
+"""Further than the squares of float32, of which all measures are made, and far enough from where sums overflow."""
+AMOUNT: Bounds = (0, 1e100)
+SHARE: Bounds = (0, 1)
+ROUNDING = 1e-6
+
+_BOUNDS: Mapping[str, Bounds] = {
+    "seed": SEED,
+    "after_task": (0, MOST_TASKS),
+    "task": (1, MOST_TASKS),
+    "class_a": CLASSES,
+    "class_b": CLASSES,
+    "accuracy": SHARE,
+    "validation_accuracy": SHARE,
+    "eval_accuracy": SHARE,
+    "keep": SHARE,
+    "cosine": (-1, 1),
+    "train_seconds": AMOUNT,
+    "optimizer_seconds": AMOUNT,
+}
+"""By column, whatever the table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
+
+
+def _is_status(text: str) -> bool:
+    return text in ("ok", "diverged", "failed")
+
+
+def _is_checkpoint(text: str) -> bool:
+    return re.fullmatch(r"checkpoints/[^/\\\x00]+\.safetensors", text) is not None
+
+
+_TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
+    "status": (_is_status, "ok, diverged or failed"),
+    "checkpoint": (_is_checkpoint, "a .safetensors file in the run's own checkpoints/"),
+}
+ONCE = "trials"
+"""The table with one row for each trial."""
+
+
+def checked(file: Path, table: pa.Table) -> pa.Table:
+    """The table as it is, once nothing in it is wrong.
+
+    file: where it comes from, which tells what table it is.
+
+    Raises:
+        StoreError: a value that cannot be; the message names file, column, row and value.
+    """
+    table.validate(full=True)  # text is UTF-8
+    for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+        if pa.types.is_integer(kind):
+            _check_whole(file, name, table[name])
+        elif pa.types.is_floating(kind):
+            _check_numbers(file, name, table[name])
+        elif pa.types.is_list(kind):
+            _check_vectors(file, name, table[name])
+        elif name in _TEXTS:
+            _check_texts(file, name, table[name])
+    if file.stem == ONCE:
+        _check_once(file, table["trial"])
+    return table
+
+
+def _check_whole(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    low, high = _BOUNDS.get(name, WHOLE)
+    found = pc.min_max(column).as_py()
+    if found["min"] is not None and not low <= found["min"] <= found["max"] <= high:
+        wrong = ((i, v) for i, v in enumerate(column.to_pylist()) if v is not None and not low <= v <= high)
+        raise _error(file, name, *next(wrong), f"a whole number from {low} to {high}")
+
+
+def _check_numbers(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    low, high = _BOUNDS.get(name, NUMBER)
+    values = numbers(column)
+    wrong = np.flatnonzero(np.isfinite(values) & ((values < low - ROUNDING) | (values > high + ROUNDING)))
+    if len(wrong):
+        raise _error(file, name, int(wrong[0]), float(values[wrong[0]]), f"a number from {low:g} to {high:g}")
+
+
+def _check_vectors(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    """All lists of one table are equally long, have no nulls, and are no longer than they should be."""
+    lengths = pc.min_max(pc.list_value_length(column)).as_py()
+    if lengths["min"] != lengths["max"] or lengths["min"] == 0:
+        raise StoreError(f"{file}: '{name}' needs lists of one length; {lengths['min']} to {lengths['max']} came")
+    inner = pc.list_flatten(column)
+    if inner.null_count:
+        raise StoreError(f"{file}: '{name}' needs lists of numbers; null came")
+
+
+def _check_texts(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    good, needed = _TEXTS[name]
+    code, names = codes(column)
+    for i, text in enumerate(names):
+        if not good(text):
+            raise _error(file, name, int(np.flatnonzero(code == i)[0]), text, needed)
+
+
+def _check_once(file: Path, column: pa.ChunkedArray) -> None:
+    code, names = codes(column)
+    if len(names) < len(code):
+        twice = names[int(np.flatnonzero(np.bincount(code) > 1)[0])]
+        raise StoreError(f"{file}: the trial {twice} is listed twice")
+
+
+def _error(file: Path, name: str, row: int, value: Any, needed: str) -> StoreError:
+    text = repr(value)
+    return StoreError(f"{file}: row {row + 1}: '{name}' needs {needed}; {text[:60]} came")

@@ -1,0 +1,99 @@
+"""`run.json` of a run directory, as somebody may have sent it: read with a bound, every field of the type it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from optbench.errors import StoreError
+
+NAME = "run.json"
+MAX_BYTES = 16 << 20
+"""Far above any record, in which the names and versions of installed packages take the most room."""
+MAX_WHOLE = 2**63
+
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_WHOLE
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+_TEXT = (_or_null(_text), "text")
+_MAPPING = (_or_null(_mapping), "a mapping")
+_FIELDS: Mapping[str, tuple[Check, str]] = {
+    "run": _TEXT,
+    "suite": _TEXT,
+    "suite_hash": _TEXT,
+    "status": _TEXT,
+    "created": _TEXT,
+    "finished": _TEXT,
+    "metrics_version": (_whole, "a whole number"),
+    "command": (_or_null(_list_of(_text)), "a list of words"),
+    "seeds": (_or_null(_list_of(_whole)), "a list of seeds"),
+    "provenance": _MAPPING,
+    "provenance.git": _MAPPING,
+    "provenance.accelerators": (_or_null(_list_of(_text)), "a list of names"),
+    "resumed": (_list_of(_mapping), "a list of mappings"),
+    "resumed.provenance": _MAPPING,
+    "tune": _MAPPING,
+}
+"""What readers rely on, by path, where it is there: what a value has to be, and that in words."""
+
+
+def read_record(file: Path) -> Any:
+    """The JSON value in the file, whatever it is.
+
+    Raises:
+        StoreError: it cannot be read, is larger than any record, or is no JSON.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise StoreError(f"{file}: unreadable: larger than {MAX_BYTES >> 20} MiB, which no {NAME} is")
+        return json.loads(data.decode())
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise StoreError(f"{file}: unreadable: nested too deep") from None
+    except OSError as error:
+        raise StoreError(f"{file}: unreadable: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StoreError(f"{file}: unreadable: {error}") from error
+
+
+def check_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Raises StoreError where a field that readers rely on is of another type."""
+    for path, (good, needed) in _FIELDS.items():
+        outer, _, key = path.partition(".")
+        value = record.get(outer)
+        inside = value if isinstance(value, list) else [value]
+        found = [one[key] for one in inside if isinstance(one, dict) and key in one] if key else inside
+        if outer in record and not all(map(good, found if key else [value])):
+            raise StoreError(f"{file}: '{path}' needs {needed}; {shown(value if not key else found[0])} came")
+
+
+def shown(value: Any) -> str:
+    """A value as JSON has it, the beginning of a long one."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

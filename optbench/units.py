@@ -1,0 +1,125 @@
+"""What a worker is given, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from optbench.plan import Cohort, Comparison, Trial
+from optbench.store.interim import Begun
+from optbench.store.pairs import PairRow
+from optbench.store.tables import Row
+from optbench.suite import Suite
+
+OUT_OF_MEMORY = "out of memory"
+Weights = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know before its first unit."""
+
+    suite: Suite
+    data_dir: Path | None
+    interim: Path
+    """Where it keeps what its cohorts have come to, whenever a task has ended."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Work for a worker: a cohort, or a piece of one.
+
+    begun: where its trials go on, by their ids; empty where they begin anew. note: what is to be said of its trials.
+    """
+
+    cohort: Cohort
+    begun: Mapping[str, Begun]
+    note: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.cohort.id
+
+    @property
+    def experiment(self) -> str:
+        return self.cohort.experiment
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Work for a worker: the solutions of one seed.
+
+    places: file of the final weights of every trial that has any. missing: why the others have none.
+    """
+
+    comparison: Comparison
+    places: Mapping[str, Path]
+    missing: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.comparison.id
+
+    @property
+    def experiment(self) -> str:
+        return self.comparison.experiment
+
+
+Unit: TypeAlias = Train | Compare
+"""What one worker does at a time."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cohort was trained: rows of every trial, and final weights of those that have any."""
+
+    cohort: Cohort
+    rows: tuple[tuple[Trial, Row], ...]
+    weights: tuple[tuple[Trial, Weights], ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The solutions of one seed were compared: rows of every pair."""
+
+    comparison: Comparison
+    rows: tuple[PairRow, ...]
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """A cohort of several members that memory does not hold."""
+
+    unit: Train
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cohort could not be trained, or solutions not compared, for a reason that is not the user's settings."""
+
+    unit: Unit
+    error_type: str
+    message: str
+    details: str = ""
+
+
+Answer: TypeAlias = Finished | Compared | TooLarge | Failed
+"""How a unit ended."""
+
+
+def halved(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
+    """Both halves of a unit that was too large. No result depends on it, as none does on its companions; the notes of
+    the trials say so all the same. places: where the trials of a piece go on."""
+    note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
+    if unit.note is not None and unit.note.startswith(OUT_OF_MEMORY):  # the whole it was a part of says more
+        note = unit.note
+    return [Train(half, places(half), note) for half in unit.cohort.split(2)]
+
+
+def alone(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]], note: str) -> list[Train]:
+    """Every training of a unit by itself, so that the one that was to blame for its end costs no other."""
+    return [Train(one, places(one), note) for one in unit.cohort.split(len(unit.cohort.trainings))]

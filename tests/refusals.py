@@ -1,0 +1,68 @@
+"""How the command line refuses bad input: one clear line, the right exit code, and nothing written anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from optbench.cli import main
+
+PREFIX = "optbench: "
+
+
+def snapshot(tree: Path) -> dict[str, str]:
+    """Everything under `tree`: files by their content's hash, links by where they lead; links are not followed."""
+    found: dict[str, str] = {}
+    for folder, folders, files in os.walk(tree):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                found[str(path)] = f"link to {path.readlink()}"
+            elif path.is_file():
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                found[str(path)] = "other"
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], tree: Path, *words: object, code: int = 2, lines: int = 1) -> str:
+    """What `optbench <words>` says when it refuses: its lines without the prefix.
+
+    tree: nothing in it changes. lines: at most so many.
+    """
+    before = snapshot(tree)
+    capsys.readouterr()
+    got = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert (got, out) == (code, ""), (got, out, err)
+    said = err.removesuffix("\n").split("\n")
+    assert 1 <= len(said) <= lines, err
+    for line in said:
+        assert line.startswith(PREFIX), err
+        assert line.isprintable(), repr(err)
+        assert "internal error" not in line, err
+        assert len(line) < 1500, line
+    assert "Traceback" not in err
+    assert snapshot(tree) == before
+    return "\n".join(line.removeprefix(PREFIX) for line in said)
+
+
+def survives(capsys: pytest.CaptureFixture[str], tree: Path, *words: object) -> tuple[int, str]:
+    """Exit code and standard error of a command that either works or refuses in one line; nothing in `tree` changes."""
+    before = snapshot(tree)
+    capsys.readouterr()
+    got = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert got in (0, 2, 4), (got, err)
+    assert "internal error" not in err
+    assert "Traceback" not in err
+    if got == 2:
+        assert out == ""
+        (line,) = err.removesuffix("\n").split("\n")
+        assert line.startswith(PREFIX)
+        assert line.isprintable(), repr(line)
+    assert snapshot(tree) == before
+    return got, err
