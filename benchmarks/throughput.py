@@ -1,20 +1,27 @@
 """Member-steps per second of the lock-step engine, beside a loop written by hand and beside the bare products.
 
-    python benchmarks/throughput.py [--members 1 10 30] [--rounds 5] [--seconds 1.0]
+    python benchmarks/throughput.py [--device cpu] [--members 1 10 30] [--rounds 5] [--seconds 1.0]
+    python benchmarks/throughput.py --device cuda --members 1 10 100 1000
 
-Network: MLP 784-100-10, batch 128, permuted MNIST. Every variant runs on one process per core with one thread each;
-the members are spread over the processes. Variants are interleaved: each round measures all of them once, and what is
-printed is the median over rounds with the smallest and the largest.
+Network: MLP 784-100-10, batch 128, permuted MNIST. On a CPU every variant runs on one process per core with one thread
+each, and the members are spread over the processes; on a CUDA device there is one process. Variants are interleaved:
+each round measures all of them once, and what is printed is the median over rounds with the smallest and the largest.
 
 - `engine`: what `optbench run` does between two evaluations: batches, gradients, updates.
 - `loop`: plain PyTorch, one network after the other: float inputs in memory, autograd, `torch.optim` as it comes.
-  For Shampoo the loop uses pytorch-optimizer's, and both refresh all roots every 10 steps.
-- `floor`: only the matrix products of forward and backward, batched or one by one, whichever is faster.
+  For Shampoo the loop uses pytorch-optimizer's, and both refresh all roots every 10 steps. On a CUDA device it has at
+  most 4 networks, as its member-steps per second do not depend on how many there are.
+- `floor`: only the matrix products of forward and backward, batched or one by one, whichever is faster. On a CUDA
+  device with the memory traffic of the update beside them: weights, gradients and states once read and once written.
+
+On a CUDA device the members are of at most 10 seeds, as in a suite with a sweep, and share the batches of their seed;
+the engine's peak memory is printed, too. On a CPU every member has a seed of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing as mp
 import multiprocessing.connection
 import os
@@ -36,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 Step = Callable[[int], None]
 
 
-def engine(optimizer: str, members: int) -> Step:
+def engine(optimizer: str, members: int, where: str) -> Step:
     """One step of `members` members in lock-step."""
     import torch
 
@@ -51,21 +58,23 @@ def engine(optimizer: str, members: int) -> Step:
     from optbench.suite import schema
     from optbench.tasks import TaskFamily
 
-    protocol, device = schema.Protocol(batch_size=BATCH), torch.device("cpu")
+    protocol, device = schema.Protocol(batch_size=BATCH), torch.device(where)
     dataset = load("mnist")
     family = TaskFamily(schema.Permuted(kind="permuted"), dataset, protocol, 0, device)
     network = build(schema.Mlp(kind="mlp", hidden=[WIDTH]), family.shape, family.classes)
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
     buffer = BatchBuffer(BATCH, family.shape, Normaliser.of(dataset, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(members)]
-    weights = torch.stack(rows)
-    grads, losses = torch.zeros_like(weights), torch.zeros(members)
+    weights = torch.stack(rows).to(device)
+    grads, losses = torch.zeros_like(weights), torch.zeros(members, device=device)
     gradients = gradients_for(network, layout, buffer, device)(weights, grads)
     settings = complete(optimizer, SETTINGS[optimizer])
     whole = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(members)]
     lane = build_lane(find(optimizer), whole, network, weights, grads, layout, begin=True)
     lane.begin_task()
-    streams = [BatchStream(family.sequence(seed).train(0), BATCH, 0, seed, 0) for seed in range(members)]
+    seeds = members if where == "cpu" else min(members, SEEDS)
+    of_seed = [BatchStream(family.sequence(seed).train(0), BATCH, 0, seed, 0) for seed in range(seeds)]
+    streams = [of_seed[i % seeds] for i in range(members)]
 
     def step(t: int) -> None:
         gradients(streams, t, losses)
@@ -78,7 +87,7 @@ def _needs_gradients_only(member: int, network: Any) -> Any:
     raise AssertionError("the measured optimizers ask for gradients only")
 
 
-def loop(optimizer: str, members: int) -> Step:
+def loop(optimizer: str, members: int, where: str) -> Step:
     """One step of each of `members` networks, as one would write it by hand."""
     import torch
     from torch import nn
@@ -86,8 +95,8 @@ def loop(optimizer: str, members: int) -> Step:
     from optbench.data import load
 
     dataset = load("mnist")
-    inputs = ((dataset.train.images.flatten(1) / 255 - 0.1307) / 0.3081)[:, torch.randperm(784)]
-    labels = dataset.train.labels
+    inputs = ((dataset.train.images.flatten(1) / 255 - 0.1307) / 0.3081)[:, torch.randperm(784)].to(where)
+    labels = dataset.train.labels.to(where)
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         if optimizer == "sgd":
@@ -98,9 +107,11 @@ def loop(optimizer: str, members: int) -> Step:
 
         return Shampoo(parameters, lr=0.05, preconditioning_compute_steps=REFRESH)
 
-    networks = [nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)) for _ in range(members)]
+    networks = [
+        nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)).to(where) for _ in range(members)
+    ]
     optimizers = [make(network.parameters()) for network in networks]
-    orders = [torch.randperm(len(labels)) for _ in networks]
+    orders = [torch.randperm(len(labels)).to(where) for _ in networks]
     per_epoch = len(labels) // BATCH
 
     def step(t: int) -> None:
@@ -115,19 +126,27 @@ def loop(optimizer: str, members: int) -> Step:
     return step
 
 
-def floor(optimizer: str, members: int, *, batched: bool) -> Step:
-    """The matrix products of one step and nothing else."""
+MOMENTS = {"sgd": 0, "adamw": 2, "shampoo": 0}
+"""Matrices of state as large as the weights; Shampoo's factors, which are larger, are left out of the floor."""
+
+
+def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Step:
+    """The matrix products of one step, on a CUDA device with the traffic of the update, and nothing else."""
     import torch
 
-    x, w1, w2 = (torch.randn(members, *s) for s in ((BATCH, 784), (WIDTH, 784), (CLASSES, WIDTH)))
-    z1, h, z2 = (torch.randn(members, BATCH, n) for n in (WIDTH, WIDTH, CLASSES))
+    x, w1, w2 = (torch.randn(members, *s, device=where) for s in ((BATCH, 784), (WIDTH, 784), (CLASSES, WIDTH)))
+    z1, h, z2 = (torch.randn(members, BATCH, n, device=where) for n in (WIDTH, WIDTH, CLASSES))
     g1, g2, out1, out2, dh = (torch.empty_like(t) for t in (w1, w2, z1, z2, h))
     products = [(x, w1.mT, out1), (h, w2.mT, out2), (z2.mT, h, g2), (z2, w2, dh), (z1.mT, x, g1)]
     pairs = [[(a[i], b[i], out[i]) for a, b, out in products] for i in range(members)]
+    weights = members * (WIDTH * 784 + WIDTH + CLASSES * WIDTH + CLASSES)
+    traffic = torch.zeros(2 + MOMENTS[optimizer], weights, device=where) if where != "cpu" else None
 
     def together(t: int) -> None:
         for a, b, out in products:
             torch.bmm(a, b, out=out)
+        if traffic is not None:
+            traffic.add_(1.0)
 
     def one_by_one(t: int) -> None:
         for member in pairs:
@@ -137,12 +156,15 @@ def floor(optimizer: str, members: int, *, batched: bool) -> Step:
     return together if batched else one_by_one
 
 
-VARIANTS: dict[str, Callable[[str, int], Step]] = {
+VARIANTS: dict[str, Callable[[str, int, str], Step]] = {
     "engine": engine,
     "loop": loop,
-    "floor, batched": lambda optimizer, members: floor(optimizer, members, batched=True),
-    "floor, one by one": lambda optimizer, members: floor(optimizer, members, batched=False),
+    "floor, batched": lambda optimizer, members, where: floor(optimizer, members, where, batched=True),
+    "floor, one by one": lambda optimizer, members, where: floor(optimizer, members, where, batched=False),
 }
+SEEDS = 10
+LOOPED = 4
+"""Networks of the loop on a CUDA device."""
 
 
 def worker(connection: multiprocessing.connection.Connection) -> None:
@@ -151,26 +173,33 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
 
     torch.set_num_threads(1)
     step: Step = lambda t: None  # noqa: E731
+    wait: Callable[[], object] = lambda: None  # noqa: E731
     t = 0
     while True:
         order = connection.recv()
         if order is None:
             return
         if order[0] == "build":
-            step, t = VARIANTS[order[1]](order[2], order[3]), 0
+            _, variant, optimizer, members, where = order
+            if where != "cpu":
+                wait = torch.cuda.synchronize
+            step, t = VARIANTS[variant](optimizer, members, where), 0
             for t in range(12):  # warm-up: buffers, caches, the first refreshes
                 step(t)
-            connection.send(None)
+            wait()
+            connection.send(torch.cuda.max_memory_allocated() if where != "cpu" else 0)
         else:
             steps, started = order[1], time.perf_counter()
             for later in range(t + 1, t + 1 + steps):
                 step(later)
+            wait()
             t += steps
             connection.send(time.perf_counter() - started)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 10, 30])
     parser.add_argument("--optimizers", nargs="+", default=list(SETTINGS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -179,54 +208,66 @@ def main() -> None:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    print(f"{platform.processor() or platform.machine()}, {cores} processes of one thread, torch {torch.__version__}")
+    what = f"{platform.processor() or platform.machine()}, {cores} processes of one thread"
+    if arguments.device != "cpu":
+        cores, what = 1, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    print(f"{what}, torch {torch.__version__}")
     print(f"MLP 784-{WIDTH}-{CLASSES}, batch {BATCH}; member-steps/s: median [min, max] of {arguments.rounds} rounds\n")
     print(
         f"{'optimizer':10}{'members':>8}{'engine':>26}{'loop':>26}{'floor':>26}{'engine/loop':>20}{'engine/floor':>20}"
     )
     for optimizer in arguments.optimizers:
         for members in arguments.members:
-            report(optimizer, members, cores, arguments.rounds, arguments.seconds)
+            report(optimizer, members, cores, arguments)
 
 
-def report(optimizer: str, members: int, cores: int, rounds: int, seconds: float) -> None:
+def report(optimizer: str, members: int, cores: int, arguments: argparse.Namespace) -> None:
     """Measure all variants for one cohort and print a line."""
-    shares = [members * (i + 1) // cores - members * i // cores for i in range(cores)]
-    shares = [share for share in shares if share]
-    teams = {name: Team(name, optimizer, shares) for name in VARIANTS}
-    speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    rounds, seconds, device = arguments.rounds, arguments.seconds, arguments.device
+    names = [name for name in VARIANTS if device == "cpu" or name != "floor, one by one"]
+    counts = {name: min(members, LOOPED) if name == "loop" and device != "cpu" else members for name in names}
+    teams = {name: Team(name, optimizer, shares(counts[name], cores), device) for name in names}
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     steps = {name: max(REFRESH, round(seconds / team.time(REFRESH) * REFRESH)) for name, team in teams.items()}
     for _ in range(rounds):
         for name, team in teams.items():
             # Whole refresh intervals, so that every measurement holds its share of roots.
             count = -(-steps[name] // REFRESH) * REFRESH
-            speeds[name].append(members * count / team.time(count))
+            speeds[name].append(counts[name] * count / team.time(count))
     for team in teams.values():
         team.stop()
-    best = max(("floor, batched", "floor, one by one"), key=lambda name: statistics.median(speeds[name]))
+    best = max((name for name in names if "floor" in name), key=lambda name: statistics.median(speeds[name]))
     speeds["floor"] = speeds[best]
     cells = [summary(speeds[name], "{:,.0f}") for name in ("engine", "loop", "floor")]
     ratios = [[a / b for a, b in zip(speeds["engine"], speeds[o], strict=True)] for o in ("loop", "floor")]
     cells += [summary(ratio, "{:.2f}") for ratio in ratios]
     widths = (26, 26, 26, 20, 20)
-    print(f"{optimizer:10}{members:8}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True)
+    peak = f"  peak {teams['engine'].peak / 2**20:,.0f} MiB" if device != "cpu" else ""
+    line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+    print(f"{optimizer:10}{members:8}{line}{peak}", flush=True)
+
+
+def shares(members: int, processes: int) -> list[int]:
+    """How many members each process has, of those that have any."""
+    cuts = [members * i // processes for i in range(processes + 1)]
+    return [b - a for a, b in itertools.pairwise(cuts) if b > a]
 
 
 class Team:
     """The processes of one variant; they stay, so that variants can take turns."""
 
-    def __init__(self, variant: str, optimizer: str, shares: list[int]) -> None:
+    def __init__(self, variant: str, optimizer: str, shares: list[int], device: str) -> None:
         context = mp.get_context("spawn")
         self.connections, self.processes = [], []
         for share in shares:
             ours, theirs = context.Pipe()
             process = context.Process(target=worker, args=(theirs,), daemon=True)
             process.start()
-            ours.send(("build", variant, optimizer, share))
+            ours.send(("build", variant, optimizer, share, device))
             self.connections.append(ours)
             self.processes.append(process)
-        for connection in self.connections:
-            connection.recv()
+        self.peak = sum(connection.recv() for connection in self.connections)
+        """Bytes of device memory, at most, after the first steps."""
 
     def time(self, steps: int) -> float:
         """Seconds until the last process has done `steps` steps."""

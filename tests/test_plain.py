@@ -222,6 +222,18 @@ NOT_RESTORED = {
     def scale(self, p):
         self.rule = (lambda: 0.5)
         return self.rule()""",
+    "a constructor that works once": """
+    made = []
+    def begin(self):
+        if self.made:
+            raise RuntimeError("there is one already")
+        self.made.append(1)""",
+    "a list of lists without end": """
+    def begin(self): self.chain = []
+    def scale(self, p):
+        for _ in range(2000):
+            self.chain = [self.chain]
+        return 1.0""",
     "a class of somewhere else": """
     def begin(self): self.found = None
     def scale(self, p):

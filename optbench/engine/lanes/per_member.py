@@ -160,13 +160,19 @@ def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Pl
         NotPlain: it cannot be written down, or not restored.
     """
     optimizer, own = member.state
-    found = to_plain(optimizer, _known(own, member.generator))
     # Making an optimizer may draw random numbers, which are not the trial's here.
     draws = torch.Generator()
     draws.set_state(member.generator.get_state())
-    twin = dataclasses.replace(member, state=found, generator=draws)
-    restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
-    if not to_plain(restored, _known(its_own, draws)).equals(found):
+    try:
+        found = to_plain(optimizer, _known(own, member.generator))
+        twin = dataclasses.replace(member, state=found, generator=draws)
+        restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
+        same = to_plain(restored, _known(its_own, draws)).equals(found)
+    except NotPlain:
+        raise
+    except Exception as error:  # code of the user's that does not expect to be made once more, or to be looked into
+        raise NotPlain(f"the state of {type(optimizer).__name__}: {error}") from error
+    if not same:
         raise NotPlain(f"the state of {type(optimizer).__name__}, which is another after it was restored")
     return found
 
