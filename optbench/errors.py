@@ -7,12 +7,16 @@ prints `str(error)` on standard error and leaves with `error.exit_code`; anythin
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Line breaks, escape sequences, changes of direction, halves of characters: a name must not act in any format."""
 
-def one_line(text: str) -> str:
+
+def escaped(text: str) -> str:
     """`text` with line breaks and control characters escaped: it stays one line, and acts on no terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class OptbenchError(Exception):
@@ -24,7 +28,7 @@ class OptbenchError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        return "\n".join(_shortened(one_line(str(line))) for line in self.args)
+        return "\n".join(_shortened(escaped(str(line))) for line in self.args)
 
 
 LONGEST_LINE = 1000

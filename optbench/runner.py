@@ -28,12 +28,13 @@ from optbench.optimizers.registry import find
 from optbench.plan import Cohort, Comparison, Trial
 from optbench.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
 from optbench.store import RunWriter
+from optbench.store.damaged import set_damaged_aside
 from optbench.store.interim import find_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs import NOT_COMPARED, PairRow
 from optbench.store.parts import INTERIM
 from optbench.store.provenance import provenance
-from optbench.store.read import read_json, set_damaged_aside
+from optbench.store.read import read_json
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
 from optbench.units import Compare, Compared, Failed, Finished, Job, Train
@@ -207,9 +208,9 @@ class Session:
         Raises:
             OptbenchError: as for the first plan.
         """
-        plan = make_plan(suite, self.writer.path, grown=True)
+        plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
         self._prepare(plan)
-        self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials)
+        self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
         return plan
 
     def train(self, plan: Plan) -> None:

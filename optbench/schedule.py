@@ -49,10 +49,11 @@ class Plan:
         return f"{arms} trials" + (f" and {self.controls} controls" if self.controls else "")
 
 
-def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False) -> Plan:
+def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, once_failed: bool = False) -> Plan:
     """The trials and cohorts of a suite, and which of them a run to be resumed has done already. Runs no user code.
 
-    grown: the suite may differ from the run's own, by more or fewer settings.
+    grown: the suite may differ from the run's own, by more or fewer settings. once_failed: what has failed is done,
+    too.
     """
     suite = complete(suite)
     all_trials = trials(suite)
@@ -64,7 +65,8 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False) 
         if not grown and suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
         run = read_run(resume)
-        done = done_trials(run.table("trials"))
+        table = run.table("trials")
+        done = set(table["trial"].to_pylist()) if once_failed else done_trials(table)
         settled = settled_pairs(run.pairs)
         begun = find_begun(resume / INTERIM)
     left = [

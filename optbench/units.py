@@ -120,6 +120,17 @@ def halved(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]]) -> list
     return [Train(half, places(half), note) for half in unit.cohort.split(2)]
 
 
-def alone(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]], note: str) -> list[Train]:
-    """Every training of a unit by itself, so that the one that was to blame for its end costs no other."""
-    return [Train(one, places(one), note) for one in unit.cohort.split(len(unit.cohort.trainings))]
+PIECES = 8
+
+
+def in_pieces(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]], note: str) -> list[Train]:
+    """The trainings of a unit, each by itself where they are few: the one that was to blame for its end costs no other.
+
+    places: as for `halved`.
+    """
+    return [Train(piece, places(piece), note) for piece in unit.cohort.split(PIECES)]
+
+
+def is_single(unit: Unit) -> bool:
+    """Whether there is no smaller piece of it."""
+    return isinstance(unit, Compare) or len(unit.cohort.trainings) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import inspect
 import time
 import traceback
 from collections.abc import Callable
@@ -16,10 +18,13 @@ from safetensors.torch import load_file
 
 from optbench.engine import train
 from optbench.engine.determinism import alerts
+from optbench.engine.faults import is_out_of_memory
 from optbench.engine.interim import Interim
 from optbench.engine.pairs import compare
 from optbench.engine.plain import NotPlain
-from optbench.errors import OptbenchError
+from optbench.errors import OptbenchError, StoreError
+from optbench.optimizers.load import load_class
+from optbench.optimizers.registry import is_plugin
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, read_interim, write_interim
 from optbench.store.tables import Row, TrialRow
@@ -57,7 +62,7 @@ def do(unit: Unit, setting: Setting, notify: Callable[[Progress], None], interim
 
 def failed(unit: Unit, error: Exception) -> TooLarge | Failed:
     """What a unit in which `error` was raised comes to."""
-    if not _is_out_of_memory(error):
+    if not is_out_of_memory(error):
         return Failed(unit, type(error).__name__, str(error), traceback.format_exc())
     if isinstance(unit, Train) and len(unit.cohort.trainings) > 1:
         return TooLarge(unit)
@@ -66,23 +71,15 @@ def failed(unit: Unit, error: Exception) -> TooLarge | Failed:
     return Failed(unit, "OutOfMemory", f"not enough memory to {what}" + (f": {reason}" if reason else ""))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class of its own for it on accelerators only."""
-    texts = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in texts)
-    )
-
-
 def _train(unit: Train, setting: Setting, notify: Callable[[Progress], None], interim: Path) -> Finished:
     with alerts() as operations:
-        begun = _read_begun(unit, operations)
-        keeper = _Keeper(unit.cohort, interim, operations)
+        keeper = _Keeper(unit, interim, setting, operations)
+        begun = _read_begun(unit, keeper)
         try:
             results = train(unit.cohort, setting, notify, keeper, begun)
-        except NotPlain:  # the optimizer's code has changed since
+        except NotPlain:  # it does not fit the optimizer as it is now
             results = train(unit.cohort, setting, notify, keeper, {})
-    notes = [unit.note] if unit.note is not None else []
+    notes = list(keeper.notes)
     if operations:
         names = ", ".join(sorted(operations))
         notes.append(f"may not repeat to the last bit: on {setting.device.type} {names} is not deterministic")
@@ -113,10 +110,16 @@ def _noted(result: TrialResult, note: str) -> TrialResult:
 
 
 class _Keeper:
-    """Writes what a cohort has come to, now and then; with it the operations met so far that are not deterministic."""
+    """Writes what a cohort has come to, now and then, with what is to be remembered besides.
 
-    def __init__(self, cohort: Cohort, folder: Path, operations: set[str]) -> None:
-        self._cohort, self._folder, self._operations = cohort, folder, operations
+    notes: what is to be said of the trials. operations: those met so far that are not deterministic.
+    """
+
+    def __init__(self, unit: Train, folder: Path, setting: Setting, operations: set[str]) -> None:
+        self._cohort, self._folder = unit.cohort, folder
+        self.notes = [unit.note] if unit.note is not None else []
+        self.operations = operations
+        self.made_with = {"device": setting.device.type, "code": _code(unit.cohort)}
         self._written_at = time.monotonic()
         self._seconds = 0.0
         self._possible = True
@@ -125,32 +128,58 @@ class _Keeper:
         started = time.monotonic()
         if not self._possible or started - self._written_at < max(LEAST_SECONDS, self._seconds / SHARE):
             return
+        trials = {trial.id: trial for trial in self._cohort.trials}
         try:
-            interims = make()
+            kept = [self._kept(interim) for interim in make()]
+            write_interim(self._folder, self._cohort.id, kept, trials)
         except NotPlain:  # a user's optimizer may keep anything: its trials begin anew, whenever they are interrupted
             self._possible = False
-            return
-        trials = {trial.id: trial for trial in self._cohort.trials}
-        kept = [_kept(interim, self._operations) for interim in interims]
-        write_interim(self._folder, self._cohort.id, kept, trials)
+        except StoreError:
+            raise
+        except Exception:  # no room for another copy, say: to keep it is for the worst case, and no reason to fail
+            gc.collect()
         self._written_at = time.monotonic()
         self._seconds = self._written_at - started
 
+    def _kept(self, interim: Interim) -> Kept:
+        record, tensors = interim.record()
+        record |= {"notes": self.notes, "operations": sorted(self.operations), "made_with": self.made_with}
+        return Kept(record, {name: tensor.numpy() for name, tensor in tensors.items()}, interim.rows)
 
-def _kept(interim: Interim, operations: set[str]) -> Kept:
-    record, tensors = interim.record()
-    record["operations"] = sorted(operations)
-    return Kept(record, {name: tensor.numpy() for name, tensor in tensors.items()}, interim.rows)
+
+def _code(cohort: Cohort) -> str | None:
+    """What tells one state of a user's optimizer from another: of the file that it is from, where there is one."""
+    target = cohort.trials[0].target
+    if not is_plugin(target):
+        return None
+    try:
+        return hashlib.sha256(Path(inspect.getfile(load_class(target))).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
-def _read_begun(unit: Train, operations: set[str]) -> dict[str, Interim]:
-    """What the trials of a unit go on from, by their ids; operations: receives what was remembered with it."""
+def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
+    """What the trials of a unit go on from, by their ids; none where it was made with another kind of device or other
+    code, or is not what was written. The keeper is reminded of what is to be remembered.
+    """
     found: dict[str, Interim] = {}
-    for part in {place.part for place in unit.begun.values()}:
-        for kept in read_interim(part):
-            tensors = {name: torch.from_numpy(np.array(array)) for name, array in kept.tensors.items()}
-            operations.update(kept.record["operations"])
-            interim = Interim.from_record(dict(kept.record), tensors, kept.rows)
-            ids = [trial for trial in interim.trials if trial in unit.begun and unit.begun[trial].part == part]
-            found |= dict.fromkeys(ids, interim)
+    notes: list[str] = []
+    operations: set[str] = set()
+    try:
+        for part in {place.part for place in unit.begun.values()}:
+            for kept in read_interim(part):
+                record = dict(kept.record)
+                ids = [trial for trial in record["trials"] if trial in unit.begun and unit.begun[trial].part == part]
+                if not ids:
+                    continue
+                if record["made_with"] != keeper.made_with:
+                    return {}
+                notes += [str(note) for note in record["notes"]]
+                operations.update(map(str, record["operations"]))
+                tensors = {name: torch.from_numpy(np.array(array)) for name, array in kept.tensors.items()}
+                found |= dict.fromkeys(ids, Interim.from_record(record, tensors, kept.rows))
+    except Exception:  # it may be gone, or anything that has its checksum
+        return {}
+    keeper.notes = list(dict.fromkeys([*notes, *keeper.notes]))
+    keeper.operations |= operations
     return found

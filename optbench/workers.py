@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING
 from optbench.errors import OptbenchError
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
-from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, alone, halved
+from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved, in_pieces, is_single
 
 if TYPE_CHECKING:
     from optbench.engine import Progress, Setting
+
+
+BROKEN = "CUDA error"
 
 
 class Pool:
@@ -43,7 +46,7 @@ class Pool:
 
         more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
         places: where the trials of a piece go on by now. Units that are too large for memory are halved, and what a
-        worker had that died (killed, out of memory) is tried once more, each training alone.
+        worker had that died (killed, out of memory) is tried once more, in pieces down to a training alone.
 
         Raises:
             OptbenchError: what a worker raised because of the user's settings.
@@ -71,8 +74,8 @@ class Pool:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice ({_cause(code)})")
                     else:
                         note = f"tried again after its worker process had died ({_cause(code)})"
-                        retried = alone(unit, places, note) if isinstance(unit, Train) else [unit]
-                        died_before |= {one.id for one in retried}
+                        retried = in_pieces(unit, places, note) if isinstance(unit, Train) else [unit]
+                        died_before |= {one.id for one in retried if len(retried) == 1 or is_single(one)}
                         waiting += reversed(retried)
                 else:
                     if isinstance(event, OptbenchError):
@@ -188,7 +191,10 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
                 settings.clear()  # one experiment's arrays at a time
                 settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(device))
             setting = settings[unit.experiment]
-            connection.send(do(unit, setting, connection.send, job.interim))
+            answer = do(unit, setting, connection.send, job.interim)
+            if isinstance(answer, Failed) and BROKEN in answer.message:
+                os._exit(1)  # nothing works on this device any more, in this process
+            connection.send(answer)
         except OptbenchError as error:
             connection.send(error)
         except Exception as error:  # in making the setting, or in sending: nothing is sent until all of it is pickled

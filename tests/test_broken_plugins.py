@@ -79,11 +79,10 @@ FILES: dict[str, tuple[str | bytes, str, str]] = {
         "Mine",
         "the arguments of its constructor cannot be read",
     ),
-    "a step that is none": (CLASS + "step = None\n", "Mine", "the arguments of step cannot be read"),
     "a module that finds anything": (
         "def __getattr__(name): raise SystemExit(name)\n",
         "Mine",
-        "plugin.py has no 'Mine'",
+        "it ends the program with exit(Mine)",
     ),
     "a module that is no module": ("import sys\nsys.modules[__name__] = 5\n", "Mine", "plugin.py has no 'Mine'"),
 }

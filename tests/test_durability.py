@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -25,9 +26,11 @@ from optbench.plan import Cohort, Trial, trials
 from optbench.report import run_report, summarise
 from optbench.report.console import render
 from optbench.runner import Options, run
-from optbench.schedule import Plan
+from optbench.schedule import Plan, make_plan
 from optbench.stats.results import read_results
 from optbench.store import read_run
+from optbench.store.damaged import set_damaged_aside
+from optbench.store.interim import drop_begun, find_begun
 from optbench.store.lock import NAME, RunLock
 from optbench.store.tables import TrialRow
 
@@ -310,6 +313,7 @@ def test_trials_go_on_from_their_last_finished_task(
     first = [record["trials"][0] for record in json.loads((part / "members.json").read_text())]
     assert read_run(path).table("trials").num_rows == 0
     assert len(first) == 4
+    (part / ".DS_Store").write_text("a file manager was here")
 
     view = cut.run(path, after=1)
     assert "4 trials go on where their last task ended" in view.messages
@@ -344,6 +348,89 @@ def test_a_damaged_interim_state_is_named_and_its_trials_begin_anew(
     assert str(part / name) in message or name == "sha256.json"
     assert not any(cut.begun)
     assert_same_tables(whole_long, path)
+
+
+def test_a_note_stays_with_what_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
+) -> None:
+    path, cut = tmp_path / "run", Cut(monkeypatch)
+    original = optbench.work.write_interim
+
+    def noted(folder: Path, cohort: str, kept: Any, given: Any) -> None:
+        for one in kept:
+            one.record["notes"] = ["tried again"]
+        original(folder, cohort, kept, given)
+
+    monkeypatch.setattr(optbench.work, "write_interim", noted)
+    cut.run(path, after=1, resume=False)
+    cut.run(path)
+    notes = tables(path)["trials"].note
+    assert list(notes.dropna().unique()) == ["tried again"]
+    assert notes.notna().sum() == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room for another copy"), ValueError("what JSON does not have")])
+def test_what_cannot_be_kept_this_time_fails_nobody(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
+) -> None:
+    def full(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(optbench.work, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(optbench.work, "write_interim", full)
+    run(LONG, Options("cpu", tmp_path, "run", jobs=1), Watching())
+    assert_same_tables(whole_long, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no", "{}", "[1]", '[{"trials": []}]', '[{"trials": ["x"], "task": "1", "counters": {"status": "ok"}}]'],
+)
+def test_an_interim_state_that_is_none_is_named_and_passed_over(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, cut = tmp_path / "run", Cut(monkeypatch)
+    cut.run(path, after=1, resume=False)
+    (part,) = (path / "interim").iterdir()
+    (part / "members.json").write_text(text)
+    sums = json.loads((part / "sha256.json").read_text())
+    sums["members.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (part / "sha256.json").write_text(json.dumps(sums))
+    (path / "interim" / "Thumbs.db").write_text("")
+    (path / "interim" / "stray").mkdir()
+    assert find_begun(path / "interim") == {}
+    drop_begun(path / "interim", ["x"])
+    assert len(make_plan(LONG, path).left) == 6
+    messages = set_damaged_aside(path)
+    assert sum(str(part / "members.json") in message for message in messages) == 1
+    assert list((path / "interim").iterdir()) == []
+
+
+def test_what_failed_is_tried_again_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, cut = tmp_path / "run", Cut(monkeypatch)
+    cut.run(path, after=1, resume=False)
+    (part,) = (path / "interim").iterdir()
+    records = json.loads((part / "members.json").read_text())
+    records[0]["counters"]["status"] = "failed"
+    (part / "members.json").write_text(json.dumps(records))
+    assert set(find_begun(path / "interim")) == {trial for record in records[1:] for trial in record["trials"]}
+    drop_begun(path / "interim", [trial for record in records[1:] for trial in record["trials"]])
+    assert part.exists(), "one of its trials has not ended"
+
+
+def test_a_users_optimizer_that_has_been_changed_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = tmp_path / "theirs.py"
+    code.write_text("import torch\nclass Theirs(torch.optim.SGD):\n    pass\n")
+    suite = small_suite({"theirs": {"target": f"{code}:Theirs", "lr": 0.1}}, seeds=1, train_examples=200)
+    for change, begun in (("", 1), ("# another\n", 0)):
+        cut = Cut(monkeypatch)
+        path = tmp_path / f"run{begun}"
+        cut.left = 1
+        run(suite, Options("cpu", tmp_path, path.name, jobs=1), Watching())
+        code.write_text(code.read_text() + change)
+        cut.begun, cut.left = [], 10**9
+        run(suite, Options("cpu", resume=path, jobs=1), Watching())
+        assert [len(found) for found in cut.begun] == [begun]
 
 
 def test_what_cannot_be_written_down_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -410,6 +497,33 @@ def test_a_cohort_that_does_not_fit_is_halved_and_nothing_changes_by_it(
     expected, found = tables(roomy), tables(path)
     assert set(found["trials"].pop("note")) == {"out of memory with 6 members together, trained in smaller cohorts"}
     assert expected["trials"].pop("note").isna().all()
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
+
+
+def test_memory_that_runs_out_in_a_step_is_no_fault_of_the_optimizer(
+    monkeypatch: pytest.MonkeyPatch, roomy: Path, tmp_path: Path
+) -> None:
+    """The states of most optimizers are made in their first step."""
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *given: Any) -> Any:
+        if sum(map(len, alive)) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *given)
+
+    alive: list[tuple[Trial, ...]] = []
+
+    def watched(cohort: Cohort, *others: Any) -> list[TrialResult]:
+        alive[:] = [cohort.trials]
+        return train(cohort, *others)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(optbench.work, "train", watched)
+    run(RATES, Options("cpu", tmp_path, "run", jobs=1), Watching())
+    expected, found = tables(roomy), tables(tmp_path / "run")
+    assert set(found["trials"].pop("note")) == {"out of memory with 6 members together, trained in smaller cohorts"}
+    expected["trials"].pop("note")
     for name, table in found.items():
         pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
 

@@ -13,6 +13,7 @@ from conftest import same_bits, small_suite, train_suite, trial_row
 from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
+from optbench.errors import OptimizerError
 from optbench.optimizers.load import load_class
 from optbench.optimizers.make import is_elementwise, maker, resolve_spec
 from optbench.optimizers.registry import complete, find
@@ -579,3 +580,17 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     )
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(together, by_hand, strict=True))
     assert torch.equal(together[0], by_hand[0])
+
+
+def test_what_a_module_hands_out_when_it_is_asked_for_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages that import their parts late have a `__getattr__` of their own (PEP 562)."""
+    (tmp_path / "lately.py").write_text(
+        "import torch\ndef __getattr__(name):\n    if name == 'Late':\n        return torch.optim.SGD\n"
+        "    raise AttributeError(name)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_class("lately:Late") is torch.optim.SGD
+    with pytest.raises(OptimizerError, match="lately has no 'Early'"):
+        load_class("lately:Early")

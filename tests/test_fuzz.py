@@ -19,7 +19,7 @@ from sent_runs import TABLES, TUNED, nullable, sent_run
 from test_suite_broken import GOOD
 
 from optbench.cli import main
-from optbench.errors import OptbenchError, SuiteError, UsageError
+from optbench.errors import CONTROL, OptbenchError, SuiteError, UsageError
 from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.store.parts import write_table
@@ -83,7 +83,7 @@ def refused(error: OptbenchError, path: Path) -> None:
     lines = str(error).split("\n")
     assert 1 <= len(lines) <= 5
     for line in lines:
-        assert line.isprintable(), repr(line)
+        assert not CONTROL.search(line), repr(line)
         assert re.match(rf"{re.escape(str(path))}:\d+:\d+: \S", line) or line.startswith("--set "), line
 
 
@@ -210,7 +210,7 @@ def works_or_is_refused(capsys: pytest.CaptureFixture[str], *words: object) -> N
         assert (code, out) == (2, ""), (code, err)
         lines = err.removesuffix("\n").split("\n")
         assert len(lines) <= 5  # so many faults of a suite are told
-        assert all(line.startswith("optbench: ") and line.isprintable() for line in lines), err
+        assert all(line.startswith("optbench: ") and not CONTROL.search(line) for line in lines), err
 
 
 @FEW

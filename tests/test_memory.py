@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,8 @@ experiments:
     <<: *small
     models: {{huge: {{kind: mlp, hidden: [60000]}}}}
 """
+PLAIN = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+"""So that addresses are taken for what is trained, not for devices and threads that differ from machine to machine."""
 ROOM = 320 << 20
 """Bytes beyond what a worker needs for `narrow`. Adam on `wide` has 3.2 million weights, 12.7 MB, of which a member in
 training has some ten copies, of weights, gradients, state and temporaries: one or two members fit, and not four. Of
@@ -75,7 +78,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def enough(suite: Path) -> int:
     """Bytes of addresses that a worker takes to train what is small."""
-    done = subprocess.run([sys.executable, "-c", WORKER, str(suite)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, str(suite)], capture_output=True, text=True, check=True, env=PLAIN
+    )
     return int(done.stdout) << 10
 
 
@@ -100,6 +105,7 @@ def limited(suite: Path, enough: int) -> tuple[Path, subprocess.CompletedProcess
         capture_output=True,
         text=True,
         check=False,
+        env=PLAIN,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),
     )
     return suite.parent / "runs/limited", done

@@ -98,7 +98,7 @@ def test_other_containers_come_back() -> None:
         "default": collections.defaultdict(list, {"a": [1]}),
         "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
         "sets": ({1}, frozenset({2})),
-        "numpy": (np.float64(0.1), np.arange(6, dtype=np.int16).reshape(2, 3)),
+        "numpy": (np.float64(0.1), np.full((2, 3), 7, np.int16)),
         "torch": (torch.float16, torch.device("cpu"), torch.Size([2])),
         "slice": slice(1, None, 2),
     }
@@ -124,9 +124,72 @@ def test_nothing_is_imported_or_called_by_reading() -> None:
         {"code": "os:system"},
         {"method": "kill", "of": None},
         {"reduce": ["os:system", "ls"]},
+        {"dtype": "torch.load"},
+        {"dtype": "torch.nn"},
+        {**TENSOR, "tensor": "torch.load"},
+        {**TENSOR, "shape": [10], "stride": [1]},
+        {**TENSOR, "start": -4},
+        {**TENSOR, "stride": [1 << 40], "shape": [2]},
+        {**TENSOR, "in": 3},
+        {"known": 5},
+        {"again": 0},
+        {"float": "one"},
+        {"scalar": "O", "bytes": "00"},
+        {},
+        {"list": 5},
     ):
         with pytest.raises(NotPlain):
-            from_plain(Plain(tree, ()))
+            from_plain(Plain(tree, (torch.zeros(4, dtype=torch.uint8),)))
+
+
+TENSOR = {
+    "tensor": "torch.float32",
+    "shape": [1],
+    "stride": [1],
+    "start": 0,
+    "grad": False,
+    "parameter": False,
+    "cpu": True,
+    "in": 0,
+}
+
+
+def test_a_class_of_another_module_is_not_reached_through_the_optimizers_own() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    plain = to_plain(torch.optim.SGD([parameter], lr=0.1), [parameter])
+    for name in (
+        "torch.optim.sgd:torch.hub.tempfile._TemporaryFileCloser",
+        "torch.optim.sgd:SGD.__init__",
+        "os:system",
+    ):
+        fields = {**plain.tree["fields"], "evil": {"object": name, "fields": {"name": "x", "delete": True}}}
+        with pytest.raises(NotPlain):
+            from_plain(Plain({**plain.tree, "fields": fields}, ()), [parameter], torch.optim.SGD([parameter], lr=0.1))
+
+
+def test_what_shares_memory_with_numpy_is_not_written_down() -> None:
+    array = np.zeros(4)
+    for value in (array[:2], torch.zeros(3).numpy(), torch.zeros(2, dtype=torch.complex64).conj()):
+        with pytest.raises(NotPlain):
+            to_plain(value)
+
+
+def test_what_is_at_work_is_not_changed_by_restoring_it() -> None:
+    """An optimizer whose constructor hands out one object to all: the proof that it can be restored is not felt."""
+
+    class Shared(torch.optim.SGD):
+        cache: dict[str, Any] = {}  # noqa: RUF012
+
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, lr=0.1)
+            self.mine = self.cache
+
+    parameter, other = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    alive = Shared([parameter])
+    alive.mine["p"] = parameter
+    twin = from_plain(to_plain(alive, [parameter]), [other], Shared([other]))
+    assert twin.mine["p"] is other
+    assert alive.mine["p"] is parameter
 
 
 COMMON = """
@@ -195,6 +258,21 @@ RESTORED = {
     def begin(self): self.rule, self.other, self.factor = self.shrink, abs, 1.0
     def shrink(self): self.factor *= 0.99; return self.factor
     def scale(self, p): return self.other(self.rule())""",
+    "an average that takes the place of the weights while they are measured": """
+    def begin(self): self.kept = None
+    def scale(self, p):
+        average = self.state[p].setdefault("average", p.clone())
+        average.mul_(0.9).add_(p, alpha=0.1)
+        return 1.0
+    @torch.no_grad()
+    def eval(self):
+        self.kept = [p.clone() for g in self.param_groups for p in g["params"]]
+        for p in self.param_groups[0]["params"]: p.copy_(self.state[p].get("average", p))
+    @torch.no_grad()
+    def train(self):
+        if self.kept is None: return
+        for p, kept in zip(self.param_groups[0]["params"], self.kept): p.copy_(kept)
+        self.kept = None""",
     "what a closure holds and changes in place": """
     def begin(self):
         kept = []

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from optbench.cli import standard_streams
-from optbench.errors import OptbenchError, one_line
+from optbench.errors import OptbenchError, escaped
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -360,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptbenchError as error:
         code = _say(error, str(error), error.exit_code, debug=debug)
     except _ClickException as error:
-        message = one_line(error.format_message())  # type: ignore[attr-defined]
+        message = escaped(error.format_message())  # type: ignore[attr-defined]
         code = _say(error, f"{message} (see optbench --help)", 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
@@ -390,7 +390,7 @@ def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:
 
             traceback.print_exception(error, file=sys.stderr)
         for line in message.split("\n"):
-            sys.stderr.write(f"optbench: {one_line(line)}\n")
+            sys.stderr.write(f"optbench: {escaped(line)}\n")
     return code
 
 

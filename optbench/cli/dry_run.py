@@ -11,7 +11,7 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
-from optbench.errors import one_line
+from optbench.errors import escaped
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
 from optbench.schedule import Plan
@@ -27,7 +27,7 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
     with results() as console:
         count = f"{plan.count} in {len(plan.cohorts)} cohorts"
         left = (
-            f"; {done} of them done already in {one_line(str(resume))}, {len(plan.trials) - done} to train"
+            f"; {done} of them done already in {escaped(str(resume))}, {len(plan.trials) - done} to train"
             if resume
             else ""
         )

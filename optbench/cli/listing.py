@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
-from optbench.errors import StoreError, UsageError, one_line, unknown
+from optbench.errors import StoreError, UsageError, escaped, unknown
 
 
 def list_kind(kind: str, runs_dir: Path) -> None:
@@ -120,19 +120,19 @@ def _runs(runs_dir: Path) -> RenderableType:
 
     ids = run_ids(runs_dir)
     if not ids:
-        return Text(f"no runs in {one_line(str(runs_dir))}")
+        return Text(f"no runs in {escaped(str(runs_dir))}")
     table = _table("run", "suite", "status", "seeds", "created")
     for run in ids:
         try:
             record = read_json(runs_dir / run)
         except StoreError:
-            _row(table, one_line(run), "", "unreadable")
+            _row(table, escaped(run), "", "unreadable")
             continue
         seeds = record.get("seeds")
         count = len(seeds) if isinstance(seeds, list) else None
-        said = ("" if record.get(key) is None else one_line(record[key]) for key in ("suite", "status", "created"))
+        said = ("" if record.get(key) is None else escaped(record[key]) for key in ("suite", "status", "created"))
         suite, status, created = said
-        _row(table, one_line(run), suite, status, count, created)
+        _row(table, escaped(run), suite, status, count, created)
     return table
 
 

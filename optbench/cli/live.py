@@ -19,7 +19,7 @@ from rich.text import Text
 
 from optbench.cli.progress import Group as TrialGroup
 from optbench.cli.progress import Tracker, duration
-from optbench.errors import one_line
+from optbench.errors import escaped
 from optbench.plan import Trial
 from optbench.schedule import Plan
 from optbench.store.tables import TrialRow
@@ -93,7 +93,7 @@ class QuietView:
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
             # Soft wrap: a line in a log file stays one line. Text: brackets in it are no markup.
-            lines = [one_line(line) for line in text.expandtabs().split("\n")]  # an error's text may be anything
+            lines = [escaped(line) for line in text.expandtabs().split("\n")]  # an error's text may be anything
             self.console.print(Text("\n".join(lines)), soft_wrap=True)
 
 

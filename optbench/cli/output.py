@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from optbench.cli.standard_streams import discard
-from optbench.errors import StoreError, one_line
+from optbench.errors import StoreError, escaped
 
 if TYPE_CHECKING:  # `list` and a dry run need no results
     from optbench.report import Document, Format
@@ -106,5 +106,5 @@ def write_out(text: str) -> None:
 def say(text: str) -> None:
     """A message on standard error, line by line as it is: no markup, no wrapping, nothing that acts on a terminal."""
     with contextlib.suppress(OSError):  # nobody can be told, which is no reason to end
-        sys.stderr.writelines(f"{one_line(line)}\n" for line in text.split("\n"))
+        sys.stderr.writelines(f"{escaped(line)}\n" for line in text.split("\n"))
         sys.stderr.flush()

@@ -17,7 +17,7 @@ from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
 from optbench.cli.training import DONE, Request, check_name, chosen_suite, conclude, options_of, watched
-from optbench.errors import StoreError, SuiteError, UsageError, one_line, unknown
+from optbench.errors import StoreError, SuiteError, UsageError, escaped, unknown
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
@@ -89,7 +89,7 @@ def tune_suite(request: TuneRequest) -> int:
         return conclude(outcome, run.quiet, command="tune")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
     seeds = ", ".join(map(str, tuner.seeds))
-    header = [one_line(what.command), f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
+    header = [escaped(what.command), f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
     tuned = tuned_text(text, what.file, load_suite(path), tuner, found, header)
     kept = outcome.path / TUNED
     write_text(kept, tuned)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from optbench.engine.plain import Plain
+from optbench.engine.plain import NotPlain, Plain
 from optbench.store.tables import Row
 
 if TYPE_CHECKING:
@@ -54,10 +54,16 @@ class Interim:
         return Interim(trials, task, counters, row, member.generator.get_state(), state, tuple(member.rows))
 
     def restore(self, member: Member) -> None:
-        """Put a member that was just made where this one was."""
+        """Put a member that was just made where this one was.
+
+        Raises:
+            NotPlain: it is of another network.
+        """
         for name in COUNTERS:
             value = self.counters[name]
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
+        if self.row.shape != member.row.shape:
+            raise NotPlain("weights of another network")
         member.row = self.row.to(member.row.device)
         member.generator.set_state(self.draws)
         member.state = self.state

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.faults import is_out_of_memory
+
 _FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (dict, list, set, int, float)}
 _CODE = (types.BuiltinFunctionType, types.ModuleType, type)
 
@@ -36,6 +38,8 @@ class Plain:
     """Of what JSON has."""
     storages: tuple[Tensor, ...]
     """The bytes (n,) that the tensors in it lie in, on the CPU; tensors that shared memory share it again."""
+    alive: frozenset[int] = frozenset()
+    """Ids of the objects that were written down, in the process that did; no part of what was written."""
 
     def equals(self, other: Plain) -> bool:
         """Whether both are the same to the last bit."""
@@ -54,17 +58,24 @@ def to_plain(value: Any, known: Sequence[object] = ()) -> Plain:
     """
     writer = _Writer(known)
     tree = writer.tree(value)
-    return Plain(tree, writer.bytes())
+    return Plain(tree, writer.bytes(), writer.alive)
 
 
 def from_plain(plain: Plain, known: Sequence[object] = (), into: Any = None, device: torch.device | None = None) -> Any:
-    """What was written down. known: as then, in the same order. into: an optimizer just made, which becomes the one
-    written down and is returned. device: of the tensors; the CPU by default.
+    """What was written down. known: as then, in the same order. into: an optimizer just made, or what holds one: it
+    becomes the one written down, and is returned. device: of the tensors that were on one; those on the CPU are again.
 
     Raises:
         NotPlain: the two do not fit together.
     """
-    return _Reader(plain, known, into, device or torch.device("cpu")).value(plain.tree, into)
+    try:
+        return _Reader(plain, known, device or torch.device("cpu")).value(plain.tree, into)
+    except NotPlain:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise NotPlain(f"what was written down does not fit: {type(error).__name__}: {error}") from error
 
 
 def _name(code: Any) -> str:
@@ -81,6 +92,10 @@ class _Writer:
         self._kept: list[object] = []  # no id is used twice while all are alive
         self._storages: dict[int, int] = {}
         self._spans: list[tuple[torch.UntypedStorage, int, int]] = []
+
+    @property
+    def alive(self) -> frozenset[int]:
+        return frozenset(self._numbers)
 
     def bytes(self) -> tuple[Tensor, ...]:
         return tuple(
@@ -116,7 +131,7 @@ class _Writer:
     def _object(self, value: Any, kind: type) -> Any:
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if kind is np.ndarray and not value.dtype.hasobject:
+        if kind is np.ndarray and not value.dtype.hasobject and value.base is None:
             return {"array": value.dtype.str, "shape": list(value.shape), "bytes": value.tobytes().hex()}
         if kind is list:
             return {"list": [self.tree(item) for item in value]}
@@ -146,7 +161,8 @@ class _Writer:
         return [[self.tree(key), self.tree(item)] for key, item in value.items()]
 
     def _tensor(self, value: Tensor) -> Any:
-        if value.grad_fn is not None or value.layout is not torch.strided or type(value) not in (Tensor, nn.Parameter):
+        odd = value.is_conj() or value.is_neg() or value.layout is not torch.strided
+        if odd or value.grad_fn is not None or type(value) not in (Tensor, nn.Parameter):
             raise NotPlain("a tensor with a graph, or of a kind of its own")
         storage, size = value.untyped_storage(), value.element_size()
         start = int(value.storage_offset()) * size
@@ -160,6 +176,7 @@ class _Writer:
             "start": start,
             "grad": value.requires_grad,
             "parameter": isinstance(value, nn.Parameter),
+            "cpu": value.device.type == "cpu",
         }
         if storage.data_ptr() in self._shared and storage.nbytes():
             return {**found, "in known": self._shared[storage.data_ptr()]}
@@ -177,11 +194,12 @@ class _Writer:
 
 
 class _Reader:
-    def __init__(self, plain: Plain, known: Sequence[object], into: Any, device: torch.device) -> None:
+    def __init__(self, plain: Plain, known: Sequence[object], device: torch.device) -> None:
         self._known = known
         self._device = device
         self._met: list[Any] = []
-        self._taken: set[int] = set()
+        # What is at work in this process is not to be changed, wherever a constructor may have handed it out again.
+        self._taken: set[int] = set(plain.alive)
         self._modules: set[str] = set()
         self._plain = plain
         self._starts = self._find_starts(plain.tree)
@@ -204,7 +222,7 @@ class _Reader:
         if tag == "slice":
             return slice(*(self.value(item, None) for item in content))
         if tag == "dtype":
-            return getattr(torch, content.removeprefix("torch."))
+            return _dtype(content)
         if tag == "device":
             return torch.device(content)
         if tag == "scalar":
@@ -328,21 +346,26 @@ class _Reader:
         found: Any = sys.modules.get(module) if module in self._modules else None
         for part in qualified.split("."):
             found = getattr(found, part, None)
-        if not (isinstance(found, type) and _is_data(found)):
+        if not (isinstance(found, type) and _name(found) == name and _is_data(found)):
             raise NotPlain(f"an object of the type {name}, which is not where it was")
         return found
 
     def _tensor(self, tree: Mapping[str, Any], made: Any) -> Tensor:
-        dtype = getattr(torch, tree["tensor"].removeprefix("torch."))
+        dtype = _dtype(tree["tensor"])
         size = torch.empty((), dtype=dtype).element_size()
         if "in known" in tree:
             known = self._known[tree["in known"]]
             assert isinstance(known, Tensor)
             storage, start = known.untyped_storage(), tree["start"]
         else:
-            storage, start = self._storage(tree["in"]), tree["start"] - self._starts.get(tree["in"], 0)
+            storage = self._storage(tree["in"], torch.device("cpu") if tree["cpu"] else self._device)
+            start = tree["start"] - self._starts.get(tree["in"], 0)
+        shape, strides = tree["shape"], tree["stride"]
+        last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
+        if min([start, *shape, *strides]) < 0 or (last and start + last * size > storage.nbytes()):
+            raise NotPlain("a tensor that reaches beyond its bytes")
         found = torch.empty(0, dtype=dtype, device=storage.device)
-        found.set_(storage, start // size, tree["shape"], tree["stride"])
+        found.set_(storage, start // size, shape, strides)
         if tree["parameter"]:
             if isinstance(made, nn.Parameter) and id(made) not in self._taken and made.shape == found.shape:
                 self._taken.add(id(made))
@@ -351,11 +374,11 @@ class _Reader:
             return nn.Parameter(found, requires_grad=tree["grad"])
         return found.requires_grad_(tree["grad"])
 
-    def _storage(self, i: int) -> torch.UntypedStorage:
+    def _storage(self, i: int, device: torch.device) -> torch.UntypedStorage:
         if i not in self._storages:
             # In memory of its own, which begins where the allocator says: a kernel's sums may depend on that.
             written = self._plain.storages[i]
-            held = torch.empty(written.numel(), dtype=torch.uint8, device=self._device)
+            held = torch.empty(written.numel(), dtype=torch.uint8, device=device)
             self._storages[i] = held.copy_(written).untyped_storage()
         return self._storages[i]
 
@@ -381,6 +404,13 @@ def _beside(content: Sequence[Any], made: Any, kind: type) -> list[tuple[Any, An
     return [(item, there[i] if i < len(there) else None) for i, item in enumerate(content)]
 
 
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise NotPlain(f"{name}, which is no type of numbers")
+    return found
+
+
 def _is_data(kind: type) -> bool:
     """Whether the fields of its objects are all there is to them: a class in Python, with no way of its own to be
     copied (`random.Random` keeps its state where no field shows it)."""
@@ -389,7 +419,8 @@ def _is_data(kind: type) -> bool:
     in_python = all(cls.__flags__ & (1 << 9) for cls in kind.__mro__[:-1])  # Py_TPFLAGS_HEAPTYPE
     copied = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
     slots = any("__slots__" in vars(cls) for cls in kind.__mro__[:-1])
-    return in_python and copied and not slots and kind.__getstate__ is object.__getstate__
+    own_end = hasattr(kind, "__del__")
+    return in_python and copied and not slots and not own_end and kind.__getstate__ is object.__getstate__
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.evaluate import Evaluator, Score
+from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import GradientsFactory, gradients_for
 from optbench.engine.interim import Interim, Keep
 from optbench.engine.lanes import LaneMember, build_lane, plain_state
@@ -285,6 +286,8 @@ class _TaskTraining:
                     try:
                         due[i] = lane.measured(i, weights[i])
                     except Exception as error:  # a user's optimizer may raise when it changes its mode, too
+                        if of_the_machine(error):
+                            raise
                         self._leave(member, "failed", until, error)
             scores = cohort.evaluator.score(list(due.values()), [self.held_out[active[i].trial.id] for i in due])
             for (i, row), score in zip(due.items(), scores, strict=True):

@@ -35,9 +35,9 @@ def load_class(target: str) -> type[torch.optim.Optimizer]:
     if not where or not attribute:
         raise OptimizerError(f"{target}: needs module:Class or ./file.py:Class")
     module = _load_file(Path(where), target) if where.endswith(".py") else _load_module(where, target)
-    # Not `getattr`: a module's own `__getattr__` is code that may do anything.
     names = getattr(module, "__dict__", {})
-    found = names.get(attribute)
+    with _importing(where, target):  # a module may import what it names when it is asked for it
+        found = getattr(module, attribute, None)
     if found is None:
         classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
         guess = nearest(attribute, classes)
@@ -81,17 +81,15 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def _parameters(cls: type[torch.optim.Optimizer], target: str) -> list[inspect.Parameter]:
-    """The parameters of the constructor; `step` is read too, since others rely on it.
+    """The parameters of the constructor.
 
     Raises:
-        OptimizerError: one of the two cannot be read.
+        OptimizerError: it cannot be read.
     """
-    for what, function in (("step", cls.step), ("its constructor", cls)):
-        try:
-            signature = inspect.signature(function)
-        except (ValueError, TypeError) as error:
-            raise OptimizerError(f"{target}: the arguments of {what} cannot be read: {_said(error)}") from error
-    return list(signature.parameters.values())
+    try:
+        return list(inspect.signature(cls).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise OptimizerError(f"{target}: the arguments of its constructor cannot be read: {_said(error)}") from error
 
 
 def _load_module(name: str, target: str) -> Any:

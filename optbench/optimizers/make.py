@@ -77,8 +77,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     words = str(hyperparameters.get("needs", "")).split()
     # Nobody knows what a user's optimizer draws.
     needs: set[Need] = {"random", *(need for need in NEEDS if need in words)}
-    closure = inspect.signature(cls.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
+    if _asks_for_closure(cls):
         needs.add("closure")
     if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):
         needs.add("modes")
@@ -93,6 +92,14 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
             "steps on each"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
+
+
+def _asks_for_closure(cls: type[torch.optim.Optimizer]) -> bool:
+    try:
+        closure = inspect.signature(cls.step).parameters.get("closure")
+    except (ValueError, TypeError):  # compiled, say: `needs: closure` tells
+        return False
+    return closure is not None and closure.default is closure.empty
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:

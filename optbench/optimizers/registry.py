@@ -65,6 +65,18 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
 
 
+def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Check that an optimizer is known, and those inside it; not the values of its hyper-parameters.
+
+    Raises:
+        OptimizerError: one is unknown.
+    """
+    for name, hyper in find(target).hyperparameters.items():
+        if hyper.kind == "optimizer" and name in hyperparameters:
+            value = hyperparameters[name]
+            check_names(*base_settings(target, value if isinstance(value, Mapping) else {}))
+
+
 def _check_declaration(name: str, value: Any) -> None:
     if name in ("elementwise", "only_matrices") and not isinstance(value, bool):
         raise OptimizerError(f"'{name}' needs true or false; {value!r} came")

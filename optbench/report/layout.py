@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from optbench.errors import CONTROL
 from optbench.report.document import Column
 
 GAP = 2
 """Blanks between two columns."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Line breaks, escape sequences, changes of direction, halves of characters: a name must not act in any format."""
 
 
 def one_line(text: str) -> str:

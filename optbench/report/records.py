@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from optbench.errors import CONTROL, escaped
 from optbench.metrics import METRICS
-from optbench.report.layout import CONTROL, one_line
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim
@@ -413,7 +413,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     for row in rows:
         plain = {key: _plain(value) for key, value in row.items()}
-        writer.writerow({key: one_line(value) if isinstance(value, str) else value for key, value in plain.items()})
+        writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in plain.items()})
     return text.getvalue()
 
 

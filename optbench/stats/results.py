@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from optbench.errors import StoreError
 from optbench.metrics import METRICS, check_metric, check_pair_metric, select
 from optbench.metrics.cost import Cost
-from optbench.optimizers.registry import check_settings
+from optbench.optimizers.registry import check_names
 from optbench.plan import Trial, task_count, trials
 from optbench.store import Run
 from optbench.store.columns import codes, numbers
@@ -97,10 +97,11 @@ def read_results(run: Run, suite: Suite | None = None) -> Results:
         SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
         StoreError: a table is unreadable.
     """
-    # Checked as a run checks it: what follows looks up every optimizer and metric that it names.
+    # What follows looks up every optimizer and metric that it names. Not their values: what has been trained may have
+    # been so with settings that are refused by now.
     suite = suite or load_suite(
         run.path / "suite.yaml",
-        check_optimizer=check_settings,
+        check_optimizer=lambda target, settings: check_names(target, settings),
         check_metric=check_metric,
         check_pair_metric=check_pair_metric,
     )

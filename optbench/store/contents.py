@@ -7,7 +7,6 @@ any other: readers take them for undefined.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +19,11 @@ from optbench.errors import StoreError
 from optbench.store.columns import codes, numbers
 
 Bounds: TypeAlias = tuple[float, float]
+
+
+class ContentError(StoreError):
+    """A table that can be read, and says what cannot be."""
+
 
 WHOLE: Bounds = (0, 2**53)
 """What float64 holds exactly."""
@@ -56,7 +60,9 @@ def _is_status(text: str) -> bool:
 
 
 def _is_checkpoint(text: str) -> bool:
-    return re.fullmatch(r"checkpoints/[^/\\\x00]+\.safetensors", text) is not None
+    place = Path(text)  # which knows what parts a path here
+    inside = len(place.parts) == 2 and place.parts[0] == "checkpoints" and place.parts[1] != ".."
+    return inside and place.suffix == ".safetensors" and "\0" not in text
 
 
 _TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
@@ -73,7 +79,7 @@ def checked(file: Path, table: pa.Table) -> pa.Table:
     file: where it comes from, which tells what table it is.
 
     Raises:
-        StoreError: a value that cannot be; the message names file, column, row and value.
+        ContentError: a value that cannot be; the message names file, column, row and value.
     """
     table.validate(full=True)  # text is UTF-8
     for name, kind in zip(table.schema.names, table.schema.types, strict=True):
@@ -110,10 +116,10 @@ def _check_vectors(file: Path, name: str, column: pa.ChunkedArray) -> None:
     """All lists of one table are equally long, have no nulls, and are no longer than they should be."""
     lengths = pc.min_max(pc.list_value_length(column)).as_py()
     if lengths["min"] != lengths["max"] or lengths["min"] == 0:
-        raise StoreError(f"{file}: '{name}' needs lists of one length; {lengths['min']} to {lengths['max']} came")
+        raise ContentError(f"{file}: '{name}' needs lists of one length; {lengths['min']} to {lengths['max']} came")
     inner = pc.list_flatten(column)
     if inner.null_count:
-        raise StoreError(f"{file}: '{name}' needs lists of numbers; null came")
+        raise ContentError(f"{file}: '{name}' needs lists of numbers; null came")
 
 
 def _check_texts(file: Path, name: str, column: pa.ChunkedArray) -> None:
@@ -128,9 +134,9 @@ def _check_once(file: Path, column: pa.ChunkedArray) -> None:
     code, names = codes(column)
     if len(names) < len(code):
         twice = names[int(np.flatnonzero(np.bincount(code) > 1)[0])]
-        raise StoreError(f"{file}: the trial {twice} is listed twice")
+        raise ContentError(f"{file}: the trial {twice} is listed twice")
 
 
-def _error(file: Path, name: str, row: int, value: Any, needed: str) -> StoreError:
+def _error(file: Path, name: str, row: int, value: Any, needed: str) -> ContentError:
     text = repr(value)
-    return StoreError(f"{file}: row {row + 1}: '{name}' needs {needed}; {text[:60]} came")
+    return ContentError(f"{file}: row {row + 1}: '{name}' needs {needed}; {text[:60]} came")

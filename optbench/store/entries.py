@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,33 +11,44 @@ from optbench.errors import StoreError
 
 DEPTH = 3
 """So deep do files of a run lie: `parts/<cohort>/trials.parquet`."""
+FOLDERS = ("parts", "interim", "checkpoints", "damaged")
+SUFFIXES = (".json", ".yaml", ".parquet", ".lock")
+"""Of the files at the top that are read or written; what else lies there is its owner's business."""
 
 
 def check_entries(path: Path) -> None:
-    """Raises StoreError where something in the run directory `path` is a link that leads out of it, or a pipe or such.
+    """Raises StoreError where a file or folder of the run in the directory `path` is a link that leads out of it, or a
+    pipe or such.
 
     The directory itself may be a link: where a run lies is its owner's business.
     """
-    inside = os.path.realpath(path)
-    for entry in _entries(inside, DEPTH):
-        place = path / os.path.relpath(entry.path, inside)
-        if entry.is_symlink():
+    inside = Path(os.path.realpath(path))
+    for entry in _entries(path, DEPTH):
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            continue  # a run that is being written: it had another name a moment ago
+        place = Path(entry.path)
+        if stat.S_ISLNK(mode):
             target = Path(os.path.realpath(entry.path))
             if not target.is_relative_to(inside) or not target.exists():
-                raise StoreError(
-                    f"{place}: a link that leads nowhere, or out of the run directory; needs the file itself"
-                )
-        elif not entry.is_dir() and not entry.is_file():
+                needed = "needs the file or folder itself; the run directory as a whole may be a link"
+                raise StoreError(f"{place}: a link that leads nowhere, or out of the run directory; {needed}")
+        elif not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise StoreError(f"{place}: neither a file nor a folder")
 
 
-def _entries(folder: str, depth: int) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             entries = list(found)
     except OSError:
         return  # what cannot be listed is reported where it is read
     for entry in entries:
+        if depth == DEPTH and entry.name not in FOLDERS and not entry.name.endswith(SUFFIXES):
+            continue
+        if entry.name.startswith(".#"):
+            continue  # an editor's
         yield entry
         if depth > 1 and entry.is_dir(follow_symlinks=False):
-            yield from _entries(entry.path, depth - 1)
+            yield from _entries(Path(entry.path), depth - 1)

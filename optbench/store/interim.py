@@ -1,4 +1,7 @@
-"""What trials had come to when a task ended, kept so that they can go on from there: `interim/<cohort>/`, a part."""
+"""What trials had come to when a task ended, kept so that they can go on from there: parts `interim/<cohort>.<task>/`.
+
+A newer one is there before the older one goes. Worker processes write them, so each may be gone when one looks into it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from optbench.errors import StoreError
 from optbench.plan import Trial
 from optbench.store.parts import find_parts, remove, table_files, write_part
 from optbench.store.read import read_rows
@@ -39,8 +43,10 @@ class Kept:
     rows: Sequence[Row]
 
 
-def write_interim(folder: Path, name: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> None:
-    """Write the part `name` of trainings that go on together. trials: all that `kept` names, by id.
+def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> None:
+    """Write what the trainings of a cohort, which go on together, have come to, in the place of what they had before.
+
+    cohort: its id. trials: all that `kept` names, by id.
 
     Raises:
         StoreError: it cannot be written.
@@ -57,7 +63,11 @@ def write_interim(folder: Path, name: str, kept: Sequence[Kept], trials: Mapping
         TENSORS: functools.partial(save_file, tensors),
         **table_files(tables),
     }
-    write_part(folder, name, files)
+    new = f"{cohort}.{kept[0].record['task']}"
+    write_part(folder, new, files)
+    for part in find_parts(folder):
+        if part.name.rpartition(".")[0] == cohort and part.name != new:
+            remove(part)
 
 
 def read_interim(part: Path) -> list[Kept]:
@@ -81,24 +91,63 @@ def read_interim(part: Path) -> list[Kept]:
 
 
 def find_begun(folder: Path) -> dict[str, Begun]:
-    """Where trials can go on, by their ids; the furthest place of each. Their parts have been checked."""
+    """Where trials can go on, by their ids; the furthest place of each.
+
+    A part that is none is no such place, and neither is one where a trial had failed: that is tried again.
+    """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):
-        for record in json.loads((part / MEMBERS).read_text(encoding="utf-8")):
-            for trial in record["trials"]:
-                if trial not in found or found[trial].task < record["task"]:
-                    found[trial] = Begun(part, record["task"])
+        for member in _members_or_none(part):
+            for trial in member.trials if member.status != "failed" else ():
+                if trial not in found or found[trial].task < member.task:
+                    found[trial] = Begun(part, member.task)
     return found
 
 
-def drop_begun(folder: Path, done: Iterable[str]) -> None:
+def drop_begun(folder: Path, ended: Iterable[str]) -> None:
     """Remove the parts all of whose trials have ended by now.
 
     Raises:
         StoreError: one cannot be moved.
     """
-    ended = set(done)
+    over = set(ended)
     for part in find_parts(folder):
-        records = json.loads((part / MEMBERS).read_text(encoding="utf-8"))
-        if all(trial in ended for record in records for trial in record["trials"]):
+        members = _members_or_none(part)
+        if members and all(over.issuperset(member.trials) for member in members):
             remove(part)
+
+
+class Member(NamedTuple):
+    """One training in a part: its trials (ids), how many tasks it had finished, and whether it still ran."""
+
+    trials: tuple[str, ...]
+    task: int
+    status: str
+
+
+def read_members(part: Path) -> list[Member]:
+    """The trainings in a part.
+
+    Raises:
+        StoreError: it is not what `write_interim` writes.
+    """
+    file = part / MEMBERS
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+        found = [Member(tuple(record["trials"]), record["task"], record["counters"]["status"]) for record in records]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StoreError(f"{file}: unreadable: {type(error).__name__}") from None
+    if not found:
+        raise StoreError(f"{file}: nothing is in it")
+    for member in found:
+        texts = all(isinstance(text, str) for text in (*member.trials, member.status))
+        if not (texts and member.trials and type(member.task) is int and member.task > 0):
+            raise StoreError(f"{file}: needs trials, a status and a number of tasks")
+    return found
+
+
+def _members_or_none(part: Path) -> list[Member]:
+    try:
+        return read_members(part)
+    except StoreError:
+        return []

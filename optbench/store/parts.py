@@ -99,7 +99,8 @@ def check_part(part: Path) -> None:
             raise StoreError(f"{part / name}: unreadable: {error.strerror}") from None
         if found != checksum:
             raise StoreError(f"{part / name}: not what was written: its checksum differs")
-    if extra := sorted(p.name for p in part.iterdir() if p.name not in {*expected, MANIFEST}):
+    # Only what a reader would take for a table: a file manager leaves files of its own everywhere.
+    if extra := sorted(p.name for p in part.iterdir() if p.suffix == ".parquet" and p.name not in expected):
         raise StoreError(f"{part / extra[0]}: not a file of this run")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +19,17 @@ from optbench.errors import StoreError, nearest
 from optbench.store import pairs
 from optbench.store.contents import checked
 from optbench.store.entries import check_entries
-from optbench.store.files import reported
-from optbench.store.parts import INTERIM, PARTS, check_part, find_parts
+from optbench.store.parts import PARTS, check_part, find_parts
 from optbench.store.record import check_record, read_record, shown
 from optbench.store.tables import (
     ALL_TABLES,
     KEY_COLUMNS,
-    ON_REQUEST,
     SCHEMA_VERSION,
     VERSION_KEY,
     Row,
     SketchRow,
     arrow_schema,
 )
-
-DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -141,8 +136,8 @@ def find_run(text: str, runs_dir: Path) -> Path:
     Raises:
         StoreError: there is no such run, or what lies in it is not its own.
     """
-    ids = run_ids(runs_dir)
     if text == "latest":
+        ids = run_ids(runs_dir)
         if not ids:
             raise StoreError(f"{runs_dir}: no runs here yet; 'optbench run SUITE' makes one")
         check_entries(runs_dir / ids[-1])
@@ -151,6 +146,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
         if is_run(path):
             check_entries(path)
             return path
+    ids = run_ids(runs_dir)
     guess = nearest(text, ids)
     raise StoreError(f"no run '{text}' in {runs_dir}" + (f"; did you mean '{guess}'?" if guess else ""))
 
@@ -190,56 +186,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def set_damaged_aside(path: Path) -> list[str]:
-    """Move what is damaged in a run directory to `damaged/`, so that it is trained again; what it was, in words.
-
-    A damaged part costs its own cohort; of the merged tables, which belong together, one that is damaged costs what
-    all of them hold.
-
-    Raises:
-        StoreError: a file cannot be moved.
-    """
-    found = []
-    for folder in (PARTS, INTERIM):
-        for part in find_parts(path / folder):
-            try:
-                check_part(part)
-            except StoreError as error:
-                _set_aside(path, [part])
-                found.append(f"{error}; its cohort is trained again")
-    tops = [file for name in (*ALL_TABLES, pairs.NAME) if (file := path / f"{name}.parquet").exists()]
-    try:
-        for name in ALL_TABLES:
-            file = path / f"{name}.parquet"
-            # All of them are there, or none: `trials` is written last. Only a report may do without one.
-            if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
-                raise StoreError(f"{file}: missing, beside trials.parquet")
-            _read(file, name)
-        _read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
-    except StoreError as error:
-        _set_aside(path, tops)
-        found.append(f"{error}; what was merged is trained again")
-    return found
-
-
-def _set_aside(path: Path, files: Sequence[Path]) -> None:
-    folder = path / DAMAGED
-    with reported(folder):
-        folder.mkdir(exist_ok=True)
-        for file in files:
-            place = next(p for i in itertools.count() if not (p := folder / f"{file.name}.{i}").exists())
-            file.rename(place)
-
-
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
     """The table `pairs` of a run: what was merged, and what was compared after the last merge.
 
     Merged rows do not count where a trial was trained anew since, or the same seed was compared anew.
     """
-    merged = _read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
+    merged = read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
     if not parts:
         return merged
-    compared = [_read_file(part / f"{pairs.NAME}.parquet", pairs.SCHEMA) for part in parts]
+    compared = [read_file(part / f"{pairs.NAME}.parquet", pairs.SCHEMA) for part in parts]
     for newer in (*map(_trials, parts), *(table["trial_a"].combine_chunks() for table in compared)):
         merged = without(merged, newer)
     return pa.concat_tables([merged, *compared])
@@ -263,7 +218,7 @@ def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
     Raises:
         StoreError: as `Run.table`.
     """
-    records = _read_file(file, arrow_schema(row_type)).to_pylist()
+    records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:
         fields: dict[str, Any] = {name: value for name, value in record.items() if name not in KEY_COLUMNS}
@@ -281,19 +236,19 @@ def only(table: pa.Table, trials: pa.Array) -> pa.Table:
 
 def _trials(folder: Path) -> pa.Array:
     # Arrow's own values throughout: making an array of a list imports pandas, which takes longer than all the rest.
-    return _read(folder / "trials.parquet", "trials")["trial"].combine_chunks()
+    return read_table(folder / "trials.parquet", "trials")["trial"].combine_chunks()
 
 
 def _merged(path: Path, parts: Sequence[Path], name: str, settled: pa.Array, columns: Sequence[str] = ()) -> pa.Table:
-    top = only(_read(path / f"{name}.parquet", name, columns), settled)
-    return pa.concat_tables([top, *(_read(p / f"{name}.parquet", name, columns) for p in parts)]) if parts else top
+    top = only(read_table(path / f"{name}.parquet", name, columns), settled)
+    return pa.concat_tables([top, *(read_table(p / f"{name}.parquet", name, columns) for p in parts)]) if parts else top
 
 
-def _read(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
-    return _read_file(file, arrow_schema(ALL_TABLES[name]), columns)
+def read_table(file: Path, name: str, columns: Sequence[str] = ()) -> pa.Table:
+    return read_file(file, arrow_schema(ALL_TABLES[name]), columns)
 
 
-def _read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Table:
+def read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Table:
     wanted = pa.schema([schema.field(column) for column in columns]) if columns else schema
     if not file.exists():
         return pa.Table.from_batches([], wanted)  # schema.empty_table() imports pandas

@@ -10,8 +10,8 @@ from typing import Any
 from optbench.errors import StoreError
 
 NAME = "run.json"
-MAX_BYTES = 16 << 20
-"""Far above any record, in which the names and versions of installed packages take the most room."""
+MAX_BYTES = 256 << 20
+"""Far above any record, in which the trials that every resumption had left take the most room."""
 MAX_WHOLE = 2**63
 
 Check = Callable[[Any], bool]
@@ -67,11 +67,9 @@ def read_record(file: Path) -> Any:
         FileNotFoundError: it is not there.
     """
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+        if file.stat().st_size > MAX_BYTES:
             raise StoreError(f"{file}: unreadable: larger than {MAX_BYTES >> 20} MiB, which no {NAME} is")
-        return json.loads(data.decode())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except RecursionError:

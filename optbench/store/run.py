@@ -7,8 +7,10 @@ at the top are merged from the parts now and then and at the end; then the parts
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -27,13 +29,15 @@ from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
 from optbench.store.pairs import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
-from optbench.store.read import Run, only, read_json, read_parts, without
+from optbench.store.read import Run, done_trials, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
 MERGE_SHARE = 0.05
 """At most this share of the time between two merges is spent on merging."""
 
 
+LONGEST_NAME = 180
+"""Of a checkpoint; file systems take 255, and while it is written its name is longer."""
 FOLDERS = (PARTS, INTERIM, "checkpoints")
 
 
@@ -121,9 +125,13 @@ class RunWriter:
         writer._save_record("running")
         return writer
 
-    def grow(self, suite_text: str, suite_hash: str, order: Sequence[Trial]) -> None:
-        """Put another suite, with more trials, in the place of the run's own."""
+    def grow(self, suite_text: str, suite_hash: str, order: Sequence[Trial], left: Sequence[str]) -> None:
+        """Put another suite, with more trials, in the place of the run's own. left: ids of those to train."""
         write_text(self.path / "suite.yaml", suite_text)
+        if self._record.get("resumed"):
+            *before, last = self._record["resumed"]
+            more = {**last, "left": list(dict.fromkeys([*last["left"], *left]))}
+            self._record = {**self._record, "resumed": [*before, more]}
         self._order = {trial.id: i for i, trial in enumerate(order)}
         self._record = {**self._record, "suite_hash": suite_hash}
         self._save_record("running")
@@ -155,7 +163,7 @@ class RunWriter:
             self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
         # What was said of these trials' earlier weights does not hold any more.
         self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
-        drop_begun(self.path / INTERIM, self._tables["trials"]["trial"].to_pylist())
+        drop_begun(self.path / INTERIM, done_trials(self._tables["trials"]))
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: Comparison, rows: Sequence[PairRow]) -> None:
@@ -171,7 +179,10 @@ class RunWriter:
 
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
         """Write a trial's final weights; the path relative to the run directory."""
-        relative = f"checkpoints/{trial.id.replace('/', '__')}.safetensors"
+        name = re.sub(r"[/\\]", "__", trial.id)
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(trial.id.encode()).hexdigest()[:12]}"
+        relative = f"checkpoints/{name}.safetensors"
         metadata = {"trial": trial.id, "optimizer": trial.optimizer, "seed": str(trial.seed)}
         write_atomically(self.path / relative, lambda temporary: save_file(dict(weights), temporary, metadata))
         return relative

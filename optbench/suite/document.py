@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import yaml
 
-from optbench.errors import SuiteError, one_line
+from optbench.errors import SuiteError, escaped
 from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
 
 MAX_BYTES = 1 << 20
@@ -142,10 +142,10 @@ def _yaml_errors(loader: _Loader, source: str) -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         place = _place(error.problem_mark or error.context_mark, source)
         what = ", ".join(part for part in (error.problem, error.context) if part)
-        raise SuiteError(f"{place}: not a suite's YAML: {one_line(what)}") from None
+        raise SuiteError(f"{place}: not a suite's YAML: {escaped(what)}") from None
     except (ValueError, OverflowError) as error:
         # PyYAML passes escapes such as "\UFFFFFFFF" and version numbers straight to chr() and int().
-        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {one_line(str(error))}") from None
+        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {escaped(str(error))}") from None
 
 
 class _Reading:
@@ -200,7 +200,7 @@ class _Reading:
 
     def expect_tag(self, node: yaml.Node, *kinds: str) -> None:
         if node.tag.removeprefix(TAG) not in kinds:
-            self.fail(node, f"the tag {one_line(_shown_tag(node.tag))} is not allowed in a suite")
+            self.fail(node, f"the tag {escaped(_shown_tag(node.tag))} is not allowed in a suite")
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         self.expect_tag(node, "map")
@@ -225,7 +225,7 @@ class _Reading:
             key = self.key(key_node)
             if key in own:
                 first = own[key][0].start_mark.line + 1
-                self.fail(key_node, f"the key '{one_line(key)}' is already in line {first}")
+                self.fail(key_node, f"the key '{escaped(key)}' is already in line {first}")
             own[key] = (key_node, value_node)
         return {**{key: entry for key, entry in merged.items() if key not in own}, **own}
 
@@ -255,7 +255,7 @@ class _Reading:
         try:
             return read_scalar(kind, node.value, plain=not quoted)
         except ValueError as error:
-            self.fail(node, one_line(str(error)))
+            self.fail(node, escaped(str(error)))
 
 
 def _shown_tag(tag: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from optbench.errors import SuiteError, UsageError, nearest, one_line, unknown
+from optbench.errors import SuiteError, UsageError, escaped, nearest, unknown
 from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
 
@@ -52,7 +52,7 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {one_line(self.message)}"
+        return f"{self.place}: {escaped(self.message)}"
 
 
 def raise_faults(faults: Iterable[Fault]) -> NoReturn:

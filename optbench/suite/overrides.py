@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optbench.errors import SuiteError, UsageError, one_line
+from optbench.errors import SuiteError, UsageError, escaped
 from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_name_list, parse_yaml
 
 
@@ -20,7 +20,7 @@ class Override:
 
     @property
     def place(self) -> Place:
-        return Place(f"--set {one_line(self.text)}")
+        return Place(f"--set {escaped(self.text)}")
 
     def error(self, message: str) -> UsageError:
         return UsageError(f"{self.place}: {message}")
@@ -92,9 +92,9 @@ def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -
         indices = [str(index) for index in range(len(here))]
         if rest[0] not in indices:
             valid = f"from 0 to {len(here) - 1}" if here else "(but it is empty)"
-            raise override.error(f"'{shown}' is a list: needs an index {valid}; '{one_line(rest[0])}' came")
+            raise override.error(f"'{shown}' is a list: needs an index {valid}; '{escaped(rest[0])}' came")
         return int(rest[0]), rest[1:]
-    raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{one_line(rest[0])}'")
+    raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{escaped(rest[0])}'")
 
 
 def _is_optimizer_list(path: KeyPath, value: Any) -> bool:

@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
 
-from optbench.errors import UsageError, nearest, one_line
+from optbench.errors import UsageError, escaped, nearest
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -62,5 +62,5 @@ def resolve_suite_path(name_or_path: str) -> Path:
     guess = nearest(bare, shipped)
     hint = f"; did you mean '{guess}'?" if guess else ""
     names = ", ".join(shipped) or "none"
-    shown = one_line(name_or_path)
+    shown = escaped(name_or_path)
     raise UsageError(f"no such file '{shown}', and no shipped suite of that name{hint} (shipped: {names})")

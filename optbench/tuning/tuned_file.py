@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optbench.errors import SuiteError, one_line
+from optbench.errors import SuiteError, escaped
 from optbench.suite.document import Place, parse_yaml
 from optbench.suite.faults import shown_path
 from optbench.suite.scalars import TAG
@@ -68,7 +68,7 @@ def edited(text: str, edits: Sequence[Edit], header: Sequence[str] = (), *, sour
 def _with_header(text: str, header: Sequence[str], line_break: str) -> str:
     if not header:
         return text
-    lines = [f"#   {one_line(line.rstrip())}" for part in header for line in part.splitlines() if line.strip()]
+    lines = [f"#   {escaped(line.rstrip())}" for part in header for line in part.splitlines() if line.strip()]
     earlier = _HEADER.match(text)
     # The empty line keeps the file's own comments out of the header, which ends where a line is no longer one of it.
     return line_break.join([MARKER, *lines, "", text[earlier.end() if earlier else 0 :]])
@@ -137,7 +137,7 @@ class _Draft:
                 return False
             if value.target.kind != "mapping":
                 what = "a list" if value.target.kind == "list" else "a single value"
-                raise self.refusal(path, f"is {what}, not a mapping; it has no '{one_line(rest[0])}'")
+                raise self.refusal(path, f"is {what}, not a mapping; it has no '{escaped(rest[0])}'")
             if value.kind == "alias":
                 self.replace(here, pair, _copy(value.target, self.text))
                 return False
@@ -152,7 +152,7 @@ class _Draft:
         return json.dumps(present) == json.dumps(value)  # unlike `==`, this tells 1, 1.0 and true apart
 
     def refusal(self, path: tuple[str, ...], message: str) -> SuiteError:
-        return SuiteError(f"{self.document.value_place(path)}: '{one_line(shown_path(path))}' {message}")
+        return SuiteError(f"{self.document.value_place(path)}: '{escaped(shown_path(path))}' {message}")
 
     def made(self, path: tuple[str, ...], rest: tuple[str, ...], value: Any) -> Any:
         """What needs to stand at `path`, where there is nothing, for `value` to be at `rest` inside it."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
 from optbench.engine.stack import Layout
 
@@ -49,6 +50,8 @@ class BatchedLane:
         try:
             self._optimizer.step()
         except Exception as error:  # a step cut short leaves nobody where it should be
+            if of_the_machine(error):
+                raise
             return dict.fromkeys(range(self._count), error)
         return {}
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
 
 
@@ -48,6 +49,8 @@ class ElementwiseLane:
             try:
                 optimizer.step()
             except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
+                if of_the_machine(error):
+                    raise
                 raised.update(dict.fromkeys(range(start, stop), error))
         return raised
 

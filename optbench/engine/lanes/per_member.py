@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer, tensor_bytes
 from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.randomness import own_draws
@@ -74,6 +75,8 @@ class PerMemberLane:
             try:
                 begin_task(optimizer)
             except Exception as error:  # as in `step`
+                if of_the_machine(error):
+                    raise
                 self._raised_early[i] = error
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
@@ -87,6 +90,8 @@ class PerMemberLane:
                 with draws:
                     self._step(i, optimizer, evaluate)
             except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
+                if of_the_machine(error):
+                    raise
                 raised[i] = error
                 continue
             _copy(self._parameters[i], self._targets[i])
@@ -164,10 +169,10 @@ def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Pl
     draws = torch.Generator()
     draws.set_state(member.generator.get_state())
     try:
-        found = to_plain(optimizer, _known(own, member.generator))
+        found = _written(spec, optimizer, own, member.generator)
         twin = dataclasses.replace(member, state=found, generator=draws)
         restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
-        same = to_plain(restored, _known(its_own, draws)).equals(found)
+        same = _written(spec, restored, its_own, draws).equals(found)
     except NotPlain:
         raise
     except Exception as error:  # code of the user's that does not expect to be made once more, or to be looked into
@@ -188,6 +193,12 @@ def _made(
     return maker(spec, member.hyperparameters, given)(parameters), own
 
 
+def _written(spec: OptimizerSpec, optimizer: Optimizer, own: Network, generator: torch.Generator) -> Plain:
+    """The instance, and where it keeps others for measuring the weights that it trains."""
+    weights = [p.detach().clone() for p in own.parameters()] if "modes" in spec.needs else []
+    return to_plain([optimizer, weights], _known(own, generator))
+
+
 def _restored(
     spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor]
 ) -> tuple[Optimizer, Network]:
@@ -198,7 +209,9 @@ def _restored(
     """
     before = member.generator.get_state()
     made, own = _made(spec, member, network, views)
-    optimizer = from_plain(member.state, _known(own, member.generator), made, views[0].device)
+    optimizer, weights = from_plain(member.state, _known(own, member.generator), [made, None], views[0].device)
+    if weights:
+        _copy(weights, list(own.parameters()))
     member.generator.set_state(before)
     return optimizer, own
 
