@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -56,7 +57,8 @@ def do(unit: Unit, setting: Setting, notify: Callable[[Progress], None], interim
     # Outside of the handler, whose traceback would keep what has been allocated.
     gc.collect()
     if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # a device that is broken
+            torch.cuda.empty_cache()
     return answer
 
 

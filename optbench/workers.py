@@ -19,13 +19,23 @@ from typing import TYPE_CHECKING
 from optbench.errors import OptbenchError
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
-from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved, in_pieces, is_single
+from optbench.units import (
+    Answer,
+    Compare,
+    Compared,
+    Failed,
+    Finished,
+    Job,
+    TooLarge,
+    Train,
+    Unit,
+    halved,
+    in_pieces,
+    is_single,
+)
 
 if TYPE_CHECKING:
     from optbench.engine import Progress, Setting
-
-
-BROKEN = "CUDA error"
 
 
 class Pool:
@@ -54,10 +64,7 @@ class Pool:
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         died_before: set[str] = set()
         workers = self._workers
-        workers += [_Worker(device) for device in self._devices[len(workers) : len(waiting)]]
-        for worker in workers:
-            if waiting:
-                worker.give(waiting.pop(), job)
+        self._hand_out(waiting, job)
         while any(worker.unit for worker in workers):
             busy = {worker.connection: worker for worker in workers if worker.unit}
             for ready in multiprocessing.connection.wait(list(busy)):
@@ -88,9 +95,17 @@ class Pool:
                             continue
                     worker.unit = None
                 waiting[:0] = reversed(more())
-                for idle in workers:
-                    if waiting and idle.unit is None:
-                        idle.give(waiting.pop(), job)
+                self._hand_out(waiting, job)
+
+    def _hand_out(self, waiting: list[Unit], job: Job) -> None:
+        """Give what waits, the last first, to workers that have nothing to do, of which there may be more."""
+        idle = [worker for worker in self._workers if worker.unit is None]
+        started = len(self._workers)
+        new = [_Worker(device) for device in self._devices[started : started + max(0, len(waiting) - len(idle))]]
+        self._workers += new
+        for worker in (*idle, *new):
+            if waiting:
+                worker.give(waiting.pop(), job)
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""
@@ -191,11 +206,17 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
                 settings.clear()  # one experiment's arrays at a time
                 settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(device))
             setting = settings[unit.experiment]
-            answer = do(unit, setting, connection.send, job.interim)
-            if isinstance(answer, Failed) and BROKEN in answer.message:
-                os._exit(1)  # nothing works on this device any more, in this process
-            connection.send(answer)
+            _answer(do(unit, setting, connection.send, job.interim), connection)
         except OptbenchError as error:
             connection.send(error)
         except Exception as error:  # in making the setting, or in sending: nothing is sent until all of it is pickled
-            connection.send(failed(unit, error))
+            _answer(failed(unit, error), connection)
+
+
+def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
+    """Send an answer; or end, where nothing works on the device any more in this process: another one tries again."""
+    from optbench.engine.faults import BROKEN_DEVICE
+
+    if isinstance(answer, Failed) and BROKEN_DEVICE in answer.message:
+        os._exit(1)
+    connection.send(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+BROKEN_DEVICE = "CUDA error"
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
 
 
@@ -16,7 +17,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_broken_device(error: Exception) -> bool:
     """After an error in a kernel every call of a process to its CUDA device fails."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return isinstance(error, RuntimeError) and BROKEN_DEVICE in str(error)
 
 
 def of_the_machine(error: Exception) -> bool:
