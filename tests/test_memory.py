@@ -17,6 +17,7 @@ from optbench.store.tables import TABLES
 
 resource = pytest.importorskip("resource")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("_train_here"),
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS"),
 ]

@@ -20,12 +20,12 @@ def train_them_all(tmp_path: Path, *words: str) -> list[dict[str, object]]:
 
 
 def test_every_entry_trains_the_smoke_suite_at_a_few_steps(tmp_path: Path) -> None:
-    """Of each task: the whole suite is the slow test below."""
-    few = [f"experiments.{name}.protocol.max_steps=3" for name in ("permuted-mnist", "digit-pairs")]
-    rows = train_them_all(tmp_path, *(word for override in few for word in ("--set", override)))
-    assert len(rows) == 2 * len(OPTIMIZERS)
+    """Of each task of one experiment: the whole suite is the slow test below."""
+    few = ["--experiment", "permuted-mnist", "--set", "experiments.permuted-mnist.protocol.max_steps=3"]
+    rows = train_them_all(tmp_path, *few)
+    assert len(rows) == len(OPTIMIZERS)
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["steps"] for row in rows} == {3 * 3, 3 * 5}
+    assert {row["steps"] for row in rows} == {3 * 3}
 
 
 @pytest.mark.slow

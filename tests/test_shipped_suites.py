@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def test_continual_is_the_papers_section_3_1() -> None:
     assert smoke.optimizers.keys() <= suite.optimizers.keys()
 
 
-# What makes the suites small: nothing but seeds, steps, tasks and examples. Two seeds where that costs little, so that
-# there is something to spread over processes.
+# What makes the suites small: nothing but seeds, steps, tasks, examples, and of several widths those that claims name.
+# Two seeds where that costs little, so that there is something to spread over processes.
 PROTOCOL = {"max_steps": 2, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
 SEEDS = {"smoke": 2}
 
@@ -106,6 +107,10 @@ def small(name: str) -> list[str]:
     suite = shipped(name)
     settings = {f"experiments.{e}.protocol.{key}": value for e in suite.experiments for key, value in PROTOCOL.items()}
     for place, experiment in suite.experiments.items():
+        named = {model for claim in suite.claims.values() for model in claim.models or ()} & experiment.models.keys()
+        if named:
+            models = {model: experiment.models[model].model_dump() for model in sorted(named)}
+            settings[f"experiments.{place}.models"] = json.dumps(models)
         if experiment.tasks.kind == "class-incremental":
             settings[f"experiments.{place}.tasks.group_size"] = 5
         elif experiment.tasks.count > 2:
