@@ -182,6 +182,8 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
                 found |= dict.fromkeys(ids, Interim.from_record(record, tensors, kept.rows))
     except Exception:  # it may be gone, or anything that has its checksum
         return {}
+    if found.keys() != unit.begun.keys():
+        return {}
     keeper.notes = list(dict.fromkeys([*notes, *keeper.notes]))
     keeper.operations |= operations
     return found

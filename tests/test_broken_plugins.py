@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from refusals import refusal
-from test_suite_broken import GOOD
+from test_suite_faults import GOOD
 
 from optbench.cli import main
 

@@ -307,6 +307,8 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "class below 0": (cell("similarity", "class_b", -1), HTML, "'class_b' needs a whole number from 0 to 999"),
     "index below 0": (cell("spectra", "index", -1), HTML, "'index' needs a whole number from 0"),
     "eigenvalue without end": (cell("spectra", "eigenvalue", 1e300), HTML, "'eigenvalue' needs a number from"),
+    "keep without end": (cell("pruning", "keep", math.inf), JSON, "'keep' needs a number from 0 to 1; inf came"),
+    "keep of nothing": (cell("pruning", "keep", math.nan), JSON, "'keep' needs a number from 0 to 1; nan came"),
     "keep of 20": (cell("pruning", "keep", 20.0), JSON, "'keep' needs a number from 0 to 1; 20.0 came"),
     "sketches of two lengths": (
         cell("sketches", "sketch", [1.0]),
@@ -361,6 +363,19 @@ def test_other_commands_refuse_a_broken_table_alike(
     damage(run)
     for command in ("compare", "dry run"):
         assert words in refusal(capsys, tmp_path, *commands(run)[command])
+
+
+def test_a_point_of_a_pruning_curve_that_is_there_twice_counts_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reported() -> str:
+        assert main(["report", str(run), "--format", "json"]) == 0
+        return capsys.readouterr().out
+
+    before = reported()
+    change_rows(run, "pruning", lambda rows: rows.extend([dict(rows[0], accuracy=0.5), *rows]))
+    assert '"pruned_accuracy_0.1_layer"' in before
+    assert reported() == before
 
 
 PARTS: dict[str, tuple[Damage, str]] = {

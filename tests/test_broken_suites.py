@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from refusals import refusal
-from test_suite_broken import BROKEN_SUITES, BROKEN_YAML, GOOD
+from test_suite_faults import BROKEN_SUITES, BROKEN_YAML, GOOD
 
 HUGE = 100 << 20
 
@@ -175,4 +175,4 @@ def test_escape_sequences_in_a_suite_do_not_reach_the_terminal(
         ("seeds: 3", '"\\e[31m\\u202e": 3'),
     ):
         path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
-        refusal(capsys, tmp_path, "run", path, lines=5)
+        assert "\x1b" not in refusal(capsys, tmp_path, "run", path, lines=5)

@@ -200,6 +200,6 @@ def test_names_of_runs_that_are_none(run: Path, tmp_path: Path, capsys: pytest.C
             ["tune", "--resume", name],
             ["compare", name, "sent"],
         ):
-            refusal(capsys, tmp_path, *command)
+            assert SECRET not in refusal(capsys, tmp_path, *command)
     for folder in ("nowhere", "x" * 5000, "runs/sent/run.json", "a\0b", "\x1b[31m"):
-        refusal(capsys, tmp_path, "report", "--runs-dir", folder)
+        assert SECRET not in refusal(capsys, tmp_path, "report", "--runs-dir", folder)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
-from optbench.engine.evaluate import CHUNK, Evaluator
+from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import POINTS, Lines
 from optbench.engine.stack import Layout
@@ -99,10 +99,10 @@ def test_only_what_is_asked_for_is_read(made: Made, monkeypatch: pytest.MonkeyPa
         assert torch.equal(kept, other)
         assert found[1 - i] is None
 
-    def fail(*_: Any) -> list[int]:
+    def fail(*_: Any) -> None:
         raise AssertionError("the accuracy was read")
 
-    monkeypatch.setattr(Evaluator, "correct", fail)
+    monkeypatch.setattr(Evaluator, "score", fail)
     made.between(made.lines(accuracy=False))
     end = made.lines(loss=False, accuracy=False).end(flat(made.layout, made.rows[0]))
     assert end.opened is None
@@ -125,12 +125,3 @@ def test_the_first_layer_of_an_mlp_is_applied_at_the_ends_only(made: Made, monke
     )
     if a.opened is not None:
         assert a.bytes == 8 * (made.layout.parameters + a.opened.numel())
-
-
-def test_counting_what_is_right_agrees_with_reading(made: Made, mnist: Dataset) -> None:
-    examples = Examples(mnist.train.images[: CHUNK + 7], mnist.train.labels[: CHUNK + 7])
-    read = [made.evaluator.read(row, examples) for row in made.rows]
-    found = made.evaluator.correct(made.rows, examples)
-    assert [count / len(examples) for count in found] == [reading.accuracy for reading in read]
-    assert made.evaluator.correct(made.rows[1:], examples) == found[1:]
-    assert all(0 < count < len(examples) for count in found)

@@ -28,14 +28,19 @@ class Score:
 
     loss: float
     """Mean cross-entropy; not finite for a diverged network."""
-    accuracy: float
+    correct: int
+    examples: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the examples that it labels correctly."""
+        return self.correct / self.examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading(Score):
     """One network on one set of examples, with what it makes of them."""
 
-    examples: int
     features: Tensor
     """(N, d) float32, the input of the last linear layer."""
     labels: Tensor
@@ -80,7 +85,7 @@ class Evaluator:
             _count(totals[:, 0], logits, labels)
             parts.append(features)
         loss, correct = totals[:, 0].tolist()
-        return Reading(loss / count, correct / count, count, torch.cat(parts), examples.labels)
+        return Reading(loss / count, int(correct), count, torch.cat(parts), examples.labels)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
@@ -109,19 +114,7 @@ class Evaluator:
                         _count(totals[:, i], logits, labels)
         losses, correct = totals.tolist()
         counts = [own.labels.numel() for own in examples]
-        return [Score(loss / n, right / n) for loss, right, n in zip(losses, correct, counts, strict=True)]
-
-    @torch.no_grad()
-    def correct(self, rows: Sequence[Tensor], examples: Examples) -> list[int]:
-        """How many of `examples` each network labels correctly, weights `rows` (P,): `read`'s accuracy, for less."""
-        networks = [self._weights(row) for row in rows]
-        counts = torch.zeros(len(rows), dtype=torch.int64, device=examples.labels.device)
-        for inputs, labels in self._chunks(examples):
-            for i, weights in enumerate(networks):
-                _, logits = functional_call(self._reader, weights, (inputs,))
-                counts[i] += (logits.argmax(1) == labels).sum()
-        found: list[int] = counts.tolist()
-        return found
+        return [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
         return {f"network.{name}": view for name, view in self._layout.views(row).items()}

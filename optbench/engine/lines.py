@@ -133,7 +133,7 @@ class Lines:
         if self._test is None:
             return [math.nan] * len(points)
         rows = [self._layout.pack(point).to(self._test.labels.device) for point in points]
-        return [correct / len(self._test) for correct in self._evaluator.correct(rows, self._test)]
+        return [score.accuracy for score in self._evaluator.score(rows, [self._test] * len(rows))]
 
     def _inputs(self, part: Examples) -> Tensor:
         return self._evaluator.normalise(part.inputs).to(self._exact).double()

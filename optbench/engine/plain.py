@@ -12,8 +12,9 @@ import collections
 import json
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class _Reader:
         if tag == "again":
             return self._met[content]
         if tag in ("tuple", "size"):
-            found = [self.value(item, there) for item, there in _beside(content, made, tuple)]
+            found = [self.value(item, there) for item, there in _beside(content, made)]
             return torch.Size(found) if tag == "size" else tuple(found)
         if tag == "slice":
             return slice(*(self.value(item, None) for item in content))
@@ -228,7 +229,7 @@ class _Reader:
         if tag == "scalar":
             return np.frombuffer(bytes.fromhex(tree["bytes"]), np.dtype(content))[0]
         if tag == "code":
-            return self._code(content, made)
+            return _same_code(made, _CODE, content, _name(made) if isinstance(made, _CODE) else "")
         return self._object(tag, content, tree, made)
 
     def _object(self, tag: str, content: Any, tree: Mapping[str, Any], made: Any) -> Any:
@@ -240,13 +241,13 @@ class _Reader:
             array = np.frombuffer(bytes.fromhex(tree["bytes"]), np.dtype(content)).reshape(tree["shape"]).copy()
             return self._numbered(number, array)
         if tag == "generator":
-            generator = self._mine(made, torch.Generator) or torch.Generator()
+            generator = self._mine(made, torch.Generator)
             generator.set_state(torch.tensor(list(bytes.fromhex(content)), dtype=torch.uint8))
             return self._numbered(number, generator)
         if tag == "function":
             return self._function(number, tree, made)
         if tag == "method":
-            made = self._numbered(number, self._code_of(types.MethodType, content, made, made.__name__ if made else ""))
+            made = self._numbered(number, _same_code(made, types.MethodType, content, getattr(made, "__name__", "")))
             self.value(tree["of"], made.__self__)
             return made
         if tag == "object":
@@ -259,17 +260,17 @@ class _Reader:
         found: Any
         if tag == "list":
             found = self._numbered(number, self._mine(made, list))
-            found[:] = [self.value(item, there) for item, there in _beside(content, list(found), list)]
+            found[:] = [self.value(item, there) for item, there in _beside(content, list(found))]
         elif tag == "set":
             found = self._numbered(number, self._mine(made, set))
             items = [self.value(item, None) for item in content]
             found.clear()
             found.update(items)
         elif tag == "deque":
-            fits = type(made) is collections.deque and made.maxlen == tree["most"]
-            mine = self._mine(made, collections.deque) if fits else collections.deque(maxlen=tree["most"])
-            found = self._numbered(number, mine)
-            items = [self.value(item, there) for item, there in _beside(content, list(found), list)]
+            same = made if getattr(made, "maxlen", None) == tree["most"] else None
+            new: Callable[[], Any] = partial(collections.deque, maxlen=tree["most"])
+            found = self._numbered(number, self._mine(same, collections.deque, new))
+            items = [self.value(item, there) for item, there in _beside(content, list(found))]
             found.clear()
             found.extend(items)
         elif tag in ("dict", "OrderedDict", "defaultdict"):
@@ -283,9 +284,8 @@ class _Reader:
         if tag != "defaultdict":
             return self._mine(made, dict if tag == "dict" else collections.OrderedDict)
         factory = _FACTORIES[tree["of"]]
-        if type(made) is collections.defaultdict and made.default_factory is factory and id(made) not in self._taken:
-            return self._mine(made, collections.defaultdict)
-        return collections.defaultdict(factory)
+        same = made if getattr(made, "default_factory", None) is factory else None
+        return self._mine(same, collections.defaultdict, partial(collections.defaultdict, factory))
 
     def _fill(self, found: dict[Any, Any], content: Iterable[Any]) -> None:
         before = dict(found)
@@ -300,29 +300,19 @@ class _Reader:
         self._met[number] = found
         return found
 
-    def _mine(self, made: Any, kind: Any) -> Any:
+    def _mine(self, made: Any, kind: Any, new: Callable[[], Any] | None = None) -> Any:
         """The object that is there already, since hooks and closures may hold it, or a new one."""
         if type(made) is kind and id(made) not in self._taken:
             self._taken.add(id(made))
             return made
-        return kind()
-
-    def _code(self, name: str, made: Any) -> Any:
-        if made is not None and isinstance(made, _CODE) and _name(made) == name:
-            return made
-        raise NotPlain(f"{name}, which is not where it was")
-
-    def _code_of(self, kind: type, name: str, made: Any, found: str) -> Any:
-        if isinstance(made, kind) and found == name:
-            return made
-        raise NotPlain(f"{name}, which is not where it was")
+        return (new or kind)()
 
     def _function(self, number: int, tree: Mapping[str, Any], made: Any) -> Any:
         name = _name(made) if isinstance(made, types.FunctionType) else ""
-        made = self._numbered(number, self._code_of(types.FunctionType, tree["function"], made, name))
+        made = self._numbered(number, _same_code(made, types.FunctionType, tree["function"], name))
         # What it has closed over is put right where it can be changed in place.
         contents = [cell.cell_contents for cell in made.__closure__ or ()]
-        for item, there in _beside(tree["cells"], contents, list):
+        for item, there in _beside(tree["cells"], contents):
             self.value(item, there)
         return made
 
@@ -398,9 +388,20 @@ class _Reader:
         return starts
 
 
-def _beside(content: Sequence[Any], made: Any, kind: type) -> list[tuple[Any, Any]]:
+def _same_code(made: Any, kind: Any, name: str, found: str) -> Any:
+    """`made`, where it is code of this kind and name.
+
+    Raises:
+        NotPlain: it is not.
+    """
+    if isinstance(made, kind) and found == name:
+        return made
+    raise NotPlain(f"{name}, which is not where it was")
+
+
+def _beside(content: Sequence[Any], made: Any) -> list[tuple[Any, Any]]:
     """Every item with what the new optimizer has in its place."""
-    there: list[Any] = list(made) if isinstance(made, kind) and isinstance(made, Iterable) else []
+    there = made if isinstance(made, list | tuple) else ()
     return [(item, there[i] if i < len(there) else None) for i, item in enumerate(content)]
 
 

@@ -31,8 +31,8 @@ def pruning_rows(
         test = sequence.test(task)
         examples += len(test)
         for scope, keep in correct:
-            (found,) = evaluator.correct([_pruned(row, layout, rankings[scope], keep)], test)
-            correct[scope, keep] += found
+            (score,) = evaluator.score([_pruned(row, layout, rankings[scope], keep)], [test])
+            correct[scope, keep] += score.correct
     return [PruningRow(after_task, scope, keep, count / examples) for (scope, keep), count in correct.items()]
 
 

@@ -101,7 +101,7 @@ def read_results(run: Run, suite: Suite | None = None) -> Results:
     # been so with settings that are refused by now.
     suite = suite or load_suite(
         run.path / "suite.yaml",
-        check_optimizer=lambda target, settings: check_names(target, settings),
+        check_optimizer=check_names,
         check_metric=check_metric,
         check_pair_metric=check_pair_metric,
     )
@@ -179,6 +179,8 @@ def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tu
     keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])
     wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
     wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
+    points = np.column_stack([trial[wanted], scope[wanted], keep[wanted]])
+    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of equal ones the last
     places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
     curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
     return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}

@@ -1,8 +1,8 @@
 """What the rows of a run's tables may say: checked as they are read, since a file may have been made by anybody.
 
 Types, columns and nulls are the schema's business. Here are the values: counts that count something, shares between 0
-and 1, statuses that there are, places inside the run directory, and every trial once. NaN and infinity are values like
-any other: readers take them for undefined.
+and 1, statuses that there are, places inside the run directory, and every trial once. In what was measured NaN and
+infinity are values like any other, which readers take for undefined; what was set is finite.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "optimizer_seconds": AMOUNT,
 }
 """By column, whatever the table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
+_SET = ("keep",)
+"""Columns of numbers that were not measured: finite, and without rounding."""
 
 
 def _is_status(text: str) -> bool:
@@ -107,7 +109,11 @@ def _check_whole(file: Path, name: str, column: pa.ChunkedArray) -> None:
 def _check_numbers(file: Path, name: str, column: pa.ChunkedArray) -> None:
     low, high = _BOUNDS.get(name, NUMBER)
     values = numbers(column)
-    wrong = np.flatnonzero(np.isfinite(values) & ((values < low - ROUNDING) | (values > high + ROUNDING)))
+    if name in _SET:
+        outside = ~((values >= low) & (values <= high))
+    else:
+        outside = np.isfinite(values) & ((values < low - ROUNDING) | (values > high + ROUNDING))
+    wrong = np.flatnonzero(outside)
     if len(wrong):
         raise _error(file, name, int(wrong[0]), float(values[wrong[0]]), f"a number from {low:g} to {high:g}")
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
-from optbench.engine.lanes.per_member import PerMemberLane
-from optbench.engine.lanes.per_member import plain_state as plain_instance
+from optbench.engine.lanes.per_member import PerMemberLane, plain_instance
 from optbench.engine.plain import Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.models import Network

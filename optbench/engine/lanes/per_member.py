@@ -158,7 +158,7 @@ class PerMemberLane:
         return [0] * len(self._optimizers)
 
 
-def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
+def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
     """The state that a member has come to, as plain data; proven by restoring it into another instance.
 
     Raises:
