@@ -2,20 +2,25 @@
 
     python benchmarks/throughput.py [--device cpu] [--members 1 10 30] [--rounds 5] [--seconds 1.0]
     python benchmarks/throughput.py --device cuda --members 1 10 100 1000
+    python benchmarks/throughput.py --device cuda --members 100 --optimizers sgd --profile
 
 Network: MLP 784-100-10, batch 128, permuted MNIST. On a CPU every variant runs on one process per core with one thread
 each, and the members are spread over the processes; on a CUDA device there is one process. Variants are interleaved:
 each round measures all of them once, and what is printed is the median over rounds with the smallest and the largest.
 
-- `engine`: what `optbench run` does between two evaluations: batches, gradients, updates.
+- `engine`: what `optbench run` does between two evaluations: batches, gradients, updates, and reading the losses.
 - `loop`: plain PyTorch, one network after the other: float inputs in memory, autograd, `torch.optim` as it comes.
-  For Shampoo the loop uses pytorch-optimizer's, and both refresh all roots every 10 steps. On a CUDA device it has at
-  most 4 networks, as its member-steps per second do not depend on how many there are.
+  For Shampoo (`newton`: with roots by products) the loop uses pytorch-optimizer's, and both refresh all roots every 10
+  steps. On a CUDA device it has at most 4 networks, as its member-steps per second do not depend on how many there are.
 - `floor`: only the matrix products of forward and backward, batched or one by one, whichever is faster. On a CUDA
-  device with the memory traffic of the update beside them: weights, gradients and states once read and once written.
+  device the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same rounds:
+  weights and moments read and written once, gradients read once. Shampoo's factors are left out.
+- `unrecorded` (CUDA): the engine without CUDA graphs.
 
 On a CUDA device the members are of at most 10 seeds, as in a suite with a sweep, and share the batches of their seed;
 the engine's peak memory is printed, too. On a CPU every member has a seed of its own.
+
+`--profile` prints instead which operations the time of the engine goes to, without CUDA graphs, which hide their names.
 """
 
 from __future__ import annotations
@@ -33,24 +38,33 @@ from typing import Any
 
 BATCH, WIDTH, CLASSES = 128, 100, 10
 REFRESH = 10
-SETTINGS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.1},
-    "adamw": {"lr": 1e-3},
-    # One refresh interval for every side, as in the loop.
-    "shampoo": {"lr": 0.05, "epsilon": 1e-4, "precondition_frequency": REFRESH, "small_side": 0},
+# One refresh interval for every side, as in the loop.
+SHAMPOO: dict[str, Any] = {"lr": 0.05, "epsilon": 1e-4, "precondition_frequency": REFRESH, "small_side": 0}
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("sgd", {"lr": 0.1}),
+    "adamw": ("adamw", {"lr": 1e-3}),
+    "shampoo": ("shampoo", SHAMPOO),
+    "newton": ("shampoo", SHAMPOO | {"root": "newton"}),
 }
+"""By the name it is printed under: target and settings."""
 
-Step = Callable[[int], None]
+Steps = Callable[[int, int], None]
+"""steps(first, count)"""
 
 
-def engine(optimizer: str, members: int, where: str) -> Step:
-    """One step of `members` members in lock-step."""
+def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -> Steps:
+    """The steps of `members` members in lock-step."""
+    import dataclasses
+
     import torch
 
     from optbench.data import load
     from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
+    from optbench.engine.execution import Execution
     from optbench.engine.gradients import gradients_for
-    from optbench.engine.lanes import LaneMember, build_lane
+    from optbench.engine.lanes import LaneMember
+    from optbench.engine.lockstep import LockStep, Machinery
+    from optbench.engine.recording import Recordings
     from optbench.engine.stack import Layout
     from optbench.models import build, initialise
     from optbench.optimizers.registry import complete, find
@@ -65,30 +79,29 @@ def engine(optimizer: str, members: int, where: str) -> Step:
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
     buffer = BatchBuffer(BATCH, family.shape, Normaliser.of(dataset, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(members)]
-    weights = torch.stack(rows).to(device)
-    grads, losses = torch.zeros_like(weights), torch.zeros(members, device=device)
-    gradients = gradients_for(network, layout, buffer, device)(weights, grads)
-    settings = complete(optimizer, SETTINGS[optimizer])
-    whole = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(members)]
-    lane = build_lane(find(optimizer), whole, network, weights, grads, layout, begin=True)
-    lane.begin_task()
+    execution = Execution.on(device)
+    if not recorded:
+        execution = dataclasses.replace(execution, record=None)
+    recordings = Recordings(execution.record)
+    gradients = gradients_for(network, layout, buffer, recordings, together=execution.together)
+    target, settings = SETTINGS[optimizer]
+    machinery = Machinery(find(target), network, layout, buffer, gradients, recordings, execution)
+    whole = [LaneMember(complete(target, settings), None, generator(0, i, "optimizer"), 0) for i in range(members)]
     seeds = members if where == "cpu" else min(members, SEEDS)
     of_seed = [BatchStream(family.sequence(seed).train(0), BATCH, 0, seed, 0) for seed in range(seeds)]
     streams = [of_seed[i % seeds] for i in range(members)]
+    stack = LockStep(machinery, [row.to(device) for row in rows], whole, streams, begin=True)
 
-    def step(t: int) -> None:
-        gradients(streams, t, losses)
-        lane.step(_needs_gradients_only)
+    def steps(first: int, count: int) -> None:
+        stretch = stack.run(first, first + count, range(members))
+        assert not stretch.raised
+        assert not recordings.refused, recordings.refused
 
-    return step
-
-
-def _needs_gradients_only(member: int, network: Any) -> Any:
-    raise AssertionError("the measured optimizers ask for gradients only")
+    return steps
 
 
-def loop(optimizer: str, members: int, where: str) -> Step:
-    """One step of each of `members` networks, as one would write it by hand."""
+def loop(optimizer: str, members: int, where: str) -> Steps:
+    """The steps of each of `members` networks, as one would write them by hand."""
     import torch
     from torch import nn
 
@@ -100,12 +113,13 @@ def loop(optimizer: str, members: int, where: str) -> Step:
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         if optimizer == "sgd":
-            return torch.optim.SGD(parameters, **SETTINGS["sgd"])
+            return torch.optim.SGD(parameters, **SETTINGS["sgd"][1])
         if optimizer == "adamw":
-            return torch.optim.AdamW(parameters, **SETTINGS["adamw"])
+            return torch.optim.AdamW(parameters, **SETTINGS["adamw"][1])
         from pytorch_optimizer import Shampoo
 
-        return Shampoo(parameters, lr=0.05, preconditioning_compute_steps=REFRESH)
+        # A rate at which it goes on for as long as it is timed: with roots this stale it diverges at ours.
+        return Shampoo(parameters, lr=1e-5, preconditioning_compute_steps=REFRESH)
 
     networks = [
         nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)).to(where) for _ in range(members)
@@ -113,6 +127,10 @@ def loop(optimizer: str, members: int, where: str) -> Step:
     optimizers = [make(network.parameters()) for network in networks]
     orders = [torch.randperm(len(labels)).to(where) for _ in networks]
     per_epoch = len(labels) // BATCH
+
+    def steps(first: int, count: int) -> None:
+        for t in range(first, first + count):
+            step(t)
 
     def step(t: int) -> None:
         start = t % per_epoch * BATCH
@@ -123,15 +141,17 @@ def loop(optimizer: str, members: int, where: str) -> Step:
             loss.backward()  # type: ignore[no-untyped-call]  # of torch
             update.step()
 
-    return step
+    return steps
 
 
-MOMENTS = {"sgd": 0, "adamw": 2, "shampoo": 0}
-"""Matrices of state as large as the weights; Shampoo's factors, which are larger, are left out of the floor."""
+MOMENTS = {"sgd": 0, "adamw": 2, "shampoo": 0, "newton": 0}
+"""Matrices of state as large as the weights."""
+COPIED = 2**28
+"""Numbers in the copy that the bandwidth is measured by: 1 GiB."""
 
 
-def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Step:
-    """The matrix products of one step, on a CUDA device with the traffic of the update, and nothing else."""
+def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Steps:
+    """The matrix products of the steps, and nothing else."""
     import torch
 
     x, w1, w2 = (torch.randn(members, *s, device=where) for s in ((BATCH, 784), (WIDTH, 784), (CLASSES, WIDTH)))
@@ -139,30 +159,54 @@ def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Step:
     g1, g2, out1, out2, dh = (torch.empty_like(t) for t in (w1, w2, z1, z2, h))
     products = [(x, w1.mT, out1), (h, w2.mT, out2), (z2.mT, h, g2), (z2, w2, dh), (z1.mT, x, g1)]
     pairs = [[(a[i], b[i], out[i]) for a, b, out in products] for i in range(members)]
-    weights = members * (WIDTH * 784 + WIDTH + CLASSES * WIDTH + CLASSES)
-    traffic = torch.zeros(2 + MOMENTS[optimizer], weights, device=where) if where != "cpu" else None
 
-    def together(t: int) -> None:
-        for a, b, out in products:
-            torch.bmm(a, b, out=out)
-        if traffic is not None:
-            traffic.add_(1.0)
+    def together(first: int, count: int) -> None:
+        for _ in range(count):
+            for a, b, out in products:
+                torch.bmm(a, b, out=out)
 
-    def one_by_one(t: int) -> None:
-        for member in pairs:
-            for a, b, out in member:
-                torch.mm(a, b, out=out)
+    def one_by_one(first: int, count: int) -> None:
+        for _ in range(count):
+            for member in pairs:
+                for a, b, out in member:
+                    torch.mm(a, b, out=out)
 
     return together if batched else one_by_one
 
 
-VARIANTS: dict[str, Callable[[str, int, str], Step]] = {
+def copy(optimizer: str, members: int, where: str) -> Steps:
+    """A large copy as one step."""
+    import torch
+
+    source = torch.ones(COPIED, device=where)
+    target = torch.empty_like(source)
+
+    def steps(first: int, count: int) -> None:
+        for _ in range(count):
+            target.copy_(source)
+
+    return steps
+
+
+def traffic(optimizer: str) -> int:
+    """Bytes that the update of one member reads and writes at least."""
+    weights = WIDTH * 784 + WIDTH + CLASSES * WIDTH + CLASSES
+    return 4 * weights * (3 + 2 * MOMENTS[optimizer])
+
+
+VARIANTS: dict[str, Callable[[str, int, str], Steps]] = {
     "engine": engine,
+    "unrecorded": lambda optimizer, members, where: engine(optimizer, members, where, recorded=False),
     "loop": loop,
     "floor, batched": lambda optimizer, members, where: floor(optimizer, members, where, batched=True),
     "floor, one by one": lambda optimizer, members, where: floor(optimizer, members, where, batched=False),
+    "copy": copy,
 }
+ON_CPU = ("engine", "loop", "floor, batched", "floor, one by one")
+ON_CUDA = ("engine", "unrecorded", "loop", "floor, batched", "copy")
 SEEDS = 10
+WARM_UP = 6 * REFRESH
+"""Steps before any is timed: buffers, caches, recordings of every kind of step."""
 LOOPED = 4
 """Networks of the loop on a CUDA device."""
 
@@ -172,7 +216,7 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    step: Step = lambda t: None  # noqa: E731
+    steps: Steps = lambda first, count: None  # noqa: E731
     wait: Callable[[], object] = lambda: None  # noqa: E731
     t = 0
     while True:
@@ -183,17 +227,15 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
             _, variant, optimizer, members, where = order
             if where != "cpu":
                 wait = torch.cuda.synchronize
-            step, t = VARIANTS[variant](optimizer, members, where), 0
-            for t in range(12):  # warm-up: buffers, caches, the first refreshes
-                step(t)
+            steps, t = VARIANTS[variant](optimizer, members, where), WARM_UP
+            steps(0, t)
             wait()
             connection.send(torch.cuda.max_memory_allocated() if where != "cpu" else 0)
         else:
-            steps, started = order[1], time.perf_counter()
-            for later in range(t + 1, t + 1 + steps):
-                step(later)
+            count, started = order[1], time.perf_counter()
+            steps(t, count)
             wait()
-            t += steps
+            t += count
             connection.send(time.perf_counter() - started)
 
 
@@ -204,6 +246,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=list(SETTINGS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--profile", action="store_true", help="what the engine's time goes to")
     arguments = parser.parse_args()
     import torch
 
@@ -213,38 +256,67 @@ def main() -> None:
         cores, what = 1, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     print(f"{what}, torch {torch.__version__}")
     print(f"MLP 784-{WIDTH}-{CLASSES}, batch {BATCH}; member-steps/s: median [min, max] of {arguments.rounds} rounds\n")
-    print(
-        f"{'optimizer':10}{'members':>8}{'engine':>26}{'loop':>26}{'floor':>26}{'engine/loop':>20}{'engine/floor':>20}"
-    )
-    for optimizer in arguments.optimizers:
-        for members in arguments.members:
-            report(optimizer, members, cores, arguments)
+    if arguments.profile:
+        for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
+            print(f"\n{optimizer}, {members} members\n{profile(optimizer, members, arguments.device)}")
+        return
+    columns = COLUMNS[: None if arguments.device != "cpu" else -1]
+    print(f"{'optimizer':10}{'members':>8}" + "".join(f"{name:>{width}}" for name, width in columns))
+    for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
+        report(optimizer, members, cores, arguments)
+
+
+COLUMNS = [("engine", 31), ("loop", 26), ("floor", 31), ("engine/loop", 21), ("engine/floor", 20), ("unrecorded", 28)]
 
 
 def report(optimizer: str, members: int, cores: int, arguments: argparse.Namespace) -> None:
     """Measure all variants for one cohort and print a line."""
     rounds, seconds, device = arguments.rounds, arguments.seconds, arguments.device
-    names = [name for name in VARIANTS if device == "cpu" or name != "floor, one by one"]
+    names = ON_CPU if device == "cpu" else ON_CUDA
     counts = {name: min(members, LOOPED) if name == "loop" and device != "cpu" else members for name in names}
     teams = {name: Team(name, optimizer, shares(counts[name], cores), device) for name in names}
-    speeds: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in names}  # seconds a step, one value a round
     steps = {name: max(REFRESH, round(seconds / team.time(REFRESH) * REFRESH)) for name, team in teams.items()}
     for _ in range(rounds):
         for name, team in teams.items():
             # Whole refresh intervals, so that every measurement holds its share of roots.
             count = -(-steps[name] // REFRESH) * REFRESH
-            speeds[name].append(counts[name] * count / team.time(count))
+            taken[name].append(team.time(count) / count)
     for team in teams.values():
         team.stop()
-    best = max((name for name in names if "floor" in name), key=lambda name: statistics.median(speeds[name]))
-    speeds["floor"] = speeds[best]
-    cells = [summary(speeds[name], "{:,.0f}") for name in ("engine", "loop", "floor")]
-    ratios = [[a / b for a, b in zip(speeds["engine"], speeds[o], strict=True)] for o in ("loop", "floor")]
-    cells += [summary(ratio, "{:.2f}") for ratio in ratios]
-    widths = (26, 26, 26, 20, 20)
+    best = min((name for name in names if "floor" in name), key=lambda name: statistics.median(taken[name]))
+    taken["floor"] = taken[best]
+    if device != "cpu":
+        moved = members * traffic(optimizer) / (8 * COPIED)  # of the bytes of a copy, which reads and writes
+        taken["floor"] = [
+            products + moved * copied for products, copied in zip(taken[best], taken["copy"], strict=True)
+        ]
+    speeds = {name: [counts.get(name, members) / each for each in taken[name]] for name in taken}
+    cells: dict[str, str] = {
+        name: summary(speeds[name], "{:,.0f}") for name in ("engine", "loop", "floor", "unrecorded") if name in speeds
+    }
+    for other in ("loop", "floor"):
+        ratios = [a / b for a, b in zip(speeds["engine"], speeds[other], strict=True)]
+        cells[f"engine/{other}"] = summary(ratios, "{:.2f}")
+    line = "".join(f"{cells[name]:>{width}}" for name, width in COLUMNS if name in cells)
     peak = f"  peak {teams['engine'].peak / 2**20:,.0f} MiB" if device != "cpu" else ""
-    line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
     print(f"{optimizer:10}{members:8}{line}{peak}", flush=True)
+
+
+def profile(optimizer: str, members: int, where: str) -> str:
+    """A table of operations, the dearest first."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    torch.set_num_threads(1)
+    steps = engine(optimizer, members, where, recorded=False)
+    steps(0, WARM_UP)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if where != "cpu" else [])]
+    with torch.profiler.profile(activities=activities) as found:
+        steps(WARM_UP, 2 * REFRESH)
+    order = "self_cpu_time_total" if where == "cpu" else "self_cuda_time_total"
+    table: str = found.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50)
+    return table
 
 
 def shares(members: int, processes: int) -> list[int]:

@@ -19,9 +19,12 @@ from optbench.data import Dataset
 from optbench.engine import Setting, TrialResult, train
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.device import worker_devices
+from optbench.engine.execution import Execution
 from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim
-from optbench.engine.lanes import LaneMember, build_lane
+from optbench.engine.lanes import LaneMember
+from optbench.engine.lockstep import LockStep, Machinery
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.optimizers.make import resolve_spec
@@ -146,37 +149,32 @@ def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkey
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "power-sgd"])
 def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
     """Shampoo's do where a root is refreshed: an eigendecomposition asks the device whether it has converged."""
-    step = steps_of(name, mnist, torch.device("cuda"))
-    assert not any(step(t) for t in range(25))
+    stack = stack_of(name, mnist, torch.device("cuda"))
+    assert stack.take(0, 25, range(4))[1] == {}
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert not any(step(t) for t in range(25, 30)), "nobody's step raises"
+        assert stack.take(25, 30, range(4))[1] == {}, "nobody's step raises"
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def steps_of(name: str, mnist: Dataset, device: torch.device) -> Any:
-    """What the engine does in one step of four members, with nothing around it."""
+def stack_of(name: str, mnist: Dataset, device: torch.device) -> LockStep:
+    """What the engine does in the steps of four members, with nothing around it."""
     protocol = Protocol(batch_size=32)
     family = TaskFamily(Permuted(kind="permuted", count=2), mnist, protocol, 0, device)
     network = build(Mlp(kind="mlp", hidden=[20]), family.shape, family.classes)
     layout = Layout.of({n: p.shape for n, p in network.named_parameters()})
     buffer = BatchBuffer(32, family.shape, Normaliser.of(mnist, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(4)]
-    weights = torch.stack(rows).to(device)
-    grads, losses = torch.zeros_like(weights), torch.zeros(4, device=device)
-    gradients = gradients_for(network, layout, buffer, device)(weights, grads)
+    execution = Execution.on(device)
+    recordings = Recordings(execution.record)
+    gradients = gradients_for(network, layout, buffer, recordings, together=execution.together)
     settings = complete(name, {})
+    spec = resolve_spec(find(name), settings)
+    machinery = Machinery(spec, network, layout, buffer, gradients, recordings, execution)
     members = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(4)]
-    lane = build_lane(resolve_spec(find(name), settings), members, network, weights, grads, layout, begin=True)
-    lane.begin_task()
     streams = [BatchStream(family.sequence(seed).train(0), 32, 0, seed, 0) for seed in range(4)]
-
-    def step(t: int) -> dict[int, Exception]:
-        gradients(streams, t, losses)
-        return lane.step(lambda member, network: torch.zeros(()))
-
-    return step
+    return LockStep(machinery, [row.to(device) for row in rows], members, streams, begin=True)
 
 
 @pytest.mark.cuda

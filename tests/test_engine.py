@@ -13,7 +13,13 @@ from twin import train_twin
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.evaluate import Evaluator
-from optbench.engine.gradients import LoopGradients, MlpGradients, VmapGradients
+from optbench.engine.gradients import Bound
+from optbench.engine.gradients.loop import LoopGradients
+from optbench.engine.gradients.mlp import MlpGradients
+from optbench.engine.gradients.mlp_together import MlpTogether
+from optbench.engine.gradients.together import TogetherGradients
+from optbench.engine.gradients.vmap import Vmap
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.errors import UsageError
 from optbench.models import Network, build, initialise
@@ -272,13 +278,19 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> Non
     distinct = [BatchStream(examples, 16, suite_seed=0, trial_seed=seed, task=0) for seed in range(3)]
     streams = [distinct[i] for i in shared]
     buffer = BatchBuffer(16, (1, 28, 28), Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1), 1 / 255))
-    ways = [LoopGradients, VmapGradients, *([MlpGradients] if MlpGradients.supports(network) else [])]
+    written_out = MlpGradients.supports(network)
+    each = [LoopGradients, *([MlpGradients] if written_out else [])]
+    together = [Vmap, *([MlpTogether] if written_out else [])]
     found = []
-    for way in ways:
+    for way in (*each, *together):
         grads, losses = torch.zeros_like(weights), torch.zeros(3)
-        bound = way(network, layout, buffer, weights, grads)
-        for step in (0, 2):  # one that is bound serves many steps
-            bound(streams, step, losses)
+        bound = Bound(weights, grads, streams)
+        if way in each:
+            gradients = way(network, layout, buffer, bound)
+        else:
+            gradients = TogetherGradients(way(network, layout, bound), bound, buffer.normalise, Recordings(None))
+        for step in (0, 2, 3, 9, 10):  # one that is bound serves many steps, over epochs of 4
+            gradients(step, losses)
         found.append((grads, losses))
     assert found[0][0].abs().sum() > 0
     for grads, losses in found[1:]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optbench.cli import main
 from optbench.engine.lanes import LaneMember, build_lane
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.errors import OptimizerError
 from optbench.models import Network
@@ -75,7 +76,9 @@ def test_every_hyperparameter_is_an_argument_of_the_constructor(name: str) -> No
     own = {key for key in spec.hyperparameters if not (spec.only_matrices and key.startswith(FALLBACK))}
     assert issubclass(load_class(name), torch.optim.Optimizer)
     unnamed = {key for other, key in UNNAMED if other == name}
-    assert (own | spec.extra_arguments.keys()) - constructor(name).keys() == unnamed
+    assert (own | {argument for more in spec.arguments_on.values() for argument in more}) - constructor(
+        name
+    ).keys() == unnamed
     for key in spec.hyperparameters.keys() - own:
         assert key.removeprefix(FALLBACK) in find(spec.fallback).hyperparameters
 
@@ -118,14 +121,14 @@ def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
         for end in ends:
             assert hyper.problem(end) is None, (key, end)
             settings = {**complete(name, {}), key: end}
-            cls([torch.nn.Parameter(torch.ones(2, 2))], **settings, **spec.extra_arguments)
+            cls([torch.nn.Parameter(torch.ones(2, 2))], **settings, **spec.arguments_on.get("cpu", {}))
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
     """All weights in one tensor go where each of them goes as the only parameter of an optimizer of its own."""
     cls: Any = load_class(name)
-    settings = {**complete(name, {}), **OPTIMIZERS[name].extra_arguments}
+    settings = {**complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {})}
     start = torch.linspace(-1, 1, 30)
     whole = torch.nn.Parameter(start.clone())
     single = [torch.nn.Parameter(value.clone().reshape(1)) for value in start]
@@ -146,7 +149,7 @@ def test_elementwise_state_is_of_the_weights_shape_or_a_scalar(name: str) -> Non
     """What the elementwise lane can give each member of a stack its part of."""
     cls: Any = load_class(name)
     stack = torch.nn.Parameter(torch.ones(3, 5))
-    optimizer = cls([stack], **complete(name, {}), **OPTIMIZERS[name].extra_arguments)
+    optimizer = cls([stack], **complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {}))
     before = [set(group) for group in optimizer.param_groups]
     stack.grad = torch.ones_like(stack)
     optimizer.step()
@@ -167,7 +170,7 @@ def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], give
     grads = torch.zeros_like(weights)
     members = [LaneMember(setting, None, torch.Generator(), 0) for setting in settings]
     network: Any = torch.nn.Linear(4, 6, device="meta")
-    lane = build_lane(spec, members, network, weights, grads, layout, begin=True)
+    lane = build_lane(spec, members, network, weights, grads, layout, Recordings(None), begin=True)
     for step in given:
         for row, part in zip(grads, step, strict=True):
             row.copy_(layout.pack(pieces(part)))

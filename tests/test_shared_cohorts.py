@@ -22,7 +22,12 @@ from optbench.cli.progress import Tracker
 from optbench.data import Dataset
 from optbench.engine import Progress, Setting, train
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser, sharing
-from optbench.engine.gradients import LoopGradients, MlpGradients, VmapGradients
+from optbench.engine.gradients import Bound
+from optbench.engine.gradients.loop import LoopGradients
+from optbench.engine.gradients.mlp import MlpGradients
+from optbench.engine.gradients.together import TogetherGradients
+from optbench.engine.gradients.vmap import Vmap
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trainings, trials
@@ -339,17 +344,18 @@ def test_gradients_of_members_that_share_batches_are_those_alone_to_the_last_bit
     chosen = [streams[place] for place in places]
     for way in (MlpGradients, LoopGradients):
         grads, losses = torch.zeros_like(weights), torch.zeros(len(places))
-        bound = way(network, layout, buffer, weights, grads)
+        gradients = way(network, layout, buffer, Bound(weights, grads, chosen))
         for step in range(2):
-            bound(chosen, step, losses)
+            gradients(step, losses)
         for i, stream in enumerate(chosen):
             own, loss = torch.zeros_like(weights[:1]), torch.zeros(1)
-            way(network, layout, buffer, weights[i : i + 1].clone(), own)([stream], 1, loss)
+            way(network, layout, buffer, Bound(weights[i : i + 1].clone(), own, [stream]))(1, loss)
             assert torch.equal(own[0], grads[i])
             assert torch.equal(loss[0], losses[i])
     if batch > 1:
         found, values = torch.zeros_like(weights), torch.zeros(len(places))
-        VmapGradients(network, layout, buffer, weights, found)(chosen, 1, values)
+        bound = Bound(weights, found, chosen)
+        TogetherGradients(Vmap(network, layout, bound), bound, buffer.normalise, Recordings(None))(1, values)
         torch.testing.assert_close(found, grads, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(values, losses, rtol=1e-4, atol=1e-5)
 

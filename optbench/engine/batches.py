@@ -65,13 +65,16 @@ class BatchStream:
         self._epoch = -1
         self._order = torch.empty(0)
 
+    def order(self, epoch: int) -> Tensor:
+        """Rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
+        stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
+        return torch.randperm(self.examples.labels.numel(), generator=stream)
+
     def indices(self, step: int) -> Tensor:
         """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
-            order = torch.randperm(self.examples.labels.numel(), generator=stream)
-            self._order, self._epoch = order.to(self.examples.labels.device), epoch
+            self._order, self._epoch = self.order(epoch).to(self.examples.labels.device), epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
@@ -91,24 +94,11 @@ class BatchBuffer:
         self._raw = torch.empty(batch_size, *shape, dtype=torch.uint8, device=device)
         self._inputs = torch.empty(batch_size, *shape, device=device)
         self._labels = torch.empty(batch_size, dtype=torch.int64, device=device)
-        self._normalise = normalise
-        self._raws = self._raw.new_empty(0)
-        self._many_labels = self._labels.new_empty(0)
+        self.normalise = normalise
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
         """Inputs (B, C, H, W) and labels (B,) of batch number `step`."""
         indices = stream.indices(step)
         torch.index_select(stream.examples.inputs, 0, indices, out=self._raw)
         torch.index_select(stream.examples.labels, 0, indices, out=self._labels)
-        return self._normalise(self._raw, out=self._inputs), self._labels
-
-    def take_all(self, streams: Sequence[BatchStream], step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (S, B, C, H, W) and labels (S, B) of batch number `step` of every stream, converted in one go."""
-        if len(self._raws) != len(streams):
-            self._raws = self._raw.new_empty(len(streams), *self._raw.shape)
-            self._many_labels = self._labels.new_empty(len(streams), *self._labels.shape)
-        for stream, raw, labels in zip(streams, self._raws, self._many_labels, strict=True):
-            indices = stream.indices(step)
-            torch.index_select(stream.examples.inputs, 0, indices, out=raw)
-            torch.index_select(stream.examples.labels, 0, indices, out=labels)
-        return self._normalise(self._raws.flatten(0, 1)).view(self._raws.shape), self._many_labels
+        return self.normalise(self._raw, out=self._inputs), self._labels

@@ -1,10 +1,11 @@
 """Trains a cohort in lock-step through its task sequence and yields what every trial found. Writes nothing.
 
-The loop: a *stack* holds the members that are training; they take steps together until the next point at which one of
-them has to be evaluated; whoever stops there (early, at its last step, or diverged) leaves with its own weights and
-optimizer state, and the others go on in a smaller stack. When all have left, the next task begins with all that run.
+The loop: a *stack* (`lockstep`) holds the members that are training; they take steps together until the next point at
+which one of them has to be evaluated; whoever stops there (early, at its last step, or diverged) leaves with its own
+weights and optimizer state, and the others go on in a smaller stack. When all have left, the next task begins with all
+that run.
 
-Legend: A members in the stack, P padded parameter count, K steps between two evaluations.
+Legend: P padded parameter count.
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.evaluate import Evaluator, Score
+from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients import GradientsFactory, gradients_for
+from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim, Keep
-from optbench.engine.lanes import LaneMember, build_lane, plain_state
+from optbench.engine.lanes import LaneMember, plain_state
+from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.measure import measure
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
 from optbench.engine.plain import to_plain
+from optbench.engine.recording import Recordings
 from optbench.engine.sketches import Sketches
 from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
-from optbench.models import Network, build, initialise
+from optbench.models import build, initialise
 from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import find
 from optbench.optimizers.spec import OptimizerSpec
@@ -55,11 +57,12 @@ class Setting:
     family: TaskFamily
     suite_seed: int
     device: torch.device
+    execution: Execution
 
     @staticmethod
     def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Setting:
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
-        return Setting(experiment, dataset, family, suite_seed, device)
+        return Setting(experiment, dataset, family, suite_seed, device, Execution.on(device))
 
 
 def train(
@@ -97,9 +100,11 @@ class _CohortTraining:
         self.network = network
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
-        self.buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
-        self.gradients: GradientsFactory = gradients_for(network, self.layout, self.buffer, setting.device)
-        self.evaluator = Evaluator(network, self.layout, normalise)
+        buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
+        execution, recordings = setting.execution, Recordings(setting.execution.record)
+        gradients = gradients_for(network, self.layout, buffer, recordings, together=execution.together)
+        self.machinery = Machinery(self.spec, network, self.layout, buffer, gradients, recordings, execution)
+        self.evaluator = Evaluator(network, self.layout, normalise, batched=execution.together)
         self.sketches = Sketches(setting.experiment, self.layout, setting.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
@@ -190,7 +195,7 @@ class _CohortTraining:
             optimizer_state_bytes=member.optimizer_state_bytes,
             checkpoint=None,
             fallbacks=member.fallbacks,
-            note=f"{member.fallbacks} factorisations replaced" if member.fallbacks else None,
+            note="; ".join(self._notes(member)) or None,
         )
         weights = self.layout.unpack(member.row) if finished else None
         unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]
@@ -200,6 +205,10 @@ class _CohortTraining:
             rows = member.rows if self.sketches.follows(trial) else unsketched
             results.append(TrialResult(trial, (own, *rows), weights))
         return results
+
+    def _notes(self, member: Member) -> list[str]:
+        found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
+        return found + [f"steps not recorded: {reason}" for reason in sorted(self.machinery.recordings.refused)]
 
 
 class _TaskTraining:
@@ -248,67 +257,51 @@ class _TaskTraining:
             first = False
 
     def _train_stack(self, step: int, *, begin: bool) -> int:
-        """Train the active members together from `step` until one of them stops; the step reached."""
-        cohort, active = self.cohort, list(self.active)
-        weights = torch.stack([member.row for member in active])
-        grads = torch.zeros_like(weights)
-        gradients = cohort.gradients(weights, grads)
-        members = [cohort.lane_member(member, self.task) for member in active]
-        lane = build_lane(cohort.spec, members, cohort.network, weights, grads, cohort.layout, begin=begin)
-        if begin:
-            lane.begin_task()
-        streams = [self.streams[member.trial.id] for member in active]
-
-        raised: dict[int, Exception] = {}
-        while len(self.active) == len(active):
-            until = min(self.schedules[member.trial.id].next_evaluation(step) for member in active)
-            losses = torch.empty(until - step, len(active), device=weights.device)
-            optimizer_seconds, started = 0.0, time.perf_counter()
-            for k in range(until - step):
-                gradients(streams, step + k, losses[k])
-                before = time.perf_counter()
-                raised = lane.step(partial(self._loss, streams, step + k))
-                optimizer_seconds += time.perf_counter() - before
-                if raised:
-                    until, losses = step + k + 1, losses[: k + 1]
-                    break
-            # The one point at which the host waits for the device: losses, and whose weights are finite.
-            *host_losses, finite = torch.cat([losses, torch.isfinite(weights).all(1).to(losses)[None]]).tolist()
-            seconds = time.perf_counter() - started
+        """Train the active members together from `step` until too few of them are left; the step reached."""
+        cohort, members = self.cohort, list(self.active)
+        stack = LockStep(
+            cohort.machinery,
+            [member.row for member in members],
+            [cohort.lane_member(member, self.task) for member in members],
+            [self.streams[member.trial.id] for member in members],
+            begin=begin,
+        )
+        here = dict(enumerate(members))
+        while len(here) > (len(members) // 2 if cohort.machinery.keeps_who_stopped else len(members) - 1):
+            until = min(self.schedules[member.trial.id].next_evaluation(step) for member in here.values())
+            stretch = stack.run(step, until, here)
+            before, step = step, step + len(stretch.losses)
             due: dict[int, Tensor] = {}
-            for i, member in enumerate(active):
-                member.train_seconds += seconds / len(active)
-                member.optimizer_seconds += optimizer_seconds / len(active)
-                column = [row[i] for row in host_losses]
-                if i in raised:
-                    self._leave(member, "failed", step + len(column), raised[i])
-                elif self._went_on(member, column, bool(finite[i]), step, until):
+            for i, member in here.items():
+                member.train_seconds += stretch.seconds / len(here)
+                member.optimizer_seconds += stretch.optimizer_seconds / len(here)
+                if i in stretch.raised:
+                    self._leave(member, "failed", step, stretch.raised[i])
+                elif self._went_on(member, [row[i] for row in stretch.losses], stretch.finite[i], before, step):
                     try:
-                        due[i] = lane.measured(i, weights[i])
+                        due[i] = stack.measured(i)
                     except Exception as error:  # a user's optimizer may raise when it changes its mode, too
                         if of_the_machine(error):
                             raise
-                        self._leave(member, "failed", until, error)
-            scores = cohort.evaluator.score(list(due.values()), [self.held_out[active[i].trial.id] for i in due])
+                        self._leave(member, "failed", step, error)
+            scores = cohort.evaluator.score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
             for (i, row), score in zip(due.items(), scores, strict=True):
-                self._evaluated(active[i], row, score, until)
-            step = until
-
-        for i, (member, state, size, count) in enumerate(
-            zip(active, lane.export(), lane.state_bytes(), lane.fallbacks(), strict=True)
-        ):
-            best = self.stoppers[member.trial.id].best_row
-            if member.running and member not in self.active:  # its task is over: what was best, or is measured now
-                member.row = best if best is not None else lane.measured(i, weights[i]).clone()
-            else:
-                member.row = weights[i].clone()
-            member.state, member.optimizer_state_bytes, member.fallbacks = state, size, count
+                self._evaluated(here[i], row, score, step)
+            for i in [i for i, member in here.items() if member not in self.active]:
+                self._take_out(stack, i, here.pop(i))
+        for i, member in here.items():
+            self._take_out(stack, i, member)
         return step
 
-    def _loss(self, streams: Sequence[BatchStream], step: int, i: int, network: Network) -> Tensor:
-        """The mean cross-entropy of `network` on the batch of this step of member `i`."""
-        inputs, labels = self.cohort.buffer.take(streams[i], step)
-        return nn.functional.cross_entropy(network(inputs), labels)
+    def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
+        """Give a member what it has come to in the stack: because it has stopped, or for a smaller one."""
+        best = self.stoppers[member.trial.id].best_row
+        if member.running and member not in self.active:  # its task is over: what was best, or is measured now
+            member.row = best if best is not None else stack.measured(i).clone()
+        else:
+            member.row = stack.row(i)
+        member.state = stack.state(i)
+        member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
 
     def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
         """Account for the steps from `before` to `step`; whether the member goes on, and is to be evaluated now.

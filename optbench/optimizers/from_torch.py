@@ -6,7 +6,9 @@ from optbench.optimizers.spec import Hyper, OptimizerSpec
 
 LR = Hyper(1e-3, above=True)
 WEIGHT_DECAY = Hyper(0.0)
-FUSED = {"fused": True}  # one pass over memory; the same update rule
+ONE_PASS = {"fused": True}  # over memory; the same update rule
+COUNTS_ON_DEVICE = {"capturable": True}  # the step count, so that a step can be recorded
+MOMENTS_ON = {"cpu": ONE_PASS, "cuda": ONE_PASS | COUNTS_ON_DEVICE}
 
 TORCH: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
@@ -23,7 +25,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
             "nesterov": Hyper(False, "boolean"),
         },
-        extra_arguments=FUSED,
+        arguments_on={"cpu": ONE_PASS, "cuda": ONE_PASS},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -40,7 +43,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
             "amsgrad": Hyper(False, "boolean"),
         },
-        extra_arguments=FUSED,
+        arguments_on=MOMENTS_ON,
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -57,7 +61,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "weight_decay": Hyper(1e-2),
             "amsgrad": Hyper(False, "boolean"),
         },
-        extra_arguments=FUSED,
+        arguments_on=MOMENTS_ON,
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -74,7 +79,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "initial_accumulator_value": Hyper(0.0),
             "eps": Hyper(1e-10),
         },
-        extra_arguments=FUSED,
+        arguments_on={"cpu": ONE_PASS},  # elsewhere only newer versions of torch have it
         source="torch",
     ),
     OptimizerSpec(
@@ -92,6 +97,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "momentum_decay": Hyper(4e-3),
             "decoupled_weight_decay": Hyper(False, "boolean"),
         },
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -108,6 +115,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
             "decoupled_weight_decay": Hyper(False, "boolean"),
         },
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -123,6 +132,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-8),
             "weight_decay": WEIGHT_DECAY,
         },
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -138,6 +149,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-6),
             "weight_decay": WEIGHT_DECAY,
         },
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -155,6 +168,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "momentum": Hyper(0.0, high=1.0),
             "centered": Hyper(False, "boolean"),
         },
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(
@@ -181,6 +196,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
         reference="Riedmiller & Braun 1993",
         state="2",
         hyperparameters={"lr": Hyper(1e-2, above=True)},
+        arguments_on={"cuda": COUNTS_ON_DEVICE},
+        recordable=True,
         source="torch",
     ),
     OptimizerSpec(

@@ -34,15 +34,16 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     if not spec.only_matrices:
         if wants_model_first(cls):
             return lambda parameters: cls(**arguments)
-        return lambda parameters: cls(list(parameters), **arguments)
+        return lambda parameters: cls(list(parameters), **arguments, **arguments_on(spec, parameters[0].device))
     rest = {k.removeprefix(FALLBACK): arguments.pop(k) for k in list(arguments) if k.startswith(FALLBACK)}
     other = find(spec.fallback)
     fallback = maker(other, complete(other.name, rest))
 
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        own = arguments | arguments_on(spec, parameters[0].device)
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
-        parts: list[torch.optim.Optimizer] = [cls(matrices, **arguments)] if matrices else []
+        parts: list[torch.optim.Optimizer] = [cls(matrices, **own)] if matrices else []
         if others:
             parts.append(fallback(others))
         return Together(parts)
@@ -56,9 +57,14 @@ def wants_model_first(cls: type[torch.optim.Optimizer]) -> bool:
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters without what is only said of a user's optimizer, with what is optbench's own business."""
+    """The hyper-parameters without what is only said of a user's optimizer."""
     declared = DECLARATIONS if spec.source == "yours" else ()
-    return {**{k: v for k, v in hyperparameters.items() if k not in declared}, **spec.extra_arguments}
+    return {k: v for k, v in hyperparameters.items() if k not in declared}
+
+
+def arguments_on(spec: OptimizerSpec, device: torch.device) -> dict[str, Any]:
+    """What optbench adds of its own on a device."""
+    return dict(spec.arguments_on.get(device.type, {}))
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:

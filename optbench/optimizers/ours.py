@@ -28,7 +28,9 @@ OURS: tuple[OptimizerSpec, ...] = (
             "momentum_form": Hyper(None, "choice", choices=("heavy-ball", "average")),
             "grafting": Hyper(None, "choice", choices=("none", "adam")),
             "graft_epsilon": Hyper(1e-8),
+            "root": Hyper("eigh", "choice", choices=("eigh", "newton")),
         },
+        recordable=True,
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),
         presets=SHAMPOO_PRESETS,
         step_cost=12.0,
@@ -47,6 +49,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "weight_decay": Hyper(0.0),
         },
         per_member=frozenset({"lr", "beta", "bias_scale", "weight_decay"}),
+        recordable=True,
         step_cost=2.5,
     ),
     OptimizerSpec(

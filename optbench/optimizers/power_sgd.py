@@ -44,10 +44,15 @@ class PowerSgd(torch.optim.Optimizer):
         first = self.param_groups[0]["params"][0]
         self._count = first.shape[0] if stacked else 1
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; the loss of `closure`, where one is given."""
         loss = evaluated(closure)
+        self.work()
+        return loss
+
+    @torch.no_grad()
+    def work(self) -> None:
+        """The step itself, from the gradients there are."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -57,7 +62,13 @@ class PowerSgd(torch.optim.Optimizer):
                     p.sub_(lr * (power(p.abs(), beta) * p.grad + decay * p))
                 else:
                     p.sub_(lr * scale * p.grad)
-        return loss
+
+    def upcoming(self) -> str:
+        """Every step is of one kind."""
+        return "step"
+
+    def advance(self) -> None:
+        """It counts nothing."""
 
     def begin_task(self) -> None:
         """It keeps nothing that a new task would change."""

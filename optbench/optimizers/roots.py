@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from optbench.optimizers.newton_root import newton_inverse_root
+
 ALIGNMENT = 64
 """Bytes. Allocations of PyTorch start on this boundary; kernels of a BLAS may round differently off it."""
+
+
+def one_by_one(x: Tensor) -> bool:
+    """Whether members go through calls of their own."""
+    return x.device.type == "cpu"
 
 
 def own_memory(x: Tensor) -> Tensor:
@@ -27,7 +34,9 @@ def own_memory(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def inverse_root_of_spectrum(spectrum: Tensor, order: int, epsilon: Tensor | float, scale: Tensor | float) -> Tensor:
+def inverse_root_of_spectrum(
+    spectrum: Tensor, order: int, epsilon: Tensor | float, scale: Tensor | float, *, added: bool = False
+) -> Tensor:
     """(scale · max(λ, ε λ_max))^(−1/order), and 0 where that base is not positive (as a pseudo-inverse does).
 
     Args:
@@ -35,16 +44,22 @@ def inverse_root_of_spectrum(spectrum: Tensor, order: int, epsilon: Tensor | flo
         order: p of the p-th root, at least 1.
         epsilon: eigenvalues are lifted to this fraction of the largest; a number or shape (...).
         scale: positive factor on the matrix; a number or shape (...).
+        added: λ + ε λ_max in the place of max(λ, ε λ_max).
     """
     epsilon, scale = (torch.as_tensor(x, dtype=spectrum.dtype, device=spectrum.device) for x in (epsilon, scale))
     floor = epsilon.unsqueeze(-1) * spectrum.amax(-1, keepdim=True)
-    base = torch.maximum(spectrum, floor) * scale.unsqueeze(-1)
+    base = (spectrum + floor if added else torch.maximum(spectrum, floor)) * scale.unsqueeze(-1)
     # NaN fails the comparison with 0 the other way round: it must stay NaN, for the caller to see.
     return torch.where(base <= 0, torch.zeros_like(base), base.pow(-1.0 / order))
 
 
 def update_inverse_roots(
-    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor | float = 0.0, scale: Tensor | float = 1.0
+    roots: Tensor,
+    factors: Tensor,
+    order: int,
+    epsilon: Tensor | float = 0.0,
+    scale: Tensor | float = 1.0,
+    newton: int | None = None,
 ) -> Tensor:
     """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
 
@@ -62,6 +77,8 @@ def update_inverse_roots(
         order: p of the p-th root, at least 1.
         epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
         scale: positive factor on the matrices; a number or shape (M,).
+        newton: iterations of `newton_inverse_root`, in the place of a decomposition; then `epsilon`, which is above 0,
+            is added to all eigenvalues instead, and a root that has not converged is not taken.
 
     Returns:
         shape (M,), bool, on the device of `roots`: the members that kept their last root.
@@ -72,7 +89,10 @@ def update_inverse_roots(
     epsilon, scale = (
         torch.as_tensor(x, dtype=factors.dtype, device=factors.device).expand(members) for x in (epsilon, scale)
     )
-    if factors.is_cuda:
+    if newton is not None:
+        places = [slice(i, i + 1) for i in range(members)] if one_by_one(factors) else [slice(members)]
+        return torch.cat([_update_by_newton(roots[p], factors[p], order, epsilon[p], scale[p], newton) for p in places])
+    if not one_by_one(factors) and factors.dtype == torch.float64:
         return _update_batched(roots, factors, order, epsilon, scale)
     kept = []
     for root, factor, eps, by in zip(roots, factors, epsilon.tolist(), scale.tolist(), strict=True):
@@ -99,6 +119,26 @@ def _inverse_root(factor: Tensor, order: int, epsilon: float, scale: float, dtyp
     return root if root.isfinite().all() else None
 
 
+def _update_by_newton(
+    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, iterations: int
+) -> Tensor:
+    """`update_inverse_roots` by products alone, for all members given."""
+    if factors.ndim == 2:
+        new = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True)
+        good = torch.ones_like(scale, dtype=torch.bool)
+    else:
+        new, good = newton_inverse_root(_symmetrised(factors), order, epsilon, iterations)
+        new.mul_(scale.pow(-1.0 / order).view(-1, 1, 1))
+    return _take(new.to(roots.dtype), good, roots)
+
+
+def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
+    """Replace the roots of `good` members by new ones, as far as these are finite; who has kept theirs, (M,)."""
+    good = good & new.flatten(1).isfinite().all(1)
+    roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
+    return ~good
+
+
 def _update_batched(roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor) -> Tensor:
     """`update_inverse_roots` with one call for all members; epsilon and scale have shape (M,)."""
     finite = factors.flatten(1).isfinite().all(1)
@@ -114,9 +154,7 @@ def _update_batched(roots: Tensor, factors: Tensor, order: int, epsilon: Tensor,
         except LinAlgError:
             return _update_after_failure(roots, matrices, finite, order, epsilon, scale)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
-    good = finite & new.flatten(1).isfinite().all(1)
-    roots.copy_(torch.where(good.view(column), new, roots))
-    return ~good
+    return _take(new, finite, roots)
 
 
 def _update_after_failure(
@@ -152,7 +190,7 @@ def accumulate(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: 
         gradients: shape (M, m, n).
         decay, weight: shape (M,), in the dtype of the factors.
     """
-    (accumulate_each if gradients.device.type == "cpu" else accumulate_batched)(factors, gradients, decay, weight)
+    (accumulate_each if one_by_one(gradients) else accumulate_batched)(factors, gradients, decay, weight)
 
 
 def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
@@ -165,7 +203,7 @@ def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
     Returns:
         shape (M, m, n), in memory of its own.
     """
-    return (precondition_each if moment.device.type == "cpu" else precondition_batched)(roots, moment)
+    return (precondition_each if one_by_one(moment) else precondition_batched)(roots, moment)
 
 
 def accumulate_each(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
@@ -218,7 +256,7 @@ def precondition_batched(roots: list[Tensor], moment: Tensor) -> Tensor:
 
 def norms(x: Tensor) -> Tensor:
     """The Euclidean norm of each member's slice, shape (M,)."""
-    if x.device.type == "cpu":
+    if one_by_one(x):
         lengths: Tensor = torch.stack([torch.linalg.vector_norm(own_memory(member)) for member in x])
     else:
         lengths = torch.linalg.vector_norm(x.flatten(1), dim=1)

@@ -16,8 +16,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from optbench.errors import unknown
 from optbench.optimizers.closures import evaluated
+from optbench.optimizers.newton_root import iterations_for
 from optbench.optimizers.presets import SHAMPOO_PRESETS
-from optbench.optimizers.roots import accumulate, norms, precondition, update_inverse_roots
+from optbench.optimizers.roots import accumulate, norms, one_by_one, precondition, update_inverse_roots
 
 PerMember = float | Tensor
 """A hyper-parameter: one number, or a tensor of shape (M,) with one for each member."""
@@ -26,6 +27,7 @@ CHOICES = {
     "structure": ("kronecker", "diagonal-factor"),
     "momentum_form": ("heavy-ball", "average"),
     "grafting": ("none", "adam"),
+    "root": ("eigh", "newton"),
 }
 # name -> (low, high, whether high itself is allowed)
 RANGES = {
@@ -63,6 +65,10 @@ class Shampoo(Optimizer):
       strongest: with rare refreshes of large sides, call `begin_task()` before the first step, or raise ε.
     - A root that cannot be computed (factor not finite, `eigh` does not converge) is left as it was (zero, if it never
       was computed) and counted, see `fallbacks`.
+    - `root="newton"` finds roots by products of matrices alone (a coupled Newton iteration), which an accelerator does
+      for all members at once and without waiting. There ε times the largest eigenvalue, which is known to a few
+      percent, is added to every eigenvalue (as Anil et al. have it) instead of lifting those below: nearly the same
+      method, and the same on every device.
     - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else the same.
     - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
 
@@ -96,6 +102,7 @@ class Shampoo(Optimizer):
         momentum_form: `"heavy-ball"` or `"average"`.
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
+        root: `"eigh"` or `"newton"`, which needs ε > 0.
         stacked: parameters carry a leading member axis.
 
     Raises:
@@ -111,6 +118,7 @@ class Shampoo(Optimizer):
     References:
         Gupta, Koren & Singer 2018, Shampoo: Preconditioned Stochastic Tensor Optimization, arXiv:1802.09568.
         Anil et al. 2020, Scalable Second Order Optimization for Deep Learning, arXiv:2002.09018.
+        Guo & Higham 2006, A Schur-Newton Method for the Matrix p-th Root and its Inverse.
     """
 
     def __init__(
@@ -131,6 +139,7 @@ class Shampoo(Optimizer):
         momentum_form: Literal["heavy-ball", "average"] | None = None,
         grafting: Literal["none", "adam"] | None = None,
         graft_epsilon: float = 1e-8,
+        root: Literal["eigh", "newton"] = "eigh",
         stacked: bool = False,
     ) -> None:
         if preset not in SHAMPOO_PRESETS:
@@ -155,6 +164,7 @@ class Shampoo(Optimizer):
             "max_side": max_side,
             "structure": structure,
             "graft_epsilon": graft_epsilon,
+            "root": root,
             "stacked": stacked,
             "clock": 0,
             "task_begun": False,
@@ -199,7 +209,6 @@ class Shampoo(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step for every parameter that has a gradient; `closure`, if given, computes the loss and the gradients.
 
@@ -207,6 +216,13 @@ class Shampoo(Optimizer):
             RuntimeError: a gradient is sparse.
         """
         loss: float | None = evaluated(closure)
+        self.work()
+        self.advance()
+        return loss
+
+    @torch.no_grad()
+    def work(self) -> None:
+        """A step from the gradients there are, without the clock. Raises RuntimeError as `step` does."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.numel() == 0:
@@ -214,8 +230,29 @@ class Shampoo(Optimizer):
                 if parameter.grad.is_sparse:
                     raise RuntimeError("Shampoo needs dense gradients; a sparse one came")
                 self._update(parameter, group)
+
+    def upcoming(self) -> tuple[object, ...] | None:
+        """The roots that are refreshed in the next step, which is the same work on the same tensors whenever they are;
+        None for a first step, and where they are found by `eigh`, which asks the device whether it has converged."""
+        found: list[object] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None or parameter.numel() == 0:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    return None
+                factors = {side: state[side] for side in ("left", "right") if side in state}
+                due = {side for side, factor in factors.items() if _is_due(factor.shape[1], group)}
+                if group["root"] == "eigh" and any(factors[side].ndim == 3 for side in due):
+                    return None
+                found.append(frozenset(due))
+        return tuple(found)
+
+    def advance(self) -> None:
+        """Move the clock of the refreshes on by one step."""
+        for group in self.param_groups:
             group["clock"] += 1
-        return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         weights = parameter if group["stacked"] else parameter.unsqueeze(0)
@@ -246,8 +283,10 @@ class Shampoo(Optimizer):
         accumulate([state[side] for side in sides], g, beta2, new)
         for side, size in sides.items():
             if fresh or _is_due(size, group):
+                order = 2 * len(sides)
+                newton = iterations_for(order, group["smallest_epsilon"]) if group["root"] == "newton" else None
                 state["fallbacks"] += update_inverse_roots(
-                    state[f"{side}_root"], state[side], 2 * len(sides), setting("epsilon"), correction.reciprocal()
+                    state[f"{side}_root"], state[side], order, setting("epsilon"), correction.reciprocal(), newton
                 )
 
         moment = g
@@ -290,6 +329,13 @@ def _check_group(group: dict[str, Any]) -> None:
     for name, choices in CHOICES.items():
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
+    if group["root"] == "newton":
+        smallest = float(torch.as_tensor(group["epsilon"]).min())
+        if smallest <= 0:
+            raise ValueError(f"epsilon needs to be above 0 with root='newton'; {group['epsilon']!r} came")
+        group["smallest_epsilon"] = smallest
+        for order in (2, 4):
+            iterations_for(order, smallest)  # raises where it would not converge
     if isinstance(group["graft_epsilon"], Tensor):
         raise ValueError("graft_epsilon needs to be one number; a tensor came")
     members = None if group["stacked"] else 1
@@ -314,7 +360,7 @@ def _as_number(value: Any) -> Tensor:
 
 def _any(value: PerMember) -> bool:
     """Whether anybody's is not 0; an accelerator is not asked in every step, and does what changes nothing then."""
-    if isinstance(value, Tensor) and value.device.type != "cpu":
+    if isinstance(value, Tensor) and not one_by_one(value):
         return True
     return bool(torch.as_tensor(value).any())
 
@@ -358,7 +404,7 @@ def _is_due(size: int, group: dict[str, Any]) -> bool:
 
 def _bias_correction(beta: Tensor, step: Tensor) -> Tensor:
     """1 − βᵗ for each member, and 1 where β = 1; shape (M,)."""
-    if beta.device.type == "cpu":
+    if one_by_one(beta):
         # Python's power: a vectorised one may round the last members of a stack differently.
         pairs: Iterable[tuple[float, int]] = zip(beta.tolist(), step.tolist(), strict=True)
         return torch.tensor([1 - b**t if b < 1 else 1.0 for b, t in pairs], dtype=beta.dtype)

@@ -88,8 +88,12 @@ class OptimizerSpec:
     per_member: frozenset[str] = frozenset()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of the hyper-parameters without a default, by the value of the hyper-parameter `preset`."""
-    extra_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that are optbench's business, not the user's (which implementation of the same update to use)."""
+    arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arguments that are optbench's business, not the user's (which implementation of the same update to use), by the
+    kind of device."""
+    recordable: bool = False
+    """On an accelerator its step is, after the first ones, the same work on the same tensors every time: Python counts
+    nothing and decides nothing. Such a step can be recorded and replayed."""
     source: Source = "optbench"
     """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()

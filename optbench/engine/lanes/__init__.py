@@ -1,6 +1,6 @@
 """The three ways an update is applied to a cohort (DESIGN.md: lanes), behind one interface.
 
-A lane is built for the members that are training now and taken apart when one of them stops: `export` gives each
+A lane is built for the members that are training now and taken apart when one of them stops: `export` gives a
 member's optimizer state on its own, and a new lane is built from the states of those that go on. So a member's state
 never mixes with another's, and dropping a member needs no masks.
 
@@ -18,10 +18,11 @@ from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
 from optbench.engine.lanes.per_member import PerMemberLane, plain_instance
 from optbench.engine.plain import Plain, from_plain, to_plain
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.optimizers.load import load_class
-from optbench.optimizers.make import constructor_arguments
+from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
 __all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "build_lane", "plain_state"]
@@ -34,22 +35,26 @@ def build_lane(
     weights: Tensor,
     grads: Tensor,
     layout: Layout,
+    recordings: Recordings,
     *,
     begin: bool,
 ) -> Lane:
     """The lane that `spec` names, over weights (A, P) and gradients (A, P).
 
-    network: what the weights belong to, without weights of its own. begin: whether a task begins, with weights that
-    were measured, rather than goes on.
+    network: what the weights belong to, without weights of its own. recordings: for a lane whose steps can be recorded.
+    begin: whether a task begins, with weights that were measured, rather than goes on.
     """
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
     cls = load_class(spec.target)
     states = [from_plain(m.state, device=weights.device) if isinstance(m.state, Plain) else m.state for m in members]
-    settings = [constructor_arguments(spec, member.hyperparameters) for member in members]
+    more = arguments_on(spec, weights.device)
+    settings = [constructor_arguments(spec, member.hyperparameters) | more for member in members]
+    if not spec.recordable:
+        recordings = Recordings(None)
     if spec.lane == "elementwise":
-        return ElementwiseLane(cls, settings, weights, grads, states)
-    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states)
+        return ElementwiseLane(cls, settings, weights, grads, states, recordings)
+    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, recordings)
 
 
 def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,17 @@ from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
 
 
 class BatchedLane:
-    """One instance of an optimizer of ours, which knows the member axis (`stacked=True`)."""
+    """One instance of an optimizer of ours, which knows the member axis (`stacked=True`).
+
+    Beside `step` it has `begin_task`, `fallbacks`, and its step in two parts: `work`, on the device, and `advance`,
+    what it counts in Python. `upcoming` names the kind of work that comes next, which is the same work on the same
+    tensors whenever it has that name, or is None where it is not to be recorded.
+    """
 
     def __init__(
         self,
@@ -25,6 +31,7 @@ class BatchedLane:
         grads: Tensor,
         layout: Layout,
         states: Sequence[dict[str, Any] | None],
+        recordings: Recordings,
     ) -> None:
         self._count = len(settings)
         self._parameters = [view.detach().requires_grad_() for view in layout.views(weights).values()]
@@ -33,7 +40,9 @@ class BatchedLane:
         arguments: dict[str, Any] = dict(settings[0])
         for name in per_member & arguments.keys():
             arguments[name] = torch.tensor([s[name] for s in settings], dtype=torch.float64, device=weights.device)
-        self._optimizer = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        self._optimizer: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        self._recordings = recordings
+        self._works: dict[Hashable, Recorded[None]] = {}
         members = [state for state in states if state is not None]
         if members:
             assert len(members) == self._count, "a cohort starts, or goes on, together"
@@ -44,35 +53,41 @@ class BatchedLane:
                 group.update(shared)
 
     def begin_task(self) -> None:
-        self._optimizer.begin_task()  # type: ignore[attr-defined]  # part of the contract of batched optimizers
+        self._optimizer.begin_task()
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         try:
-            self._optimizer.step()
+            kind = self._optimizer.upcoming() if self._recordings.record else None
+            if kind is None:
+                self._optimizer.step()
+            else:
+                if kind not in self._works:
+                    self._works[kind] = Recorded(self._optimizer.work, self._changed, self._recordings)
+                self._works[kind]()
+                self._optimizer.advance()
         except Exception as error:  # a step cut short leaves nobody where it should be
             if of_the_machine(error):
                 raise
             return dict.fromkeys(range(self._count), error)
         return {}
 
+    def _changed(self) -> list[Tensor]:
+        states = [value for p in self._parameters for value in self._optimizer.state[p].values()]
+        return [*self._parameters, *states]
+
     def measured(self, index: int, row: Tensor) -> Tensor:
         return row
 
-    def export(self) -> list[MemberState]:
+    def export(self, index: int) -> MemberState:
         # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.
         shared = [{k: v for k, v in g.items() if isinstance(v, int)} for g in self._optimizer.param_groups]
         states = [self._optimizer.state[p] for p in self._parameters]
         if not all(states):
-            return [None] * self._count
-        return [
-            {"shared": shared, "state": [{k: v[i].clone() for k, v in state.items()} for state in states]}
-            for i in range(self._count)
-        ]
+            return None
+        return {"shared": shared, "state": [{k: v[index].clone() for k, v in state.items()} for state in states]}
 
-    def state_bytes(self) -> list[int]:
-        total = sum(tensor_bytes(self._optimizer.state[p]) for p in self._parameters)
-        return [total // self._count] * self._count
+    def state_bytes(self, index: int) -> int:
+        return sum(tensor_bytes(self._optimizer.state[p]) for p in self._parameters) // self._count
 
-    def fallbacks(self) -> list[int]:
-        counts: list[int] = self._optimizer.fallbacks().tolist()  # type: ignore[attr-defined]  # as `begin_task`
-        return counts
+    def fallbacks(self, index: int) -> int:
+        return int(self._optimizer.fallbacks()[index])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+from optbench.engine.recording import Recorded, Recordings
 
 
 class ElementwiseLane:
@@ -26,6 +27,7 @@ class ElementwiseLane:
         weights: Tensor,
         grads: Tensor,
         states: Sequence[dict[str, Any] | None],
+        recordings: Recordings,
     ) -> None:
         self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
         self._leaves: list[Tensor] = []
@@ -39,11 +41,15 @@ class ElementwiseLane:
                 optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
             self._leaves.append(leaf)
             self._optimizers.append(optimizer)
+        self._work = Recorded(self._step, self._changed, recordings)
 
     def begin_task(self) -> None:
         """Elementwise optimizers know nothing of tasks."""
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+        return self._work()
+
+    def _step(self) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
         for optimizer, (start, stop) in zip(self._optimizers, self._blocks, strict=True):
             try:
@@ -54,26 +60,29 @@ class ElementwiseLane:
                 raised.update(dict.fromkeys(range(start, stop), error))
         return raised
 
+    def _changed(self) -> list[Tensor]:
+        """Weights and states; an optimizer may write to the gradients, too."""
+        states = [self._optimizers[i].state.get(leaf, {}) for i, leaf in enumerate(self._leaves)]
+        kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*self._leaves, *(leaf.grad for leaf in self._leaves if leaf.grad is not None), *kept]
+
     def measured(self, index: int, row: Tensor) -> Tensor:
         return row
 
-    def export(self) -> list[MemberState]:
-        states: list[MemberState] = []
-        for optimizer, leaf, (start, stop) in zip(self._optimizers, self._leaves, self._blocks, strict=True):
-            state = optimizer.state.get(leaf)
-            for i in range(stop - start):
-                # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
-                rows = (
-                    {k: v[i].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()} if state else None
-                )
-                states.append(rows)
-        return states
+    def export(self, index: int) -> MemberState:
+        block = next(b for b, (_, stop) in enumerate(self._blocks) if index < stop)
+        state = self._optimizers[block].state.get(self._leaves[block])
+        if not state:
+            return None
+        # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
+        row = index - self._blocks[block][0]
+        return {k: v[row].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()}
 
-    def state_bytes(self) -> list[int]:
-        return [tensor_bytes(state) for state in self.export()]
+    def state_bytes(self, index: int) -> int:
+        return tensor_bytes(self.export(index))
 
-    def fallbacks(self) -> list[int]:
-        return [0] * (self._blocks[-1][1])
+    def fallbacks(self, index: int) -> int:
+        return 0
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:

@@ -50,16 +50,16 @@ class Lane(Protocol):
         """The weights (P,) to measure a member at; `row` itself unless its optimizer keeps others for training."""
         ...
 
-    def export(self) -> list[MemberState]:
-        """The state of each member, in order, in tensors of their own."""
+    def export(self, index: int) -> MemberState:
+        """The state of a member, in tensors of its own."""
         ...
 
-    def state_bytes(self) -> list[int]:
-        """Bytes of optimizer state of each member."""
+    def state_bytes(self, index: int) -> int:
+        """Bytes of a member's optimizer state."""
         ...
 
-    def fallbacks(self) -> list[int]:
-        """How often a factorisation of each member had to be replaced."""
+    def fallbacks(self, index: int) -> int:
+        """How often a factorisation of a member had to be replaced."""
         ...
 
 

@@ -148,14 +148,14 @@ class PerMemberLane:
         if "modes" in self._needs:
             optimizer.eval()  # type: ignore[attr-defined]  # as above
 
-    def export(self) -> list[MemberState]:
-        return list(zip(self._optimizers, self._networks, strict=True))
+    def export(self, index: int) -> MemberState:
+        return self._optimizers[index], self._networks[index]
 
-    def state_bytes(self) -> list[int]:
-        return [tensor_bytes(optimizer.state) for optimizer in self._optimizers]
+    def state_bytes(self, index: int) -> int:
+        return tensor_bytes(self._optimizers[index].state)
 
-    def fallbacks(self) -> list[int]:
-        return [0] * len(self._optimizers)
+    def fallbacks(self, index: int) -> int:
+        return 0
 
 
 def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:

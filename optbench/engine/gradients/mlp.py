@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optbench.engine.batches import BatchBuffer, BatchStream, sharing
+from optbench.engine.batches import BatchBuffer, sharing
+from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.models.mlp import Mlp
@@ -30,12 +31,14 @@ class MlpGradients:
 
     ACTIVATIONS = ("relu", "tanh")
 
-    def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, weights: Tensor, grads: Tensor) -> None:
+    def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
         assert isinstance(network, Mlp)
         self._buffer = buffer
+        self._streams = bound.streams
+        self._sharing = sharing(bound.streams)
         self._relu = network.settings.activation == "relu"
-        self._weights = [_layers(layout, row) for row in weights.detach().unbind()]
-        self._grads = [_layers(layout, row) for row in grads.unbind()]
+        self._weights = [_layers(layout, row) for row in bound.weights.detach().unbind()]
+        self._grads = [_layers(layout, row) for row in bound.grads.unbind()]
         self._transposed = [[w.t() for w, _ in layers] for layers in self._weights]
         self._together: dict[tuple[int, ...], _FirstLayers] = {}
         self._outputs: list[Tensor] = []
@@ -49,10 +52,10 @@ class MlpGradients:
             and network.settings.activation in cls.ACTIVATIONS
         )
 
-    def __call__(self, streams: Sequence[BatchStream], step: int, losses: Tensor) -> None:
+    def __call__(self, step: int, losses: Tensor) -> None:
         with torch.no_grad():
-            for members in sharing(streams):
-                inputs, labels = self._buffer.take(streams[members[0]], step)
+            for members in self._sharing:
+                inputs, labels = self._buffer.take(self._streams[members[0]], step)
                 inputs = inputs.flatten(1)
                 first = self._first_layers(members, inputs)
                 for k, i in enumerate(members):

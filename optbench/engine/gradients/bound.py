@@ -1,0 +1,37 @@
+"""What a cohort's gradients are bound to, and what they are to the engine.
+
+Legend: M members, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from optbench.engine.batches import BatchStream
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bound once for many steps, so that a step makes no views."""
+
+    weights: Tensor
+    """(M, P)"""
+    grads: Tensor
+    """(M, P), written to."""
+    streams: Sequence[BatchStream]
+    """Where each member's batches come from; members with the same object (those of one seed) share its batches."""
+
+
+class Gradients(Protocol):
+    """Fills a cohort's gradient matrix for one step."""
+
+    def __call__(self, step: int, losses: Tensor) -> None:
+        """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,)."""
+        ...
+
+
+GradientsFactory: TypeAlias = Callable[[Bound], Gradients]

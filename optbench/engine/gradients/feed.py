@@ -1,0 +1,74 @@
+"""The batches of many streams at once, with nothing for Python to count: what an accelerator is fed with.
+
+Legend: S different streams, B batch size, L rows of the longest epoch, R rows of all examples, C*H*W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optbench.engine.batches import BatchStream, Normaliser
+
+
+class Feed:
+    """Takes the next batch of every stream in a few calls, each for all of them.
+
+    The examples of all streams lie one after the other, an epoch's order is a row of numbers of them, and where in its
+    order each stream is stands on the device: so `take` is the same work every time. `aim` is what Python has to do,
+    nearly always nothing.
+    """
+
+    def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:
+        self._streams = list(streams)
+        self._normalise = normalise
+        parts = list({id(stream.examples): stream.examples for stream in streams}.values())
+        offsets, rows = {}, 0
+        for part in parts:
+            offsets[id(part)] = rows
+            rows += len(part)
+        self._offsets = [offsets[id(stream.examples)] for stream in streams]
+        # One copy more, for as long as the stack lives; where all streams are of the same examples, none.
+        self._inputs = parts[0].inputs if len(parts) == 1 else torch.cat([part.inputs for part in parts])
+        self._labels = parts[0].labels if len(parts) == 1 else torch.cat([part.labels for part in parts])
+        device = self._labels.device
+        size = streams[0].batch_size
+        longest = max(stream.steps_per_epoch for stream in streams) * size
+        self._orders = torch.zeros(len(streams), longest, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(len(streams), 1, dtype=torch.int64, device=device)
+        """(S, 1): where in its epoch's order the next batch of each stream begins."""
+        self._within = torch.arange(size, device=device)
+        self._raw = self._inputs.new_empty(len(streams) * size, *self._inputs.shape[1:])
+        self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], device=device)
+        self._batch_labels = self._labels.new_empty(len(streams) * size)
+        self._next = self._until = -1
+        """The step that follows, and the first from here on at which some stream begins another epoch."""
+
+    def aim(self, step: int) -> None:
+        """Have `take` give batch number `step` (0-based) next; nobody waits for the device."""
+        if step != self._next or step == self._until:
+            for i, stream in enumerate(self._streams):
+                epoch, position = divmod(step, stream.steps_per_epoch)
+                if step != self._next or position == 0:
+                    self._renew(i, stream, epoch)
+                    self.positions[i].fill_(position * stream.batch_size)
+            self._until = min((step // s.steps_per_epoch + 1) * s.steps_per_epoch for s in self._streams)
+        self._next = step + 1
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Inputs (S, B, C, H, W) and labels (S, B) of the next batch of every stream; they live until the next call."""
+        rows = self._orders.gather(1, self.positions + self._within).view(-1)
+        torch.index_select(self._inputs, 0, rows, out=self._raw)
+        torch.index_select(self._labels, 0, rows, out=self._batch_labels)
+        self.positions.add_(self._within.numel())
+        inputs = self._normalise(self._raw.view(self._batch.shape), out=self._batch)
+        return inputs, self._batch_labels.view(self._batch.shape[:2])
+
+    def _renew(self, i: int, stream: BatchStream, epoch: int) -> None:
+        """The order of an epoch, to the device."""
+        order = stream.order(epoch)[: stream.steps_per_epoch * stream.batch_size] + self._offsets[i]
+        if self._orders.is_cuda:  # from memory that the device reads by itself, so that nobody waits
+            order = order.pin_memory()
+        self._orders[i, : len(order)].copy_(order, non_blocking=True)

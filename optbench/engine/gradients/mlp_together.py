@@ -1,0 +1,59 @@
+"""Losses and gradients of plain MLPs on an accelerator, written out: one call of a library for all members.
+
+Legend: M members, B batch, C classes, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optbench.engine.gradients.bound import Bound
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.models.mlp import Mlp
+
+
+class MlpTogether:
+    """A `Way`: the formulas of `MlpGradients` with a member axis.
+
+    Half the kernels that `torch.func` makes of the same network, and gradients are written where they belong.
+    """
+
+    def __init__(self, network: Network, layout: Layout, bound: Bound) -> None:
+        assert isinstance(network, Mlp)
+        self._relu = network.settings.activation == "relu"
+        views, targets = list(layout.views(bound.weights.detach()).values()), list(layout.views(bound.grads).values())
+        self._layers = list(zip(views[::2], views[1::2], strict=True))
+        self._targets = list(zip(targets[::2], targets[1::2], strict=True))
+        self._classes = torch.arange(self._layers[-1][1].shape[1], device=bound.weights.device)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """inputs: (M, B, ...), which may be one batch expanded. labels: (M, B). losses: (M,), written to."""
+        hs = [inputs.flatten(2)]
+        for k, (weight, bias) in enumerate(self._layers):
+            z = torch.baddbmm(bias.unsqueeze(1), hs[-1], weight.mT)
+            if k < len(self._layers) - 1:
+                z = z.relu_() if self._relu else z.tanh_()
+            hs.append(z)
+
+        delta = torch.log_softmax(hs.pop(), 2)
+        rows = labels.unsqueeze(2)
+        torch.mean(delta.gather(2, rows), dim=(1, 2), out=losses)
+        losses.neg_()
+        delta.exp_().add_(rows == self._classes, alpha=-1.0).mul_(1.0 / labels.shape[1])
+
+        for (weight, _), (d_weight, d_bias) in zip(reversed(self._layers), reversed(self._targets), strict=True):
+            below = hs.pop()
+            torch.bmm(delta.mT, below, out=d_weight)
+            torch.sum(delta, 1, out=d_bias)
+            if hs:
+                delta = torch.bmm(delta, weight)
+                if self._relu:
+                    _mask_by_relu(delta, below, 0.0, grad_input=delta)
+                else:
+                    delta.addcmul_(delta * below, below, value=-1.0)
+
+
+_mask_by_relu = torch.ops.aten.threshold_backward.grad_input

@@ -1,0 +1,49 @@
+"""Losses and gradients of all members at once, on batches that are taken at once: what an accelerator needs.
+
+Legend: M members, S different streams, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from optbench.engine.batches import Normaliser, sharing
+from optbench.engine.gradients.bound import Bound
+from optbench.engine.gradients.feed import Feed
+from optbench.engine.recording import Recorded, Recordings
+
+Way: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
+"""way(inputs (M, B, C, H, W), labels (M, B), losses (M,)) writes losses and the bound gradients, the same work at every
+call. Inputs may be one batch expanded."""
+
+
+class TogetherGradients:
+    """All members in one go, on batches that are taken in one go; recorded where that can be."""
+
+    def __init__(self, way: Way, bound: Bound, normalise: Normaliser, recordings: Recordings) -> None:
+        places = sharing(bound.streams)
+        device = bound.weights.device
+        self._way = way
+        self._members = len(bound.streams)
+        self._feed = Feed([bound.streams[members[0]] for members in places], normalise)
+        self._losses = torch.zeros(self._members, device=device)
+        self._stream_of: Tensor | None = None
+        if 1 < len(places) < self._members:
+            of = {i: s for s, members in enumerate(places) for i in members}
+            self._stream_of = torch.tensor([of[i] for i in range(self._members)], device=device)
+        self._work = Recorded(self._fill, lambda: (bound.grads, self._losses, self._feed.positions), recordings)
+
+    def __call__(self, step: int, losses: Tensor) -> None:
+        self._feed.aim(step)
+        self._work()
+        losses.copy_(self._losses)
+
+    def _fill(self) -> None:
+        inputs, labels = self._feed.take()
+        if self._stream_of is not None:
+            inputs, labels = inputs.index_select(0, self._stream_of), labels.index_select(0, self._stream_of)
+        self._way(inputs.expand(self._members, *inputs.shape[1:]), labels.expand(self._members, -1), self._losses)

@@ -1,0 +1,143 @@
+"""Members that take their steps together: the innermost loop of training.
+
+Legend: A members in the stack, P padded parameter count, K steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from optbench.engine.batches import BatchBuffer, BatchStream
+from optbench.engine.execution import Execution
+from optbench.engine.gradients import Bound, GradientsFactory
+from optbench.engine.lanes import LaneMember, MemberState, build_lane
+from optbench.engine.recording import Recordings
+from optbench.engine.stack import Layout
+from optbench.engine.stopwatch import Stopwatch
+from optbench.models import Network
+from optbench.optimizers.spec import OptimizerSpec
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What all stacks of a cohort work with."""
+
+    spec: OptimizerSpec
+    network: Network
+    """Of the members' shape, without weights of its own."""
+    layout: Layout
+    buffer: BatchBuffer
+    gradients: GradientsFactory
+    recordings: Recordings
+    execution: Execution
+
+    @property
+    def keeps_who_stopped(self) -> bool:
+        """Whether members who have stopped may stay in a stack and be carried along: where all are one call."""
+        return self.execution.together and self.spec.lane != "per-member"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some steps of a stack, and what the host has to know of them."""
+
+    losses: list[list[float]]
+    """K rows of A."""
+    finite: list[bool]
+    """Of each member, whether all of its weights are, at the end."""
+    raised: dict[int, Exception]
+    """What members' optimizers raised in the last of the steps."""
+    seconds: float
+    optimizer_seconds: float
+
+
+class LockStep:
+    """Weights side by side, and what moves them on together."""
+
+    def __init__(
+        self,
+        machinery: Machinery,
+        rows: Sequence[Tensor],
+        members: Sequence[LaneMember],
+        streams: Sequence[BatchStream],
+        *,
+        begin: bool,
+    ) -> None:
+        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on."""
+        self._machinery = machinery
+        self._streams = streams
+        self._weights = torch.stack(list(rows))
+        grads = torch.zeros_like(self._weights)
+        self._gradients = machinery.gradients(Bound(self._weights, grads, streams))
+        self._lane = build_lane(
+            machinery.spec,
+            members,
+            machinery.network,
+            self._weights,
+            grads,
+            machinery.layout,
+            machinery.recordings,
+            begin=begin,
+        )
+        if begin:
+            self._lane.begin_task()
+        self._stopwatch = Stopwatch(self._weights.device)
+
+    def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
+        """The steps from `step` to `until`, as `take` does them, and what came of them."""
+        started = time.perf_counter()
+        losses, raised = self.take(step, until, of)
+        # The one point at which the host waits for the device.
+        *rows, finite = torch.cat([losses, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
+        seconds = time.perf_counter() - started
+        return Stretch(rows, [bool(each) for each in finite], raised, seconds, self._stopwatch.read())
+
+    def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception]]:
+        """Ask for the steps from `step` to `until`; nobody waits for the device.
+
+        Returns their losses (K, A), and what optimizers raised in the last of them, which then is not `until`. What
+        members raise that are not in `of` is nobody's business any more.
+        """
+        losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
+        for k in range(until - step):
+            self._gradients(step + k, losses[k])
+            self._stopwatch.start()
+            failures = self._lane.step(partial(self._loss, step + k))
+            self._stopwatch.stop()
+            raised = {i: error for i, error in failures.items() if i in of}
+            if raised:
+                return losses[: k + 1], raised
+        return losses, {}
+
+    def measured(self, i: int) -> Tensor:
+        """The weights (P,) to measure member `i` at; they change with the next step.
+
+        Raises whatever a user's optimizer does on changing its mode.
+        """
+        return self._lane.measured(i, self._weights[i])
+
+    def row(self, i: int) -> Tensor:
+        """The weights (P,) that member `i` trains, in memory of their own."""
+        return self._weights[i].clone()
+
+    def state(self, i: int) -> MemberState:
+        """What the optimizer of member `i` has come to."""
+        return self._lane.export(i)
+
+    def state_bytes(self, i: int) -> int:
+        return self._lane.state_bytes(i)
+
+    def fallbacks(self, i: int) -> int:
+        """How often a factorisation of member `i` had to be replaced."""
+        return self._lane.fallbacks(i)
+
+    def _loss(self, step: int, i: int, network: Network) -> Tensor:
+        """The mean cross-entropy of `network` on the batch of this step of member `i`."""
+        inputs, labels = self._machinery.buffer.take(self._streams[i], step)
+        return nn.functional.cross_entropy(network(inputs), labels)

@@ -1,0 +1,45 @@
+"""How long a device works at something that is asked of it again and again."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the seconds between `start` and `stop`.
+
+    A CUDA device works on after it has been asked, so there its own clock is read, once it has been waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_device = device.type == "cuda"
+        self._seconds = 0.0
+        self._started = 0.0
+        self._marks: list[torch.cuda.Event] = []
+
+    def start(self) -> None:
+        if self._on_device:
+            self._mark()
+        else:
+            self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._on_device:
+            self._mark()
+        else:
+            self._seconds += time.perf_counter() - self._started
+
+    def read(self) -> float:
+        """Seconds since the last reading; what was asked of the device has to be done."""
+        seconds, self._seconds = self._seconds, 0.0
+        marks, self._marks = self._marks, []
+        for start, stop in zip(marks[::2], marks[1::2], strict=True):
+            seconds += start.elapsed_time(stop) / 1000
+        return seconds
+
+    def _mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # of torch
+        event.record()
+        self._marks.append(event)

@@ -1,0 +1,94 @@
+"""Inverse p-th roots by products of matrices alone: for accelerators, which multiply fast and decompose slowly.
+
+Shapes: M members, n the side of a matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+SQUARINGS = 8
+"""The largest eigenvalue is overestimated by at most n^(1/256): 2.7% at 784, where all eigenvalues are equal."""
+CONVERGED = 1e-3
+"""Largest entry of X^p A − I that still counts as a root; in float64 it is far below."""
+MOST = 200
+
+
+def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """(A + ε λ_max I)^(−1/p) of every matrix, by the coupled Newton iteration (Guo & Higham 2006; Iannazzo 2006):
+
+        X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   from R = z A, X = z^(1/p) I
+
+    R goes to the identity and X to the root. Nothing in it depends on the numbers, and the device is not waited for.
+
+    Args:
+        matrices: A, shape (M, n, n), symmetric positive semidefinite; of float64 where ε is small.
+        order: p, at least 1.
+        epsilon: ε > 0, shape (M,): what is added to every eigenvalue, relative to the largest, which is known to a few
+            percent (`SQUARINGS`).
+        iterations: how many; see `iterations_for`.
+
+    Returns:
+        roots, shape (M, n, n), zero for a zero matrix; and whether each has converged, shape (M,).
+    """
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    size = largest_eigenvalue(matrices)
+    seen = size > 0
+    size = torch.where(seen, size, torch.ones_like(size))
+    a = matrices / _column(size) + _column(epsilon.to(matrices.dtype)) * identity
+    # Eigenvalues of `a` are in [ε, 1 + ε]: those of z a in (0, p + 1), where the iteration converges.
+    z = (order + 1) / (2 * (1 + epsilon.to(matrices.dtype)))
+    rest = a * _column(z)
+    root = _column(z.pow(1 / order)) * identity
+    for _ in range(iterations):
+        step = ((order + 1) * identity - rest) / order
+        root = root @ step
+        rest = _power(step, order) @ rest
+    converged = (rest - identity).flatten(1).abs().amax(1) < CONVERGED  # never, where it is not a number
+    root = root * _column(size.pow(-1 / order))
+    return torch.where(_column(seen), root, torch.zeros_like(root)), converged | ~seen
+
+
+def largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """(tr A^q)^(1/q) with q = 2^`SQUARINGS`, shape (M,): an upper bound of λ_max of a semidefinite A, and 0 for 0."""
+    trace = matrices.diagonal(dim1=1, dim2=2).sum(1)
+    power = matrices / _column(torch.where(trace == 0, torch.ones_like(trace), trace))
+    log = trace.log()
+    for k in range(1, SQUARINGS + 1):
+        power = power @ power
+        part = power.diagonal(dim1=1, dim2=2).sum(1)
+        power = power / _column(part)
+        log = log + part.log() * 0.5**k
+    return torch.where(trace == 0, torch.zeros_like(trace), log.exp())
+
+
+@functools.cache
+def iterations_for(order: int, epsilon: float) -> int:
+    """How many iterations an eigenvalue of ε needs, being the smallest there can be.
+
+    Raises:
+        ValueError: it does not converge in `MOST`.
+    """
+    r = (order + 1) / (2 * (1 + epsilon)) * epsilon
+    for count in range(MOST):
+        if abs(r - 1) < 1e-8:  # squared by the next one
+            return count + 1
+        r *= ((order + 1 - r) / order) ** order
+    raise ValueError(f"epsilon {epsilon:g} needs more than {MOST} iterations; raise it")
+
+
+def _power(matrix: Tensor, exponent: int) -> Tensor:
+    """By squaring: two products for the fourth."""
+    found = matrix
+    for bit in bin(exponent)[3:]:
+        found = found @ found
+        if bit == "1":
+            found = found @ matrix
+    return found
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1)
