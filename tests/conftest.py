@@ -18,7 +18,7 @@ from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.interim import Begun
 from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
-from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, halved
+from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved
 from optbench.work import do
 
 
@@ -45,9 +45,8 @@ class PoolHere:
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
     ) -> Iterator[Finished | Compared | Failed]:
-        assert not more(), "only what asks for no pairs is trained here"
         settings: dict[str, Setting] = {}
-        waiting = list(reversed(units))
+        waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         while waiting:
             unit = waiting.pop()
             if unit.experiment not in settings:
@@ -59,6 +58,7 @@ class PoolHere:
                 waiting += reversed(halved(answer.unit, places))
             else:
                 yield answer
+                waiting[:0] = reversed(more())
 
     def close(self) -> None: ...
 

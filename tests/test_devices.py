@@ -158,9 +158,11 @@ def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def stack_of(name: str, mnist: Dataset, device: torch.device) -> LockStep:
+def stack_of(
+    name: str, mnist: Dataset, device: torch.device, train_examples: int | None = None, **settings: Any
+) -> LockStep:
     """What the engine does in the steps of four members, with nothing around it."""
-    protocol = Protocol(batch_size=32)
+    protocol = Protocol(batch_size=32, train_examples=train_examples)
     family = TaskFamily(Permuted(kind="permuted", count=2), mnist, protocol, 0, device)
     network = build(Mlp(kind="mlp", hidden=[20]), family.shape, family.classes)
     layout = Layout.of({n: p.shape for n, p in network.named_parameters()})
@@ -169,7 +171,7 @@ def stack_of(name: str, mnist: Dataset, device: torch.device) -> LockStep:
     execution = Execution.on(device)
     recordings = Recordings(execution.record)
     gradients = gradients_for(network, layout, buffer, recordings, together=execution.together)
-    settings = complete(name, {})
+    settings = complete(name, settings)
     spec = resolve_spec(find(name), settings)
     machinery = Machinery(spec, network, layout, buffer, gradients, recordings, execution)
     members = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(4)]

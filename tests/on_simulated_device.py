@@ -1,0 +1,117 @@
+"""What runs on a CUDA device, on a simulated one: nothing mixes devices, and nothing waits that need not.
+
+Run by `test_simulated_device.py` in processes of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import simulated_device
+import torch
+from conftest import PoolHere, tables, trial_row
+from simulated_device import Simulated
+from test_devices import accuracies, stack_of, suite_of, trained
+from test_recording import ALL, RECORDABLE
+
+from optbench.cli import main
+from optbench.data import Dataset
+from optbench.optimizers.registry import OPTIMIZERS
+from optbench.suite import load_suite, shipped_suites
+
+DEVICE = str(simulated_device.device())
+TOLERANCE = 0.02
+"""Of accuracies on 200 examples: four of them. Members in one call are summed in another order than one by one."""
+
+
+@pytest.fixture(autouse=True)
+def _simulated() -> Iterator[None]:
+    with Simulated():
+        yield
+
+
+@pytest.fixture
+def _arguments_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RECORDABLE:
+        there = {simulated_device.NAME: OPTIMIZERS[name].arguments_on.get("cuda", {})}
+        monkeypatch.setitem(OPTIMIZERS, name, dataclasses.replace(OPTIMIZERS[name], arguments_on=there))
+
+
+def test_the_simulation_is_one() -> None:
+    there, here = torch.ones(3, device=DEVICE), torch.ones(3)
+    assert (there.device.type, here.device.type) == (simulated_device.NAME, "cpu")
+    assert torch.tensor([1.0], device=DEVICE).device == here.to(DEVICE).device == there.device
+    assert (there + torch.tensor(1.0)).cpu().tolist() == [2.0, 2.0, 2.0]
+    for wrong in (lambda: there + here, lambda: here.add_(there), lambda: torch.stack([there, here])):
+        with pytest.raises(RuntimeError, match="same device"):
+            wrong()
+    with pytest.raises((RuntimeError, TypeError)):
+        there.numpy()
+    before = sum(simulated_device.asked.values())
+    assert bool((there > 0).all())
+    assert there.sum().item() == 3.0
+    assert sum(simulated_device.asked.values()) == before + 2
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> None:
+    suite = suite_of(name)
+    for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):
+        assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
+        assert trial_row(a).init_hash == trial_row(b).init_hash
+        assert accuracies(b) == pytest.approx(accuracies(a), abs=TOLERANCE)
+
+
+@pytest.mark.usefixtures("_arguments_of_cuda")
+@pytest.mark.parametrize("name", ALL)
+def test_no_step_waits_for_the_device_or_takes_numbers_to_it(name: str, mnist: Dataset) -> None:
+    settings = dict(ALL[name])
+    stack = stack_of(settings.pop("target"), mnist, torch.device(DEVICE), **settings)
+    assert stack.take(0, 12, range(4))[1] == {}
+    simulated_device.asked.clear()
+    simulated_device.crossed.clear()
+    losses, raised = stack.take(12, 30, range(4))
+    assert raised == {}
+    assert simulated_device.asked == {}
+    assert simulated_device.crossed == {}
+    assert all(math.isfinite(loss) for row in losses.tolist() for loss in row)
+
+
+def test_an_epoch_that_begins_takes_its_order_there_and_waits_for_nobody(mnist: Dataset) -> None:
+    stack = stack_of("sgd", mnist, torch.device(DEVICE), train_examples=320)  # ten steps
+    stack.take(0, 10, range(4))
+    simulated_device.asked.clear()
+    simulated_device.crossed.clear()
+    stack.take(10, 31, range(4))
+    assert simulated_device.asked == {}
+    assert simulated_device.crossed == {"to": 3 * 4}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_suites()))
+def test_a_shipped_suite_runs_there_as_on_the_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("optbench.runner.Pool", PoolHere)
+    monkeypatch.setattr("optbench.engine.device.resolve", torch.device)
+    words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--quiet"]
+    for experiment in load_suite(shipped_suites()[name]).experiments:
+        small = {"max_steps": 4, "train_examples": 2000, "test_examples": 200, "validation_examples": 200}
+        words += [f"--set=experiments.{experiment}.protocol.{key}={value}" for key, value in small.items()]
+    for place in ("cpu", DEVICE):
+        assert main([*words, "--device", place, "--name", place.partition(":")[0]]) == 0, capsys.readouterr().err
+    here, there = (tables(tmp_path / place) for place in ("cpu", simulated_device.NAME))
+    assert set(there["trials"]["device"]) == {DEVICE}
+    assert there["trials"]["init_hash"].tolist() == here["trials"]["init_hash"].tolist()
+    assert there["trials"]["status"].tolist() == here["trials"]["status"].tolist()
+    for column in ("accuracy", "validation_accuracy"):
+        assert there["accuracy"][column].tolist() == pytest.approx(here["accuracy"][column].tolist(), abs=TOLERANCE)
+    for table, column in (("metrics", "value"), ("spectra", "eigenvalue"), ("pruning", "accuracy")):
+        assert there[table][column].isna().tolist() == here[table][column].isna().tolist()
+    if (tmp_path / "cpu/pairs.parquet").exists():
+        pairs = [pd.read_parquet(tmp_path / place / "pairs.parquet") for place in ("cpu", simulated_device.NAME)]
+        assert pairs[0]["note"].isna().tolist() == pairs[1]["note"].isna().tolist()

@@ -1,0 +1,109 @@
+"""A device simulated on the CPU: its tensors lie elsewhere as far as anybody can tell, and compute all the same.
+
+As on a GPU, an operation on tensors of two devices raises, and what NumPy is given has to be fetched first; what waits
+for the device to know a number, and what goes to and fro, is counted. PyTorch has room for one such device in a process
+and remembers it, so what uses it runs in processes of its own (`test_simulated_device.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "simulated"
+MOVES = ("aten._to_copy", "aten.copy_")
+ASKS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten.masked_select", "aten.is_nonzero")
+INDEXES = ("aten.index.", "aten.index_put", "aten._index_put")
+"""Operations that take places from the CPU, too."""
+
+asked: Counter[str] = Counter()
+"""How often each operation has waited for the device to know a number."""
+crossed: Counter[str] = Counter()
+"""How often numbers went `to` the device and `from` it."""
+
+
+def device() -> torch.device:
+    """The device, made at the first call."""
+    if torch._C._get_privateuse1_backend_name() != NAME:
+        _setup_privateuseone_for_python_backend(NAME)
+    return torch.device(NAME, 0)
+
+
+class There(Tensor):
+    """A tensor on the device, whose numbers lie in `here`."""
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> There:
+        place = here.shape, here.stride(), here.storage_offset()
+        made = Tensor._make_wrapper_subclass(cls, *place, dtype=here.dtype, device=device())
+        made.here = here
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return do(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        asked["tolist"] += 1
+        return self.here.tolist()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.here.untyped_storage()
+
+
+def do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One operation, some of whose tensors may be on the device, or whose result is to be."""
+    name = str(func)
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    there = [t for t in tensors if isinstance(t, There)]
+    wanted = kwargs.get("device")
+    result_there = bool(there) if wanted is None else torch.device(wanted).type == NAME
+    if name.startswith(MOVES):
+        if name.startswith("aten.copy_"):
+            source, result_there = isinstance(args[1], There), isinstance(args[0], There)
+        else:
+            source = bool(there)
+        if source != result_there:
+            crossed["to" if result_there else "from"] += 1
+    elif there and not name.startswith(INDEXES):
+        # A single number of the host is an argument of a kernel.
+        away = [t for t in tensors if not isinstance(t, There) and t.ndim]
+        if away:
+            raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found {NAME} and cpu")
+    if there and name.startswith(ASKS):
+        asked[name] += 1
+    args, kwargs = tree_map(lambda t: t.here if isinstance(t, There) else t, (args, kwargs))
+    found = func(*args, **(kwargs if wanted is None else kwargs | {"device": torch.device("cpu")}))
+    written = {id(t.here): t for t in there}
+
+    def back(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return written.get(id(value)) if id(value) in written else There(value) if result_there else value
+
+    return tree_map(back, found)
+
+
+class Simulated(TorchDispatchMode):
+    """Within it tensors can be made on the device."""
+
+    def __enter__(self) -> Simulated:
+        device()
+        # `torch.tensor` then makes its tensor on the CPU and moves it in sight of this mode.
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch._C._set_only_lift_cpu_tensors(False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return do(func, args, kwargs or {})
