@@ -25,8 +25,9 @@ from optbench.optimizers.registry import OPTIMIZERS
 from optbench.suite import load_suite, shipped_suites
 
 DEVICE = str(simulated_device.device())
-TOLERANCE = 0.02
-"""Of accuracies on 200 examples: four of them. Members in one call are summed in another order than one by one."""
+EXAMPLES = 4
+"""By so many of 200, or of a group of classes among them, what is right may differ: members in one call are summed in
+another order than one by one."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> N
     for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):
         assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
         assert trial_row(a).init_hash == trial_row(b).init_hash
-        assert accuracies(b) == pytest.approx(accuracies(a), abs=TOLERANCE)
+        assert accuracies(b) == pytest.approx(accuracies(a), abs=EXAMPLES / 200)
 
 
 @pytest.mark.usefixtures("_arguments_of_cuda")
@@ -100,7 +101,7 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     monkeypatch.setattr("optbench.engine.device.resolve", torch.device)
     words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--quiet"]
     for experiment in load_suite(shipped_suites()[name]).experiments:
-        small = {"max_steps": 4, "train_examples": 2000, "test_examples": 200, "validation_examples": 200}
+        small = {"max_steps": 4, "train_examples": 1500, "test_examples": 200, "validation_examples": 200}
         words += [f"--set=experiments.{experiment}.protocol.{key}={value}" for key, value in small.items()]
     for place in ("cpu", DEVICE):
         assert main([*words, "--device", place, "--name", place.partition(":")[0]]) == 0, capsys.readouterr().err
@@ -109,7 +110,8 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     assert there["trials"]["init_hash"].tolist() == here["trials"]["init_hash"].tolist()
     assert there["trials"]["status"].tolist() == here["trials"]["status"].tolist()
     for column in ("accuracy", "validation_accuracy"):
-        assert there["accuracy"][column].tolist() == pytest.approx(here["accuracy"][column].tolist(), abs=TOLERANCE)
+        apart = (there["accuracy"][column] - here["accuracy"][column]).abs() * here["accuracy"]["examples"]
+        assert apart.max() < EXAMPLES + 0.5
     for table, column in (("metrics", "value"), ("spectra", "eigenvalue"), ("pruning", "accuracy")):
         assert there[table][column].isna().tolist() == here[table][column].isna().tolist()
     if (tmp_path / "cpu/pairs.parquet").exists():

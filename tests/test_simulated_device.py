@@ -1,4 +1,4 @@
-"""What runs on a CUDA device runs on a simulated one: `on_simulated_device.py`, in processes that have such a device."""
+"""What runs on a CUDA device runs on a simulated one: `on_simulated_device.py`, in processes that have such."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CASES = Path(__file__).parent / "on_simulated_device.py"
-SOON = "suite and (smoke or continual)"
+SOON = "suite and smoke"
 
 
 @pytest.mark.parametrize(
