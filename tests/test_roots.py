@@ -161,7 +161,7 @@ def test_batched_route_agrees_with_one_by_one(ndim: int) -> None:
     epsilon, scale = torch.full((4,), 1e-3).double(), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
     one, batched = torch.full_like(factors, 9.0), torch.full_like(factors, 9.0)
     expected = update_inverse_roots(one, factors, 4, epsilon, scale)
-    kept = module._update_batched(batched, factors, 4, epsilon, scale)
+    kept = module._update_batched(batched, factors, 4, epsilon, scale, torch.float64)
     assert kept.tolist() == expected.tolist() == [False, False, True, False]
     torch.testing.assert_close(batched, one)
 
@@ -182,7 +182,7 @@ def test_batched_route_falls_back_to_one_by_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.linalg, "eigh", stubborn)
     result = torch.full_like(factors, 5.0)
     one = torch.ones(3, dtype=torch.float64)
-    kept = module._update_batched(result, factors, 2, 0 * one, one)
+    kept = module._update_batched(result, factors, 2, 0 * one, one, torch.float64)
     assert kept.tolist() == [False, True, False]
     assert len(calls) == 4
     torch.testing.assert_close(result[[0, 2]], expected[[0, 2]])

@@ -36,7 +36,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
     """
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     size = largest_eigenvalue(matrices)
-    seen = size > 0
+    seen = size != 0
     size = torch.where(seen, size, torch.ones_like(size))
     a = matrices / _column(size) + _column(epsilon.to(matrices.dtype)) * identity
     # Eigenvalues of `a` are in [ε, 1 + ε]: those of z a in (0, p + 1), where the iteration converges.
@@ -67,16 +67,17 @@ def largest_eigenvalue(matrices: Tensor) -> Tensor:
 
 @functools.cache
 def iterations_for(order: int, epsilon: float) -> int:
-    """How many iterations an eigenvalue of ε needs, being the smallest there can be.
+    """How many iterations all eigenvalues need, of which ε is the smallest there can be and 1 + ε the largest.
 
     Raises:
         ValueError: it does not converge in `MOST`.
     """
-    r = (order + 1) / (2 * (1 + epsilon)) * epsilon
+    half = (order + 1) / 2
+    rest = [half * epsilon / (1 + epsilon), half]
     for count in range(MOST):
-        if abs(r - 1) < 1e-8:  # squared by the next one
+        if all(abs(r - 1) < 1e-8 for r in rest):  # squared by the next one
             return count + 1
-        r *= ((order + 1 - r) / order) ** order
+        rest = [r * ((order + 1 - r) / order) ** order for r in rest]
     raise ValueError(f"epsilon {epsilon:g} needs more than {MOST} iterations; raise it")
 
 

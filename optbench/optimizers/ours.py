@@ -29,6 +29,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "grafting": Hyper(None, "choice", choices=("none", "adam")),
             "graft_epsilon": Hyper(1e-8),
             "root": Hyper("eigh", "choice", choices=("eigh", "newton")),
+            "root_precision": Hyper("float64", "choice", choices=("float64", "float32")),
         },
         recordable=True,
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),

@@ -60,12 +60,13 @@ def update_inverse_roots(
     epsilon: Tensor | float = 0.0,
     scale: Tensor | float = 1.0,
     newton: int | None = None,
+    precision: torch.dtype = torch.float64,
 ) -> Tensor:
     """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
 
     The spectrum of each factor is first lifted to `epsilon_i` of its largest eigenvalue; eigenvalues that are still not
     positive contribute 0, so that the root of a zero matrix is zero. A factor is symmetrised first, since `eigh` reads
-    one triangle, and decomposed in float64. The root itself is put together in the dtype of `roots`, whose rounding
+    one triangle, and decomposed in `precision`. The root itself is put together in the dtype of `roots`, whose rounding
     it carries anyway.
 
     A member keeps its last root where the factor is not finite, where `eigh` does not converge, or where the new root
@@ -79,6 +80,7 @@ def update_inverse_roots(
         scale: positive factor on the matrices; a number or shape (M,).
         newton: iterations of `newton_inverse_root`, in the place of a decomposition; then `epsilon`, which is above 0,
             is added to all eigenvalues instead, and a root that has not converged is not taken.
+        precision: of the decomposition or the products. What float32 does not manage is decomposed in float64.
 
     Returns:
         shape (M,), bool, on the device of `roots`: the members that kept their last root.
@@ -91,44 +93,61 @@ def update_inverse_roots(
     )
     if newton is not None:
         places = [slice(i, i + 1) for i in range(members)] if one_by_one(factors) else [slice(members)]
-        return torch.cat([_update_by_newton(roots[p], factors[p], order, epsilon[p], scale[p], newton) for p in places])
+        return torch.cat(
+            [_update_by_newton(roots[p], factors[p], order, epsilon[p], scale[p], newton, precision) for p in places]
+        )
     if not one_by_one(factors) and factors.dtype == torch.float64:
-        return _update_batched(roots, factors, order, epsilon, scale)
+        return _update_batched(roots, factors, order, epsilon, scale, precision)
     kept = []
     for root, factor, eps, by in zip(roots, factors, epsilon.tolist(), scale.tolist(), strict=True):
         # Also the route of devices without float64 (MPS): the decomposition itself happens on the CPU.
-        new = _inverse_root(factor.to("cpu", torch.float64), order, eps, by, root.dtype)
+        new = _inverse_root(factor.to("cpu", torch.float64), order, eps, by, root.dtype, precision)
         if new is not None:
             root.copy_(new)
         kept.append(new is None)
     return torch.tensor(kept, device=roots.device)
 
 
-def _inverse_root(factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype) -> Tensor | None:
+def _inverse_root(
+    factor: Tensor,
+    order: int,
+    epsilon: float,
+    scale: float,
+    dtype: torch.dtype,
+    precision: torch.dtype = torch.float64,
+) -> Tensor | None:
     """The inverse root of one factor, shape (n, n) or (n,), float64; None where there is none to be had."""
     if not factor.isfinite().all():
         return None
     if factor.ndim == 1:
         root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
-    else:
+        return root if root.isfinite().all() else None
+    for attempt in dict.fromkeys((precision, torch.float64)):
         try:
-            spectrum, basis = torch.linalg.eigh(_symmetrised(factor))
+            spectrum, basis = torch.linalg.eigh(_symmetrised(factor).to(attempt))
         except LinAlgError:
-            return None
+            continue
         root = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), dtype)
-    return root if root.isfinite().all() else None
+        if root.isfinite().all():
+            return root
+    return None
 
 
 def _update_by_newton(
-    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, iterations: int
+    roots: Tensor,
+    factors: Tensor,
+    order: int,
+    epsilon: Tensor,
+    scale: Tensor,
+    iterations: int,
+    precision: torch.dtype,
 ) -> Tensor:
     """`update_inverse_roots` by products alone, for all members given."""
     if factors.ndim == 2:
-        new = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True)
-        good = torch.ones_like(scale, dtype=torch.bool)
+        new, good = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True), factors.isfinite().all(1)
     else:
-        new, good = newton_inverse_root(_symmetrised(factors), order, epsilon, iterations)
-        new.mul_(scale.pow(-1.0 / order).view(-1, 1, 1))
+        new, good = newton_inverse_root(_symmetrised(factors).to(precision), order, epsilon, iterations)
+        new = new * scale.pow(-1.0 / order).view(-1, 1, 1)
     return _take(new.to(roots.dtype), good, roots)
 
 
@@ -139,7 +158,9 @@ def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
     return ~good
 
 
-def _update_batched(roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor) -> Tensor:
+def _update_batched(
+    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, precision: torch.dtype
+) -> Tensor:
     """`update_inverse_roots` with one call for all members; epsilon and scale have shape (M,)."""
     finite = factors.flatten(1).isfinite().all(1)
     column = (-1,) + (1,) * (factors.ndim - 1)
@@ -150,7 +171,7 @@ def _update_batched(roots: Tensor, factors: Tensor, order: int, epsilon: Tensor,
         identity = torch.eye(factors.shape[-1], dtype=torch.float64, device=factors.device)
         matrices = torch.where(finite.view(column), _symmetrised(factors.double()), identity)
         try:
-            spectrum, basis = torch.linalg.eigh(matrices)
+            spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
             return _update_after_failure(roots, matrices, finite, order, epsilon, scale)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)

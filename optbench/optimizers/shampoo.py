@@ -28,6 +28,7 @@ CHOICES = {
     "momentum_form": ("heavy-ball", "average"),
     "grafting": ("none", "adam"),
     "root": ("eigh", "newton"),
+    "root_precision": ("float64", "float32"),
 }
 # name -> (low, high, whether high itself is allowed)
 RANGES = {
@@ -103,6 +104,8 @@ class Shampoo(Optimizer):
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
+        root_precision: `"float64"`, or `"float32"` for an accelerator that is slow in the former, with ε of at least
+            1e-5 or so: of the decomposition or the products; factors stay in float64.
         stacked: parameters carry a leading member axis.
 
     Raises:
@@ -140,6 +143,7 @@ class Shampoo(Optimizer):
         grafting: Literal["none", "adam"] | None = None,
         graft_epsilon: float = 1e-8,
         root: Literal["eigh", "newton"] = "eigh",
+        root_precision: Literal["float64", "float32"] = "float64",
         stacked: bool = False,
     ) -> None:
         if preset not in SHAMPOO_PRESETS:
@@ -165,6 +169,7 @@ class Shampoo(Optimizer):
             "structure": structure,
             "graft_epsilon": graft_epsilon,
             "root": root,
+            "root_precision": root_precision,
             "stacked": stacked,
             "clock": 0,
             "task_begun": False,
@@ -286,7 +291,13 @@ class Shampoo(Optimizer):
                 order = 2 * len(sides)
                 newton = iterations_for(order, group["smallest_epsilon"]) if group["root"] == "newton" else None
                 state["fallbacks"] += update_inverse_roots(
-                    state[f"{side}_root"], state[side], order, setting("epsilon"), correction.reciprocal(), newton
+                    state[f"{side}_root"],
+                    state[side],
+                    order,
+                    setting("epsilon"),
+                    correction.reciprocal(),
+                    newton,
+                    getattr(torch, group["root_precision"]),
                 )
 
         moment = g
@@ -330,7 +341,7 @@ def _check_group(group: dict[str, Any]) -> None:
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
     if group["root"] == "newton":
-        smallest = float(torch.as_tensor(group["epsilon"]).min())
+        smallest = float(torch.as_tensor(group["epsilon"], dtype=torch.float64).min())
         if smallest <= 0:
             raise ValueError(f"epsilon needs to be above 0 with root='newton'; {group['epsilon']!r} came")
         group["smallest_epsilon"] = smallest
