@@ -182,6 +182,7 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
     from optbench.data import load
     from optbench.engine import Setting
     from optbench.engine.determinism import ask_for_determinism
+    from optbench.engine.device import settle
     from optbench.work import do, failed
 
     torch.set_num_threads(1)
@@ -204,6 +205,7 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset, job.data_dir, download=False)
                 settings.clear()  # one experiment's arrays at a time
+                settle(torch.device(device))
                 settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, torch.device(device))
             setting = settings[unit.experiment]
             _answer(do(unit, setting, connection.send, job.interim), connection)

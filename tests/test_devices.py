@@ -24,7 +24,7 @@ from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim
 from optbench.engine.lanes import LaneMember
 from optbench.engine.lockstep import LockStep, Machinery
-from optbench.engine.recording import Recordings
+from optbench.engine.recording import Recordings, record_cuda
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.optimizers.make import resolve_spec
@@ -33,7 +33,7 @@ from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow
 from optbench.streams import generator
 from optbench.suite import Suite, load_suite, shipped_suites
-from optbench.suite.schema import Mlp, Permuted, Protocol
+from optbench.suite.schema import Cnn, Mlp, Permuted, Protocol
 from optbench.tasks import TaskFamily
 
 CUDA = [
@@ -146,16 +146,43 @@ def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkey
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "power-sgd"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "power-sgd", "shampoo"])
 def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
-    """Shampoo's do where a root is refreshed: an eigendecomposition asks the device whether it has converged."""
-    stack = stack_of(name, mnist, torch.device("cuda"))
+    """Shampoo's do where a root is refreshed by `eigh`, which asks the device whether it has converged."""
+    more = {"root": "newton", "epsilon": 1e-4} if name == "shampoo" else {}
+    stack = stack_of(name, mnist, torch.device("cuda"), **more)
     assert stack.take(0, 25, range(4))[1] == {}
     torch.cuda.set_sync_debug_mode("error")
     try:
         assert stack.take(25, 30, range(4))[1] == {}, "nobody's step raises"
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
+@pytest.mark.parametrize("name", sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable))
+@pytest.mark.parametrize("model", [Mlp(kind="mlp", hidden=[20]), Cnn(kind="cnn", channels=[4], hidden=10)])
+def test_steps_are_recorded_and_replays_are_the_steps(
+    name: str, model: Mlp | Cnn, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU `test_recording.py` has the same, with a tape in the place of CUDA graphs."""
+    more = {"root": "newton", "epsilon": 1e-4} if name == "shampoo" else {}
+    suite = small_suite({"it": {"target": name, **more}}, seeds=2, model=model.model_dump(), **SMALL)
+    made: list[torch.device] = []
+
+    def counting(device: torch.device, work: Any) -> Any:
+        made.append(device)
+        return record_cuda(device, work)
+
+    monkeypatch.setattr("optbench.engine.recording.record_cuda", counting)
+    replayed = trained(suite, mnist, "cuda")
+    count = len(made)
+    assert count >= 2 * 2, "of each task the gradients and the update"
+    assert not any("not recorded" in str(trial_row(result).note) for result in replayed)
+    monkeypatch.setattr("optbench.engine.execution.recorder", lambda device: None)
+    assert all(map(same_bits, replayed, trained(suite, mnist, "cuda")))
+    assert len(made) == count
 
 
 def stack_of(

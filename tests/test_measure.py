@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import same_bits, small_suite
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.engine import Setting, TrialResult, train
-from optbench.engine.evaluate import Evaluator, Reading
+from optbench.engine.evaluate import Evaluator, Reading, Score
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.plan import cohorts, trials
@@ -40,14 +42,19 @@ def trained(mnist: Dataset, *, share: bool) -> list[TrialResult]:
 
 def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
-    plain = Evaluator.read
+    plain, score = Evaluator.read, Evaluator.score
 
     def counting(self: Evaluator, row: Tensor, examples: Examples) -> Reading:
         read.append(row.numpy().tobytes())
         return plain(self, row, examples)
 
+    def counting_scores(self: Evaluator, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
+        read.extend(row.numpy().tobytes() for row in rows)
+        return score(self, rows, examples)
+
     apart = trained(mnist, share=False)
     monkeypatch.setattr(Evaluator, "read", counting)
+    monkeypatch.setattr(Evaluator, "score", counting_scores)
     together = trained(mnist, share=True)
     assert len(together) == 6
     assert all(map(same_bits, together, apart))

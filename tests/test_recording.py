@@ -231,11 +231,11 @@ def test_what_the_machine_lacks_is_raised_and_not_noted() -> None:
 
 def test_a_trial_says_that_its_steps_were_not_recorded(mnist: Dataset) -> None:
     def never(work: Callable[[], object]) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
 
     suite = suite_of({"target": "sgd", "lr": 0.1})
     results = trained(suite, mnist, record=never)
-    expected = "steps not recorded: RuntimeError: operation not permitted when stream is capturing"
+    expected = "steps not recorded: RuntimeError: CUDA error: operation not permitted when stream is capturing"
     assert refused(results) == {expected}
     assert all(map(same_weights, results, trained(suite, mnist)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from optbench.errors import DeviceError
@@ -49,6 +51,15 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
         devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     count = jobs or (cores if device.type == "cpu" else len(devices))
     return [devices[i % len(devices)] for i in range(count)]
+
+
+@functools.cache
+def settle(device: torch.device) -> None:
+    """Have this process work on a device; on a CUDA device in a stream of its own, since the default one cannot be
+    recorded. Done once."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # of torch
 
 
 def accelerators() -> list[str]:

@@ -20,6 +20,8 @@ from optbench.tasks import Examples
 
 CHUNK = 2500
 """Examples per forward pass: large enough to be fast, small enough that the floats of MNIST stay below 10 MB."""
+MOST = 100
+"""Networks in one forward pass: with a hundred of 100 units their activations are 100 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Evaluator:
         together: dict[int, list[int]] = {}
         for i, own in enumerate(examples):
             together.setdefault(id(own), []).append(i)
-        for members in together.values():
+        groups = [whole[i : i + MOST] for whole in together.values() for i in range(0, len(whole), MOST)]
+        for members in groups:
             chunks = self._chunks(examples[members[0]])
             if self._batched:
                 weights = self._weights(torch.stack([rows[i] for i in members]))

@@ -16,8 +16,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_broken_device(error: Exception) -> bool:
-    """After an error in a kernel every call of a process to its CUDA device fails."""
-    return isinstance(error, RuntimeError) and BROKEN_DEVICE in str(error)
+    """After an error in a kernel every call of a process to its CUDA device fails; not after one of recording."""
+    return isinstance(error, RuntimeError) and BROKEN_DEVICE in str(error) and "captur" not in str(error)
 
 
 def of_the_machine(error: Exception) -> bool:

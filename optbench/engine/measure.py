@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from optbench.engine.evaluate import Evaluator, Reading
+from optbench.engine.evaluate import Evaluator, Reading, Score
 from optbench.engine.landscape import flat, measure_landscape, training_loss
 from optbench.engine.members import Member
 from optbench.engine.prune import pruning_rows
@@ -28,6 +28,36 @@ _UNTRAINED: WeakKeyDictionary[TaskFamily, dict[tuple[object, ...], list[Row]]] =
 """Rows of untrained networks: every optimizer of a seed begins at the same one, which is read once in a process."""
 
 
+def score_held_out(
+    members: Sequence[Member],
+    sequences: Mapping[int, TaskSequence],
+    count: int,
+    after_task: int,
+    evaluator: Evaluator,
+    metrics: Sequence[str],
+) -> list[list[Score]]:
+    """What each member comes to on the validation data of all `count` tasks, all members scored together.
+
+    Nothing for those of whom it is not asked: who is not running any more, or begins at a network that was measured
+    before, or is measured for a member before them.
+    """
+    asked: list[int] = []
+    begun: set[tuple[object, ...]] = set()
+    for i, member in enumerate(members):
+        sequence = sequences[member.trial.seed]
+        network = _network(member, sequence, metrics)
+        known = after_task == 0 and (network in begun or network in _UNTRAINED.get(sequence.family, {}))
+        if member.running and not known:
+            asked.append(i)
+            begun.add(network)
+    found: list[list[Score]] = [[] for _ in members]
+    for task in range(count):
+        data = [sequences[members[i].trial.seed].validation(task) for i in asked]
+        for i, score in zip(asked, evaluator.score([members[i].row for i in asked], data), strict=True):
+            found[i].append(score)
+    return found
+
+
 def measure(
     member: Member,
     sequence: TaskSequence,
@@ -37,8 +67,11 @@ def measure(
     layout: Layout,
     metrics: Sequence[str],
     suite_seed: int,
+    held_out: Sequence[Score],
 ) -> None:
     """Append the rows of one member after `after_task` of `count` tasks (0: before any training).
+
+    held_out: what it comes to on the validation data of every task, see `score_held_out`.
 
     Representation measures are taken on the test data of the task just learnt and, after the last task, of every task
     and of all tasks pooled (`task` null); class similarity on all tasks pooled. Pruning curves are taken after the last
@@ -49,7 +82,7 @@ def measure(
         member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
         return
     known = _UNTRAINED.setdefault(sequence.family, {})
-    network = (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
+    network = _network(member, sequence, metrics)
     if after_task == 0 and network in known:
         member.rows += known[network]
         return
@@ -57,7 +90,6 @@ def measure(
     readings = []
     for task in range(count):
         reading = evaluator.read(member.row, sequence.test(task))
-        held_out = evaluator.read(member.row, sequence.validation(task))
         readings.append(reading)
         member.rows.append(
             AccuracyRow(
@@ -66,8 +98,8 @@ def measure(
                 accuracy=reading.accuracy,
                 loss=_finite(reading.loss),
                 examples=reading.examples,
-                validation_accuracy=held_out.accuracy,
-                validation_loss=_finite(held_out.loss),
+                validation_accuracy=held_out[task].accuracy,
+                validation_loss=_finite(held_out[task].loss),
             )
         )
     weights = {name: view for name, view in layout.views(member.row).items() if view.ndim > 1}
@@ -87,6 +119,11 @@ def measure(
     _similarity(member, features, labels, after_task)
     if final:
         _landscape(member, sequence, count, evaluator, layout, metrics, suite_seed)
+
+
+def _network(member: Member, sequence: TaskSequence, metrics: Sequence[str]) -> tuple[object, ...]:
+    """What the measures of an untrained network depend on."""
+    return (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
 
 
 def _representation(

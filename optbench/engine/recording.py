@@ -101,17 +101,21 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
         RuntimeError: something in it cannot be recorded, such as waiting for the device.
     """
     graph = torch.cuda.CUDAGraph()
-    side = _side_stream(device)  # the default stream cannot be recorded
     here = torch.cuda.current_stream(device)
-    side.wait_stream(here)
+    # The default stream cannot be recorded; a worker process has another (`device.settle`).
+    stream = _side_stream(device) if here == torch.cuda.default_stream(device) else here
+    stream.wait_stream(here)
     # Not `torch.cuda.graph`, which empties the cache of the allocator every time: a run makes hundreds of recordings.
-    with torch.cuda.stream(side), _no_collection():
+    with torch.cuda.stream(stream), _no_collection():
         graph.capture_begin()
         try:
             work()
-        finally:
-            graph.capture_end()
-    here.wait_stream(side)
+        except BaseException:
+            with contextlib.suppress(Exception):  # which says only that there was another error before
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    here.wait_stream(stream)
     return graph.replay
 
 

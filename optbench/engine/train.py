@@ -29,7 +29,7 @@ from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim, Keep
 from optbench.engine.lanes import LaneMember, plain_state
 from optbench.engine.lockstep import LockStep, Machinery
-from optbench.engine.measure import measure
+from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
 from optbench.engine.plain import to_plain
 from optbench.engine.recording import Recordings
@@ -166,16 +166,19 @@ class _CohortTraining:
     def _measure(self, after_task: int) -> None:
         metrics = self.setting.experiment.metrics
         names = DEFAULT_METRICS if metrics is None else metrics
-        for member in self.members:
+        count = self.setting.family.count
+        held_out = score_held_out(self.members, self.sequences, count, after_task, self.evaluator, names)
+        for member, scores in zip(self.members, held_out, strict=True):
             measure(
                 member,
                 self.sequences[member.trial.seed],
-                self.setting.family.count,
+                count,
                 after_task,
                 self.evaluator,
                 self.layout,
                 names,
                 self.setting.suite_seed,
+                scores,
             )
 
     def _results(self, member: Member) -> list[TrialResult]:
