@@ -22,6 +22,7 @@ from test_recording import ALL, RECORDABLE
 from optbench.cli import main
 from optbench.data import Dataset
 from optbench.optimizers.registry import OPTIMIZERS
+from optbench.store.tables import MetricRow
 from optbench.suite import load_suite, shipped_suites
 
 DEVICE = str(simulated_device.device())
@@ -81,6 +82,36 @@ def test_no_step_waits_for_the_device_or_takes_numbers_to_it(name: str, mnist: D
     assert simulated_device.asked == {}
     assert simulated_device.crossed == {}
     assert all(math.isfinite(loss) for row in losses.tolist() for loss in row)
+
+
+@pytest.fixture
+def _without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optbench.precision.has_float64", lambda device: device.type == "cpu")
+    monkeypatch.setattr(simulated_device, "without", [torch.float64])
+
+
+@pytest.mark.usefixtures("_without_float64")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "power-sgd", "shampoo"])
+def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Dataset) -> None:
+    """As Apple's GPUs are: the first command of whoever has one."""
+    with pytest.raises(TypeError, match="has no"):
+        torch.ones(2, device=DEVICE).double()
+    suite = suite_of(name)
+    metrics = [
+        "effective_rank",
+        "class_cosine_mean",
+        "hoyer",
+        "hessian_trace",
+        "pruned_accuracy_0.1_layer",
+    ]
+    experiment = suite.experiments["small"].model_copy(update={"metrics": metrics})
+    suite = suite.model_copy(update={"experiments": {"small": experiment}})
+    for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):
+        assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
+        assert accuracies(b) == pytest.approx(accuracies(a), abs=EXAMPLES / 200)
+        found, expected = ([row.value for row in r.rows if isinstance(row, MetricRow)] for r in (b, a))
+        assert len(found) == len(expected) > 10
+        assert [value is None for value in found] == [value is None for value in expected]
 
 
 def test_an_epoch_that_begins_takes_its_order_there_and_waits_for_nobody(mnist: Dataset) -> None:

@@ -24,6 +24,8 @@ INDEXES = ("aten.index.", "aten.index_put", "aten._index_put")
 
 asked: Counter[str] = Counter()
 """How often each operation has waited for the device to know a number."""
+without: list[torch.dtype] = []
+"""Types that the device does not have."""
 crossed: Counter[str] = Counter()
 """How often numbers went `to` the device and `from` it."""
 
@@ -42,6 +44,8 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor) -> There:
+        if here.dtype in without:
+            raise TypeError(f"{NAME} has no {here.dtype}")
         place = here.shape, here.stride(), here.storage_offset()
         made = Tensor._make_wrapper_subclass(cls, *place, dtype=here.dtype, device=device())
         made.here = here

@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 from optbench.engine.batches import Normaliser
 from optbench.engine.stack import Layout
 from optbench.models import Network
+from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
 CHUNK = 2500
@@ -80,21 +81,22 @@ class Evaluator:
         """The network with weights `row` (P,) on all `examples`."""
         weights = self._weights(row)
         count = examples.labels.numel()
-        totals = torch.zeros(2, 1, dtype=torch.float64, device=row.device)
+        totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
         parts = []
         for inputs, labels in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
             _count(totals[:, 0], logits, labels)
             parts.append(features)
         loss, correct = totals[:, 0].tolist()
-        return Reading(loss / count, int(correct), count, torch.cat(parts), examples.labels)
+        to = exact_device(row.device)  # where it is measured
+        return Reading(loss / count, int(correct), count, torch.cat(parts).to(to), examples.labels.to(to))
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
         """Each network, weights `rows` (P,), on the examples at its place; the host waits for the device once."""
         if not rows:
             return []
-        totals = torch.zeros(2, len(rows), dtype=torch.float64, device=rows[0].device)
+        totals = torch.zeros(2, len(rows), dtype=widest(rows[0].device), device=rows[0].device)
         together: dict[int, list[int]] = {}
         for i, own in enumerate(examples):
             together.setdefault(id(own), []).append(i)
@@ -103,7 +105,7 @@ class Evaluator:
             chunks = self._chunks(examples[members[0]])
             if self._batched:
                 weights = self._weights(torch.stack([rows[i] for i in members]))
-                found = torch.zeros(2, len(members), dtype=torch.float64, device=totals.device)
+                found = torch.zeros(2, len(members), dtype=totals.dtype, device=totals.device)
                 forward = vmap(partial(functional_call, self._reader), in_dims=(0, None))
                 for inputs, labels in chunks:
                     _, logits = forward(weights, (inputs,))
@@ -129,9 +131,9 @@ class Evaluator:
 
 
 def _count(totals: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Add to `totals` (2, ...) the cross-entropies, summed in float64, and the hits of `logits` (..., B, C)."""
+    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, C)."""
     losses = nn.functional.cross_entropy(
         logits.flatten(0, -2), labels.expand(logits.shape[:-1]).flatten(), reduction="none"
     )
-    totals[0] += losses.view(logits.shape[:-1]).double().sum(-1)
+    totals[0] += losses.view(logits.shape[:-1]).to(totals.dtype).sum(-1)
     totals[1] += (logits.argmax(-1) == labels).sum(-1)

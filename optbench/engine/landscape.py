@@ -17,6 +17,7 @@ from optbench.engine.stack import Layout
 from optbench.metrics import METRICS, Measurement, Metric, measurement, select
 from optbench.metrics.landscape import Loss, Reading, TopEigenvalue, Trace, displacement_note
 from optbench.models import Network
+from optbench.precision import exact
 from optbench.tasks import Examples
 
 EXAMPLES = 1000
@@ -39,11 +40,9 @@ def training_loss(network: Network, layout: Layout, normalise: Normaliser, examp
 
     The weights lie one parameter after the other in the order of `layout`, as `flat` gives them.
     """
-    # Bytes become float32 first, as in training: the very inputs that the network was trained on. Apple's GPUs have
-    # no float64.
-    inputs = normalise(examples.inputs[:EXAMPLES])
-    device = "cpu" if inputs.device.type == "mps" else inputs.device
-    inputs, labels = inputs.to(device).double(), examples.labels[:EXAMPLES].to(device)
+    # Bytes become float32 first, as in training: the very inputs that the network was trained on.
+    inputs = exact(normalise(examples.inputs[:EXAMPLES]))
+    labels = examples.labels[:EXAMPLES].to(inputs.device)
     network.eval()
 
     def loss(weights: Tensor) -> Tensor:
@@ -56,8 +55,7 @@ def training_loss(network: Network, layout: Layout, normalise: Normaliser, examp
 
 def flat(layout: Layout, row: Tensor) -> Tensor:
     """A member's row to its weights (P,) in float64: one parameter after the other, without padding."""
-    weights = torch.cat([view.detach().flatten() for view in layout.views(row).values()])
-    return (weights.cpu() if weights.device.type == "mps" else weights).double()
+    return exact(torch.cat([view.detach().flatten() for view in layout.views(row).values()]))
 
 
 def measure_landscape(

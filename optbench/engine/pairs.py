@@ -24,6 +24,7 @@ from optbench.metrics.landscape import Reading
 from optbench.metrics.pairs import Pair, Solution
 from optbench.models import build, initialise
 from optbench.plan import Comparison, Trial, TrialPair
+from optbench.precision import exact_device
 from optbench.store.pairs import PairRow
 from optbench.streams import generator
 from optbench.tasks import Examples
@@ -94,7 +95,7 @@ class _Reader:
         normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
         self.evaluator = Evaluator(network, self.layout, normalise)
         self.device = setting.device
-        self.exact = torch.device("cpu") if setting.device.type == "mps" else setting.device  # Apple's have no float64
+        self.exact = exact_device(setting.device)
         self.sequence = setting.family.sequence(comparison.seed)
         self.tasks = range(setting.family.count)
         start = initialise(network, generator(setting.suite_seed, comparison.seed, "initial weights"))

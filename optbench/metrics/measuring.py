@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optbench.metrics.catalog import METRICS, Metric, select
+from optbench.precision import exact
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -73,10 +74,8 @@ def measure_features(
         raise ValueError(
             f"features need shape (N, d) and labels (N,); {tuple(features.shape)} and {tuple(labels.shape)} came"
         )
-    if features.device.type == "mps":
-        # Apple's GPUs have no float64.
-        features, labels = features.cpu(), labels.cpu()
-    features = features.detach().double()
+    features = exact(features)
+    labels = labels.to(features.device)
     if spectrum is None:
         spectrum = rank.spectrum(features)
     assert (spectrum.examples, spectrum.width) == features.shape, "a spectrum of other features"
@@ -107,11 +106,7 @@ def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) 
     import torch
 
     chosen = select(names, "weights")
-    layers = {
-        name: (weight.cpu() if weight.device.type == "mps" else weight).detach().double().flatten()
-        for name, weight in weights.items()
-        if weight.ndim >= 2
-    }
+    layers = {name: exact(weight).flatten() for name, weight in weights.items() if weight.ndim >= 2}
     if not chosen or not layers:
         return []
     everything = torch.cat(list(layers.values()))

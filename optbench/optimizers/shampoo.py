@@ -19,6 +19,7 @@ from optbench.optimizers.closures import evaluated
 from optbench.optimizers.newton_root import iterations_for
 from optbench.optimizers.presets import SHAMPOO_PRESETS
 from optbench.optimizers.roots import accumulate, norms, one_by_one, precondition, update_inverse_roots
+from optbench.precision import exact, widest
 
 PerMember = float | Tensor
 """A hyper-parameter: one number, or a tensor of shape (M,) with one for each member."""
@@ -329,7 +330,7 @@ class Shampoo(Optimizer):
 def _check_group(group: dict[str, Any]) -> None:
     for name, (low, high, closed) in RANGES.items():
         value = group[name]
-        numbers = value.detach().double() if isinstance(value, Tensor) else _as_number(value)
+        numbers = _numbers(value)
         fits = (numbers >= low) & ((numbers <= high) if closed else (numbers < high))
         if not bool(fits.all()):
             raise ValueError(f"{name} needs to be in [{low:g}, {high:g}{']' if closed else ')'}; {value!r} came")
@@ -341,7 +342,7 @@ def _check_group(group: dict[str, Any]) -> None:
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
     if group["root"] == "newton":
-        smallest = float(torch.as_tensor(group["epsilon"], dtype=torch.float64).min())
+        smallest = float(_numbers(group["epsilon"]).min())
         if smallest <= 0:
             raise ValueError(f"epsilon needs to be above 0 with root='newton'; {group['epsilon']!r} came")
         group["smallest_epsilon"] = smallest
@@ -364,7 +365,10 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} needs to be a number or a tensor of shape ({members},); shape {shape} came")
 
 
-def _as_number(value: Any) -> Tensor:
+def _numbers(value: Any) -> Tensor:
+    """A hyper-parameter in float64; NaN where it is no number."""
+    if isinstance(value, Tensor):
+        return exact(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return torch.tensor(float(value) if number else math.nan, dtype=torch.float64)
 
@@ -377,8 +381,8 @@ def _any(value: PerMember) -> bool:
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of the factors: float64, except on MPS, which has none."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
+    """The dtype of the factors: float64 wherever there is one."""
+    return widest(x.device)
 
 
 def _as_matrices(x: Tensor) -> Tensor:

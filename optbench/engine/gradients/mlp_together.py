@@ -6,7 +6,7 @@ Legend: M members, B batch, C classes, P padded parameter count.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
@@ -26,7 +26,7 @@ class MlpTogether:
         views, targets = list(layout.views(bound.weights.detach()).values()), list(layout.views(bound.grads).values())
         self._layers = list(zip(views[::2], views[1::2], strict=True))
         self._targets = list(zip(targets[::2], targets[1::2], strict=True))
-        self._classes = torch.arange(self._layers[-1][1].shape[1], device=bound.weights.device)
+        self._identity = torch.eye(self._layers[-1][1].shape[1], device=bound.weights.device)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> None:
@@ -42,7 +42,7 @@ class MlpTogether:
         rows = labels.unsqueeze(2)
         torch.mean(delta.gather(2, rows), dim=(1, 2), out=losses)
         losses.neg_()
-        delta.exp_().add_(rows == self._classes, alpha=-1.0).mul_(1.0 / labels.shape[1])
+        delta.exp_().sub_(nn.functional.embedding(labels, self._identity)).mul_(1.0 / labels.shape[1])
 
         for (weight, _), (d_weight, d_bias) in zip(reversed(self._layers), reversed(self._targets), strict=True):
             below = hs.pop()

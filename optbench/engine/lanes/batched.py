@@ -12,6 +12,7 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
+from optbench.precision import widest
 
 
 class BatchedLane:
@@ -39,7 +40,9 @@ class BatchedLane:
             parameter.grad = grad
         arguments: dict[str, Any] = dict(settings[0])
         for name in per_member & arguments.keys():
-            arguments[name] = torch.tensor([s[name] for s in settings], dtype=torch.float64, device=weights.device)
+            arguments[name] = torch.tensor(
+                [s[name] for s in settings], dtype=widest(weights.device), device=weights.device
+            )
         self._optimizer: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
         self._recordings = recordings
         self._works: dict[Hashable, Recorded[None]] = {}
