@@ -85,20 +85,23 @@ process that is still busy, costs as much as was given at once."""
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late.
 
-    Trials of a piece begin, or go on, after the same task. most: about so many trainings in a piece; None: as many as
-    there are.
+    Trials of a piece begin, or go on, after the same task. most: about so many trainings in a piece. None: as many as
+    there are, as an accelerator is the better used the more it has at once; a cohort is cut only where there are fewer
+    cohorts than processes.
     """
-    units: list[tuple[float, Cohort]] = []
+    wholes: list[tuple[int, Cohort]] = []  # with how many tasks they have finished
     for cohort in plan.cohorts:
-        experiment = plan.suite.experiments[cohort.experiment]
-        tasks = task_count(experiment)
         left = dataclasses.replace(cohort, trials=tuple(t for t in cohort.trials if t.id not in plan.done))
-        for finished, whole in _by_task(left, plan.begun).items():
-            rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 1
-            share = 1 - finished / tasks if tasks else 1.0
-            for piece in whole.split(jobs * rounds):
-                cost = share * sum(expected_cost(equal[0], experiment) for equal in piece.trainings)
-                units.append((cost, piece))
+        wholes += _by_task(left, plan.begun).items()
+    units: list[tuple[float, Cohort]] = []
+    for finished, whole in wholes:
+        experiment = plan.suite.experiments[whole.experiment]
+        tasks = task_count(experiment)
+        share = 1 - finished / tasks if tasks else 1.0
+        rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 0
+        for piece in whole.split(jobs * rounds or math.ceil(jobs / len(wholes))):
+            cost = share * sum(expected_cost(equal[0], experiment) for equal in piece.trainings)
+            units.append((cost, piece))
     return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
 
 

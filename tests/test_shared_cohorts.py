@@ -31,7 +31,7 @@ from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trainings, trials
-from optbench.schedule import make_plan, spread
+from optbench.schedule import MOST_ON_CPU, make_plan, spread
 from optbench.store import RunWriter, read_run
 from optbench.store.read import only
 from optbench.store.tables import ALL_TABLES, SketchRow
@@ -170,7 +170,7 @@ def test_a_split_parts_no_training_and_gives_every_process_as_much(found: list[t
 
 def test_the_longest_pieces_still_come_first_and_keep_both_processes_busy() -> None:
     plan = make_plan(small_suite({"sgd": SGD, "rates": {**SGD, "lr": [0.1, 0.2]}, "slow": {"target": "shampoo"}}))
-    units = spread(plan, 2)
+    units = spread(plan, 2, MOST_ON_CPU)
     assert [unit.optimizers for unit in units[:2]] == [("slow",)] * 2
     assert [sorted(len(unit.trainings) for unit in pair) for pair in (units[:2], units[2:])] == [[1, 2], [3, 3]]
     assert {t.id for unit in units for t in unit.trials} == {t.id for t in plan.trials}
@@ -375,3 +375,13 @@ def test_a_large_cohort_is_cut_into_pieces_for_every_process(jobs: int, most: in
     units = spread(plan, jobs, most)
     assert sorted(len(unit.trials) for unit in units) == sorted(sizes)
     assert sorted(trial.id for unit in units for trial in unit.trials) == sorted(trial.id for trial in plan.trials)
+
+
+@pytest.mark.parametrize(("devices", "pieces"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3)])
+def test_accelerators_are_given_whole_cohorts_the_longest_first(devices: int, pieces: int) -> None:
+    """As many members as can be in one stack; cut only where devices would have nothing to do."""
+    optimizers = {"sgd": SGD, "shampoo": {"target": "shampoo"}, "adam": {"target": "adam"}}
+    plan = make_plan(small_suite(optimizers, seeds=12))
+    units = spread(plan, devices)
+    assert [unit.trials[0].optimizer for unit in units[:pieces]] == ["shampoo"] * pieces
+    assert [len(unit.trials) for unit in units] == [12 // pieces] * 3 * pieces
