@@ -298,25 +298,26 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> Non
         assert torch.allclose(losses, found[0][1], rtol=1e-5)
 
 
-def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset) -> None:
+def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks on the same examples and on others, one of them diverged, more examples than fit a chunk."""
     generator = torch.Generator().manual_seed(0)
     network = build(Cnn(kind="cnn", channels=[3], hidden=5), (1, 28, 28), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
-    rows = [layout.pack(initialise(network, generator)) for _ in range(5)]
+    rows = [layout.pack(initialise(network, generator)) for _ in range(7)]
     rows[3] = rows[3] * math.nan
-    one, other = (
+    one, other, third = (
         Examples(
             torch.randint(0, 256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8),
             torch.randint(0, 10, (n,), generator=generator),
         )
-        for n in (2600, 40)
+        for n in (2600, 40, 2600)
     )
     normalise = Normaliser.of(mnist, Protocol(), torch.device("cpu"))
-    examples = [one, other, one, one, other]
+    examples = [one, other, one, one, other, third, third]
     single = Evaluator(network, layout, normalise)
     readings = [single.read(row, own) for row, own in zip(rows, examples, strict=True)]
-    for batched in (False, True):
+    for batched, most in ((False, 50), (True, 50), (True, 2)):
+        monkeypatch.setattr("optbench.engine.evaluate.MOST", most)
         scores = Evaluator(network, layout, normalise, batched=batched).score(rows, examples)
         for i, (score, reading) in enumerate(zip(scores, readings, strict=True)):
             assert score.accuracy == reading.accuracy

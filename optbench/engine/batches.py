@@ -5,7 +5,7 @@ Legend: B batch size, N examples of a task, D = C*H*W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,12 +78,17 @@ class BatchStream:
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def sharing(streams: Sequence[BatchStream]) -> list[tuple[int, ...]]:
-    """The places in `streams` that have the same stream, for every stream: whose batches are the same."""
-    places: dict[int, list[int]] = {}
-    for i, stream in enumerate(streams):
-        places.setdefault(id(stream), []).append(i)
-    return [tuple(found) for found in places.values()]
+def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
+    """The places of equal keys, for every key."""
+    found: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return [tuple(each) for each in found.values()]
+
+
+def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
+    """The places that have the same stream, for every stream: whose batches are the same. Likewise of examples."""
+    return places(map(id, streams))
 
 
 class BatchBuffer:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from optbench.engine.batches import Normaliser
+from optbench.engine.batches import Normaliser, places, sharing
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.precision import exact_device, widest
@@ -21,8 +21,8 @@ from optbench.tasks import Examples
 
 CHUNK = 2500
 """Examples per forward pass: large enough to be fast, small enough that the floats of MNIST stay below 10 MB."""
-MOST = 100
-"""Networks in one forward pass: with a hundred of 100 units their activations are 100 MB."""
+MOST = 50
+"""Networks in one forward pass: each on examples of its own, the floats of MNIST are 400 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ class _Reader(nn.Module):
 class Evaluator:
     """Reads networks of one shape, given as rows of a stack.
 
-    batched: those that are scored on the same examples together, in one batched forward pass, as a GPU needs it. On a
-    CPU one by one, so that none meets another's numbers.
+    batched: networks are scored together, in one batched forward pass, as a GPU needs it. On a CPU one by one, so that
+    none meets another's numbers.
     """
 
     def __init__(self, network: Network, layout: Layout, normalise: Normaliser, *, batched: bool | None = None) -> None:
@@ -97,29 +97,41 @@ class Evaluator:
         if not rows:
             return []
         totals = torch.zeros(2, len(rows), dtype=widest(rows[0].device), device=rows[0].device)
-        together: dict[int, list[int]] = {}
-        for i, own in enumerate(examples):
-            together.setdefault(id(own), []).append(i)
-        groups = [whole[i : i + MOST] for whole in together.values() for i in range(0, len(whole), MOST)]
-        for members in groups:
-            chunks = self._chunks(examples[members[0]])
-            if self._batched:
-                weights = self._weights(torch.stack([rows[i] for i in members]))
-                found = torch.zeros(2, len(members), dtype=totals.dtype, device=totals.device)
-                forward = vmap(partial(functional_call, self._reader), in_dims=(0, None))
-                for inputs, labels in chunks:
-                    _, logits = forward(weights, (inputs,))
-                    _count(found, logits, labels)
-                totals[:, members] = found
-            else:
-                singles = {i: self._weights(rows[i]) for i in members}
-                for inputs, labels in chunks:
-                    for i, single in singles.items():
-                        _, logits = functional_call(self._reader, single, (inputs,))
-                        _count(totals[:, i], logits, labels)
+        (self._score_together if self._batched else self._score_each)(rows, examples, totals)
         losses, correct = totals.tolist()
         counts = [own.labels.numel() for own in examples]
         return [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
+
+    def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
+        """Those on the same examples one after the other on each part of them."""
+        for members in sharing(examples):
+            singles = {i: self._weights(rows[i]) for i in members}
+            for inputs, labels in self._chunks(examples[members[0]]):
+                for i, single in singles.items():
+                    _, logits = functional_call(self._reader, single, (inputs,))
+                    _count(totals[:, i], logits, labels)
+
+    def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
+        """All that have as many examples in one batched forward pass."""
+        forward = vmap(partial(functional_call, self._reader))
+        for whole in places(map(len, examples)):
+            for members in (whole[i : i + MOST] for i in range(0, len(whole), MOST)):
+                weights = self._weights(torch.stack([rows[i] for i in members]))
+                found = torch.zeros(2, len(members), dtype=totals.dtype, device=totals.device)
+                alike = sharing([examples[i] for i in members])
+                distinct = [examples[members[same[0]]] for same in alike]
+                of = {place: s for s, same in enumerate(alike) for place in same}
+                for start in range(0, len(distinct[0]), CHUNK):
+                    part = slice(start, start + CHUNK)
+                    inputs = self.normalise(torch.stack([own.inputs[part] for own in distinct]))
+                    labels = torch.stack([own.labels[part] for own in distinct])
+                    if 1 < len(distinct) < len(members):
+                        index = [of[place] for place in range(len(members))]
+                        inputs, labels = inputs[index], labels[index]
+                    each = (len(members), *inputs.shape[1:])
+                    _, logits = forward(weights, (inputs.expand(each),))
+                    _count(found, logits, labels.expand(each[:2]))
+                totals[:, members] = found
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
         return {f"network.{name}": view for name, view in self._layout.views(row).items()}
