@@ -217,8 +217,8 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
     """Send an answer; or end, where nothing works on the device any more in this process: another one tries again."""
-    from optbench.engine.faults import BROKEN_DEVICE
+    from optbench.engine.faults import speaks_of_broken_device
 
-    if isinstance(answer, Failed) and BROKEN_DEVICE in answer.message:
+    if isinstance(answer, Failed) and speaks_of_broken_device(answer.message):
         os._exit(1)
     connection.send(answer)

@@ -91,12 +91,13 @@ def _without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_without_float64")
-@pytest.mark.parametrize("name", ["sgd", "adamw", "power-sgd", "shampoo"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "power-sgd", "shampoo", "newton"])
 def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Dataset) -> None:
     """As Apple's GPUs are: the first command of whoever has one."""
     with pytest.raises(TypeError, match="has no"):
         torch.ones(2, device=DEVICE).double()
-    suite = suite_of(name)
+    newton = {"root": "newton", "epsilon": 1e-4, "max_side": 100}
+    suite = suite_of("shampoo", **newton) if name == "newton" else suite_of(name)
     metrics = [
         "effective_rank",
         "class_cosine_mean",

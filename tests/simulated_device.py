@@ -77,7 +77,9 @@ def do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             source = bool(there)
         if source != result_there:
             crossed["to" if result_there else "from"] += 1
-    elif there and not name.startswith(INDEXES):
+    elif there and name.startswith(INDEXES):
+        crossed["to"] += any(not isinstance(t, There) for t in tensors)
+    elif there:
         # A single number of the host is an argument of a kernel.
         away = [t for t in tensors if not isinstance(t, There) and t.ndim]
         if away:

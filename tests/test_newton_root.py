@@ -11,7 +11,7 @@ from scipy.linalg import fractional_matrix_power
 from test_roots import positive
 from torch import Tensor
 
-from optbench.optimizers.newton_root import CONVERGED, iterations_for, largest_eigenvalue, newton_inverse_root
+from optbench.optimizers.newton_root import iterations_for, largest_eigenvalue, newton_inverse_root
 from optbench.optimizers.roots import update_inverse_roots
 
 
@@ -85,7 +85,7 @@ def test_updated_roots_are_scaled_and_those_without_one_are_kept(diagonal: bool)
     factors[1] = float("inf")
     kept = torch.full_like(factors, 3.0, dtype=torch.float32)
     scale = torch.tensor([2.0, 1.0, 0.25], dtype=torch.float64)
-    who = update_inverse_roots(kept, factors, 4, 1e-4, scale, newton=iterations_for(4, 1e-4))
+    who = update_inverse_roots(kept, factors, 4, 1e-4, scale, newton=1e-4)
     assert who.tolist() == [False, True, False]
     assert (kept[1] == 3.0).all()
     for i in (0, 2):
@@ -99,10 +99,9 @@ def test_updated_roots_are_scaled_and_those_without_one_are_kept(diagonal: bool)
 def test_what_single_precision_does_not_manage_is_not_taken() -> None:
     factors = positive(1, 60, 5, 2)
     root = torch.full((1, 60, 60), 3.0)
-    who = update_inverse_roots(root, factors, 4, 1e-12, 1.0, newton=iterations_for(4, 1e-12), precision=torch.float32)
+    who = update_inverse_roots(root, factors, 4, 1e-12, 1.0, newton=1e-12, precision=torch.float32)
     assert who.tolist() == [True]
     assert (root == 3.0).all()
-    assert CONVERGED < 0.1
 
 
 def test_single_precision_is_close_and_double_precision_comes_to_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +122,15 @@ def test_single_precision_is_close_and_double_precision_comes_to_its_help(monkey
     monkeypatch.setattr(torch.linalg, "eigh", fails_in_single)
     assert not update_inverse_roots(helped, factors, 4, 1e-4, precision=torch.float32).any()
     assert torch.equal(helped, exact)
+
+
+def test_a_member_alone_takes_the_steps_it_takes_among_others() -> None:
+    """As many as its own ε needs, whatever the others' are."""
+    factors = positive(3, 64, 80, 4)
+    epsilon = torch.tensor([1e-2, 1e-9, 1e-4], dtype=torch.float64)
+    together = torch.zeros(3, 64, 64, dtype=torch.float64)
+    update_inverse_roots(together, factors, 4, epsilon, newton=1e-9)
+    for i in range(3):
+        alone = torch.zeros(1, 64, 64, dtype=torch.float64)
+        update_inverse_roots(alone, factors[i : i + 1].clone(), 4, epsilon[i : i + 1], newton=float(epsilon[i]))
+        assert torch.equal(alone[0], together[i])

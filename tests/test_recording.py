@@ -7,7 +7,9 @@ carried along.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +17,14 @@ import pytest
 import torch
 from conftest import same_bits, small_suite, trial_row
 from tape import Tape, tape
+from test_devices import stack_of
 from test_engine import RATES
 from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.engine import Setting, TrialResult, train
 from optbench.engine.execution import Execution
+from optbench.engine.lockstep import LockStep
 from optbench.engine.recording import WARM_UP, Recorded, Recorder, Recordings, recorder
 from optbench.optimizers import roots, shampoo
 from optbench.optimizers.registry import OPTIMIZERS
@@ -140,29 +144,25 @@ def test_who_has_stopped_is_carried_along_and_keeps_what_it_had(mnist: Dataset, 
             assert accuracies(a) == pytest.approx(accuracies(b), abs=1e-6)
 
 
-def counter(start: int = 0) -> tuple[Callable[[], int], Tensor, list[int]]:
-    """Work that adds 1 on the device; and, when told so, what Python counts."""
-    total, calls = torch.tensor([float(start)]), [0]
-
-    def work() -> int:
-        calls[0] += 1
-        total.add_(1.0)
-        return calls[0]
-
-    return work, total, calls
+def plus_one(total: Tensor, calls: list[int]) -> int:
+    calls[0] += 1
+    total.add_(1.0)
+    return 7
 
 
 def test_work_is_replayed_without_being_called() -> None:
-    work, total, calls = counter()
-    recordings = Recordings(tape)
-    recorded = Recorded(work, lambda: [total], recordings)
+    total, calls, recordings = torch.zeros(1), [0], Recordings(tape)
+    recorded: Recorded[int] = Recorded("it", recordings)
     for step in range(1, 20):
-        recorded()
+        assert recorded(lambda: plus_one(total, calls), lambda: [total]) == 7
         assert total.item() == step
     assert calls[0] == WARM_UP + 2  # once more to know what it comes to, and once to be recorded
-    assert recorded() == WARM_UP + 1
-    assert recordings.refused == set()
+    assert recordings.refused == {}
     assert recorder(torch.device("cpu")) is None
+
+
+def in_recording() -> bool:
+    return bool(torch.utils._python_dispatch.is_in_torch_dispatch_mode())
 
 
 def of_python(total: Tensor, calls: list[int]) -> None:
@@ -171,62 +171,121 @@ def of_python(total: Tensor, calls: list[int]) -> None:
 
 
 def that_asks(total: Tensor, calls: list[int]) -> None:
-    calls[0] += 1
     total.add_(1.0 if total.item() < 5 else 2.0)
 
 
 def that_raises(total: Tensor, calls: list[int]) -> None:
-    calls[0] += 1
     total.add_(1.0)
-    if torch.utils._python_dispatch.is_in_torch_dispatch_mode():
+    if in_recording():
         raise ValueError("not twice\nand more")
 
 
-@pytest.mark.parametrize(
-    ("work", "reason"),
-    [
-        (of_python, "a replay came to other numbers"),
-        (that_asks, "RuntimeError: aten._local_scalar_dense.default is not permitted when a stream is recorded"),
-        (that_raises, "ValueError: not twice"),
-    ],
-)
-def test_work_that_cannot_be_replayed_is_done_as_it_is(work: Callable[..., None], reason: str) -> None:
-    def totals(recordings: Recordings) -> list[float]:
-        total, calls = torch.zeros(1), [0]
-        recorded = Recorded(lambda: work(total, calls), lambda: [total], recordings)
-        found = []
-        for _ in range(12):
-            if calls[0] == WARM_UP + 2 and work is of_python:
-                calls[0] -= 1  # the recording's own call, of which no tensor knows
-            recorded()
-            found.append(total.item())
-        return found
+def that_answers(total: Tensor, calls: list[int]) -> dict[int, str]:
+    total.add_(1.0)
+    return {0: "not in a recording"} if in_recording() else {}
 
+
+REFUSED = {
+    that_asks: "RuntimeError: aten._local_scalar_dense.default is not permitted when a stream is recorded",
+    that_raises: "ValueError: not twice",
+    that_answers: "RuntimeError: when recorded it answered {0: 'not in a recording'}",
+}
+
+
+def totals(work: Callable[..., object], recordings: Recordings) -> list[float]:
+    """What twelve calls come to."""
+    total, calls = torch.zeros(1), [0]
+    recorded: Recorded[object] = Recorded("it", recordings)
+    found = []
+    for _ in range(12):
+        recorded(lambda: work(total, calls), lambda: [total])
+        found.append(total.item())
+    return found
+
+
+@pytest.mark.parametrize("work", REFUSED)
+def test_work_that_cannot_be_replayed_is_done_as_it_is(work: Callable[..., object]) -> None:
     recordings = Recordings(tape)
-    assert totals(recordings) == totals(Recordings(None))
-    assert recordings.refused == {reason}
+    assert totals(work, recordings) == totals(work, Recordings(None))
+    assert recordings.refused == {"it": REFUSED[work]}
+
+
+def test_work_in_which_python_counts_is_found_out() -> None:
+    """It breaks the promise: the call that was recorded has counted, too, and no step was taken."""
+    recordings = Recordings(tape)
+    found, expected = totals(of_python, recordings), totals(of_python, Recordings(None))
+    assert recordings.refused == {"it": "a replay came to other numbers"}
+    assert found[: WARM_UP + 1] == expected[: WARM_UP + 1]
+    assert found[WARM_UP + 1] == found[WARM_UP] + WARM_UP + 3
+
+
+def test_what_was_refused_is_not_tried_again_in_the_cohort() -> None:
+    tried = []
+
+    def never(work: Callable[[], object]) -> Callable[[], None]:
+        tried.append(work)
+        raise RuntimeError("no")
+
+    recordings = Recordings(never)
+    for _ in range(3):
+        assert totals(plus_one, recordings) == list(range(1, 13))
+    assert len(tried) == 1
 
 
 def test_numbers_that_are_none_are_no_reason_to_refuse() -> None:
     total = torch.tensor([0.0, float("nan")])
     recordings = Recordings(tape)
-    recorded = Recorded(lambda: total.add_(1.0), lambda: [total], recordings)
+    recorded: Recorded[int] = Recorded("it", recordings)
     for _ in range(10):
-        recorded()
-    assert recordings.refused == set()
+        recorded(lambda: plus_one(total, [0]), lambda: [total])
+    assert recordings.refused == {}
     assert total[0] == 10
 
 
-def test_what_the_machine_lacks_is_raised_and_not_noted() -> None:
-    def short(work: Callable[[], object]) -> Callable[[], None]:
+@pytest.mark.parametrize("where", ["copies", "recording"])
+def test_without_memory_for_a_recording_there_is_none(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no cohort is halved, as the work itself fits."""
+
+    def short(*given: object) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    total = torch.zeros(1)
-    recorded = Recorded(lambda: total.add_(1.0), lambda: [total], Recordings(short))
-    for _ in range(WARM_UP):
-        recorded()
-    with pytest.raises(torch.OutOfMemoryError):
-        recorded()
+    if where == "copies":
+        monkeypatch.setattr(Tensor, "clone", short)
+    recordings = Recordings(short if where == "recording" else tape)
+    assert totals(plus_one, recordings) == list(range(1, 13))
+    assert recordings.refused == {"it": "not enough memory"}
+
+
+def test_a_device_that_breaks_is_raised() -> None:
+    def broken(work: Callable[[], object]) -> Callable[[], None]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        totals(plus_one, Recordings(broken))
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("name", ["adamw", "shampoo", "sam"])
+@pytest.mark.parametrize("record", [None, tape], ids=["as it is", "replayed"])
+def test_a_stack_that_is_done_with_holds_nothing(name: str, record: Recorder | None, mnist: Dataset) -> None:
+    """What it has on a device is free at once, not when a collection of garbage happens to come by."""
+    settings = dict(ALL.get(name, {"target": name}))
+    target, execution = settings.pop("target"), Execution(True, record)
+
+    def make() -> LockStep:
+        return stack_of(target, mnist, torch.device("cpu"), execution=execution, **settings)
+
+    make()  # what is imported for the first time leaves frames behind
+    gc.collect()
+    gc.disable()
+    try:
+        stack = make()
+        stack.take(0, 8, range(4))
+        kept = [weakref.ref(stack), weakref.ref(stack._lane), weakref.ref(stack._gradients)]
+        del stack
+        assert [ref() for ref in kept] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_trial_says_that_its_steps_were_not_recorded(mnist: Dataset) -> None:
@@ -235,8 +294,8 @@ def test_a_trial_says_that_its_steps_were_not_recorded(mnist: Dataset) -> None:
 
     suite = suite_of({"target": "sgd", "lr": 0.1})
     results = trained(suite, mnist, record=never)
-    expected = "steps not recorded: RuntimeError: CUDA error: operation not permitted when stream is capturing"
-    assert refused(results) == {expected}
+    reason = "RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    assert refused(results) == {f"gradients not recorded: {reason}", f"update not recorded: {reason}"}
     assert all(map(same_weights, results, trained(suite, mnist)))
 
 

@@ -252,3 +252,12 @@ def test_the_list_shows_every_entry_on_eighty_columns(
     words = "".join(line[start:].strip() for line in lines)
     for spec in OPTIMIZERS.values():
         assert all(name in words for name in spec.hyperparameters), spec.name
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-80])
+def test_values_that_do_not_go_together_are_refused_before_anything_is_trained(epsilon: float) -> None:
+    good = {"root": "newton", "epsilon": 1e-4}
+    check_settings("shampoo", good)
+    check_settings("shampoo", {"epsilon": epsilon})
+    with pytest.raises(OptimizerError, match=r"shampoo: root: newton needs an epsilon of at least 1e-15; "):
+        check_settings("shampoo", good | {"epsilon": epsilon})

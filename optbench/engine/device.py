@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from optbench.errors import DeviceError
@@ -53,13 +51,10 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
     return [devices[i % len(devices)] for i in range(count)]
 
 
-@functools.cache
 def settle(device: torch.device) -> None:
-    """Have this process work on a device; on a CUDA device in a stream of its own, since the default one cannot be
-    recorded. Done once."""
+    """Have this process work on a device, whatever does not say where it works."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # of torch
 
 
 def accelerators() -> list[str]:

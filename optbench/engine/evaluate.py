@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 CHUNK = 2500
 """Examples per forward pass: large enough to be fast, small enough that the floats of MNIST stay below 10 MB."""
 MOST = 50
-"""Networks in one forward pass: each on examples of its own, the floats of MNIST are 400 MB."""
+"""Networks in one forward pass, and then a fifth of a chunk: activations as of ten networks on a whole one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Evaluator:
 
     def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
         """All that have as many examples in one batched forward pass."""
-        forward = vmap(partial(functional_call, self._reader))
+        forward = partial(functional_call, self._reader)
+        each, shared = vmap(forward), vmap(forward, in_dims=(0, None))
         for whole in places(map(len, examples)):
             for members in (whole[i : i + MOST] for i in range(0, len(whole), MOST)):
                 weights = self._weights(torch.stack([rows[i] for i in members]))
@@ -121,17 +122,18 @@ class Evaluator:
                 alike = sharing([examples[i] for i in members])
                 distinct = [examples[members[same[0]]] for same in alike]
                 of = {place: s for s, same in enumerate(alike) for place in same}
-                for start in range(0, len(distinct[0]), CHUNK):
-                    part = slice(start, start + CHUNK)
+                index = torch.tensor([of[place] for place in range(len(members))], device=totals.device)
+                size = min(CHUNK, MOST * CHUNK // 5 // len(members))
+                for start in range(0, len(distinct[0]), size):
+                    part = slice(start, start + size)
                     inputs = self.normalise(torch.stack([own.inputs[part] for own in distinct]))
-                    labels = torch.stack([own.labels[part] for own in distinct])
-                    if 1 < len(distinct) < len(members):
-                        index = [of[place] for place in range(len(members))]
-                        inputs, labels = inputs[index], labels[index]
-                    each = (len(members), *inputs.shape[1:])
-                    _, logits = forward(weights, (inputs.expand(each),))
-                    _count(found, logits, labels.expand(each[:2]))
-                totals[:, members] = found
+                    labels = torch.stack([own.labels[part] for own in distinct]).index_select(0, index)
+                    if len(distinct) == 1:
+                        _, logits = shared(weights, (inputs[0],))
+                    else:
+                        _, logits = each(weights, (inputs.index_select(0, index),))
+                    _count(found, logits, labels)
+                totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
         return {f"network.{name}": view for name, view in self._layout.views(row).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-BROKEN_DEVICE = "CUDA error"
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
 
 
@@ -16,8 +15,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_broken_device(error: Exception) -> bool:
-    """After an error in a kernel every call of a process to its CUDA device fails; not after one of recording."""
-    return isinstance(error, RuntimeError) and BROKEN_DEVICE in str(error) and "captur" not in str(error)
+    """After an error in a kernel every call of a process to its CUDA device fails."""
+    return isinstance(error, RuntimeError) and speaks_of_broken_device(str(error))
+
+
+def speaks_of_broken_device(message: str) -> bool:
+    """Whether an error of this text is one; not where something could not be recorded."""
+    return "CUDA error" in message and "captur" not in message
 
 
 def of_the_machine(error: Exception) -> bool:

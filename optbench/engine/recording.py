@@ -17,13 +17,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from optbench.engine.faults import of_the_machine
+from optbench.engine.faults import is_out_of_memory, of_the_machine
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], object]], Callable[[], None]]
 """Calls work, so that what it does is recorded and perhaps done, and returns what does the same again."""
 WARM_UP = 3
 """Calls before the recording: state that is made at the first step, buffers, libraries' own preparations."""
+NO_MEMORY = "not enough memory"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Recordings:
 
     record: Recorder | None
     """None to record nothing."""
-    refused: set[str] = field(default_factory=set)
-    """Why some of the work is done as it is, although it might have been recorded."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """By the name of work that might have been recorded, why it is done as it is: for the cohort, once and for all."""
 
 
 class Recorded(Generic[T]):
@@ -44,36 +45,40 @@ class Recorded(Generic[T]):
     work's own answer of its last call that was no replay.
     """
 
-    def __init__(self, work: Callable[[], T], tensors: Callable[[], Sequence[Tensor]], recordings: Recordings) -> None:
-        """tensors: everything that the work changes and anybody reads later."""
-        self._work = work
-        self._tensors = tensors
-        self._record = recordings.record
-        self._refused = recordings.refused
+    def __init__(self, name: str, recordings: Recordings) -> None:
+        self._name = name
+        self._recordings = recordings
         self._calls = 0
         self._replay: Callable[[], None] | None = None
         self._answer: T
 
-    def __call__(self) -> T:
+    def __call__(self, work: Callable[[], T], tensors: Callable[[], Sequence[Tensor]]) -> T:
+        """Do the work, one way or the other.
+
+        work: always the same; handed over at every call, as to keep it would keep its owner, and all that it has on
+        the device, alive beyond its time. tensors: everything that the work changes and anybody reads later.
+        """
+        record = self._recordings.record
         if self._replay is not None:
             self._replay()
-            return self._answer
-        if self._record is None or self._calls < WARM_UP:
+        elif record is None or self._calls < WARM_UP or self._name in self._recordings.refused:
             self._calls += 1
-            self._answer = self._work()
+            self._answer = work()
         else:
-            self._attempt(self._record)
+            self._attempt(record, work, [tensor.detach() for tensor in tensors()])
         return self._answer
 
-    def _attempt(self, record: Recorder) -> None:
+    def _attempt(self, record: Recorder, work: Callable[[], T], tensors: list[Tensor]) -> None:
         """Do the work once more, and see whether a recording of it comes to the same."""
-        tensors = [tensor.detach() for tensor in self._tensors()]
-        before = [tensor.clone() for tensor in tensors]
-        self._answer = self._work()
-        after = [tensor.clone() for tensor in tensors]
-        _put(tensors, before)
+        before = _copies(tensors)
+        self._answer = work()
+        after = _copies(tensors) if before is not None else None
+        if before is None or after is None:
+            self._refuse(NO_MEMORY)
+            return
         try:
-            replay = record(self._work)
+            _put(tensors, before)
+            replay = record(functools.partial(self._once_more, work))
             _put(tensors, before)
             replay()
             if _same_bits(tensors, after):
@@ -81,12 +86,22 @@ class Recorded(Generic[T]):
                 return
             reason = "a replay came to other numbers"
         except Exception as error:
-            if of_the_machine(error):
+            if is_out_of_memory(error):
+                reason = NO_MEMORY
+            elif of_the_machine(error):
                 raise
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._record = None
-        self._refused.add(reason)
+            else:
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         _put(tensors, after)
+        self._refuse(reason)
+
+    def _once_more(self, work: Callable[[], T]) -> None:
+        answer = work()
+        if answer != self._answer:  # such as what an optimizer raised in being recorded
+            raise RuntimeError(f"when recorded it answered {answer!r}")
+
+    def _refuse(self, reason: str) -> None:
+        self._recordings.refused[self._name] = reason
 
 
 def recorder(device: torch.device) -> Recorder | None:
@@ -101,28 +116,37 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
         RuntimeError: something in it cannot be recorded, such as waiting for the device.
     """
     graph = torch.cuda.CUDAGraph()
-    here = torch.cuda.current_stream(device)
-    # The default stream cannot be recorded; a worker process has another (`device.settle`).
-    stream = _side_stream(device) if here == torch.cuda.default_stream(device) else here
-    stream.wait_stream(here)
+    here, side, pool = torch.cuda.current_stream(device), _side_stream(device), _pool(device).id
+    side.wait_stream(here)
     # Not `torch.cuda.graph`, which empties the cache of the allocator every time: a run makes hundreds of recordings.
-    with torch.cuda.stream(stream), _no_collection():
-        graph.capture_begin()
+    with torch.cuda.stream(side), _no_collection():
+        graph.capture_begin(pool)  # type: ignore[arg-type]  # torch gives the same pair two types
         try:
             work()
+            graph.capture_end()
         except BaseException:
             with contextlib.suppress(Exception):  # which says only that there was another error before
                 graph.capture_end()
+            with contextlib.suppress(Exception):  # older versions leave the allocator believing that it is recorded
+                torch._C._cuda_endAllocateToPool(side.device_index, pool)
             raise
-        graph.capture_end()
-    here.wait_stream(stream)
+    here.wait_stream(side)
     return graph.replay
 
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: a library keeps its work space for each stream."""
+    """Where everything is recorded, and nothing else happens: the default stream cannot be, and a library's work space,
+    which belongs to a stream, must not be taken from under recordings that use it."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # of torch
+
+
+@functools.cache
+def _pool(device: torch.device) -> torch.cuda.MemPool:
+    """The memory of what is passing in all recordings. Nothing in it outlives a replay, and no two replays are at once,
+    so they may share it; nobody else is given any of it."""
+    with torch.cuda.device(device):
+        return torch.cuda.MemPool()
 
 
 @contextlib.contextmanager
@@ -135,6 +159,17 @@ def _no_collection() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+@torch.no_grad()
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """None where memory does not hold them."""
+    try:
+        return [tensor.clone() for tensor in tensors]
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ class Stopwatch:
         self._seconds = 0.0
         self._started = 0.0
         self._marks: list[torch.cuda.Event] = []
+        self._spare: list[torch.cuda.Event] = []
 
     def start(self) -> None:
         if self._on_device:
@@ -34,12 +35,13 @@ class Stopwatch:
     def read(self) -> float:
         """Seconds since the last reading; what was asked of the device has to be done."""
         seconds, self._seconds = self._seconds, 0.0
-        marks, self._marks = self._marks, []
-        for start, stop in zip(marks[::2], marks[1::2], strict=True):
+        for start, stop in zip(self._marks[::2], self._marks[1::2], strict=True):
             seconds += start.elapsed_time(stop) / 1000
+        self._spare += self._marks
+        self._marks = []
         return seconds
 
     def _mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # of torch
+        event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append(event)

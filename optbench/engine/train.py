@@ -2,8 +2,8 @@
 
 The loop: a *stack* (`lockstep`) holds the members that are training; they take steps together until the next point at
 which one of them has to be evaluated; whoever stops there (early, at its last step, or diverged) leaves with its own
-weights and optimizer state, and the others go on in a smaller stack. When all have left, the next task begins with all
-that run.
+weights and optimizer state, and the others go on in a smaller stack: at once on a CPU, on an accelerator when half have
+left. Then the next task begins with all that run.
 
 Legend: P padded parameter count.
 """
@@ -211,7 +211,8 @@ class _CohortTraining:
 
     def _notes(self, member: Member) -> list[str]:
         found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
-        return found + [f"steps not recorded: {reason}" for reason in sorted(self.machinery.recordings.refused)]
+        refused = sorted(self.machinery.recordings.refused.items())
+        return found + [f"{name} not recorded: {reason}" for name, reason in refused]
 
 
 class _TaskTraining:

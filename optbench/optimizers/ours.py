@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from optbench.optimizers.presets import SHAMPOO_PRESETS
 from optbench.optimizers.spec import Hyper, OptimizerSpec
+
+LEAST_FOR_NEWTON = 1e-15
+"""Below, what is added to a factor's eigenvalues is lost in the rounding of float64."""
+
+
+def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
+    epsilon = settings.get("epsilon", 1.0)
+    if settings.get("root") != "newton" or epsilon >= LEAST_FOR_NEWTON:
+        return None
+    return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
+
 
 OURS: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
@@ -32,6 +46,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "root_precision": Hyper("float64", "choice", choices=("float64", "float32")),
         },
         recordable=True,
+        conflict=_shampoo_conflict,
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),
         presets=SHAMPOO_PRESETS,
         step_cost=12.0,

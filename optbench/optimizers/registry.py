@@ -63,6 +63,9 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 raise OptimizerError(f"hyper-parameter '{name}' of {target}: {error}") from None
             if needs := find(base).needs - {"random"}:
                 raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
+    problem = spec.conflict(hyperparameters) if spec.conflict else None
+    if problem is not None:
+        raise OptimizerError(f"{target}: {problem}")
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:

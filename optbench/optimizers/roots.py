@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from optbench.optimizers.newton_root import newton_inverse_root
+from optbench.optimizers.newton_root import iterations_for, newton_inverse_root
+from optbench.precision import widest
 
 ALIGNMENT = 64
 """Bytes. Allocations of PyTorch start on this boundary; kernels of a BLAS may round differently off it."""
@@ -59,7 +60,7 @@ def update_inverse_roots(
     order: int,
     epsilon: Tensor | float = 0.0,
     scale: Tensor | float = 1.0,
-    newton: int | None = None,
+    newton: float | None = None,
     precision: torch.dtype = torch.float64,
 ) -> Tensor:
     """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
@@ -78,9 +79,11 @@ def update_inverse_roots(
         order: p of the p-th root, at least 1.
         epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
         scale: positive factor on the matrices; a number or shape (M,).
-        newton: iterations of `newton_inverse_root`, in the place of a decomposition; then `epsilon`, which is above 0,
-            is added to all eigenvalues instead, and a root that has not converged is not taken.
-        precision: of the decomposition or the products. What float32 does not manage is decomposed in float64.
+        newton: the smallest `epsilon` of all members, above 0, for roots by `newton_inverse_root` in the place of a
+            decomposition; then `epsilon` is added to all eigenvalues instead, and a root that has not converged is not
+            taken. On a CPU members take as many iterations as their own epsilon needs, else as many as the smallest.
+        precision: of the decomposition, or of the products where the device has it. A decomposition in float32 that
+            does not converge is done in float64.
 
     Returns:
         shape (M,), bool, on the device of `roots`: the members that kept their last root.
@@ -92,9 +95,16 @@ def update_inverse_roots(
         torch.as_tensor(x, dtype=factors.dtype, device=factors.device).expand(members) for x in (epsilon, scale)
     )
     if newton is not None:
-        places = [slice(i, i + 1) for i in range(members)] if one_by_one(factors) else [slice(members)]
+        places, smallest = [slice(members)], [newton]
+        if one_by_one(factors):
+            places, smallest = [slice(i, i + 1) for i in range(members)], epsilon.tolist()
         return torch.cat(
-            [_update_by_newton(roots[p], factors[p], order, epsilon[p], scale[p], newton, precision) for p in places]
+            [
+                _update_by_newton(
+                    roots[p], factors[p], order, epsilon[p], scale[p], iterations_for(order, e), precision
+                )
+                for p, e in zip(places, smallest, strict=True)
+            ]
         )
     if not one_by_one(factors) and factors.dtype == torch.float64:
         return _update_batched(roots, factors, order, epsilon, scale, precision)
@@ -146,7 +156,8 @@ def _update_by_newton(
     if factors.ndim == 2:
         new, good = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True), factors.isfinite().all(1)
     else:
-        new, good = newton_inverse_root(_symmetrised(factors).to(precision), order, epsilon, iterations)
+        dtype = widest(factors.device) if precision == torch.float64 else precision
+        new, good = newton_inverse_root(_symmetrised(factors).to(dtype), order, epsilon, iterations)
         new = new * scale.pow(-1.0 / order).view(-1, 1, 1)
     return _take(new.to(roots.dtype), good, roots)
 

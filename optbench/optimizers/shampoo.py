@@ -57,9 +57,9 @@ class Shampoo(Optimizer):
 
     - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
       more than two dimensions are seen as matrices: a convolution (o, i, h, w) as (o, i·h·w).
-    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors, and their decomposition, are
-      in float64; roots are held in the parameter's dtype (at least float32). A direction never seen has root 0
-      only if ε = 0 or nothing was seen at all.
+    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors are in float64, and so is their
+      decomposition but for `root_precision`; roots are held in the parameter's dtype (at least float32). A direction
+      never seen has root 0 only if ε = 0 or nothing was seen at all.
     - Sides of at most `small_side` refresh their root at every step; larger ones every `precondition_frequency` steps,
       that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
       refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
@@ -290,7 +290,7 @@ class Shampoo(Optimizer):
         for side, size in sides.items():
             if fresh or _is_due(size, group):
                 order = 2 * len(sides)
-                newton = iterations_for(order, group["smallest_epsilon"]) if group["root"] == "newton" else None
+                newton = group["smallest_epsilon"] if group["root"] == "newton" else None
                 state["fallbacks"] += update_inverse_roots(
                     state[f"{side}_root"],
                     state[side],

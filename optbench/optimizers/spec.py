@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -94,6 +94,8 @@ class OptimizerSpec:
     recordable: bool = False
     """On an accelerator its step is, after the first ones, the same work on the same tensors every time: Python counts
     nothing and decides nothing. Such a step can be recorded and replayed."""
+    conflict: Callable[[Mapping[str, Any]], str | None] | None = None
+    """What is wrong with values that are fine one by one, if anything."""
     source: Source = "optbench"
     """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()

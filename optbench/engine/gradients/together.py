@@ -35,11 +35,12 @@ class TogetherGradients:
         if 1 < len(places) < self._members:
             of = {i: s for s, members in enumerate(places) for i in members}
             self._stream_of = torch.tensor([of[i] for i in range(self._members)], device=device)
-        self._work = Recorded(self._fill, lambda: (bound.grads, self._losses, self._feed.positions), recordings)
+        self._changed = (bound.grads, self._losses, self._feed.positions)
+        self._work: Recorded[None] = Recorded("gradients", recordings)
 
     def __call__(self, step: int, losses: Tensor) -> None:
         self._feed.aim(step)
-        self._work()
+        self._work(self._fill, lambda: self._changed)
         losses.copy_(self._losses)
 
     def _fill(self) -> None:

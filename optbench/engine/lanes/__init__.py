@@ -1,8 +1,8 @@
 """The three ways an update is applied to a cohort (DESIGN.md: lanes), behind one interface.
 
-A lane is built for the members that are training now and taken apart when one of them stops: `export` gives a
-member's optimizer state on its own, and a new lane is built from the states of those that go on. So a member's state
-never mixes with another's, and dropping a member needs no masks.
+A lane is built for the members of a stack and taken apart with it: `export` gives a member's optimizer state on its
+own, and a new lane is built from the states of those that go on. So a member's state never mixes with another's, and
+dropping a member needs no masks; of one that has stopped and is carried along nobody looks at what becomes of it.
 
 Legend: A members in training, P padded parameter count.
 """

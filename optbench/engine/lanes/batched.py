@@ -65,8 +65,8 @@ class BatchedLane:
                 self._optimizer.step()
             else:
                 if kind not in self._works:
-                    self._works[kind] = Recorded(self._optimizer.work, self._changed, self._recordings)
-                self._works[kind]()
+                    self._works[kind] = Recorded("update", self._recordings)
+                self._works[kind](self._optimizer.work, self._changed)
                 self._optimizer.advance()
         except Exception as error:  # a step cut short leaves nobody where it should be
             if of_the_machine(error):

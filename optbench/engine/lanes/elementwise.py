@@ -41,13 +41,13 @@ class ElementwiseLane:
                 optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
             self._leaves.append(leaf)
             self._optimizers.append(optimizer)
-        self._work = Recorded(self._step, self._changed, recordings)
+        self._work: Recorded[dict[int, Exception]] = Recorded("update", recordings)
 
     def begin_task(self) -> None:
         """Elementwise optimizers know nothing of tasks."""
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
-        return self._work()
+        return self._work(self._step, self._changed)
 
     def _step(self) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
