@@ -93,7 +93,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Each network, weights `rows` (P,), on the examples at its place; the host waits for the device once."""
+        """Each network, weights `rows` (P,), on the examples at its place; what is found is read in one go."""
         if not rows:
             return []
         totals = torch.zeros(2, len(rows), dtype=widest(rows[0].device), device=rows[0].device)

@@ -1,6 +1,6 @@
 """The batches of many streams at once, with nothing for Python to count: what an accelerator is fed with.
 
-Legend: S different streams, B batch size, L rows of the longest epoch, R rows of all examples, C*H*W pixels.
+Legend: S different streams, B batch size, L rows of the longest epoch, C*H*W pixels.
 """
 
 from __future__ import annotations
