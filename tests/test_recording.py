@@ -32,6 +32,7 @@ from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow
 from optbench.suite import Suite
 
+pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 RECORDABLE = sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable)
 # The pixels' side by its diagonal, since a root of it takes seconds here; and some steps that refresh no root.
 SHAMPOO = {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optbench.optimizers.presets import SHAMPOO_PRESETS
 from optbench.optimizers.shampoo import Shampoo
 
+pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 SHAPES = [(100, 784), (10, 100), (100,), (10,)]
 
 
@@ -386,40 +387,7 @@ def test_members_may_have_taken_different_numbers_of_steps() -> None:
     assert torch.equal(both, torch.cat([a, b]))
 
 
-# ----------------------------------------------------------------------------------------------- refreshes and failures
-
-
-def refreshes(monkeypatch: pytest.MonkeyPatch, steps: int, tasks: tuple[int, ...], **settings: Any) -> list[int]:
-    """The steps, from 0, at which the side of length 7 was decomposed."""
-    now, seen, original = 0, [], torch.linalg.eigh
-
-    def watched(matrix: Tensor) -> Any:
-        if matrix.shape[-1] == 7:
-            seen.append(now)
-        return original(matrix)
-
-    monkeypatch.setattr(torch.linalg, "eigh", watched)
-    p = nn.Parameter(normal(4, 7))
-    optimizer = Shampoo([p], **settings)
-    for now in range(steps):
-        if now in tasks:
-            optimizer.begin_task()
-        p.grad = normal(4, 7, seed=now)
-        optimizer.step()
-    return seen
-
-
-def test_refreshes_are_geometric_after_a_task_switch_then_regular(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = refreshes(monkeypatch, 45, (0, 23), precondition_frequency=10, small_side=4)
-    assert seen == [0, 1, 2, 4, 8, 10, 20, *(23 + c for c in (0, 1, 2, 4, 8, 10, 20))]
-
-
-def test_refreshes_without_tasks_are_regular(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refreshes(monkeypatch, 16, (), precondition_frequency=5, small_side=4) == [0, 4, 9, 14]
-
-
-def test_small_sides_refresh_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refreshes(monkeypatch, 6, (), precondition_frequency=5, small_side=7) == list(range(6))
+# ----------------------------------------------------------------------------------------------- failures
 
 
 def test_long_sides_keep_only_their_diagonal() -> None:

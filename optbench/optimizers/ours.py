@@ -36,7 +36,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "initial_epsilon": Hyper(None),
             "weight_decay": Hyper(0.0),
             "precondition_frequency": Hyper(10, "integer", low=1),
-            "small_side": Hyper(128, "integer"),
+            "small_side": Hyper(None, "integer", optional=True),
             "max_side": Hyper(8192, "integer", low=1),
             "structure": Hyper("kronecker", "choice", choices=("kronecker", "diagonal-factor")),
             "momentum_form": Hyper(None, "choice", choices=("heavy-ball", "average")),

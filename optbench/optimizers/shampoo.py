@@ -7,6 +7,7 @@ M = 1, through a view: there is one code path.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast, overload
 
@@ -42,6 +43,8 @@ RANGES = {
     "graft_epsilon": (0.0, math.inf, False),
 }
 COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1}
+SMALL_SIDE = 128
+"""Roots of sides up to this are refreshed at every step by default, whatever the network."""
 
 
 class Shampoo(Optimizer):
@@ -60,11 +63,15 @@ class Shampoo(Optimizer):
     - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors are in float64, and so is their
       decomposition but for `root_precision`; roots are held in the parameter's dtype (at least float32). A direction
       never seen has root 0 only if ε = 0 or nothing was seen at all.
-    - Sides of at most `small_side` refresh their root at every step; larger ones every `precondition_frequency` steps,
+    - Sides of at most `small_side` refresh their root at every step; longer ones every `precondition_frequency` steps,
       that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
       refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
-    - Until the next refresh, a direction absent at the last one is scaled by up to ε^(−1/4) per side more than the
-      strongest: with rare refreshes of large sides, call `begin_task()` before the first step, or raise ε.
+    - A stale root can overshoot: until the next refresh, a direction absent at the last one is scaled by up to
+      ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a vector, whose one
+      root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So by default the
+      only roots that go stale are those of a matrix's side that is longer than every layer's output, and a
+      `small_side` that lets others go stale is warned of. With stale roots, call `begin_task()` before the first step
+      on new data.
     - A root that cannot be computed (factor not finite, `eigh` does not converge) is left as it was (zero, if it never
       was computed) and counted, see `fallbacks`.
     - `root="newton"` finds roots by products of matrices alone (a coupled Newton iteration), which an accelerator does
@@ -98,7 +105,8 @@ class Shampoo(Optimizer):
         initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root.
-        small_side: sides up to this refresh at every step; 0 for none.
+        small_side: sides up to this refresh at every step; 0 for none. None: 128, or the longest output of a layer (the
+            rows of a matrix, the length of a vector) among those up to `max_side`, if that is longer.
         max_side: sides longer than this keep only the diagonal of their factor, as n² numbers would not fit.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.
@@ -111,6 +119,9 @@ class Shampoo(Optimizer):
 
     Raises:
         ValueError: an argument out of its range, of the wrong shape, or a parameter that is not real and floating.
+
+    Warns:
+        UserWarning: `small_side` leaves roots of a layer's output side or of a vector stale between refreshes.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -137,7 +148,7 @@ class Shampoo(Optimizer):
         initial_epsilon: PerMember | None = None,
         weight_decay: PerMember = 0.0,
         precondition_frequency: int = 10,
-        small_side: int = 128,
+        small_side: int | None = None,
         max_side: int = 8192,
         structure: Literal["kronecker", "diagonal-factor"] = "kronecker",
         momentum_form: Literal["heavy-ball", "average"] | None = None,
@@ -176,6 +187,7 @@ class Shampoo(Optimizer):
             "task_begun": False,
         }
         super().__init__(params, defaults)
+        self._warn_of_stale_sides()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in `torch.optim.Optimizer`; raises ValueError as the constructor does."""
@@ -185,6 +197,38 @@ class Shampoo(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._set_refreshed_sides()
+
+    def _set_refreshed_sides(self) -> None:
+        """Write into every group up to which length sides are refreshed at every step."""
+        longest = self._longest_output()
+        for group in self.param_groups:
+            chosen = group["small_side"]
+            group["refreshed_side"] = max(SMALL_SIDE, longest) if chosen is None else chosen
+
+    def _longest_output(self) -> int:
+        """Length of the longest layer output that has a factor of its own; 0 without one."""
+        outputs = [(_sides(p, group)[0], group["max_side"]) for group in self.param_groups for p in group["params"]]
+        return max((size for size, most in outputs if size <= most), default=0)
+
+    def _warn_of_stale_sides(self) -> None:
+        longest = self._longest_output()
+        for group in self.param_groups:
+            every, refreshed = group["precondition_frequency"], group["refreshed_side"]
+            sides = [_sides(parameter, group) for parameter in group["params"]]
+            stale = {len(both): size for both in sides for size in both if refreshed < size <= longest}
+            if every == 1 or not stale:
+                continue
+            # A vector has the worst bound.
+            size, power = stale[min(stale)], 1 / 2 if 1 in stale else 1 / 4
+            smallest = float(_numbers(group["epsilon"]).min())
+            times = f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long without bound"
+            warnings.warn(
+                f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of {size} stale for up to "
+                f"{every} steps, and a step {times}; small_side={longest} refreshes them at every step",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def begin_task(self) -> None:
         """Restart the clock of the refreshes: call it when the data change, before the first step on the new data."""
@@ -208,6 +252,7 @@ class Shampoo(Optimizer):
         for identifier, parameter in zip(identifiers, parameters, strict=True):
             for name, value in state_dict["state"].get(identifier, {}).items():
                 self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+        self._set_refreshed_sides()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -249,7 +294,7 @@ class Shampoo(Optimizer):
                 if not state:
                     return None
                 factors = {side: state[side] for side in ("left", "right") if side in state}
-                due = {side for side, factor in factors.items() if _is_due(factor.shape[1], group)}
+                due = {side for side, factor in factors.items() if _is_due(factor.shape[1], len(factors), group)}
                 if group["root"] == "eigh" and any(factors[side].ndim == 3 for side in due):
                     return None
                 found.append(frozenset(due))
@@ -288,7 +333,7 @@ class Shampoo(Optimizer):
         # Factors and roots. One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
         accumulate([state[side] for side in sides], g, beta2, new)
         for side, size in sides.items():
-            if fresh or _is_due(size, group):
+            if fresh or _is_due(size, len(sides), group):
                 order = 2 * len(sides)
                 newton = group["smallest_epsilon"] if group["root"] == "newton" else None
                 state["fallbacks"] += update_inverse_roots(
@@ -336,6 +381,8 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} needs to be in [{low:g}, {high:g}{']' if closed else ')'}; {value!r} came")
     for name, least in COUNTS.items():
         value = group[name]
+        if value is None and name == "small_side":
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} needs to be an integer of at least {least}; {value!r} came")
     for name, choices in CHOICES.items():
@@ -407,10 +454,17 @@ def _start(state: dict[str, Any], g: Tensor, sides: dict[str, int], group: dict[
         state["second_moment"] = torch.zeros_like(g)
 
 
-def _is_due(size: int, group: dict[str, Any]) -> bool:
-    """Whether the root of a side of this size is refreshed at this step."""
+def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
+    """Lengths of the sides that have a factor: (m, n) of a matrix, (n,) of a vector."""
+    shape = parameter.shape[1:] if group["stacked"] else parameter.shape
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
+
+
+def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool:
+    """True if the root of a side of this length, of a parameter with this many sides, is refreshed at this step."""
     clock, frequency = group["clock"], group["precondition_frequency"]
-    if size <= group["small_side"]:
+    never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
+    if never_stale or size <= group["refreshed_side"]:
         return True
     if not group["task_begun"]:
         return bool((clock + 1) % frequency == 0)
