@@ -19,6 +19,7 @@ from optbench.report.summary import RunSummary, Section, Spread, Summary, Summar
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
+from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
 from optbench.stats.paired import PairedResult
 from optbench.stats.pairs import Side as PairSide
@@ -342,7 +343,13 @@ def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
         "margin": judged.margin,
         "verdict": judged.verdict,
         "parts": parts,
+        "left_out": [_left_out(found) for found in judged.left_out],
     }
+
+
+def _left_out(found: LeftOut) -> dict[str, Any]:
+    unmet = [{"metric": u.metric, "mean": u.mean, "n": u.n, "planned": u.planned} for u in found.unmet]
+    return {"model": found.arm.model, "optimizer": found.arm.optimizer, "variant": found.arm.variant, "unmet": unmet}
 
 
 def _part(part: ClaimPart) -> dict[str, Any]:

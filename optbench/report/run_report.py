@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Literal
 
-from optbench.metrics import METRICS
+from optbench.report.claims import claim_blocks
 from optbench.report.document import (
     Block,
     Cell,
@@ -21,18 +21,15 @@ from optbench.report.document import (
     Only,
     Paragraph,
     Table,
-    Tone,
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure
-from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow
 from optbench.report.pairs import pair_blocks
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
 from optbench.report.switching import switching_blocks
 from optbench.report.tuning import stated_tuning, tuning_blocks
 from optbench.report.twins import twin_blocks
-from optbench.stats.arms import Arm
-from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 
 Statistic = Literal["mean", "median"]
 
@@ -55,13 +52,6 @@ MANY_TROUBLES = 20
 
 RANKED = {"global": "of all", "layer": "by layer"}
 """How weights are ranked for pruning, in a table."""
-
-TONES: Mapping[ClaimVerdict, Tone] = {
-    ClaimVerdict.SUPPORTED: "good",
-    ClaimVerdict.CONTRADICTED: "bad",
-    ClaimVerdict.NO_EVIDENCE: "plain",
-    ClaimVerdict.NOT_COMPARABLE: "warning",
-}
 
 
 def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic: Statistic = "mean") -> Document:
@@ -90,7 +80,7 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
     if figures:
         blocks += [Heading("Figures"), *figures]
     for run in summary.runs:
-        blocks += _claims(run, several)
+        blocks += claim_blocks(run, several)
     blocks += _how(summary)
     return Document(f"optbench: {title}", tuple(blocks))
 
@@ -320,89 +310,6 @@ def _troubles(summary: Summary) -> Iterable[Block]:
     if len(summary.troubles) > MANY_TROUBLES:
         lines.append(f"and {len(summary.troubles) - MANY_TROUBLES} more; trials.parquet lists all")
     yield Items(tuple(lines), "warning")
-
-
-def _claims(run: RunSummary, several: bool) -> Iterable[Block]:
-    if not run.claims:
-        return
-    yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
-    counts = [f"{sum(c.verdict is v for c in run.claims)} {v}" for v in ClaimVerdict]
-    yield Paragraph(f"Stated in the run's suite: {', '.join(counts)}.")
-    overview = []
-    for number, claim in enumerate(run.claims, start=1):
-        agree = sum(part.verdict is claim.verdict for part in claim.parts)
-        verdict = f"{claim.verdict}{f' ({agree} of {len(claim.parts)})' if len(claim.parts) > 1 else ''}"
-        source = f" ({claim.claim.source})" if claim.claim.source else ""
-        text = f"{claim.claim.text or expectation(claim)}{source}"
-        overview.append((Cell(str(number)), Cell(text), Cell(verdict, TONES[claim.verdict])))
-    titles = ("", "claim", "verdict")
-    yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
-    yield _parts(run.claims)
-    reasons = [
-        f"claim {number}, {part_label(part)}: {part.verdict}: {part.reason}"
-        for number, claim in enumerate(run.claims, start=1)
-        for part in claim.parts
-        if part.reason
-    ]
-    if reasons:
-        yield Items(tuple(reasons), "quiet")
-    yield Paragraph(
-        "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
-        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
-        "part is, and contradicted when any part is.",
-        "quiet",
-    )
-
-
-def _parts(claims: Sequence[JudgedClaim]) -> Table:
-    columns = (
-        Column("claim", numeric=False),
-        Column("where", numeric=False),
-        Column("verdict", numeric=False),
-        Column("difference\n[95% interval]"),
-        Column("Holm p"),
-        Column("expected"),
-        Column("left"),
-        Column("right"),
-        Column("n"),
-        Column("beside: left, right", numeric=False),
-    )
-    rows = []
-    for number, claim in enumerate(claims, start=1):
-        digits = decimals(claim.claim.metric)
-        for part in claim.parts:
-            result = part.result
-            right = result.median_b if isinstance(part.right, Arm) else part.right
-            beside = "; ".join(
-                f"{name.replace('_', ' ')} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
-                for name, (left, right) in part.beside.items()
-            )
-            cells = (
-                f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
-                p_value(part.judgement.holm_p),
-                "> 0" if claim.claim.expect == "higher" else "< 0",
-                fixed(result.median_a, digits),
-                fixed(right, digits),
-                str(result.n),
-                beside,
-            )
-            where = (Cell(str(number)), Cell(part_label(part)), Cell(part.verdict, TONES[part.verdict]))
-            rows.append((*where, *map(Cell, cells)))
-    return Table("Claims, part by part", columns, tuple(rows), keys=2)
-
-
-def expectation(claim: JudgedClaim) -> str:
-    """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
-    said = claim.claim
-    right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
-    by = f", by {claim.margin:g} or more" if claim.margin else ""
-    return f"{METRICS[said.metric].name.replace('_', ' ')} of {said.left} {said.expect} {right}{by}"
-
-
-def part_label(part: ClaimPart) -> str:
-    """What tells a part from the others: its model, and the variants where a side is swept."""
-    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
-    return ", ".join([part.model, *swept])
 
 
 def _how(summary: Summary) -> Iterable[Block]:

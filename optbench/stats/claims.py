@@ -2,6 +2,7 @@
 
 A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
 part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
+A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from enum import StrEnum
 from optbench.metrics import METRICS
 from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
+from optbench.stats.conditions import LeftOut, select_variants
 from optbench.stats.paired import PairedResult, compare_paired
 from optbench.stats.results import Results
 from optbench.stats.verdict import Judgement, Question, Verdict, judge
@@ -45,13 +47,18 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """margin: the smallest difference that counts, the claim's own or its metric's."""
+    """A claim with the verdict of its parts together.
+
+    margin: the smallest difference that counts, the claim's own or its metric's.
+    left_out: the variants of either side that do not meet the claim's condition, which no part is about.
+    """
 
     name: str
     claim: Claim
     margin: float
     verdict: ClaimVerdict
     parts: tuple[ClaimPart, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
@@ -63,7 +70,8 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
 def _judged(name: str, claim: Claim, everyone: Sequence[Arm]) -> JudgedClaim:
     metric = METRICS[claim.metric]
     margin = metric.margin if claim.margin is None else claim.margin
-    sides = list(_sides(claim, everyone))
+    taking_part, outside = _taking_part(claim, everyone)
+    sides = _sides(claim, taking_part)
     results: list[PairedResult] = []
     questions: list[Question] = []
     for left, right in sides:
@@ -79,7 +87,8 @@ def _judged(name: str, claim: Claim, everyone: Sequence[Arm]) -> JudgedClaim:
         verdict, reason = _verdict(claim, result, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
         parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside))
-    return JudgedClaim(name, claim, margin, overall([part.verdict for part in parts]), tuple(parts))
+    verdict = overall([part.verdict for part in parts])
+    return JudgedClaim(name, claim, margin, verdict, tuple(parts), outside)
 
 
 def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
@@ -91,15 +100,26 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
     return ClaimVerdict.SUPPORTED if set(verdicts) == {ClaimVerdict.SUPPORTED} else ClaimVerdict.NO_EVIDENCE
 
 
-def _sides(claim: Claim, everyone: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
+def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tuple[LeftOut, ...]]:
+    """Every variant of either side on the claim's models, split by whether it meets the claim's condition."""
+    named = [
+        arm
+        for arm in everyone
+        if arm.experiment == claim.experiment
+        and arm.optimizer in (claim.left, claim.right)
+        and (claim.models is None or arm.model in claim.models)
+    ]
+    return select_variants(named, claim.where)
+
+
+def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
     """Left and right of each part: every model, every variant of the one against every variant of the other."""
-    here = [arm for arm in everyone if arm.experiment == claim.experiment]
-    models = claim.models or list(dict.fromkeys(arm.model for arm in here))
+    models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
-        lefts = [arm for arm in here if arm.model == model and arm.optimizer == claim.left]
+        lefts = [arm for arm in taking_part if arm.model == model and arm.optimizer == claim.left]
         rights: Sequence[Arm | float] = (
-            [arm for arm in here if arm.model == model and arm.optimizer == claim.right]
+            [arm for arm in taking_part if arm.model == model and arm.optimizer == claim.right]
             if isinstance(claim.right, str)
             else [claim.right]
         )

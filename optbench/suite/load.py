@@ -235,13 +235,16 @@ def _metric_faults(
     for name, claim in suite.claims.items():
         named.append((("claims", name, "metric"), claim.metric))
         named += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
+        named += [(("claims", name, "where", metric), metric) for metric in claim.where]
     for paths, checked in ((named, check), (of_pairs, check_pair)):
         for path, metric in paths if checked is not None else ():
             assert checked is not None
             try:
                 checked(metric)
             except UsageError as error:
-                yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {error}")
+                is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
+                place = document.key_place(path) if is_key else document.value_place(path)
+                yield Fault(place, f"{shown_path(path[:-1])}: {error}")
 
 
 def _settings_faults(

@@ -368,6 +368,21 @@ def _name_or_number(value: Any) -> str | float:
 NameOrNumber = Annotated[Any, AfterValidator(_name_or_number)]
 
 
+class Bounds(_Settings):
+    """The open interval in which a mean must lie: `{above: 0.9}`, `{below: 0.1}`, or both."""
+
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Bounds:
+        if self.above is None and self.below is None:
+            raise ValueError("expected 'above', 'below' or both, as in {above: 0.9}")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"no value lies above {self.above:g} and below {self.below:g}")
+        return self
+
+
 class Claim(_Settings):
     """A statement made before the data were seen, and judged by them: `left` is higher (or lower) than `right`.
 
@@ -388,6 +403,8 @@ class Claim(_Settings):
     expect: Literal["higher", "lower"]
     margin: Annotated[float, Field(ge=0)] | None = None
     """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
+    where: dict[Name, Bounds] = {}
+    """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
     beside: list[Name] = []
     """Metrics to show beside it, without which it would mislead."""
 

@@ -1,0 +1,151 @@
+"""Claims in a report: the verdict on each, its parts, and the variants that it is not about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from optbench.metrics import METRICS
+from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
+from optbench.report.numbers import decimals, fixed, interval, p_value, signed
+from optbench.report.summary import RunSummary
+from optbench.stats.arms import Arm
+from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
+from optbench.stats.conditions import Unmet
+from optbench.suite.schema import Bounds, Claim
+
+TONES: Mapping[ClaimVerdict, Tone] = {
+    ClaimVerdict.SUPPORTED: "good",
+    ClaimVerdict.CONTRADICTED: "bad",
+    ClaimVerdict.NO_EVIDENCE: "plain",
+    ClaimVerdict.NOT_COMPARABLE: "warning",
+}
+
+
+def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
+    """The verdict on every claim of a run's suite, its parts, and what they do not cover."""
+    if not run.claims:
+        return
+    yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
+    counts = [f"{sum(c.verdict is v for c in run.claims)} {v}" for v in ClaimVerdict]
+    yield Paragraph(f"Stated in the run's suite: {', '.join(counts)}.")
+    overview = []
+    for number, claim in enumerate(run.claims, start=1):
+        source = f" ({claim.claim.source})" if claim.claim.source else ""
+        about = condition(claim.claim)
+        text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
+        overview.append((Cell(str(number)), Cell(text), Cell(_verdict(claim), TONES[claim.verdict])))
+    titles = ("", "claim", "verdict")
+    yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
+    yield _parts(run.claims)
+    reasons = [
+        f"claim {number}, {part_label(part)}: {part.verdict}: {part.reason}"
+        for number, claim in enumerate(run.claims, start=1)
+        for part in claim.parts
+        if part.reason
+    ]
+    reasons += [
+        f"claim {number}, {arm_label(found.arm)}: left out: {'; '.join(map(unmet_text, found.unmet))}"
+        for number, claim in enumerate(run.claims, start=1)
+        for found in claim.left_out
+    ]
+    if reasons:
+        yield Items(tuple(reasons), "quiet")
+    yield Paragraph(
+        "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
+        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
+        "part is, and contradicted when any part is."
+        + (" Variants that do not meet a claim's condition are no parts of it." if _conditional(run.claims) else ""),
+        "quiet",
+    )
+
+
+def _conditional(claims: Sequence[JudgedClaim]) -> bool:
+    return any(claim.claim.where for claim in claims)
+
+
+def _verdict(claim: JudgedClaim) -> str:
+    """`supported (3 of 3; 4 left out)`; of a claim with a single part the verdict alone."""
+    agree = sum(part.verdict is claim.verdict for part in claim.parts)
+    counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
+    counts += [f"{len(claim.left_out)} left out"] if claim.left_out else []
+    return f"{claim.verdict} ({'; '.join(counts)})" if counts else str(claim.verdict)
+
+
+def _parts(claims: Sequence[JudgedClaim]) -> Table:
+    columns = (
+        Column("claim", numeric=False),
+        Column("where", numeric=False),
+        Column("verdict", numeric=False),
+        Column("difference\n[95% interval]"),
+        Column("Holm p"),
+        Column("expected"),
+        Column("left"),
+        Column("right"),
+        Column("n"),
+        Column("beside: left, right", numeric=False),
+    )
+    rows = []
+    for number, claim in enumerate(claims, start=1):
+        digits = decimals(claim.claim.metric)
+        for part in claim.parts:
+            result = part.result
+            right = result.median_b if isinstance(part.right, Arm) else part.right
+            beside = "; ".join(
+                f"{name.replace('_', ' ')} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
+                for name, (left, right) in part.beside.items()
+            )
+            cells = (
+                f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
+                p_value(part.judgement.holm_p),
+                "> 0" if claim.claim.expect == "higher" else "< 0",
+                fixed(result.median_a, digits),
+                fixed(right, digits),
+                str(result.n),
+                beside,
+            )
+            where = (Cell(str(number)), Cell(part_label(part)), Cell(part.verdict, TONES[part.verdict]))
+            rows.append((*where, *map(Cell, cells)))
+    return Table("Claims, part by part", columns, tuple(rows), keys=2)
+
+
+def expectation(claim: JudgedClaim) -> str:
+    """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
+    said = claim.claim
+    right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
+    by = f", by {claim.margin:g} or more" if claim.margin else ""
+    return f"{_words(said.metric)} of {said.left} {said.expect} {right}{by}"
+
+
+def part_label(part: ClaimPart) -> str:
+    """What tells a part from the others: its model, and the variants where a side is swept."""
+    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
+    return ", ".join([part.model, *swept])
+
+
+def arm_label(arm: Arm) -> str:
+    """A variant within a claim: its model and optimizer, with its settings where they were swept."""
+    return f"{arm.model}, {arm.label}"
+
+
+def condition(claim: Claim) -> str:
+    """`where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
+    said = [f"the mean {_words(metric)} is {_bounds(bounds)}" for metric, bounds in claim.where.items()]
+    return f"where {' and '.join(said)}" if said else ""
+
+
+def unmet_text(unmet: Unmet) -> str:
+    """`mean last task accuracy 0.374, not above 0.9`, with the number of seeds where it is not all of them."""
+    metric = _words(unmet.metric)
+    if unmet.mean is None:
+        return f"{metric} has no value on any of {unmet.planned} seeds"
+    over = f" over {unmet.n} of {unmet.planned} seeds" if unmet.n < unmet.planned else ""
+    return f"mean {metric} {unmet.mean:.4g}{over}, not {_bounds(unmet.bounds)}"
+
+
+def _bounds(bounds: Bounds) -> str:
+    sides = (("above", bounds.above), ("below", bounds.below))
+    return " and ".join(f"{side} {value:g}" for side, value in sides if value is not None)
+
+
+def _words(metric: str) -> str:
+    return METRICS[metric].name.replace("_", " ")
