@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Comparison, Trial
 from optbench.store.interim import Begun
 from optbench.store.pairs import PairRow
@@ -48,6 +49,11 @@ class Train:
     def experiment(self) -> str:
         return self.cohort.experiment
 
+    @property
+    def user_code(self) -> frozenset[str]:
+        """Targets of the user's own that it runs."""
+        return frozenset().union(*(user_targets(trial.target, trial.hyperparameters) for trial in self.cohort.trials))
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -67,6 +73,11 @@ class Compare:
     @property
     def experiment(self) -> str:
         return self.comparison.experiment
+
+    @property
+    def user_code(self) -> frozenset[str]:
+        """Targets of the user's own that it runs: none."""
+        return frozenset()
 
 
 Unit: TypeAlias = Train | Compare

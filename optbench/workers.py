@@ -76,7 +76,7 @@ class Pool:
                 except (EOFError, OSError, pickle.UnpicklingError):
                     worker.process.join(timeout=1)  # so that its own exit code is seen, not that of being stopped
                     code = worker.stop()
-                    workers[workers.index(worker)] = _Worker(worker.device)
+                    self._replace(worker)
                     if unit.id in died_before:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice ({_cause(code)})")
                     else:
@@ -98,14 +98,28 @@ class Pool:
                 self._hand_out(waiting, job)
 
     def _hand_out(self, waiting: list[Unit], job: Job) -> None:
-        """Give what waits, the last first, to workers that have nothing to do, of which there may be more."""
+        """Give waiting units, the last first, to idle workers, and start workers while there are more units than those.
+
+        A user's code can change its process in ways that cannot be undone (patch PyTorch, start threads, leave
+        modules), so a process that has run it gets no other unit: one that runs other code starts a process of its own.
+        """
         idle = [worker for worker in self._workers if worker.unit is None]
         started = len(self._workers)
         new = [_Worker(device) for device in self._devices[started : started + max(0, len(waiting) - len(idle))]]
         self._workers += new
         for worker in (*idle, *new):
-            if waiting:
-                worker.give(waiting.pop(), job)
+            if not waiting:
+                return
+            served = next((i for i in reversed(range(len(waiting))) if worker.serves(waiting[i])), None)
+            unit = waiting.pop(-1 if served is None else served)
+            (worker if served is not None else self._replace(worker)).give(unit, job)
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        """End a worker's process; the worker that takes its place, on the same device."""
+        worker.stop()
+        fresh = _Worker(worker.device)
+        self._workers[self._workers.index(worker)] = fresh
+        return fresh
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""
@@ -142,9 +156,15 @@ class _Worker:
         theirs.close()
         self.unit: Unit | None = None
         self._job: Job | None = None
+        self._user_code: frozenset[str] = frozenset()
+
+    def serves(self, unit: Unit) -> bool:
+        """True if no user's code but the unit's own has run in this process."""
+        return not self._user_code or self._user_code == unit.user_code
 
     def give(self, unit: Unit, job: Job) -> None:
         self.unit = unit
+        self._user_code |= unit.user_code
         with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
             if self._job is not job:
                 self.connection.send(job)

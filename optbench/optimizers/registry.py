@@ -36,6 +36,15 @@ def find(target: str) -> OptimizerSpec:
     raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + ", or module:Class, or ./file.py:Class")
 
 
+def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
+    """The targets of the user's own among an optimizer and those inside it, all the way down."""
+    found = {target} if is_plugin(target) else set()
+    for name, hyper in find(target).hyperparameters.items():
+        if hyper.kind == "optimizer" and isinstance(hyperparameters.get(name), Mapping):
+            found |= user_targets(*base_settings(target, hyperparameters[name]))
+    return frozenset(found)
+
+
 def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check names and values of the hyper-parameters of a registered optimizer; a plug-in's are checked on import.
 
