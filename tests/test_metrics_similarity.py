@@ -57,6 +57,26 @@ def test_worked_example_of_classes() -> None:
     torch.testing.assert_close(matrix, expected)
 
 
+def test_every_pair_of_examples_counts_once_whatever_the_sizes_of_the_classes() -> None:
+    # Classes of 1, 2 and 3 examples: 2 + 3 + 6 = 11 pairs, of cosine 1, 0 and 0. The mean over pairs of classes, which
+    # classes of equal size would have, is 1/3.
+    features = torch.tensor([[1.0, 0], [2, 0], [3, 0], [0, 1], [0, 2], [0, 3]])
+    labels = torch.tensor([0, 1, 1, 2, 2, 2])
+    assert float(pairwise_class_cosine(features, labels)) == pytest.approx(2 / 11)
+    # An example of norm zero is in no pair, also not in the count of pairs.
+    padded = torch.cat([features, torch.zeros(4, 2)])
+    assert float(pairwise_class_cosine(padded, torch.cat([labels, torch.tensor([0, 1, 2, 3])]))) == pytest.approx(
+        2 / 11
+    )
+    # Classes of equal size: the plain mean over pairs of classes of the products of mean directions.
+    equal = torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 0], [0, 1], [0, 2]])
+    means = {
+        c: (equal[2 * c : 2 * c + 2] / equal[2 * c : 2 * c + 2].norm(dim=1, keepdim=True)).mean(0) for c in range(3)
+    }
+    plain = float(means[0] @ means[1] + means[0] @ means[2] + means[1] @ means[2]) / 3
+    assert float(pairwise_class_cosine(equal, torch.tensor([0, 0, 1, 1, 2, 2]))) == pytest.approx(plain)
+
+
 @settings(deadline=None, max_examples=50)
 @given(classified())
 def test_class_measures_agree_with_all_pairs(case: tuple[Tensor, Tensor]) -> None:

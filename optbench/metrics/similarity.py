@@ -42,10 +42,13 @@ def class_cosine_mean(features: Tensor, labels: Tensor, classes: int | None = No
 
 
 def pairwise_class_cosine(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
-    """Mean cosine over all pairs of examples of different classes.
+    """Mean cosine over pairs of examples of different classes, every pair of examples counted once.
 
-    For classes c and c′ that mean is ⟨m_c, m_c′⟩, with m_c the mean of the unit-normalised features; every pair of
-    examples weighs the same, so classes weigh by their number of examples.
+        Σ_{c<c′} n_c n_c′ ⟨m_c, m_c′⟩ / Σ_{c<c′} n_c n_c′
+
+    with n_c the number of examples of class c and m_c the mean of their unit-normalised features. Pairs of classes
+    therefore weigh by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
+    Examples of norm zero belong to no pair.
     features (..., N, d), labels integer (N,) or (..., N) -> (...); NaN when no two examples differ in class.
     """
     values, member = _by_class(features, labels, classes)
@@ -54,6 +57,7 @@ def pairwise_class_cosine(features: Tensor, labels: Tensor, classes: int | None 
     sums = torch.where(norms > 0, member / norms, 0.0).mT @ values
     counts = member.mT @ (norms > 0).double()
     apart = 1.0 - torch.eye(sums.shape[-2], dtype=sums.dtype, device=sums.device)
+    # Both sums have every pair twice, as (c, c′) and as (c′, c).
     total = (sums @ sums.mT * apart).sum((-2, -1))
     pairs = (counts @ counts.mT * apart).sum((-2, -1))
     finite = norms.isfinite().flatten(-2).all(-1)
