@@ -35,6 +35,8 @@ class Powerpropagation(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], alpha: float = 2.0) -> None:
         super().__init__(params, {"alpha": alpha})
         self._alpha = alpha
+        self._rooted: float | None = None
+        """The power that the roots are of."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._weights = [p for p in parameters if p.ndim >= 2]
         roots = {p: torch.nn.Parameter(torch.empty_like(p)) for p in self._weights}
@@ -49,12 +51,13 @@ class Powerpropagation(torch.optim.Optimizer):
         loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]
-            # The weights are another's at the start, and wherever the best ones are restored. Not done where they are
-            # its own, since the root of a power is not quite the number it came from.
-            if not torch.equal(p, state["weight"]):
+            # The roots are stale at the start, wherever the best weights are restored, and under another power. Not
+            # renewed otherwise, since the root of a power is not quite the number it came from.
+            if self._rooted != self._alpha or not torch.equal(p, state["weight"]):
                 state["root"].copy_(p.sign() * p.abs().pow(1 / self._alpha))
                 state["slope"].copy_(self._slope(state["root"]))
             state["root"].grad = None if p.grad is None else p.grad * state["slope"] * self._alpha
+        self._rooted = self._alpha
         self.base.step()
         for p in self._weights:
             state = self.state[p]
@@ -75,10 +78,11 @@ class Powerpropagation(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """φ of every weight, what goes with it, and the base's."""
         own = [{name: value.detach() for name, value in self.state[p].items()} for p in self._weights]
-        return {"base": self.base.state_dict(), "weights": own}
+        return {"base": self.base.state_dict(), "weights": own, "rooted": self._rooted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.base.load_state_dict(state_dict["base"])
+        self._rooted = state_dict["rooted"]
         with torch.no_grad():
             for p, kept in zip(self._weights, state_dict["weights"], strict=True):
                 for name, value in kept.items():

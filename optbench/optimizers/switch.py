@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
 from optbench.optimizers.spec import FALLBACK
+from optbench.optimizers.takeover import held, same_kind, take_settings
 
 
 class Switch(torch.optim.Optimizer):
@@ -18,11 +19,11 @@ class Switch(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them.
         first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
-        at: steps of `first`; 0 is pure `then`.
-        state: `reset`: `then` begins afresh; `keep`: where both are the same optimizer it goes on from the state of
-            `first`, with its own hyper-parameters.
+        at: number of steps of `first`; 0 is pure `then`.
+        state: `reset`: `then` starts without state; `keep`: where both are the same optimizer, with the same ones
+            inside, `then` continues from the state of `first` with its own settings and its own class's defaults.
 
-    The switch counts the steps of the whole training, over all tasks. Raises OptimizerError as `Wrapper` does.
+    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
     """
@@ -39,9 +40,12 @@ class Switch(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.first, self.then = (base_optimizer("switch", base, parameters) for base in (first, then))
         self.at, self.taken = at, 0
-        # Whether `then` is still to be given what `first` has gathered.
-        self._pending = state == "keep" and first["target"] == then["target"] and at > 0
-        self._own = set(_names(then))
+        # Whether `then` has yet to receive the state of `first`.
+        self._pending = (
+            state == "keep" and at > 0 and first["target"] == then["target"] and same_kind(self.first, self.then)
+        )
+        self._at_start = held(self.first) if self._pending else {}
+        self._named = sorted({*_names(first), *_names(then)})
         self.state = self._active.state
 
     @property
@@ -49,7 +53,7 @@ class Switch(torch.optim.Optimizer):
         return self.first if self.taken < self.at else self.then
 
     def step(self, closure: Any = None) -> Any:
-        """One step of the one whose turn it is; the loss of `closure`, where one is given."""
+        """Take one step of the active optimizer; return the loss of `closure`, if one is given."""
         loss = evaluated(closure)
         self._hand_over()
         self._active.step()
@@ -58,15 +62,21 @@ class Switch(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """A new task begins: the one whose turn it is may want to know."""
+        """Tell the active optimizer that a new task begins."""
         self._hand_over()
         begin_task(self._active)
 
     def _hand_over(self) -> None:
-        """At the switch: what `first` has gathered to `then`, which keeps the settings that it was given."""
+        """At the switch, let `then` continue from the state of `first`.
+
+        The instance that has the state stays and receives the settings, rather than the reverse: a state may be more
+        than `state_dict()` returns, and `load_state_dict()` casts it to the type of the parameters.
+        """
         if self._pending and self.taken == self.at:
-            self.then.load_state_dict(_under_settings(self.first.state_dict(), self.then.state_dict(), self._own))
-            self._pending = False
+            take_settings(self.first, self._at_start, self.then, set(self._named))
+            self.first, self.then = self.then, self.first
+            self._pending, self._at_start = False, {}
+            self.state = self._active.state
 
     def state_dict(self) -> dict[str, Any]:
         """Both states and the clock."""
@@ -86,18 +96,3 @@ def _names(settings: Mapping[str, Any]) -> Iterator[str]:
         yield name.removeprefix(FALLBACK)
         if isinstance(value, Mapping):
             yield from _names(value)
-
-
-def _under_settings(gathered: Any, fresh: Any, names: Set[str]) -> Any:
-    """A state dict with the hyper-parameters of another: clocks that are kept in its groups stay."""
-    if isinstance(gathered, list):
-        return [_under_settings(a, b, names) for a, b in zip(gathered, fresh, strict=True)]
-    found = dict(gathered)
-    for key in found.keys() & {"base", "first", "then", "parts"}:  # a wrapper's, or one with a fallback
-        found[key] = _under_settings(gathered[key], fresh[key], names)
-    if "param_groups" in found:
-        found["param_groups"] = [
-            {**old, **{name: value for name, value in new.items() if name in names}}
-            for old, new in zip(gathered["param_groups"], fresh["param_groups"], strict=True)
-        ]
-    return found

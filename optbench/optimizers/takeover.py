@@ -1,0 +1,151 @@
+"""Continuing an optimizer under the settings of another: which of its values are settings, and which are state.
+
+A class keeps both where it likes: in parameter groups (`lr` beside schedule-free's `weight_sum`), in attributes, in an
+optimizer inside. No list of names tells them apart, but their origin does. Two instances of one class differ, when they
+have just been made, only in their settings and in what follows from those; everything else in them is equal, and
+whatever happens to it later is state.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Path = tuple[tuple[str, str | int], ...]
+"""From an optimizer to a value in it: attributes (`.`) and items (`[`), as in `((".", "param_groups"), ("[", 0))`."""
+
+_NUMBERS_AND_TEXT = (bool, int, float, complex, str, type(None), torch.dtype)
+
+
+def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
+    """Every value in an optimizer that may be a setting: numbers, texts, lists of such, scalar tensors; by its path.
+
+    Looks into parameter groups, mappings with text keys, lists, the optimizers inside, and plain objects such as a
+    dataclass of settings; not into `state`, parameters, modules and generators.
+    """
+    found: dict[Path, Any] = {}
+    _collect(optimizer, (), found, set())
+    return found
+
+
+def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
+    """Whether two optimizers are of one class, and so are all those inside them: one can have the state of the other.
+
+    `sam` over `adam` and `sam` over `sgd` are not.
+    """
+    return _classes(a) == _classes(b)
+
+
+def take_settings(
+    kept: torch.optim.Optimizer, at_start: Mapping[Path, Any], fresh: torch.optim.Optimizer, named: Set[str]
+) -> None:
+    """Give `kept` the settings of `fresh` in place; its state stays as it is, to the last bit.
+
+    kept: an optimizer that has taken steps. at_start: what `held` found in it when it was made. fresh: one of the same
+    kind that has taken no step. named: the names under which a user gave settings to either.
+
+    Where the two were equal when made, `kept` stays untouched, be it a clock or a setting that it changes by itself.
+    Where they differed, it takes the value of `fresh`, with one exception: what is no setting by name (neither in
+    `named` nor an argument of a constructor) and has changed since is state, such as an estimate that starts from a
+    setting (Prodigy's `d` from `d0`).
+    """
+    now, new = held(kept), held(fresh)
+    names = {*named}.union(*map(_arguments, _classes(kept).values()))
+    for path, value in new.items():
+        if path not in at_start or path not in now or _equal(at_start[path], value):
+            continue
+        name = str(path[-1][1]).lstrip("_")
+        if name in names or _equal(now[path], at_start[path]):
+            _assign(kept, path, value)
+
+
+def _collect(value: Any, path: Path, found: dict[Path, Any], seen: set[int]) -> None:
+    if isinstance(value, _NUMBERS_AND_TEXT) or _is_list_of_plain(value):
+        found[path] = list(value) if isinstance(value, list) else value
+        return
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and not isinstance(value, nn.Parameter):
+            found[path] = value.detach().clone()
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    for step, inside in _parts(value):
+        _collect(inside, (*path, step), found, seen)
+
+
+def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
+    if isinstance(value, dict):
+        yield from ((("[", key), item) for key, item in value.items() if isinstance(key, str) and key != "params")
+    elif isinstance(value, list | tuple):
+        yield from ((("[", i), item) for i, item in enumerate(value))
+    elif isinstance(value, torch.optim.Optimizer):
+        yield from (((".", name), item) for name, item in vars(value).items() if name != "state")
+    elif not isinstance(value, type | nn.Module | torch.Generator) and _is_plain_object(value):
+        yield from (((".", name), item) for name, item in vars(value).items())
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether it is an object with fields of a class written in Python, other than the standard library's: a logger,
+    for one, leads to all other loggers."""
+    kind = type(value)
+    in_python = bool(kind.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
+    return in_python and hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _is_list_of_plain(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, _NUMBERS_AND_TEXT) for item in value)
+
+
+def _classes(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
+    """The class of an optimizer and of every one inside it, by its path."""
+    found: dict[Path, type] = {}
+
+    def visit(value: Any, path: Path, seen: set[int]) -> None:
+        if id(value) in seen or isinstance(value, Tensor):
+            return
+        seen.add(id(value))
+        if isinstance(value, torch.optim.Optimizer):
+            found[path] = type(value)
+        for step, inside in _parts(value):
+            visit(inside, (*path, step), seen)
+
+    visit(optimizer, (), set())
+    return found
+
+
+def _arguments(cls: type) -> Set[str]:
+    """The names of a constructor's arguments, as far as they can be read."""
+    try:
+        return inspect.signature(cls).parameters.keys()
+    except (ValueError, TypeError):  # compiled, say
+        return frozenset()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are the same, in type as well: 1, 1.0 and true differ; NaN equals NaN."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        both = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return both and a.dtype == b.dtype and torch.equal(a, b.to(a.device))
+    return repr(a) == repr(b) and type(a) is type(b)
+
+
+def _assign(optimizer: torch.optim.Optimizer, path: Path, value: Any) -> None:
+    *way, (kind, last) = path
+    holder: Any = optimizer
+    for step, key in way:
+        holder = holder[key] if step == "[" else vars(holder)[key]
+    present = holder[last] if kind == "[" else vars(holder)[last]
+    if isinstance(present, Tensor) and isinstance(value, Tensor) and present.dtype == value.dtype:
+        present.detach().copy_(value)  # in place: other parts of the optimizer may hold it, too
+    elif isinstance(holder, dict):
+        holder[last] = value
+    elif isinstance(holder, list) and isinstance(last, int):
+        holder[last] = value
+    elif kind == ".":
+        vars(holder)[last] = value  # also where the class is frozen
