@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optbench.cli import standard_streams
+from optbench.cli import completion, standard_streams
 from optbench.errors import OptbenchError, escaped
 
 INTERRUPTED = 130
@@ -27,7 +27,6 @@ INTERNAL_ERROR = 70
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take as long to import as everything else
     help="Asks of an optimizer not only how fast it is, but what kind of solution it finds.",
@@ -39,6 +38,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        autocompletion=completion.formats,
         help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, or terminal.",
     ),
 ]
@@ -46,16 +46,25 @@ OutputOption = Annotated[
     str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is standard output.")
 ]
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.")
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        autocompletion=completion.devices,
+        help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.",
+    ),
 ]
 RunName = Annotated[
     str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
 ]
-OnlyExperiments = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this experiment. Repeatable.")]
+OnlyExperiments = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Only this experiment. Repeatable."),
+]
 OnlyOptimizers = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME[=TARGET]",
+        autocompletion=completion.optimizers,
         help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
         "Repeatable; both together keep those named.",
     ),
@@ -67,6 +76,14 @@ SetOption = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", envvar="OPTBENCH_DATA", help="The folder of datasets that do not come with optbench."),
+]
+Suite = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SUITE",
+        autocompletion=completion.suites,
+        help="A suite file, or a name that `optbench list suites` shows.",
+    ),
 ]
 Jobs = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
@@ -106,9 +123,7 @@ def optbench(
 @app.command()
 def run(
     context: typer.Context,
-    suite: Annotated[
-        str | None, typer.Argument(metavar="SUITE", help="A suite file, or a name that `optbench list suites` shows.")
-    ] = None,
+    suite: Suite = None,
     device: Device = "auto",
     runs_dir: RunsDir = Path("runs"),
     name: RunName = None,
@@ -122,7 +137,10 @@ def run(
     data_dir: DataDir = None,
     jobs: Jobs = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with a run: its directory, its id, or latest.")
+        str | None,
+        typer.Option(
+            metavar="RUN", autocompletion=completion.runs, help="Continue a run: its directory, its id, or latest."
+        ),
     ] = None,
     force: ForceResume = False,
     dry_run: DryRun = False,
@@ -159,12 +177,14 @@ def run(
 @app.command()
 def tune(
     context: typer.Context,
-    suite: Annotated[
-        str | None, typer.Argument(metavar="SUITE", help="A suite file, or a name that `optbench list suites` shows.")
-    ] = None,
+    suite: Suite = None,
     sampler: Annotated[
         str,
-        typer.Option(metavar="NAME", help="grid: all of the suite's grids; random or tpe: draw from them (Optuna)."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.samplers,
+            help="grid: all of the suite's grids; random or tpe: draw from them (Optuna).",
+        ),
     ] = "grid",
     trials: Annotated[
         int | None,
@@ -194,7 +214,10 @@ def tune(
     data_dir: DataDir = None,
     jobs: Jobs = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with a tuning: its directory, its id, or latest.")
+        str | None,
+        typer.Option(
+            metavar="RUN", autocompletion=completion.runs, help="Continue a tuning: its directory, its id, or latest."
+        ),
     ] = None,
     force: ForceResume = False,
     dry_run: DryRun = False,
@@ -237,13 +260,26 @@ def tune(
 @app.command()
 def compare(
     run_a: Annotated[
-        str, typer.Argument(metavar="RUN_A[:OPTIMIZER]", help="What is judged: a run, or one optimizer of a run.")
+        str,
+        typer.Argument(
+            metavar="RUN_A[:OPTIMIZER]",
+            autocompletion=completion.run_and_optimizer,
+            help="What is judged: a run, or one optimizer of a run.",
+        ),
     ],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B[:OPTIMIZER]", help="What it is judged against.")],
+    run_b: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_B[:OPTIMIZER]",
+            autocompletion=completion.run_and_optimizer,
+            help="What it is judged against.",
+        ),
+    ],
     runs_dir: RunsDir = Path("runs"),
     experiment: OnlyExperiments = None,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC", help="Show only this metric. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="METRIC", autocompletion=completion.metrics, help="Show only this metric. Repeatable."),
     ] = None,
     fail_on: Annotated[
         list[str] | None,
@@ -286,7 +322,12 @@ def compare(
 @app.command()
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, run ids, or latest (the default).")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            autocompletion=completion.runs,
+            help="Run directories, run ids, or latest (the default).",
+        ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     format_: FormatOption = None,
@@ -310,7 +351,9 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class."
+            metavar="TARGET",
+            autocompletion=completion.registered,
+            help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class.",
         ),
     ],
     set_: Annotated[
@@ -335,7 +378,12 @@ def check(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="optimizers, datasets, tasks, models, metrics, suites or runs.")
+        str,
+        typer.Argument(
+            metavar="KIND",
+            autocompletion=completion.kinds,
+            help="optimizers, datasets, tasks, models, metrics, suites or runs.",
+        ),
     ],
     runs_dir: RunsDir = Path("runs"),
     debug: Debug = False,
@@ -356,7 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        code: Any = app(given or ["--help"], prog_name="optbench", standalone_mode=False)
+        with completion.words_of_bash():
+            code: Any = app(given or ["--help"], prog_name="optbench", standalone_mode=False)
     except OptbenchError as error:
         code = _say(error, str(error), error.exit_code, debug=debug)
     except _ClickException as error:
@@ -366,9 +415,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
         # Typer and rich leave with 1, which means a failed gate here, when the reader of a pipe has gone.
-        if not isinstance(error.__context__, BrokenPipeError):
+        if isinstance(error.__context__, BrokenPipeError):
+            code = _reader_gone()
+        elif error.code and {"--install-completion", "--show-completion"} & set(given):
+            code = 2  # a shell that is not known, which Typer has said
+        else:
             raise
-        code = _reader_gone()
     except BrokenPipeError:
         code = _reader_gone()
     except Exception as error:

@@ -143,9 +143,7 @@ def _assign(optimizer: torch.optim.Optimizer, path: Path, value: Any) -> None:
     present = holder[last] if kind == "[" else vars(holder)[last]
     if isinstance(present, Tensor) and isinstance(value, Tensor) and present.dtype == value.dtype:
         present.detach().copy_(value)  # in place: other parts of the optimizer may hold it, too
-    elif isinstance(holder, dict):
-        holder[last] = value
-    elif isinstance(holder, list) and isinstance(last, int):
-        holder[last] = value
     elif kind == ".":
         vars(holder)[last] = value  # also where the class is frozen
+    elif isinstance(holder, dict | list):
+        holder[last] = value  # type: ignore[index]  # `last` is an index of a list, or a key of a dict

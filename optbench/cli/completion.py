@@ -1,0 +1,197 @@
+"""What a shell offers after Tab: names of suites, runs, optimizers and the like. Imports nothing heavy.
+
+Where a function offers nothing the shell completes the names of files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+SAMPLERS = ("grid", "random", "tpe")
+FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
+KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
+"""The three stand here too, as reading them from where they belong would take longer than a Tab may."""
+
+_SEPARATORS = re.compile(r"[=:]+")
+
+
+@contextlib.contextmanager
+def words_of_bash() -> Iterator[None]:
+    """Undo how bash splits words at `=` and `:`, while its completion function asks; nothing otherwise.
+
+    In `--optimizer mine=ad` bash completes `ad`, a word of its own. The words are joined again in the environment, and
+    what is written is cut to the part that bash completes.
+    """
+    text, position = os.environ.get("COMP_WORDS", ""), os.environ.get("COMP_CWORD", "")
+    if os.environ.get("_OPTBENCH_COMPLETE") != "complete_bash" or not position.isdecimal():
+        yield
+        return
+    between = "\n" if "\n" in text else " "  # Typer's function joins them by line breaks
+    # What stands right of the cursor is no part of the word.
+    words = text.split(between)[: int(position) + 1]
+    words += [""] * (int(position) + 1 - len(words))
+    joined: list[str] = []
+    glued = False
+    for word in words:
+        separates = _SEPARATORS.fullmatch(word) is not None
+        if joined and (glued or separates):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        glued = separates
+    os.environ.update(COMP_WORDS=between.join(joined), COMP_CWORD=str(len(joined) - 1))
+    # What may stand before the part: all of the word, or the value only of `--optimizer=mine=ad`.
+    ends = [0, *(found.end() for found in _SEPARATORS.finditer(joined[-1]))]
+    left = [joined[-1][start : ends[-1]] for start in ends[:-1]]
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(written):
+            yield
+    finally:
+        for line in written.getvalue().splitlines():
+            cut = next((text for text in left if line.startswith(text)), "")
+            sys.stdout.write(f"{line.removeprefix(cut)}\n")
+
+
+def suites(incomplete: str) -> list[str]:
+    """Shipped suites, and suite files of the working directory."""
+
+    def found() -> Iterable[str]:
+        from optbench.suite.resolve import shipped_suites
+
+        return *shipped_suites(), *(file.name for file in sorted(Path.cwd().glob("*.y*ml")))
+
+    return _starting(incomplete, found)
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the runs in `--runs-dir`, and `latest`."""
+    return _starting(incomplete, lambda: ("latest", *_ids(context)))
+
+
+def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
+    """A run; after a colon, an optimizer of it."""
+    run, colon, _ = incomplete.rpartition(":")
+    if not colon:
+        return runs(context, incomplete)
+    return _starting(incomplete, lambda: (f"{run}:{name}" for name in _outline(_run(context, run), "optimizers")))
+
+
+def registered(incomplete: str) -> list[str]:
+    """Optimizers known by name."""
+
+    def found() -> Iterable[str]:
+        from optbench.optimizers.registry import OPTIMIZERS
+
+        return OPTIMIZERS
+
+    return _starting(incomplete, found)
+
+
+def optimizers(context: typer.Context, incomplete: str) -> list[str]:
+    """Optimizers of the suite; after `NAME=`, those known by name."""
+    name, equals, target = incomplete.partition("=")
+    if equals:
+        return [f"{name}={found}" for found in registered(target)]
+    return _starting(incomplete, lambda: _outline(_suite(context), "optimizers"))
+
+
+def experiments(context: typer.Context, incomplete: str) -> list[str]:
+    """Experiments of the suite, or of the runs that are compared."""
+
+    def found() -> Iterable[str]:
+        sides = [_run(context, str(text).partition(":")[0]) for text in _given(context, "run_a", "run_b")]
+        return dict.fromkeys(name for file in [_suite(context), *sides] for name in _outline(file, "experiments"))
+
+    return _starting(incomplete, found)
+
+
+def metrics(incomplete: str) -> list[str]:
+    """Metrics."""
+
+    def found() -> Iterable[str]:
+        from optbench.metrics import METRICS
+
+        return METRICS
+
+    return _starting(incomplete, found)
+
+
+def devices(incomplete: str) -> list[str]:
+    """Kinds of devices."""
+    return _starting(incomplete, lambda: ("auto", "cpu", "cuda", "mps"))
+
+
+def samplers(incomplete: str) -> list[str]:
+    """Samplers of `optbench tune`."""
+    return _starting(incomplete, lambda: SAMPLERS)
+
+
+def formats(incomplete: str) -> list[str]:
+    """Formats of reports."""
+    return _starting(incomplete, lambda: FORMATS)
+
+
+def kinds(incomplete: str) -> list[str]:
+    """What `optbench list` lists."""
+    return _starting(incomplete, lambda: KINDS)
+
+
+def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:
+    """The names found that begin like this; none where anything is wrong, as a Tab is no place for messages."""
+    try:
+        return [str(name) for name in find() if str(name).startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _given(context: typer.Context, *names: str) -> list[Any]:
+    """The values of parameters that stand on the command line already."""
+    arguments = [param.name for param in context.command.params if param.param_type_name == "argument"]
+    # Where the option that is being completed has no value yet, the arguments are left unread.
+    unread = dict(zip(arguments, context.args, strict=False))
+    values = [context.params.get(name) or unread.get(name) for name in names]
+    return [value for value in values if value]
+
+
+def _suite(context: typer.Context) -> Path | None:
+    from optbench.suite.resolve import resolve_suite_path
+
+    return next((resolve_suite_path(str(suite)) for suite in _given(context, "suite")), None)
+
+
+def _runs_dir(context: typer.Context) -> Path:
+    return Path(next(iter(_given(context, "runs_dir")), "runs"))
+
+
+def _ids(context: typer.Context) -> list[str]:
+    """The newest first."""
+    found = list(_runs_dir(context).glob("[!.]*/run.json"))
+    return [file.parent.name for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)]
+
+
+def _run(context: typer.Context, run: str) -> Path | None:
+    """The suite of a run."""
+    names = [*_ids(context)[:1]] if run == "latest" else [run]
+    places = [place for name in names for place in (Path(name), _runs_dir(context) / name)]
+    return next((place / "suite.yaml" for place in places if (place / "run.json").is_file()), None)
+
+
+def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
+    """A mapping of a suite file, which need not be valid."""
+    if file is None or file.stat().st_size > 1 << 20:
+        return {}
+    import yaml
+
+    with file.open(encoding="utf-8") as text:
+        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get(key)
+    return found if isinstance(found, dict) else {}
