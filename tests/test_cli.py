@@ -196,7 +196,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
         ("name: [", "suite.yaml:1:"),
         ("", "is empty"),
         (SUITE.replace("seeds: 2", "sedes: 2"), "did you mean 'seeds'?"),
-        (SUITE.replace("seeds: 2", "seeds: 0"), "suite.yaml:3:8: seeds: needs at least one seed"),
+        (SUITE.replace("seeds: 2", "seeds: 0"), "suite.yaml:3:8: seeds: expected at least 1 seed, got 0"),
         (SUITE.replace("target: sgd", "target: sdg"), "did you mean 'sgd'?"),
         (SUITE.replace("max_steps: 20", "max_steps: twenty", 1), "max_steps"),
     ],

@@ -573,7 +573,7 @@ def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.Cap
         ("{against: [sgd, sgd]}", "the optimizer 'sgd' is listed twice"),
         ("{metrics: [linear_cka, linear_cka]}", "the metric 'linear_cka' is listed twice"),
         ("{with: [sgd]}", "unknown key 'with'"),
-        ("true", "experiments.halves.pairs: needs a mapping; true came"),
+        ("true", "experiments.halves.pairs: needs a mapping, or null; true came"),
         ("{}\n    checkpoints: false", "'pairs' needs 'checkpoints: true'"),
         ("{}\n    primary: [loss_barrier]", "'loss_barrier' is measured of two solutions"),
     ],

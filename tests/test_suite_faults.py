@@ -134,7 +134,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "unknown model in permuted 'smal'; did you mean 'small'?",
     ),
     "tuning margin below 0": ("name: good", "name: good\ntune: {learning_margin: -1}", "2:25", "tune.learning_margin"),
-    "no seeds": ("seeds: 3", "seeds: 0", "2:8", "needs at least one seed; 0 came"),
+    "no seeds": ("seeds: 3", "seeds: 0", "2:8", "expected at least 1 seed, got 0"),
     "too many seeds": ("seeds: 3", "seeds: 10000000", "2:8", "at most 100000"),
     "seeds are a word": ("seeds: 3", "seeds: three", "2:8", "seeds: needs a list; 'three' came"),
     "seeds are true": ("seeds: 3", "seeds: true", "2:8", "seeds: needs a list; true came"),

@@ -105,7 +105,7 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
         ("seed=.nan", "value:1:1: needs a finite number; .nan came"),
         ("seed=yes", "value:1:1: 'yes' is text in YAML 1.2 and a bool in 1.1: write true or false, or quote it"),
         ("sedes=3", "unknown key 'sedes'; did you mean 'seeds'?"),
-        ("seeds=0", "seeds: needs at least one seed; 0 came"),
+        ("seeds=0", "seeds: expected at least 1 seed, got 0"),
         ("seeds.0=1", "'seeds' is neither a mapping nor a list; it has no '0'"),
         ("name.x=1", "'name' is neither a mapping nor a list; it has no 'x'"),
         ("experiments.one.models.small.hidden.2=1", "'experiments.one.models.small.hidden' is a list: needs an"),
@@ -135,6 +135,6 @@ def test_a_fault_of_the_file_keeps_its_place_beside_an_override(file: Path) -> N
         load_suite(file, ["stage=x"])
     assert str(caught.value).split("\n") == [
         "--set stage=x: stage: unknown choice 'x' (valid: eval, tune)",
-        f"{file}:2:8: seeds: needs at least one seed; 0 came",
+        f"{file}:2:8: seeds: expected at least 1 seed, got 0",
     ]
     assert load_suite(file, ["seeds=1"]).seeds == [0]

@@ -18,6 +18,7 @@ from optbench.suite import Suite, load_suite
 from optbench.suite.document import MAX_BYTES, decode, parse_yaml
 from optbench.suite.load import MetricCheck, OptimizerCheck
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
+from optbench.suite.seed_ranges import instead_of_range
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: no seed, one twice, too many, or something that is no seed.
     """
+    if form := instead_of_range(text, brackets=False):
+        raise UsageError(f"--seeds {text}: expected a number of seeds or a list, got a range; {form}")
     needed = "needs a number of seeds of at least 1, or a list like 0,1,2"
     parts = [part.strip() for part in text.removesuffix(",").split(",")]
     if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):

@@ -120,10 +120,10 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         key = next((key for key in value if str(context["error"]).startswith(repr(key))), None)
         place = document.value_place(path) if key is None else document.key_place((*path, key))
         return Fault(place, _prefixed(path, str(context["error"])))
-    return Fault(document.value_place(path), _prefixed(path, _needed(what, context, value, detail["msg"])))
+    return Fault(document.value_place(path), _prefixed(path, _needed(what, context, value, detail["msg"], kind)))
 
 
-def _needed(what: str, context: dict[str, Any], value: Any, fallback: str) -> str:
+def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind: Any) -> str:
     if what == "value_error":
         return str(context["error"])
     if what == "literal_error":
@@ -133,7 +133,9 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str) -> st
         bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
         return f"needs {bound} entries; {context['actual_length']} came"
     if what in _NEEDS:
-        return f"needs {_NEEDS[what].format(**context)}; {_shown(value)} came"
+        # What may be null is often switched off by another word: `off`, `none`, 0.
+        null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
+        return f"needs {_NEEDS[what].format(**context)}{null}; {_shown(value)} came"
     return f"{fallback}; {_shown(value)} came"
 
 
@@ -191,6 +193,12 @@ def _options(kind: Any) -> list[Any]:
     if get_origin(kind) in (Union, UnionType):
         return [option for arm in get_args(kind) for option in _options(arm)]
     return [] if kind is NoneType else [kind]
+
+
+def _admits_null(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return _admits_null(get_args(kind)[0])
+    return (get_origin(kind) in (Union, UnionType) and any(map(_admits_null, get_args(kind)))) or kind is NoneType
 
 
 def _inside(kind: Any, part: str | int) -> Any:

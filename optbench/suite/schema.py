@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from optbench.suite.seed_ranges import instead_of_range
+
 Stage = Literal["tune", "eval"]
 Scalar = bool | int | float | str | None
 
@@ -63,12 +65,14 @@ def _listed_once(what: str, items: list[Any]) -> None:
 
 def _seed_list(value: Any) -> Any:
     """`10` means the seeds 0..9."""
+    if isinstance(value, str) and (form := instead_of_range(value, brackets=True)):
+        raise ValueError(f"expected a number of seeds or a list of seeds, got '{value}'; {form}")
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value < 1:
-        raise ValueError(f"needs at least one seed; {value} came")
+        raise ValueError(f"expected at least 1 seed, got {value}")
     if value > MAX_SEEDS:
-        raise ValueError(f"needs at most {MAX_SEEDS} seeds; {value} came")
+        raise ValueError(f"expected at most {MAX_SEEDS} seeds, got {value}")
     return list(range(value))
 
 
@@ -185,6 +189,14 @@ class Cnn(_Settings):
 ModelSettings = Annotated[Mlp | Cnn, Field(discriminator="kind")]
 
 
+def _none_for_false(value: Any) -> Any:
+    return None if value is False else value
+
+
+OffByFalse = BeforeValidator(_none_for_false)
+"""Of settings that null switches off: `false` does so, too."""
+
+
 class EarlyStopping(_Settings):
     """When a task ends before its `max_epochs`: after `patience` evaluations without a lower loss."""
 
@@ -201,7 +213,8 @@ class Protocol(_Settings):
     """An upper bound on the steps of a task, whatever `max_epochs` says."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
     """In epochs: how often the held-out loss is measured (and early stopping decides)."""
-    early_stopping: EarlyStopping | None = EarlyStopping()
+    early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
+    """null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
@@ -323,10 +336,10 @@ class ExperimentSettings(_Settings):
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
     checkpoints: bool = True
-    pairs: Pairs | None = None
-    """Which solutions to compare with each other; null: none."""
-    twins: Annotated[list[Twins], Field(min_length=1)] | None = None
-    """Pairs of optimizers whose distance from each other is followed during training; null: none."""
+    pairs: Annotated[Pairs | None, OffByFalse] = None
+    """Which solutions to compare with each other; null or false: none."""
+    twins: Annotated[Annotated[list[Twins], Field(min_length=1)] | None, OffByFalse] = None
+    """Pairs of optimizers whose distance from each other is followed during training; null or false: none."""
 
     @field_validator("optimizers", mode="before")
     @classmethod
