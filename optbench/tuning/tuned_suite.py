@@ -19,7 +19,7 @@ Chosen = dict[tuple[str, str], dict[KeyPath, Any]]
 def tuned_text(
     text: str, place: str, source: Suite, tuner: Tuner, found: Sequence[TunedOptimizer], header: Sequence[str]
 ) -> str:
-    """The text of a suite file with what was chosen, its comments kept.
+    """The text of a suite file with what was chosen and on which seeds, its comments kept.
 
     place: names the file in messages. source: what it says. An optimizer for which nothing can be chosen keeps its
     values.
@@ -28,7 +28,8 @@ def tuned_text(
         SuiteError: the file's layout leaves no place for a value.
     """
     chosen = chosen_values(tuner, found)
-    return edited(text, [*_values(source, tuner.suite, chosen), *_costs(tuner, found, chosen)], header, source=place)
+    edits = [*_values(source, tuner.suite, chosen), *_costs(tuner, found, chosen), *_seeds(source, tuner)]
+    return edited(text, edits, header, source=place)
 
 
 def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
@@ -91,6 +92,18 @@ def _values(source: Suite, suite: Suite, chosen: Chosen) -> Iterator[Edit]:
                     whole = with_values(effective(suite, name, optimizer), {path: values[name]})
                     # An experiment's word replaces what stands under the first key as a whole.
                     yield Edit(("experiments", name, "optimizers", optimizer, path[0]), whole[path[0]])
+
+
+def _seeds(source: Suite, tuner: Tuner) -> Iterator[Edit]:
+    """The tuning seeds, under `tune`, so that `optbench run` refuses them as seeds of the result.
+
+    Those of an earlier tuning stay, as long as the suite has values that were chosen on them.
+    """
+    stated = list(source.tune.seeds or ()) if source.tune is not None else []
+    tuned_before = any(experiment.tuning for experiment in source.experiments.values())
+    seeds = [*stated, *(seed for seed in tuner.seeds if seed not in stated)] if tuned_before else list(tuner.seeds)
+    if seeds != stated:
+        yield Edit(("tune", "seeds"), seeds)
 
 
 def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> Iterator[Edit]:
