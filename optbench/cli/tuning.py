@@ -23,7 +23,7 @@ from optbench.store.files import write_text
 from optbench.store.read import read_json
 from optbench.suite import Suite, load_suite, resolve_suite_path
 from optbench.suite.schema import Sampler
-from optbench.tuning.space import tuning_seeds
+from optbench.tuning.space import tuning_seeds, untuned_lines
 from optbench.tuning.tuned_suite import chosen_values, misplaced, tuned_text
 from optbench.tuning.tuner import Method, Tuner, first_plan, tune
 
@@ -74,15 +74,15 @@ def tune_suite(request: TuneRequest) -> int:
         raise UsageError(f"--output {request.output}: there is no directory {request.output.parent}")
     what, path = _asked(request) if resume is None else _recorded(request, resume)
     tuner = _tuner(what, path)
+    if not run.quiet:
+        for line in untuned_lines(tuner.searches.left):
+            say(f"optbench: {escaped(line)}")
     options = options_of(run, resume)
     if run.dry_run:
         tuner.propose([])
         show_plan(first_plan(tuner, options), resume)
         return DONE
     text = _text(path)
-    left = dict.fromkeys(optimizer for _, optimizer in tuner.searches.left)
-    if left and not run.quiet:
-        say(f"optbench: not tuned: {', '.join(left)}")
     with watched(run) as view:
         outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: text})
     if outcome.interrupted:

@@ -80,6 +80,16 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         raise OptimizerError(f"{target} needs a value for {', '.join(missing)}, as in {missing[0]}: ...")
 
 
+def default_of(target: str, argument: str) -> Any:
+    """The default that a plug-in's constructor has for an argument; None where it has none.
+
+    Raises:
+        OptimizerError: the class cannot be loaded, or its constructor not be read.
+    """
+    found = next((p for p in _parameters(load_class(target), target) if p.name == argument), None)
+    return None if found is None or found.default is found.empty else found.default
+
+
 def _parameters(cls: type[torch.optim.Optimizer], target: str) -> list[inspect.Parameter]:
     """The parameters of the constructor.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,13 +75,22 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Untuned:
+    """An optimizer of an experiment whose settings stay as the suite has them, and the reason."""
+
+    experiment: str
+    optimizer: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Searches:
     """All that is to be chosen, what follows from it, and what is left as it is."""
 
     searches: tuple[Search, ...]
     ties: tuple[Tie, ...]
-    left: tuple[tuple[str, str], ...]
-    """Experiment and optimizer of each that takes part and is not tuned."""
+    left: tuple[Untuned, ...]
+    """The optimizers that take part and are not tuned."""
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
@@ -102,7 +112,7 @@ def searches(suite: Suite) -> Searches:
     tune = suite.tune or Tune()
     found: list[Search] = []
     ties: list[Tie] = []
-    left: list[tuple[str, str]] = []
+    left: list[Untuned] = []
     for name, experiment in suite.experiments.items():
         changes = tune.experiments.get(name)
         models = tuple((changes.models if changes else None) or experiment.models)
@@ -111,9 +121,13 @@ def searches(suite: Suite) -> Searches:
             hyperparameters = {**settings.hyperparameters, **overrides}
             space, where = _space_of(tune, name, optimizer)
             if space is None and tune.optimizers is None:
-                space = _default_space(settings.target, hyperparameters)
+                try:
+                    space = _default_space(settings.target, hyperparameters)
+                except _NoSpace as reason:
+                    left.append(Untuned(name, optimizer, str(reason)))
+                    continue
             if space is None:
-                left.append((name, optimizer))
+                left.append(Untuned(name, optimizer, "'tune.optimizers' does not name it"))
                 continue
             dimensions, tied = _parse(space, where, suite, name, optimizer)
             _check(dimensions, settings.target, hyperparameters, where)
@@ -122,11 +136,25 @@ def searches(suite: Suite) -> Searches:
                 found.append(Search(name, optimizer, models, tuple(dimensions)))
     if not found:
         raise UsageError(
-            f"tune: nothing to choose in suite '{suite.name}': give an optimizer an 'lr', or say in 'tune.optimizers' "
-            "what to search, as in {sgd: {lr: {log: [0.01, 1.0], points: 7}}}"
+            f"tune: nothing to choose in suite '{suite.name}': say in 'tune.optimizers' what to search, as in "
+            "{sgd: {lr: {log: [0.01, 1.0], points: 7}}}",
+            *untuned_lines(left),
         )
     _check_ties(ties, found)
     return Searches(tuple(found), tuple(ties), tuple(left))
+
+
+def untuned_lines(left: Sequence[Untuned]) -> list[str]:
+    """`not tuned: NAME: why`, a line for each optimizer and reason, with its experiments where not all agree."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for untuned in left:
+        places.setdefault((untuned.optimizer, untuned.why), []).append(untuned.experiment)
+    several = Counter(optimizer for optimizer, _ in places)
+    lines = []
+    for (optimizer, why), names in places.items():
+        where = f" on {', '.join(names)}" if several[optimizer] > 1 else ""
+        lines.append(f"not tuned: {optimizer}{where}: {why}")
+    return lines
 
 
 def effective(suite: Suite, experiment: str, optimizer: str) -> dict[str, Any]:
@@ -142,20 +170,47 @@ def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str,
     return (tune.optimizers or {}).get(optimizer), f"tune.optimizers.{optimizer}"
 
 
-def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The learning rate around its own; None where there is none, or where something is swept already."""
+class _NoSpace(Exception):
+    """Why there is nothing to search without a word from the suite."""
+
+
+def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning rate around the suite's, or else around the optimizer's own default; of a wrapper, its base's.
+
+    Raises:
+        _NoSpace: there is no such rate.
+        OptimizerError: a user's optimizer, whose default is needed, cannot be loaded.
+    """
     if len(variants(hyperparameters)) > 1:
-        return None
+        raise _NoSpace("the suite sweeps its hyper-parameters; to tune it, give each a single value")
     known = registry.complete(target, hyperparameters)
     rate = known.get("lr")
-    if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0:
+    if rate is None and registry.is_plugin(target):
+        from optbench.optimizers.load import default_of  # imports torch, which other suites do not need here
+
+        rate = default_of(target, "lr")
+    if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf:
         bounds = [float(f"{rate / DEFAULT_REACH:.6g}"), float(f"{rate * DEFAULT_REACH:.6g}")]
         return {"lr": {"log": bounds, "points": DEFAULT_POINTS}}
     base = known.get("base")
     if isinstance(base, Mapping) and isinstance(base.get("target"), str):
-        inside = _default_space(*registry.base_settings(target, base))
-        return None if inside is None else {"base": inside}
-    return None
+        if "base" not in hyperparameters:
+            raise _NoSpace(
+                f"the suite does not name its base; to tune its rate, write base: {{target: {base['target']}}}"
+            )
+        try:
+            return {"base": _default_space(*registry.base_settings(target, base))}
+        except _NoSpace as reason:
+            raise _NoSpace(f"its base {base['target']}: {reason}") from None
+    inside = [name for name, value in known.items() if isinstance(value, Mapping) and "target" in value]
+    if inside:
+        rates = " and ".join(f"{name}: {{lr: ...}}" for name in inside)
+        raise _NoSpace(
+            f"it has {len(inside)} optimizers inside; say in 'tune.optimizers' what to search, as in {{{rates}}}"
+        )
+    if rate is not None:
+        raise _NoSpace(f"its lr is {rate!r}; expected a number above 0, around which to search")
+    raise _NoSpace("it has no learning rate 'lr' with a value; give it one, or say in 'tune.optimizers' what to search")
 
 
 def _parse(
