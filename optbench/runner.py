@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from optbench.counting import count
 from optbench.errors import StoreError, UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.optimizers.registry import find
@@ -185,7 +186,7 @@ class Session:
                 options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock
             )
             if begun := sum(trial in plan.begun for trial in plan.left):
-                self._view.message(f"{begun} trials go on where their last task ended")
+                self._view.message(f"continuing {count(begun, 'trial')} from the end of the last finished task")
             return plan
         self._prepare(plan)
         path = options.runs_dir / (options.name or new_id(plan.suite))
@@ -351,7 +352,7 @@ def _with_checkpoints(event: Finished, writer: RunWriter, suite: Suite) -> list[
 
 def _compared(comparison: Comparison) -> str:
     counts = Counter(pair.kind for pair in comparison.pairs)
-    what = f"{counts['pair']} pairs and {counts['null']} nulls compared"
+    what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')} compared"
     return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optbench.counting import count
 from optbench.errors import UsageError
 from optbench.plan import Cohort, Comparison, Trial, cohorts, comparisons, complete, expected_cost, task_count, trials
 from optbench.store.interim import Begun, find_begun
@@ -46,7 +47,7 @@ class Plan:
     def count(self) -> str:
         """`30 trials`, or `30 trials and 10 controls`."""
         arms = len(self.trials) - self.controls
-        return f"{arms} trials" + (f" and {self.controls} controls" if self.controls else "")
+        return count(arms, "trial") + (f" and {count(self.controls, 'control')}" if self.controls else "")
 
 
 def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, once_failed: bool = False) -> Plan:

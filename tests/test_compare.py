@@ -213,7 +213,7 @@ def test_a_single_seed_gives_numbers_and_no_verdict(tmp_path: Path) -> None:
     found = comparison.pairs[0].metric("forgetting")
     assert found is not None
     assert found.result.difference == pytest.approx(_NOISE[0] - _OTHER[0] - 0.1)
-    assert "1 of 1 seeds paired" in text_of(comparison)
+    assert "1 of 1 seed paired" in text_of(comparison)
 
 
 def test_a_diverged_seed_counts_as_the_worst_and_is_counted_in_sight(tmp_path: Path) -> None:

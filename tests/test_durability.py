@@ -316,7 +316,7 @@ def test_trials_go_on_from_their_last_finished_task(
     (part / ".DS_Store").write_text("a file manager was here")
 
     view = cut.run(path, after=1)
-    assert "4 trials go on where their last task ended" in view.messages
+    assert "continuing 4 trials from the end of the last finished task" in view.messages
     assert [dict.fromkeys(first, 1)] == [begun for begun in cut.begun if begun]
     assert json.loads((path / "run.json").read_text())["status"] == "interrupted"
 

@@ -45,7 +45,7 @@ def test_every_requirement_has_a_lower_bound_that_the_tested_versions_keep() -> 
 
 @pytest.mark.slow
 def test_the_lowest_versions_run_the_smoke_suite(tmp_path: Path) -> None:
-    """Downloads gigabytes where torch's build of that version is not at hand; three to five minutes."""
+    """Downloads gigabytes where torch of that version is not at hand; several minutes."""
     constraints = tmp_path / "lowest.txt"
     constraints.write_text("\n".join(lowest()), encoding="utf-8")
     environment = tmp_path / "venv"

@@ -569,7 +569,7 @@ def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.Cap
         ("{controls: [adm]}", "pairs.controls: unknown optimizer in halves 'adm'; did you mean 'adam'?"),
         ("{metrics: [linear_ckaa]}", "unknown metric of pairs 'linear_ckaa'; did you mean 'linear_cka'?"),
         ("{metrics: [forgetting]}", "unknown metric of pairs 'forgetting'"),
-        ("{against: []}", "needs at least 1 entries; 0 came"),
+        ("{against: []}", "needs at least 1 entry; 0 came"),
         ("{against: [sgd, sgd]}", "the optimizer 'sgd' is listed twice"),
         ("{metrics: [linear_cka, linear_cka]}", "the metric 'linear_cka' is listed twice"),
         ("{with: [sgd]}", "unknown key 'with'"),

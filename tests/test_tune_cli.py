@@ -182,7 +182,7 @@ def test_an_evaluation_on_tuning_seeds_is_refused(planted: Path, capsys: pytest.
 def test_a_dry_run_shows_the_settings_and_executes_nothing(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (planted / "planted.py").write_text("raise SystemExit('executed')")
     assert main(["tune", "planted.yaml", "--dry-run"]) == 0
-    assert "planted-tune: 14 trials in 1 cohorts" in capsys.readouterr().out
+    assert "planted-tune: 14 trials in 1 cohort" in capsys.readouterr().out
     assert not (planted / "runs").exists()
 
 

@@ -179,7 +179,7 @@ def test_the_section_fits(made: Path, width: int) -> None:
 
 def test_what_hinders_a_choice_is_said(made: Path) -> None:
     shown = flat(summarise([results_of(made)]))
-    assert "one, alone: 1 of 1 settings not finished: the choice may change." in shown
+    assert "one, alone: 1 of 1 setting not finished: the choice may change." in shown
     assert "one, alone: no setting can be chosen: each has a trial that diverged, failed or has not finished." in shown
     assert "two, sgd: no setting can be chosen" in shown
     assert "one: the budgets differ: settings tried are 3 of sgd, 4 of sam, 1 of alone." in shown

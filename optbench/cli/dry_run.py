@@ -11,6 +11,7 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
+from optbench.counting import count
 from optbench.errors import escaped
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
@@ -25,20 +26,22 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
     """Print experiments, cohorts and trials, and which of them are done already."""
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
-        count = f"{plan.count} in {len(plan.cohorts)} cohorts"
+        planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
         left = (
             f"; {done} of them done already in {escaped(str(resume))}, {len(plan.trials) - done} to train"
             if resume
             else ""
         )
-        console.print(Text(f"{plan.suite.name}: {count}{left}"), soft_wrap=True)
+        console.print(Text(f"{plan.suite.name}: {planned}{left}"), soft_wrap=True)
         if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
             console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
-            line = f"  {name}: {task_count(experiment)} tasks of {experiment.dataset}, {task_summary(experiment)}"
+            line = (
+                f"  {name}: {count(task_count(experiment), 'task')} of {experiment.dataset}, {task_summary(experiment)}"
+            )
             console.print(Text(line), soft_wrap=True)
         console.print("\nCohorts")
         console.print(_cohorts(plan, resumed=resume is not None), highlight=False)
@@ -51,7 +54,9 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
 def _pairs(plan: Plan) -> str:
     kinds = [pair.kind for comparison in plan.comparisons for pair in comparison.pairs]
     pairs, nulls = kinds.count("pair"), kinds.count("null")
-    return f"then to compare: {pairs} pairs of solutions, and {nulls} solutions with their controls"
+    solutions = count(pairs, "pair of solutions", "pairs of solutions")
+    with_controls = count(nulls, "solution with its control", "solutions with their controls")
+    return f"then to compare: {solutions}, and {with_controls}"
 
 
 def _cohorts(plan: Plan, *, resumed: bool) -> Table:

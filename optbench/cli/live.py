@@ -19,6 +19,7 @@ from rich.text import Text
 
 from optbench.cli.progress import Group as TrialGroup
 from optbench.cli.progress import Tracker, duration
+from optbench.counting import count
 from optbench.errors import escaped
 from optbench.plan import Trial
 from optbench.schedule import Plan
@@ -156,20 +157,20 @@ def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
     """What is about to be trained, on which device, and where the results go."""
     known = len(plan.done & {trial.id for trial in plan.trials})
     already = f" ({known} of them done already)" if known else ""
-    processes = f"{jobs} process{'' if jobs == 1 else 'es'}"
+    processes = count(jobs, "process")
     return f"{plan.suite.name}: {plan.count}{already} on {device}, {processes}; results in {path}"
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
     """`permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
     first = rows[0][0]
-    count = f"{len(rows)} trial{'' if len(rows) == 1 else 's'} done"
+    finished = f"{count(len(rows), 'trial')} done"
     bad = Counter(row.status for _, row in rows if row.status != "ok")
     ended = f" ({', '.join(f'{n} {status}' for status, n in sorted(bad.items()))})" if bad else ""
     left = tracker.left
     guess = f", about {duration(left)} left" if left else ""
     names = ", ".join(dict.fromkeys(trial.optimizer for trial, _ in rows))
-    return f"{first.experiment} {first.model} {names}: {count}{ended}, {tracker.done}/{tracker.total}{guess}"
+    return f"{first.experiment} {first.model} {names}: {finished}{ended}, {tracker.done}/{tracker.total}{guess}"
 
 
 def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
@@ -178,11 +179,11 @@ def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
     for trial, row in rows:
         if row.status == "failed":
             key = (row.error_type, row.error_message)
-            first, count = seen.get(key, (trial, 0))
-            seen[key] = (first, count + 1)
+            first, times = seen.get(key, (trial, 0))
+            seen[key] = (first, times + 1)
     return [
-        f"failed: {trial.id}{f' and {count - 1} more' if count > 1 else ''}: {kind}: {' '.join((text or '').split())}"
-        for (kind, text), (trial, count) in seen.items()
+        f"failed: {trial.id}{f' and {times - 1} more' if times > 1 else ''}: {kind}: {' '.join((text or '').split())}"
+        for (kind, text), (trial, times) in seen.items()
     ]
 
 
@@ -196,7 +197,7 @@ def picture(tracker: Tracker, height: int, spinner: RenderableType) -> Renderabl
     bar.add_row(
         spinner,
         ProgressBar(total=1.0, completed=tracker.fraction, width=BAR_WIDTH),
-        f"{tracker.done}/{tracker.total} trials",
+        f"{tracker.done}/{count(tracker.total, 'trial')}",
         f"{duration(tracker.elapsed)} passed, {remaining}",
     )
     groups = list(tracker.groups)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.cli.output import Delivery, deliver, say
+from optbench.counting import count
 from optbench.errors import NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
 from optbench.report.formats import choose_format
@@ -47,7 +48,7 @@ def report_runs(request: ReportRequest) -> None:
     if chosen == "html" or request.figures is not None:
         figures = illustrations(results, request.figures, inline=chosen == "html", output=request.output)
         if request.figures is not None:
-            say(f"optbench: {len(figures)} figures in {request.figures}")
+            say(f"optbench: {count(len(figures), 'figure')} in {request.figures}")
     statistic: Statistic = "median" if request.median else "mean"
     delivery = Delivery(
         document=lambda: run_report(summary, figures, statistic),

@@ -14,6 +14,7 @@ from optbench.cli.dry_run import show_plan
 from optbench.cli.live import QuietView, view_for
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
+from optbench.counting import count
 from optbench.data.catalog import DATASETS
 from optbench.errors import OptbenchError, StoreError, UsageError, unknown
 from optbench.metrics import check_metric, check_pair_metric
@@ -159,8 +160,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
         names = [trial["trial"] for trial in trials if trial["status"] == status]
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            count = f"{len(names)} trial{'' if len(names) == 1 else 's'}"
-            say(f"optbench: warning: {count} {status}: {', '.join(names[:NAMED])}{more}")
+            say(f"optbench: warning: {count(len(names), 'trial')} {status}: {', '.join(names[:NAMED])}{more}")
     if outcome.statuses.get("failed", 0) == finished:
         say("optbench: nothing was measured")
         return NOTHING_MEASURED
@@ -169,7 +169,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
 
 def kept(trials: int) -> str:
     """`3 finished trials are kept`."""
-    return f"{trials} finished trial{' is' if trials == 1 else 's are'} kept"
+    return f"{count(trials, 'finished trial is', 'finished trials are')} kept"
 
 
 def _resume(command: str, path: Path) -> str:

@@ -19,6 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from optbench.counting import count
+
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 """Weights (P,) float64 -> scalar; deterministic, and twice differentiable for what reads the Hessian."""
 
@@ -97,7 +99,7 @@ def barrier_note(values: Tensor) -> str | None:
     """Why a barrier over the values (K,) of one line is NaN; None when it is not."""
     assert values.ndim == 1, "a note is about one line"
     missing = int((~values.isfinite()).sum())
-    return f"not finite at {missing} of {len(values)} points" if missing else None
+    return f"not finite at {missing} of {count(len(values), 'point')}" if missing else None
 
 
 def distance_from_init(weights: Tensor, start: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from optbench.counting import count
 from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
 from optbench.report.numbers import decimals, fixed, interval, p_value, signed
@@ -135,10 +136,10 @@ def condition(claim: Claim) -> str:
 
 def unmet_text(unmet: Unmet) -> str:
     """`mean last task accuracy 0.374, not above 0.9`, with the number of seeds where it is not all of them."""
-    metric = _words(unmet.metric)
+    metric, seeds = _words(unmet.metric), count(unmet.planned, "seed")
     if unmet.mean is None:
-        return f"{metric} has no value on any of {unmet.planned} seeds"
-    over = f" over {unmet.n} of {unmet.planned} seeds" if unmet.n < unmet.planned else ""
+        return f"{metric} has no value on any of {seeds}"
+    over = f" over {unmet.n} of {seeds}" if unmet.n < unmet.planned else ""
     return f"mean {metric} {unmet.mean:.4g}{over}, not {_bounds(unmet.bounds)}"
 
 

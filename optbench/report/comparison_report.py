@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Document, Heading, Items, Paragraph, Table, Tone
 from optbench.report.numbers import decimals, fixed, interval, name_with_arrow, p_value, signed
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
@@ -147,7 +148,7 @@ def _pair(
 
 
 def _header(pair: ArmComparison) -> Iterable[str]:
-    yield f"{len(pair.seeds)} of {pair.planned} seeds paired" + (
+    yield f"{len(pair.seeds)} of {count(pair.planned, 'seed')} paired" + (
         "" if pair.same_start is None else f"; initial weights {'match' if pair.same_start else 'differ'}"
     )
     tuning = [arm.tuning for arm in (pair.a, pair.b)]
@@ -156,7 +157,7 @@ def _header(pair: ArmComparison) -> Iterable[str]:
             dict.fromkeys(arm.label for arm in (pair.a, pair.b) if arm.tuning is None)
         )
     else:
-        costs = [f"{cost.settings} settings × {cost.seeds} seeds" for cost in tuning if cost]
+        costs = [f"{count(cost.settings, 'setting')} × {count(cost.seeds, 'seed')}" for cost in tuning if cost]
         yield (
             f"tuning budgets: equal, {costs[0]}"
             if costs[0] == costs[1]
@@ -164,7 +165,8 @@ def _header(pair: ArmComparison) -> Iterable[str]:
         )
     primary = sum(found.judgement is not None for found in pair.metrics)
     n = len(pair.seeds)
-    yield f"smallest two-sided p of {n} pairs: {p_value(smallest_p(n))}; Holm over {primary} primary metrics"
+    family = count(primary, "primary metric")
+    yield f"smallest two-sided p of {count(n, 'pair')}: {p_value(smallest_p(n))}; Holm over {family}"
 
 
 def _warnings(pair: ArmComparison) -> Iterable[str]:
@@ -176,7 +178,7 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
         ]
         parts = [f"{n} {what}" for n, what in counts if n]
         if parts:
-            yield f"{side} ({arm.label}), of {len(arm.trials)} trials: {', '.join(parts)}"
+            yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {', '.join(parts)}"
 
 
 def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.summary import Spread
@@ -59,7 +60,7 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
             yield _table(known[:MANY_PAIRS], where, spread_text)
             shown |= {name for pair in known[:MANY_PAIRS] for name in pair.measures}
         if len(known) > MANY_PAIRS:
-            yield Paragraph(f"and {len(known) - MANY_PAIRS} more pairs; csv and json have all", "quiet")
+            yield Paragraph(f"and {count(len(known) - MANY_PAIRS, 'more pair')}; csv and json have all", "quiet")
         warnings = list(_warnings(here, known))
         if warnings:
             yield Items(tuple(warnings), "warning")
@@ -129,7 +130,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     for note in notes[:MANY_NOTES]:
         yield f"undefined: {note}"
     if len(notes) > MANY_NOTES:
-        yield f"and for {len(notes) - MANY_NOTES} more reasons; pairs.parquet has all"
+        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}; pairs.parquet has all"
 
 
 def _more(labels: Sequence[str]) -> str:

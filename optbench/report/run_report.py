@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Literal
 
+from optbench.counting import count
 from optbench.report.claims import claim_blocks
 from optbench.report.document import (
     Block,
@@ -90,17 +91,19 @@ def headline(run: RunSummary) -> str:
     order = ["ok", "diverged", "failed"]
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     counts = ", ".join(f"{n} {status}" for status, n in ended)
-    done = f"{run.ended}" if run.ended == run.planned else f"{run.ended} of {run.planned}"
+    done = _ended(run.ended, run.planned, "trial")
     state = "running, or killed" if run.status == "running" else run.status
     where = f" ({run.device})" if run.device else ""
-    return f"{run.run}: {state}, {done} trials{_controls(run)}{': ' if counts else ''}{counts}{where}"
+    return f"{run.run}: {state}, {done}{_controls(run)}{': ' if counts else ''}{counts}{where}"
 
 
 def _controls(run: RunSummary) -> str:
-    if not run.controls:
-        return ""
-    done = f"{run.controls}" if run.controls_ended == run.controls else f"{run.controls_ended} of {run.controls}"
-    return f" and {done} controls"
+    return f" and {_ended(run.controls_ended, run.controls, 'control')}" if run.controls else ""
+
+
+def _ended(ended: int, planned: int, noun: str) -> str:
+    """`10 trials`, or `7 of 10 trials`."""
+    return f"{'' if ended == planned else f'{ended} of '}{count(planned, noun)}"
 
 
 def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:
@@ -126,9 +129,9 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
     yield Only(PAGES, Heading(f"{section.experiment}, {section.model}", 2))
     if len(section.rows) > MANY_SETTINGS and any(row.split == "validation" for row in section.rows):
         # What tuning has chosen must not drown in the settings that it has not.
-        said = f"{section.experiment}, {section.model}: {len(section.rows)} settings; {FOLDED}"
+        said = f"{section.experiment}, {section.model}: {count(len(section.rows), 'setting')}; {FOLDED}"
         yield Only(("terminal",), Paragraph(said, "quiet"))
-        every = f"Results of all {len(section.rows)} settings: {section.experiment}, {section.model}"
+        every = f"Results of all {count(len(section.rows), 'setting')}: {section.experiment}, {section.model}"
         yield Fold(every, tuple(_results(section, several, statistic)))
     else:
         yield from _results(section, several, statistic)
@@ -259,7 +262,7 @@ def _matrices(section: Section, several: bool) -> Iterable[Block]:
             when = "before training" if i == 0 else f"after task {i}"
             rows.append((Cell(when), *(Cell(fixed(value, 3)) for value in line)))
         who = f"{row.run}, {row.label}" if several else row.label
-        tables.append(Table(f"{who}: mean {row.split} accuracy over {row.ok} seeds", columns, tuple(rows)))
+        tables.append(Table(f"{who}: mean {row.split} accuracy over {count(row.ok, 'seed')}", columns, tuple(rows)))
     if tables:
         yield Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
 
@@ -315,7 +318,7 @@ def _troubles(summary: Summary) -> Iterable[Block]:
 def _how(summary: Summary) -> Iterable[Block]:
     yield Heading("What was run")
     for run in summary.runs:
-        seeds = f"{len(run.seeds)} seed{'' if len(run.seeds) == 1 else 's'}"
+        seeds = count(len(run.seeds), "seed")
         times = f"{run.created} to {run.finished}" if run.finished else f"since {run.created}"
         lines = [
             f"{run.run}: suite {run.suite} ({run.suite_hash}), {seeds}, {times}",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from optbench.counting import count
 from optbench.metrics import METRICS
 from optbench.plan import task_count
 from optbench.report.measures import MEASURES, Measure
@@ -212,9 +213,9 @@ def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
 
 def stopping(protocol: Protocol) -> str:
     """One sentence: how long a task is trained, and which split decides when it ends early."""
-    bound = f"{protocol.max_epochs:g} epoch{'' if protocol.max_epochs == 1 else 's'}"
+    bound = count(protocol.max_epochs, "epoch")
     if protocol.max_steps is not None:
-        bound += f" or {protocol.max_steps} steps"
+        bound += f" or {count(protocol.max_steps, 'step')}"
     if protocol.early_stopping is None:
         return f"No early stopping: {bound} a task."
     early = protocol.early_stopping

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from optbench.counting import count
 from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Only, Table
 from optbench.report.measures import MEASURES
@@ -61,7 +62,7 @@ DATA = "Accuracies of a tuning run are on validation data; test data have no par
 def rule_text(tuned: TunedOptimizer) -> str:
     """How a setting is chosen, in words and with the rule's numbers."""
     best = "lowest" if METRICS[tuned.metric].direction == "lower" else "highest"
-    seeds = f"{len(tuned.seeds)} tuning seed{'' if len(tuned.seeds) == 1 else 's'}"
+    seeds = count(len(tuned.seeds), "tuning seed")
     among = (
         ""
         if tuned.margin is None
@@ -159,7 +160,7 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
         who = f"{tuned.experiment}, {tuned.optimizer}"
         missing = sum(setting.missing > 0 for setting in tuned.settings)
         if missing:
-            yield f"{who}: {missing} of {len(tuned.settings)} settings not finished: the choice may change."
+            yield f"{who}: {missing} of {count(len(tuned.settings), 'setting')} not finished: the choice may change."
         if tuned.chosen is None:
             yield f"{who}: no setting can be chosen: {_why_none(tuned)}."
             continue
@@ -275,7 +276,7 @@ def _budgets(rows: Iterable[SummaryRow]) -> str:
 
 def _budget(cost: Tuning) -> str:
     sampler = "" if cost.sampler == "grid" else f", {cost.sampler}"
-    return f"{cost.settings} settings × {cost.seeds} seeds{sampler}"
+    return f"{count(cost.settings, 'setting')} × {count(cost.seeds, 'seed')}{sampler}"
 
 
 def _choice(cost: Tuning, departures: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from optbench.counting import count
 from optbench.errors import UsageError, unknown
 from optbench.metrics import METRICS
 from optbench.stats.comparison import ArmComparison
@@ -73,7 +74,7 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     if pair.same_start is False:
         return GateResult.INCONCLUSIVE, "initial weights differ: no pairs"
     if found.result.interval is None:
-        return GateResult.INCONCLUSIVE, f"{found.result.n} pairs have no 95% interval"
+        return GateResult.INCONCLUSIVE, f"no 95% interval from {count(found.result.n, 'pair')}"
     low, high = found.result.interval
     threshold = gate.threshold
     if gate.relative:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from optbench.counting import count
 from optbench.metrics import METRICS, PRIMARY_METRICS
 from optbench.optimizers import registry
 from optbench.plan import Trial
@@ -184,14 +185,13 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
     n = len(switched)
     a_and_b = " and ".join(names)
     if n < MIN_SEEDS:
-        seeds = f"{n} seed{'' if n == 1 else 's'}"
-        return Estimate(None, None, n, f"{seeds} cannot tell whether {a_and_b} differ; {MIN_SEEDS} can")
+        return Estimate(None, None, n, f"{count(n, 'seed')} cannot tell whether {a_and_b} differ; {MIN_SEEDS} can")
     d = round_differences(first - then, float(np.abs([first, then]).max(initial=1.0)))
     if n < MIN_TEST:
         if not (np.all(d > 0) or np.all(d < 0)):
-            return Estimate(None, None, n, f"{a_and_b} do not differ: the {n} seeds disagree in sign")
+            return Estimate(None, None, n, f"{a_and_b} do not differ: the {count(n, 'seed')} disagree in sign")
     elif (p := signed_rank_test(d).p) > ALPHA:
-        return Estimate(None, None, n, f"{a_and_b} do not differ (signed-rank p = {p:.2g}, {n} seeds)")
+        return Estimate(None, None, n, f"{a_and_b} do not differ (signed-rank p = {p:.2g}, {count(n, 'seed')})")
     above, gap = resampled_means(np.stack([switched - then, d]))  # each (B,)
     if not np.all(gap * d.mean() > 0):
         return Estimate(None, None, n, f"{a_and_b} hardly differ: their difference changes sign in resamples of seeds")

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from optbench.counting import count
 from optbench.stats.arms import Arm, arms
 from optbench.stats.results import Results
 from optbench.store.columns import codes, numbers, vectors
@@ -155,7 +156,7 @@ def _twins(
 ) -> Twins:
     a, b = pair
     sides = {name: [arm for arm in here if arm.optimizer == name] for name in pair}
-    swept = [f"{name} has {len(found)} settings" for name, found in sides.items() if len(found) != 1]
+    swept = [f"{name} has {count(len(found), 'setting')}" for name, found in sides.items() if len(found) != 1]
     if swept:
         return Twins(results, *place, a, b, None, {}, 0, f"{' and '.join(swept)}; twins need one each")
     one, other = sides[a][0], sides[b][0]

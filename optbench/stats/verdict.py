@@ -14,6 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from optbench.counting import count
 from optbench.metrics.catalog import Direction
 from optbench.stats.holm import holm
 from optbench.stats.paired import PairedResult
@@ -112,17 +113,17 @@ def _why_no_test(question: Question) -> str | None:
         return question.reason or "the pairs are not comparable"
     one_sided = result.diverged_a + result.diverged_b - 2 * result.diverged_both
     if question.direction == "neutral" and one_sided:
-        return f"only one side diverged on {one_sided} of {_pairs(result.pairs)}"
+        return f"only one side diverged on {one_sided} of {count(result.pairs, 'pair')}"
     if result.p is None:
-        return f"none of {_pairs(result.pairs)} has a value on both sides" if result.pairs else "no pairs"
+        return f"none of {count(result.pairs, 'pair')} has a value on both sides" if result.pairs else "no pairs"
     return None
 
 
 def _why_no_verdict(result: PairedResult) -> str | None:
     """Why a valid p gives no verdict, or None."""
     if result.n < MIN_PAIRS:
-        which = _pairs(result.n) + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
-        return f"{which}; the smallest two-sided p of {_pairs(result.n)} is {_short(smallest_p(result.n))}"
+        which = count(result.n, "pair") + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
+        return f"{which}; the smallest two-sided p of {count(result.n, 'pair')} is {_short(smallest_p(result.n))}"
     assert result.difference is not None
     if math.isinf(result.difference):
         return f"no size of effect: {_diverged(result)}"
@@ -156,11 +157,11 @@ def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple
     """The smallest effect that these pairs could have shown in a family of m, and the same or why not in words."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
-    ties = f"equal values in {equal} of {_pairs(result.n)}" if equal else "differences of the same size"
+    ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
     least = min(1.0, m * smallest_p(result.n))
     if least > ALPHA:
         return None, (
-            f"{_pairs(result.n)} cannot show anything in a family of {m}: the smallest Holm p is {_short(least)}"
+            f"{count(result.n, 'pair')} cannot show anything in a family of {m}: the smallest Holm p is {_short(least)}"
         )
     if holm_p <= ALPHA:
         return None, f"the 95% interval includes 0: {ties}"
@@ -181,12 +182,8 @@ def _diverged(result: PairedResult) -> str:
     """`A diverged on 7 of 10 seeds, B on 1`."""
     counts = [(side, n) for side, n in (("A", result.diverged_a), ("B", result.diverged_b)) if n]
     said = [f"{side} diverged on {n}" if i == 0 else f"{side} on {n}" for i, (side, n) in enumerate(counts)]
-    said[0] += f" of {result.pairs} seeds"
+    said[0] += f" of {count(result.pairs, 'seed')}"
     return ", ".join(said)
-
-
-def _pairs(n: int) -> str:
-    return f"{n} pair" if n == 1 else f"{n} pairs"
 
 
 def _short(value: float) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from optbench.counting import count
 from optbench.errors import SuiteError, UsageError, escaped, nearest, unknown
 from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
@@ -33,8 +34,6 @@ _NEEDS = {
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
-    "string_too_short": "at least {min_length} characters",
-    "string_too_long": "at most {max_length} characters",
 }
 
 
@@ -130,8 +129,12 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
         return f"needs {context['expected']}; {_shown(value)} came"
     if what in ("too_short", "too_long"):
         least = what == "too_short"
-        bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
-        return f"needs {bound} entries; {context['actual_length']} came"
+        bound = f"at {'least' if least else 'most'} {count(context['min_length' if least else 'max_length'], 'entry')}"
+        return f"needs {bound}; {context['actual_length']} came"
+    if what in ("string_too_short", "string_too_long"):
+        least = what == "string_too_short"
+        length = count(context["min_length" if least else "max_length"], "character")
+        return f"needs at {'least' if least else 'most'} {length}; {_shown(value)} came"
     if what in _NEEDS:
         # What may be null is often switched off by another word: `off`, `none`, 0.
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""

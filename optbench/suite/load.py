@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from optbench.counting import count
 from optbench.errors import OptimizerError, SuiteError, UsageError, unknown
 from optbench.suite.document import MAX_BYTES, Document, KeyPath, Place, decode, is_name_list, parse_yaml
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -105,7 +106,7 @@ def _size_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     if trials > MAX_TRIALS:
         overridden = [place for place in document.keys.values() if place.is_override]
         place = overridden[-1] if overridden else document.key_place(("experiments",))
-        yield Fault(place, f"the suite makes {trials} trials, more than {MAX_TRIALS}")
+        yield Fault(place, f"the suite makes {count(trials, 'trial')}, more than {MAX_TRIALS}")
 
 
 def _settings(hyperparameters: Mapping[str, Any]) -> int:

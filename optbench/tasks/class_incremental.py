@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import torch
 
+from optbench.counting import count
 from optbench.errors import UsageError
 from optbench.streams import generator
 from optbench.suite.schema import ClassIncremental
@@ -27,7 +28,7 @@ class ClassIncrementalTasks:
         if classes % size:
             fitting = ", ".join(str(divisor) for divisor in range(1, classes + 1) if classes % divisor == 0)
             raise UsageError(
-                f"tasks.group_size: {classes} classes cannot be divided into groups of {size}; valid: {fitting}"
+                f"tasks.group_size: {count(classes, 'class')} cannot be divided into groups of {size}; valid: {fitting}"
             )
         self._parts = parts
         self._size = size

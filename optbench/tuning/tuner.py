@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from optbench.counting import count
 from optbench.errors import SuiteError
 from optbench.metrics import METRICS
 from optbench.runner import Options, Outcome, Session, View
@@ -210,7 +211,7 @@ def tune(
         while True:
             if left := sum(trial.id not in plan.done for trial in plan.trials):
                 if tuner.rounds > 1:
-                    view.message(f"round {tuner.rounds}: {left} more trials")
+                    view.message(f"round {tuner.rounds}: {count(left, 'more trial')}")
                 plan = session.grow(tuner.tuning_suite)
                 session.train(plan)
             found = tuple(tunings(read_results(read_run(session.writer.path), plan.suite)))

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
+from optbench.counting import count
 from optbench.report.figures.series import Group, Series
 from optbench.stats.arms import Status
 
@@ -40,7 +41,7 @@ def seeds(series: Sequence[Series]) -> str:
     counts = sorted({len(one.trials) for one in series if one.trials})
     if not counts:
         return "no seed"
-    most = f"{counts[-1]} seed{'s' if counts[-1] != 1 else ''}"
+    most = count(counts[-1], "seed")
     return most if len(counts) == 1 else f"{counts[0]} to {most}"
 
 
@@ -59,8 +60,8 @@ def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
     for one, model in series:
         planned = len(one.arm.trials)
         for status, said in ENDS:
-            if count := one.arm.count(status):
-                which = f"{count} of {planned} seed{'s' if planned != 1 else ''}"
+            if ended := one.arm.count(status):
+                which = f"{ended} of {count(planned, 'seed')}"
                 found.setdefault((which, said), []).append(f"{one.label} at {model}" if model else one.label)
     return [
         f"{which} {'each ' if len(names) > 1 else ''}of {', '.join(names)} {said}"
@@ -75,7 +76,7 @@ def _left_out(groups: Sequence[Group], drawn: Set[str]) -> str:
         return ", ".join(missing)
     left = Counter(series.arm.optimizer for series in missing.values())
     every = Counter(s.arm.optimizer for s in {s.label: s for group in groups for s in group.series}.values())
-    return ", ".join(f"{count} of {every[name]} variants of {name}" for name, count in left.items())
+    return ", ".join(f"{out} of {count(every[name], 'variant')} of {name}" for name, out in left.items())
 
 
 def _capital(text: str) -> str:

@@ -1,0 +1,20 @@
+"""Numbers of things in words."""
+
+from __future__ import annotations
+
+
+def count(number: float, noun: str, plural: str | None = None) -> str:
+    """`1 trial`, `2 trials`, `0 trials`; `0.5 epochs`.
+
+    noun: in the singular; of several words the last one takes the ending. plural: where it is not that ending.
+    """
+    written = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{written} {noun if number == 1 else plural or _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith(("s", "x", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
