@@ -15,6 +15,7 @@ from conftest import small_suite, train_suite, trial_row
 from torch import Tensor, nn
 
 from optbench.data import Dataset
+from optbench.engine.plain import from_plain, to_plain
 from optbench.optimizers.make import maker
 from optbench.optimizers.registry import complete, find
 from optbench.optimizers.switch import Switch
@@ -318,6 +319,32 @@ def test_another_power_of_powerpropagation_starts_from_the_weights_of_the_first(
     }
     for found, expected in zip(trained(made("switch", settings, parameters), parameters), start, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["FILE:Attributes", "FILE:Around", "FILE:Decays", "prodigy", "muon", "adam"])
+@pytest.mark.parametrize("cut", [AT - 1, AT, AT + 1])
+def test_a_switch_is_resumed_to_the_same_bits(name: str, cut: int, file: Path) -> None:
+    """Written down after some steps and restored into a new instance, as the engine does between two tasks."""
+    target = name.replace("FILE", str(file))
+    settings = {
+        "first": {"target": target, "lr": 0.1},
+        "then": {"target": target, "lr": 0.02},
+        "at": AT,
+        "state": "keep",
+    }
+    parameters = weights()
+    random = torch.Generator().manual_seed(1)
+    optimizer = made("switch", settings, parameters)
+    for step in range(STEPS):
+        if step == cut:
+            plain_state = to_plain(optimizer, parameters)
+            continued = [nn.Parameter(p.detach().clone()) for p in parameters]
+            fresh = made("switch", settings, continued)
+            optimizer, parameters = from_plain(plain_state, continued, fresh), continued
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=random)
+        optimizer.step()
+    assert same([p.detach() for p in parameters], switched(target, {"lr": 0.1}, {"lr": 0.02})[1])
 
 
 def test_trials_with_plug_ins_keep_the_state_at_the_edge_of_a_task(file: Path, mnist: Dataset) -> None:

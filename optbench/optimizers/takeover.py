@@ -80,14 +80,20 @@ def _collect(value: Any, path: Path, found: dict[Path, Any], seen: set[int]) -> 
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
+    """What is inside, by name: what two names lead to has the path of the first of them in every instance."""
     if isinstance(value, dict):
-        yield from ((("[", key), item) for key, item in value.items() if isinstance(key, str) and key != "params")
+        keys = sorted(key for key in value if isinstance(key, str) and key != "params")
+        yield from ((("[", key), value[key]) for key in keys)
     elif isinstance(value, list | tuple):
         yield from ((("[", i), item) for i, item in enumerate(value))
     elif isinstance(value, torch.optim.Optimizer):
-        yield from (((".", name), item) for name, item in vars(value).items() if name != "state")
+        yield from (((".", name), item) for name, item in _fields(value) if name != "state")
     elif not isinstance(value, type | nn.Module | torch.Generator) and _is_plain_object(value):
-        yield from (((".", name), item) for name, item in vars(value).items())
+        yield from (((".", name), item) for name, item in _fields(value))
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    return sorted(vars(value).items(), key=lambda field: field[0])
 
 
 def _is_plain_object(value: Any) -> bool:
