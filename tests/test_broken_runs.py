@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from refusals import refusal
 from sent_runs import TABLES, change_record, change_rows, change_schema, commands, copied, sent_run, swap
 
@@ -162,6 +163,17 @@ def test_a_broken_suite_in_a_run_is_refused(
         assert words in refusal(capsys, tmp_path, *commands(run)[command])
     for command in ("resume", "dry run") if "tasks" not in name else ():
         refusal(capsys, tmp_path, *commands(run)[command])
+
+
+def test_a_switch_at_no_step_is_refused_by_the_report_that_reads_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "suite.yaml"
+    suite = yaml.safe_load(file.read_text(encoding="utf-8"))
+    suite["optimizers"]["switched"]["at"] = {}
+    file.write_text(yaml.safe_dump(suite), encoding="utf-8")
+    words = "hyper-parameter 'at' of switch needs an integer of at least 0"
+    assert words in refusal(capsys, tmp_path, *commands(run)["report"])
 
 
 def cell(table: str, column: str, value: Any, row: int = 1) -> Damage:

@@ -214,6 +214,8 @@ def shared_values(found: Sequence[Arm], metric: str) -> Array:
 def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mapping[frozenset[str], float]) -> Switching:
     trial = _trial(found[0])
     settings = trial.hyperparameters
+    for arm in found:  # a run's suite may have been changed by hand since
+        registry.check_settings(trial.target, _trial(arm).hyperparameters)
     points = tuple(sorted((_point(arm) for arm in found), key=lambda point: point.k))
     neighbours = [arm for arm in everything if (arm.experiment, arm.model) == (found[0].experiment, found[0].model)]
     metrics = tuple(
