@@ -36,6 +36,7 @@ claims:
     left: adam
     right: sgd
     expect: higher
+    where: {average_accuracy: {above: 0.8}}
     beside: [forgetting]
 """
 TABLES = ("trials", "accuracy", "metrics", "spectra", "similarity", "pruning", "sketches", "pairs")

@@ -85,7 +85,7 @@ def test_the_two_readings_of_any_learning_rate(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from([0.2, 0.5, 0.85, 0.9, 0.95, 1.0]), min_size=6, max_size=6), min_size=4, max_size=4

@@ -46,7 +46,7 @@ FULL = GOOD.replace(
     twins: [[sgd, adam]]
     tuning: {sgd: {settings: 3, seeds: 2, space: {lr: {log: [0.1, 1.0], points: 3}}, chosen: {lr: 0.1}}}
 claims:
-  first: {experiment: permuted, metric: forgetting, left: sgd, right: adam, expect: lower}
+  first: {experiment: permuted, metric: forgetting, left: sgd, right: adam, expect: lower, where: {hoyer: {above: 0.1}}}
 tune:
   seeds: [7]
   optimizers: {sgd: {lr: [0.1, 0.2]}, adam: {lr: {of: sgd.lr, times: 0.1}}}

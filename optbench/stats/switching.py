@@ -166,10 +166,13 @@ def switchings(results: Results) -> list[Switching]:
 
 
 def steps_setting(arm: Arm) -> str | None:
-    """The hyper-parameter of this arm that says how many steps come before a switch; None where nothing is switched."""
+    """The hyper-parameter that says how many steps come before a switch; None where nothing is switched.
+
+    None also where it is neither a number nor null: the suite of a run that someone sent may say anything.
+    """
     trial = _trial(arm)
     name = STEP_SETTINGS.get(trial.target)
-    return name if name in trial.hyperparameters else None
+    return name if isinstance(trial.hyperparameters.get(name or "", ...), int | float | None) else None
 
 
 def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A", "B")) -> Estimate:
