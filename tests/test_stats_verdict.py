@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from optbench.metrics.catalog import Direction
 from optbench.stats.paired import PairedResult, Pairs, compare_paired
+from optbench.stats.power import ALPHA, MIN_PAIRS
 from optbench.stats.signed_rank import detectable, smallest_p
-from optbench.stats.verdict import ALPHA, MIN_PAIRS, Judgement, Question, Verdict, judge
+from optbench.stats.verdict import Judgement, Question, Verdict, judge
 
 Array = NDArray[np.float64]
 EXAMPLE = np.array([0.03, 0.05, 0.02, 0.04, 0.06, 0.01, 0.03, 0.05, -0.01, 0.02])

@@ -60,6 +60,9 @@ OnlyExperiments = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Only this experiment. Repeatable."),
 ]
+OnlyModels = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Train only this model. Repeatable.")
+]
 OnlyOptimizers = Annotated[
     list[str] | None,
     typer.Option(
@@ -132,6 +135,7 @@ def run(
         typer.Option(metavar="N", help="How many (10: seeds 0 to 9), or which (0,1,2; with a comma, even one: 7,)."),
     ] = None,
     experiment: OnlyExperiments = None,
+    model: OnlyModels = None,
     optimizer: OnlyOptimizers = None,
     set_: SetOption = None,
     data_dir: DataDir = None,
@@ -157,6 +161,7 @@ def run(
         name=name,
         seeds=seeds,
         experiments=tuple(experiment or ()),
+        models=tuple(model or ()),
         optimizers=tuple(optimizer or ()),
         settings=tuple(set_ or ()),
         data_dir=data_dir,

@@ -16,6 +16,7 @@ from optbench.errors import escaped
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
 from optbench.schedule import Plan
+from optbench.stats.power import shortage_text, suite_shortages
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
@@ -37,6 +38,8 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
             console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
+        if shortages := suite_shortages(plan.suite, plan.trials):
+            console.print(Text(f"warning: {shortage_text(shortages)}", "yellow"), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
             line = (

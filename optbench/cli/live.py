@@ -23,6 +23,7 @@ from optbench.counting import count
 from optbench.errors import escaped
 from optbench.plan import Trial
 from optbench.schedule import Plan
+from optbench.stats.power import shortage_text, suite_shortages
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class _Console(Console):
 
 
 class QuietView:
-    """Shows nothing but, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
+    """Shows only warnings and, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         self.console = _Console(file=stream)
@@ -71,6 +72,8 @@ class QuietView:
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         self.path = path
         self.tracker = Tracker(plan, time.monotonic)
+        if shortages := suite_shortages(plan.suite, plan.trials):
+            self._print(f"optbench: warning: {shortage_text(shortages)}")
 
     def progress(self, progress: Progress) -> None:
         assert self.tracker is not None

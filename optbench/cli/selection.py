@@ -1,4 +1,4 @@
-"""What the command line takes of a suite, and adds to it: seeds, experiments and optimizers.
+"""What the command line takes of a suite, and adds to it: seeds, experiments, models and optimizers.
 
 Additions and seeds are expressed as overrides (`key.path=value`), so that a `--set` of the user can refer to them and
 everything is validated in one place; what is kept is chosen from the validated suite.
@@ -43,6 +43,7 @@ class Choice:
     additions: tuple[Addition, ...] = ()
     settings: tuple[str, ...] = ()
     """`key.path=value`, as the user gave them."""
+    models: tuple[str, ...] = ()
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -103,7 +104,8 @@ def choose(
 ) -> Suite:
     """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
 
-    An experiment of which no optimizer is left is left out, unless it was named; so is a claim about what is left out.
+    An experiment without any of the chosen optimizers or models is left out, and refused if it was named itself. Claims
+    about what is left out are left out, and claims about several models are restricted to the chosen ones.
 
     Raises:
         SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
@@ -168,6 +170,10 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
     for name in choice.optimizers:
         if name not in suite.optimizers:
             raise UsageError(f"--optimizer: {unknown('optimizer', name, suite.optimizers)}")
+    every_model = dict.fromkeys(model for experiment in suite.experiments.values() for model in experiment.models)
+    for name in choice.models:
+        if name not in every_model:
+            raise UsageError(f"--model: {unknown('model', name, every_model)}")
     added = {addition.name for addition in choice.additions}
     wanted = {*choice.optimizers, *added} if choice.optimizers else set(suite.optimizers)
     experiments = {}
@@ -182,16 +188,28 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
                     has = ", ".join(experiment.optimizers)
                     raise UsageError(f"--optimizer: experiment '{name}' has none of those named (it has: {has})")
                 continue
+        models = {m: settings for m, settings in experiment.models.items() if not choice.models or m in choice.models}
+        if not models:
+            if choice.experiments:
+                has = ", ".join(experiment.models)
+                raise UsageError(f"--model: experiment '{name}' has none of those named (it has: {has})")
+            continue
         kept = chosen if chosen is not None else {o: {} for o in suite.optimizers if o in wanted}
         tuning = {o: cost for o, cost in experiment.tuning.items() if o in kept} if experiment.tuning else None
         pairs = _kept_pairs(experiment.pairs, kept) if experiment.pairs else None
         twins = [pair for pair in experiment.twins or () if all(o in kept for o in pair)] or None
-        changes = {"optimizers": chosen, "tuning": tuning, "pairs": pairs, "twins": twins}
+        changes = {"models": models, "optimizers": chosen, "tuning": tuning, "pairs": pairs, "twins": twins}
         experiments[name] = experiment.model_copy(update=changes)
     if not experiments:
-        raise UsageError("--optimizer: no experiment has any of those named")
+        given = (("--optimizer", choice.optimizers), ("--model", choice.models))
+        options = " and ".join(option for option, names in given if names)
+        raise UsageError(f"{options}: no experiment has any of those named")
     optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
-    claims = {name: claim for name, claim in suite.claims.items() if _still_there(claim, experiments, optimizers)}
+    claims = {
+        name: kept_claim
+        for name, claim in suite.claims.items()
+        if (kept_claim := _kept_claim(claim, experiments, optimizers)) is not None
+    }
     tune = _kept_tune(suite.tune, experiments, optimizers) if suite.tune else None
     changed = {"optimizers": optimizers, "experiments": experiments, "claims": claims, "tune": tune}
     return suite.model_copy(update=changed)
@@ -201,11 +219,15 @@ def _kept_tune(tune: Tune, experiments: Mapping[str, ExperimentSettings], optimi
     spaces = None if tune.optimizers is None else {o: space for o, space in tune.optimizers.items() if o in optimizers}
     changes = {
         name: change.model_copy(
-            update={"optimizers": {o: s for o, s in change.optimizers.items() if o in (taking_part or optimizers)}}
+            update={
+                "models": [m for m in change.models or () if m in experiments[name].models] or None,
+                "optimizers": {
+                    o: s for o, s in change.optimizers.items() if o in (experiments[name].optimizers or optimizers)
+                },
+            }
         )
         for name, change in tune.experiments.items()
         if name in experiments
-        for taking_part in [experiments[name].optimizers]
     }
     return tune.model_copy(update={"optimizers": spaces, "experiments": changes})
 
@@ -218,10 +240,17 @@ def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
     return None if against == [] else pairs.model_copy(update={"against": against, "controls": controls})
 
 
-def _still_there(
+def _kept_claim(
     claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
-) -> bool:
+) -> Claim | None:
+    """The claim about the models that are left; None where a side of it, or every model, is not."""
     if claim.experiment not in experiments:
-        return False
-    taking_part = experiments[claim.experiment].optimizers or optimizers
-    return claim.left in taking_part and (not isinstance(claim.right, str) or claim.right in taking_part)
+        return None
+    experiment = experiments[claim.experiment]
+    taking_part = experiment.optimizers or optimizers
+    if claim.left not in taking_part or (isinstance(claim.right, str) and claim.right not in taking_part):
+        return None
+    if claim.models is None:
+        return claim
+    models = [model for model in claim.models if model in experiment.models]
+    return claim.model_copy(update={"models": models}) if models else None

@@ -45,6 +45,7 @@ class Request:
     name: str | None = None
     seeds: str | None = None
     experiments: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     data_dir: Path | None = None
@@ -118,7 +119,7 @@ def _suite(request: Request, resume: Path | None) -> Suite:
         raise UsageError("--force is for --resume: there is nothing else to go on with")
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
-    choice = Choice(seeds, request.experiments, keep, additions, request.settings)
+    choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)
     if request.suite is not None:
         path = resolve_suite_path(request.suite)
     else:

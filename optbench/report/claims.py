@@ -38,12 +38,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     titles = ("", "claim", "verdict")
     yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
     yield _parts(run.claims)
-    reasons = [
-        f"claim {number}, {part_label(part)}: {part.verdict}: {part.reason}"
-        for number, claim in enumerate(run.claims, start=1)
-        for part in claim.parts
-        if part.reason
-    ]
+    reasons = list(_reasons(run))
     reasons += [
         f"claim {number}, {arm_label(found.arm)}: left out: {'; '.join(map(unmet_text, found.unmet))}"
         for number, claim in enumerate(run.claims, start=1)
@@ -58,6 +53,20 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         + (" Variants that do not meet a claim's condition are no parts of it." if _conditional(run.claims) else ""),
         "quiet",
     )
+
+
+def _reasons(run: RunSummary) -> Iterable[str]:
+    """Why parts have no better verdict: once for all parts with the same reason, without those for want of seeds.
+
+    What so many seeds cannot show is said where the report begins.
+    """
+    shared: dict[str, list[str]] = {}
+    for number, claim in enumerate(run.claims, start=1):
+        for part in claim.parts:
+            said_already = part.judgement.seeds_needed is not None and len(run.seeds) < part.judgement.seeds_needed
+            if part.reason and not said_already:
+                shared.setdefault(f"{part.verdict}: {part.reason}", []).append(f"claim {number}, {part_label(part)}")
+    return (f"{'; '.join(parts)}: {reason}" for reason, parts in shared.items())
 
 
 def _conditional(claims: Sequence[JudgedClaim]) -> bool:

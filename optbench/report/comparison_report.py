@@ -10,7 +10,7 @@ from optbench.report.numbers import decimals, fixed, interval, name_with_arrow, 
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import GateResult, JudgedGate
 from optbench.stats.signed_rank import smallest_p
-from optbench.stats.verdict import Verdict
+from optbench.stats.verdict import Judgement, Verdict
 
 TONES: Mapping[Verdict, Tone] = {Verdict.BETTER: "good", Verdict.WORSE: "bad", Verdict.NOT_COMPARABLE: "warning"}
 GATE_TONES: Mapping[GateResult, Tone] = {
@@ -141,10 +141,15 @@ def _pair(
     reasons = [
         f"{found.metric.name.replace('_', ' ')}: {found.judgement.verdict}: {found.judgement.reason}"
         for found in shown
-        if found.judgement is not None and found.judgement.reason
+        if found.judgement is not None and found.judgement.reason and not _said(pair, found.judgement)
     ]
     if reasons:
         yield Items(tuple(reasons))
+
+
+def _said(pair: ArmComparison, judgement: Judgement) -> bool:
+    """Whether the comparison's remark on too few seeds is the reason for a judgement."""
+    return judgement.seeds_needed is not None and len(pair.seeds) < judgement.seeds_needed
 
 
 def _header(pair: ArmComparison) -> Iterable[str]:
@@ -163,9 +168,8 @@ def _header(pair: ArmComparison) -> Iterable[str]:
             if costs[0] == costs[1]
             else (f"tuning budgets differ: A {costs[0]}, B {costs[1]}")
         )
-    primary = sum(found.judgement is not None for found in pair.metrics)
     n = len(pair.seeds)
-    family = count(primary, "primary metric")
+    family = count(pair.family, "primary metric")
     yield f"smallest two-sided p of {count(n, 'pair')}: {p_value(smallest_p(n))}; Holm over {family}"
 
 

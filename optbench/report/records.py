@@ -132,6 +132,7 @@ _COMPARISON_COLUMNS = (
     "same_start",
     "planned",
     *_PAIRED,
+    "seeds_needed",
 )
 
 
@@ -361,6 +362,7 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         "reason": part.reason,
         **_paired(part.result, part.judgement.holm_p),
         "beside": {name: {"left": left, "right": right} for name, (left, right) in part.beside.items()},
+        "seeds_needed": part.judgement.seeds_needed,
     }
 
 
@@ -384,6 +386,7 @@ def _comparison(pair: ArmComparison, found: MetricComparison) -> dict[str, Any]:
         "same_start": pair.same_start,
         "planned": pair.planned,
         **_paired(found.result, judgement.holm_p if judgement else None),
+        "seeds_needed": judgement.seeds_needed if judgement else None,
     }
 
 

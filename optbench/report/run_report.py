@@ -65,6 +65,8 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
     blocks: list[Block] = []
     for run in summary.runs:
         blocks += [Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
+        if run.too_few_seeds:
+            blocks.append(Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
     if not summary.measured:
         blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
     text = partial(spread_text, statistic=statistic)

@@ -23,6 +23,7 @@ from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.pairs import SolutionPair, solution_pairs
+from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Matrix, Results, Split
 from optbench.stats.switching import Switching, switchings
 from optbench.stats.trajectories import Twins, twins
@@ -132,6 +133,8 @@ class RunSummary:
     controls: int
     """Trials planned in another data order, for the null of `pairs` alone; not among `planned`."""
     controls_ended: int
+    too_few_seeds: str | None
+    """What so many seeds cannot show, in a sentence; None where any difference could show."""
     claims: tuple[JudgedClaim, ...]
     switchings: tuple[Switching, ...]
     pairs: tuple[SolutionPair, ...]
@@ -242,6 +245,7 @@ def _run(results: Results) -> RunSummary:
     git = _mapping(provenance.get("git"))
     devices = ", ".join(str(name) for name in provenance.get("accelerators") or ())
     command = record.get("command")
+    claims = tuple(judge_claims(results))
     return RunSummary(
         run=results.run.id,
         suite=suite.name,
@@ -264,12 +268,19 @@ def _run(results: Results) -> RunSummary:
         statuses=Counter(row.status for row in results.rows.values()),
         controls=len(results.controls),
         controls_ended=len(results.control_rows),
-        claims=tuple(judge_claims(results)),
+        too_few_seeds=_too_few_seeds(results, claims),
+        claims=claims,
         switchings=tuple(switchings(results)),
         pairs=tuple(solution_pairs(results)),
         twins=tuple(twins(results)),
         tunings=tuple(tunings(results)),
     )
+
+
+def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
+    """As before the run, but that the number of a claim's parts is known now."""
+    found = suite_shortages(results.suite, results.trials, [len(claim.parts) for claim in claims])
+    return shortage_text(found) if found else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

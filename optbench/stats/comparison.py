@@ -6,7 +6,7 @@ A is judged against B: every difference is A - B, over the seeds that ended on b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from optbench.errors import ComparisonError, UsageError, unknown
 from optbench.metrics import METRICS, PRIMARY_METRICS, Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.paired import PairedResult, Pairs, compare_paired
+from optbench.stats.power import comparison_shortages, shortage_text
 from optbench.stats.results import Results
 from optbench.stats.verdict import Judgement, Question, judge
 from optbench.suite import suite_differences, suite_hash
@@ -76,6 +77,11 @@ class ArmComparison:
         """Seeds that both sides were to have."""
         return len(self.a.trials.keys() & self.b.trials.keys())
 
+    @property
+    def family(self) -> int:
+        """The number of primary metrics, which Holm's correction is over."""
+        return sum(found.judgement is not None for found in self.metrics)
+
     def metric(self, name: str) -> MetricComparison | None:
         return next((found for found in self.metrics if found.metric.name == name), None)
 
@@ -113,7 +119,8 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
             raise UsageError(f"--experiment: {unknown('experiment', name, a.results.suite.experiments)}")
     matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
     pairs = tuple(compare_arms(left, right) for left, right in matched)
-    return Comparison(a, b, pairs, (*(f"forced: {reason}" for reason in found), *_remarks(a.results, b.results)))
+    forced = (f"forced: {reason}" for reason in found)
+    return Comparison(a, b, pairs, (*_too_few(pairs), *forced, *_remarks(a.results, b.results)))
 
 
 def compare_arms(a: Arm, b: Arm) -> ArmComparison:
@@ -174,6 +181,23 @@ def _remarks(a: Results, b: Results) -> list[str]:
         if values[0] != values[1]:
             found.append(f"another {what}: {values[0]} against {values[1]}")
     return found
+
+
+def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
+    """What pairs of arms have too few seeds for: a sentence per number of seeds that ended on both sides."""
+    usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
+    numbers: dict[str, set[int]] = {}
+    for pair in usable:
+        numbers.setdefault(pair.a.experiment, set()).add(len(pair.seeds))
+    by_seeds: dict[int, dict[str, int]] = {}
+    for pair in usable:
+        place = pair.a.experiment
+        if len(numbers[place]) > 1:  # trials are missing: the experiment's name is not enough
+            place = f"{place}, {pair.a.model}: {pair.a.label} against {pair.b.label}"
+        by_seeds.setdefault(len(pair.seeds), {})[place] = pair.family
+    for n, families in sorted(by_seeds.items()):
+        if shortages := comparison_shortages(families, n):
+            yield shortage_text(shortages)
 
 
 def _provenance(results: Results, key: str) -> str:

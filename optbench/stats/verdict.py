@@ -18,12 +18,8 @@ from optbench.counting import count
 from optbench.metrics.catalog import Direction
 from optbench.stats.holm import holm
 from optbench.stats.paired import PairedResult
+from optbench.stats.power import ALPHA, MIN_PAIRS, seeds_needed, smallest_holm_p
 from optbench.stats.signed_rank import detectable, smallest_p
-
-MIN_PAIRS = 6
-"""Fewer pairs cannot reach p ≤ .05."""
-ALPHA = 0.05
-"""The chance of any false verdict in a family."""
 
 
 class Verdict(StrEnum):
@@ -62,12 +58,14 @@ class Judgement:
     reason: why it is no more than that; empty where the verdict says all.
     detectable: with `no evidence`, the smallest effect that these pairs could have shown significant at the first of
         Holm's steps, in the metric's unit; None where they could not have shown any.
+    seeds_needed: the fewest pairs that can show a difference in this family, where there are fewer; else None.
     """
 
     holm_p: float | None
     verdict: Verdict
     reason: str
     detectable: float | None
+    seeds_needed: int | None = None
 
 
 def judge(family: Sequence[Question]) -> list[Judgement]:
@@ -88,9 +86,12 @@ def judge(family: Sequence[Question]) -> list[Judgement]:
 def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
     assert question.margin >= 0
     result = question.result
-    obstacle = _why_no_test(question) or _why_no_verdict(result)
-    if obstacle is not None:
+    if (obstacle := _why_no_test(question)) is not None:
         return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None)
+    enough = seeds_needed(m)
+    if (obstacle := _why_no_verdict(result)) is not None:
+        # Of the obstacles here only a lack of pairs is overcome by more seeds.
+        return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None, enough if result.n < MIN_PAIRS else None)
     assert holm_p is not None
     assert result.difference is not None
     assert result.interval is not None
@@ -103,7 +104,8 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
         return Judgement(holm_p, _winner(question.direction, result.difference), "", None)
     if _within_margin(question):
         return Judgement(holm_p, Verdict.EQUIVALENT, f"the 90% interval lies within ±{_short(question.margin)}", None)
-    return _no_evidence(result, holm_p, m)
+    effect, reason = _what_would_have_shown(result, holm_p, m)
+    return Judgement(holm_p, Verdict.NO_EVIDENCE, reason, effect, enough if result.n < enough else None)
 
 
 def _why_no_test(question: Question) -> str | None:
@@ -148,17 +150,12 @@ def _within_margin(question: Question) -> bool:
     return -question.margin < bounds[0] and bounds[1] < question.margin
 
 
-def _no_evidence(result: PairedResult, holm_p: float, m: int) -> Judgement:
-    effect, reason = _what_would_have_shown(result, holm_p, m)
-    return Judgement(holm_p, Verdict.NO_EVIDENCE, reason, effect)
-
-
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
     """The smallest effect that these pairs could have shown in a family of m, and the same or why not in words."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
     ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
-    least = min(1.0, m * smallest_p(result.n))
+    least = smallest_holm_p(result.n, m)
     if least > ALPHA:
         return None, (
             f"{count(result.n, 'pair')} cannot show anything in a family of {m}: the smallest Holm p is {_short(least)}"

@@ -1,0 +1,140 @@
+"""How many seeds a verdict takes: what a suite, or a comparison, cannot show whatever its data turn out to be.
+
+Legend: `n` seeds that make pairs, `m` tests that Holm's method corrects together. The smallest two-sided p of the exact
+signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m: above .05 no difference is significant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optbench.metrics import PRIMARY_METRICS
+from optbench.plan import Trial
+from optbench.stats.signed_rank import smallest_p
+from optbench.suite import Suite
+from optbench.suite.schema import Claim
+
+MIN_PAIRS = 6
+"""Fewer pairs cannot reach p ≤ .05."""
+ALPHA = 0.05
+"""The chance of any false verdict in a family."""
+NAMED = 3
+"""So many places are named in a sentence; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Tests for which there are too few seeds.
+
+    about: what they judge, in words: `permuted-mnist and digit-pairs`, `all 11 claims`.
+    family: how many are corrected together, the most of any of them. tests: what they are: `3 primary metrics`.
+    seeds: those that there are. needed: those that would do for all of them.
+    """
+
+    about: str
+    family: int
+    tests: str
+    seeds: int
+    needed: int
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that the seeds can reach after Holm's correction."""
+        return smallest_holm_p(self.seeds, self.family)
+
+
+def smallest_holm_p(n: int, m: int) -> float:
+    """Return the smallest p, after Holm's correction over a family of m, that n pairs can reach."""
+    return min(1.0, m * smallest_p(n))
+
+
+def seeds_needed(m: int) -> int:
+    """Return the fewest pairs that can show a difference in a family of m: 6 for one metric, 7 for two and three."""
+    n = MIN_PAIRS
+    while smallest_holm_p(n, m) > ALPHA:
+        n += 1
+    return n
+
+
+def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int] | None = None) -> list[Shortage]:
+    """Return what a suite has too few seeds for, its comparisons first; empty where any difference could show.
+
+    planned: the suite's trials. parts: how many parts each claim has; None: as planned, where a claim with a condition
+    has all of its variants, since which of them meet it is not known before. A suite that tunes judges nothing.
+    """
+    if suite.stage == "tune":
+        return []
+    if parts is None:
+        arms = {(t.experiment, t.model, t.optimizer, t.variant) for t in planned if not t.is_control}
+        parts = [_parts(claim, arms) for claim in suite.claims.values()]
+    families = {name: len(experiment.primary or PRIMARY_METRICS) for name, experiment in suite.experiments.items()}
+    n = len(suite.seeds)
+    return [*comparison_shortages(families, n), *claim_shortages(parts, n)]
+
+
+def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
+    """Return the places (experiments, or pairs of arms) whose family of metrics is too large for n seeds.
+
+    families: place -> number of primary metrics. Places with families of one size make one shortage.
+    """
+    short = {place: m for place, m in families.items() if n < seeds_needed(m)}
+    return [
+        Shortage(
+            _listed([place for place, size in short.items() if size == m]),
+            m,
+            _count(m, "primary metric"),
+            n,
+            seeds_needed(m),
+        )
+        for m in dict.fromkeys(short.values())
+    ]
+
+
+def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
+    """Return the shortage of those claims that have too many parts for n seeds. parts: how many each claim has."""
+    short = [m for m in parts if m and n < seeds_needed(m)]
+    if not short:
+        return []
+    most = max(short)
+    every = f"all {len(parts)} claims" if len(parts) > 1 else "the claim"
+    about = every if len(short) == len(parts) else f"{len(short)} of {_count(len(parts), 'claim')}"
+    tests = f"{'up to ' if min(short) < most else ''}{_count(most, 'part')}"
+    return [Shortage(about, most, tests, n, seeds_needed(most))]
+
+
+def shortage_text(shortages: Sequence[Shortage]) -> str:
+    """Return one sentence about shortages of the same n: what cannot show, and how many seeds would do.
+
+    `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics: smallest p
+    after Holm's correction 0.0938)`.
+    """
+    [n] = {shortage.seeds for shortage in shortages}
+    needs = [
+        f"at least {s.needed} for {s.about} ({s.tests}: smallest p after Holm's correction {s.smallest_p:.3g})"
+        for s in shortages
+    ]
+    return f"{_count(n, 'seed')} {'is' if n == 1 else 'are'} too few to show a difference: expected {', '.join(needs)}"
+
+
+def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
+    """The number of tests that a claim makes: on every model, every variant of left against every one of right."""
+    sides: dict[str, dict[str, int]] = {}
+    for experiment, model, optimizer, _ in arms:
+        if experiment == claim.experiment and (claim.models is None or model in claim.models):
+            counts = sides.setdefault(model, {})
+            counts[optimizer] = counts.get(optimizer, 0) + 1
+    return sum(
+        counts.get(claim.left, 0) * (counts.get(claim.right, 0) if isinstance(claim.right, str) else 1)
+        for counts in sides.values()
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`, `a, b, c and 2 more`."""
+    shown = [*names[:NAMED], *([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
