@@ -15,6 +15,7 @@ from optbench.engine.members import Member
 from optbench.engine.prune import pruning_rows
 from optbench.engine.stack import Layout
 from optbench.metrics import Measurement, measure_features, measure_weights, select
+from optbench.metrics.learning import majority_share
 from optbench.metrics.rank import spectrum
 from optbench.metrics.similarity import class_cosine
 from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow
@@ -100,6 +101,7 @@ def measure(
                 examples=reading.examples,
                 validation_accuracy=held_out[task].accuracy,
                 validation_loss=_finite(held_out[task].loss),
+                majority=majority_share(torch.bincount(reading.labels.cpu()).tolist()),
             )
         )
     weights = {name: view for name, view in layout.views(member.row).items() if view.ndim > 1}

@@ -28,6 +28,7 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim, Keep
 from optbench.engine.lanes import LaneMember, plain_state
+from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
@@ -212,6 +213,7 @@ class _CohortTraining:
     def _notes(self, member: Member) -> list[str]:
         found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
         refused = sorted(self.machinery.recordings.refused.items())
+        found += not_learnt(member.rows).notes if member.running else []
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optbench.plan.cost import expected_cost, task_count
+from optbench.plan.cost import expected_cost, task_classes, task_count
 from optbench.plan.pairs import Comparison, TrialPair, comparisons
 from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trainings, trials
 
@@ -16,6 +16,7 @@ __all__ = [
     "comparisons",
     "complete",
     "expected_cost",
+    "task_classes",
     "task_count",
     "trainings",
     "trials",

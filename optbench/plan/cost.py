@@ -23,6 +23,14 @@ def task_count(experiment: ExperimentSettings) -> int:
             return info.classes // size if info else 0
 
 
+def task_classes(experiment: ExperimentSettings) -> int:
+    """The number of classes among the examples of one task; 0 where the dataset is not known."""
+    if isinstance(experiment.tasks, ClassIncremental):
+        return experiment.tasks.group_size
+    info = DATASETS.get(experiment.dataset)
+    return info.classes if info else 0
+
+
 def expected_cost(trial: Trial, experiment: ExperimentSettings) -> float:
     """The most steps the trial can take, an expensive optimizer's counted as several; no unit.
 

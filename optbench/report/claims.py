@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from optbench.counting import count
 from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
-from optbench.report.numbers import decimals, fixed, interval, p_value, signed
+from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, p_value, signed
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
@@ -38,6 +38,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     titles = ("", "claim", "verdict")
     yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
     yield _parts(run.claims)
+    if shortcomings := list(_shortcomings(run)):
+        yield Items(tuple(shortcomings), "warning")
     reasons = list(_reasons(run))
     reasons += [
         f"claim {number}, {arm_label(found.arm)}: left out: {'; '.join(map(unmet_text, found.unmet))}"
@@ -53,6 +55,23 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         + (" Variants that do not meet a claim's condition are no parts of it." if _conditional(run.claims) else ""),
         "quiet",
     )
+
+
+def _part_verdict(part: ClaimPart) -> str:
+    return f"{part.verdict} {NOT_LEARNT}" if part.not_learnt else part.verdict
+
+
+def _shortcomings(run: RunSummary) -> Iterable[str]:
+    """What networks that claims are about did not learn: once for each variant, with the numbers of the claims."""
+    found: dict[str, list[int]] = {}
+    for number, claim in enumerate(run.claims, start=1):
+        sides = (side for part in claim.parts for side in (part.left, part.right))
+        for arm in (side for side in sides if isinstance(side, Arm) and side.shortcoming):
+            numbers = found.setdefault(f"{arm_label(arm)}: {arm.shortcoming}", [])
+            numbers += [number] if number not in numbers else []
+    for said, numbers in found.items():
+        which = f"claim{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+        yield f"{NOT_LEARNT} {which}, {said}. What was not learnt cannot be forgotten."
 
 
 def _reasons(run: RunSummary) -> Iterable[str]:
@@ -78,7 +97,8 @@ def _verdict(claim: JudgedClaim) -> str:
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
     counts += [f"{len(claim.left_out)} left out"] if claim.left_out else []
-    return f"{claim.verdict} ({'; '.join(counts)})" if counts else str(claim.verdict)
+    text = f"{claim.verdict} ({'; '.join(counts)})" if counts else str(claim.verdict)
+    return f"{text} {NOT_LEARNT}" if any(part.not_learnt for part in claim.parts) else text
 
 
 def _parts(claims: Sequence[JudgedClaim]) -> Table:
@@ -113,7 +133,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
                 str(result.n),
                 beside,
             )
-            where = (Cell(str(number)), Cell(part_label(part)), Cell(part.verdict, TONES[part.verdict]))
+            where = (Cell(str(number)), Cell(part_label(part)), Cell(_part_verdict(part), TONES[part.verdict]))
             rows.append((*where, *map(Cell, cells)))
     return Table("Claims, part by part", columns, tuple(rows), keys=2)
 

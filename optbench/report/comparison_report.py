@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Document, Heading, Items, Paragraph, Table, Tone
-from optbench.report.numbers import decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, name_with_arrow, p_value, signed
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import GateResult, JudgedGate
 from optbench.stats.signed_rank import smallest_p
@@ -106,7 +106,8 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
     columns += [Column(name_with_arrow(name), numeric=False) for name in names]
     rows = []
     for pair in comparison.pairs:
-        who = pair.a.label if pair.a.label == pair.b.label else f"{pair.a.label} against {pair.b.label}"
+        marked = [f"{arm.label} {NOT_LEARNT}" if arm.shortcoming else arm.label for arm in (pair.a, pair.b)]
+        who = marked[0] if pair.a.label == pair.b.label else " against ".join(marked)
         cells = [_verdict_cell(pair.metric(name), with_size=True) for name in names]
         rows.append((Cell(place(pair)), Cell(who), *cells))
     yield Table("Verdicts", tuple(columns), tuple(rows), keys=2)
@@ -183,6 +184,8 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
         parts = [f"{n} {what}" for n, what in counts if n]
         if parts:
             yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {', '.join(parts)}"
+        if arm.shortcoming:
+            yield f"{NOT_LEARNT} {side} ({arm.label}): {arm.shortcoming}. What was not learnt cannot be forgotten."
 
 
 def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:

@@ -89,6 +89,7 @@ SYMBOLS = {
     "•": r"\textbullet{}",
     "°": r"\textdegree{}",
     "§": r"\S{}",
+    "†": r"\textdagger{}",
 }
 COMMANDS = """
 ± pm  ∓ mp  × times  ÷ div  · cdot  ≤ leq  ≥ geq  ≠ neq  ≈ approx  ≪ ll  ≫ gg  ∞ infty  ∈ in  ∑ sum  ∏ prod  ∂ partial

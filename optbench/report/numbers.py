@@ -7,6 +7,8 @@ import math
 from optbench.metrics import METRICS
 
 UNDEFINED = "–"
+NOT_LEARNT = "†"
+"""Marks what is said of networks that did not learn their tasks; a footnote says which tasks."""
 
 _DECIMALS = {
     "effective_rank": 1,

@@ -21,6 +21,7 @@ from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
+from optbench.stats.learning import Shortcoming
 from optbench.stats.paired import PairedResult
 from optbench.stats.pairs import Side as PairSide
 from optbench.stats.switching import Estimate, Side, Switching, SwitchPoint
@@ -99,7 +100,13 @@ _SPLIT = "split"
 _CHOICE = ("learns", "chosen")
 """Of a setting that was tried (`pair_kind` is `tuning`): whether it learns enough, and whether it is the one chosen. A
 line is of the mean over the models that settings are judged on; `model` names one, or several with + between."""
-_RESULT_COLUMNS = (*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD, *_SWITCH, *_PAIR, *_PLACE, _SPLIT, *_CHOICE)
+_LEARNING = ("guessed", "exploded")
+"""How many of the trials that are ok were no better than guessing on a task that they had just been trained on, and in
+how many the training loss exceeded ten times its start."""
+_RESULT_COLUMNS = (
+    *(*_KEYS, *_COUNTS, "metric", "direction", *_SPREAD, *_SWITCH, *_PAIR, *_PLACE, _SPLIT, *_CHOICE),
+    *_LEARNING,
+)
 
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
@@ -133,6 +140,7 @@ _COMPARISON_COLUMNS = (
     "planned",
     *_PAIRED,
     "seeds_needed",
+    *(f"{name}_{side}" for side in "ab" for name in _LEARNING),
 )
 
 
@@ -161,7 +169,11 @@ def _results(summary: Summary) -> Iterable[dict[str, Any]]:
                 keys = _row_keys(section, row)
                 at = switched.get((*keys.values(), metric))
                 values = {**_spread(row.values[metric]), **_switched(at, metric)}
-                yield {**keys, **counts, **about, **values, _SPLIT: row.split}
+                yield {**keys, **counts, **about, **values, _SPLIT: row.split, **_learning(row.shortcoming)}
+
+
+def _learning(found: Shortcoming | None, side: str = "") -> dict[str, int]:
+    return {f"{name}{side}": getattr(found, name) if found else 0 for name in _LEARNING}
 
 
 def _pairs(summary: Summary) -> Iterable[dict[str, Any]]:
@@ -348,6 +360,13 @@ def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
     }
 
 
+def _not_learnt(side: Arm | float) -> dict[str, int] | None:
+    """How many of a side's trials did not learn some task, by kind; None where each of them learnt every task."""
+    if not isinstance(side, Arm) or side.shortcoming is None:
+        return None
+    return {name: getattr(side.shortcoming, name) for name in _LEARNING}
+
+
 def _left_out(found: LeftOut) -> dict[str, Any]:
     unmet = [{"metric": u.metric, "mean": u.mean, "n": u.n, "planned": u.planned} for u in found.unmet]
     return {"model": found.arm.model, "optimizer": found.arm.optimizer, "variant": found.arm.variant, "unmet": unmet}
@@ -363,6 +382,7 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         **_paired(part.result, part.judgement.holm_p),
         "beside": {name: {"left": left, "right": right} for name, (left, right) in part.beside.items()},
         "seeds_needed": part.judgement.seeds_needed,
+        "not_learnt": {"left": _not_learnt(part.left), "right": _not_learnt(part.right)},
     }
 
 
@@ -387,6 +407,8 @@ def _comparison(pair: ArmComparison, found: MetricComparison) -> dict[str, Any]:
         "planned": pair.planned,
         **_paired(found.result, judgement.holm_p if judgement else None),
         "seeds_needed": judgement.seeds_needed if judgement else None,
+        **_learning(pair.a.shortcoming, "_a"),
+        **_learning(pair.b.shortcoming, "_b"),
     }
 
 

@@ -24,7 +24,7 @@ from optbench.report.document import (
     Table,
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure
-from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow
+from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, name_with_arrow
 from optbench.report.pairs import pair_blocks
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
@@ -156,6 +156,8 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         yield Paragraph(sentence, "quiet")
     warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
     for row in section.rows:
+        if row.shortcoming:
+            warnings.append(f"{NOT_LEARNT} {row.label}: {row.shortcoming}. What was not learnt cannot be forgotten.")
         undefined = [_words(measure) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
@@ -199,7 +201,12 @@ def _row_columns(several: bool) -> list[Column]:
 
 def _row_cells(row: SummaryRow, several: bool) -> list[Cell]:
     count = Cell(str(row.ok)) if row.ok == row.planned else Cell(f"{row.ok} of {row.planned}", "warning")
-    return [*([Cell(row.run)] if several else []), Cell(row.label), count]
+    return [*([Cell(row.run)] if several else []), Cell(_marked(row, row.label)), count]
+
+
+def _marked(row: SummaryRow, label: str) -> str:
+    """The label, with a dagger where trials of the row did not learn their tasks."""
+    return f"{label} {NOT_LEARNT}" if row.shortcoming else label
 
 
 def _sparks(section: Section, several: bool) -> Iterable[Block]:
@@ -247,7 +254,7 @@ def _sweeps(section: Section, several: bool) -> Iterable[Block]:
         for row in rows:
             spreads = [row.values[name] for name in SWEPT if name in section.metrics]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
-            lines.append((Cell(row.variant), *map(Cell, cells)))
+            lines.append((Cell(_marked(row, row.variant)), *map(Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
         table = Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
         yield Only(("terminal", "markdown"), table)

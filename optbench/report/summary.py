@@ -22,6 +22,7 @@ from optbench.plan import task_count
 from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
+from optbench.stats.learning import Shortcoming, without_learning
 from optbench.stats.pairs import SolutionPair, solution_pairs
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Matrix, Results, Split
@@ -75,6 +76,8 @@ class SummaryRow:
     """Matrix factorisations that failed and were replaced, over all its trials."""
     notes: Mapping[str, int]
     """What else its trials' results depended on, in words: in how many of them."""
+    shortcoming: Shortcoming | None
+    """What its trials did not learn; None where each of them learnt every task."""
     tuning: Tuning | None
     departures: Mapping[str, Any]
     """Hyper-parameters that are not what `tuning` says was chosen, by dotted path, as they are."""
@@ -207,7 +210,8 @@ def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
         values={name: Spread.of(arm.values(name)) for name in metrics},
         matrix=np.mean(matrices, axis=0) if matrices else None,
         fallbacks=sum(row.fallbacks for row in rows),
-        notes=Counter(row.note for row in rows if row.note and not row.fallbacks),
+        notes=Counter(note for row in rows if not row.fallbacks and (note := without_learning(row.note or ""))),
+        shortcoming=arm.shortcoming,
         tuning=arm.tuning,
         departures=departures(arm),
         split=arm.results.split,

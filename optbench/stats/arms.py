@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from optbench.metrics.learning import NotLearnt
 from optbench.plan import Trial
+from optbench.stats.learning import Shortcoming
 from optbench.stats.results import Results
 from optbench.suite.schema import ExperimentSettings, Tuning
 
@@ -53,6 +56,12 @@ class Arm:
     def values(self, metric: str) -> list[float]:
         """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
+
+    @functools.cached_property
+    def shortcoming(self) -> Shortcoming | None:
+        """What its trials did not learn; None where each of them learnt every task."""
+        found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
+        return Shortcoming.of(self.count("ok"), found)
 
     def took(self, metric: str) -> bool:
         """Whether any of its trials has the metric, defined or not."""

@@ -2,6 +2,7 @@
 
 A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
 part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
+What trials of either side did not learn is said beside the verdict, and changes nothing of it.
 A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
 """
 
@@ -43,6 +44,11 @@ class ClaimPart:
     verdict: ClaimVerdict
     reason: str
     beside: Mapping[str, tuple[float | None, float | None]]
+
+    @property
+    def not_learnt(self) -> bool:
+        """Whether trials of either side did not learn their tasks: such a network forgets nothing."""
+        return any(isinstance(side, Arm) and side.shortcoming is not None for side in (self.left, self.right))
 
 
 @dataclass(frozen=True)

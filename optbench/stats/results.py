@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from optbench.errors import StoreError
 from optbench.metrics import METRICS, check_metric, check_pair_metric, select
 from optbench.metrics.cost import Cost
+from optbench.metrics.learning import NotLearnt
 from optbench.optimizers.registry import check_names
-from optbench.plan import Trial, task_count, trials
+from optbench.plan import Trial, task_classes, task_count, trials
+from optbench.stats.learning import Held, not_learnt
 from optbench.store import Run
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import TrialRow
@@ -82,6 +84,25 @@ class Results:
             metric: {trial: v for trial, v in by_trial.items() if trial in good} for metric, by_trial in found.items()
         }
         return {**values, **_costs(self.rows)}
+
+    @functools.cached_property
+    def not_learnt(self) -> dict[str, NotLearnt]:
+        """What trials that are `ok` did not learn, by id; no entry for those that learnt every task."""
+        column = {"validation": "validation_loss", "test": "loss"}[self.split]
+        table = self.run.table("accuracy", "trial", "after_task", "task", column, "majority", "examples")
+        loss, guess, examples = (accuracy_matrices(table, name) for name in (column, "majority", "examples"))
+        held = {
+            trial.id: Held(
+                self.matrices[trial.id],
+                loss[trial.id],
+                guess[trial.id],
+                examples[trial.id],
+                task_classes(self.suite.experiments[trial.experiment]),
+            )
+            for trial in self.trials
+            if self.status(trial.id) == "ok" and trial.id in self.matrices
+        }
+        return not_learnt(held, self.run.table("curves", "trial", "task", "train_loss"))
 
     def status(self, trial: str) -> str:
         """`ok`, `diverged`, `failed`, or `missing`: planned, and not finished."""

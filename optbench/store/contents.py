@@ -47,6 +47,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "accuracy": SHARE,
     "validation_accuracy": SHARE,
     "eval_accuracy": SHARE,
+    "majority": SHARE,
     "keep": SHARE,
     "cosine": (-1, 1),
     "train_seconds": AMOUNT,

@@ -22,6 +22,7 @@ from optbench.store.entries import check_entries
 from optbench.store.parts import PARTS, check_part, find_parts
 from optbench.store.record import check_record, read_record, shown
 from optbench.store.tables import (
+    ADDED,
     ALL_TABLES,
     KEY_COLUMNS,
     SCHEMA_VERSION,
@@ -259,8 +260,12 @@ def read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.
             if version != str(SCHEMA_VERSION):
                 raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {version} came")
             missing = [field for field in schema.names if field not in found.names]
-            if missing:
-                raise StoreError(f"{file}: lacks the column {missing[0]}")
-            return checked(file, opened.read(columns=wanted.names).select(wanted.names).cast(wanted))
+            if lacking := [field for field in missing if (file.stem, field) not in ADDED]:
+                raise StoreError(f"{file}: lacks the column {lacking[0]}")
+            table = opened.read(columns=[name for name in wanted.names if name not in missing])
+            for name in missing:
+                if name in wanted.names:
+                    table = table.append_column(wanted.field(name), pa.nulls(table.num_rows, wanted.field(name).type))
+            return checked(file, table.select(wanted.names).cast(wanted))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error

@@ -66,6 +66,8 @@ class AccuracyRow:
     examples: int
     validation_accuracy: float | None
     validation_loss: float | None
+    majority: float | None = None
+    """The share of the most frequent class among the test examples: the accuracy of a guess."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class SketchRow:
 Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
+ADDED = frozenset({("accuracy", "majority")})
+"""Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
 ON_REQUEST = frozenset({SketchRow.table})
 """Tables that are written only where a suite asks for what is in them."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}

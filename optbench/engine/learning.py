@@ -1,0 +1,32 @@
+"""What a finished trial's note says of the tasks that it did not learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from optbench.metrics.learning import NotLearnt, loss_exploded, no_better_than_guessing, start_losses
+from optbench.store.tables import AccuracyRow, CurveRow, Row
+
+
+def not_learnt(rows: Sequence[Row]) -> NotLearnt:
+    """Return what a trial that has finished all of its tasks did not learn, from everything it found."""
+    found = [row for row in rows if isinstance(row, AccuracyRow)]
+    curve = [row for row in rows if isinstance(row, CurveRow)]
+    tasks = max((row.task for row in found), default=0)
+    accuracy, loss = (np.full((tasks + 1, tasks), math.nan) for _ in range(2))
+    guess, examples, highest = (np.full(tasks, math.nan) for _ in range(3))
+    for row in found:
+        accuracy[row.after_task, row.task - 1] = _number(row.accuracy)
+        loss[row.after_task, row.task - 1] = _number(row.loss)
+        guess[row.task - 1], examples[row.task - 1] = _number(row.majority), row.examples
+    for point in curve:
+        highest[point.task - 1] = np.fmax(highest[point.task - 1], _number(point.train_loss))
+    guessed = no_better_than_guessing(accuracy, guess, examples)
+    return NotLearnt.of(guessed, loss_exploded(highest, start_losses(loss)))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

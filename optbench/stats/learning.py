@@ -1,0 +1,113 @@
+"""Trials that have not learnt what they were trained on, found again in the tables of a run.
+
+Derived on reading, as forgetting is: runs whose trials have no note of it are judged alike. Where a table does not have
+the share of the most frequent class, as in runs of earlier versions, a guess is right in 1 of C cases, with C classes
+in a task.
+
+Legend: `T` tasks; matrices (T+1, T), row 0 before any training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from optbench.metrics.learning import (
+    EXPLODED,
+    GUESSED,
+    NotLearnt,
+    loss_exploded,
+    no_better_than_guessing,
+    start_losses,
+    task_list,
+)
+from optbench.store.columns import codes, numbers
+
+Matrix: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one trial came to on held-out data: matrices (T+1, T) of accuracy, loss, guess and number of examples.
+
+    guess: the share of the most frequent class, NaN where it was not recorded. classes: of one task, 0 where unknown.
+    """
+
+    accuracy: Matrix
+    loss: Matrix
+    guess: Matrix
+    examples: Matrix
+    classes: int
+
+
+def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearnt]:
+    """Return what trials did not learn, by id; no entry for a trial that learnt all of its tasks.
+
+    curves: the table of that name, with the columns `trial`, `task` and `train_loss`.
+    """
+    highest = _highest(curves, {name: one.accuracy.shape[1] for name, one in held.items()})
+    by_tasks: dict[int, list[str]] = {}
+    for name, one in held.items():
+        by_tasks.setdefault(one.accuracy.shape[1], []).append(name)
+    every: dict[str, NotLearnt] = {}
+    for group in by_tasks.values():  # all trials with the same number of tasks at once
+        fields = ("accuracy", "loss", "guess", "examples")  # each (trials, T+1, T) below
+        accuracy, loss, guess, examples = (np.stack([getattr(held[name], f) for name in group]) for f in fields)
+        even = np.array([1 / held[name].classes if held[name].classes else math.nan for name in group])[:, None]
+        share = np.where(np.isnan(guess[:, -1]), even, guess[:, -1])
+        guessed = no_better_than_guessing(accuracy, share, examples[:, -1])
+        exploded = loss_exploded(np.stack([highest[name] for name in group]), start_losses(loss))
+        for name, *flags in zip(group, guessed, exploded, strict=True):
+            every[name] = NotLearnt.of(*flags)
+    return {name: tasks for name, tasks in every.items() if tasks}
+
+
+@dataclass(frozen=True)
+class Shortcoming:
+    """What the trials of one arm did not learn.
+
+    trials: those that are `ok`. guessed, exploded: how many of them were no better than guessing on a task, and how
+    many had a loss that exploded. tasks: on which tasks that was, in any of them.
+    """
+
+    trials: int
+    guessed: int
+    exploded: int
+    tasks: NotLearnt
+
+    @staticmethod
+    def of(trials: int, found: Sequence[NotLearnt]) -> Shortcoming | None:
+        """None where every trial learnt everything."""
+        if not any(found):
+            return None
+        guessed, exploded = ([getattr(tasks, what) for tasks in found] for what in ("guessed", "exploded"))
+        union = NotLearnt(*(tuple(sorted({t for tasks in every for t in tasks})) for every in (guessed, exploded)))
+        return Shortcoming(trials, sum(map(bool, guessed)), sum(map(bool, exploded)), union)
+
+    def __str__(self) -> str:
+        kinds = ((self.guessed, GUESSED, self.tasks.guessed), (self.exploded, EXPLODED, self.tasks.exploded))
+        return "; ".join(f"{n} of {self.trials} trials: {what} ({task_list(tasks)})" for n, what, tasks in kinds if n)
+
+
+def without_learning(note: str) -> str:
+    """Return a trial's note without what is derived here; empty where it says nothing else."""
+    return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
+
+
+def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Matrix]:
+    """Trial -> (T,) the highest training loss in each of its tasks; NaN without any."""
+    trial, ids = codes(curves["trial"])
+    place, loss = numbers(curves["task"]), numbers(curves["train_loss"])
+    counts = np.array([tasks.get(name, 0) for name in ids], np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    flat = np.full(int(starts[-1]), np.nan)
+    known = (place >= 1) & (place <= counts[trial]) if len(ids) else np.zeros(0, np.bool_)
+    np.fmax.at(flat, (starts[trial[known]] + place[known] - 1).astype(np.int64), loss[known])
+    found = {name: flat[starts[i] : starts[i + 1]] for i, name in enumerate(ids) if name in tasks}
+    return {name: found.get(name, np.full(count, np.nan)) for name, count in tasks.items()}
