@@ -341,7 +341,7 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
         "run experiment model optimizer variant planned ok diverged failed missing metric direction "
         "n mean sd median q1 q3 min max "
         "switch_step switch_statistic switch_value switch_low switch_high switch_n "
-        "pair_kind optimizer_b variant_b outside task step split learns chosen"
+        "pair_kind optimizer_b variant_b outside task step split learns chosen guessed exploded"
     )
     assert report_csv(summary).splitlines()[0] == header.replace(" ", ",")
     told = json.loads(report_json(summary))
