@@ -90,6 +90,8 @@ LINES = {
     "optbench run m": ["mine.yaml"],
     "optbench run ./": [],
     "optbench run mine.yaml --experiment ": ["here"],
+    "optbench run mine.yaml --model ": ["m"],
+    "optbench run continual --model mlp-2": ["mlp-200"],
     "optbench run mine.yaml --optimizer ": ["mine", "other"],
     "optbench run smoke --optimizer sh": ["shampoo"],
     "optbench run smoke --optimizer new=shamp": ["shampoo"],

@@ -61,7 +61,8 @@ OnlyExperiments = Annotated[
     typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Only this experiment. Repeatable."),
 ]
 OnlyModels = Annotated[
-    list[str] | None, typer.Option("--model", metavar="NAME", help="Train only this model. Repeatable.")
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", autocompletion=completion.models, help="Only this model. Repeatable."),
 ]
 OnlyOptimizers = Annotated[
     list[str] | None,

@@ -115,6 +115,18 @@ def experiments(context: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, found)
 
 
+def models(context: typer.Context, incomplete: str) -> list[str]:
+    """Models of the suite's experiments."""
+
+    def found() -> Iterable[str]:
+        described = _outline(_suite(context), "experiments").values()
+        return dict.fromkeys(
+            name for one in described if isinstance(one, dict) for name in one.get("models") or () if name
+        )
+
+    return _starting(incomplete, found)
+
+
 def metrics(incomplete: str) -> list[str]:
     """Metrics."""
 
