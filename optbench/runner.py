@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ from optbench.store.pairs import NOT_COMPARED, PairRow
 from optbench.store.parts import INTERIM
 from optbench.store.provenance import provenance
 from optbench.store.read import read_json
+from optbench.store.run import RunExists
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
 from optbench.units import Compare, Compared, Failed, Finished, Job, Train
@@ -189,9 +191,7 @@ class Session:
                 self._view.message(f"continuing {count(begun, 'trial')} from the end of the last finished task")
             return plan
         self._prepare(plan)
-        path = options.runs_dir / (options.name or new_id(plan.suite))
         header = {
-            "run": path.name,
             "suite": plan.suite.name,
             "suite_hash": suite_hash(plan.suite),
             "metrics_version": METRICS_VERSION,
@@ -200,7 +200,13 @@ class Session:
             "provenance": record,
             **(extra or {}),
         }
-        self._writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials, texts)
+        for path in _places(options, plan.suite):
+            try:
+                self._writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials, texts)
+                break
+            except RunExists:
+                if options.name is not None:
+                    raise
         return plan
 
     def grow(self, suite: Suite) -> Plan:
@@ -308,9 +314,15 @@ class _Comparisons:
         return Compare(comparison, places, missing)
 
 
-def new_id(suite: Suite) -> str:
-    """`<suite name>-<UTC time>`."""
-    return f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+def _places(options: Options, suite: Suite) -> Iterator[Path]:
+    """Yield the directory that is asked for; or `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
+    if options.name is not None:
+        yield options.runs_dir / options.name
+        return
+    name = f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
+    yield options.runs_dir / name
+    for number in itertools.count(2):
+        yield options.runs_dir / f"{name}-{number}"
 
 
 def _check_provenance(options: Options, record: Mapping[str, Any]) -> None:

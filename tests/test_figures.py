@@ -50,7 +50,7 @@ NAMES = {
         for place in ("permuted_narrow", "permuted_wide", "pairs_narrow", "decay_narrow", "early_narrow")
     ),
     "sweep_pairs_narrow_lr",
-    "setting_decay_narrow_weight_decay",
+    "setting__decay__narrow__weight_decay",
     "switch_early_narrow_switched",
     "twins_early_narrow",
 }
@@ -123,7 +123,7 @@ def test_seeds_of_one_place_do_not_hide_each_other(drawn: dict[str, Figure]) -> 
 
 
 def test_sweeps_show_every_measure_at_every_value(drawn: dict[str, Figure]) -> None:
-    rates, decays = drawn["sweep_pairs_narrow_lr"], drawn["setting_decay_narrow_weight_decay"]
+    rates, decays = drawn["sweep_pairs_narrow_lr"], drawn["setting__decay__narrow__weight_decay"]
     assert [on_axes(panel).get_title("left").split(",")[0] for panel in rates.panels] == [
         "learning accuracy",
         "accuracy at the end",

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from optbench.cli import completion, standard_streams
-from optbench.errors import OptbenchError, escaped
+from optbench.errors import OptbenchError, UsageError, escaped
+from optbench.paths import is_utf8, user_path
 
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
@@ -32,7 +33,24 @@ app = typer.Typer(
     help="Asks of an optimizer not only how fast it is, but what kind of solution it finds.",
 )
 
-RunsDir = Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the runs.")]
+
+def _path(option: str) -> Callable[[str | Path], Path]:
+    """The parser of an option whose value is a path; `~` is the home directory however the value was given."""
+
+    def parse(value: str | Path) -> Path:
+        return user_path(value, option)
+
+    return parse
+
+
+def _output(value: str) -> str:
+    """The parser of `--output` where `-` is standard output."""
+    return value if value == "-" else str(user_path(value, "--output"))
+
+
+RunsDir = Annotated[
+    Path, typer.Option(metavar="DIR", parser=_path("--runs-dir"), help="The folder that holds the runs.")
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(
@@ -43,7 +61,8 @@ FormatOption = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file; - is standard output.")
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", parser=_output, help="Write to this file; - is standard output."),
 ]
 Device = Annotated[
     str,
@@ -79,7 +98,12 @@ SetOption = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", envvar="OPTBENCH_DATA", help="The folder of datasets that do not come with optbench."),
+    typer.Option(
+        metavar="DIR",
+        envvar="OPTBENCH_DATA",
+        parser=_path("--data-dir"),
+        help="The folder of datasets that do not come with optbench.",
+    ),
 ]
 Suite = Annotated[
     str | None,
@@ -205,7 +229,13 @@ def tune(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the tuned suite to this new file, too."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            parser=_path("--output"),
+            help="Write the tuned suite to this new file, too.",
+        ),
     ] = None,
     device: Device = "auto",
     runs_dir: RunsDir = Path("runs"),
@@ -339,7 +369,10 @@ def report(
     format_: FormatOption = None,
     output: OutputOption = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the figures there too, as SVG, PNG and PDF.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=_path("--figures"), help="Write the figures there too, as SVG, PNG and PDF."
+        ),
     ] = None,
     median: Annotated[
         bool, typer.Option("--median", help="Tables of median [quartiles] instead of mean±standard deviation.")
@@ -410,6 +443,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
+        if wrong := [word for word in given if not is_utf8(word)]:
+            raise UsageError(f"'{wrong[0]}': expected text in UTF-8, got other bytes")
         with completion.words_of_bash():
             code: Any = app(given or ["--help"], prog_name="optbench", standalone_mode=False)
     except OptbenchError as error:

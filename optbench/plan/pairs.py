@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from optbench.file_names import label
 from optbench.plan.trials import Trial
 from optbench.suite import Suite
 
@@ -39,9 +40,10 @@ class Comparison:
 
     @property
     def id(self) -> str:
-        """Stable name of exactly these pairs, usable in a file name."""
+        """Stable name of exactly these pairs, fit for a file name: readable words and a digest."""
         text = "\n".join(f"{pair.a.id} {pair.b.id}" for pair in self.pairs)
-        return f"pairs.{self.experiment}.{self.model}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return f"{label(('pairs', self.experiment, self.model), '.')}.{digest}"
 
 
 def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[Comparison]:

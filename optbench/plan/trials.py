@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optbench.file_names import label
 from optbench.optimizers import registry
 from optbench.optimizers.spec import DECLARATIONS
 from optbench.suite import Suite, variants
@@ -35,6 +36,12 @@ class Trial:
     """Which of the data orders of its seed it sees; all that is compared sees the first, 0."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The words that its id is made of; they name its files."""
+        order = (f"order={self.order}",) if self.order else ()
+        return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
+
+    @property
     def is_control(self) -> bool:
         """Whether it only shows what another data order does (`pairs` in a suite): no seed of an arm."""
         return self.stage == CONTROL
@@ -53,9 +60,9 @@ class Cohort:
 
     @property
     def id(self) -> str:
-        """Stable name of exactly these trials, usable in a file name."""
+        """Stable name of exactly these trials, fit for a file name: readable words and a digest."""
         digest = hashlib.sha256("\n".join(trial.id for trial in self.trials).encode()).hexdigest()[:12]
-        return f"{self.experiment}.{self.model}.{self.optimizer}.{digest}"
+        return f"{label((self.experiment, self.model, self.optimizer), '.')}.{digest}"
 
     @property
     def optimizers(self) -> tuple[str, ...]:

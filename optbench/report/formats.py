@@ -26,13 +26,16 @@ _SUFFIXES: dict[str, Format] = {
 
 
 def choose_format(name: str | None, output: str | None) -> Format:
-    """The format that is named; else the one of the output file's suffix; else the terminal's.
+    """Return the format that is named; else that of the output file's suffix; else, without a suffix, the terminal's.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: there is no such format, or none with this suffix.
     """
     if name is None:
-        return _SUFFIXES.get(PurePath(output).suffix.lower(), "terminal") if output else "terminal"
+        suffix = PurePath(output or "").suffix
+        if suffix and suffix.lower() not in _SUFFIXES:
+            raise UsageError(f"--output {output}: {unknown('suffix', suffix, _SUFFIXES)}; --format chooses regardless")
+        return _SUFFIXES[suffix.lower()] if suffix else "terminal"
     found = next((known for known in FORMATS if known == name), None)
     if found is None:
         raise UsageError(f"--format: {unknown('format', name, FORMATS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from optbench.errors import StoreError
+from optbench.file_names import file_name
 
 
 @contextlib.contextmanager
@@ -40,7 +42,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         StoreError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.name:  # `/` or `.`
+        raise StoreError(f"{path}: cannot write: {os.strerror(errno.EISDIR)}")
+    # Shortened, as the file's own name may be as long as the file system allows.
+    temporary = path.with_name(f".{file_name([path.name])}.{os.getpid()}.tmp")
     with reported(path):
         try:
             write(temporary)
@@ -62,7 +67,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON that can be written as UTF-8."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # The name of a folder may hold bytes that are no text; JSON has escapes for what Python makes of them.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def sync(path: Path) -> None:

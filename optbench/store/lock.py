@@ -14,6 +14,8 @@ from optbench.errors import StoreError
 from optbench.store.files import reported
 
 NAME = ".lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""What it says where the file system has no locks."""
 HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 """What an operating system says when another process has the lock."""
 
@@ -24,7 +26,7 @@ class RunLock:
     The file says who holds it. The lock itself is the operating system's, so no file that was left behind counts.
 
     Raises:
-        StoreError: another process holds it, or the directory cannot be written.
+        StoreError: another process holds it, the directory cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,8 +49,14 @@ class RunLock:
                 _lock(file)
             except OSError as error:
                 with file:
+                    if error.errno in UNSUPPORTED:
+                        self._path.unlink(missing_ok=True)
+                        raise StoreError(
+                            f"{self._path.parent.parent}: this file system has no locks ({error.strerror}), which keep "
+                            "other processes from writing the same run; choose another with --runs-dir"
+                        ) from None
                     if error.errno not in HELD:
-                        raise  # this disk has no locks, say
+                        raise
                     file.seek(0)
                     owner = _owner(file.read())
                 raise StoreError(

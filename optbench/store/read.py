@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
+from optbench.paths import user_path
 from optbench.store import pairs
 from optbench.store.contents import checked
 from optbench.store.entries import check_entries
@@ -143,7 +144,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
             raise StoreError(f"{runs_dir}: no runs here yet; 'optbench run SUITE' makes one")
         check_entries(runs_dir / ids[-1])
         return runs_dir / ids[-1]
-    for path in (Path(text), runs_dir / text):
+    for path in (user_path(text, "run") if text.startswith("~") else Path(text), runs_dir / text):
         if is_run(path):
             check_entries(path)
             return path

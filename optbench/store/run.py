@@ -6,11 +6,10 @@ at the top are merged from the parts now and then and at the end; then the parts
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import hashlib
-import json
+import errno
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ import pyarrow as pa
 from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
+from optbench.file_names import file_name
 from optbench.plan import Cohort, Comparison, Trial
-from optbench.store.files import reported, sync, write_atomically, write_json, write_text
+from optbench.store.files import json_text, reported, sync, write_atomically, write_json, write_text
 from optbench.store.interim import Begun, drop_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
@@ -36,9 +36,13 @@ MERGE_SHARE = 0.05
 """At most this share of the time between two merges is spent on merging."""
 
 
-LONGEST_NAME = 180
-"""Of a checkpoint; file systems take 255, and while it is written its name is longer."""
 FOLDERS = (PARTS, INTERIM, "checkpoints")
+LONGEST_NAME = 160
+"""Bytes; no file of a run has a longer name, temporary ones included."""
+
+
+class RunExists(StoreError):
+    """There is a run of this name already."""
 
 
 class RunWriter:
@@ -63,33 +67,47 @@ class RunWriter:
         order: Sequence[Trial],
         texts: Mapping[str, str] | None = None,
     ) -> RunWriter:
-        """A new run directory with its suite and record. texts: what else is in it, by file name.
+        """Make a new run directory with its suite and record.
+
+        texts: what else is in it, by path within it.
 
         Raises:
-            StoreError: the directory exists already or cannot be written.
+            RunExists: the directory exists already.
+            StoreError: it cannot be written, or its file system has no locks or takes no names as long as a run's.
         """
-        record = {"schema_version": SCHEMA_VERSION, **record, "created": _now()}
+        record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": _now()}
         # Under another name until it is whole: a kill leaves no directory that is neither a run nor free to be one.
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with reported(path):
+            made = [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                raise StoreError(
-                    f"{path}: this run exists already; choose another --name, or continue it with --resume {path.name}"
-                )
+                raise RunExists(_exists(path))
             shutil.rmtree(new, ignore_errors=True)
-        begun = json.dumps({**record, "status": "running", "finished": None}, indent=2, ensure_ascii=False)
+        begun = json_text({**record, "status": "running", "finished": None})
         try:
             with reported(path):
                 for folder in (new, *(new / name for name in FOLDERS)):
                     folder.mkdir()
-                for name, text in {"suite.yaml": suite_text, **(texts or {}), "run.json": begun + "\n"}.items():
+                _check_names(new / "checkpoints")
+                for name, text in {"suite.yaml": suite_text, **(texts or {}), "run.json": begun}.items():
+                    (new / name).parent.mkdir(parents=True, exist_ok=True)
                     (new / name).write_text(text, encoding="utf-8")
                     sync(new / name)
-                new.rename(path)
+                RunLock(new).release()  # the file system may have no locks
+                try:
+                    new.rename(path)
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has made it meanwhile
+                        raise RunExists(_exists(path)) from None
+                    raise
                 sync(path.parent)
-        finally:
+        except BaseException:
             shutil.rmtree(new, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process may have made a run there
+                for folder in made:
+                    folder.rmdir()
+            raise
         return RunWriter(path, record, order, RunLock(path))
 
     @staticmethod
@@ -179,10 +197,7 @@ class RunWriter:
 
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
         """Write a trial's final weights; the path relative to the run directory."""
-        name = re.sub(r"[/\\]", "__", trial.id)
-        if len(name) > LONGEST_NAME:
-            name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(trial.id.encode()).hexdigest()[:12]}"
-        relative = f"checkpoints/{name}.safetensors"
+        relative = f"checkpoints/{file_name(trial.parts)}.safetensors"
         metadata = {"trial": trial.id, "optimizer": trial.optimizer, "seed": str(trial.seed)}
         write_atomically(self.path / relative, lambda temporary: save_file(dict(weights), temporary, metadata))
         return relative
@@ -227,6 +242,17 @@ class RunWriter:
     def _save_record(self, status: str) -> None:
         self._record = {**self._record, "status": status, "finished": None if status == "running" else _now()}
         write_json(self.path / "run.json", self._record)
+
+
+def _exists(path: Path) -> str:
+    return f"{path}: this run exists already; choose another --name, or continue it with --resume {path.name}"
+
+
+def _check_names(folder: Path) -> None:
+    """Raise OSError where names as long as a run's cannot be written: now, not after hours of training."""
+    longest = folder / ("x" * LONGEST_NAME)
+    longest.touch()
+    longest.unlink()
 
 
 def _now() -> str:

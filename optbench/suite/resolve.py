@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from optbench.errors import UsageError, escaped, nearest
+from optbench.paths import user_path
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -52,7 +53,7 @@ def resolve_suite_path(name_or_path: str) -> Path:
     """
     if not name_or_path:
         raise UsageError("the suite is empty; give a path, or a name that `optbench list suites` shows")
-    path = Path(name_or_path)
+    path = user_path(name_or_path, "suite")
     shipped = shipped_suites()
     if name_or_path in shipped:
         return shipped[name_or_path]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
-from optbench.report.figures.series import Group, Series, by_experiment, chunks, groups, mean, spread_out
+from optbench.report.figures.series import Group, Series, by_experiment, chunks, figure_name, groups, mean, spread_out
 from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 
@@ -57,7 +57,7 @@ def _figure(experiment: str, found: Sequence[Group]) -> Figure | None:
         f"{'' if len(found) == 1 else ' and model'}; a dot is a seed, a bar their mean."
     )
     return Figure(
-        name=f"final-accuracy_{experiment}",
+        name=figure_name("final-accuracy", experiment),
         title=f"{experiment}: final accuracy",
         caption=caption(what, [(group, group.shown) for group in found]),
         alt=f"Mean accuracy at the end of {experiment}: {means(numbers)}.",

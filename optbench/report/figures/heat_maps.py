@@ -105,7 +105,7 @@ def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figu
         f"over seeds; the colours go from {min(low, 0.9):g} (dark) to 1 (light) in every panel."
     )
     return Figure(
-        name=f"class-cosine_{group.place}",
+        name=group.figure_name("class-cosine"),
         title=f"{group.experiment}, {group.model}: similarity of classes",
         caption=caption(what, [(group, group.shown)]),
         alt=f"Mean cosine between the features of different classes: {means(apart)}.",
@@ -127,7 +127,7 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
         f"and after each task (rows), {group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
     )
     return Figure(
-        name=f"accuracy-matrix_{group.place}",
+        name=group.figure_name("accuracy-matrix"),
         title=f"{group.experiment}, {group.model}: accuracy after each task",
         caption=caption(what, [(group, group.shown)]),
         alt=f"Mean of the last row, the accuracy at the end over all tasks: {means(end)}.",

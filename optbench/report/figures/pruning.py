@@ -75,7 +75,7 @@ def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[P
         "kept and no further training; a thin line is a seed, a thick one the mean."
     )
     return Figure(
-        name=f"pruning_{group.place}",
+        name=group.figure_name("pruning"),
         title=f"{group.experiment}, {group.model}: pruning",
         caption=caption(what, [(group, group.shown)]),
         alt=f"Mean accuracy with {100 * near:.3g}% of the weights kept ({SCOPES.get(scope, scope)}): {means(numbers)}.",

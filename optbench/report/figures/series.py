@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from optbench.file_names import file_name
 from optbench.plan import Trial
 from optbench.stats.arms import Arm, arms
 from optbench.stats.results import Results
@@ -54,10 +55,9 @@ class Group:
     model: str
     series: tuple[Series, ...]
 
-    @property
-    def place(self) -> str:
-        """As a part of a figure's name."""
-        return f"{self.experiment}_{self.model}"
+    def figure_name(self, kind: str, *more: str) -> str:
+        """Return the name of a figure of this kind about the group; `more` tells it from others of the kind."""
+        return figure_name(kind, self.experiment, self.model, *more)
 
     @functools.cached_property
     def shown(self) -> tuple[Series, ...]:
@@ -80,6 +80,11 @@ class Group:
             if sum(min(len(variants), count) for variants in found.values()) <= MAX_SERIES:
                 return {sweep: _spread(variants, count) for sweep, variants in found.items()}
         return {sweep: _spread(variants, 1) for sweep, variants in found.items()}
+
+
+def figure_name(*parts: str) -> str:
+    """Return the name of a figure from its kind and the words for what it shows: `spectrum_permuted-mnist`."""
+    return file_name(parts, underscores=1)
 
 
 def groups(results: Sequence[Results]) -> list[Group]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optbench.report.figures import style
 from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
-from optbench.report.figures.series import Group, Series, by_experiment, chunks, groups
+from optbench.report.figures.series import Group, Series, by_experiment, chunks, figure_name, groups
 from optbench.report.figures.wording import caption, means
 from optbench.stats.results import Results
 from optbench.store.columns import numbers
@@ -71,7 +71,7 @@ def _figure(experiment: str, drawn: Sequence[tuple[Group, Sequence[Series]]], re
         "their sum; a thin line is a seed, a thick one the median over seeds."
     )
     return Figure(
-        name=f"spectrum_{experiment}",
+        name=figure_name("spectrum", experiment),
         title=f"{experiment}: spectrum of the representation",
         caption=caption(what, [(group, group.shown) for group, _ in drawn]),
         alt=f"Share of the variance along the first direction, in percent, median over seeds: {means(numbers, 1)}.",

@@ -195,7 +195,7 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
     ]
     return [
         Figure(
-            name=f"{kind}_{group.place}_{name}",
+            name=group.figure_name(kind, name),
             title=f"{group.experiment}, {group.model}: {'learning and forgetting by ' if both else 'by '}{name}",
             caption=caption(what, [(swept, swept.series)]),
             alt=(f"Highest mean accuracy at the end by {name}: {means(best)}." if best else f"{what}")

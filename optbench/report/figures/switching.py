@@ -112,7 +112,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
         numbers += [(f"k = {style.short(k)}{run}", mean(values)) for k, values in path.drawn(metric)]
         numbers += [(one.label, mean(one.values(metric))) for one in _pure(path)]
     return Figure(
-        name=_unused(f"switch_{group.place}_{first.switching.optimizer}", used),
+        name=_unused(group, first.switching.optimizer, used),
         title=f"{experiment}, {model}: {words}",
         caption=caption(what, [(group, shown)]),
         alt=f"Mean {_words(metric)} by k: {means(numbers, decimals(metric))}.",
@@ -120,10 +120,11 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     )
 
 
-def _unused(name: str, used: Set[str]) -> str:
-    """`name`, or `name_2` and so on: an optimizer may have several switches."""
-    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-    return next(one for one in names if one not in used)
+def _unused(group: Group, optimizer: str, used: Set[str]) -> str:
+    """Return the first unused one of `switch_..._<optimizer>`, `switch_..._<optimizer>_2`, ...: it may have several."""
+    numbered = (() if number == 1 else (str(number),) for number in itertools.count(1))
+    names = (group.figure_name("switch", optimizer, *number) for number in numbered)
+    return next(name for name in names if name not in used)
 
 
 def _pure(path: Path) -> list[Series]:

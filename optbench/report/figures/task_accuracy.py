@@ -45,7 +45,7 @@ def _figure(group: Group) -> Figure | None:
         "line goes through the means."
     )
     return Figure(
-        name=f"task-accuracy_{group.place}",
+        name=group.figure_name("task-accuracy"),
         title=f"{group.experiment}, {group.model}: accuracy per task at the end",
         caption=caption(what, [(group, group.shown)]),
         alt=f"Mean accuracy at the end on the first task: {means(first)}; on the last: {means(last)}.",

@@ -91,7 +91,7 @@ def _figure(group: Group, pairs: Sequence[Pair]) -> Figure:
     drawn = Group(group.experiment, group.model, sides)
     starts = _starts(pairs)
     return Figure(
-        name=f"twins_{group.place}",
+        name=group.figure_name("twins"),
         title=f"{group.experiment}, {group.model}: twins",
         caption=caption(what, [(drawn, sides)]),
         alt=f"Mean distance between twins: {told}.",

@@ -100,7 +100,7 @@ def _figure(group: Group, drawn: Sequence[Series], known: Mapping[str, Magnitude
         what += f" Not drawn, as 0 or below {style.power(10.0**LOW)}: {named}{', ...' if gone[MANY_NUMBERS:] else ''}."
     middle = [(series.label, float(np.log10(max(known[series.label].median, 1e-300)))) for series in drawn]
     return Figure(
-        name=f"weight-magnitudes_{group.place}",
+        name=group.figure_name("weight-magnitudes"),
         title=f"{group.experiment}, {group.model}: weight magnitudes",
         caption=caption(what, [(group, group.shown)]),
         alt=f"Median of log10 of the weights' magnitudes: {means(middle, 2)}.",

@@ -1,0 +1,45 @@
+"""Paths as a user gives them, on the command line or in an environment variable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from optbench.errors import UsageError
+
+
+def user_path(path: str | os.PathLike[str], where: str) -> Path:
+    """Return the path with `~` and `~name` at its beginning replaced by home directories.
+
+    A shell does that only where a word begins, so not in `--runs-dir=~/x`, nor within quotes.
+
+    where: what the message begins with, `--runs-dir`.
+
+    Raises:
+        UsageError: the path is empty or is not UTF-8, or there is no such home directory.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise UsageError(f"{where}: expected a path, got nothing")
+    found = Path(text)
+    if text.startswith("~"):
+        home = found.parts[0]
+        try:
+            if home == "~" and os.environ.get("HOME") == "":
+                raise RuntimeError  # an empty HOME would make `~/x` the folder x at the root
+            found = found.expanduser()
+        except RuntimeError:
+            raise UsageError(f"{where} {text}: there is no home directory {home}; give a full path") from None
+    # Names are written to JSON, tables and reports, all of which are UTF-8.
+    if not is_utf8(os.fspath(found)):
+        raise UsageError(f"{where} {found}: expected a path in UTF-8, got other bytes")
+    return found
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether `text` can be written as UTF-8; bytes of the command line that were not cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
