@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from optbench.counting import count
 from optbench.errors import StoreError, UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
-from optbench.optimizers.registry import find
 from optbench.plan import Cohort, Comparison, Trial
+from optbench.preflight import Code, check, find_code
 from optbench.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
@@ -35,11 +35,14 @@ from optbench.store.interim import find_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs import NOT_COMPARED, PairRow
 from optbench.store.parts import INTERIM
+from optbench.store.plugins import KEY as PLUGINS
+from optbench.store.plugins import entries
 from optbench.store.provenance import provenance
 from optbench.store.read import read_json
 from optbench.store.run import RunExists
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
+from optbench.targets import using
 from optbench.units import Compare, Compared, Failed, Finished, Job, Train
 from optbench.workers import Pool
 
@@ -58,7 +61,9 @@ class Options:
     jobs: int | None = None
     resume: Path | None = None
     force: bool = False
-    """Go on with a run that was begun with another version of torch, or on another kind of device."""
+    """Go on with a run that was begun with another version of torch, on another kind of device, or with other code."""
+    suite_folder: Path | None = None
+    """Where the suite's files are looked for first: its own folder. None: a run that is resumed from its own suite."""
     command: tuple[str, ...] = ()
 
 
@@ -117,6 +122,8 @@ class Session:
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._lock: RunLock | None = None
+        self._code = Code()
+        self._exits = contextlib.ExitStack()
         if options.resume is not None:
             self._lock = RunLock(options.resume)
 
@@ -143,6 +150,7 @@ class Session:
                         raise
                     # The first error says more, and what was finished is in the parts all the same.
         finally:
+            self._exits.close()
             self._signals.__exit__()
         return self._interrupted
 
@@ -170,7 +178,7 @@ class Session:
         `make_plan`.
 
         Raises:
-            OptbenchError: the settings, the data or the run directory do not allow it.
+            OptbenchError: the settings, the code, the data or the run directory do not allow it.
         """
         from optbench.engine.device import accelerators
 
@@ -182,15 +190,20 @@ class Session:
             for text in set_damaged_aside(options.resume):
                 self._view.message(f"damaged: {text}")
         plan = make_plan(suite, options.resume, grown=grown)
+        self._code = find_code(plan, options.resume, options.suite_folder, force=options.force)
+        self._exits.enter_context(using(self._code.sources))
+        self._prepare(plan)
         if options.resume is not None:
-            self._prepare(plan)
             self._writer = RunWriter.resume(
                 options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock
             )
+            if self._code.unrecorded:
+                before = self._writer.plugins or [{}]
+                self._writer.add_plugins(*entries(self._code.unrecorded, before))
             if begun := sum(trial in plan.begun for trial in plan.left):
                 self._view.message(f"continuing {count(begun, 'trial')} from the end of the last finished task")
             return plan
-        self._prepare(plan)
+        plugins, copies = entries(self._code.sources)
         header = {
             "suite": plan.suite.name,
             "suite_hash": suite_hash(plan.suite),
@@ -198,11 +211,14 @@ class Session:
             "command": list(options.command),
             "seeds": plan.suite.seeds,
             "provenance": record,
+            **({PLUGINS: plugins} if plugins else {}),
             **(extra or {}),
         }
         for path in _places(options, plan.suite):
             try:
-                self._writer = RunWriter.create(path, dump_suite(plan.suite), header, plan.trials, texts)
+                self._writer = RunWriter.create(
+                    path, dump_suite(plan.suite), header, plan.trials, {**(texts or {}), **copies}
+                )
                 break
             except RunExists:
                 if options.name is not None:
@@ -225,7 +241,7 @@ class Session:
         pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
         left = _Comparisons(plan, self.writer)
-        job = Job(plan.suite, self._options.data_dir, self.writer.path / INTERIM)
+        job = Job(plan.suite, self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
         for event in self._pool.train(units, job, left.ready, lambda piece: goes_on(piece, find_begun(job.interim))):
             with self._signals.held():
@@ -252,21 +268,20 @@ class Session:
         os._exit(130)
 
     def _prepare(self, plan: Plan) -> None:
-        """Whatever can be wrong with settings and data, before anything is trained."""
-        from optbench.data import load
-        from optbench.optimizers.load import check_arguments
-        from optbench.optimizers.make import resolve_spec
-
-        for trial in {(t.experiment, t.optimizer, t.variant): t for t in plan.trials}.values():
-            check_arguments(trial.target, trial.hyperparameters)
-            resolve_spec(find(trial.target), trial.hyperparameters)
-        for experiment in plan.suite.experiments.values():
-            load(experiment.dataset, self._options.data_dir, notify=self._view.message)
+        """Check whatever can be wrong with settings and data, before anything is trained."""
+        check(plan, self._options.data_dir, self._view.message)
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: _Comparisons) -> None:
+        rows = [(trial, self._with_source(trial, row)) for trial, row in rows]
         self.writer.add(cohort, rows)
         left.ended(cohort)
         self._view.finished([(trial, row) for trial, row in rows if isinstance(row, TrialRow)])
+
+    def _with_source(self, trial: Trial, row: Row) -> Row:
+        if not isinstance(row, TrialRow):
+            return row
+        source, note = self._code.of(trial)
+        return dataclasses.replace(row, source_hash=source, note="; ".join(filter(None, (row.note, note))) or None)
 
     def _failed(self, event: Failed, suite: Suite, left: _Comparisons) -> None:
         if event.details:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from optbench.store.interim import Begun
 from optbench.store.pairs import PairRow
 from optbench.store.tables import Row
 from optbench.suite import Suite
+from optbench.targets import Source
 
 OUT_OF_MEMORY = "out of memory"
 Weights = dict[str, np.ndarray[Any, Any]]
@@ -28,6 +29,8 @@ class Job:
     data_dir: Path | None
     interim: Path
     """Where it keeps what its cohorts have come to, whenever a task has ended."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """What targets mean: the users' code as the run's own process has read it."""
 
 
 @dataclass(frozen=True)

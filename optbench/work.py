@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import hashlib
-import inspect
 import time
 import traceback
 from collections.abc import Callable
@@ -24,11 +22,11 @@ from optbench.engine.interim import Interim
 from optbench.engine.pairs import compare
 from optbench.engine.plain import NotPlain
 from optbench.errors import OptbenchError, StoreError
-from optbench.optimizers.load import load_class
-from optbench.optimizers.registry import is_plugin
+from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, read_interim, write_interim
 from optbench.store.tables import Row, TrialRow
+from optbench.targets import source_hash
 from optbench.units import Answer, Compare, Compared, Failed, Finished, TooLarge, Train, Unit, Weights
 
 if TYPE_CHECKING:
@@ -150,14 +148,10 @@ class _Keeper:
 
 
 def _code(cohort: Cohort) -> str | None:
-    """What tells one state of a user's optimizer from another: of the file that it is from, where there is one."""
-    target = cohort.trials[0].target
-    if not is_plugin(target):
-        return None
-    try:
-        return hashlib.sha256(Path(inspect.getfile(load_class(target))).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return None
+    """Return the hash of the users' code that a cohort is trained with; None where there is none."""
+    return source_hash(
+        target for trial in cohort.trials for target in user_targets(trial.target, trial.hyperparameters)
+    )
 
 
 def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from optbench.errors import OptbenchError
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
+from optbench.targets import use
 from optbench.units import (
     Answer,
     Compare,
@@ -216,6 +217,7 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
             return
         if isinstance(received, Job):
             job = received
+            use(job.sources)
             settings.clear()
             continue
         assert job is not None

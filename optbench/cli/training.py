@@ -83,6 +83,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
         jobs=request.jobs,
         resume=resume,
         force=request.force,
+        suite_folder=resolve_suite_path(request.suite).parent if request.suite is not None else None,
         command=("optbench", *sys.argv[1:]),
     )
 

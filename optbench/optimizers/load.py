@@ -1,22 +1,15 @@
-"""From an optimizer's target to its class: imports the code that the user named, and only then."""
+"""From an optimizer's target to its class, and the arguments that it takes."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import stat
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from optbench.errors import OptimizerError, nearest, unknown
+from optbench import targets
+from optbench.errors import OptimizerError, unknown
 from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
@@ -25,25 +18,23 @@ EXTRAS = {"pytorch_optimizer": "optimizers"}
 
 
 def load_class(target: str) -> type[torch.optim.Optimizer]:
-    """The optimizer class behind a registered name, `module:Class` or `./file.py:Class`.
+    """Return the optimizer class behind a registered name, `module:Class` or `./file.py:Class`.
 
     Raises:
         OptimizerError: the module cannot be imported (when an extra is missing, it says which), has no such class, or
             the class is no `torch.optim.Optimizer`.
     """
-    where, _, attribute = find(target).target.rpartition(":")
-    if not where or not attribute:
-        raise OptimizerError(f"{target}: needs module:Class or ./file.py:Class")
-    module = _load_file(Path(where), target) if where.endswith(".py") else _load_module(where, target)
-    names = getattr(module, "__dict__", {})
-    with _importing(where, target):  # a module may import what it names when it is asked for it
-        found = getattr(module, attribute, None)
-    if found is None:
-        classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
-        guess = nearest(attribute, classes)
-        raise OptimizerError(
-            f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else "")
-        )
+    named = find(target).target
+    try:
+        found = targets.load(named)
+    except targets.TargetError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
+            extra = EXTRAS[cause.name]
+            needed = f"optimizer '{target}' needs the extra '{extra}': pip install 'optbench[{extra}]'"
+            raise OptimizerError(needed) from cause
+        raise OptimizerError(*error.args) from cause
+    attribute = named.rpartition(":")[2]
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
         raise OptimizerError(f"{target}: needs a subclass of torch.optim.Optimizer; '{attribute}' is {_kind(found)}")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
@@ -99,70 +90,9 @@ def _parameters(cls: type[torch.optim.Optimizer], target: str) -> list[inspect.P
     try:
         return list(inspect.signature(cls).parameters.values())
     except (ValueError, TypeError) as error:
-        raise OptimizerError(f"{target}: the arguments of its constructor cannot be read: {_said(error)}") from error
-
-
-def _load_module(name: str, target: str) -> Any:
-    try:
-        with _importing(name, target):
-            return importlib.import_module(name)
-    except OptimizerError as error:
-        cause = error.__cause__
-        if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
-            extra = EXTRAS[cause.name]
-            needed = f"optimizer '{target}' needs the extra '{extra}': pip install 'optbench[{extra}]'"
-            raise OptimizerError(needed) from cause
-        raise
-
-
-def _load_file(path: Path, target: str) -> Any:
-    try:
-        state = path.stat()
-    except (OSError, ValueError):  # also a name too long for the file system, or with a NUL in it
-        state = None
-    if state is None or not stat.S_ISREG(state.st_mode):
-        raise OptimizerError(f"{target}: there is no file {path}")
-    with _importing(str(path), target):
-        return _execute_file(path.resolve(), state.st_mtime_ns, state.st_size)
-
-
-@contextlib.contextmanager
-def _importing(what: str, target: str) -> Iterator[None]:
-    """A user's code may raise anything while it is imported, leave the program, or print what is no result."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (Exception, SystemExit) as error:
-        raise OptimizerError(f"{target}: cannot import {what}: {_said(error)}") from error
-
-
-def _said(error: BaseException) -> str:
-    """`ValueError: the first line of what it says`; an exception of the user's may not even know what to say."""
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:
-        lines = []
-    if isinstance(error, SystemExit):
-        return f"it ends the program with exit({lines[0] if lines else ''})"
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@functools.lru_cache(maxsize=64)
-def _execute_file(path: Path, modified: int, size: int) -> Any:
-    """The module of a file, executed once for each state of the file: it may be slow, and may count its own loading."""
-    place = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # files of one name may lie in several folders
-    name = f"optbench_plugin_{path.stem}_{place}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        raise OptimizerError(
+            f"{target}: the arguments of its constructor cannot be read: {targets.said(error)}"
+        ) from error
 
 
 def _kind(value: object) -> str:

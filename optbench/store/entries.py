@@ -11,7 +11,7 @@ from optbench.errors import StoreError
 
 DEPTH = 3
 """So deep do files of a run lie: `parts/<cohort>/trials.parquet`."""
-FOLDERS = ("parts", "interim", "checkpoints", "damaged")
+FOLDERS = ("parts", "interim", "checkpoints", "damaged", "plugins")
 SUFFIXES = (".json", ".yaml", ".parquet", ".lock")
 """Of the files at the top that are read or written; what else lies there is its owner's business."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optbench.errors import StoreError
+from optbench.store.plugins import is_plugin_record
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
@@ -52,6 +53,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "provenance": _MAPPING,
     "provenance.git": _MAPPING,
     "provenance.accelerators": (_or_null(_list_of(_text)), "a list of names"),
+    "plugins": (_or_null(_list_of(is_plugin_record)), "a list of the users' files"),
     "resumed": (_list_of(_mapping), "a list of mappings"),
     "resumed.provenance": _MAPPING,
     "tune": _MAPPING,

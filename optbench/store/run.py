@@ -29,6 +29,7 @@ from optbench.store.lock import RunLock
 from optbench.store.pairs import NAME as PAIRS
 from optbench.store.pairs import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
+from optbench.store.plugins import KEY as PLUGINS
 from optbench.store.read import Run, done_trials, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 
@@ -65,11 +66,11 @@ class RunWriter:
         suite_text: str,
         record: Mapping[str, Any],
         order: Sequence[Trial],
-        texts: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
     ) -> RunWriter:
         """Make a new run directory with its suite and record.
 
-        texts: what else is in it, by path within it.
+        files: what else is in it, by path within it.
 
         Raises:
             RunExists: the directory exists already.
@@ -90,10 +91,8 @@ class RunWriter:
                 for folder in (new, *(new / name for name in FOLDERS)):
                     folder.mkdir()
                 _check_names(new / "checkpoints")
-                for name, text in {"suite.yaml": suite_text, **(texts or {}), "run.json": begun}.items():
-                    (new / name).parent.mkdir(parents=True, exist_ok=True)
-                    (new / name).write_text(text, encoding="utf-8")
-                    sync(new / name)
+                for name, content in {"suite.yaml": suite_text, **(files or {}), "run.json": begun}.items():
+                    _write_new(new / name, content)
                 RunLock(new).release()  # the file system may have no locks
                 try:
                     new.rename(path)
@@ -152,6 +151,23 @@ class RunWriter:
             self._record = {**self._record, "resumed": [*before, more]}
         self._order = {trial.id: i for i, trial in enumerate(order)}
         self._record = {**self._record, "suite_hash": suite_hash}
+        self._save_record("running")
+
+    @property
+    def plugins(self) -> list[dict[str, Any]]:
+        """What the record says of users' code, the oldest first."""
+        return list(self._record.get(PLUGINS) or ())
+
+    def add_plugins(self, more: Sequence[Mapping[str, Any]], copies: Mapping[str, bytes]) -> None:
+        """Keep further states of users' code. more: what the record says of them; copies: by place in the directory.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        for place, content in copies.items():
+            with reported(self.path / place):
+                _write_new(self.path / place, content)
+        self._record = {**self._record, PLUGINS: [*(self._record.get(PLUGINS) or ()), *more]}
         self._save_record("running")
 
     def statuses(self) -> dict[str, int]:
@@ -242,6 +258,12 @@ class RunWriter:
     def _save_record(self, status: str) -> None:
         self._record = {**self._record, "status": status, "finished": None if status == "running" else _now()}
         write_json(self.path / "run.json", self._record)
+
+
+def _write_new(file: Path, content: str | bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    sync(file)
 
 
 def _exists(path: Path) -> str:

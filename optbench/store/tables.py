@@ -51,6 +51,8 @@ class TrialRow:
     fallbacks: int
     """Matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
     note: str | None
+    source_hash: str | None = None
+    """Of the users' files that it was trained with; null for what comes with optbench or its packages' registry."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class SketchRow:
 Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
-ADDED = frozenset({("accuracy", "majority")})
+ADDED = frozenset({("accuracy", "majority"), ("trials", "source_hash")})
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
 ON_REQUEST = frozenset({SketchRow.table})
 """Tables that are written only where a suite asks for what is in them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 
@@ -50,6 +50,12 @@ class ClassIncrementalTasks:
         plain = self._parts[part]
         wanted = torch.tensor(group, device=plain.labels.device)
         return plain.select(torch.isin(plain.labels, wanted).nonzero().squeeze(1))
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        counts = torch.bincount(self._parts.train.labels.cpu(), minlength=self._classes).tolist()
+        for seed in trial_seeds if self._shuffled else trial_seeds[:1]:
+            for task, group in enumerate(self.groups(seed)):
+                yield seed, task, sum(counts[label] for label in group)
 
     def keeps(self, key: Hashable) -> bool:
         # All groups of a fixed order come to one more copy of the data; those of many shuffled orders have no bound.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,10 @@ class TaskFamily:
     def count(self) -> int:
         """T, the number of tasks."""
         return len(self.task_names)
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield trial seed, task (from 0) and its number of training examples, as `TaskKind` has it."""
+        return self._kind.train_sizes(trial_seeds)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
         """The tasks as the trials with this seed see them, whatever their optimizer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Protocol
 
 from optbench.tasks.examples import Examples, Part
@@ -22,6 +22,12 @@ class TaskKind(Protocol):
 
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
         """Makes the arrays of one part of a task."""
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield trial seed, task (from 0) and its number of training examples; of tasks that must agree, one will do.
+
+        Makes no arrays.
+        """
 
     def keeps(self, key: Hashable) -> bool:
         """Whether the arrays are to be held for the family's life; else for as long as somebody uses them."""

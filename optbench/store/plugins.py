@@ -1,0 +1,114 @@
+"""Copies of the users' code that a run was made with: `plugins/`, and what `run.json` says of them.
+
+A run's `suite.yaml` names a file as the user did, so two runs of it are the same suite wherever they lie. What the name
+means there is this copy: the run is repeated with the code that it was made with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from optbench.errors import StoreError
+from optbench.file_names import label
+from optbench.targets import Source
+
+FOLDER = "plugins"
+KEY = "plugins"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One source as a run keeps it.
+
+    Attributes:
+        target: what a suite calls it, without the attribute: `./mine.py`, `mine`.
+        origin: the file that it was read from.
+        main: the file's name within its folder, and within the copy of it.
+        copy: the folder of the copy, relative to the run directory; None for an installed package.
+        source_hash: of all files.
+        files: SHA-256 of each file, by name within its folder.
+    """
+
+    target: str
+    origin: str
+    main: str
+    copy: str | None
+    source_hash: str
+    files: Mapping[str, str]
+
+
+def plugins_of(record: Mapping[str, Any]) -> dict[str, Plugin]:
+    """Return the sources that a run's record names, the newest of each target; empty for a run without any.
+
+    record: `run.json`, whose fields have been checked.
+    """
+    return {entry["target"]: Plugin(**entry) for entry in record.get(KEY) or ()}
+
+
+def is_plugin_record(value: Any) -> bool:
+    """Return whether a value is what `entries` makes, with no place outside of the run directory."""
+    try:
+        plugin = Plugin(**value)
+        texts = [plugin.target, plugin.origin, plugin.main, plugin.source_hash, *plugin.files, *plugin.files.values()]
+        inside = [plugin.copy or FOLDER, *(f"{FOLDER}/{name}" for name in plugin.files)]
+    except (TypeError, AttributeError):
+        return False
+    return all(isinstance(text, str) for text in texts) and all(map(_is_inside, inside)) and plugin.main in plugin.files
+
+
+def _is_inside(place: object) -> bool:
+    if not isinstance(place, str) or "\\" in place or "\0" in place:
+        return False
+    path = PurePosixPath(place)
+    return path.parts[:1] == (FOLDER,) and ".." not in path.parts
+
+
+def entries(
+    sources: Mapping[str, Source], before: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return what `run.json` says of the sources, and the content of their copies by place in the run directory.
+
+    The first folder's files lie in `plugins/` itself, those of other folders, or of a later state, in folders of their
+    own there.
+
+    before: entries that the run has already.
+    """
+    found: list[dict[str, Any]] = []
+    copies: dict[str, bytes] = {}
+    root = None if before else next((s.folder for s in sources.values() if not s.is_installed), None)
+    for target, source in sources.items():
+        copy = None
+        if not source.is_installed:
+            own = f"{label([Path(source.main).stem], '.')}-{source.hash}"
+            copy = FOLDER if source.folder == root else f"{FOLDER}/{own}"
+            copies |= {f"{copy}/{name}": content for name, content in source.files.items()}
+        found.append(asdict(Plugin(target, os.fspath(source.path), source.main, copy, source.hash, dict(source.sums))))
+    return found, copies
+
+
+def read_copy(run: Path, plugin: Plugin) -> Source:
+    """Read a run's own copy of a source.
+
+    Raises:
+        StoreError: a file of it is missing, leads out of the run directory, or is not what was copied.
+    """
+    if plugin.copy is None:
+        raise StoreError(f"{run}: there is no copy of {plugin.target}, which was of an installed package")
+    folder = Path(os.path.abspath(run / plugin.copy))  # noqa: PTH100
+    files = {}
+    for name in plugin.files:
+        file = folder / name
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run)):
+            raise StoreError(f"{file}: a link that leads out of the run directory")
+        try:
+            files[name] = file.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{file}: unreadable: {error.strerror}; {plugin.target} was run with it") from None
+    source = Source(folder, plugin.main, files)
+    if wrong := [name for name, checksum in plugin.files.items() if source.sums[name] != checksum]:
+        raise StoreError(f"{folder / wrong[0]}: not what the run was made with: its checksum differs")
+    return source
