@@ -94,7 +94,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
 
 
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> None:
-    """Check everything that a plan's trials need.
+    """Check everything that the trials need that a plan has left to train.
 
     data_dir: as for `optbench.data.load`. notify: is told in a line of a dataset that is downloaded.
 
@@ -107,7 +107,8 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> N
     from optbench.optimizers.load import check_arguments
     from optbench.optimizers.make import resolve_spec
 
-    for trial in {(t.experiment, t.optimizer, t.variant): t for t in plan.trials}.values():
+    left = [trial for trial in plan.trials if trial.id not in plan.done]
+    for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
         check_arguments(trial.target, trial.hyperparameters)
         resolve_spec(find(trial.target), trial.hyperparameters)
     for name, experiment in plan.suite.experiments.items():

@@ -226,7 +226,9 @@ def _is_regular(path: Path) -> bool:
 def _read(folder: Path, main: str) -> Source:
     """Raises OSError where `main` cannot be read; neighbours that cannot are no neighbours."""
     files: dict[str, bytes] = {}
-    left = [main]
+    above = main.split("/")[:-1]
+    packages = ["/".join([*above[: end + 1], "__init__.py"]) for end in range(len(above))]
+    left = [main, *(name for name in packages if _is_regular(folder / name))]
     while left:
         name = left.pop()
         if name in files:

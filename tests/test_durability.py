@@ -429,7 +429,7 @@ def test_a_users_optimizer_that_has_been_changed_begins_anew(monkeypatch: pytest
         run(suite, Options("cpu", tmp_path, path.name, jobs=1), Watching())
         code.write_text(code.read_text() + change)
         cut.begun, cut.left = [], 10**9
-        run(suite, Options("cpu", resume=path, jobs=1), Watching())
+        run(suite, Options("cpu", resume=path, jobs=1, force=bool(change)), Watching())
         assert [len(found) for found in cut.begun] == [begun]
 
 

@@ -118,7 +118,10 @@ Jobs = Annotated[
 ]
 ForceResume = Annotated[
     bool,
-    typer.Option("--force", help="With --resume: go on although torch's version or the kind of device is another."),
+    typer.Option(
+        "--force",
+        help="With --resume: go on although torch's version, the kind of device or a plug-in's code is another.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]

@@ -15,8 +15,8 @@ from optbench.report.formats import choose_format
 from optbench.report.records import comparison_csv, comparison_json
 from optbench.stats.comparison import Selection, compare
 from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate
-from optbench.stats.results import Results, read_results
-from optbench.store import find_run, read_run
+from optbench.stats.results import read_results
+from optbench.store import find_run, read_runs
 from optbench.store.read import is_run
 
 DONE, GATE_FAILED = 0, 1
@@ -52,8 +52,7 @@ def compare_runs(request: CompareRequest) -> int:
         if metric not in METRICS:
             raise UsageError(f"--metric: {unknown('metric', metric, METRICS)}")
     gates = [parse_gate(text) for text in request.gates]
-    read: dict[Path, Results] = {}
-    a, b = (_selection(text, request.runs_dir, read) for text in (request.a, request.b))
+    a, b = _selections([_side(text, request.runs_dir) for text in (request.a, request.b)])
     comparison = compare(a, b, experiments=request.experiments, force=request.force)
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")
@@ -80,15 +79,24 @@ def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
     return GATE_FAILED if any(found.result in failing for found in judged) else DONE
 
 
-def _selection(text: str, runs_dir: Path, read: dict[Path, Results]) -> Selection:
-    """`RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`; a directory's name may have a colon of its own."""
+def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
+    """Return the run and what is named in it, of `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`.
+
+    A directory's name may have a colon of its own.
+    """
     run, colon, named = text.rpartition(":")
     if not colon or is_run(Path(text)) or is_run(runs_dir / text):
         run, named = text, ""
     elif not named or not run:
         raise UsageError(f"'{text}': needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT")
-    path = find_run(run, runs_dir)
-    if path not in read:
-        read[path] = read_results(read_run(path))
-    optimizer, _, variant = named.partition("/")
-    return Selection(read[path], optimizer or None, variant or None)
+    return find_run(run, runs_dir), named
+
+
+def _selections(sides: Sequence[tuple[Path, str]]) -> list[Selection]:
+    paths = list({path.resolve(): path for path, _ in sides}.values())
+    read = {run.path.resolve(): read_results(run) for run in read_runs(paths)}
+    found = []
+    for path, named in sides:
+        optimizer, _, variant = named.partition("/")
+        found.append(Selection(read[path.resolve()], optimizer or None, variant or None))
+    return found

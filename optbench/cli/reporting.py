@@ -15,7 +15,7 @@ from optbench.report.formats import choose_format
 from optbench.report.records import report_csv, report_json
 from optbench.report.run_report import Statistic
 from optbench.stats.results import Results, read_results
-from optbench.store import find_run, read_run
+from optbench.store import find_run, read_runs
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ def report_runs(request: ReportRequest) -> None:
     paths = [find_run(name, request.runs_dir) for name in request.runs]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"report: a run is named twice: {', '.join(request.runs)}")
-    results = [read_results(read_run(path)) for path in paths]
+    results = [read_results(run) for run in read_runs(paths)]
     summary = summarise(results)
+    for section, row, text in summary.remarks:
+        say(f"optbench: warning: {row.run}, {section.experiment}, {section.model}, {row.label}: {text}")
     figures: list[Illustration] = []
     if chosen == "html" or request.figures is not None:
         figures = illustrations(results, request.figures, inline=chosen == "html", output=request.output)

@@ -7,9 +7,10 @@ everything is validated in one place; what is kept is chosen from the validated 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from optbench.suite.document import MAX_BYTES, decode, parse_yaml
 from optbench.suite.load import MetricCheck, OptimizerCheck
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 from optbench.suite.seed_ranges import instead_of_range
+from optbench.targets import is_file
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def choose(
         SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
     """
     outline = _outline(path) if choice.additions else {}
+    choice = replace(choice, additions=tuple(_from_here(addition, path.parent) for addition in choice.additions))
     overrides: list[str] = []
     for addition in choice.additions:
         if addition.name in _mapping(outline.get("optimizers")):
@@ -130,6 +133,21 @@ def choose(
     except OptbenchError as error:
         raise type(error)(*(_in_the_users_words(str(line), choice.additions) for line in error.args)) from None
     return _keep(suite, choice)
+
+
+def _from_here(addition: Addition, suite_folder: Path) -> Addition:
+    """Name a file of the working directory by its whole path where the suite's folder has one of the same name.
+
+    A suite's files are looked for beside the suite first; those named on the command line are in the working directory.
+    """
+    where, _, attribute = addition.target.rpartition(":")
+    try:
+        if not (is_file(where) and Path(where).is_file() and (suite_folder / where).is_file()):
+            return addition
+        same = Path(where).samefile(suite_folder / where)
+    except (OSError, ValueError):  # reported where it is imported
+        return addition
+    return addition if same else replace(addition, target=f"{os.path.abspath(where)}:{attribute}")  # noqa: PTH100
 
 
 def _outline(path: Path) -> Mapping[str, Any]:

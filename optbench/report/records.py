@@ -54,6 +54,7 @@ def report_json(summary: Summary) -> str:
             "pairs": list(_pairs(summary)),
             "twins": [_twins_record(twins) for run in summary.runs for twins in run.twins],
             "tunings": [_tuning_record(tuned) for run in summary.runs for tuned in run.tunings],
+            "remarks": [{**_row_keys(section, row), "remark": text} for section, row, text in summary.remarks],
             "troubles": [asdict(trouble) for trouble in summary.troubles],
         }
     )

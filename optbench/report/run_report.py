@@ -163,6 +163,8 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
         if row.fallbacks:
             warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
+        if row.mixed_code:
+            warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {row.mixed_code}.")
         warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]
     if warnings:
         yield Items(tuple(warnings), "warning")

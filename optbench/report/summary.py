@@ -83,6 +83,8 @@ class SummaryRow:
     """Hyper-parameters that are not what `tuning` says was chosen, by dotted path, as they are."""
     split: Split
     """The data that accuracies are of."""
+    mixed_code: str | None
+    """What to say where its trials are of several states of a user's code."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,12 @@ class Summary:
     troubles: tuple[Trouble, ...]
 
     @property
+    def remarks(self) -> list[tuple[Section, SummaryRow, str]]:
+        """What a reader must know before believing a mean: where it stands, and in words."""
+        rows = ((section, row) for section in self.sections for row in section.rows)
+        return [(section, row, row.mixed_code) for section, row in rows if row.mixed_code]
+
+    @property
     def measured(self) -> bool:
         """Whether any trial ended, well or diverged."""
         return any(run.statuses.get(status) for run in self.runs for status in ("ok", "diverged"))
@@ -215,6 +223,7 @@ def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
         tuning=arm.tuning,
         departures=departures(arm),
         split=arm.results.split,
+        mixed_code=arm.mixed_code,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -62,6 +63,16 @@ class Arm:
         """What its trials did not learn; None where each of them learnt every task."""
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
+
+    @property
+    def mixed_code(self) -> str | None:
+        """What to say where its trials were not all trained with the same code of the user's, or None."""
+        rows = [row for trial in self.trials.values() if (row := self.results.rows.get(trial.id))]
+        counts = Counter(row.source_hash for row in rows if row.status != "failed")
+        if len(counts) < 2:
+            return None
+        said = ", ".join(f"{n} with source {source or 'not recorded'}" for source, n in counts.items())
+        return f"its trials were trained with {len(counts)} states of its code ({said}): means are over all of them"
 
     def took(self, metric: str) -> bool:
         """Whether any of its trials has the metric, defined or not."""

@@ -119,8 +119,9 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
             raise UsageError(f"--experiment: {unknown('experiment', name, a.results.suite.experiments)}")
     matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
     pairs = tuple(compare_arms(left, right) for left, right in matched)
-    forced = (f"forced: {reason}" for reason in found)
-    return Comparison(a, b, pairs, (*_too_few(pairs), *forced, *_remarks(a.results, b.results)))
+    forced = [f"forced: {reason}" for reason in found]
+    remarks = (*_too_few(pairs), *forced, *_remarks(a.results, b.results), *_code_remarks(pairs))
+    return Comparison(a, b, pairs, remarks)
 
 
 def compare_arms(a: Arm, b: Arm) -> ArmComparison:
@@ -198,6 +199,18 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
     for n, families in sorted(by_seeds.items()):
         if shortages := comparison_shortages(families, n):
             yield shortage_text(shortages)
+
+
+def _code_remarks(pairs: Sequence[ArmComparison]) -> list[str]:
+    """What a reader must know of arms whose trials are of several states of a user's code, each once."""
+    sides = (arm for pair in pairs for arm in (pair.a, pair.b))
+    return list(
+        dict.fromkeys(
+            f"{arm.results.run.id}, {arm.experiment}, {arm.model}, {arm.label}: {said}"
+            for arm in sides
+            if (said := arm.mixed_code)
+        )
+    )
 
 
 def _provenance(results: Results, key: str) -> str:

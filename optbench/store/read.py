@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +44,12 @@ class Run:
     record: dict[str, Any]
     _parts: tuple[Path, ...]
     _tables: dict[tuple[str, ...], pa.Table] = field(default_factory=dict, compare=False, repr=False)
+    label: str | None = None
 
     @property
     def id(self) -> str:
-        return self.path.name
+        """The name of its directory; with those above it where another run that is shown with it has the same."""
+        return self.label or self.path.name
 
     def table(self, name: str, *columns: str) -> pa.Table:
         """The table `name` of `store.tables`; of a long one a reader may ask for only some columns, `trial` included.
@@ -105,6 +109,30 @@ def read_run(path: Path) -> Run:
         StoreError: it is not a run directory, or another schema version wrote it.
     """
     return Run(path, read_json(path), read_parts(path))
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read runs that are shown side by side: those of one id in different folders are told apart by their folders.
+
+    Raises:
+        StoreError: as `read_run`.
+    """
+    return [dataclasses.replace(read_run(path), label=label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths, of whole names, that differ where the directories do."""
+    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    labels = []
+    for path, place in zip(paths, places, strict=True):
+        rivals = {other for other in places if other != place and other.name == place.name}
+        own = place.parts
+        for count in range(1, len(own) + 1):
+            label = "/".join(own[-count:]) if count < len(own) else str(place)
+            if all(other.parts[-count:] != own[-count:] for other in rivals):
+                break
+        labels.append(path.name if not rivals else label)
+    return labels
 
 
 def read_parts(path: Path) -> tuple[Path, ...]:

@@ -131,7 +131,6 @@ def spread_out(count: int, width: float) -> list[float]:
 
 
 def _sweep_of(series: Series) -> tuple[str, str]:
-    # Of two runs with the same id, the labels differ.
     run = series.label.removeprefix(series.arm.label)
     return run, series.arm.optimizer
 
@@ -158,10 +157,4 @@ def _suffixes(results: Sequence[Results]) -> list[str]:
     """What tells the series of each run from those of the others; empty for a single run."""
     if len(results) == 1:
         return [""]
-    met: Counter[str] = Counter()
-    suffixes = []
-    for result in results:
-        met[result.run.id] += 1
-        again = f" #{met[result.run.id]}" if met[result.run.id] > 1 else ""
-        suffixes.append(f" ({result.run.id}{again})")
-    return suffixes
+    return [f" ({result.run.id})" for result in results]
