@@ -348,8 +348,7 @@ class _Loader(importlib.abc.InspectLoader):
         return importlib.util.decode_source(self._source.files[self._file])
 
     def get_code(self, fullname: str) -> types.CodeType:
-        where = str(self._source.folder / self._file)
-        return compile(self._source.files[self._file], where, "exec", dont_inherit=True)
+        return self.source_to_code(self._source.files[self._file], str(self._source.folder / self._file))
 
     def is_package(self, fullname: str) -> bool:
         return self._file.endswith("/__init__.py")
@@ -357,7 +356,7 @@ class _Loader(importlib.abc.InspectLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         # `import helper` within the file's functions, too, finds its neighbour, and no other code ever does.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
-        exec(self.get_code(module.__name__), module.__dict__)
+        super().exec_module(module)
 
     def _import(self, name: str, *arguments: Any, **named: Any) -> Any:
         """`__import__(name, globals, locals, fromlist, level)`, which knows the neighbours."""

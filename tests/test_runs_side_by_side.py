@@ -1,4 +1,4 @@
-"""Two runs with one id, from different folders, are told apart wherever they are shown; and suffixes without a format."""
+"""Two runs with one id, from different folders, are told apart wherever they are shown; suffixes without a format."""
 
 from __future__ import annotations
 

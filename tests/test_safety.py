@@ -83,7 +83,7 @@ def test_the_scan_sees_what_it_looks_for() -> None:
 
 
 def test_plug_ins_are_imported_in_one_place_only() -> None:
-    """Code that a suite names is loaded by `optimizers/load.py`, and by nobody that only reads results."""
+    """Code that a suite names is loaded by `targets.py`, and by nothing that only reads results."""
     importing = {
         file.relative_to(ROOT).as_posix()
         for file in ROOT.rglob("*.py")
@@ -91,7 +91,12 @@ def test_plug_ins_are_imported_in_one_place_only() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("exec_module", "import_module", "spec_from_file_location")
     }
     # The others import modules of optbench's own, by names that stand in their source.
-    assert importing == {"optimizers/load.py", "data/vision.py", "metrics/catalog.py", "report/formats.py"}
+    assert importing == {"targets.py", "data/vision.py", "metrics/catalog.py", "report/formats.py"}
     for folder in ("report", "stats", "store", "suite", "plan"):
         for file in (ROOT / folder).rglob("*.py"):
-            assert "optimizers.load" not in file.read_text(encoding="utf-8"), file
+            text = file.read_text(encoding="utf-8")
+            assert "optimizers.load" not in text, file
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ImportFrom) and node.module == "optbench.targets":
+                    assert not {name.name for name in node.names} & {"load", "read_source", "source_hash"}, file
+                assert not (isinstance(node, ast.ImportFrom) and "targets" in {name.name for name in node.names}), file
