@@ -182,6 +182,9 @@ def read_file(where: str, folders: Sequence[Path] = (), target: str | None = Non
     if path is None:
         looked = f", neither in {folders[0]} nor in the working directory" if folders and where[:1] != "/" else ""
         raise TargetError(f"{target or where}: there is no file {Path(where)}{looked}")
+    path = Path(
+        os.path.realpath(path)
+    )  # as in a script that is called by a link, neighbours are those of the file itself
     try:
         return _read(path.parent, path.name)
     except OSError as error:

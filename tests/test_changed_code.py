@@ -223,6 +223,10 @@ def test_the_command_line_means_the_working_directory(monkeypatch: pytest.Monkey
     assert len(json.loads(Path("runs/a/run.json").read_text())["plugins"]) == 2
     assert main(["run", "runs/a/suite.yaml", "--name", "b", *QUICK]) == 0
     assert_same_tables(Path("runs/a"), Path("runs/b"))
+    words = ["--optimizer", "third=./mine.py:Mine", "--optimizer", "mine"]
+    assert main(["run", "runs/a/suite.yaml", "--name", "c", *words, *QUICK]) == 0
+    again = trials(Path("runs/c")).groupby("optimizer").source_hash.unique()
+    assert (again["third"], again["mine"]) == (found["other"], found["mine"])
 
 
 def test_an_edit_while_a_run_goes_on_changes_nothing_in_it() -> None:
@@ -255,3 +259,13 @@ def test_runs_from_before_there_were_hashes_are_read(tmp_path: Path, capsys: pyt
     assert "states of its code" not in capsys.readouterr().err
     assert main(["run", "--resume", "a", *QUICK]) == 2, "its file is not in the working directory, and not recorded"
     assert main(["run", "suites/s.yaml", "--resume", "a", *QUICK]) == 0
+
+
+@here
+def test_a_tuned_suite_means_the_code_that_was_tuned(tmp_path: Path) -> None:
+    space = "tune={seeds: [1000], optimizers: {mine: {lr: [0.1, 0.2]}}}"
+    words = ["suites/s.yaml", "--optimizer", "mine", "--set", space, "--name", "t"]
+    assert main(["tune", *words, *QUICK]) == 0
+    Path("suites/helper.py").write_text("RATE = 0.7\n")
+    assert main(["run", "runs/t/tuned.yaml", "--optimizer", "mine", "--name", "a", *QUICK]) == 0
+    assert set(trials(Path("runs/a")).source_hash) == set(trials(Path("runs/t")).source_hash)

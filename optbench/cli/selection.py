@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
+from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
 from optbench.suite.document import MAX_BYTES, decode, parse_yaml
 from optbench.suite.load import MetricCheck, OptimizerCheck
@@ -136,18 +137,20 @@ def choose(
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Name a file of the working directory by its whole path where the suite's folder has one of the same name.
+    """Name a file of the working directory by its whole path where the same name could mean another of the suite's.
 
-    A suite's files are looked for beside the suite first; those named on the command line are in the working directory.
+    A suite's files are looked for beside the suite first, and a run's own suite means the copies in the run; those
+    named on the command line are in the working directory.
     """
     where, _, attribute = addition.target.rpartition(":")
     try:
-        if not (is_file(where) and Path(where).is_file() and (suite_folder / where).is_file()):
+        if not (is_file(where) and Path(where).is_file()):
             return addition
-        same = Path(where).samefile(suite_folder / where)
+        beside = suite_folder / where
+        hidden = is_run(suite_folder) or (beside.is_file() and not beside.samefile(where))
     except (OSError, ValueError):  # reported where it is imported
         return addition
-    return addition if same else replace(addition, target=f"{os.path.abspath(where)}:{attribute}")  # noqa: PTH100
+    return replace(addition, target=f"{os.path.abspath(where)}:{attribute}") if hidden else addition  # noqa: PTH100
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
