@@ -91,11 +91,12 @@ def test_the_two_readings_of_any_learning_rate(tmp_path: Path) -> None:
         st.lists(st.sampled_from([0.2, 0.5, 0.85, 0.9, 0.95, 1.0]), min_size=6, max_size=6), min_size=4, max_size=4
     ),
     st.lists(st.sampled_from([0.0, 0.05, 0.3]), min_size=4, max_size=4),
-    st.sampled_from([(0.8, None), (None, 0.8), (0.6, 0.9)]),
+    st.sampled_from([(0.81, None), (None, 0.81), (0.61, 0.91)]),
 )
 def test_a_claim_with_a_condition_is_the_claim_about_the_variants_that_meet_it(
     last: list[list[float]], earlier: list[float], bounds: tuple[float | None, float | None]
 ) -> None:
+    # No mean of six of these values is a bound: which side of it rounding would put the mean is not the question here.
     above, below = bounds
     said = ", ".join(f"{k}: {v}" for k, v in (("above", above), ("below", below)) if v is not None)
     inside = [
@@ -116,6 +117,14 @@ def test_a_claim_with_a_condition_is_the_claim_about_the_variants_that_meet_it(
     assert found.verdict is alone.verdict
     assert [part.judgement for part in found.parts] == [part.judgement for part in alone.parts]
     assert [part.result for part in found.parts] == [part.result for part in alone.parts]
+
+
+def test_a_mean_at_the_bound_is_neither_above_nor_below_it(tmp_path: Path) -> None:
+    last = [[0.9] * 6, [0.91] * 6, [0.89] * 6, [0.9] * 6]
+    for word, inside in (("above", ["lr=0.0001"]), ("below", ["lr=0.001"])):
+        claim = f"{KEEPS_NOTHING}, where: {{last_task_accuracy: {{{word}: 0.9}}}}"
+        found = judged(results_of(made(tmp_path, claim, last, [0.0] * 4, name=word)))
+        assert [part.left.variant for part in found.parts] == inside
 
 
 def test_conditions_hold_for_both_sides_and_for_several_metrics(tmp_path: Path) -> None:
