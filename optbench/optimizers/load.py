@@ -10,6 +10,7 @@ import torch
 
 from optbench import targets
 from optbench.errors import OptimizerError, unknown
+from optbench.optimizers.needs import PARAMETERS, given_name
 from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
@@ -59,7 +60,10 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         rest = {name: value for name, value in hyperparameters.items() if name.startswith(FALLBACK)}
         check_settings(find(target).fallback, {name.removeprefix(FALLBACK): value for name, value in rest.items()})
         hyperparameters = {name: value for name, value in hyperparameters.items() if name not in rest}
-    parameters = _parameters(cls, target)[1:]  # the first one is `params`, or `model`
+    first, *parameters = _parameters(cls, target) or [inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)]
+    instead = first.name in GIVEN or given_name(hyperparameters.get(first.name)) is not None
+    if instead:  # of the parameters, which may follow: `(model, params)`
+        parameters = [first, *(p for p in parameters if p.name not in PARAMETERS)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:

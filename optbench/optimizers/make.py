@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,37 +14,57 @@ from torch import Tensor
 from optbench.errors import OptimizerError
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.load import load_class
+from optbench.optimizers.needs import PARAMETERS, declared_needs, given_name, needs_of
 from optbench.optimizers.registry import base_settings, complete, find
-from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, NEEDS, Need, OptimizerSpec
+from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 TRIED_STEPS = 4
 
 
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
-    """Makes the optimizer of `spec` over the parameters it is given.
+    """Return a function that makes the optimizer of `spec` over the parameters it is called with.
 
-    given: what a trial has for an optimizer that needs it: its `generator`, its `model`, its `total_steps`.
+    given: what a trial has for an optimizer that needs it: its `generator`, `model`, `total_steps`, `examples`.
 
-    Raises, on making, whatever the optimizer's constructor does.
+    The returned function raises whatever the constructor does.
     """
     cls: Any = load_class(spec.target)
+    given = given or {}
     arguments = constructor_arguments(spec, hyperparameters)
     # What the user has set stands: a schedule may be meant to end sooner.
-    arguments |= {name: (given or {})[name] for name in GIVEN if name in spec.needs and name not in arguments}
+    named = {*_names(cls), *declared_needs(hyperparameters)}
+    by_name = [name for name in GIVEN if name in spec.needs & named and name not in arguments]
+    arguments |= {name: _Given(name) for name in by_name}
+    arguments |= {name: _Given(word) for name, value in arguments.items() if (word := given_name(value)) is not None}
+    rest: dict[str, Any] = {}
+    if spec.only_matrices:
+        rest = {k.removeprefix(FALLBACK): arguments.pop(k) for k in list(arguments) if k.startswith(FALLBACK)}
+
+    def made(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        own = {
+            name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else value
+            for name, value in arguments.items()
+        }
+        own |= arguments_on(spec, parameters[0].device) if parameters else {}
+        names = _names(cls)
+        if not names or names[0] not in own:
+            optimizer: torch.optim.Optimizer = cls(list(parameters), **own)
+            return optimizer
+        # The model, say, comes first; parameters may follow.
+        own = {name: list(parameters) for name in PARAMETERS if name in names} | own
+        optimizer = cls(**own)
+        return optimizer
+
     if not spec.only_matrices:
-        if wants_model_first(cls):
-            return lambda parameters: cls(**arguments)
-        return lambda parameters: cls(list(parameters), **arguments, **arguments_on(spec, parameters[0].device))
-    rest = {k.removeprefix(FALLBACK): arguments.pop(k) for k in list(arguments) if k.startswith(FALLBACK)}
+        return made
     other = find(spec.fallback)
     fallback = maker(other, complete(other.name, rest))
 
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        own = arguments | arguments_on(spec, parameters[0].device)
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
-        parts: list[torch.optim.Optimizer] = [cls(matrices, **own)] if matrices else []
+        parts = [made(matrices)] if matrices else []
         if others:
             parts.append(fallback(others))
         return Together(parts)
@@ -51,9 +72,23 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     return split
 
 
-def wants_model_first(cls: type[torch.optim.Optimizer]) -> bool:
-    """Whether it is made from a network rather than from its parameters, as `Kfac(model, lr=...)` is."""
-    return next(iter(inspect.signature(cls).parameters), None) == "model"
+@dataclass(frozen=True)
+class _Given:
+    """Stands for an argument that only the trial has."""
+
+    name: Need
+
+
+def _of_trial(name: Need, given: Mapping[str, Any], parameters: Sequence[Tensor]) -> Any:
+    if name != "named_parameters":
+        return given[name]
+    chosen = {id(p) for p in parameters}
+    return [(key, p) for key, p in given["model"].named_parameters() if id(p) in chosen]
+
+
+def _names(cls: type[torch.optim.Optimizer]) -> list[str]:
+    """The arguments of the constructor, in order."""
+    return list(inspect.signature(cls).parameters)
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,28 +103,21 @@ def arguments_on(spec: OptimizerSpec, device: torch.device) -> dict[str, Any]:
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """The spec with what can be found out of a user's optimizer, and what the user declares of it.
+    """The spec with what a user's optimizer needs, as its class tells and as the user declares.
 
-    A `step` whose `closure` has no default needs one; `train` and `eval` are modes; `generator`, `model` and
-    `total_steps` are arguments. The rest is declared beside the hyper-parameters: `needs: closure create_graph`,
-    `elementwise: true`, `only_matrices: true` (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
+    Declared next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`, `only_matrices: true`
+    (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
 
     Raises:
-        OptimizerError: it cannot be loaded, or is declared elementwise and is not.
+        OptimizerError: it cannot be loaded, is declared elementwise and is not, or what is declared contradicts itself.
     """
     if spec.source != "yours":
         return spec
-    cls = load_class(spec.target)
-    words = str(hyperparameters.get("needs", "")).split()
-    # Nobody knows what a user's optimizer draws.
-    needs: set[Need] = {"random", *(need for need in NEEDS if need in words)}
-    if _asks_for_closure(cls):
-        needs.add("closure")
-    if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):
-        needs.add("modes")
-    needs |= set(GIVEN) & inspect.signature(cls).parameters.keys()
+    needs = needs_of(load_class(spec.target), hyperparameters)
     only_matrices = hyperparameters.get("only_matrices") is True
-    spec = dataclasses.replace(spec, needs=frozenset(needs), only_matrices=only_matrices)
+    if only_matrices and "loss" in needs:
+        raise OptimizerError(f"{spec.target}: expected either 'needs: loss' or 'only_matrices: true', got both")
+    spec = dataclasses.replace(spec, needs=needs, only_matrices=only_matrices)
     if hyperparameters.get("elementwise") is not True:
         return spec
     if needs != {"random"} or only_matrices or not is_elementwise(spec, hyperparameters):
@@ -98,14 +126,6 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
             "steps on each"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
-
-
-def _asks_for_closure(cls: type[torch.optim.Optimizer]) -> bool:
-    try:
-        closure = inspect.signature(cls.step).parameters.get("closure")
-    except (ValueError, TypeError):  # compiled, say: `needs: closure` tells
-        return False
-    return closure is not None and closure.default is closure.empty
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:

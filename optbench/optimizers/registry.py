@@ -12,6 +12,7 @@ from typing import Any
 from optbench.errors import OptimizerError, unknown
 from optbench.optimizers.from_pytorch_optimizer import PYTORCH_OPTIMIZER
 from optbench.optimizers.from_torch import TORCH
+from optbench.optimizers.needs import check_given
 from optbench.optimizers.ours import OURS
 from optbench.optimizers.spec import DECLARATIONS, NEEDS, OptimizerSpec
 
@@ -56,6 +57,7 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
         if is_plugin(target):
             if name in DECLARATIONS:
                 _check_declaration(name, value)
+            check_given(name, value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise OptimizerError(f"hyper-parameter '{name}' needs a finite number; {value!r} came")
             continue
@@ -93,9 +95,12 @@ def _check_declaration(name: str, value: Any) -> None:
     if name in ("elementwise", "only_matrices") and not isinstance(value, bool):
         raise OptimizerError(f"'{name}' needs true or false; {value!r} came")
     if name == "needs":
-        for word in value.split() if isinstance(value, str) else [str(value)]:
+        words = value.split() if isinstance(value, str) else [str(value)]
+        for word in words:
             if word not in NEEDS:
                 raise OptimizerError(f"'needs': {unknown('need', word, NEEDS)}")
+        if {"modes", "no-modes"} <= set(words):
+            raise OptimizerError("'needs': expected either modes or no-modes, got both")
 
 
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

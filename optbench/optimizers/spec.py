@@ -11,18 +11,40 @@ from optbench.errors import nearest
 
 Lane = Literal["elementwise", "batched", "per-member"]
 Source = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
-Need = Literal["closure", "create_graph", "modes", "random", "generator", "model", "total_steps"]
-"""`closure`: `step(closure)`, which evaluates loss and gradients anew, as often as it is called; the gradients are
-there before the first call. `create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps
-and `eval()` before measuring. `random`: it draws from the global generators, which are seeded for each of its steps
-from the trial's own.
+Need = Literal[
+    "closure",
+    "create_graph",
+    "modes",
+    "no-modes",
+    "loss",
+    "random",
+    "generator",
+    "model",
+    "total_steps",
+    "named_parameters",
+    "examples",
+]
+"""What an optimizer needs beyond gradients and `step()`.
+
+`closure`: `step(closure)`, which evaluates loss and gradients anew, as often as it is called; the gradients are there
+before the first call. `loss`: a closure that returns the differentiable loss and leaves the backward pass to the
+optimizer; for a `step` with an argument `loss` and none `closure`, the loss by this name after a backward pass.
+`create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps and `eval()` before
+measuring; `no-modes`: neither, although it has methods of these names. `random`: it draws from the global generators,
+which are seeded for each of its steps from the trial's own.
 
 Arguments of the constructor, by these names: `generator`, a `torch.Generator` of the trial's own; `model`, the trial's
-own network, whose hooks see every forward and backward pass in training (where it is the first argument, it comes in
-place of the parameters); `total_steps`, how many steps there will be unless early stopping ends a task sooner."""
-NEEDS: tuple[Need, ...] = get_args(Need)
-GIVEN: tuple[Need, ...] = ("generator", "model", "total_steps")
-"""The needs that are arguments of the constructor."""
+own network, whose hooks see every forward and backward pass in training; `named_parameters`, pairs of name and
+parameter; `total_steps`, how many steps there will be unless early stopping ends a task sooner. Where `model` or
+`named_parameters` is the first argument, it takes the place of the parameters.
+
+`examples`, the number of training examples of the task at which it is made, is only given as a value."""
+NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need != "examples")
+"""The words of `needs` in a suite."""
+GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
+"""The needs that are arguments of the constructor by name."""
+GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
+"""What an argument of any name may be set to, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
 FALLBACK = "fallback_"

@@ -1,0 +1,402 @@
+"""Process-wide settings of PyTorch, NumPy and Python, put back after code that may change them.
+
+Several trials share a worker process, and an optimizer of a user's own is arbitrary code: `torch.set_num_threads(2)` or
+`torch.set_default_dtype(torch.float64)` in its constructor would change or break every trial that follows. Two tables
+say what is put back: `NUMERIC`, what a computation depends on, which costs a few microseconds to compare and is checked
+after every call; and `AMBIENT`, the rest (random generators, working directory, environment, ...), after a whole unit
+of work and after an import or a constructor.
+
+Out of reach: `torch.set_num_interop_threads`, which a process can set only once; objects that are patched in place
+(`torch.nn.functional.cross_entropy = ...`); and global state of the user's own modules. `sys.path` stays as a plug-in
+leaves it, because files that extend it often import their neighbours later, inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import locale
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.modules.module as _modules
+import torch.optim.optimizer as _optimizers
+
+
+@dataclass(frozen=True)
+class ProcessSetting:
+    """One setting: how to read it, as a value that compares by `==`, and how to set it to a value that was read."""
+
+    name: str
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+
+
+class Snapshot:
+    """The values of some settings at the time it was made."""
+
+    __slots__ = ("_getters", "_settings", "_values")
+
+    def __init__(self, settings: Sequence[ProcessSetting]) -> None:
+        self._settings = settings
+        self._getters = [setting.get for setting in settings]
+        self._values = [get() for get in self._getters]
+
+    def changed(self) -> list[str]:
+        """The names of the settings that differ by now."""
+        return [s.name for s, value in zip(self._settings, self._values, strict=True) if s.get() != value]
+
+    def put_back(self) -> None:
+        """Set what differs to what it was."""
+        if [get() for get in self._getters] == self._values:
+            return
+        for setting, value in zip(self._settings, self._values, strict=True):
+            if setting.get() != value:
+                setting.set(value)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """The block runs with the settings of the snapshot; what differed before it differs again after it."""
+        if [get() for get in self._getters] == self._values:
+            yield
+            return
+        current = Snapshot(self._settings)
+        self.put_back()
+        try:
+            yield
+        finally:
+            current.put_back()
+
+
+class isolated:  # noqa: N801  # a context manager, used as a function is
+    """Puts all settings back at the end of the block, however it ends."""
+
+    def __enter__(self) -> None:
+        self._snapshot = Snapshot(ALL)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._snapshot.put_back()
+
+
+def _private(name: str, *, reads: str = "_get_", writes: str = "_set_") -> list[ProcessSetting]:
+    """A setting that PyTorch keeps behind `torch._C._get_<name>` and `_set_<name>`; none where this build lacks it."""
+    get, set_ = getattr(torch._C, reads + name, None), getattr(torch._C, writes + name, None)
+    if get is None or set_ is None:
+        return []
+    try:
+        get()
+    except (RuntimeError, AttributeError):  # of a back end that is not there
+        return []
+    return [ProcessSetting(name.strip("_"), get, set_)]
+
+
+def _sdp(name: str) -> list[ProcessSetting]:
+    """Whether attention may use a kernel of this name."""
+    get = getattr(torch._C, f"_get_{name}_sdp_enabled", None)
+    set_ = getattr(torch._C, f"_set_sdp_use_{name}", None)
+    return [ProcessSetting(f"{name}_sdp_enabled", get, set_)] if get and set_ else []
+
+
+def _reduced_precision(dtype: str) -> list[ProcessSetting]:
+    """Whether sums in products of this type may be rounded on the way: a pair of flags, set as two arguments."""
+    return [
+        ProcessSetting(setting.name, setting.get, lambda value, write=setting.set: write(*value))
+        for setting in _private(f"cublas_allow_{dtype}_reduced_precision_reduction")
+        if isinstance(setting.get(), tuple)
+    ]
+
+
+def _precisions() -> list[ProcessSetting]:
+    """Float32 precision of every back end; after the older single setting, which changes some of them when it is set."""
+    get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
+    found = [ProcessSetting("float32_matmul_precision", _matmul_precision, _set_matmul_precision)]
+    if get is None or set_ is None:
+        return found
+    for backend in ("generic", "cuda", "mkldnn"):
+        for operation in ("all",) if backend == "generic" else ("all", "matmul", "conv", "rnn"):
+
+            def read(backend: str = backend, operation: str = operation) -> str:
+                value: str = get(backend, operation)
+                return value
+
+            def write(value: str, backend: str = backend, operation: str = operation) -> None:
+                set_(backend, operation, value)
+
+            found.append(ProcessSetting(f"{backend}.{operation}.fp32_precision", read, write))
+    return found
+
+
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # PyTorch refuses to tell after the precision of one back end alone was set
+        return None
+
+
+def _set_matmul_precision(value: str | None) -> None:
+    if value is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.set_float32_matmul_precision(value)
+
+
+_SMALLEST = 5e-324
+"""Times one it is 0 in a thread that flushes denormal numbers; PyTorch has no getter for that."""
+
+
+def _default_type() -> tuple[torch.dtype, str]:
+    return torch.get_default_dtype(), str(torch._C._get_default_device())
+
+
+def _set_default_type(value: tuple[torch.dtype, str]) -> None:
+    dtype, device = value
+    if str(torch._C._get_default_device()) != device:
+        scalar = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half"}.get(dtype, "Float")
+        torch._C._set_default_tensor_type(f"torch.{'' if device == 'cpu' else device + '.'}{scalar}Tensor")
+    torch.set_default_dtype(dtype)
+
+
+def _default_device() -> torch.device | None:
+    # The public getter makes a tensor, which takes as long as all other settings together.
+    context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
+    return None if context is None else context.device
+
+
+_kept_modes: list[Any] = []
+"""Inference modes that were entered to undo another: leaving one, even by garbage collection, would change the mode."""
+
+
+def _set_inference_mode(value: bool) -> None:
+    mode = torch.inference_mode(value)
+    mode.__enter__()
+    _kept_modes.append(mode)
+
+
+def _stack(length: Callable[[], int], pop: Callable[[], object], name: str) -> ProcessSetting:
+    """A stack of modes, by its length: those that were entered and never left are taken off."""
+
+    def shorten(value: int) -> None:
+        while length() > value:
+            pop()
+
+    return ProcessSetting(name, length, shorten)
+
+
+def _saved_tensor_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _set_saved_tensor_hooks(value: Any) -> None:
+    while (top := _saved_tensor_hooks()) is not None and top != value:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def _autocast(device: str) -> list[ProcessSetting]:
+    def set_enabled(value: bool) -> None:
+        torch.set_autocast_enabled(device, value)
+        torch.clear_autocast_cache()
+
+    return [
+        ProcessSetting(f"autocast {device}", lambda: torch.is_autocast_enabled(device), set_enabled),
+        ProcessSetting(
+            f"autocast {device} dtype",
+            lambda: torch.get_autocast_dtype(device),
+            lambda value: torch.set_autocast_dtype(device, value),
+        ),
+    ]
+
+
+def _entries(name: str, holder: dict[Any, Any]) -> ProcessSetting:
+    """A dictionary of global hooks, changed in place."""
+
+    def put(value: tuple[tuple[Any, Any], ...]) -> None:
+        holder.clear()
+        holder.update(value)
+
+    return ProcessSetting(name, lambda: tuple(holder.items()) if holder else (), put)
+
+
+def _hooks() -> list[ProcessSetting]:
+    found = []
+    for module in (_modules, _optimizers):
+        for name, value in vars(module).items():
+            if name.startswith("_global_") and isinstance(value, dict):
+                found.append(_entries(name, value))
+    return found
+
+
+def _set_filters(value: list[Any]) -> None:
+    warnings.filters[:] = value  # type: ignore[index]  # typeshed calls it a sequence
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # or an old decision to show a warning stays cached
+
+
+def _cuda_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+def _set_cuda_device(value: int | None) -> None:
+    if value is not None:
+        torch.cuda.set_device(value)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+NUMERIC: tuple[ProcessSetting, ...] = (
+    ProcessSetting("inference_mode", torch.is_inference_mode_enabled, _set_inference_mode),
+    ProcessSetting("grad_mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
+    *_private("fwd_grad_enabled", reads="_is_"),
+    *_private("multithreading_enabled", reads="_is_"),
+    ProcessSetting("default_device", _default_device, torch.set_default_device),
+    _stack(torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack, "torch function modes"),
+    _stack(torch._C._len_torch_dispatch_stack, torch._C._pop_torch_dispatch_stack, "torch dispatch modes"),
+    ProcessSetting("saved tensor hooks", _saved_tensor_hooks, _set_saved_tensor_hooks),
+    ProcessSetting("default_dtype", _default_type, _set_default_type),
+    ProcessSetting("num_threads", torch.get_num_threads, torch.set_num_threads),
+    ProcessSetting("flush_denormal", lambda: _SMALLEST * 1.0 == 0.0, torch.set_flush_denormal),
+    ProcessSetting(
+        "deterministic_algorithms", _deterministic, lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1])
+    ),
+    *_private("deterministic_fill_uninitialized_memory"),
+    *_autocast("cpu"),
+    *_autocast("cuda"),
+    ProcessSetting("autocast_cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    ProcessSetting(
+        "anomaly_mode",
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda value: torch.set_anomaly_enabled(*value),
+    ),
+    *_precisions(),
+    *_private("cudnn_enabled"),
+    *_private("cudnn_benchmark"),
+    *_private("cudnn_deterministic"),
+    *_private("cudnn_allow_tf32"),
+    *_private("mkldnn_enabled"),
+    *_private("mkldnn_deterministic"),
+    *_private("nnpack_enabled"),
+    *_private("cublas_allow_fp16_accumulation"),
+    *_private("cpu_allow_fp16_reduced_precision_reduction"),
+    *_private("linalg_preferred_backend"),
+    *_private("blas_preferred_backend"),
+    *_reduced_precision("fp16"),
+    *_reduced_precision("bf16"),
+    *(setting for name in ("flash", "mem_efficient", "math", "cudnn", "overrideable") for setting in _sdp(name)),
+    *_hooks(),
+    ProcessSetting("numpy errors", np.geterr, lambda value: np.seterr(**value)),
+    ProcessSetting("warning filters", lambda: list(warnings.filters), _set_filters),
+    *([ProcessSetting("cuda device", _cuda_device, _set_cuda_device)] if torch.cuda.is_available() else []),
+)
+"""What a computation in this thread depends on. `inference_mode` comes before `grad_mode`, which it changes."""
+
+
+def _generators() -> tuple[bytes, ...]:
+    states = [torch.default_generator.get_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return tuple(state.numpy().tobytes() for state in states)
+
+
+def _set_generators(value: tuple[bytes, ...]) -> None:
+    states = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in value]
+    torch.default_generator.set_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
+    assert isinstance(keys, np.ndarray)
+    return kind, keys.tobytes(), *rest
+
+
+def _set_numpy_state(value: tuple[Any, ...]) -> None:
+    kind, keys, *rest = value
+    np.random.set_state((kind, np.frombuffer(keys, np.uint32), *rest))  # noqa: NPY002  # as above
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _set_directory(value: str | None) -> None:
+    if value is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(value)
+
+
+def _set_environment(value: dict[str, str]) -> None:
+    for name in os.environ.keys() - value.keys():
+        del os.environ[name]
+    for name, text in value.items():
+        if os.environ.get(name) != text:
+            os.environ[name] = text
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in _SIGNALS]
+
+
+def _set_handlers(value: list[Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(_SIGNALS, value, strict=True):
+            if handler is not None:  # it was not set from Python
+                signal.signal(number, handler)
+
+
+def _streams() -> tuple[Any, Any]:
+    return sys.stdout, sys.stderr
+
+
+def _set_streams(value: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = value
+
+
+def _set_collection(value: tuple[bool, tuple[int, int, int]]) -> None:
+    (gc.enable if value[0] else gc.disable)()
+    gc.set_threshold(*value[1])
+
+
+def _torch_print_options() -> dict[str, Any]:
+    return dict(vars(torch._tensor_str.PRINT_OPTS))
+
+
+AMBIENT: tuple[ProcessSetting, ...] = (
+    ProcessSetting("torch generators", _generators, _set_generators),
+    ProcessSetting("numpy generator", _numpy_state, _set_numpy_state),
+    ProcessSetting("random generator", random.getstate, random.setstate),
+    ProcessSetting("working directory", _directory, _set_directory),
+    ProcessSetting("environment", lambda: dict(os.environ), _set_environment),
+    ProcessSetting("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    ProcessSetting("garbage collection", lambda: (gc.isenabled(), gc.get_threshold()), _set_collection),
+    ProcessSetting("signal handlers", _handlers, _set_handlers),
+    ProcessSetting("standard streams", _streams, _set_streams),
+    ProcessSetting(
+        "locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)
+    ),
+    ProcessSetting(
+        "torch print options", _torch_print_options, lambda value: vars(torch._tensor_str.PRINT_OPTS).update(value)
+    ),
+    ProcessSetting("numpy print options", np.get_printoptions, lambda value: np.set_printoptions(**value)),
+    ProcessSetting("warn_always", torch.is_warn_always_enabled, torch.set_warn_always),
+)
+"""What else code in this process may depend on."""
+ALL = (*NUMERIC, *AMBIENT)
