@@ -24,6 +24,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -78,7 +79,7 @@ class Snapshot:
             current.put_back()
 
 
-class isolated:  # noqa: N801  # a context manager, used as a function is
+class isolated:
     """Puts all settings back at the end of the block, however it ends."""
 
     def __enter__(self) -> None:
@@ -111,15 +112,15 @@ def _sdp(name: str) -> list[ProcessSetting]:
 
 def _reduced_precision(dtype: str) -> list[ProcessSetting]:
     """Whether sums in products of this type may be rounded on the way: a pair of flags, set as two arguments."""
-    return [
-        ProcessSetting(setting.name, setting.get, lambda value, write=setting.set: write(*value))
-        for setting in _private(f"cublas_allow_{dtype}_reduced_precision_reduction")
-        if isinstance(setting.get(), tuple)
-    ]
+    name = f"cublas_allow_{dtype}_reduced_precision_reduction"
+    get, set_ = (getattr(torch._C, f"_{verb}_{name}", None) for verb in ("get", "set"))
+    if get is None or set_ is None:
+        return []
+    return [ProcessSetting(name, get, lambda value: set_(*value) if isinstance(value, tuple) else set_(value))]
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Float32 precision of every back end; after the older single setting, which changes some of them when it is set."""
+    """Float32 precision of every back end, after the older single setting, which changes some of them."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     found = [ProcessSetting("float32_matmul_precision", _matmul_precision, _set_matmul_precision)]
     if get is None or set_ is None:
@@ -242,8 +243,12 @@ def _set_filters(value: list[Any]) -> None:
     warnings._filters_mutated()  # type: ignore[attr-defined]  # or an old decision to show a warning stays cached
 
 
+def _cuda_at_work() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def _cuda_device() -> int | None:
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    return torch.cuda.current_device() if _cuda_at_work() else None
 
 
 def _set_cuda_device(value: int | None) -> None:
@@ -304,7 +309,7 @@ NUMERIC: tuple[ProcessSetting, ...] = (
 
 def _generators() -> tuple[bytes, ...]:
     states = [torch.default_generator.get_state()]
-    if torch.cuda.is_initialized():
+    if _cuda_at_work():
         states += torch.cuda.get_rng_state_all()
     return tuple(state.numpy().tobytes() for state in states)
 
@@ -329,7 +334,7 @@ def _set_numpy_state(value: tuple[Any, ...]) -> None:
 
 def _directory() -> str | None:
     try:
-        return os.getcwd()
+        return str(Path.cwd())
     except OSError:  # it was removed
         return None
 

@@ -21,7 +21,8 @@ from optbench.engine.faults import is_out_of_memory
 from optbench.engine.interim import Interim
 from optbench.engine.pairs import compare
 from optbench.engine.plain import NotPlain
-from optbench.errors import OptbenchError, StoreError
+from optbench.errors import OptbenchError, OptimizerError, StoreError
+from optbench.isolation import isolated
 from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, read_interim, write_interim
@@ -44,10 +45,13 @@ def do(unit: Unit, setting: Setting, notify: Callable[[Progress], None], interim
     interim: the folder in which what cohorts have come to is kept at the end of a task.
 
     Raises:
-        OptbenchError: the settings are to blame, or `interim` cannot be written or read.
+        OptbenchError: the settings are to blame, other than an optimizer's; or `interim` cannot be written or read.
     """
     try:
-        return _train(unit, setting, notify, interim) if isinstance(unit, Train) else _compare(unit, setting)
+        with isolated():
+            return _train(unit, setting, notify, interim) if isinstance(unit, Train) else _compare(unit, setting)
+    except OptimizerError as error:  # its file is gone, say: no other trial depends on it
+        answer = failed(unit, error)
     except OptbenchError:
         raise
     except Exception as error:

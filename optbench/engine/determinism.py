@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-_ALERT = r"(?is).*determinis"
+ALERT = r"(?is).*determinis"
 """What every such warning says somewhere."""
 _NAME = r"(.+?) (?:does not have a|defaults to a non-)"
 
@@ -34,12 +34,12 @@ def alerts() -> Iterator[set[str]]:
         show = warnings.showwarning
 
         def note(message: Warning | str, *where: Any, **more: Any) -> None:
-            if re.match(_ALERT, str(message)):
+            if re.match(ALERT, str(message)):
                 name = re.match(_NAME, str(message))
                 found.add(name[1] if name else str(message).partition(". ")[0])
             else:
                 show(message, *where, **more)
 
         warnings.showwarning = note
-        warnings.filterwarnings("always", message=_ALERT, category=UserWarning)
+        warnings.filterwarnings("always", message=ALERT, category=UserWarning)
         yield found

@@ -6,7 +6,7 @@ Legend: A members in the stack, P padded parameter count, K steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,7 +69,11 @@ class LockStep:
         *,
         begin: bool,
     ) -> None:
-        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on."""
+        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on.
+
+        Raises:
+            RefusedError: the optimizer that members share refuses the settings of some.
+        """
         self._machinery = machinery
         self._streams = streams
         self._weights = torch.stack(list(rows))
@@ -87,6 +91,7 @@ class LockStep:
         )
         if begin:
             self._lane.begin_task()
+        self.raised_early: Mapping[int, Exception] = self._lane.raised_early
         self._stopwatch = Stopwatch(self._weights.device)
 
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:

@@ -1,9 +1,11 @@
-"""The global random generators, lent to an optimizer that draws from them."""
+"""The global random generators, seeded for an optimizer that draws from them."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -11,14 +13,19 @@ import torch
 SEEDS = 2**31 - 1
 
 
-@contextlib.contextmanager
-def own_draws(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """PyTorch's and NumPy's global generators start from a draw of `generator`, and are put back after the block.
+def own_draws(generator: torch.Generator, device: torch.device) -> AbstractContextManager[None]:
+    """`seeded` by a draw of `generator`."""
+    return seeded(int(torch.randint(SEEDS, (), generator=generator)), device)
 
-    So what an optimizer draws depends on its own trial alone, never on its companions or on who drew before.
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's, NumPy's and Python's global generators start at `seed`, and are put back after the block.
+
+    What an optimizer draws depends on its own trial alone, never on its companions or on who drew before.
     """
-    seed = int(torch.randint(SEEDS, (), generator=generator))
     kept = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
+    kept_by_python = random.getstate()
     # Once a step and member, so not by `torch.manual_seed` and `fork_rng`, which take three times as long.
     before = torch.default_generator.get_state()
     with torch.random.fork_rng(devices=[device]) if device.type == "cuda" else contextlib.nullcontext():
@@ -26,8 +33,10 @@ def own_draws(generator: torch.Generator, device: torch.device) -> Iterator[None
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
         try:
             yield
         finally:
+            random.setstate(kept_by_python)
             np.random.set_state(kept)  # noqa: NPY002
             torch.default_generator.set_state(before)

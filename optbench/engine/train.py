@@ -10,11 +10,13 @@ Legend: P padded parameter count.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -27,24 +29,26 @@ from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim, Keep
-from optbench.engine.lanes import LaneMember, plain_state
+from optbench.engine.lanes import LaneMember, RefusedError, plain_state
 from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
 from optbench.engine.plain import to_plain
+from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
 from optbench.engine.sketches import Sketches
 from optbench.engine.stack import Layout, digest
 from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
 from optbench.models import build, initialise
-from optbench.optimizers.make import resolve_spec
+from optbench.optimizers.explain import explained
+from optbench.optimizers.make import UntriedError, resolve_spec
 from optbench.optimizers.registry import find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort
 from optbench.store.tables import CurveRow, SketchRow, TrialRow
-from optbench.streams import generator
+from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples, TaskFamily, TaskSequence
 
@@ -92,8 +96,7 @@ class _CohortTraining:
         self.setting = setting
         self.protocol = setting.experiment.protocol
         self.notify = notify
-        first = cohort.trials[0]
-        self.spec: OptimizerSpec = resolve_spec(find(first.target), first.hyperparameters)
+        self.spec = _resolved(cohort)
         try:
             network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
         except ValueError as error:
@@ -143,7 +146,27 @@ class _CohortTraining:
 
     def lane_member(self, member: Member, task: int) -> LaneMember:
         """What a lane is told of a member in `task`, 0..T-1."""
-        return LaneMember(member.trial.hyperparameters, member.state, member.generator, self._total_steps(member, task))
+        keeps = self.protocol.optimizer_state == "keep"
+        made = 0 if keeps else task  # when its optimizer is made, or was
+        return LaneMember(
+            member.trial.hyperparameters,
+            member.state,
+            member.generator,
+            self._total_steps(member, task),
+            self._examples(member, made),
+            partial(self._draws, member.trial.seed, {"made": made}, task),
+        )
+
+    def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
+        """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
+        name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
+        return stream_seed(self.setting.suite_seed, trial_seed, name) % SEEDS
+
+    def _examples(self, member: Member, task: int) -> int:
+        """Training examples of `task`, for an optimizer that is given their number."""
+        if "examples" not in self.spec.needs:
+            return 0
+        return self.sequences[member.trial.seed].train(task).labels.numel()
 
     def _interims(self) -> list[Interim]:
         """Raises NotPlain where an optimizer's state cannot be written down."""
@@ -217,6 +240,22 @@ class _CohortTraining:
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]
 
 
+def _resolved(cohort: Cohort) -> OptimizerSpec:
+    """The spec of a cohort's optimizer, which its trials share.
+
+    It may take an instance to resolve it: the settings of some trials may be refused, which is not the others' fault.
+
+    Raises:
+        OptimizerError: it cannot be loaded, or is not what it is declared to be.
+    """
+    spec = find(cohort.trials[0].target)
+    for equal in cohort.trainings:
+        with contextlib.suppress(UntriedError):
+            return resolve_spec(spec, equal[0].hyperparameters)
+    # All are refused, each for its own reason: an instance for each tells them.
+    return resolve_spec(spec, {**cohort.trials[0].hyperparameters, "elementwise": False})
+
+
 class _TaskTraining:
     """One task of a cohort, from the first step to the last member's stop."""
 
@@ -264,15 +303,14 @@ class _TaskTraining:
 
     def _train_stack(self, step: int, *, begin: bool) -> int:
         """Train the active members together from `step` until too few of them are left; the step reached."""
-        cohort, members = self.cohort, list(self.active)
-        stack = LockStep(
-            cohort.machinery,
-            [member.row for member in members],
-            [cohort.lane_member(member, self.task) for member in members],
-            [self.streams[member.trial.id] for member in members],
-            begin=begin,
-        )
+        cohort, stack = self.cohort, self._stack(step, begin=begin)
+        if stack is None:
+            return step
+        members = list(self.active)
         here = dict(enumerate(members))
+        for i, error in stack.raised_early.items():
+            self._leave(members[i], "failed", step, error)
+            self._take_out(stack, i, here.pop(i))
         while len(here) > (len(members) // 2 if cohort.machinery.keeps_who_stopped else len(members) - 1):
             until = min(self.schedules[member.trial.id].next_evaluation(step) for member in here.values())
             stretch = stack.run(step, until, here)
@@ -298,6 +336,23 @@ class _TaskTraining:
         for i, member in here.items():
             self._take_out(stack, i, member)
         return step
+
+    def _stack(self, step: int, *, begin: bool) -> LockStep | None:
+        """The active members side by side; those whose settings their optimizer refuses have left. None: all have."""
+        cohort = self.cohort
+        while members := list(self.active):
+            try:
+                return LockStep(
+                    cohort.machinery,
+                    [member.row for member in members],
+                    [cohort.lane_member(member, self.task) for member in members],
+                    [self.streams[member.trial.id] for member in members],
+                    begin=begin,
+                )
+            except RefusedError as refused:
+                for i, error in refused.errors.items():
+                    self._leave(members[i], "failed", step, error)
+        return None
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
         """Give a member what it has come to in the stack: because it has stopped, or for a smaller one."""
@@ -346,7 +401,7 @@ class _TaskTraining:
     def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
         """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
         member.status = status
-        member.failure = (type(error).__name__, str(error)) if error else None
+        member.failure = explained(error, member.trial.target, member.trial.hyperparameters) if error else None
         member.steps += step
         member.last_step = member.steps
         self.active.remove(member)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optbench.errors import OptimizerError
 from optbench.optimizers.closures import evaluated
+from optbench.optimizers.explain import explained
 from optbench.optimizers.load import load_class
 from optbench.optimizers.needs import PARAMETERS, declared_needs, given_name, needs_of
 from optbench.optimizers.registry import base_settings, complete, find
@@ -54,7 +55,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
         # The model, say, comes first; parameters may follow.
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         optimizer = cls(**own)
-        return optimizer
+        return optimizer  # noqa: RET504  # typed, unlike what the class returns
 
     if not spec.only_matrices:
         return made
@@ -109,7 +110,8 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
 
     Raises:
-        OptimizerError: it cannot be loaded, is declared elementwise and is not, or what is declared contradicts itself.
+        OptimizerError: it cannot be loaded, is declared elementwise and is not, or what is declared contradicts itself;
+            UntriedError where it raises on being tried, which other settings may not.
     """
     if spec.source != "yours":
         return spec
@@ -120,12 +122,24 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     spec = dataclasses.replace(spec, needs=needs, only_matrices=only_matrices)
     if hyperparameters.get("elementwise") is not True:
         return spec
-    if needs != {"random"} or only_matrices or not is_elementwise(spec, hyperparameters):
+    if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
         raise OptimizerError(
             f"{spec.target} is declared elementwise, and is not: its step on two networks at once differs from its "
             "steps on each"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
+
+
+class UntriedError(OptimizerError):
+    """An optimizer that raises when what is declared of it is tried: its settings may be to blame."""
+
+
+def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
+    try:
+        return is_elementwise(spec, hyperparameters)
+    except Exception as error:  # a user's optimizer may raise anything
+        kind, message = explained(error, spec.target, hyperparameters)
+        raise UntriedError(f"{spec.target}: {kind}: {message}") from error
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:

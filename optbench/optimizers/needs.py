@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from optbench.errors import OptimizerError, nearest
 from optbench.optimizers.spec import GIVEN, GIVEN_VALUES, NEEDS, Need
@@ -81,10 +81,16 @@ def takes_loss_by_name(step: Callable[..., Any]) -> bool:
     return "loss" in parameters and ("loss" in required_arguments(step) or "closure" not in parameters)
 
 
-def takes_closure(step: Callable[..., Any]) -> bool:
-    """Whether `step` takes a closure as its first argument, whatever it is called."""
-    first = next((p for name, p in _parameters(step).items() if name != "self"), None)
-    return first is None or (first.name != "loss" and first.kind is not first.KEYWORD_ONLY)
+def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"]:
+    """How `step` takes a closure: as its first argument, whatever that is called; by name; or not, as `step(loss)`."""
+    parameters = _parameters(step)
+    first = next((p for name, p in parameters.items() if name != "self"), None)
+    if first is None:
+        return "first"
+    if first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        by_name = "closure" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return "by name" if by_name else "not"
+    return "not" if first.name == "loss" and "closure" not in parameters else "first"
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

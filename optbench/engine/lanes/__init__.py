@@ -15,17 +15,18 @@ from torch import Tensor
 
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
-from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState, RefusedError
 from optbench.engine.lanes.per_member import PerMemberLane, plain_instance
 from optbench.engine.plain import Plain, from_plain, to_plain
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
+from optbench.engine.user_code import UserCode
 from optbench.models import Network
 from optbench.optimizers.load import load_class
 from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
-__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "build_lane", "plain_state"]
+__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "RefusedError", "build_lane", "plain_state"]
 
 
 def build_lane(
@@ -53,7 +54,8 @@ def build_lane(
     if not spec.recordable:
         recordings = Recordings(None)
     if spec.lane == "elementwise":
-        return ElementwiseLane(cls, settings, weights, grads, states, recordings)
+        code = UserCode(spec, members[0].hyperparameters, weights.device)
+        return ElementwiseLane(cls, settings, weights, grads, states, recordings, code)
     return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, recordings)
 
 

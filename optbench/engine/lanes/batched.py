@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
 from optbench.precision import widest
@@ -43,7 +43,14 @@ class BatchedLane:
             arguments[name] = torch.tensor(
                 [s[name] for s in settings], dtype=widest(weights.device), device=weights.device
             )
-        self._optimizer: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        try:
+            self._optimizer: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            alone = {i: raised for i, setting in enumerate(settings) if (raised := self._refusal(cls, setting, i))}
+            raise RefusedError(alone or dict.fromkeys(range(self._count), error)) from error
+        self.raised_early: dict[int, Exception] = {}
         self._recordings = recordings
         self._works: dict[Hashable, Recorded[None]] = {}
         members = [state for state in states if state is not None]
@@ -54,6 +61,16 @@ class BatchedLane:
                 self._optimizer.state[parameter] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
             for group, shared in zip(self._optimizer.param_groups, members[0]["shared"], strict=True):
                 group.update(shared)
+
+    def _refusal(self, cls: type[Optimizer], setting: Mapping[str, Any], i: int) -> Exception | None:
+        """What the constructor raises for one member by itself, if anything."""
+        try:
+            cls([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            return error
+        return None
 
     def begin_task(self) -> None:
         self._optimizer.begin_task()

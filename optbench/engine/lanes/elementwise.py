@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
+from optbench.engine.user_code import UserCode
 
 
 class ElementwiseLane:
@@ -28,19 +29,32 @@ class ElementwiseLane:
         grads: Tensor,
         states: Sequence[dict[str, Any] | None],
         recordings: Recordings,
+        code: UserCode,
     ) -> None:
+        self._code = code
+        self.raised_early: dict[int, Exception] = {}
+        refused: dict[int, Exception] = {}
         self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
         self._leaves: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         for start, stop in self._blocks:
             leaf = weights[start:stop].detach().requires_grad_()
             leaf.grad = grads[start:stop]
-            optimizer = cls([leaf], **settings[start])
+            try:
+                with code.aside(0, quiet=True):  # the members of a block share what it draws
+                    optimizer = cls([leaf], **settings[start])
+            except Exception as error:  # settings that it refuses: these trials fail, the others go on
+                if of_the_machine(error):
+                    raise
+                refused.update(dict.fromkeys(range(start, stop), error))
+                continue
             members = [state for state in states[start:stop] if state is not None]
             if members:
                 optimizer.state[leaf] = {key: _join([m[key] for m in members]) for key in members[0]}
             self._leaves.append(leaf)
             self._optimizers.append(optimizer)
+        if refused:
+            raise RefusedError(refused)
         self._work: Recorded[dict[int, Exception]] = Recorded("update", recordings)
 
     def begin_task(self) -> None:
@@ -53,7 +67,8 @@ class ElementwiseLane:
         raised: dict[int, Exception] = {}
         for optimizer, (start, stop) in zip(self._optimizers, self._blocks, strict=True):
             try:
-                optimizer.step()
+                with self._code.step(None):
+                    optimizer.step()
             except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
                 if of_the_machine(error):
                     raise

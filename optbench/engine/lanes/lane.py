@@ -19,6 +19,10 @@ MemberState = Any
 one that was written down at the end of a task."""
 
 
+def _unseeded(purpose: str) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class LaneMember:
     """What a lane is told of a member, beside its row of the stack."""
@@ -30,10 +34,29 @@ class LaneMember:
     """Its own."""
     total_steps: int
     """From the state's beginning, if nothing stops it sooner."""
+    examples: int = 0
+    """Training examples of the task at which its optimizer is made."""
+    draws: Callable[[str], int] = _unseeded
+    """draws(purpose) -> the seed of what its optimizer draws outside of steps."""
+
+
+class RefusedError(Exception):
+    """A shared instance cannot be made for some of its members; nothing has begun."""
+
+    def __init__(self, errors: Mapping[int, Exception]) -> None:
+        """errors: what the constructor raised, by member."""
+        super().__init__(errors)
+        self.errors = dict(errors)
 
 
 class Lane(Protocol):
-    """An optimizer at work on a cohort."""
+    """An optimizer at work on a cohort.
+
+    Its constructor raises RefusedError where members share an instance and some of them have settings that cannot be.
+    """
+
+    raised_early: dict[int, Exception]
+    """Members whose optimizer could not be made or told of the task, with what it raised; they take no step."""
 
     def begin_task(self) -> None:
         """Tell the optimizer that a new task begins."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from torch import Tensor
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer, tensor_bytes
 from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
-from optbench.engine.randomness import own_draws
 from optbench.engine.stack import Layout
+from optbench.engine.user_code import UserCode
 from optbench.models import Network
+from optbench.optimizers.load import load_class
 from optbench.optimizers.make import begin_task, maker
+from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
 from optbench.optimizers.spec import OptimizerSpec
 
 
@@ -39,55 +42,85 @@ class PerMemberLane:
         begin: bool,
     ) -> None:
         self._needs = spec.needs
-        self._generators = [member.generator for member in members]
         self._layout = layout
+        self._members = list(members)
+        self._code = UserCode(spec, members[0].hyperparameters, weights.device)
+        self._call = _StepCall.of(spec)
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
-        self._raised_early: dict[int, Exception] = {}
+        self.raised_early: dict[int, Exception] = {}
         self._networks: list[Network] = []
         self._parameters: list[list[torch.nn.Parameter]] = []
-        self._optimizers: list[Optimizer] = []
-        for member, views in zip(members, self._targets, strict=True):
-            if member.state is None:
-                optimizer, own = _made(spec, member, network, views)
-                self._train(optimizer)
-            else:
-                if isinstance(member.state, Plain):
-                    optimizer, own = _restored(spec, member, network, views)
-                else:
-                    # The instance itself goes on: `load_state_dict` would cast its state to the parameters' type.
-                    optimizer, own = member.state
-                parameters = list(own.parameters())
-                # At the beginning of a task the rows are what was measured; within one they are what is trained.
-                if begin:
-                    self._eval(optimizer)
-                _copy(views, parameters)
-                if begin:
-                    self._train(optimizer)
-                    _copy(parameters, views)
-            self._networks.append(own)
-            self._parameters.append(list(own.parameters()))
-            self._optimizers.append(optimizer)
-
-    def begin_task(self) -> None:
-        """Tells those that have a method of this name; what one raises comes out at its next step."""
-        for i, optimizer in enumerate(self._optimizers):
+        self._optimizers: list[Optimizer | None] = []
+        for i, (member, views) in enumerate(zip(members, self._targets, strict=True)):
+            optimizer: Optimizer | None = None
+            own = network
             try:
-                begin_task(optimizer)
+                optimizer, own = self._taken_up(spec, member, network, views, begin=begin)
+            except NotPlain:
+                raise
             except Exception as error:  # as in `step`
                 if of_the_machine(error):
                     raise
-                self._raised_early[i] = error
+                self.raised_early[i] = error
+            self._networks.append(own)
+            self._parameters.append(list(own.parameters()) if optimizer is not None else [])
+            self._optimizers.append(optimizer)
+
+    def _taken_up(
+        self, spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor], *, begin: bool
+    ) -> tuple[Optimizer, Network]:
+        """The instance of a member, new or as it was, and its network; weights that it changes go to `views`.
+
+        Raises:
+            NotPlain: what was written down does not fit. Or whatever the optimizer does.
+        """
+        if member.state is None:
+            optimizer, own = _made(spec, member, network, views)
+            self._train(optimizer, member)
+            return optimizer, own
+        if isinstance(member.state, Plain):
+            try:
+                optimizer, own = _restored(spec, member, network, views)
+            except NotPlain:
+                raise
+            except Exception as error:  # a constructor that does not expect to be called again: the trial starts anew
+                if of_the_machine(error):
+                    raise
+                raise NotPlain(f"{type(error).__name__}: {error}") from error
+        else:
+            # The instance itself is kept: `load_state_dict` would cast its state to the parameters' type.
+            optimizer, own = member.state
+        parameters = list(own.parameters())
+        # At the beginning of a task the rows are what was measured; within one they are what is trained.
+        if begin:
+            self._eval(optimizer, member)
+        _copy(views, parameters)
+        if begin:
+            self._train(optimizer, member)
+            _copy(parameters, views)
+        return optimizer, own
+
+    def begin_task(self) -> None:
+        """Call the method of this name of the optimizers that have one; what one raises is in `raised_early`."""
+        for i, optimizer in enumerate(self._optimizers):
+            if optimizer is None:
+                continue
+            try:
+                with self._code.aside(self._members[i].draws("begin_task")):
+                    begin_task(optimizer)
+            except Exception as error:  # as in `step`
+                if of_the_machine(error):
+                    raise
+                self.raised_early[i] = error
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
-        raised = dict(self._raised_early)
+        raised: dict[int, Exception] = {}
         for i, optimizer in enumerate(self._optimizers):
-            if i in raised:
+            if optimizer is None or i in self.raised_early:
                 continue
-            random = "random" in self._needs
-            draws = own_draws(self._generators[i], self._grads[i][0].device) if random else contextlib.nullcontext()
             try:
-                with draws:
+                with self._code.step(self._members[i].generator):
                     self._step(i, optimizer, evaluate)
             except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
                 if of_the_machine(error):
@@ -98,64 +131,112 @@ class PerMemberLane:
         return raised
 
     def _step(self, i: int, optimizer: Optimizer, evaluate: Evaluate) -> None:
-        parameters = self._parameters[i]
+        # Those that the optimizer has frozen have no gradient, as in a plain loop.
+        trained = [(p, grad) for p, grad in zip(self._parameters[i], self._grads[i], strict=True) if p.requires_grad]
+        parameters = [parameter for parameter, _ in trained]
 
-        def closure() -> Tensor:
-            with torch.enable_grad():
+        def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
+            """Evaluate the loss; other arguments that optimizers give to a closure change nothing."""
+            with self._code.closure(), torch.enable_grad():
                 loss = evaluate(i, self._networks[i])
+                for parameter in parameters:
+                    parameter.grad = None
+                if "loss" in self._needs:
+                    return loss
+                if not (backward and loss.requires_grad):
+                    return loss.detach()
                 if "create_graph" in self._needs:
                     # Not `backward`, which warns of the cycle that such a gradient makes; it is broken below.
                     found = torch.autograd.grad(loss, parameters, create_graph=True)
                     for parameter, grad in zip(parameters, found, strict=True):
-                        parameter.grad = grad
+                        # A view of another tensor cannot be detached in place, which optimizers do.
+                        parameter.grad = grad.clone() if grad._is_view() else grad
                 else:
-                    for parameter in parameters:
-                        parameter.grad = None
                     loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
             return loss.detach()
 
-        if self._needs & {"create_graph", "model"}:
-            closure()
+        loss: Tensor | None = None
+        if "loss" in self._needs:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self._call.loss or self._needs & {"create_graph", "model"}:
+            loss = closure()
         else:
-            for parameter, grad in zip(parameters, self._grads[i], strict=True):
+            for parameter, grad in trained:
                 parameter.grad = grad.clone()
-        if "closure" in self._needs:
-            optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs say float; every optimizer takes a tensor
-        else:
-            optimizer.step()
-        if "create_graph" in self._needs:
+        if self._call.loss and loss is None:
+            loss = closure()
+        self._call(optimizer, closure, loss)
+        if self._needs & {"create_graph", "loss"}:
             for parameter in parameters:
                 parameter.grad = None
 
     def measured(self, index: int, row: Tensor) -> Tensor:
-        if "modes" not in self._needs:
-            return row
         optimizer, parameters = self._optimizers[index], self._parameters[index]
+        if "modes" not in self._needs or optimizer is None:
+            return row
         kept = [parameter.detach().clone() for parameter in parameters]
-        self._eval(optimizer)
+        member = self._members[index]
+        self._eval(optimizer, member)
         found = torch.zeros_like(row)
         _copy(parameters, list(self._layout.views(found).values()))
-        self._train(optimizer)
+        self._train(optimizer, member)
         # There and back is exact only up to rounding, and to look must not change the path.
         _copy(kept, parameters)
         return found
 
-    def _train(self, optimizer: Optimizer) -> None:
-        if "modes" in self._needs:
-            optimizer.train()  # type: ignore[attr-defined]  # what the need means
+    def _train(self, optimizer: Optimizer, member: LaneMember) -> None:
+        self._mode(optimizer, "train", member)
 
-    def _eval(self, optimizer: Optimizer) -> None:
-        if "modes" in self._needs:
-            optimizer.eval()  # type: ignore[attr-defined]  # as above
+    def _eval(self, optimizer: Optimizer, member: LaneMember) -> None:
+        self._mode(optimizer, "eval", member)
+
+    def _mode(self, optimizer: Optimizer, name: str, member: LaneMember) -> None:
+        """Switch an optimizer that has modes; one that has the methods only by inheritance may not implement them."""
+        if "modes" not in self._needs:
+            return
+        try:
+            with self._code.aside(member.draws(name)):
+                getattr(optimizer, name)()
+        except NotImplementedError:
+            if "modes" in declared_needs(member.hyperparameters):
+                raise
 
     def export(self, index: int) -> MemberState:
-        return self._optimizers[index], self._networks[index]
+        optimizer = self._optimizers[index]
+        return None if optimizer is None else (optimizer, self._networks[index])
 
     def state_bytes(self, index: int) -> int:
-        return tensor_bytes(self._optimizers[index].state)
+        optimizer = self._optimizers[index]
+        return 0 if optimizer is None else tensor_bytes(optimizer.state)
 
     def fallbacks(self, index: int) -> int:
         return 0
+
+
+@dataclass(frozen=True)
+class _StepCall:
+    """How an optimizer's `step` is called, by its needs and its signature."""
+
+    closure: Literal["first", "by name", "not"]
+    loss: bool
+    """Whether it is given the loss by this name."""
+
+    @staticmethod
+    def of(spec: OptimizerSpec) -> _StepCall:
+        wants = bool(spec.needs & {"closure", "loss"})
+        if spec.only_matrices or spec.source != "yours":
+            return _StepCall("first" if wants else "not", loss=False)
+        step = load_class(spec.target).step
+        return _StepCall(takes_closure(step) if wants else "not", wants and takes_loss_by_name(step))
+
+    def __call__(self, optimizer: Optimizer, closure: Callable[..., Tensor], loss: Tensor | None) -> None:
+        # torch's stubs say float; every optimizer takes a tensor.
+        first = (closure,) if self.closure == "first" else ()
+        named: dict[str, Any] = {"closure": closure} if self.closure == "by name" else {}
+        if self.loss:
+            named["loss"] = loss
+        optimizer.step(*first, **named)
 
 
 def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
@@ -189,8 +270,14 @@ def _made(
     own = copy.deepcopy(network).to_empty(device=views[0].device)
     parameters = list(own.parameters())
     _copy(views, parameters)
-    given = {"generator": member.generator, "model": own, "total_steps": member.total_steps}
-    return maker(spec, member.hyperparameters, given)(parameters), own
+    given = {
+        "generator": member.generator,
+        "model": own,
+        "total_steps": member.total_steps,
+        "examples": member.examples,
+    }
+    with UserCode(spec, member.hyperparameters, views[0].device).aside(member.draws("made"), quiet=True):
+        return maker(spec, member.hyperparameters, given)(parameters), own
 
 
 def _written(spec: OptimizerSpec, optimizer: Optimizer, own: Network, generator: torch.Generator) -> Plain:

@@ -1,0 +1,84 @@
+"""Calls into an optimizer's own code: under its trial's draws, the process as it was when they return."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from optbench.engine.determinism import ALERT
+from optbench.engine.randomness import own_draws, seeded
+from optbench.isolation import NUMERIC, Snapshot, isolated
+from optbench.optimizers.registry import runs_plugin
+from optbench.optimizers.spec import OptimizerSpec
+
+
+class ProgramEndError(Exception):
+    """An optimizer called `sys.exit`."""
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+class UserCode:
+    """Encloses the calls to one optimizer, whose trials run on one device.
+
+    Process-wide settings are put back for a user's optimizer and for a wrapper over one. The registry's own do not
+    change any.
+    """
+
+    def __init__(self, spec: OptimizerSpec, hyperparameters: Mapping[str, Any], device: torch.device) -> None:
+        """The settings of this moment are those that are put back after each step."""
+        self._device = device
+        self._random = "random" in spec.needs
+        self._settings = Snapshot(NUMERIC) if runs_plugin(spec.target, hyperparameters) else None
+
+    def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
+        """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
+
+        Raises:
+            ProgramEndError: in the place of SystemExit, which is no Exception.
+        """
+        draws = own_draws(generator, self._device) if self._random and generator else _NOTHING
+        return draws if self._settings is None else self._guarded(draws, self._settings)
+
+    @contextlib.contextmanager
+    def _guarded(self, draws: AbstractContextManager[None], settings: Snapshot) -> Iterator[None]:
+        try:
+            with draws:
+                yield
+        except SystemExit as error:
+            raise ProgramEndError(f"it ends the program with exit({error})") from error
+        finally:
+            settings.put_back()
+
+    @contextlib.contextmanager
+    def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
+        """Around all other calls: constructor, `begin_task`, `train`, `eval`.
+
+        seed: of what it draws. quiet: warnings are ignored, those of PyTorch about determinism aside; constructors are
+        tried, and their warnings shown, before anything is trained.
+
+        Raises:
+            ProgramEndError: as for `step`.
+        """
+        kept = isolated() if self._settings is not None else contextlib.nullcontext()
+        try:
+            with kept, seeded(seed, self._device), warnings.catch_warnings() if quiet else contextlib.nullcontext():
+                if quiet:
+                    warnings.simplefilter("ignore")
+                    warnings.filterwarnings("always", message=ALERT, category=UserWarning)
+                yield
+        except SystemExit as error:
+            raise ProgramEndError(f"it ends the program with exit({error})") from error
+
+    def closure(self) -> AbstractContextManager[None]:
+        """Around the loss that a step evaluates: in the settings of a trial, whatever the optimizer has set.
+
+        Batches lie in memory that companions share: an inference mode or a default device must not get into it.
+        """
+        return self._settings.restored() if self._settings is not None else _NOTHING

@@ -1,0 +1,114 @@
+"""What an exception of an optimizer says, in words that help: where it was raised, and what is commonly missing."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optbench.errors import escaped
+from optbench.optimizers.needs import declared_needs
+from optbench.optimizers.registry import runs_plugin
+
+LONGEST = 300
+"""Characters of a message; a longer one is data that was printed, a tensor for example."""
+_OURS = Path(__file__).parents[1]
+_LIBRARIES = ("torch", "numpy", "optbench")
+_MISSING: tuple[tuple[str, str, str], ...] = (
+    (r"closure", "closure", "`needs: closure`"),
+    (r"does not require grad|grad_fn|create_graph", "create_graph", "`needs: create_graph` or `needs: loss`"),
+    (r"second time|'NoneType' object has no attribute 'backward'", "loss", "`needs: loss`"),
+    (r"train(ing)? mode|\.train\(\)|\.eval\(\)|train_mode", "modes", "`needs: modes`"),
+    (r"named_parameters|param_names", "named_parameters", "an argument `{given: named_parameters}`"),
+    (r"matri|\b2-?[dD]\b|\bndim\b|\.dim\(\)|dimension|\.T\b|must be 2", "only_matrices", "`only_matrices: true`"),
+)
+"""A pattern in what is known of an error, the need that would then be missing, and how it is declared."""
+_COMMON = "`needs: closure`, `needs: create_graph`, `only_matrices: true`"
+_CERTAIN = (
+    r"missing 1 required positional argument: 'closure'|does not require grad and does not have a grad_fn|second time"
+)
+"""Messages of Python and PyTorch that mean nothing to whoever did not write the optimizer."""
+
+
+def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
+    """The type and the message of what an optimizer raised.
+
+    A message that says something is left as it is. An empty one, a printed tensor and the like become the line of the
+    user's code that raised it, with what is commonly missing where such an error comes up.
+    """
+    kind, message = type(error).__name__, spoken(error)
+    if not runs_plugin(target, hyperparameters):
+        return kind, message
+    missing = None
+    if not message.strip() or len(message) > LONGEST or "tensor(" in message:
+        place = raised_at(error)
+        message = f"{_shortened(message)}, raised {place}" if place else _shortened(message)
+        missing = _missing(f"{kind} {message}", hyperparameters) or _COMMON
+    elif re.search(_CERTAIN, message):
+        missing = _missing(message, hyperparameters)
+    return kind, f"{message}; commonly missing: {missing}" if missing else message
+
+
+def spoken(error: BaseException) -> str:
+    """`str(error)`, which an exception of the user's may refuse."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def raised_at(error: BaseException) -> str | None:
+    """`by Mine.step in mine.py:12: assert p.grad is not None`: the last line of the user's own; None if there is none.
+
+    Where all lines are of a library the last of them is told.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
+    outside = [place for place in frames if not Path(place[0].f_code.co_filename).is_relative_to(_OURS)]
+    chosen = own or outside
+    if not chosen:
+        return None
+    frame, number = chosen[-1]
+    line = traceback.FrameSummary(frame.f_code.co_filename, number, frame.f_code.co_name).line
+    told = f"by {frame.f_code.co_qualname} in {_shown(Path(frame.f_code.co_filename))}:{number}"
+    return escaped(f"{told}: {line}" if line else told)
+
+
+def _of_library(file: str) -> bool:
+    """Whether a file is of Python, PyTorch, NumPy or optbench itself."""
+    path = Path(file)
+    if path.is_relative_to(_OURS) or file.startswith("<"):
+        return True
+    parts = path.parts
+    if "site-packages" in parts:
+        return parts[parts.index("site-packages") + 1] in _LIBRARIES
+    return path.is_relative_to(Path(re.__file__).parents[1])
+
+
+def _shown(path: Path) -> Path:
+    """A path from the working directory or from the packages on, where it lies in one of them."""
+    if "site-packages" in path.parts:
+        return Path(*path.parts[path.parts.index("site-packages") + 1 :])
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
+
+
+def _shortened(message: str) -> str:
+    """The start of a message, on one line, up to the first number of a tensor."""
+    said = " ".join(message.split())
+    if "tensor(" in said:
+        said = said[: said.index("tensor(")] + "a tensor"
+    if not said:
+        return "no message"
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
+
+
+def _missing(known: str, hyperparameters: Mapping[str, Any]) -> str | None:
+    """What seems to be missing by all that is known of an error, beyond what is declared."""
+    declared = {*declared_needs(hyperparameters), *(name for name, value in hyperparameters.items() if value is True)}
+    found = [how for pattern, need, how in _MISSING if need not in declared and re.search(pattern, known)]
+    return found[0] if found else None
