@@ -91,6 +91,13 @@ class isolated:
         self._snapshot.put_back()
 
 
+def seed_generators(seed: int) -> None:
+    """Start the global generators of PyTorch (on the CPU), NumPy and Python at `seed`, in [0, 2**31)."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the global one is what foreign code uses
+    random.seed(seed)
+
+
 def _private(name: str, *, reads: str = "_get_", writes: str = "_set_") -> list[ProcessSetting]:
     """A setting that PyTorch keeps behind `torch._C._get_<name>` and `_set_<name>`; none where this build lacks it."""
     get, set_ = getattr(torch._C, reads + name, None), getattr(torch._C, writes + name, None)

@@ -107,7 +107,7 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> N
     from optbench.optimizers.load import check_arguments
     from optbench.optimizers.make import resolve_spec
 
-    left = [trial for trial in plan.trials if trial.id not in plan.done]
+    left = left_of(plan)
     for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
         check_arguments(trial.target, trial.hyperparameters)
         resolve_spec(find(trial.target), trial.hyperparameters)
@@ -115,6 +115,11 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> N
         dataset = load(experiment.dataset, data_dir, notify=notify)
         _check_models(name, experiment, dataset)
         _check_tasks(name, experiment, dataset, plan.suite)
+
+
+def left_of(plan: Plan) -> list[Trial]:
+    """Return the trials that a plan has left to train."""
+    return [trial for trial in plan.trials if trial.id not in plan.done]
 
 
 def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:

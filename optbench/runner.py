@@ -27,7 +27,7 @@ from optbench.counting import count
 from optbench.errors import StoreError, UsageError
 from optbench.metrics import METRICS_VERSION, PAIR_METRICS
 from optbench.plan import Cohort, Comparison, Trial
-from optbench.preflight import Code, check, find_code
+from optbench.preflight import Code, check, find_code, left_of
 from optbench.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
@@ -270,6 +270,10 @@ class Session:
     def _prepare(self, plan: Plan) -> None:
         """Check whatever can be wrong with settings and data, before anything is trained."""
         check(plan, self._options.data_dir, self._view.message)
+        if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
+            from optbench.engine.constructors import try_constructors
+
+            try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.message)
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: _Comparisons) -> None:
         rows = [(trial, self._with_source(trial, row)) for trial, row in rows]

@@ -133,8 +133,10 @@ def load(target: str) -> Any:
         module = _import(where, target)
         _check_unchanged(where, target)
     names = getattr(module, "__dict__", {})
-    with importing(where, target):  # a module may import what it names when it is asked for it
-        found = getattr(module, attribute, None)
+    found = names.get(attribute)
+    if found is None:
+        with importing(where, target), _on_its_own():  # a module may import what it names when it is asked for it
+            found = getattr(module, attribute, None)
     if found is None:
         classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
         guess = nearest(attribute, classes)
@@ -203,6 +205,19 @@ def importing(what: str, target: str) -> Iterator[None]:
             yield
     except (Exception, SystemExit) as error:
         raise TargetError(f"{target}: cannot import {what}: {said(error)}") from error
+
+
+@contextlib.contextmanager
+def _on_its_own() -> Iterator[None]:
+    """Let a module draw the same numbers in every process while it is imported, and put back the settings it changes.
+
+    A module is imported once in a process: if one trial found its settings changed, the next would not.
+    """
+    from optbench.isolation import isolated, seed_generators  # late, because it imports torch
+
+    with isolated():
+        seed_generators(0)
+        yield
 
 
 def said(error: BaseException) -> str:
@@ -304,7 +319,8 @@ def _execute(source: Source) -> Any:
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())  # before the one that would read the folder anew
         try:
-            _MODULES[key] = importlib.import_module(f"{package}.{stem if stem.isidentifier() else MAIN}")
+            with _on_its_own():
+                _MODULES[key] = importlib.import_module(f"{package}.{stem if stem.isidentifier() else MAIN}")
         except BaseException:
             for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
                 del sys.modules[name]
@@ -386,7 +402,9 @@ _IMPORT = inspect.signature(_signature)
 
 
 def _import(name: str, target: str) -> Any:
-    with importing(name, target):
+    if sys.modules.get(name) is not None:
+        return sys.modules[name]
+    with importing(name, target), _on_its_own():
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

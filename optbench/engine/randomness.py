@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
+from optbench.isolation import seed_generators
+
 SEEDS = 2**31 - 1
 
 
@@ -29,11 +31,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     # Once a step and member, so not by `torch.manual_seed` and `fork_rng`, which take three times as long.
     before = torch.default_generator.get_state()
     with torch.random.fork_rng(devices=[device]) if device.type == "cuda" else contextlib.nullcontext():
-        torch.default_generator.manual_seed(seed)
+        seed_generators(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
         try:
             yield
         finally:

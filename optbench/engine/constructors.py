@@ -1,0 +1,179 @@
+"""Every optimizer of a plan is made once before anything is trained: what a constructor refuses costs no training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.data import Dataset, load
+from optbench.engine.faults import of_the_machine
+from optbench.engine.members import Schedule
+from optbench.engine.randomness import SEEDS
+from optbench.engine.user_code import UserCode
+from optbench.errors import OptimizerError
+from optbench.models import Network, build, initialise
+from optbench.optimizers.explain import explained, spoken
+from optbench.optimizers.make import maker, resolve_spec
+from optbench.optimizers.registry import find, runs_plugin
+from optbench.optimizers.spec import OptimizerSpec
+from optbench.plan import Trial
+from optbench.streams import generator, stream_seed
+from optbench.suite import Suite
+from optbench.suite.schema import ExperimentSettings
+from optbench.tasks import TaskFamily
+
+MOST_LINES = 20
+"""Refused variants that are named one by one."""
+
+
+def try_constructors(
+    suite: Suite,
+    trials: Iterable[Trial],
+    device: torch.device,
+    data_dir: Path | None,
+    notify: Callable[[str], None],
+) -> None:
+    """Make the optimizer of each variant once, over a network with the shape and the initial weights of its model.
+
+    A user's optimizer is tried on every model, a registered one, whose settings do not depend on it, on one. notify is
+    told each distinct warning of a constructor once.
+
+    Raises:
+        OptimizerError: some are refused; a line for each variant.
+    """
+    warned: dict[str, None] = {}
+    refused: dict[tuple[str, str], str] = {}
+    for place in _places(suite, trials, data_dir):
+        for trial in place.trials:
+            arm = (trial.optimizer, trial.variant)
+            if arm in refused:
+                continue
+            with _collected(trial.optimizer, warned):
+                if (message := place.refusal(trial, device)) is not None:
+                    refused[arm] = message
+    for text in warned:
+        notify(text)
+    if refused:
+        lines = [f"optimizers.{name} {variant}: {text}" for (name, variant), text in refused.items()]
+        more = [f"... and {len(lines) - MOST_LINES} more variants"] if len(lines) > MOST_LINES else []
+        raise OptimizerError(*lines[:MOST_LINES], *more)
+
+
+def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Iterator[_Place]:
+    """The distinct things to try, by where."""
+    groups: dict[tuple[str, str], dict[str, Trial]] = {}
+    seen: set[str] = set()
+    for trial in trials:
+        model = suite.experiments[trial.experiment].models[trial.model]
+        where: Any = None
+        if runs_plugin(trial.target, trial.hyperparameters):
+            where = [suite.experiments[trial.experiment].dataset, model.model_dump(mode="json")]
+        key = json.dumps([where, trial.target, dict(trial.hyperparameters)], sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            groups.setdefault((trial.experiment, trial.model), {})[key] = trial
+    dataset: Dataset | None = None
+    for (experiment, name), chosen in groups.items():
+        wanted = suite.experiments[experiment].dataset
+        if dataset is None or dataset.name != wanted:
+            dataset = load(wanted, data_dir, download=False)
+        yield _Place(suite, experiment, name, list(chosen.values()), dataset)
+
+
+class _Place:
+    """A model of an experiment, and the trials that are tried on it."""
+
+    def __init__(self, suite: Suite, experiment: str, model: str, trials: list[Trial], dataset: Dataset) -> None:
+        self.trials = trials
+        self._suite_seed = suite.seed
+        self._experiment: ExperimentSettings = suite.experiments[experiment]
+        self._dataset = dataset
+        self._settings = self._experiment.models[model]
+        self._weights: Mapping[str, Tensor] | None = None
+        self._steps: int | None = None
+
+    def refusal(self, trial: Trial, device: torch.device) -> str | None:
+        """What the constructor raises, in words; None if it takes the settings."""
+        error = self._raised(trial, torch.device("cpu"))
+        if error is not None and device.type != "cpu":  # it may be written for another device
+            error = self._raised(trial, device)
+        if error is None:
+            return None
+        if isinstance(error, OptimizerError):
+            return spoken(error)
+        kind, message = explained(error, trial.target, trial.hyperparameters)
+        return f"{kind}: {message}"
+
+    def _raised(self, trial: Trial, device: torch.device) -> Exception | None:
+        try:
+            spec = resolve_spec(find(trial.target), trial.hyperparameters)
+            network = self._network(device)
+            given = {
+                "generator": generator(self._suite_seed, trial.seed, "optimizer"),
+                "model": network,
+                "total_steps": self._total_steps(spec, trial),
+                "examples": self._examples(spec, trial),
+            }
+            seed = stream_seed(self._suite_seed, trial.seed, "optimizer/made/task 0") % SEEDS
+            with (
+                contextlib.redirect_stdout(sys.stderr),
+                UserCode(spec, trial.hyperparameters, device).aside(seed),
+            ):
+                maker(spec, trial.hyperparameters, given)(list(network.parameters()))
+        except Exception as error:  # a user's constructor may raise anything
+            if of_the_machine(error):
+                raise
+            return error
+        return None
+
+    def _network(self, device: torch.device) -> Network:
+        """A network of its own: a constructor may keep hooks on it, or change its weights."""
+        try:
+            network = build(self._settings, self._dataset.shape, self._dataset.classes)
+        except ValueError as error:
+            raise OptimizerError(str(error)) from error
+        if self._weights is None:
+            self._weights = initialise(network, generator(self._suite_seed, 0, "initial weights"))
+        network.to_empty(device=device)
+        network.load_state_dict(dict(self._weights))
+        return network
+
+    def _total_steps(self, spec: OptimizerSpec, trial: Trial) -> int:
+        """As many steps as if all tasks were as long as the first one, which alone is made here."""
+        if "total_steps" not in spec.needs:
+            return 0
+        protocol = self._experiment.protocol
+        per_epoch = self._first_task(trial) // protocol.batch_size
+        tasks = 1 if protocol.optimizer_state == "reset" else self._tasks().count
+        return tasks * Schedule.of(protocol, max(1, per_epoch)).total
+
+    def _examples(self, spec: OptimizerSpec, trial: Trial) -> int:
+        return self._first_task(trial) if "examples" in spec.needs else 0
+
+    def _first_task(self, trial: Trial) -> int:
+        if self._steps is None:
+            self._steps = len(self._tasks().sequence(trial.seed).train(0))
+        return self._steps
+
+    def _tasks(self) -> TaskFamily:
+        settings = self._experiment
+        return TaskFamily(settings.tasks, self._dataset, settings.protocol, self._suite_seed, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _collected(optimizer: str, found: dict[str, None]) -> Iterator[None]:
+    """Adds the Python warnings in the block to `found`, in place of showing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        text = " ".join(str(warning.message).split())
+        found[f"optimizers.{optimizer}: {warning.category.__name__}: {text}"] = None
