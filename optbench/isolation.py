@@ -83,12 +83,13 @@ class isolated:
     """Puts all settings back at the end of the block, however it ends."""
 
     def __enter__(self) -> None:
-        self._snapshot = Snapshot(ALL)
+        self._numeric, self._ambient = Snapshot(NUMERIC), Snapshot(AMBIENT)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._snapshot.put_back()
+        self._numeric.put_back()  # first: a mode that was left on may break what reads the others
+        self._ambient.put_back()
 
 
 def seed_generators(seed: int) -> None:
@@ -127,9 +128,11 @@ def _reduced_precision(dtype: str) -> list[ProcessSetting]:
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Float32 precision of every back end, after the older single setting, which changes some of them."""
+    """Float32 precision of every back end, after the older settings, which change several of them."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
-    found = [ProcessSetting("float32_matmul_precision", _matmul_precision, _set_matmul_precision)]
+    matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+    found = [_older("float32_matmul_precision", *matmul)]
+    found += [_older(s.name, s.get, s.set) for s in _private("cudnn_allow_tf32")]
     if get is None or set_ is None:
         return found
     for backend in ("generic", "cuda", "mkldnn"):
@@ -146,18 +149,22 @@ def _precisions() -> list[ProcessSetting]:
     return found
 
 
-def _matmul_precision() -> str | None:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # PyTorch refuses to tell after the precision of one back end alone was set
-        return None
+def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
+    """A setting that stands for several; where those were set one by one PyTorch refuses to tell it, with an error."""
 
+    def read() -> Any:
+        try:
+            return get()
+        except RuntimeError:
+            return None
 
-def _set_matmul_precision(value: str | None) -> None:
-    if value is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.set_float32_matmul_precision(value)
+    def write(value: Any) -> None:
+        if value is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                set_(value)
+
+    return ProcessSetting(name, read, write)
 
 
 _SMALLEST = 5e-324
@@ -200,6 +207,10 @@ def _stack(length: Callable[[], int], pop: Callable[[], object], name: str) -> P
             pop()
 
     return ProcessSetting(name, length, shorten)
+
+
+def _pop_dispatch_mode() -> None:
+    torch._C._pop_torch_dispatch_stack(None)
 
 
 def _saved_tensor_hooks() -> Any:
@@ -274,7 +285,7 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     *_private("multithreading_enabled", reads="_is_"),
     ProcessSetting("default_device", _default_device, torch.set_default_device),
     _stack(torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack, "torch function modes"),
-    _stack(torch._C._len_torch_dispatch_stack, torch._C._pop_torch_dispatch_stack, "torch dispatch modes"),
+    _stack(torch._C._len_torch_dispatch_stack, _pop_dispatch_mode, "torch dispatch modes"),
     ProcessSetting("saved tensor hooks", _saved_tensor_hooks, _set_saved_tensor_hooks),
     ProcessSetting("default_dtype", _default_type, _set_default_type),
     ProcessSetting("num_threads", torch.get_num_threads, torch.set_num_threads),
@@ -295,7 +306,6 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     *_private("cudnn_enabled"),
     *_private("cudnn_benchmark"),
     *_private("cudnn_deterministic"),
-    *_private("cudnn_allow_tf32"),
     *_private("mkldnn_enabled"),
     *_private("mkldnn_deterministic"),
     *_private("nnpack_enabled"),

@@ -184,16 +184,10 @@ def test_a_file_that_a_dry_run_only_names_is_not_executed(tmp_path: Path, capsys
     assert not (tmp_path / "mark").exists()
 
 
-def test_an_optimizer_that_fails_when_it_is_made_is_a_failed_trial(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_optimizer_that_fails_when_it_is_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plugin.py").write_text(
         CLASS + "def __init__(self, params, lr=0.1):\n        raise ValueError('no \\x1b[31m way\\nat all')\n"
     )
-    words = ["--optimizer", "mine=./plugin.py:Mine", "--optimizer", "mine", "--seeds", "1", "--name", "x"]
-    assert main(["run", "s.yaml", *words, "--device", "cpu", "--jobs", "1"]) == 4
-    printed = capsys.readouterr()
-    assert "ValueError: no" in printed.out
-    assert "optbench: warning: 1 trial failed: permuted/small/mine/default/seed=0" in printed.err
-    assert "Traceback" not in printed.err
-    assert "\x1b[31m" not in printed.out + printed.err
+    words = ["--optimizer", "mine=./plugin.py:Mine", "--optimizer", "mine", "--seeds", "1"]
+    said = refusal(capsys, tmp_path, "run", "s.yaml", *words, "--device", "cpu")
+    assert said == r"optimizers.mine default: ValueError: no \x1b[31m way\nat all"

@@ -50,11 +50,12 @@ class UserCode:
     def _guarded(self, draws: AbstractContextManager[None], settings: Snapshot) -> Iterator[None]:
         try:
             with draws:
-                yield
+                try:
+                    yield
+                finally:  # first: a mode that was left on may break all that follows
+                    settings.put_back()
         except SystemExit as error:
             raise ProgramEndError(f"it ends the program with exit({error})") from error
-        finally:
-            settings.put_back()
 
     @contextlib.contextmanager
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
@@ -66,9 +67,9 @@ class UserCode:
         Raises:
             ProgramEndError: as for `step`.
         """
-        kept = isolated() if self._settings is not None else contextlib.nullcontext()
+        kept = isolated() if self._settings is not None else _NOTHING
         try:
-            with kept, seeded(seed, self._device), warnings.catch_warnings() if quiet else contextlib.nullcontext():
+            with warnings.catch_warnings() if quiet else _NOTHING, seeded(seed, self._device), kept:
                 if quiet:
                     warnings.simplefilter("ignore")
                     warnings.filterwarnings("always", message=ALERT, category=UserWarning)
