@@ -22,7 +22,7 @@ from optbench.errors import OptimizerError
 from optbench.models import Network, build, initialise
 from optbench.optimizers.explain import explained, spoken
 from optbench.optimizers.make import maker, resolve_spec
-from optbench.optimizers.registry import find, runs_plugin
+from optbench.optimizers.registry import find, user_targets
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Trial
 from optbench.streams import generator, stream_seed
@@ -74,7 +74,7 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
     for trial in trials:
         model = suite.experiments[trial.experiment].models[trial.model]
         where: Any = None
-        if runs_plugin(trial.target, trial.hyperparameters):
+        if user_targets(trial.target, trial.hyperparameters):
             where = [suite.experiments[trial.experiment].dataset, model.model_dump(mode="json")]
         key = json.dumps([where, trial.target, dict(trial.hyperparameters)], sort_keys=True)
         if key not in seen:

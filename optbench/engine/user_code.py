@@ -13,7 +13,7 @@ import torch
 from optbench.engine.determinism import ALERT
 from optbench.engine.randomness import own_draws, seeded
 from optbench.isolation import NUMERIC, Snapshot, isolated
-from optbench.optimizers.registry import runs_plugin
+from optbench.optimizers.registry import user_targets
 from optbench.optimizers.spec import OptimizerSpec
 
 
@@ -22,6 +22,18 @@ class ProgramEndError(Exception):
 
 
 _NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore Python warnings in the block, except those of PyTorch about determinism, which are noted in the results.
+
+    For constructors: their warnings are shown once, before anything is trained, rather than for every member.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message=ALERT, category=UserWarning)
+        yield
 
 
 class UserCode:
@@ -35,7 +47,7 @@ class UserCode:
         """The settings of this moment are those that are put back after each step."""
         self._device = device
         self._random = "random" in spec.needs
-        self._settings = Snapshot(NUMERIC) if runs_plugin(spec.target, hyperparameters) else None
+        self._settings = Snapshot(NUMERIC) if user_targets(spec.target, hyperparameters) else None
 
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
         """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
@@ -61,18 +73,14 @@ class UserCode:
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
         """Around all other calls: constructor, `begin_task`, `train`, `eval`.
 
-        seed: of what it draws. quiet: warnings are ignored, those of PyTorch about determinism aside; constructors are
-        tried, and their warnings shown, before anything is trained.
+        seed: of what it draws. quiet: `without_warnings`.
 
         Raises:
             ProgramEndError: as for `step`.
         """
         kept = isolated() if self._settings is not None else _NOTHING
         try:
-            with warnings.catch_warnings() if quiet else _NOTHING, seeded(seed, self._device), kept:
-                if quiet:
-                    warnings.simplefilter("ignore")
-                    warnings.filterwarnings("always", message=ALERT, category=UserWarning)
+            with without_warnings() if quiet else _NOTHING, seeded(seed, self._device), kept:
                 yield
         except SystemExit as error:
             raise ProgramEndError(f"it ends the program with exit({error})") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from optbench.errors import escaped
 from optbench.optimizers.needs import declared_needs
-from optbench.optimizers.registry import runs_plugin
+from optbench.optimizers.registry import user_targets
 
 LONGEST = 300
 """Characters of a message; a longer one is data that was printed, a tensor for example."""
@@ -39,7 +39,7 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
     user's code that raised it, with what is commonly missing where such an error comes up.
     """
     kind, message = type(error).__name__, spoken(error)
-    if not runs_plugin(target, hyperparameters):
+    if not user_targets(target, hyperparameters):
         return kind, message
     missing = None
     if not message.strip() or len(message) > LONGEST or "tensor(" in message:

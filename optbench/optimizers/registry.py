@@ -24,15 +24,6 @@ def is_plugin(target: str) -> bool:
     return ":" in target
 
 
-def runs_plugin(target: str, hyperparameters: Mapping[str, Any]) -> bool:
-    """Whether code of a user's own takes the steps: that of `target`, or of an optimizer inside it."""
-    if is_plugin(target):
-        return True
-    inside = [name for name, hyper in find(target).hyperparameters.items() if hyper.kind == "optimizer"]
-    bases = [hyperparameters[name] for name in inside if isinstance(hyperparameters.get(name), Mapping)]
-    return any(runs_plugin(*base_settings(target, base)) for base in bases)
-
-
 def find(target: str) -> OptimizerSpec:
     """The spec of a registered name, or a spec for a plug-in, which runs unmodified in the per-member lane.
 

@@ -12,6 +12,7 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
+from optbench.engine.user_code import without_warnings
 from optbench.precision import widest
 
 
@@ -44,12 +45,14 @@ class BatchedLane:
                 [s[name] for s in settings], dtype=widest(weights.device), device=weights.device
             )
         try:
-            self._optimizer: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+            with without_warnings():
+                made: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
         except Exception as error:
             if of_the_machine(error):
                 raise
             alone = {i: raised for i, setting in enumerate(settings) if (raised := self._refusal(cls, setting, i))}
             raise RefusedError(alone or dict.fromkeys(range(self._count), error)) from error
+        self._optimizer = made
         self.raised_early: dict[int, Exception] = {}
         self._recordings = recordings
         self._works: dict[Hashable, Recorded[None]] = {}
@@ -65,7 +68,8 @@ class BatchedLane:
     def _refusal(self, cls: type[Optimizer], setting: Mapping[str, Any], i: int) -> Exception | None:
         """What the constructor raises for one member by itself, if anything."""
         try:
-            cls([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
+            with without_warnings():
+                cls([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
         except Exception as error:
             if of_the_machine(error):
                 raise
