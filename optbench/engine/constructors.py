@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +42,7 @@ def try_constructors(
 ) -> None:
     """Make the optimizer of each variant once, over a network with the shape and the initial weights of its model.
 
-    A user's optimizer is tried on every model, a registered one, whose settings do not depend on it, on one. notify is
-    told each distinct warning of a constructor once.
+    notify is told each distinct warning of a constructor once.
 
     Raises:
         OptimizerError: some are refused; a line for each variant.
@@ -72,10 +70,8 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     seen: set[str] = set()
     for trial in trials:
-        model = suite.experiments[trial.experiment].models[trial.model]
-        where: Any = None
-        if user_targets(trial.target, trial.hyperparameters):
-            where = [suite.experiments[trial.experiment].dataset, model.model_dump(mode="json")]
+        settings = suite.experiments[trial.experiment]
+        where = [settings.dataset, settings.models[trial.model].model_dump(mode="json")]
         key = json.dumps([where, trial.target, dict(trial.hyperparameters)], sort_keys=True)
         if key not in seen:
             seen.add(key)
@@ -98,6 +94,7 @@ class _Place:
         self._dataset = dataset
         self._settings = self._experiment.models[model]
         self._weights: Mapping[str, Tensor] | None = None
+        self._networks: dict[torch.device, Network] = {}
         self._steps: int | None = None
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
@@ -115,7 +112,8 @@ class _Place:
     def _raised(self, trial: Trial, device: torch.device) -> Exception | None:
         try:
             spec = resolve_spec(find(trial.target), trial.hyperparameters)
-            network = self._network(device)
+            alone = "model" in spec.needs or user_targets(trial.target, trial.hyperparameters)
+            network = self._network(device) if alone else self._shared(device)
             given = {
                 "generator": generator(self._suite_seed, trial.seed, "optimizer"),
                 "model": network,
@@ -145,6 +143,12 @@ class _Place:
         network.to_empty(device=device)
         network.load_state_dict(dict(self._weights))
         return network
+
+    def _shared(self, device: torch.device) -> Network:
+        """One network for all registered optimizers: their constructors leave parameters as they are."""
+        if device not in self._networks:
+            self._networks[device] = self._network(device)
+        return self._networks[device]
 
     def _total_steps(self, spec: OptimizerSpec, trial: Trial) -> int:
         """As many steps as if all tasks were as long as the first one, which alone is made here."""
