@@ -230,7 +230,8 @@ def test_a_step_that_says_nothing_is_explained(tmp_path: Path, capsys: pytest.Ca
     assert messages["mine"].startswith(
         f"no message, raised by Silent.step in mine.py:{LINE}: assert not self.param_groups; commonly missing: `needs: "
     )
-    assert messages["needy"] == "'NoneType' object is not callable"
+    assert messages["needy"].startswith("'NoneType' object is not callable, raised by Needy.step in mine.py:")
+    assert messages["needy"].endswith("closure(); commonly missing: `needs: closure`")
 
 
 def raised(code: str) -> BaseException:

@@ -26,28 +26,26 @@ _MISSING: tuple[tuple[str, str, str], ...] = (
 )
 """A pattern in what is known of an error, the need that would then be missing, and how it is declared."""
 _COMMON = "`needs: closure`, `needs: create_graph`, `only_matrices: true`"
-_CERTAIN = (
-    r"missing 1 required positional argument: 'closure'|does not require grad and does not have a grad_fn|second time"
-)
-"""Messages of Python and PyTorch that mean nothing to whoever did not write the optimizer."""
+_OF_PYTHON = (TypeError, AttributeError, LookupError, NameError, NotImplementedError, AssertionError)
+_OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward through the graph a second time"
 
 
 def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
     """The type and the message of what an optimizer raised.
 
-    A message that says something is left as it is. An empty one, a printed tensor and the like become the line of the
-    user's code that raised it, with what is commonly missing where such an error comes up.
+    A message that was written for its reader is left as it is. An empty one, a printed tensor, and those that Python
+    and PyTorch give to bugs come with the line of the user's code that raised them, and with what is commonly missing
+    where such an error comes up.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):
         return kind, message
-    missing = None
-    if not message.strip() or len(message) > LONGEST or "tensor(" in message:
-        place = raised_at(error)
-        message = f"{_shortened(message)}, raised {place}" if place else _shortened(message)
-        missing = _missing(f"{kind} {message}", hyperparameters) or _COMMON
-    elif re.search(_CERTAIN, message):
-        missing = _missing(message, hyperparameters)
+    says_nothing = not message.strip() or len(message) > LONGEST or "tensor(" in message
+    if not (says_nothing or isinstance(error, _OF_PYTHON) or re.search(_OF_PYTORCH, message)):
+        return kind, message
+    place = raised_at(error)
+    message = f"{_shortened(message)}, raised {place}" if place else _shortened(message)
+    missing = _missing(f"{kind} {message}", hyperparameters) or (_COMMON if says_nothing else None)
     return kind, f"{message}; commonly missing: {missing}" if missing else message
 
 
