@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import same_bits, small_suite, train_suite, trial_row
+from test_interim import cut_and_whole
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult
@@ -478,3 +479,12 @@ def test_the_order_of_named_parameters_is_the_models(file: str) -> None:
     network.add_module("head", torch.nn.Linear(2, 2))
     made = maker(spec, {}, {"model": network})(list(network.parameters()))
     assert [id(p) for p in made.param_groups[0]["params"]] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+@pytest.mark.parametrize("name", ["DrawsAside", "DrawsInSteps"])
+def test_draws_go_on_where_a_training_was_cut(name: str, state: str, file: str, mnist: Dataset) -> None:
+    suite = small_suite({"opt": {"target": f"{file}:{name}"}}, seeds=2, train_examples=200, optimizer_state=state)
+    for _, whole, again in cut_and_whole(suite, mnist):
+        assert [trial_row(result).status for result in whole] == ["ok", "ok"]
+        assert all(map(same_bits, whole, again))
