@@ -135,7 +135,12 @@ class Problem:
         changed: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
         """The optimizer itself over the parameters of `network`; whatever its constructor raises is let through."""
-        given = {"generator": noise or self.noise(0), "model": network, "total_steps": TASKS * self.size.steps}
+        given = {
+            "generator": noise or self.noise(0),
+            "model": network,
+            "total_steps": TASKS * self.size.steps,
+            "examples": self.size.examples,
+        }
         settings = {**self.hyperparameters, **(changed or {})}
         return maker(self.spec, settings, given)(list(network.parameters()))
 
