@@ -10,7 +10,6 @@ Legend: P padded parameter count.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -43,9 +42,8 @@ from optbench.errors import UsageError
 from optbench.metrics import DEFAULT_METRICS
 from optbench.models import build, initialise
 from optbench.optimizers.explain import explained
-from optbench.optimizers.make import UntriedError, resolve_spec
+from optbench.optimizers.make import resolve_shared
 from optbench.optimizers.registry import find
-from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort
 from optbench.store.tables import CurveRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
@@ -96,7 +94,9 @@ class _CohortTraining:
         self.setting = setting
         self.protocol = setting.experiment.protocol
         self.notify = notify
-        self.spec = _resolved(cohort)
+        self.spec = resolve_shared(
+            find(cohort.trials[0].target), [equal[0].hyperparameters for equal in cohort.trainings]
+        )
         try:
             network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
         except ValueError as error:
@@ -238,22 +238,6 @@ class _CohortTraining:
         refused = sorted(self.machinery.recordings.refused.items())
         found += not_learnt(member.rows).notes if member.running else []
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]
-
-
-def _resolved(cohort: Cohort) -> OptimizerSpec:
-    """The spec of a cohort's optimizer, which its trials share.
-
-    It may take an instance to resolve it: the settings of some trials may be refused, which is not the others' fault.
-
-    Raises:
-        OptimizerError: it cannot be loaded, or is not what it is declared to be.
-    """
-    spec = find(cohort.trials[0].target)
-    for equal in cohort.trainings:
-        with contextlib.suppress(UntriedError):
-            return resolve_spec(spec, equal[0].hyperparameters)
-    # All are refused, each for its own reason: an instance for each tells them.
-    return resolve_spec(spec, {**cohort.trials[0].hyperparameters, "elementwise": False})
 
 
 class _TaskTraining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,21 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
             "steps on each"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
+
+
+def resolve_shared(spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]]) -> OptimizerSpec:
+    """The resolved spec of trials with these settings, which declare the same.
+
+    To resolve it may take an instance: settings that the constructor refuses are not the fault of the others.
+
+    Raises:
+        OptimizerError: it cannot be loaded, or is not what it is declared to be.
+    """
+    for each in settings:
+        with contextlib.suppress(UntriedError):
+            return resolve_spec(spec, each)
+    # All are refused, each for its own reason, which an instance for each tells.
+    return resolve_spec(spec, {**settings[0], "elementwise": False})
 
 
 class UntriedError(OptimizerError):

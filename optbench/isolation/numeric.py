@@ -1,32 +1,9 @@
-"""Process-wide settings of PyTorch, NumPy and Python, put back after code that may change them.
-
-Several trials share a worker process, and an optimizer of a user's own is arbitrary code: `torch.set_num_threads(2)` or
-`torch.set_default_dtype(torch.float64)` in its constructor would change or break every trial that follows. Two tables
-say what is put back: `NUMERIC`, what a computation depends on, which costs a few microseconds to compare and is checked
-after every call; and `AMBIENT`, the rest (random generators, working directory, environment, ...), after a whole unit
-of work and after an import or a constructor.
-
-Out of reach: `torch.set_num_interop_threads`, which a process can set only once; objects that are patched in place
-(`torch.nn.functional.cross_entropy = ...`); and global state of the user's own modules. A worker process that has run a
-user's code therefore serves no other code (optbench/workers.py). `sys.path` stays as a plug-in leaves it, because files
-that extend it often import their neighbours later, inside functions.
-"""
+"""What a computation in this thread depends on: flags of PyTorch, modes that were entered, hooks, NumPy's errors."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import locale
-import os
-import random
-import signal
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,70 +11,7 @@ import torch
 import torch.nn.modules.module as _modules
 import torch.optim.optimizer as _optimizers
 
-
-@dataclass(frozen=True)
-class ProcessSetting:
-    """One setting: how to read it, as a value that compares by `==`, and how to set it to a value that was read."""
-
-    name: str
-    get: Callable[[], Any]
-    set: Callable[[Any], object]
-
-
-class Snapshot:
-    """The values of some settings at the time it was made."""
-
-    __slots__ = ("_getters", "_settings", "_values")
-
-    def __init__(self, settings: Sequence[ProcessSetting]) -> None:
-        self._settings = settings
-        self._getters = [setting.get for setting in settings]
-        self._values = [get() for get in self._getters]
-
-    def changed(self) -> list[str]:
-        """The names of the settings that differ by now."""
-        return [s.name for s, value in zip(self._settings, self._values, strict=True) if s.get() != value]
-
-    def put_back(self) -> None:
-        """Set what differs to what it was."""
-        if [get() for get in self._getters] == self._values:
-            return
-        for setting, value in zip(self._settings, self._values, strict=True):
-            if setting.get() != value:
-                setting.set(value)
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """The block runs with the settings of the snapshot; what differed before it differs again after it."""
-        if [get() for get in self._getters] == self._values:
-            yield
-            return
-        current = Snapshot(self._settings)
-        self.put_back()
-        try:
-            yield
-        finally:
-            current.put_back()
-
-
-class isolated:
-    """Puts all settings back at the end of the block, however it ends."""
-
-    def __enter__(self) -> None:
-        self._numeric, self._ambient = Snapshot(NUMERIC), Snapshot(AMBIENT)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._numeric.put_back()  # first: a mode that was left on may break what reads the others
-        self._ambient.put_back()
-
-
-def seed_generators(seed: int) -> None:
-    """Start the global generators of PyTorch (on the CPU), NumPy and Python at `seed`, in [0, 2**31)."""
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the global one is what foreign code uses
-    random.seed(seed)
+from optbench.isolation.snapshot import ProcessSetting
 
 
 def _private(name: str, *, reads: str = "_get_", writes: str = "_set_") -> list[ProcessSetting]:
@@ -262,12 +176,12 @@ def _set_filters(value: list[Any]) -> None:
     warnings._filters_mutated()  # type: ignore[attr-defined]  # or an old decision to show a warning stays cached
 
 
-def _cuda_at_work() -> bool:
+def cuda_at_work() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _cuda_device() -> int | None:
-    return torch.cuda.current_device() if _cuda_at_work() else None
+    return torch.cuda.current_device() if cuda_at_work() else None
 
 
 def _set_cuda_device(value: int | None) -> None:
@@ -323,103 +237,3 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     *([ProcessSetting("cuda device", _cuda_device, _set_cuda_device)] if torch.cuda.is_available() else []),
 )
 """What a computation in this thread depends on. `inference_mode` comes before `grad_mode`, which it changes."""
-
-
-def _generators() -> tuple[bytes, ...]:
-    states = [torch.default_generator.get_state()]
-    if _cuda_at_work():
-        states += torch.cuda.get_rng_state_all()
-    return tuple(state.numpy().tobytes() for state in states)
-
-
-def _set_generators(value: tuple[bytes, ...]) -> None:
-    states = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in value]
-    torch.default_generator.set_state(states[0])
-    if states[1:]:
-        torch.cuda.set_rng_state_all(states[1:])
-
-
-def _numpy_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
-    assert isinstance(keys, np.ndarray)
-    return kind, keys.tobytes(), *rest
-
-
-def _set_numpy_state(value: tuple[Any, ...]) -> None:
-    kind, keys, *rest = value
-    np.random.set_state((kind, np.frombuffer(keys, np.uint32), *rest))  # noqa: NPY002  # as above
-
-
-def _directory() -> str | None:
-    try:
-        return str(Path.cwd())
-    except OSError:  # it was removed
-        return None
-
-
-def _set_directory(value: str | None) -> None:
-    if value is not None:
-        with contextlib.suppress(OSError):
-            os.chdir(value)
-
-
-def _set_environment(value: dict[str, str]) -> None:
-    for name in os.environ.keys() - value.keys():
-        del os.environ[name]
-    for name, text in value.items():
-        if os.environ.get(name) != text:
-            os.environ[name] = text
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in _SIGNALS]
-
-
-def _set_handlers(value: list[Any]) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in zip(_SIGNALS, value, strict=True):
-            if handler is not None:  # it was not set from Python
-                signal.signal(number, handler)
-
-
-def _streams() -> tuple[Any, Any]:
-    return sys.stdout, sys.stderr
-
-
-def _set_streams(value: tuple[Any, Any]) -> None:
-    sys.stdout, sys.stderr = value
-
-
-def _set_collection(value: tuple[bool, tuple[int, int, int]]) -> None:
-    (gc.enable if value[0] else gc.disable)()
-    gc.set_threshold(*value[1])
-
-
-def _torch_print_options() -> dict[str, Any]:
-    return dict(vars(torch._tensor_str.PRINT_OPTS))
-
-
-AMBIENT: tuple[ProcessSetting, ...] = (
-    ProcessSetting("torch generators", _generators, _set_generators),
-    ProcessSetting("numpy generator", _numpy_state, _set_numpy_state),
-    ProcessSetting("random generator", random.getstate, random.setstate),
-    ProcessSetting("working directory", _directory, _set_directory),
-    ProcessSetting("environment", lambda: dict(os.environ), _set_environment),
-    ProcessSetting("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
-    ProcessSetting("garbage collection", lambda: (gc.isenabled(), gc.get_threshold()), _set_collection),
-    ProcessSetting("signal handlers", _handlers, _set_handlers),
-    ProcessSetting("standard streams", _streams, _set_streams),
-    ProcessSetting(
-        "locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)
-    ),
-    ProcessSetting(
-        "torch print options", _torch_print_options, lambda value: vars(torch._tensor_str.PRINT_OPTS).update(value)
-    ),
-    ProcessSetting("numpy print options", np.get_printoptions, lambda value: np.set_printoptions(**value)),
-    ProcessSetting("warn_always", torch.is_warn_always_enabled, torch.set_warn_always),
-)
-"""What else code in this process may depend on."""
-ALL = (*NUMERIC, *AMBIENT)
