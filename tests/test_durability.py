@@ -449,7 +449,7 @@ def test_what_cannot_be_written_down_begins_anew(monkeypatch: pytest.MonkeyPatch
     suite = small_suite({"theirs": {"target": f"{tmp_path}/theirs.py:Theirs"}}, seeds=1, train_examples=200)
     outcome = run(suite, Options("cpu", tmp_path, "run", jobs=1), Watching())
     assert outcome.statuses == {"ok": 1}
-    assert cut.left == 10**9
+    assert cut.left == 10**9 - 1, "only why it cannot be kept"
 
 
 # Memory.

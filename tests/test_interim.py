@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -33,12 +34,11 @@ def cut_and_whole(
     for cohort in cohorts(trials(suite)):
         kept: list[Interim] = []
 
-        def keep(make: Any, kept: list[Interim] = kept) -> None:
-            interims = make()
+        def write(interims: Sequence[Interim], kept: list[Interim] = kept) -> None:
             if interims[0].task == cut_after:
                 kept += [stored(interim) for interim in interims]
 
-        whole = train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
+        whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take, write=write: take(write))
         assert kept, "nothing was kept"
         begun = {trial: interim for interim in kept for trial in interim.trials}
         again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
@@ -79,7 +79,7 @@ def test_what_is_kept_matters(mnist: Dataset) -> None:
     suite = small_suite({"it": {"target": "sgd", "lr": 0.05, "momentum": 0.9}}, seeds=2, train_examples=200)
     (cohort,) = cohorts(trials(suite))
     kept: list[Interim] = []
-    whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda make: kept.extend(make()))
+    whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take: take(kept.extend))
     fresh = [dataclasses.replace(one, state=to_plain(None)) for one in kept]
     swapped = [dataclasses.replace(one, row=other.row) for one, other in zip(kept, reversed(kept), strict=True)]
     for wrong in (fresh, swapped):
@@ -108,7 +108,12 @@ def test_members_of_another_company_go_on_together(mnist: Dataset) -> None:
     (cohort,) = cohorts(trials(suite))
     kept: list[Interim] = []
     for piece in cohort.split(2):
-        train(piece, setting_of(suite, mnist), lambda progress: None, lambda make: kept.extend(map(stored, make())))
+        train(
+            piece,
+            setting_of(suite, mnist),
+            lambda progress: None,
+            lambda take: take(lambda interims: kept.extend(map(stored, interims))),
+        )
     begun = {trial: one for one in kept for trial in one.trials}
     again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
     assert all(map(same_bits, train(cohort, setting_of(suite, mnist), lambda progress: None), again))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,12 @@ class Interim:
     """Of its optimizer."""
     rows: tuple[Row, ...]
     """What it has found so far."""
+    refused: str | None = None
+    """Why it cannot be resumed from here, so that it is trained from the start; nothing else is kept then."""
+    apart: str | None = None
+    """Why its trainings have an instance each, of an optimizer that is declared elementwise."""
+    seconds: float = 0.0
+    """What it has cost to try the state."""
 
     @staticmethod
     def of(member: Member, task: int, state: Plain) -> Interim:
@@ -53,12 +60,20 @@ class Interim:
         row = member.row.detach().cpu().clone()
         return Interim(trials, task, counters, row, member.generator.get_state(), state, tuple(member.rows))
 
+    @staticmethod
+    def unkept(member: Member, task: int, reason: str) -> Interim:
+        """What is kept of a member whose state cannot be: why not."""
+        found = Interim.of(member, task, Plain(None, ()))
+        return dataclasses.replace(found, row=torch.empty(0), rows=(), refused=reason)
+
     def restore(self, member: Member) -> None:
         """Put a member that was just made where this one was.
 
         Raises:
-            NotPlain: it is of another network.
+            NotPlain: it is of another network, or was not kept.
         """
+        if self.refused is not None:
+            raise NotPlain(self.refused)
         for name in COUNTERS:
             value = self.counters[name]
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
@@ -74,6 +89,7 @@ class Interim:
         tensors = {"row": self.row, "draws": self.draws}
         tensors |= {f"state.{i}": storage for i, storage in enumerate(self.state.storages)}
         record = {"trials": list(self.trials), "task": self.task, "counters": self.counters, "state": self.state.tree}
+        record |= {"refused": self.refused, "apart": self.apart}
         return record, tensors
 
     @staticmethod
@@ -83,9 +99,13 @@ class Interim:
         # In memory of its own: what was read from a file lies anywhere.
         row = torch.empty_like(tensors["row"]).copy_(tensors["row"])
         trials, task, counters = tuple(record["trials"]), record["task"], record["counters"]
-        return Interim(trials, task, counters, row, tensors["draws"].clone(), state, tuple(rows))
+        draws, refused, apart = tensors["draws"].clone(), record.get("refused"), record.get("apart")
+        return Interim(trials, task, counters, row, draws, state, tuple(rows), refused, apart)
 
 
-Keep = Callable[[Callable[[], list[Interim]]], None]
-"""Is told at the end of every task but the last, and may ask for what the cohort has come to, which takes time and may
-raise `NotPlain`."""
+Write = Callable[[Sequence[Interim]], None]
+"""Writes the interims of all trainings of a cohort, from the same task."""
+Keep = Callable[[Callable[[Write], None]], None]
+"""Is called with `take` at the end of every task but the last. `take(write)` writes the states of the cohort down,
+which costs time, and calls `write` with them once they can be trusted: at once, or after they have been rehearsed in
+the first steps of the next task; never, where the training ends before."""

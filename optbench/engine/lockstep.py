@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
-from optbench.engine.lanes import LaneMember, MemberState, build_lane
+from optbench.engine.lanes import Follower, LaneMember, MemberState, build_lane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.stopwatch import Stopwatch
@@ -68,16 +68,19 @@ class LockStep:
         streams: Sequence[BatchStream],
         *,
         begin: bool,
+        followers: Sequence[Sequence[Follower]] = (),
     ) -> None:
-        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on.
+        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on. followers: of each
+        member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
         """
         self._machinery = machinery
         self._streams = streams
+        self._followers = [(i, follower) for i, own in enumerate(followers) for follower in own]
         self._weights = torch.stack(list(rows))
-        grads = torch.zeros_like(self._weights)
+        self._grads = grads = torch.zeros_like(self._weights)
         self._gradients = machinery.gradients(Bound(self._weights, grads, streams))
         self._lane = build_lane(
             machinery.spec,
@@ -112,9 +115,17 @@ class LockStep:
         losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
         for k in range(until - step):
             self._gradients(step + k, losses[k])
+            following = [(i, follower) for i, follower in self._followers if i in of and not follower.over]
+            for i, follower in following:
+                follower.take(self._grads[i])
             self._stopwatch.start()
             failures = self._lane.step(partial(self._loss, step + k))
             self._stopwatch.stop()
+            for i, follower in following:
+                if i in failures:
+                    follower.end()
+                else:
+                    follower.follow(partial(self._own_loss, step + k, i), self._weights[i])
             raised = {i: error for i, error in failures.items() if i in of}
             if raised:
                 return losses[: k + 1], raised
@@ -141,6 +152,11 @@ class LockStep:
     def fallbacks(self, i: int) -> int:
         """How often a factorisation of member `i` had to be replaced."""
         return self._lane.fallbacks(i)
+
+    def _own_loss(self, step: int, i: int, alone: int, network: Network) -> Tensor:
+        """As `_loss`, for a lane in which member `i` is the only one."""
+        assert alone == 0
+        return self._loss(step, i, network)
 
     def _loss(self, step: int, i: int, network: Network) -> Tensor:
         """The mean cross-entropy of `network` on the batch of this step of member `i`."""

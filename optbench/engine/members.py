@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optbench.engine.lanes import MemberState
+from optbench.engine.lanes import Follower, MemberState
 from optbench.plan import Trial
 from optbench.store.tables import Row
 from optbench.suite.schema import Protocol
@@ -62,6 +62,10 @@ class Member:
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
     rows: list[Row] = field(default_factory=list)
+    unkept: str | None = None
+    """Why its optimizer's state cannot be kept between tasks, once that is known."""
+    followers: list[Follower] = field(default_factory=list)
+    """What takes its next steps after it."""
     start: Tensor = field(init=False)
     """The initial weights (P,): the first `row`, which is replaced but never written to."""
 

@@ -27,13 +27,15 @@ from optbench.engine.evaluate import Evaluator, Score
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import gradients_for
-from optbench.engine.interim import Interim, Keep
+from optbench.engine.interim import Interim, Keep, Write
 from optbench.engine.lanes import LaneMember, RefusedError, plain_state
+from optbench.engine.lanes.rehearsal import Rehearsal
+from optbench.engine.lanes.verification import NotElementwise, Verification
 from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Progress, Schedule, Stopper, TrialResult
-from optbench.engine.plain import to_plain
+from optbench.engine.plain import NotPlain, Plain, to_plain
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
 from optbench.engine.sketches import Sketches
@@ -49,6 +51,9 @@ from optbench.store.tables import CurveRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples, TaskFamily, TaskSequence
+
+VERIFIED = 2
+"""So many members of every setting of a user's elementwise optimizer are verified: one alone may diverge."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,31 @@ def train(
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
         NotPlain: `begun` does not fit the optimizer as it is now.
     """
-    return _CohortTraining(cohort, setting, notify, begun).run(keep)
+    try:
+        return _CohortTraining(cohort, setting, notify, begun).run(keep)
+    except NotElementwise as error:
+        reason = str(error)
+    return _CohortTraining(cohort, setting, notify, {}, reason).run(keep)
 
 
 class _CohortTraining:
-    def __init__(self, cohort: Cohort, setting: Setting, notify: Notify, begun: Mapping[str, Interim]) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        setting: Setting,
+        notify: Notify,
+        begun: Mapping[str, Interim],
+        apart: str | None = None,
+    ) -> None:
+        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise."""
         self.setting = setting
         self.protocol = setting.experiment.protocol
         self.notify = notify
-        self.spec = resolve_shared(
-            find(cohort.trials[0].target), [equal[0].hyperparameters for equal in cohort.trainings]
-        )
+        if len(aparts := {interim.apart for interim in begun.values()}) > 1:
+            raise NotPlain("some of its trials were trained in another lane")
+        self.apart = aparts.pop() if aparts else apart
+        settings = [equal[0].hyperparameters for equal in cohort.trainings]
+        self.spec = resolve_shared(find(cohort.trials[0].target), settings, believed=self.apart is None)
         try:
             network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
         except ValueError as error:
@@ -125,6 +144,7 @@ class _CohortTraining:
         for member in self.members:
             if self.finished:
                 begun[member.trial.id].restore(member)
+        self._rehearsed: tuple[list[Interim], dict[str, Rehearsal], Write] | None = None
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
         count = self.setting.family.count
@@ -136,11 +156,14 @@ class _CohortTraining:
             if self.protocol.optimizer_state == "reset":
                 for member in self.members:
                     member.state = None
+            if task == 0 and self.spec.lane == "elementwise" and self.spec.source == "yours":
+                self._verify()
             _TaskTraining(self, task).run()
+            self.look_at_followers(at_end=True)
             self._measure(task + 1)
             self.finished = task + 1
             if keep is not None and self.finished < count:
-                keep(self._interims)
+                keep(self._take)
         results = [result for member in self.members for result in self._results(member)]
         return sorted(results, key=lambda result: self.places[result.trial.id])
 
@@ -168,15 +191,78 @@ class _CohortTraining:
             return 0
         return self.sequences[member.trial.seed].train(task).labels.numel()
 
-    def _interims(self) -> list[Interim]:
-        """Raises NotPlain where an optimizer's state cannot be written down."""
-        found = []
+    def look_at_followers(self, *, at_end: bool = False) -> None:
+        """What members' followers have found, if anything. at_end: of the task, after which they follow no more.
+
+        Raises:
+            NotElementwise: the optimizer does not do what it is declared to do.
+        """
         for member in self.members:
-            goes_on = member.running and self.protocol.optimizer_state == "keep"
-            state = self.lane_member(member, self.finished) if goes_on else None
-            plain = plain_state(self.spec, state, self.network) if state else to_plain(None)
-            found.append(Interim.of(member, self.finished, plain))
-        return found
+            for follower in member.followers:
+                if isinstance(follower, Verification) and follower.difference:
+                    raise NotElementwise(follower.difference)
+        if self._rehearsed is not None:
+            interims, rehearsals, write = self._rehearsed
+            if at_end or all(rehearsal.over for rehearsal in rehearsals.values()):
+                self._rehearsed = None
+                write([self._judged(interim, rehearsals.get(interim.trials[0])) for interim in interims])
+        if at_end:
+            for member in self.members:
+                member.followers = []
+
+    def _verify(self) -> None:
+        """Two members of every setting are trained by instances of their own as well, for one task."""
+        settings: dict[str, int] = {}
+        for member in self.members:
+            key = repr(sorted(member.trial.hyperparameters.items()))
+            settings[key] = settings.get(key, 0) + 1
+            if settings[key] <= VERIFIED:
+                lane_member = self.lane_member(member, 0)
+                member.followers = [Verification(self.spec, lane_member, self.network, member.row, self.layout)]
+
+    def _take(self, write: Write) -> None:
+        """As `Keep` has it."""
+        interims, rehearsals = [], {}
+        for member in self.members:
+            try:
+                state, rehearsal = self._written(member)
+            except NotPlain as error:
+                member.unkept = str(error)
+            if member.unkept is not None:
+                interims.append(Interim.unkept(member, self.finished, member.unkept))
+                continue
+            interims.append(dataclasses.replace(Interim.of(member, self.finished, state), apart=self.apart))
+            if rehearsal is not None:
+                rehearsals[member.trial.id] = rehearsal
+                member.followers = [rehearsal]
+        if rehearsals:
+            self._rehearsed = interims, rehearsals, write
+        else:
+            write(interims)
+
+    def _written(self, member: Member) -> tuple[Plain, Rehearsal | None]:
+        """A member's optimizer state as plain data, and what has still to be seen of it.
+
+        Raises:
+            NotPlain: it cannot be written down, or not restored.
+        """
+        if not member.running or self.protocol.optimizer_state == "reset" or member.unkept is not None:
+            return to_plain(None), None
+        before = self.lane_member(member, self.finished)
+        plain = plain_state(self.spec, before, self.network)
+        if self.spec.lane != "per-member":
+            return plain, None
+        return plain, Rehearsal(self.spec, before, plain, self.network, member.row, self.layout)
+
+    def _judged(self, interim: Interim, rehearsal: Rehearsal | None) -> Interim:
+        """What is kept of a member after its rehearsal."""
+        if rehearsal is None:
+            return interim
+        if rehearsal.reason is None:
+            return dataclasses.replace(interim, seconds=rehearsal.seconds)
+        member = next(member for member in self.members if member.trial.id == interim.trials[0])
+        member.unkept = rehearsal.reason
+        return dataclasses.replace(Interim.unkept(member, interim.task, rehearsal.reason), seconds=rehearsal.seconds)
 
     def _total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
@@ -237,6 +323,8 @@ class _CohortTraining:
         found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
         refused = sorted(self.machinery.recordings.refused.items())
         found += not_learnt(member.rows).notes if member.running else []
+        if self.apart is not None:
+            found.append(f"declared elementwise, and trained with an instance per trial: {self.apart}")
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]
 
 
@@ -317,6 +405,7 @@ class _TaskTraining:
                 self._evaluated(here[i], row, score, step)
             for i in [i for i, member in here.items() if member not in self.active]:
                 self._take_out(stack, i, here.pop(i))
+            cohort.look_at_followers()
         for i, member in here.items():
             self._take_out(stack, i, member)
         return step
@@ -332,6 +421,7 @@ class _TaskTraining:
                     [cohort.lane_member(member, self.task) for member in members],
                     [self.streams[member.trial.id] for member in members],
                     begin=begin,
+                    followers=[member.followers for member in members],
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():

@@ -131,15 +131,19 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 
 
-def resolve_shared(spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]]) -> OptimizerSpec:
-    """The resolved spec of trials with these settings, which declare the same.
+def resolve_shared(
+    spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]], *, believed: bool = True
+) -> OptimizerSpec:
+    """Return the resolved spec of trials with these settings, which declare the same.
 
     To resolve it may take an instance: settings that the constructor refuses are not the fault of the others.
+
+    believed: False for one that is declared elementwise and has been found not to be: it gets an instance per trial.
 
     Raises:
         OptimizerError: it cannot be loaded, or is not what it is declared to be.
     """
-    for each in settings:
+    for each in settings if believed else ():
         with contextlib.suppress(UntriedError):
             return resolve_spec(spec, each)
     # All are refused, each for its own reason, which an instance for each tells.

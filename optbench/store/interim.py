@@ -93,15 +93,22 @@ def read_interim(part: Path) -> list[Kept]:
 def find_begun(folder: Path) -> dict[str, Begun]:
     """Where trials can go on, by their ids; the furthest place of each.
 
-    A part that is none is no such place, and neither is one where a trial had failed: that is tried again.
+    A part that is none is no such place, and neither is one where a trial had failed (that is tried again), or could
+    not be kept.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):
         for member in _members_or_none(part):
-            for trial in member.trials if member.status != "failed" else ():
+            for trial in member.trials if member.status != "failed" and member.refused is None else ():
                 if trial not in found or found[trial].task < member.task:
                     found[trial] = Begun(part, member.task)
     return found
+
+
+def find_refused(folder: Path) -> dict[str, str]:
+    """Why trials that were in training cannot be resumed, by their ids."""
+    members = [member for part in find_parts(folder) for member in _members_or_none(part)]
+    return {trial: member.refused for member in members if member.refused is not None for trial in member.trials}
 
 
 def drop_begun(folder: Path, ended: Iterable[str]) -> None:
@@ -118,11 +125,13 @@ def drop_begun(folder: Path, ended: Iterable[str]) -> None:
 
 
 class Member(NamedTuple):
-    """One training in a part: its trials (ids), how many tasks it had finished, and whether it still ran."""
+    """One training in a part: its trials (ids), how many tasks it had finished, whether it still ran, and why it cannot
+    be resumed, if so."""
 
     trials: tuple[str, ...]
     task: int
     status: str
+    refused: str | None
 
 
 def read_members(part: Path) -> list[Member]:
@@ -134,13 +143,16 @@ def read_members(part: Path) -> list[Member]:
     file = part / MEMBERS
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
-        found = [Member(tuple(record["trials"]), record["task"], record["counters"]["status"]) for record in records]
+        found = [
+            Member(tuple(record["trials"]), record["task"], record["counters"]["status"], record.get("refused"))
+            for record in records
+        ]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{file}: unreadable: {type(error).__name__}") from None
     if not found:
         raise StoreError(f"{file}: nothing is in it")
     for member in found:
-        texts = all(isinstance(text, str) for text in (*member.trials, member.status))
+        texts = all(isinstance(text, str) for text in (*member.trials, member.status, member.refused or ""))
         if not (texts and member.trials and type(member.task) is int and member.task > 0):
             raise StoreError(f"{file}: needs trials, a status and a number of tasks")
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
-from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState, RefusedError
+from optbench.engine.lanes.lane import Evaluate, Follower, Lane, LaneMember, MemberState, RefusedError
 from optbench.engine.lanes.per_member import PerMemberLane, plain_instance
 from optbench.engine.plain import Plain, from_plain, to_plain
 from optbench.engine.recording import Recordings
@@ -26,7 +26,7 @@ from optbench.optimizers.load import load_class
 from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
-__all__ = ["Evaluate", "Lane", "LaneMember", "MemberState", "RefusedError", "build_lane", "plain_state"]
+__all__ = ["Evaluate", "Follower", "Lane", "LaneMember", "MemberState", "RefusedError", "build_lane", "plain_state"]
 
 
 def build_lane(

@@ -86,6 +86,25 @@ class Lane(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """Takes a member's steps after it, on its own, until it is over."""
+
+    @property
+    def over(self) -> bool: ...
+
+    def take(self, grads: Tensor) -> None:
+        """Copy the member's gradients (P,) of the step to come."""
+        ...
+
+    def follow(self, evaluate: Evaluate, row: Tensor) -> None:
+        """Take the step that has led the member to the weights `row` (P,)."""
+        ...
+
+    def end(self) -> None:
+        """The member's optimizer raised."""
+        ...
+
+
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in a nested state, each storage once."""
     seen: dict[int, int] = {}

@@ -1,0 +1,66 @@
+"""One training's second instance of its optimizer, which takes the same steps from the same gradients alongside it.
+
+Legend: P padded parameter count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from optbench.engine.lanes.elementwise import ElementwiseLane
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember
+from optbench.engine.lanes.per_member import PerMemberLane
+from optbench.engine.recording import Recordings
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.optimizers.load import load_class
+from optbench.optimizers.make import constructor_arguments
+from optbench.optimizers.spec import OptimizerSpec
+
+
+class Companion:
+    """A lane of one member over weights of its own, which is given the gradients of another member's stack.
+
+    It shares nothing with the training that it accompanies: weights, gradients, network and generator are its own.
+    """
+
+    def __init__(self, spec: OptimizerSpec, member: LaneMember, network: Network, row: Tensor, layout: Layout) -> None:
+        """At the beginning of a task, from `row` (P,).
+
+        Raises whatever a user's constructor or `begin_task` raises.
+        """
+        self._weights = row.detach().clone()[None]
+        self._grads = torch.zeros_like(self._weights)
+        self.generator = torch.Generator()
+        self.generator.set_state(member.generator.get_state())
+        member = dataclasses.replace(member, generator=self.generator)
+        self._lane: Lane
+        if spec.lane == "elementwise":
+            settings = [constructor_arguments(spec, member.hyperparameters)]
+            unrecorded = Recordings(None)
+            cls = load_class(spec.target)
+            self._lane = ElementwiseLane(cls, settings, self._weights, self._grads, [member.state], unrecorded)
+        else:
+            self._lane = PerMemberLane(spec, [member], network, self._weights, self._grads, layout, begin=True)
+        self._lane.begin_task()
+
+    @property
+    def row(self) -> Tensor:
+        """Its weights (P,), which the next step changes."""
+        return self._weights[0]
+
+    def take(self, grads: Tensor) -> None:
+        """Copy the gradients (P,) of the next step, before anything can change them."""
+        self._grads[0].copy_(grads)
+
+    def step(self, evaluate: Evaluate) -> Exception | None:
+        """One step; what its optimizer raised."""
+        return self._lane.step(evaluate).get(0)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether float32 tensors agree to the last bit; a NaN equals the same NaN."""
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))

@@ -1,0 +1,136 @@
+"""A state that was written down is tried before it is trusted.
+
+That a state equals what was written down once it is restored says nothing of what its optimizer does with it: one that
+finds its buffers by `id(p)` restores every number, finds none of them, and trains on with other numbers in silence. So
+a copy is restored exactly as `--resume` restores it, and takes the first steps of the next task alongside the original,
+from the same gradients, batches and draws. The state counts as kept once both have arrived at the same bits.
+
+Why alongside: the original cannot be stepped for the rehearsal's sake, since putting it back afterwards is restoring
+it, which is what is in question; and two restored copies, or deep copies, agree with each other when both have lost the
+same buffers. This way the original takes no step and no draw that it would not have taken.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from optbench.engine.faults import is_broken_device, is_out_of_memory
+from optbench.engine.lanes.companion import Companion, same_bits
+from optbench.engine.lanes.lane import Evaluate, LaneMember, Optimizer
+from optbench.engine.plain import NotPlain, Plain, to_plain
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.optimizers.spec import OptimizerSpec
+
+STEPS = 100
+"""A common multiple of the usual refresh intervals; the time that a keep may take covers it (`optbench.work.SHARE`)."""
+HINT = "it may look its state up by id(p), or keep it outside of the instance"
+
+
+class Rehearsal:
+    """A copy of one training's optimizer, restored from its written state, alongside the original."""
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        member: LaneMember,
+        state: Plain,
+        network: Network,
+        row: Tensor,
+        layout: Layout,
+    ) -> None:
+        """At the end of a task.
+
+        member: as the next task begins with it. state: its state, written down. row: its weights (P,).
+
+        Raises:
+            NotPlain: the copy cannot be made.
+        """
+        started = time.perf_counter()
+        optimizer = member.state[0]
+        self._name = type(optimizer).__name__
+        self._original = member.generator
+        try:
+            self._copy = Companion(spec, dataclasses.replace(member, state=state), network, row, layout)
+        except NotPlain:
+            raise
+        except Exception as error:  # a user's optimizer that does not expect to be made once more
+            if is_out_of_memory(error) or is_broken_device(error):
+                raise
+            raise NotPlain(f"the state of {self._name}: {type(error).__name__}: {error}") from error
+        self._optimizer = optimizer
+        self._outside = _outside(optimizer)
+        self.steps = 0
+        """How many it has taken."""
+        self.reason: str | None = None
+        """Why the written state cannot be trusted."""
+        self.seconds = time.perf_counter() - started
+        """What it has cost."""
+        self._over = False
+
+    @property
+    def over(self) -> bool:
+        return self._over or self.reason is not None or self.steps >= STEPS
+
+    def take(self, grads: Tensor) -> None:
+        """Copy the gradients (P,) of the next step, before the original uses them."""
+        self._copy.take(grads)
+
+    def follow(self, evaluate: Evaluate, row: Tensor) -> None:
+        """The step that the original has just taken, to the weights `row` (P,)."""
+        started = time.perf_counter()
+        # Before the copy's first step, which must not advance what both would share.
+        if self.steps == 0 and (name := _changed(self._outside, _outside(self._optimizer))):
+            self.reason = f"{self._name} keeps state outside of the instance: {name}"
+            return
+        try:
+            raised = self._copy.step(evaluate)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raised = error  # there is no room for the copy; the original goes on, and its state is not kept
+        self.steps += 1
+        if raised is not None:
+            self.reason = f"{self._name}, restored, raised {type(raised).__name__}: {raised}"
+        elif not same_bits(self._copy.row, row):
+            self.reason = f"{self._name}, restored, took another step {self.steps} of the next task: {HINT}"
+        elif not torch.equal(self._copy.generator.get_state(), self._original.get_state()):
+            self.reason = f"{self._name}, restored, drew other random numbers at step {self.steps} of the next task"
+        if self.reason is not None:
+            self.reason = " ".join(self.reason.split())
+        self.seconds += time.perf_counter() - started
+
+    def end(self) -> None:
+        """The original raised, which says nothing of the copy."""
+        self._over = True
+
+
+def _outside(optimizer: Optimizer) -> dict[str, Plain]:
+    """Numbers, tensors and containers of a user's classes and of their modules, written down, by name."""
+    found: dict[str, Plain] = {}
+    for cls in type(optimizer).__mro__:
+        if cls.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing", "optbench"):
+            continue
+        places = {f"{cls.__name__}.": vars(cls), f"{cls.__module__}.": vars(sys.modules.get(cls.__module__, cls))}
+        for place, names in places.items():
+            for name, value in list(names.items()):
+                if not name.startswith("__") and isinstance(value, _STATEFUL):
+                    try:
+                        found[place + name] = to_plain(value)
+                    except (NotPlain, RecursionError):  # what holds code is no state that grows with the steps
+                        continue
+    return found
+
+
+_STATEFUL = (int, float, Tensor, list, dict, set, collections.deque, torch.Generator)
+
+
+def _changed(before: dict[str, Plain], after: dict[str, Plain]) -> str | None:
+    """The name of something that is not what it was."""
+    return next((name for name, value in after.items() if name not in before or not value.equals(before[name])), None)

@@ -1,0 +1,81 @@
+"""Whether an optimizer that is declared elementwise is: seen on a member's own gradients, for as long as a task takes.
+
+A few steps before training show most optimizers that are not; not one whose update starts to depend on other weights
+later (a clipped norm, a warm-up, a branch on the shape).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from optbench.engine.faults import of_the_machine
+from optbench.engine.lanes.companion import Companion, same_bits
+from optbench.engine.lanes.lane import Evaluate, LaneMember
+from optbench.engine.stack import Layout
+from optbench.models import Network
+from optbench.optimizers.spec import OptimizerSpec
+
+TOLERANCE = 1e-3
+"""Of the distance from the start. Kernels may round the last elements of a tensor differently, hence not to the bit."""
+
+
+class NotElementwise(Exception):
+    """An optimizer that is declared elementwise takes other steps in company, or on weights of another shape."""
+
+
+class Verification:
+    """Two instances that take a member's steps: over its row alone, and over its parameters as its network has them.
+
+    The first must agree to the last bit, or else trials would depend on their companions; the second up to rounding.
+    """
+
+    def __init__(self, spec: OptimizerSpec, member: LaneMember, network: Network, row: Tensor, layout: Layout) -> None:
+        """At the beginning of the first task, from its initial weights `row` (P,).
+
+        Raises whatever a user's constructor raises.
+        """
+        self._start = row.detach().clone()
+        per_member = dataclasses.replace(spec, lane="per-member")
+        self._alone = Companion(spec, member, network, row, layout)
+        self._apart = Companion(per_member, member, network, row, layout)
+        self._steps = 0
+        self._over = False
+        self.difference: str | None = None
+        """What is not as it would be if the optimizer were elementwise."""
+
+    @property
+    def over(self) -> bool:
+        return self._over or self.difference is not None
+
+    def take(self, grads: Tensor) -> None:
+        """Copy the gradients (P,) of the next step."""
+        self._alone.take(grads)
+        self._apart.take(grads)
+
+    def follow(self, evaluate: Evaluate, row: Tensor) -> None:
+        """The step that has led the member to the weights `row` (P,)."""
+        self._steps += 1
+        for companion in (self._alone, self._apart):
+            if (error := companion.step(evaluate)) is not None:
+                if of_the_machine(error):
+                    raise error
+                self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {error}"
+                return
+        if not same_bits(self._alone.row, row):
+            self.difference = f"step {self._steps} on several trials at once differs from the step on each"
+            return
+        distance, moved = torch.linalg.norm(torch.stack([self._apart.row - row, self._apart.row - self._start]), dim=1)
+        if not torch.isfinite(moved + distance):
+            self._over = True
+        elif distance > TOLERANCE * moved:
+            self.difference = (
+                f"after {self._steps} steps its weights differ by up to {(self._apart.row - row).abs().max():.2g} from "
+                "those of an instance over the network's own parameters"
+            )
+
+    def end(self) -> None:
+        """The member's optimizer raised: there is nothing to compare with."""
+        self._over = True
