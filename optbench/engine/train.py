@@ -218,7 +218,11 @@ class _CohortTraining:
             settings[key] = settings.get(key, 0) + 1
             if settings[key] <= VERIFIED:
                 lane_member = self.lane_member(member, 0)
-                member.followers = [Verification(self.spec, lane_member, self.network, member.row, self.layout)]
+                try:
+                    member.followers = [Verification(self.spec, lane_member, self.network, member.row, self.layout)]
+                except Exception as error:  # what its constructor raises is its lane's to report
+                    if of_the_machine(error):
+                        raise
 
     def _take(self, write: Write) -> None:
         """As `Keep` has it."""

@@ -21,7 +21,8 @@ from optbench.optimizers.registry import base_settings, complete, find
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
-TRIED_STEPS = 4
+SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
+"""Of the gradients that an elementwise optimizer is tried on: those of a training, then none, tiny and huge ones."""
 
 
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
@@ -126,7 +127,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
         raise OptimizerError(
             f"{spec.target} is declared elementwise, and is not: its step on two networks at once differs from its "
-            "steps on each"
+            "steps on each, or what it keeps is not all in `state`"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 
@@ -163,21 +164,36 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Whether a few steps on stacked weights equal, bit for bit, the steps on each row of them."""
+    """Whether steps on stacked weights equal, bit for bit, the steps on each row of them, as a vector and as a matrix;
+    and whether `state` is all the state there is.
+
+    What depends on other weights only later, or only at a network's size, is found in training (`lanes.verification`).
+    """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
-    start, grads = torch.randn(3, 16, generator=random), torch.randn(TRIED_STEPS, 3, 16, generator=random)
+    start, grads = torch.randn(3, 16, generator=random), torch.randn(len(SCALES), 3, 16, generator=random)
+    grads *= torch.tensor(SCALES)[:, None, None] * torch.tensor([1.0, 1e-2, 1e2])[:, None]
+    grads[torch.rand(grads.shape, generator=random) < 0.1] = 0.0
 
-    def end(weights: Tensor, along: Tensor) -> Tensor:
+    def path(weights: Tensor, along: Tensor, renewed: Sequence[int] = ()) -> Tensor:
+        """The bits of the weights after each step: once they are no numbers, all later ones agree."""
         parameter = torch.nn.Parameter(weights.clone())
         optimizer = make([parameter])
-        for grad in along:
+        bits = []
+        for step, grad in enumerate(along):
+            if step in renewed:  # as the lane does when a member stops, or a task ends
+                state = optimizer.state.get(parameter, {})
+                optimizer = make([parameter])
+                optimizer.state[parameter] = state
             parameter.grad = grad.clone()
             optimizer.step()
-        return parameter.detach()
+            bits.append(parameter.detach().clone().view(torch.int32))
+        return torch.stack(bits)
 
-    together = end(start, grads)
-    return all(torch.equal(end(start[i], grads[:, i]), together[i]) for i in range(3))
+    together = path(start, grads, renewed=(7, 20))
+    vectors = [path(start[i], grads[:, i]) for i in range(3)]
+    matrices = [path(start[i].view(4, 4), grads[:, i].view(-1, 4, 4)).flatten(1) for i in range(3)]
+    return all(torch.equal(own[i], together[:, i]) for own in (vectors, matrices) for i in range(3))
 
 
 def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -191,7 +207,8 @@ def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[T
     if needs := spec.needs - {"random"}:
         raise OptimizerError(f"{wrapper} cannot stand over {target}, which needs {', '.join(sorted(needs))}")
     make = maker(spec, settings)
-    return Row(make, parameters) if spec.lane == "elementwise" else make(parameters)
+    # What a user's own is declared to be is verified in the elementwise lane only.
+    return Row(make, parameters) if spec.lane == "elementwise" and spec.source != "yours" else make(parameters)
 
 
 def begin_task(optimizer: torch.optim.Optimizer) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optbench.engine.lanes.elementwise import ElementwiseLane
-from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
 from optbench.engine.lanes.per_member import PerMemberLane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
@@ -37,15 +37,22 @@ class Companion:
         self.generator = torch.Generator()
         self.generator.set_state(member.generator.get_state())
         member = dataclasses.replace(member, generator=self.generator)
+        self._spec, self._member = spec, member
         self._lane: Lane
         if spec.lane == "elementwise":
-            settings = [constructor_arguments(spec, member.hyperparameters)]
-            unrecorded = Recordings(None)
-            cls = load_class(spec.target)
-            self._lane = ElementwiseLane(cls, settings, self._weights, self._grads, [member.state], unrecorded)
+            self._lane = self._elementwise(member.state)
         else:
             self._lane = PerMemberLane(spec, [member], network, self._weights, self._grads, layout, begin=True)
         self._lane.begin_task()
+
+    def _elementwise(self, state: MemberState) -> Lane:
+        settings = [constructor_arguments(self._spec, self._member.hyperparameters)]
+        unrecorded = Recordings(None)
+        return ElementwiseLane(load_class(self._spec.target), settings, self._weights, self._grads, [state], unrecorded)
+
+    def renew(self) -> None:
+        """Take its elementwise lane apart and build it again, as happens between tasks and when others stop."""
+        self._lane = self._elementwise(self._lane.export(0))
 
     @property
     def row(self) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer
+from optbench.engine.lanes.reach import state_bytes
 from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
@@ -42,6 +43,7 @@ class PerMemberLane:
         begin: bool,
     ) -> None:
         self._needs = spec.needs
+        self._users = spec.source == "yours"
         self._layout = layout
         self._members = list(members)
         self._code = UserCode(spec, members[0].hyperparameters, weights.device)
@@ -208,7 +210,7 @@ class PerMemberLane:
 
     def state_bytes(self, index: int) -> int:
         optimizer = self._optimizers[index]
-        return 0 if optimizer is None else tensor_bytes(optimizer.state)
+        return 0 if optimizer is None else state_bytes(optimizer, self._networks[index], users=self._users)
 
     def fallbacks(self, index: int) -> int:
         return 0

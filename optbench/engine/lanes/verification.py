@@ -21,6 +21,9 @@ from optbench.optimizers.spec import OptimizerSpec
 TOLERANCE = 1e-3
 """Of the distance from the start. Kernels may round the last elements of a tensor differently, hence not to the bit."""
 
+RENEWED_EVERY = 37
+"""Steps after which the first of them is taken apart, to see that `state` is all the state there is."""
+
 
 class NotElementwise(Exception):
     """An optimizer that is declared elementwise takes other steps in company, or on weights of another shape."""
@@ -58,6 +61,8 @@ class Verification:
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
         """The step that has led the member to the weights `row` (P,)."""
         self._steps += 1
+        if self._steps % RENEWED_EVERY == 0:
+            self._alone.renew()
         for companion in (self._alone, self._apart):
             if (error := companion.step(evaluate)) is not None:
                 if of_the_machine(error):
@@ -65,7 +70,10 @@ class Verification:
                 self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {error}"
                 return
         if not same_bits(self._alone.row, row):
-            self.difference = f"step {self._steps} on several trials at once differs from the step on each"
+            self.difference = (
+                f"step {self._steps} on several trials at once differs from the step on each, or its state is not all "
+                "in `state`"
+            )
             return
         distance, moved = torch.linalg.norm(torch.stack([self._apart.row - row, self._apart.row - self._start]), dim=1)
         if not torch.isfinite(moved + distance):
