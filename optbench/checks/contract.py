@@ -15,7 +15,9 @@ import torch
 from optbench.checks.evidence import PLAIN_STEPS, Evidence, difference, largest_difference
 from optbench.checks.finding import Finding, Outcome
 from optbench.checks.plain import PlainTraining
-from optbench.checks.problem import Problem, first_line
+from optbench.checks.problem import Problem
+from optbench.checks.raised import said
+from optbench.checks.remedies import what_works
 from optbench.optimizers.load import load_class
 from optbench.optimizers.spec import Need
 
@@ -73,8 +75,8 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
     try:
         return entry.look(evidence)
     except Exception as error:  # in a plain loop too an optimizer may raise anything
-        said = f"it raised in a plain PyTorch loop: {type(error).__name__}: {first_line(error)}"
-        return ("failed", said) if entry.can_fail else ("skipped", f"not checked: {said}")
+        raised = f"it raised in a plain PyTorch loop: {said(error)}"
+        return ("failed", raised) if entry.can_fail else ("skipped", f"not checked: {raised}")
 
 
 @contextlib.contextmanager
@@ -100,18 +102,15 @@ def _loads(evidence: Evidence) -> Found:
 def _lowers_the_loss(evidence: Evidence) -> Found:
     problem, ending = evidence.problem, evidence.alone
     if ending.obstacle:
-        # Some say so when they are called without one, whatever their signature.
-        if "closure" in ending.obstacle.lower() and "closure" not in problem.spec.needs:
-            return "failed", f"needs a closure, and declares none (--set needs=closure does): {ending.obstacle}"
-        return "failed", ending.obstacle
+        return "failed", ending.obstacle + what_works(problem)
     assert ending.result is not None
     assert ending.result.weights is not None
     start, end, steps = problem.start(ending.result.trial.seed), ending.result.weights, ending.row.steps
     if largest_difference(start, end) is None:
-        return "failed", f"the weights are the same after {steps} steps"
+        return "failed", f"the weights are the same after {steps} steps" + what_works(problem)
     before, after = problem.loss(start), problem.loss(end)
     numbers = f"the loss on the training examples is {before:.7g} at first and {after:.7g} after {steps} steps"
-    return ("passed" if after < before else "failed"), numbers
+    return ("passed", numbers) if after < before else ("failed", numbers + what_works(problem))
 
 
 def _deterministic(evidence: Evidence) -> Found:
@@ -123,12 +122,22 @@ def _deterministic(evidence: Evidence) -> Found:
     return "failed", f"two trainings with one seed differ: {differs}{source}"
 
 
+def _resume(evidence: Evidence) -> Found:
+    resumed, refused = evidence.resumed
+    if refused is not None:
+        return "information", f"an interrupted trial is trained from its start, and its numbers are the same: {refused}"
+    differs = difference(evidence.alone, resumed)
+    if differs is None:
+        return "passed", "a trial that is interrupted between two tasks and resumed agrees to the last bit"
+    return "failed", f"a trial that is interrupted between two tasks and resumed differs: {differs}"
+
+
 def _state_dict(evidence: Evidence) -> Found:
     distance = largest_difference(*evidence.resumption())
     how = f"{PLAIN_STEPS} steps, saved, loaded into a fresh instance, {PLAIN_STEPS} more"
     if distance is None:
-        return "passed", f"{how}: the weights are those of going on without a stop, to the last bit"
-    return "failed", f"{how}: weights differ by up to {distance:.2g} from going on without a stop"
+        return "information", f"{how}: the weights agree with those of training on, to the last bit"
+    return "information", f"{how}: weights differ by up to {distance:.2g} from training on; optbench does not use it"
 
 
 def _alone_and_among_others(evidence: Evidence) -> Found:
@@ -172,7 +181,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _gradients(evidence: Evidence) -> Found:
     needs = evidence.problem.spec.needs
-    if needs & {"closure", "create_graph", "model"}:
+    if needs & {"closure", "create_graph", "model", "loss"}:
         return "skipped", "not checked: its gradients are evaluated anew for every step"
     steps = evidence.plain
     if not steps.changed_gradients:
@@ -206,9 +215,11 @@ def _asks_for(evidence: Evidence) -> Found | None:
 def _lane(evidence: Evidence) -> Found:
     spec = evidence.problem.spec
     yours = spec.source == "yours"
+    if spec.lane == "elementwise" and yours and (note := evidence.alone.row.note if evidence.alone.result else None):
+        return "failed", note
     if spec.lane == "elementwise":
         why = "every weight's update depends on its own history alone, so members share an instance"
-        why += " (as declared; tried on a few steps)" if yours else ""
+        why += " (as declared, and verified in every trial's first task)" if yours else ""
     elif spec.lane == "batched":
         why = "it is written with the member axis, so members share an instance"
     else:
@@ -256,14 +267,15 @@ CHECKS: tuple[Check, ...] = (
     Check("loads", _loads),
     Check("lowers the loss", _lowers_the_loss),
     Check("deterministic", _deterministic, after="training"),
-    Check("state_dict", _state_dict, after="determinism"),
+    Check("resume", _resume, after="determinism"),
+    Check("state_dict", _state_dict, after="determinism", can_fail=False),
     Check("alone or in company", _alone_and_among_others, after="determinism"),
     Check("diverged neighbour", _diverged_neighbour, after="determinism"),
-    Check("gradients", _gradients, after="training"),
+    Check("gradients", _gradients, after="training", can_fail=False),
     Check("p.data", _rebinding, after="training", can_fail=False, only_if_seen=True),
     Check("draws", _draws, after="determinism", can_fail=False, only_if_seen=True),
     Check("asks for", _asks_for, can_fail=False, only_if_seen=True),
-    Check("lane", _lane, can_fail=False),
+    Check("lane", _lane),
     Check("state", _state, after="training", can_fail=False),
     Check("step time", _step_time, after="training", can_fail=False),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from optbench.checks.global_draws import GlobalDraws
 from optbench.checks.plain import PlainTraining
-from optbench.checks.problem import Problem, first_line
+from optbench.checks.problem import Problem
+from optbench.checks.raised import said
 from optbench.engine import TrialResult
+from optbench.engine.interim import Interim
+from optbench.engine.plain import NotPlain
 from optbench.store.tables import TrialRow
 
 SEED = 0
@@ -35,7 +39,7 @@ class Ending:
         """Why it did not train to its end, in words; None if it did."""
         if self.result is None:
             assert self.raised is not None
-            return f"raised in training: {type(self.raised).__name__}: {first_line(self.raised)}"
+            return f"raised in training: {said(self.raised)}"
         row = self.row
         if row.status == "failed":
             message = " ".join((row.error_message or "").split()) or "(no message)"
@@ -109,11 +113,27 @@ class Evidence:
                 training.step(step)
                 drawn |= dict.fromkeys(before.moved(GlobalDraws.now()))
             for i, parameter in enumerate(training.parameters):
-                if parameter.grad is None or not torch.equal(parameter.grad, kept[i]):
+                if not _same(parameter.grad, kept[i]):
                     changed.add(i)
                 if parameter.data_ptr() != places[i]:
                     rebound.add(i)
         return PlainSteps(training, len(changed), len(rebound), tuple(drawn))
+
+    @cached_property
+    def resumed(self) -> tuple[Ending, str | None]:
+        """The trial interrupted after its first task and resumed, or why it would be trained from its start instead."""
+        kept: list[Interim] = []
+        trials = [self.problem.trial(SEED)]
+        self.problem.train(trials, lambda take: take(kept.extend))
+        assert kept, "it trained to its end"
+        record, tensors = kept[0].record()
+        read = Interim.from_record(json.loads(json.dumps(record)), tensors, kept[0].rows)
+        if read.refused is not None:
+            return self.alone, read.refused
+        try:
+            return Ending(self.problem.train(trials, begun={trials[0].id: read})[0]), None
+        except NotPlain as error:
+            return self.alone, str(error)
 
     def resumption(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights after more steps from `plain`: by a fresh instance that loaded its state, and without a stop."""
@@ -173,6 +193,9 @@ def _timeless(result: TrialResult) -> list[str]:
     ]
 
 
-def _copy(grad: Tensor | None) -> Tensor:
-    assert grad is not None
-    return grad.detach().clone()
+def _copy(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.detach().clone()  # a frozen parameter has none
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)

@@ -43,9 +43,11 @@ class PlainTraining:
         inputs, labels = self._problem.batch(step)
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
-            found = torch.autograd.grad(loss, self.parameters, create_graph="create_graph" in self._needs)
-        for parameter, grad in zip(self.parameters, found, strict=True):
-            parameter.grad = grad
+            trained = [p for p in self.parameters if p.requires_grad]  # an optimizer may freeze some
+            found = torch.autograd.grad(loss, trained, create_graph="create_graph" in self._needs)
+        for parameter, grad in zip(trained, found, strict=True):
+            # A view of another tensor cannot be detached in place, which optimizers do.
+            parameter.grad = grad.clone() if grad._is_view() else grad
         return loss.detach()
 
     def update(self, step: int) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optbench.checks.raised import said
 from optbench.data import Dataset, Split, load
 from optbench.engine import Setting, TrialResult, train
 from optbench.engine.batches import Normaliser
+from optbench.engine.interim import Interim, Keep
 from optbench.errors import OptimizerError
 from optbench.models import Network, build, initialise
 from optbench.optimizers.load import check_arguments
@@ -104,10 +107,25 @@ class Problem:
         except OptimizerError:
             raise
         except Exception as error:  # a user's constructor may raise anything
-            raise OptimizerError(
-                f"{target} does not take its hyper-parameters: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            works = "" if completed.get("only_matrices") is True else problem._if_only_matrices()
+            raise OptimizerError(f"{target} does not take its hyper-parameters: {said(error)}{works}") from error
         return problem
+
+    def with_settings(self, more: Mapping[str, Any]) -> Problem:
+        """The same optimizer with other settings.
+
+        Raises:
+            OptimizerError: it does not take them.
+        """
+        return Problem.of(self.target, {**self.given, **more}, self.size)
+
+    def _if_only_matrices(self) -> str:
+        """What to say where it can be made over matrices only."""
+        try:
+            self.with_settings({"only_matrices": True})
+        except OptimizerError:
+            return ""
+        return "; it can be made with --set only_matrices=true"
 
     def trial(self, seed: int, changed: Mapping[str, Any] | None = None) -> Trial:
         """A trial of this optimizer, with some of its hyper-parameters changed."""
@@ -124,9 +142,15 @@ class Problem:
             hyperparameters={**self.hyperparameters, **(changed or {})},
         )
 
-    def train(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """What the engine makes of these trials in one cohort, in order."""
-        return train(Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials)), self.setting, lambda progress: None)
+    def train(
+        self,
+        trials: Sequence[Trial],
+        keep: Keep | None = None,
+        begun: Mapping[str, Interim] = MappingProxyType({}),
+    ) -> list[TrialResult]:
+        """What the engine makes of these trials in one cohort, in order. keep, begun: as in `optbench.engine.train`."""
+        cohort = Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials))
+        return train(cohort, self.setting, lambda progress: None, keep, begun)
 
     def make(
         self,
@@ -197,8 +221,3 @@ def shrunken_mnist(size: Size) -> Dataset:
         mean=(round(pixels.mean().item(), 4),),
         std=(round(pixels.std().item(), 4),),
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or "(no message)"

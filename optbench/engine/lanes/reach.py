@@ -22,8 +22,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
 
     users: whether the optimizer is a user's. Then all tensors count that can be reached from it: the state of an
     optimizer inside it, too, and buffers in attributes. The network does not: neither its modules, which an optimizer
-    may hold, nor its parameters and their gradients. Of the registry's own optimizers `state` counts, and what counts of
-    a user's inside them.
+    may hold, nor its parameters and their gradients. Of the registry's own `state` counts, and a user's inside them.
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -64,7 +63,8 @@ def _place(tensor: Tensor) -> int:
 def _parts(item: Any) -> Iterable[Any]:
     """What an object that is no tensor holds."""
     if isinstance(item, Mapping):
-        return [*item.keys(), *item.values()]
+        # A tensor that is a key stands for a parameter, be it a copy that a wrapper works with.
+        return [*(key for key in item if not isinstance(key, Tensor)), *item.values()]
     if isinstance(item, _CONTAINERS):
         return list(item)
     if isinstance(item, functools.partial):

@@ -1,0 +1,179 @@
+"""`optbench check` names what a user can do: what to declare, where it raised, what a resumed trial does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from optbench.cli import main
+
+FILE = """
+import torch
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+        self.begin()
+    def begin(self): ...
+    def all(self): return [p for group in self.param_groups for p in group["params"]]
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.all(): self.move(p)
+    def move(self, p): p.sub_(self.defaults["lr"] * p.grad)
+
+class Asks(Plain):
+    def step(self, closure=None):
+        assert closure is not None
+        with torch.enable_grad(): closure()
+        super().step()
+
+class Differentiates(Plain):
+    def step(self, closure=None):
+        grads = [p.grad for p in self.all()]
+        if not all(g.requires_grad for g in grads): raise NotImplementedError
+        torch.autograd.grad(sum((g * g).sum() for g in grads), self.all())
+        super().step()
+
+class Matrices(Plain):
+    def move(self, p):
+        assert p.ndim == 2
+        super().move(p)
+
+class OnlyMatrices(Plain):
+    def begin(self):
+        assert all(p.ndim == 2 for p in self.all())
+
+class Broken(Plain):
+    def move(self, p): raise NotImplementedError
+
+class Refuses(Plain):
+    def begin(self): assert self.defaults["lr"] < 0
+
+class Prints(Plain):
+    def move(self, p): raise ValueError(f"strange: {torch.arange(4000.0)}")
+
+class Freezes(Plain):
+    def begin(self): self.all()[0].requires_grad_(False)
+    def move(self, p):
+        if p.requires_grad: super().move(p)
+
+class Keyed(Plain):
+    def begin(self): self.own = {}
+    def move(self, p):
+        m = self.own.setdefault(id(p), torch.zeros_like(p)).mul_(0.9).add_(p.grad)
+        p.sub_(self.defaults["lr"] * m)
+
+class Outer(Plain):
+    '''As Lookahead: another optimizer, and slow weights of its own in an attribute.'''
+    def begin(self):
+        self.inner = torch.optim.Adam(self.all(), lr=0.01)
+        self.slow = [p.detach().clone() for p in self.all()]
+        self.again, self.taken = self.slow, 0
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.step()
+        self.taken += 1
+        if self.taken % 5 == 0:
+            for p, slow in zip(self.all(), self.slow):
+                p.copy_(slow.lerp_(p, 0.5))
+
+class Pretends(Plain):
+    def move(self, p):
+        p.sub_(self.defaults["lr"] * (p.grad if p.numel() < 500 else p.grad / p.grad.norm()))
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins") / "theirs.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def checked(plugin: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, str], str]]:
+    """Exit code, lines by name (the mark, then the text), and what went to standard error."""
+
+    def run(name: str, *settings: str) -> tuple[int, dict[str, str], str]:
+        capsys.readouterr()
+        code = main(["check", f"{plugin}:{name}", *(word for text in settings for word in ("--set", text))])
+        out, err = capsys.readouterr()
+        lines = [re.fullmatch(r"(.) (.{19}) (.*)", line).groups() for line in out.splitlines()[:-1]]  # type: ignore[union-attr]
+        return code, {name.strip(): f"{mark} {text}" for mark, name, text in lines}, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("Asks", "needs=closure"), ("Differentiates", "needs=create_graph"), ("Matrices", "only_matrices=true")],
+)
+def test_what_could_be_declared_is_tried_and_what_works_is_named(
+    name: str, remedy: str, checked: Callable[..., tuple[int, dict[str, str], str]]
+) -> None:
+    code, lines, _ = checked(name)
+    assert code == 1
+    assert lines["lowers the loss"].startswith("✗ ")
+    assert lines["lowers the loss"].endswith(f"; --set {remedy} works")
+    assert checked(name, remedy)[0] == 0, "it does"
+
+
+def test_where_nothing_helps_nothing_is_promised(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+    code, lines, _ = checked("Broken")
+    assert code == 1
+    assert "works" not in lines["lowers the loss"]
+
+
+def test_what_can_be_made_over_matrices_alone_is_refused_with_the_way(
+    checked: Callable[..., tuple[int, dict[str, str], str]],
+) -> None:
+    code, lines, err = checked("OnlyMatrices")
+    assert (code, lines) == (2, {})
+    assert err.rstrip().endswith("; it can be made with --set only_matrices=true")
+    assert checked("OnlyMatrices", "only_matrices=true")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["Refuses", "OnlyMatrices"])
+def test_an_exception_without_words_tells_its_line(
+    name: str, checked: Callable[..., tuple[int, dict[str, str], str]]
+) -> None:
+    _, _, err = checked(name)
+    raising = {"Refuses": 'assert self.defaults["lr"] < 0', "OnlyMatrices": "assert all(p.ndim == 2"}[name]
+    number = next(i for i, line in enumerate(FILE.splitlines(), 1) if raising in line)
+    assert "AssertionError" in err
+    assert f"theirs.py:{number}" in err
+    assert "(no message)" not in err
+
+
+def test_frozen_parameters_fail_nothing(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+    code, lines, _ = checked("Freezes")
+    assert code == 0
+    assert lines["gradients"].startswith("✓")
+
+
+def test_what_a_resumed_trial_does_decides(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+    code, lines, _ = checked("Keyed")
+    assert code == 0, "its numbers are right, whatever happens"
+    assert lines["resume"].startswith("· an interrupted trial is trained from its start, and its numbers are the same")
+    assert "id(p)" in lines["resume"]
+    assert lines["state_dict"].startswith("· ")
+    assert "weights differ" in lines["state_dict"]
+
+
+def test_the_state_of_an_optimizer_inside_another_counts(
+    checked: Callable[..., tuple[int, dict[str, str], str]],
+) -> None:
+    code, lines, _ = checked("Outer")
+    assert code == 0
+    # Two moments of Adam and the slow weights, which have two names; four step counts of four bytes.
+    assert "12.0 bytes per parameter (3.0 float32 numbers)" in lines["state"]
+    assert lines["resume"].startswith("✓")
+
+
+def test_a_declaration_that_is_not_so_fails(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+    code, lines, _ = checked("Pretends", "elementwise=true", "lr=0.01")
+    assert code == 1
+    assert lines["lane"].startswith("✗ declared elementwise, and trained with an instance per trial: ")
