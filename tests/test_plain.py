@@ -214,11 +214,15 @@ def count_up():
         return count
     return up
 
+def note(optimizer, args, kwargs):
+    optimizer.seen.append(1)
+
 class Base(torch.optim.Optimizer):
     def __init__(self, params, lr=0.05):
         super().__init__(params, {"lr": lr})
         self.begin()
     def begin(self): ...
+    def loaded(self): ...
     def scale(self, p): return 1.0
     @torch.no_grad()
     def step(self, closure=None):
@@ -273,6 +277,25 @@ RESTORED = {
         if self.kept is None: return
         for p, kept in zip(self.param_groups[0]["params"], self.kept): p.copy_(kept)
         self.kept = None""",
+    "hooks, whose keys the process counts up": """
+    def begin(self):
+        self.seen = []
+        self.register_step_pre_hook(note)
+        self.register_load_state_dict_post_hook(Base.loaded)
+    def loaded(self): ...
+    def scale(self, p): return 1 / (1 + len(self.seen))""",
+    "a view whose base was changed with a graph": """
+    def begin(self): self.views = {}
+    def scale(self, p):
+        if p not in self.views:
+            base = torch.zeros(p.numel())
+            self.views[p] = base, base.view_as(p)
+            with torch.enable_grad():
+                base.mul_(torch.ones((), requires_grad=True))
+            base.detach_()
+        base, view = self.views[p]
+        base.add_(0.1)
+        return 1 / (1 + float(base.mean()))""",
     "what a closure holds and changes in place": """
     def begin(self):
         kept = []

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from optbench.engine.faults import is_out_of_memory
 
 _FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (dict, list, set, int, float)}
+_CODE_TAGS = frozenset({"code", "function", "method"})
 _CODE = (types.BuiltinFunctionType, types.ModuleType, type)
 
 
@@ -163,7 +164,7 @@ class _Writer:
 
     def _tensor(self, value: Tensor) -> Any:
         odd = value.is_conj() or value.is_neg() or value.layout is not torch.strided
-        if odd or value.grad_fn is not None or type(value) not in (Tensor, nn.Parameter):
+        if odd or _has_graph(value) or type(value) not in (Tensor, nn.Parameter):
             raise NotPlain("a tensor with a graph, or of a kind of its own")
         storage, size = value.untyped_storage(), value.element_size()
         start = int(value.storage_offset()) * size
@@ -289,10 +290,14 @@ class _Reader:
 
     def _fill(self, found: dict[Any, Any], content: Iterable[Any]) -> None:
         before = dict(found)
+        # Code under keys that the process counts up, as hooks have them, is found by its place.
+        places = dict(enumerate(before.values()))
         items = []
-        for key_tree, item in content:
+        for i, (key_tree, item) in enumerate(content):
             key = self.value(key_tree, None)
-            items.append((key, self.value(item, before.get(key))))
+            is_code = isinstance(item, dict) and not _CODE_TAGS.isdisjoint(item)
+            made = places.get(i) if is_code and key not in before else before.get(key)
+            items.append((key, self.value(item, made)))
         found.clear()
         found.update(items)
 
@@ -386,6 +391,13 @@ class _Reader:
             elif isinstance(item, list):
                 waiting += item
         return starts
+
+
+def _has_graph(tensor: Tensor) -> bool:
+    try:
+        return tensor.grad_fn is not None
+    except RuntimeError:  # a view made without a graph, whose base was changed with one: it is data all the same
+        return False
 
 
 def _same_code(made: Any, kind: Any, name: str, found: str) -> Any:
