@@ -284,18 +284,11 @@ RESTORED = {
         self.register_load_state_dict_post_hook(Base.loaded)
     def loaded(self): ...
     def scale(self, p): return 1 / (1 + len(self.seen))""",
-    "a view whose base was changed with a graph": """
+    "a view of a parameter, which PyTorch no longer tells the graph of": """
     def begin(self): self.views = {}
     def scale(self, p):
-        if p not in self.views:
-            base = torch.zeros(p.numel())
-            self.views[p] = base, base.view_as(p)
-            with torch.enable_grad():
-                base.mul_(torch.ones((), requires_grad=True))
-            base.detach_()
-        base, view = self.views[p]
-        base.add_(0.1)
-        return 1 / (1 + float(base.mean()))""",
+        view = self.views.setdefault(p, p.view(-1))
+        return 1 / (1 + float(view.square().mean()))""",
     "what a closure holds and changes in place": """
     def begin(self):
         kept = []

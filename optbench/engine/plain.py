@@ -396,7 +396,7 @@ class _Reader:
 def _has_graph(tensor: Tensor) -> bool:
     try:
         return tensor.grad_fn is not None
-    except RuntimeError:  # a view made without a graph, whose base was changed with one: it is data all the same
+    except RuntimeError:  # a view made without a graph, whose base has changed since: it is data all the same
         return False
 
 
