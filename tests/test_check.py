@@ -78,6 +78,11 @@ class Draws(Plain):
         p.sub_(lr * velocity * torch.rand(()) * numpy.random.random())
 
 
+class DrawsInPython(Plain):
+    def move(self, p, lr, velocity):
+        p.sub_(lr * velocity * random.random())
+
+
 class DrawsElsewhere(Plain):
     def move(self, p, lr, velocity):
         p.sub_(lr * velocity * random.SystemRandom().random())
@@ -315,6 +320,9 @@ def test_draws_from_the_generators_it_is_lent_are_told_and_do_no_harm(find: Call
     findings = find("Draws")
     assert with_outcome(findings, "failed") == []
     assert "the global generator of torch and numpy.random" in findings["draws"].text
+    findings = find("DrawsInPython")
+    assert with_outcome(findings, "failed") == []
+    assert "Python's random" in findings["draws"].text
     assert "draws" not in find("Plain")
 
 

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from optbench.checks.evidence import PLAIN_STEPS, Evidence, difference, largest_difference
+from optbench.checks.evidence import PLAIN_STEPS, Evidence, difference, largest_difference, said
 from optbench.checks.finding import Finding, Outcome
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
-from optbench.checks.raised import said
 from optbench.checks.remedies import what_works
 from optbench.optimizers.load import load_class
 from optbench.optimizers.spec import Need
@@ -75,7 +74,7 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
     try:
         return entry.look(evidence)
     except Exception as error:  # in a plain loop too an optimizer may raise anything
-        raised = f"it raised in a plain PyTorch loop: {said(error)}"
+        raised = f"it raised in a plain PyTorch loop: {said(error, evidence.problem)}"
         return ("failed", raised) if entry.can_fail else ("skipped", f"not checked: {raised}")
 
 

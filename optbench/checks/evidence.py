@@ -15,10 +15,10 @@ from torch import Tensor
 from optbench.checks.global_draws import GlobalDraws
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
-from optbench.checks.raised import said
 from optbench.engine import TrialResult
 from optbench.engine.interim import Interim
 from optbench.engine.plain import NotPlain
+from optbench.optimizers.explain import explained
 from optbench.store.tables import TrialRow
 
 SEED = 0
@@ -29,17 +29,16 @@ PLAIN_STEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """How a training in the engine ended: with a result, or with what was raised for the whole cohort."""
+    """How a training in the engine ended: with a result, or with what was raised for the whole cohort, in words."""
 
     result: TrialResult | None
-    raised: Exception | None = None
+    raised: str = ""
 
     @property
     def obstacle(self) -> str | None:
         """Why it did not train to its end, in words; None if it did."""
         if self.result is None:
-            assert self.raised is not None
-            return f"raised in training: {said(self.raised)}"
+            return f"raised in training: {self.raised}"
         row = self.row
         if row.status == "failed":
             message = " ".join((row.error_message or "").split()) or "(no message)"
@@ -148,7 +147,7 @@ class Evidence:
         try:
             ending = Ending(self.problem.train([self.problem.trial(SEED)])[0])
         except Exception as error:  # an optimizer in a shared lane raises for its whole cohort
-            ending = Ending(None, error)
+            ending = Ending(None, said(error, self.problem))
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
@@ -158,8 +157,13 @@ class Evidence:
         try:
             results = [Ending(result) for result in problem.train(trials)]
         except Exception as error:  # as in `_alone`
-            return Ending(None, error), True
+            return Ending(None, said(error, self.problem)), True
         return results[1], all(results[i].row.status != "ok" for i in (0, 2))
+
+
+def said(error: Exception, problem: Problem) -> str:
+    """What the optimizer raised: its type, and its message or the line that raised it."""
+    return " ".join(": ".join(explained(error, problem.target, problem.hyperparameters)).split())
 
 
 def difference(a: Ending, b: Ending) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.checks.problem import Problem
+from optbench.engine.lanes.per_member import StepCall
 from optbench.engine.randomness import own_draws
 from optbench.optimizers.make import begin_task
 
@@ -63,12 +64,21 @@ class PlainTraining:
 
     def step(self, step: int) -> None:
         """`update` without what is around it."""
-        if "closure" in self._needs:
-            self.optimizer.step(lambda: self.gradients(step))  # type: ignore[arg-type, return-value]  # a tensor
-        else:
-            self.optimizer.step()
-        if "create_graph" in self._needs:  # a gradient that holds its graph would keep it alive
+        call = StepCall.of(self._problem.spec)
+        if "loss" in self._needs:
             self.optimizer.zero_grad()
+        loss = self.loss(step) if call.loss else None
+        call(self.optimizer, lambda *_, **__: self.loss(step), loss)
+        if self._needs & {"create_graph", "loss"}:  # a gradient that holds its graph would keep it alive
+            self.optimizer.zero_grad()
+
+    def loss(self, step: int) -> Tensor:
+        """What a closure returns: the loss, after gradients have been evaluated unless that is the optimizer's part."""
+        if "loss" not in self._needs:
+            return self.gradients(step)
+        inputs, labels = self._problem.batch(step)
+        with torch.enable_grad():
+            return nn.functional.cross_entropy(self.network(inputs), labels)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are in training, in tensors of their own."""

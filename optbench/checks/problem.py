@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optbench.checks.raised import said
 from optbench.data import Dataset, Split, load
 from optbench.engine import Setting, TrialResult, train
 from optbench.engine.batches import Normaliser
 from optbench.engine.interim import Interim, Keep
+from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError
 from optbench.models import Network, build, initialise
+from optbench.optimizers.explain import explained
 from optbench.optimizers.load import check_arguments
 from optbench.optimizers.make import maker, resolve_spec
 from optbench.optimizers.registry import check_settings, complete, find
@@ -108,7 +109,8 @@ class Problem:
             raise
         except Exception as error:  # a user's constructor may raise anything
             works = "" if completed.get("only_matrices") is True else problem._if_only_matrices()
-            raise OptimizerError(f"{target} does not take its hyper-parameters: {said(error)}{works}") from error
+            said = " ".join(": ".join(explained(error, target, completed)).split())
+            raise OptimizerError(f"{target} does not take its hyper-parameters: {said}{works}") from error
         return problem
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
@@ -166,7 +168,8 @@ class Problem:
             "examples": self.size.examples,
         }
         settings = {**self.hyperparameters, **(changed or {})}
-        return maker(self.spec, settings, given)(list(network.parameters()))
+        with UserCode(self.spec, settings, torch.device("cpu")).aside(0):
+            return maker(self.spec, settings, given)(list(network.parameters()))
 
     def noise(self, seed: int) -> torch.Generator:
         """The generator of an optimizer that asks for one."""

@@ -40,8 +40,9 @@ class Plain:
     """Of what JSON has."""
     storages: tuple[Tensor, ...]
     """The bytes (n,) that the tensors in it lie in, on the CPU; tensors that shared memory share it again."""
-    alive: frozenset[int] = frozenset()
-    """Ids of the objects that were written down, in the process that did; no part of what was written."""
+    alive: tuple[object, ...] = ()
+    """The objects that were written down, in the process that did; no part of what was written. They are held, lest
+    others come to have their ids."""
 
     def equals(self, other: Plain) -> bool:
         """Whether both are the same to the last bit."""
@@ -96,8 +97,8 @@ class _Writer:
         self._spans: list[tuple[torch.UntypedStorage, int, int]] = []
 
     @property
-    def alive(self) -> frozenset[int]:
-        return frozenset(self._numbers)
+    def alive(self) -> tuple[object, ...]:
+        return tuple(self._kept)
 
     def bytes(self) -> tuple[Tensor, ...]:
         return tuple(
@@ -201,7 +202,7 @@ class _Reader:
         self._device = device
         self._met: list[Any] = []
         # What is at work in this process is not to be changed, wherever a constructor may have handed it out again.
-        self._taken: set[int] = set(plain.alive)
+        self._taken: set[int] = {id(thing) for thing in plain.alive}
         self._modules: set[str] = set()
         self._plain = plain
         self._starts = self._find_starts(plain.tree)

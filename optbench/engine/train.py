@@ -254,7 +254,7 @@ class _CohortTraining:
             return to_plain(None), None
         before = self.lane_member(member, self.finished)
         plain = plain_state(self.spec, before, self.network)
-        if self.spec.lane != "per-member":
+        if self.spec.lane != "per-member" or before.state is None:
             return plain, None
         return plain, Rehearsal(self.spec, before, plain, self.network, member.row, self.layout)
 

@@ -15,6 +15,7 @@ from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
 from optbench.engine.lanes.per_member import PerMemberLane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
+from optbench.engine.user_code import UserCode
 from optbench.models import Network
 from optbench.optimizers.load import load_class
 from optbench.optimizers.make import constructor_arguments
@@ -44,11 +45,17 @@ class Companion:
         else:
             self._lane = PerMemberLane(spec, [member], network, self._weights, self._grads, layout, begin=True)
         self._lane.begin_task()
+        for error in self._lane.raised_early.values():
+            raise error
 
     def _elementwise(self, state: MemberState) -> Lane:
         settings = [constructor_arguments(self._spec, self._member.hyperparameters)]
         unrecorded = Recordings(None)
-        return ElementwiseLane(load_class(self._spec.target), settings, self._weights, self._grads, [state], unrecorded)
+        cls, code = (
+            load_class(self._spec.target),
+            UserCode(self._spec, self._member.hyperparameters, self._weights.device),
+        )
+        return ElementwiseLane(cls, settings, self._weights, self._grads, [state], unrecorded, code)
 
     def renew(self) -> None:
         """Take its elementwise lane apart and build it again, as happens between tasks and when others stop."""

@@ -47,7 +47,7 @@ class PerMemberLane:
         self._layout = layout
         self._members = list(members)
         self._code = UserCode(spec, members[0].hyperparameters, weights.device)
-        self._call = _StepCall.of(spec)
+        self._call = StepCall.of(spec)
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
         self.raised_early: dict[int, Exception] = {}
@@ -217,7 +217,7 @@ class PerMemberLane:
 
 
 @dataclass(frozen=True)
-class _StepCall:
+class StepCall:
     """How an optimizer's `step` is called, by its needs and its signature."""
 
     closure: Literal["first", "by name", "not"]
@@ -225,12 +225,12 @@ class _StepCall:
     """Whether it is given the loss by this name."""
 
     @staticmethod
-    def of(spec: OptimizerSpec) -> _StepCall:
+    def of(spec: OptimizerSpec) -> StepCall:
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
-            return _StepCall("first" if wants else "not", loss=False)
+            return StepCall("first" if wants else "not", loss=False)
         step = load_class(spec.target).step
-        return _StepCall(takes_closure(step) if wants else "not", wants and takes_loss_by_name(step))
+        return StepCall(takes_closure(step) if wants else "not", wants and takes_loss_by_name(step))
 
     def __call__(self, optimizer: Optimizer, closure: Callable[..., Tensor], loss: Tensor | None) -> None:
         # torch's stubs say float; every optimizer takes a tensor.
