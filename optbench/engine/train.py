@@ -262,9 +262,11 @@ class _CohortTraining:
         """What is kept of a member after its rehearsal."""
         if rehearsal is None:
             return interim
-        if rehearsal.reason is None:
+        if rehearsal.reason is None and rehearsal.steps:
             return dataclasses.replace(interim, seconds=rehearsal.seconds)
         member = next(member for member in self.members if member.trial.id == interim.trials[0])
+        if rehearsal.reason is None:
+            return Interim.unkept(member, interim.task, "it raised before its state could be tried")
         member.unkept = rehearsal.reason
         return dataclasses.replace(Interim.unkept(member, interim.task, rehearsal.reason), seconds=rehearsal.seconds)
 
