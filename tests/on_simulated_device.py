@@ -25,6 +25,7 @@ from optbench.optimizers.registry import OPTIMIZERS
 from optbench.store.tables import MetricRow
 from optbench.suite import load_suite, shipped_suites
 
+pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 DEVICE = str(simulated_device.device())
 EXAMPLES = 4
 """By so many of 200, or of a group of classes among them, what is right may differ: members in one call are summed in

@@ -205,5 +205,5 @@ def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
     import yaml
 
     with file.open(encoding="utf-8") as text:
-        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get(key)
+        found = yaml.safe_load(text).get(key)
     return found if isinstance(found, dict) else {}

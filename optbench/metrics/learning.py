@@ -106,4 +106,4 @@ def task_list(tasks: Sequence[int]) -> str:
         else:
             ends.append([task, task])
     listed = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
-    return f"task{'' if len(tasks) == 1 else 's'} {listed}"
+    return f"{'task' if len(tasks) == 1 else 'tasks'} {listed}"

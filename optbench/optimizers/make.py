@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,8 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     def made(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         own = {
-            name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else value
+            # A copy: what an optimizer writes into a list or mapping that it is given would reach all of its variant.
+            name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else copy.deepcopy(value)
             for name, value in arguments.items()
         }
         own |= arguments_on(spec, parameters[0].device) if parameters else {}

@@ -70,7 +70,7 @@ def _shortcomings(run: RunSummary) -> Iterable[str]:
             numbers = found.setdefault(f"{arm_label(arm)}: {arm.shortcoming}", [])
             numbers += [number] if number not in numbers else []
     for said, numbers in found.items():
-        which = f"claim{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+        which = f"{'claim' if len(numbers) == 1 else 'claims'} {', '.join(map(str, numbers))}"
         yield f"{NOT_LEARNT} {which}, {said}. What was not learnt cannot be forgotten."
 
 

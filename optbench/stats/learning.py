@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from optbench.counting import count
 from optbench.metrics.learning import (
     EXPLODED,
     GUESSED,
@@ -92,7 +93,8 @@ class Shortcoming:
 
     def __str__(self) -> str:
         kinds = ((self.guessed, GUESSED, self.tasks.guessed), (self.exploded, EXPLODED, self.tasks.exploded))
-        return "; ".join(f"{n} of {self.trials} trials: {what} ({task_list(tasks)})" for n, what, tasks in kinds if n)
+        of = f"of {count(self.trials, 'trial')}"
+        return "; ".join(f"{n} {of}: {what} ({task_list(tasks)})" for n, what, tasks in kinds if n)
 
 
 def without_learning(note: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from optbench.counting import count
 from optbench.metrics import PRIMARY_METRICS
 from optbench.plan import Trial
 from optbench.stats.signed_rank import smallest_p
@@ -83,7 +84,7 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
         Shortage(
             _listed([place for place, size in short.items() if size == m]),
             m,
-            _count(m, "primary metric"),
+            count(m, "primary metric"),
             n,
             seeds_needed(m),
         )
@@ -98,8 +99,8 @@ def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
         return []
     most = max(short)
     every = f"all {len(parts)} claims" if len(parts) > 1 else "the claim"
-    about = every if len(short) == len(parts) else f"{len(short)} of {_count(len(parts), 'claim')}"
-    tests = f"{'up to ' if min(short) < most else ''}{_count(most, 'part')}"
+    about = every if len(short) == len(parts) else f"{len(short)} of {count(len(parts), 'claim')}"
+    tests = f"{'up to ' if min(short) < most else ''}{count(most, 'part')}"
     return [Shortage(about, most, tests, n, seeds_needed(most))]
 
 
@@ -114,7 +115,7 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
         f"at least {s.needed} for {s.about} ({s.tests}: smallest p after Holm's correction {s.smallest_p:.3g})"
         for s in shortages
     ]
-    return f"{_count(n, 'seed')} {'is' if n == 1 else 'are'} too few to show a difference: expected {', '.join(needs)}"
+    return f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few to show a difference: expected {', '.join(needs)}"
 
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
@@ -128,10 +129,6 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
         counts.get(claim.left, 0) * (counts.get(claim.right, 0) if isinstance(claim.right, str) else 1)
         for counts in sides.values()
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

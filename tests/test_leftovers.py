@@ -1,0 +1,75 @@
+"""What one trial's optimizer does to what it is handed reaches no other trial."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import same_bits, small_suite, train_suite, trial_row
+
+from optbench.data import Dataset
+from optbench.plan import trials
+
+FILE = """
+import torch
+from torch.optim import SGD
+
+
+class WritesSettings(SGD):
+    '''Writes into the list and the mapping that it is given, and is faster where they were written into before.'''
+
+    def __init__(self, params, lr, steps=(), options=None):
+        seen = len(steps) > 1 or "seen" in options
+        super().__init__(params, lr=lr * (5 if seen else 1))
+        steps.append(7)
+        options["seen"] = True
+
+
+class WritesInputs(SGD):
+    '''A hook of it writes into the batch.'''
+
+    def __init__(self, model, lr, hooked=False):
+        super().__init__(model.parameters(), lr=lr)
+        first = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        if hooked:
+            first.register_forward_pre_hook(self.write)
+
+    def write(self, module, inputs):
+        with torch.no_grad():
+            inputs[0].zero_()
+
+
+class WritesGradients(SGD):
+    '''Writes into gradients and weights after the step, through references that it keeps.'''
+
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.fill_(float("nan"))
+                if group["lr"] > 0.4:
+                    parameter.data.fill_(float("nan"))
+"""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "WritesSettings": {"lr": [0.05, 0.02], "steps": [[3]], "options": {"kind": "none"}},
+    "WritesInputs": {"lr": 0.05, "hooked": [True, False]},
+    "WritesGradients": {"lr": [0.5, 0.05]},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_trial_among_others_is_the_trial_alone(name: str, tmp_path: Path, mnist: Dataset) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    suite = small_suite({"mine": {"target": f"{file}:{name}", **VARIANTS[name]}}, seeds=2, max_epochs=1)
+    settings = [dict(trial.hyperparameters) for trial in trials(suite)]
+    before = json.dumps(settings)
+    together = train_suite(suite, mnist)
+    assert json.dumps(settings) == before
+    assert len(together) == 4
+    for i, trial in enumerate(together):
+        assert trial_row(trial).hyperparameters == json.dumps(settings[i])
+        assert same_bits(trial, train_suite(suite, mnist, i)[0]), trial.trial.id
+    assert len({trial_row(trial).status for trial in together}) == (2 if name == "WritesGradients" else 1)
