@@ -165,12 +165,12 @@ def test_a_broken_suite_in_a_run_is_refused(
         refusal(capsys, tmp_path, *commands(run)[command])
 
 
-def test_a_switch_at_no_step_is_refused_by_the_report_that_reads_it(
+def test_a_switch_at_a_step_below_0_is_refused_by_the_report_that_reads_it(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "suite.yaml"
     suite = yaml.safe_load(file.read_text(encoding="utf-8"))
-    suite["optimizers"]["switched"]["at"] = {}
+    suite["optimizers"]["switched"]["at"] = -1
     file.write_text(yaml.safe_dump(suite), encoding="utf-8")
     words = "hyper-parameter 'at' of switch needs an integer of at least 0"
     assert words in refusal(capsys, tmp_path, *commands(run)["report"])

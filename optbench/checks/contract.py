@@ -17,6 +17,7 @@ from optbench.checks.finding import Finding, Outcome
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
 from optbench.checks.remedies import what_works
+from optbench.engine.lanes.verification import NOT_ELEMENTWISE
 from optbench.optimizers.load import load_class
 from optbench.optimizers.spec import Need
 
@@ -214,8 +215,9 @@ def _asks_for(evidence: Evidence) -> Found | None:
 def _lane(evidence: Evidence) -> Found:
     spec = evidence.problem.spec
     yours = spec.source == "yours"
-    if spec.lane == "elementwise" and yours and (note := evidence.alone.row.note if evidence.alone.result else None):
-        return "failed", note
+    note = (evidence.alone.row.note or "") if evidence.alone.result else ""
+    if spec.lane == "elementwise" and yours and NOT_ELEMENTWISE in note:
+        return "failed", note[note.index(NOT_ELEMENTWISE) :]
     if spec.lane == "elementwise":
         why = "every weight's update depends on its own history alone, so members share an instance"
         why += " (as declared, and verified in every trial's first task)" if yours else ""

@@ -136,7 +136,11 @@ class LockStep:
 
         Raises whatever a user's optimizer does on changing its mode.
         """
-        return self._lane.measured(i, self._weights[i])
+        found = self._lane.measured(i, self._weights[i])
+        for member, follower in self._followers:
+            if member == i and not follower.over:
+                follower.measured()
+        return found
 
     def row(self, i: int) -> Tensor:
         """The weights (P,) that member `i` trains, in memory of their own."""

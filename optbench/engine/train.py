@@ -30,7 +30,7 @@ from optbench.engine.gradients import gradients_for
 from optbench.engine.interim import Interim, Keep, Write
 from optbench.engine.lanes import LaneMember, RefusedError, plain_state
 from optbench.engine.lanes.rehearsal import Rehearsal
-from optbench.engine.lanes.verification import NotElementwise, Verification
+from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
 from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.measure import measure, score_held_out
@@ -330,7 +330,7 @@ class _CohortTraining:
         refused = sorted(self.machinery.recordings.refused.items())
         found += not_learnt(member.rows).notes if member.running else []
         if self.apart is not None:
-            found.append(f"declared elementwise, and trained with an instance per trial: {self.apart}")
+            found.append(f"{NOT_ELEMENTWISE}: {self.apart}")
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]
 
 

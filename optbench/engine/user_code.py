@@ -47,7 +47,7 @@ class UserCode:
         """The settings of this moment are those that are put back after each step."""
         self._device = device
         self._random = "random" in spec.needs
-        self._settings = Snapshot(NUMERIC) if user_targets(spec.target, hyperparameters) else None
+        self._settings = Snapshot(NUMERIC) if user_targets(spec.name, hyperparameters) else None
 
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
         """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.

@@ -70,6 +70,10 @@ class Companion:
         """Copy the gradients (P,) of the next step, before anything can change them."""
         self._grads[0].copy_(grads)
 
+    def measured(self) -> None:
+        """Change its modes there and back, as for being measured."""
+        self._lane.measured(0, self._weights[0])
+
     def step(self, evaluate: Evaluate) -> Exception | None:
         """One step; what its optimizer raised."""
         return self._lane.step(evaluate).get(0)

@@ -100,6 +100,10 @@ class Follower(Protocol):
         """Take the step that has led the member to the weights `row` (P,)."""
         ...
 
+    def measured(self) -> None:
+        """The member has been measured within its task, for which an optimizer with modes changes them."""
+        ...
+
     def end(self) -> None:
         """The member's optimizer raised."""
         ...

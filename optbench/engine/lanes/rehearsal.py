@@ -20,7 +20,7 @@ import time
 import torch
 from torch import Tensor
 
-from optbench.engine.faults import is_broken_device, is_out_of_memory
+from optbench.engine.faults import is_broken_device, is_out_of_memory, of_the_machine
 from optbench.engine.lanes.companion import Companion, same_bits
 from optbench.engine.lanes.lane import Evaluate, LaneMember, Optimizer
 from optbench.engine.plain import NotPlain, Plain, to_plain
@@ -105,6 +105,16 @@ class Rehearsal:
         if self.reason is not None:
             self.reason = " ".join(self.reason.split())
         self.seconds += time.perf_counter() - started
+
+    def measured(self) -> None:
+        """Do what the original did for being measured: a change of modes may draw, or round."""
+        try:
+            self._copy.measured()
+        except Exception as error:  # of the user's code, as in `follow`
+            if of_the_machine(error):
+                raise
+            said = f"{self._name}, restored, raised {type(error).__name__} on being measured: {error}"
+            self.reason = " ".join(said.split())
 
     def end(self) -> None:
         """The original raised, which says nothing of the copy."""

@@ -21,6 +21,8 @@ from optbench.optimizers.spec import OptimizerSpec
 TOLERANCE = 1e-3
 """Of the distance from the start. Kernels may round the last elements of a tensor differently, hence not to the bit."""
 
+NOT_ELEMENTWISE = "declared elementwise, and trained with an instance per trial"
+"""How the note of a trial begins that was trained apart for that reason."""
 RENEWED_EVERY = 37
 """Steps after which the first of them is taken apart, to see that `state` is all the state there is."""
 
@@ -57,6 +59,9 @@ class Verification:
         """Copy the gradients (P,) of the next step."""
         self._alone.take(grads)
         self._apart.take(grads)
+
+    def measured(self) -> None:
+        """Nothing to do: an elementwise optimizer has no modes."""
 
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
         """The step that has led the member to the weights `row` (P,)."""
