@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,14 @@ class Shared(Plain):
 class Ends(Plain):
     """Ends the program at a rate of 9, in the constructor or in a step."""
 
-    def __init__(self, params, lr=0.05, early=True):
+    def __init__(self, params, lr=0.05, early=True, by="exit"):
         super().__init__(params, lr=lr)
-        self.early = early
+        self.early, self.by = early, by
         self.end(early)
 
     def end(self, now):
         if now and self.defaults["lr"] == 9:
-            raise SystemExit(3)
+            raise SystemExit(3) if self.by == "exit" else KeyboardInterrupt
 
     def step(self):
         self.end(not self.early)
@@ -380,12 +381,25 @@ def test_the_base_of_a_wrapper_fails_alone(file: str, mnist: Dataset) -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_one_that_ends_the_program_fails_alone(early: bool, file: str, mnist: Dataset) -> None:
-    found = by_rate(run(mnist, f"{file}:Ends", lr=[9, 0.05], early=early))
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [("exit", "it ends the program with exit(3)"), ("interrupt", "it raises KeyboardInterrupt")],
+)
+def test_one_that_ends_the_program_fails_alone(by: str, said: str, early: bool, file: str, mnist: Dataset) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker
+    try:
+        found = by_rate(run(mnist, f"{file}:Ends", lr=[9, 0.05], early=early, by=by))
+    finally:
+        signal.signal(signal.SIGINT, before)
     for result in found[9]:
         row = trial_row(result)
-        assert (row.status, row.error_message) == ("failed", "it ends the program with exit(3)")
+        assert (row.status, row.error_message) == ("failed", said)
     assert [trial_row(result).status for result in found[0.05]] == ["ok", "ok"]
+
+
+def test_ctrl_c_in_a_step_is_heeded_outside_of_workers(file: str, mnist: Dataset) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(mnist, f"{file}:Ends", lr=[9, 0.05], early=False, by="interrupt")
 
 
 STYLES: dict[str, dict[str, Any]] = {

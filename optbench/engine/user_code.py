@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +19,16 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class ProgramEndError(Exception):
-    """An optimizer called `sys.exit`."""
+    """An optimizer called `sys.exit`, or raised KeyboardInterrupt itself."""
+
+
+def _ended(error: SystemExit | KeyboardInterrupt) -> BaseException:
+    """Return what a call to a user's code raises in the place of an exception that is meant to end the program."""
+    if isinstance(error, SystemExit):
+        return ProgramEndError(f"it ends the program with exit({error})")
+    # Workers ignore Ctrl-C, so there it can only come from the optimizer.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return ProgramEndError("it raises KeyboardInterrupt") if ignored else KeyboardInterrupt()
 
 
 _NOTHING = contextlib.nullcontext()
@@ -53,7 +63,7 @@ class UserCode:
         """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
 
         Raises:
-            ProgramEndError: in the place of SystemExit, which is no Exception.
+            ProgramEndError: in the place of SystemExit and, in a worker, KeyboardInterrupt, which are no Exceptions.
         """
         draws = own_draws(generator, self._device) if self._random and generator else _NOTHING
         return draws if self._settings is None else self._guarded(draws, self._settings)
@@ -66,8 +76,8 @@ class UserCode:
                     yield
                 finally:  # first: a mode that was left on may break all that follows
                     settings.put_back()
-        except SystemExit as error:
-            raise ProgramEndError(f"it ends the program with exit({error})") from error
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _ended(error) from error
 
     @contextlib.contextmanager
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
@@ -82,8 +92,8 @@ class UserCode:
         try:
             with without_warnings() if quiet else _NOTHING, seeded(seed, self._device), kept:
                 yield
-        except SystemExit as error:
-            raise ProgramEndError(f"it ends the program with exit({error})") from error
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:
         """Around the loss that a step evaluates: in the settings of a trial, whatever the optimizer has set.
