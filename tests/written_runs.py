@@ -15,7 +15,7 @@ from optbench.suite import dump_suite, load_suite, suite_hash
 
 PROVENANCE = {"device": "cpu", "torch": "2.13.0", "optbench": "0.1.0", "python": "3.11", "cpu": "made", "cores": 2}
 
-# The worked example of METRICS.md: average accuracy .7, forgetting .275, learning accuracy .8667.
+# A worked example: average accuracy .7, forgetting .275, learning accuracy .8667.
 EXAMPLE = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]
 METRICS = {"effective_rank": 20.0, "class_cosine_mean": 0.3, "hoyer": 0.4, "near_zero_share": 0.01}
 

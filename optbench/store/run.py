@@ -1,4 +1,4 @@
-"""A run directory being written (DESIGN.md: the run directory).
+"""A run directory being written.
 
 What a finished cohort found goes to `parts/<cohort>/` in one rename, so it is there wholly or not at all. The tables
 at the top are merged from the parts now and then and at the end; then the parts go.

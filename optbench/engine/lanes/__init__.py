@@ -1,4 +1,4 @@
-"""The three ways an update is applied to a cohort (DESIGN.md: lanes), behind one interface.
+"""The three ways an update is applied to a cohort, behind one interface.
 
 A lane is built for the members of a stack and taken apart with it: `export` gives a member's optimizer state on its
 own, and a new lane is built from the states of those that go on. So a member's state never mixes with another's, and
