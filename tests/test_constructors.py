@@ -61,6 +61,11 @@ class Ends(Plain):
         sys.exit(5)
 
 
+class EndsLater(Plain):
+    def step(self, closure=None):
+        sys.exit(0)
+
+
 class Wide(Plain):
     """Takes layers of at most 15 units."""
 
@@ -155,6 +160,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "matrices": (["MatricesOnly"], ["commonly missing: `only_matrices: true`"]),
     "an end of the program": (["Ends"], ["it ends the program with exit(5)"]),
+    "an end of the program in a tried step": (["EndsLater", "elementwise=true"], ["it ends the program with exit(0)"]),
     "one of the models": (["Wide"], ["optimizers.mine default: ValueError: 20 units are too many"]),
     "one declared elementwise": (["Positive", "lr=-1", "elementwise=true"], ["Invalid learning rate: -1"]),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import timeit
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from conftest import small_suite, timeless
 
 from optbench.data import Dataset
 from optbench.engine import Setting
+from optbench.errors import OptimizerError
 from optbench.isolation import ALL, NUMERIC, Snapshot, isolated
 from optbench.optimizers.load import load_class
+from optbench.optimizers.make import resolve_spec
+from optbench.optimizers.registry import find
 from optbench.plan import cohorts, trials
 from optbench.units import Finished, Train
 from optbench.work import do
@@ -237,6 +241,26 @@ def test_a_setting_is_put_back_wherever_an_optimizer_changes_it(
     (tmp_path / "mine.py").write_text(FILE.format(name="", change="pass", place="nowhere"))
     if place == "step":
         assert outcome(tmp_path, mnist, 0.03)["lr=0.03"] == calm["lr=0.03"], "of a trial that follows"
+
+
+@pytest.mark.parametrize("name", BREAKING)
+@pytest.mark.parametrize("place", ["constructor", "step"])
+def test_a_trial_of_elementwise_steps_leaves_nothing_behind(name: str, place: str, tmp_path: Path) -> None:
+    """In the process that plans the run, and in a worker before the network is built."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        FILE.format(name=name, change=CHANGES[name], place=place)
+        .replace("step(self, closure)", "step(self)")
+        .replace('self.at("closure")', "")
+        .replace("closure()", "")
+        .replace("def train", "def not_train")
+    )
+    target = f"{file}:Pest"
+    before = Snapshot(ALL)
+    with contextlib.suppress(OptimizerError):  # whether it is elementwise is not the question
+        resolve_spec(find(target), {"lr": 0.05, "elementwise": True})
+    assert before.changed() == []
+    assert name in sys.modules[load_class(target).__module__].SEEN
 
 
 def test_a_comparison_after_each_step_takes_microseconds() -> None:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from optbench.errors import OptimizerError
+from optbench.isolation import isolated
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.explain import explained
 from optbench.optimizers.load import load_class
 from optbench.optimizers.needs import PARAMETERS, declared_needs, given_name, needs_of
 from optbench.optimizers.registry import base_settings, complete, find
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
+from optbench.targets import said
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
@@ -159,7 +161,10 @@ class UntriedError(OptimizerError):
 
 def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
     try:
-        return is_elementwise(spec, hyperparameters)
+        with isolated():  # a worker, or the process that plans the run, carries on after it
+            return is_elementwise(spec, hyperparameters)
+    except SystemExit as error:
+        raise UntriedError(f"{spec.target}: {said(error)}") from error
     except Exception as error:  # a user's optimizer may raise anything
         kind, message = explained(error, spec.target, hyperparameters)
         raise UntriedError(f"{spec.target}: {kind}: {message}") from error
