@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optbench.data import Dataset
 from optbench.engine import train
 from optbench.engine.interim import Interim
 from optbench.engine.lanes import rehearsal
+from optbench.optimizers.load import load_class
 from optbench.plan import cohorts, trials
 from optbench.suite import Suite, dump_suite
 
@@ -81,11 +83,11 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def suite_of(target: str, **more: Any) -> Suite:
+def suite_of(target: str | dict[str, Any], **more: Any) -> Suite:
+    """target: or all settings of the optimizer."""
+    settings = {"target": target} if isinstance(target, str) else target
     small: dict[str, Any] = {"train_examples": 300, "test_examples": 100, "validation_examples": 50, "max_epochs": 1}
-    return small_suite(
-        {"it": {"target": target}}, tasks={"kind": "permuted", "count": 3}, **{"seeds": 2, **small, **more}
-    )
+    return small_suite({"it": settings}, tasks={"kind": "permuted", "count": 3}, **{"seeds": 2, **small, **more})
 
 
 def kept_of(suite: Suite, mnist: Dataset) -> list[Interim]:
@@ -141,11 +143,33 @@ def test_the_original_takes_no_notice_of_a_copy_that_fails(name: str, plugins: P
     ends = []
     for keep in (None, lambda take: take(lambda interims: None)):
         if shared:  # what a class counts is no trial's own: both begin at zero
-            from optbench.optimizers.load import load_class
-
             load_class(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
         ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
     assert same_bits(*ends)
+
+
+COUNTER = list(KEYS).index("a counter of the class")
+INSIDE: dict[str, dict[str, Any]] = {
+    "a wrapper": {"target": "sam", "base": {"target": "FILE", "lr": 0.05}},
+    "two wrappers": {"target": "sam", "base": {"target": "l1", "base": {"target": "FILE", "lr": 0.05}}},
+    "an optimizer of matrices only": {"target": "FILE", "only_matrices": True},
+}
+
+
+@pytest.mark.parametrize("where", INSIDE)
+def test_what_an_optimizer_inside_another_counts_is_found_out(where: str, plugins: Path, mnist: Dataset) -> None:
+    """Before the copy advances it: a result must not depend on whether the time was right for keeping a state."""
+    target = f"{plugins}:C{COUNTER}"
+    settings = json.loads(json.dumps(INSIDE[where]).replace("FILE", target))
+    suite = suite_of(settings, seeds=1)
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    ends = []
+    for keep in (None, lambda take: take(kept.extend)):
+        load_class(target).taken = 0  # type: ignore[attr-defined]
+        ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
+    assert same_bits(*ends)
+    assert all("outside of the instance" in (interim.refused or "") for interim in kept)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 
     `sam` over `adam` and `sam` over `sgd` are not.
     """
-    return _classes(a) == _classes(b)
+    return classes_inside(a) == classes_inside(b)
 
 
 def take_settings(
@@ -55,7 +55,7 @@ def take_settings(
     setting (Prodigy's `d` from `d0`).
     """
     now, new = held(kept), held(fresh)
-    names = {*named}.union(*map(_arguments, _classes(kept).values()))
+    names = {*named}.union(*map(_arguments, classes_inside(kept).values()))
     for path, value in new.items():
         if path not in at_start or path not in now or _equal(at_start[path], value):
             continue
@@ -108,7 +108,7 @@ def _is_list_of_plain(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, _NUMBERS_AND_TEXT) for item in value)
 
 
-def _classes(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
+def classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
     """The class of an optimizer and of every one inside it, by its path."""
     found: dict[Path, type] = {}
 

@@ -27,6 +27,7 @@ from optbench.engine.plain import NotPlain, Plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.models import Network
 from optbench.optimizers.spec import OptimizerSpec
+from optbench.optimizers.takeover import classes_inside
 
 STEPS = 100
 """A common multiple of the usual refresh intervals; the time that a keep may take covers it (`optbench.work.SHARE`)."""
@@ -122,9 +123,12 @@ class Rehearsal:
 
 
 def _outside(optimizer: Optimizer) -> dict[str, Plain]:
-    """Numbers, tensors and containers of a user's classes and of their modules, written down, by name."""
+    """Numbers, tensors and containers of a user's classes and of their modules, written down, by name.
+
+    Of every optimizer inside, too: a wrapper's base, or the part that is over matrices only.
+    """
     found: dict[str, Plain] = {}
-    for cls in type(optimizer).__mro__:
+    for cls in dict.fromkeys(cls for kind in classes_inside(optimizer).values() for cls in kind.__mro__):
         if cls.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing", "optbench"):
             continue
         places = {f"{cls.__name__}.": vars(cls), f"{cls.__module__}.": vars(sys.modules.get(cls.__module__, cls))}
