@@ -24,6 +24,8 @@ import random
 import numpy
 import torch
 from torch.optim import SGD, Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Plain(SGD):
@@ -90,6 +92,26 @@ class BackwardInside(Plain):
         loss = closure()
         assert not loss.requires_grad
         super().step()
+
+
+class WithinModes(Plain):
+    """Evaluates its closure within modes that are left only afterwards."""
+
+    def step(self, closure):
+        twice = torch.autograd.graph.save_on_cpu
+        with Mode(), torch.device("cpu"), Mode(), Dispatch(), torch.no_grad(), twice(), twice():
+            closure()
+        super().step()
+
+
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        return function(*arguments, **(named or {}))
+
+
+class Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        return function(*arguments, **(named or {}))
 
 
 class Extra(Plain):
@@ -404,6 +426,7 @@ def test_ctrl_c_in_a_step_is_heeded_outside_of_workers(file: str, mnist: Dataset
 
 STYLES: dict[str, dict[str, Any]] = {
     "BackwardInside": {},
+    "WithinModes": {},
     "Extra": {},
     "ByKeyword": {},
     "OnlyKeywords": {"needs": "closure"},

@@ -114,27 +114,52 @@ def _set_inference_mode(value: bool) -> None:
     _kept_modes.append(mode)
 
 
-def _stack(length: Callable[[], int], pop: Callable[[], object], name: str) -> ProcessSetting:
-    """A stack of modes, by its length: those that were entered and never left are taken off."""
+def _stack(
+    name: str, read: Callable[[], tuple[Any, ...]], pop: Callable[[], object], push: Callable[[Any], object]
+) -> ProcessSetting:
+    """A stack of modes, the first at the bottom: popped and pushed until it holds the same ones again.
 
-    def shorten(value: int) -> None:
-        while length() > value:
+    Pushed too, because a closure runs without the modes around it, which their `with` blocks leave afterwards.
+    """
+
+    def put(value: tuple[Any, ...]) -> None:
+        present = read()
+        differs = next((i for i, (a, b) in enumerate(zip(present, value, strict=False)) if a != b), None)
+        shared = min(len(present), len(value)) if differs is None else differs
+        for _ in present[shared:]:
             pop()
+        for mode in value[shared:]:
+            push(mode)
 
-    return ProcessSetting(name, length, shorten)
+    return ProcessSetting(name, read, put)
+
+
+def _function_modes() -> tuple[Any, ...]:
+    return tuple(torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+
+
+def _dispatch_modes() -> tuple[Any, ...]:
+    return tuple(torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack()))
 
 
 def _pop_dispatch_mode() -> None:
     torch._C._pop_torch_dispatch_stack(None)
 
 
-def _saved_tensor_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
-
-
-def _set_saved_tensor_hooks(value: Any) -> None:
-    while (top := _saved_tensor_hooks()) is not None and top != value:
+def _saved_tensor_hooks() -> tuple[Any, ...]:
+    """Pairs of hooks; PyTorch shows the top one alone, so the others are popped for a moment."""
+    found = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
+        found.append(top)
         torch._C._autograd._pop_saved_tensors_default_hooks()
+    found.reverse()
+    for pair in found:
+        _push_saved_tensor_hooks(pair)
+    return tuple(found)
+
+
+def _push_saved_tensor_hooks(pair: tuple[Any, Any]) -> None:
+    torch._C._autograd._push_saved_tensors_default_hooks(*pair)
 
 
 def _autocast(device: str) -> list[ProcessSetting]:
@@ -199,9 +224,19 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     *_private("fwd_grad_enabled", reads="_is_"),
     *_private("multithreading_enabled", reads="_is_"),
     ProcessSetting("default_device", _default_device, torch.set_default_device),
-    _stack(torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack, "torch function modes"),
-    _stack(torch._C._len_torch_dispatch_stack, _pop_dispatch_mode, "torch dispatch modes"),
-    ProcessSetting("saved tensor hooks", _saved_tensor_hooks, _set_saved_tensor_hooks),
+    _stack(
+        "torch function modes",
+        _function_modes,
+        torch._C._pop_torch_function_stack,
+        torch._C._push_on_torch_function_stack,
+    ),
+    _stack("torch dispatch modes", _dispatch_modes, _pop_dispatch_mode, torch._C._push_on_torch_dispatch_stack),
+    _stack(
+        "saved tensor hooks",
+        _saved_tensor_hooks,
+        torch._C._autograd._pop_saved_tensors_default_hooks,
+        _push_saved_tensor_hooks,
+    ),
     ProcessSetting("default_dtype", _default_type, _set_default_type),
     ProcessSetting("num_threads", torch.get_num_threads, torch.set_num_threads),
     ProcessSetting("flush_denormal", lambda: _SMALLEST * 1.0 == 0.0, torch.set_flush_denormal),
