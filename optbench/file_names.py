@@ -38,7 +38,7 @@ def file_name(parts: Sequence[str], underscores: int = 2) -> str:
     count = max([underscores, *(len(run) + 1 for part in parts for run in re.findall("_+", part))])
     name = ("_" * count).join(parts)
     plain = all(map(_PLAIN.fullmatch, parts)) and name[:1].isalnum() and not _RESERVED.fullmatch(name)
-    # A single part has no joint to tell its own underscores from.
+    # With a single part there is no separator to distinguish from underscores inside it.
     if plain and len(name) <= LONGEST and (len(parts) > 1 or count == underscores):
         return name
     digest = hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:DIGITS]

@@ -1,4 +1,4 @@
-"""What is checked before anything is trained: a fault of the sixth task must not end a run after hours.
+"""Checks before training, so that a fault in the sixth task does not end a run after hours.
 
 Optimizers and their settings, datasets, models that fit them, a full batch in every task of every seed; and whose code
 it is: what targets mean in a run, and whether that has changed since the run began.
@@ -49,11 +49,10 @@ class Code:
 def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, force: bool = False) -> Code:
     """Find the users' code that a plan's trials name; nothing but installed modules is executed.
 
-    A file is looked for beside the suite, then in the working directory. Where the suite is a run's own `suite.yaml`,
-    the run's copies are meant; a run that is resumed goes on with the files that it was made from while they are there.
+    A file is looked up next to the suite, then in the working directory. If the suite is a run's own `suite.yaml`, the
+    run's copies are used; a resumed run uses the files it was started with, or its copies of files that are gone.
 
-    suite_folder: the suite file's; None where the run to be resumed is gone on with from its own. force: go on with
-    changed code.
+    suite_folder: of the suite file; None if a run is resumed from its own suite. force: continue with changed code.
 
     Raises:
         UsageError: trials are left whose code has changed since the run began.
@@ -96,7 +95,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> None:
     """Check everything that the trials need that a plan has left to train.
 
-    data_dir: as for `optbench.data.load`. notify: is told in a line of a dataset that is downloaded.
+    data_dir: as for `optbench.data.load`. notify: called with one line if a dataset is downloaded.
 
     Raises:
         OptbenchError: an optimizer cannot be imported or refuses its settings, data are missing, a model does not fit

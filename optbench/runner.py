@@ -334,7 +334,7 @@ class _Comparisons:
 
 
 def _places(options: Options, suite: Suite) -> Iterator[Path]:
-    """Yield the directory that is asked for; or `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
+    """Yield the requested directory, or else `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
     if options.name is not None:
         yield options.runs_dir / options.name
         return

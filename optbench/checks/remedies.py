@@ -1,4 +1,4 @@
-"""What a user could declare of an optimizer that does not train as it is: each tried, and what works is named."""
+"""Try declarations that could make an optimizer train that does not train as it is, and name the one that works."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trains(problem: Problem, settings: dict[str, Any]) -> bool:
-    """Whether it lowers the loss with these settings."""
+    """True if it lowers the loss with these settings."""
     try:
         changed = problem.with_settings(settings)
         (result,) = changed.train([changed.trial(SEED)])

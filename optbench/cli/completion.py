@@ -19,7 +19,7 @@ import typer
 SAMPLERS = ("grid", "random", "tpe")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
-"""The three stand here too, as reading them from where they belong would take longer than a Tab may."""
+"""Repeated here because importing them from where they are defined is too slow for a completion."""
 
 _SEPARATORS = re.compile(r"[=:]+")
 
@@ -159,7 +159,7 @@ def kinds(incomplete: str) -> list[str]:
 
 
 def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:
-    """The names found that begin like this; none where anything is wrong, as a Tab is no place for messages."""
+    """Return the names that start with `incomplete`; none on any error, since a completion cannot show messages."""
     try:
         return [str(name) for name in find() if str(name).startswith(incomplete)]
     except Exception:

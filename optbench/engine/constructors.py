@@ -1,4 +1,4 @@
-"""Every optimizer of a plan is made once before anything is trained: what a constructor refuses costs no training."""
+"""Construct every optimizer of a plan once before training, so that refused settings cost no training time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import TaskFamily
 
 MOST_LINES = 20
-"""Refused variants that are named one by one."""
+"""Refused variants listed in the message; the rest are counted."""
 
 
 def try_constructors(
@@ -42,7 +42,7 @@ def try_constructors(
 ) -> None:
     """Make the optimizer of each variant once, over a network with the shape and the initial weights of its model.
 
-    notify is told each distinct warning of a constructor once.
+    notify: called once for each distinct warning of a constructor.
 
     Raises:
         OptimizerError: some are refused; a line for each variant.
@@ -66,7 +66,7 @@ def try_constructors(
 
 
 def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Iterator[_Place]:
-    """The distinct things to try, by where."""
+    """Yield the distinct variants to try, grouped by experiment and model."""
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     seen: set[str] = set()
     for trial in trials:
@@ -151,7 +151,7 @@ class _Place:
         return self._networks[device]
 
     def _total_steps(self, spec: OptimizerSpec, trial: Trial) -> int:
-        """As many steps as if all tasks were as long as the first one, which alone is made here."""
+        """Total steps, as if all tasks were as long as the first one, the only one that is generated here."""
         if "total_steps" not in spec.needs:
             return 0
         protocol = self._experiment.protocol

@@ -47,11 +47,11 @@ class Interim:
     rows: tuple[Row, ...]
     """What it has found so far."""
     refused: str | None = None
-    """Why it cannot be resumed from here, so that it is trained from the start; nothing else is kept then."""
+    """Why it cannot be resumed and must be trained from the start; nothing else is kept then."""
     apart: str | None = None
     """Why its trainings have an instance each, of an optimizer that is declared elementwise."""
     seconds: float = 0.0
-    """What it has cost to try the state."""
+    """Time spent on checking the state."""
 
     @staticmethod
     def of(member: Member, task: int, state: Plain) -> Interim:

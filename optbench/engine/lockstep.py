@@ -70,8 +70,7 @@ class LockStep:
         begin: bool,
         followers: Sequence[Sequence[Follower]] = (),
     ) -> None:
-        """rows: weights (P,) of each member. begin: whether a task begins, rather than goes on. followers: of each
-        member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. followers: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.

@@ -41,8 +41,8 @@ class Plain:
     storages: tuple[Tensor, ...]
     """The bytes (n,) that the tensors in it lie in, on the CPU; tensors that shared memory share it again."""
     alive: tuple[object, ...] = ()
-    """The objects that were written down, in the process that did; no part of what was written. They are held, lest
-    others come to have their ids."""
+    """The objects that were written, in the process that wrote them; no part of the record. Kept alive so that no other
+    object gets one of their ids."""
 
     def equals(self, other: Plain) -> bool:
         """Whether both are the same to the last bit."""

@@ -1,4 +1,4 @@
-"""What else code in this process may depend on: generators, working directory, environment, streams, ..."""
+"""Other process-wide state that code may depend on: generators, working directory, environment, streams, ..."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _SMALLEST = 5e-324
-"""Times one it is 0 in a thread that flushes denormal numbers; PyTorch has no getter for that."""
+"""A denormal: multiplied by 1 it gives 0 in a thread that flushes denormals, for which PyTorch has no getter."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:

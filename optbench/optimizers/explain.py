@@ -1,4 +1,4 @@
-"""What an exception of an optimizer says, in words that help: where it was raised, and what is commonly missing."""
+"""Turn an optimizer's exception into a useful message: where it was raised, and which declaration is often missing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def spoken(error: BaseException) -> str:
 def raised_at(error: BaseException) -> str | None:
     """`by Mine.step in mine.py:12: assert p.grad is not None`: the last line of the user's own; None if there is none.
 
-    Where all lines are of a library the last of them is told.
+    If every frame is inside a library, the last one is used.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]

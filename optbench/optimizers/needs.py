@@ -1,4 +1,4 @@
-"""What a user's optimizer needs, as far as its class tells, and what is declared next to its hyper-parameters."""
+"""Requirements of a user's optimizer: inferred from its class, or declared next to its hyper-parameters."""
 
 from __future__ import annotations
 

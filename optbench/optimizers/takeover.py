@@ -1,9 +1,9 @@
 """Continuing an optimizer under the settings of another: which of its values are settings, and which are state.
 
-A class keeps both where it likes: in parameter groups (`lr` beside schedule-free's `weight_sum`), in attributes, in an
-optimizer inside. No list of names tells them apart, but their origin does. Two instances of one class differ, when they
-have just been made, only in their settings and in what follows from those; everything else in them is equal, and
-whatever happens to it later is state.
+An optimizer may keep both anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in attributes, in
+a nested optimizer. No list of names can tell them apart, but their origin can. Two newly made instances of one class
+differ only in their settings and in what is derived from those; everything else in them is equal, and whatever happens
+to it later is state.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
 part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
-What trials of either side did not learn is said beside the verdict, and changes nothing of it.
+Tasks that trials of either side did not learn are reported next to the verdict and do not change it.
 A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
 """
 

@@ -1,4 +1,4 @@
-"""One training's second instance of its optimizer, which takes the same steps from the same gradients alongside it.
+"""A second instance of a member's optimizer that takes the same steps from the same gradients.
 
 Legend: P padded parameter count.
 """
@@ -23,9 +23,9 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class Companion:
-    """A lane of one member over weights of its own, which is given the gradients of another member's stack.
+    """A lane with one member, fed with the gradients of a member of another stack.
 
-    It shares nothing with the training that it accompanies: weights, gradients, network and generator are its own.
+    It shares nothing with that member: weights, gradients, network and generator are its own.
     """
 
     def __init__(self, spec: OptimizerSpec, member: LaneMember, network: Network, row: Tensor, layout: Layout) -> None:
@@ -58,7 +58,7 @@ class Companion:
         return ElementwiseLane(cls, settings, self._weights, self._grads, [state], unrecorded, code)
 
     def renew(self) -> None:
-        """Take its elementwise lane apart and build it again, as happens between tasks and when others stop."""
+        """Rebuild its elementwise lane from the exported state, as happens between tasks and when members stop."""
         self._lane = self._elementwise(self._lane.export(0))
 
     @property
@@ -71,14 +71,14 @@ class Companion:
         self._grads[0].copy_(grads)
 
     def measured(self) -> None:
-        """Change its modes there and back, as for being measured."""
+        """Switch its modes as for a measurement, and back."""
         self._lane.measured(0, self._weights[0])
 
     def step(self, evaluate: Evaluate) -> Exception | None:
-        """One step; what its optimizer raised."""
+        """Take one step; return what the optimizer raised, if anything."""
         return self._lane.step(evaluate).get(0)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether float32 tensors agree to the last bit; a NaN equals the same NaN."""
+    """True if two float32 tensors have the same bits; NaNs are compared by their bits, too."""
     return torch.equal(a.view(torch.int32), b.view(torch.int32))

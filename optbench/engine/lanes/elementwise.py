@@ -43,7 +43,7 @@ class ElementwiseLane:
             try:
                 with code.aside(0, quiet=True):  # the members of a block share what it draws
                     optimizer = cls([leaf], **settings[start])
-            except Exception as error:  # settings that it refuses: these trials fail, the others go on
+            except Exception as error:  # it refuses the settings: these trials fail, the others continue
                 if of_the_machine(error):
                     raise
                 refused.update(dict.fromkeys(range(start, stop), error))

@@ -41,7 +41,7 @@ class LaneMember:
 
 
 class RefusedError(Exception):
-    """A shared instance cannot be made for some of its members; nothing has begun."""
+    """The constructor of a shared instance refused the settings of some members; no step has been taken."""
 
     def __init__(self, errors: Mapping[int, Exception]) -> None:
         """errors: what the constructor raised, by member."""
@@ -56,7 +56,7 @@ class Lane(Protocol):
     """
 
     raised_early: dict[int, Exception]
-    """Members whose optimizer could not be made or told of the task, with what it raised; they take no step."""
+    """Exceptions from the constructor, restoring or `begin_task`, by member; these members take no step."""
 
     def begin_task(self) -> None:
         """Tell the optimizer that a new task begins."""
@@ -87,7 +87,7 @@ class Lane(Protocol):
 
 
 class Follower(Protocol):
-    """Takes a member's steps after it, on its own, until it is over."""
+    """Repeats a member's steps on its own copy, until it is over."""
 
     @property
     def over(self) -> bool: ...
@@ -101,7 +101,7 @@ class Follower(Protocol):
         ...
 
     def measured(self) -> None:
-        """The member has been measured within its task, for which an optimizer with modes changes them."""
+        """Follow a measurement within the task, for which an optimizer with modes switches them."""
         ...
 
     def end(self) -> None:

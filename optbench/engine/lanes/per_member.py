@@ -94,7 +94,7 @@ class PerMemberLane:
             # The instance itself is kept: `load_state_dict` would cast its state to the parameters' type.
             optimizer, own = member.state
         parameters = list(own.parameters())
-        # At the beginning of a task the rows are what was measured; within one they are what is trained.
+        # At the start of a task the rows hold the measured weights, within one the trained weights.
         if begin:
             self._eval(optimizer, member)
         _copy(views, parameters)

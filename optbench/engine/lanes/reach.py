@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _KNOWN = ("torch", "optbench", "pytorch_optimizer")
-"""Packages whose optimizers keep their state in `state`; besides it they have copies and batches to work with."""
+"""Packages whose optimizers keep their state in `state`; other tensors of theirs are working copies."""
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 _LEAVES = (int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType, torch.Generator)
 

@@ -1,13 +1,13 @@
-"""A state that was written down is tried before it is trusted.
+"""Check that an optimizer restored from its written state continues bit for bit before relying on that state.
 
-That a state equals what was written down once it is restored says nothing of what its optimizer does with it: one that
-finds its buffers by `id(p)` restores every number, finds none of them, and trains on with other numbers in silence. So
-a copy is restored exactly as `--resume` restores it, and takes the first steps of the next task alongside the original,
-from the same gradients, batches and draws. The state counts as kept once both have arrived at the same bits.
+A state that survives the round trip is not enough: an optimizer that looks its buffers up by `id(p)` restores every
+number, finds none of them, and silently continues with different ones. So a copy is restored exactly as `--resume`
+restores it, and takes the first steps of the next task alongside the original, with the same gradients, batches and
+random draws. The state is kept only if both end up with the same bits.
 
-Why alongside: the original cannot be stepped for the rehearsal's sake, since putting it back afterwards is restoring
-it, which is what is in question; and two restored copies, or deep copies, agree with each other when both have lost the
-same buffers. This way the original takes no step and no draw that it would not have taken.
+Why alongside: stepping the original just for this check would require restoring it afterwards, which is what is being
+checked; and two restored (or deep) copies agree with each other if both have lost the same buffers. This way the
+original takes exactly the steps and draws that it would have taken anyway.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.optimizers.takeover import classes_inside
 
 STEPS = 100
-"""A common multiple of the usual refresh intervals; the time that a keep may take covers it (`optbench.work.SHARE`)."""
+"""Steps to compare: a multiple of the usual refresh intervals. Their cost counts towards `optbench.work.SHARE`."""
 HINT = "it may look its state up by id(p), or keep it outside of the instance"
 
 
@@ -68,11 +68,11 @@ class Rehearsal:
         self._optimizer = optimizer
         self._outside = _outside(optimizer)
         self.steps = 0
-        """How many it has taken."""
+        """Steps taken so far."""
         self.reason: str | None = None
         """Why the written state cannot be trusted."""
         self.seconds = time.perf_counter() - started
-        """What it has cost."""
+        """Time spent on it."""
         self._over = False
 
     @property
@@ -84,7 +84,7 @@ class Rehearsal:
         self._copy.take(grads)
 
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
-        """The step that the original has just taken, to the weights `row` (P,)."""
+        """Repeat the step that led the original to the weights `row` (P,)."""
         started = time.perf_counter()
         # Before the copy's first step, which must not advance what both would share.
         if self.steps == 0 and (name := _changed(self._outside, _outside(self._optimizer))):
@@ -95,7 +95,7 @@ class Rehearsal:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raised = error  # there is no room for the copy; the original goes on, and its state is not kept
+            raised = error  # no memory for the copy: the original continues, and its state is not kept
         self.steps += 1
         if raised is not None:
             self.reason = f"{self._name}, restored, raised {type(raised).__name__}: {raised}"
@@ -108,7 +108,7 @@ class Rehearsal:
         self.seconds += time.perf_counter() - started
 
     def measured(self) -> None:
-        """Do what the original did for being measured: a change of modes may draw, or round."""
+        """Switch modes as the original did to be measured: switching may draw random numbers, or round."""
         try:
             self._copy.measured()
         except Exception as error:  # of the user's code, as in `follow`
@@ -118,7 +118,7 @@ class Rehearsal:
             self.reason = " ".join(said.split())
 
     def end(self) -> None:
-        """The original raised, which says nothing of the copy."""
+        """Stop following: the original raised, which says nothing about the copy."""
         self._over = True
 
 
@@ -137,7 +137,7 @@ def _outside(optimizer: Optimizer) -> dict[str, Plain]:
                 if not name.startswith("__") and isinstance(value, _STATEFUL):
                     try:
                         found[place + name] = to_plain(value)
-                    except (NotPlain, RecursionError):  # what holds code is no state that grows with the steps
+                    except (NotPlain, RecursionError):  # values that hold code are not state
                         continue
     return found
 
@@ -146,5 +146,5 @@ _STATEFUL = (int, float, Tensor, list, dict, set, collections.deque, torch.Gener
 
 
 def _changed(before: dict[str, Plain], after: dict[str, Plain]) -> str | None:
-    """The name of something that is not what it was."""
+    """Return the name of a value that has changed, or None."""
     return next((name for name, value in after.items() if name not in before or not value.equals(before[name])), None)

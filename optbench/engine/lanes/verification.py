@@ -1,7 +1,7 @@
-"""Whether an optimizer that is declared elementwise is: seen on a member's own gradients, for as long as a task takes.
+"""Verify `elementwise: true` on a member's own gradients, throughout a task.
 
-A few steps before training show most optimizers that are not; not one whose update starts to depend on other weights
-later (a clipped norm, a warm-up, a branch on the shape).
+A few steps before training expose most optimizers that are not elementwise, but not one whose update only later starts
+to depend on other weights (a clipped norm, a warm-up, a branch on the shape).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from optbench.models import Network
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
-"""Of the distance from the start. Kernels may round the last elements of a tensor differently, hence not to the bit."""
+"""Relative to the distance from the start; not 0, since kernels may round the last elements of a tensor differently."""
 
 NOT_ELEMENTWISE = "declared elementwise, and trained with an instance per trial"
-"""How the note of a trial begins that was trained apart for that reason."""
+"""Start of the note on trials that were trained apart for that reason."""
 RENEWED_EVERY = 37
-"""Steps after which the first of them is taken apart, to see that `state` is all the state there is."""
+"""Steps between rebuilds of the first instance, which check that all of its state is in `state`."""
 
 
 class NotElementwise(Exception):
-    """An optimizer that is declared elementwise takes other steps in company, or on weights of another shape."""
+    """An optimizer declared elementwise takes different steps when stacked, or on weights of another shape."""
 
 
 class Verification:
@@ -49,7 +49,7 @@ class Verification:
         self._steps = 0
         self._over = False
         self.difference: str | None = None
-        """What is not as it would be if the optimizer were elementwise."""
+        """How it differs from an elementwise optimizer; None if it does not."""
 
     @property
     def over(self) -> bool:
@@ -61,7 +61,7 @@ class Verification:
         self._apart.take(grads)
 
     def measured(self) -> None:
-        """Nothing to do: an elementwise optimizer has no modes."""
+        """Do nothing: an elementwise optimizer has no modes."""
 
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
         """The step that has led the member to the weights `row` (P,)."""
@@ -90,5 +90,5 @@ class Verification:
             )
 
     def end(self) -> None:
-        """The member's optimizer raised: there is nothing to compare with."""
+        """Stop following: the member's optimizer raised, so there is nothing to compare with."""
         self._over = True
