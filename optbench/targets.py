@@ -36,6 +36,8 @@ from optbench.errors import OptbenchError, nearest
 
 NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
 """Modules that a file in a user's folder does not stand in for, whatever its name."""
+PACKAGE = "optbench_plugin_"
+"""How the name of the package begins in which a user's file and its neighbours are executed."""
 DIGITS = 16
 """Hexadecimal digits of a source hash."""
 NEEDED = "needs module:Class or ./file.py:Class"
@@ -311,7 +313,7 @@ def _execute(source: Source) -> Any:
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]
         stem = Path(source.main).stem
-        package = f"optbench_plugin_{place}"
+        package = f"{PACKAGE}{place}"
         spec = importlib.machinery.ModuleSpec(package, None, is_package=True)
         spec.submodule_search_locations = [str(source.folder)]
         sys.modules[package] = importlib.util.module_from_spec(spec)

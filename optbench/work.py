@@ -19,10 +19,12 @@ from optbench.engine import train
 from optbench.engine.determinism import alerts
 from optbench.engine.faults import is_out_of_memory
 from optbench.engine.interim import Interim, Write
+from optbench.engine.outside import OutsideState
 from optbench.engine.pairs import compare
 from optbench.engine.plain import NotPlain
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.isolation import isolated
+from optbench.optimizers.load import load_class
 from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, find_refused, read_interim, write_interim
@@ -78,6 +80,7 @@ def failed(unit: Unit, error: Exception) -> TooLarge | Failed:
 
 
 def _train(unit: Train, setting: Setting, notify: Callable[[Progress], None], interim: Path) -> Finished:
+    outside = _outside(unit)
     with alerts() as operations:
         keeper = _Keeper(unit, interim, setting, operations)
         begun = _read_begun(unit, keeper)
@@ -91,6 +94,8 @@ def _train(unit: Train, setting: Setting, notify: Callable[[Progress], None], in
     if operations:
         names = ", ".join(sorted(operations))
         notes.append(f"may not repeat to the last bit: on {setting.device.type} {names} is not deterministic")
+    if name := outside.changed(_outside(unit)):
+        notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
     for note in notes:
         results = [_noted(result, note) for result in results]
     weights: tuple[tuple[Trial, Weights], ...] = ()
@@ -101,6 +106,10 @@ def _train(unit: Train, setting: Setting, notify: Callable[[Progress], None], in
             if result.weights is not None
         )
     return Finished(unit.cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
+
+
+def _outside(unit: Train) -> OutsideState:
+    return OutsideState.of(load_class(target) for target in unit.user_code)
 
 
 def _compare(work: Compare, setting: Setting) -> Compared:

@@ -108,7 +108,8 @@ class Pool:
         started = len(self._workers)
         new = [_Worker(device) for device in self._devices[started : started + max(0, len(waiting) - len(idle))]]
         self._workers += new
-        for worker in (*idle, *new):
+        # Those first that can serve something as they are, so that no process is replaced in vain.
+        for worker in sorted((*idle, *new), key=lambda worker: not any(map(worker.serves, waiting))):
             if not waiting:
                 return
             served = next((i for i in reversed(range(len(waiting))) if worker.serves(waiting[i])), None)

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import same_bits, small_suite, train_suite, trial_row
 
 from optbench.data import Dataset
-from optbench.plan import trials
+from optbench.engine import Setting
+from optbench.plan import cohorts, trials
+from optbench.store.tables import TrialRow
+from optbench.units import Finished, Train
+from optbench.work import do
 
 FILE = """
 import torch
@@ -73,3 +78,59 @@ def test_a_trial_among_others_is_the_trial_alone(name: str, tmp_path: Path, mnis
         assert trial_row(trial).hyperparameters == json.dumps(settings[i])
         assert same_bits(trial, train_suite(suite, mnist, i)[0]), trial.trial.id
     assert len({trial_row(trial).status for trial in together}) == (2 if name == "WritesGradients" else 1)
+
+
+SHARED = {
+    "mine.py": """
+import torch
+import rates
+
+CALLS = []
+
+
+class OnClass(torch.optim.SGD):
+    made = 0
+
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, lr=lr)
+        OnClass.made += 1
+
+
+class InModule(torch.optim.SGD):
+    def step(self, closure=None):
+        CALLS.append(1)
+        return super().step()
+
+
+class InNeighbour(torch.optim.SGD):
+    def step(self, closure=None):
+        rates.seen["steps"] = rates.seen.get("steps", 0) + 1
+        return super().step()
+
+
+class InInstance(torch.optim.SGD):
+    pass
+""",
+    "rates.py": "seen = {}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("OnClass", "OnClass.made"), ("InModule", "mine.CALLS"), ("InNeighbour", "rates.seen"), ("InInstance", None)],
+)
+def test_state_that_trials_of_a_process_share_is_noted(
+    name: str, kept: str | None, tmp_path: Path, mnist: Dataset
+) -> None:
+    for file, text in SHARED.items():
+        (tmp_path / file).write_text(text)
+    target = f"{tmp_path / 'mine.py'}:{name}"
+    suite = small_suite({"it": {"target": "sam", "base": {"target": target, "lr": 0.05}}}, seeds=2, max_steps=30)
+    setting = Setting.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    (cohort,) = cohorts(trials(suite))
+    answer = do(Train(cohort, {}), setting, lambda progress: None, tmp_path / "interim")
+    assert isinstance(answer, Finished)
+    notes = [row.note or "" for _, row in answer.rows if isinstance(row, TrialRow)]
+    said = f"keeps state outside of its instances ({kept}), which all trials of its process share"
+    assert [said in note for note in notes] == [kept is not None] * 2
+    assert all(("outside" in note) == (kept is not None) for note in notes)

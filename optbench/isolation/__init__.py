@@ -34,5 +34,7 @@ class isolated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._numeric.put_back()  # first: a mode that was left on may break what reads the others
-        self._ambient.put_back()
+        try:
+            self._numeric.put_back()  # first: a mode that was left on may break what reads the others
+        finally:
+            self._ambient.put_back()

@@ -18,6 +18,7 @@ from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.models import Network
+from optbench.optimizers.explain import spoken
 from optbench.optimizers.load import load_class
 from optbench.optimizers.make import begin_task, maker
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
@@ -89,7 +90,7 @@ class PerMemberLane:
             except Exception as error:  # a constructor that does not expect to be called again: the trial starts anew
                 if of_the_machine(error):
                     raise
-                raise NotPlain(f"{type(error).__name__}: {error}") from error
+                raise NotPlain(f"{type(error).__name__}: {spoken(error)}") from error
         else:
             # The instance itself is kept: `load_state_dict` would cast its state to the parameters' type.
             optimizer, own = member.state
@@ -259,7 +260,7 @@ def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) ->
     except NotPlain:
         raise
     except Exception as error:  # code of the user's that does not expect to be made once more, or to be looked into
-        raise NotPlain(f"the state of {type(optimizer).__name__}: {error}") from error
+        raise NotPlain(f"the state of {type(optimizer).__name__}: {spoken(error)}") from error
     if not same:
         raise NotPlain(f"the state of {type(optimizer).__name__}, which is another after it was restored")
     return found

@@ -12,9 +12,7 @@ original takes exactly the steps and draws that it would have taken anyway.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import sys
 import time
 
 import torch
@@ -22,10 +20,12 @@ from torch import Tensor
 
 from optbench.engine.faults import is_broken_device, is_out_of_memory, of_the_machine
 from optbench.engine.lanes.companion import Companion, same_bits
-from optbench.engine.lanes.lane import Evaluate, LaneMember, Optimizer
-from optbench.engine.plain import NotPlain, Plain, to_plain
+from optbench.engine.lanes.lane import Evaluate, LaneMember
+from optbench.engine.outside import OutsideState
+from optbench.engine.plain import NotPlain, Plain
 from optbench.engine.stack import Layout
 from optbench.models import Network
+from optbench.optimizers.explain import spoken
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.optimizers.takeover import classes_inside
 
@@ -64,9 +64,9 @@ class Rehearsal:
         except Exception as error:  # a user's optimizer that does not expect to be made once more
             if is_out_of_memory(error) or is_broken_device(error):
                 raise
-            raise NotPlain(f"the state of {self._name}: {type(error).__name__}: {error}") from error
+            raise NotPlain(f"the state of {self._name}: {type(error).__name__}: {spoken(error)}") from error
         self._optimizer = optimizer
-        self._outside = _outside(optimizer)
+        self._outside = OutsideState.of(classes_inside(optimizer).values())
         self.steps = 0
         """Steps taken so far."""
         self.reason: str | None = None
@@ -87,9 +87,11 @@ class Rehearsal:
         """Repeat the step that led the original to the weights `row` (P,)."""
         started = time.perf_counter()
         # Before the copy's first step, which must not advance what both would share.
-        if self.steps == 0 and (name := _changed(self._outside, _outside(self._optimizer))):
-            self.reason = f"{self._name} keeps state outside of the instance: {name}"
-            return
+        if self.steps == 0:
+            now = OutsideState.of(classes_inside(self._optimizer).values())
+            if name := self._outside.changed(now):
+                self.reason = f"{self._name} keeps state outside of the instance: {name}"
+                return
         try:
             raised = self._copy.step(evaluate)
         except Exception as error:
@@ -98,7 +100,7 @@ class Rehearsal:
             raised = error  # no memory for the copy: the original continues, and its state is not kept
         self.steps += 1
         if raised is not None:
-            self.reason = f"{self._name}, restored, raised {type(raised).__name__}: {raised}"
+            self.reason = f"{self._name}, restored, raised {type(raised).__name__}: {spoken(raised)}"
         elif not same_bits(self._copy.row, row):
             self.reason = f"{self._name}, restored, took another step {self.steps} of the next task: {HINT}"
         elif not torch.equal(self._copy.generator.get_state(), self._original.get_state()):
@@ -114,37 +116,9 @@ class Rehearsal:
         except Exception as error:  # of the user's code, as in `follow`
             if of_the_machine(error):
                 raise
-            said = f"{self._name}, restored, raised {type(error).__name__} on being measured: {error}"
+            said = f"{self._name}, restored, raised {type(error).__name__} on being measured: {spoken(error)}"
             self.reason = " ".join(said.split())
 
     def end(self) -> None:
         """Stop following: the original raised, which says nothing about the copy."""
         self._over = True
-
-
-def _outside(optimizer: Optimizer) -> dict[str, Plain]:
-    """Numbers, tensors and containers of a user's classes and of their modules, written down, by name.
-
-    Of every optimizer inside, too: a wrapper's base, or the part that is over matrices only.
-    """
-    found: dict[str, Plain] = {}
-    for cls in dict.fromkeys(cls for kind in classes_inside(optimizer).values() for cls in kind.__mro__):
-        if cls.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing", "optbench"):
-            continue
-        places = {f"{cls.__name__}.": vars(cls), f"{cls.__module__}.": vars(sys.modules.get(cls.__module__, cls))}
-        for place, names in places.items():
-            for name, value in list(names.items()):
-                if not name.startswith("__") and isinstance(value, _STATEFUL):
-                    try:
-                        found[place + name] = to_plain(value)
-                    except (NotPlain, RecursionError):  # values that hold code are not state
-                        continue
-    return found
-
-
-_STATEFUL = (int, float, Tensor, list, dict, set, collections.deque, torch.Generator)
-
-
-def _changed(before: dict[str, Plain], after: dict[str, Plain]) -> str | None:
-    """Return the name of a value that has changed, or None."""
-    return next((name for name, value in after.items() if name not in before or not value.equals(before[name])), None)

@@ -16,6 +16,7 @@ from optbench.engine.lanes.companion import Companion, same_bits
 from optbench.engine.lanes.lane import Evaluate, LaneMember
 from optbench.engine.stack import Layout
 from optbench.models import Network
+from optbench.optimizers.explain import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
@@ -72,7 +73,7 @@ class Verification:
             if (error := companion.step(evaluate)) is not None:
                 if of_the_machine(error):
                     raise error
-                self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {error}"
+                self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {spoken(error)}"
                 return
         if not same_bits(self._alone.row, row):
             self.difference = (

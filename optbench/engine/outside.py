@@ -1,0 +1,69 @@
+"""State that a user's optimizers keep outside of their instances: on their classes, or in the modules of their files.
+
+It is shared by all trials that are trained in one process, which nothing can undo: it can only be noticed.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.engine.plain import NotPlain, to_plain
+from optbench.targets import PACKAGE
+
+_LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
+_STATEFUL = (int, float, Tensor, list, dict, set, collections.deque, torch.Generator)
+
+
+@dataclass(frozen=True)
+class OutsideState:
+    """Digests of the numbers, tensors and containers that a user's code holds outside of instances, by name."""
+
+    digests: Mapping[str, bytes]
+
+    @staticmethod
+    def of(classes: Iterable[type]) -> OutsideState:
+        """Read the attributes of these classes and their bases, and the variables of their modules and neighbours."""
+        found: dict[str, bytes] = {}
+        for place, names in _places(classes):
+            for name, value in list(names.items()):
+                if not name.startswith("__") and isinstance(value, _STATEFUL):
+                    try:
+                        found[f"{place}.{name}"] = _digest(value)
+                    except (NotPlain, RecursionError):  # values that hold code are not state
+                        continue
+        return OutsideState(found)
+
+    def changed(self, later: OutsideState) -> str | None:
+        """Return the name of a value that is new or different later, or None."""
+        return next((name for name, digest in later.digests.items() if self.digests.get(name) != digest), None)
+
+
+def _places(classes: Iterable[type]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    bases = dict.fromkeys(base for cls in classes for base in cls.__mro__)
+    users = [cls for cls in bases if cls.__module__.partition(".")[0] not in _LIBRARIES]
+    yield from ((cls.__name__, vars(cls)) for cls in users)
+    modules: dict[str, Any] = {}
+    for cls in users:
+        package, dot, _ = cls.__module__.partition(".")
+        of_file = dot and package.startswith(PACKAGE)
+        for name, module in list(sys.modules.items()):
+            if name == cls.__module__ or (of_file and name.startswith(package + dot)):
+                modules[name.removeprefix(package + dot) if of_file else name] = module
+    yield from ((name, vars(module)) for name, module in modules.items())
+
+
+def _digest(value: Any) -> bytes:
+    plain = to_plain(value)
+    found = hashlib.blake2b(json.dumps(plain.tree).encode(), digest_size=16)
+    for storage in plain.storages:
+        found.update(storage.numpy().tobytes())
+    return found.digest()
