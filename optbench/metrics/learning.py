@@ -43,7 +43,8 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
 def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
     """True where a training loss was more than ten times its start.
 
-    losses: (..., T), the highest training loss in each task. start: (..., T), the loss on each task before the first
+    losses: (..., T), the highest training loss in each task, averaged between two evaluations: a spike of a few steps
+    that the network recovers from does not count. start: (..., T), the loss on each task before the first
     step on it, at least that of the untrained network. -> (..., T), False where either is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
@@ -76,7 +77,7 @@ class NotLearnt:
     """What a trial, or several, did not learn: tasks, counted from 1, ascending.
 
     guessed: those on which it was no better than guessing right after training on them.
-    exploded: those in which the training loss exceeded ten times its start.
+    exploded: those in which the training loss, averaged between two evaluations, exceeded ten times its start.
     """
 
     guessed: tuple[int, ...] = ()

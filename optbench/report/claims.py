@@ -46,6 +46,12 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         for number, claim in enumerate(run.claims, start=1)
         for found in claim.left_out
     ]
+    reasons += [
+        f"claim {number}, {arm_label(arm)}: its condition is judged on the {arm.count('ok')} of "
+        f"{count(len(arm.trials), 'seed')} that ended"
+        for number, claim in enumerate(run.claims, start=1)
+        for arm in claim.partly_judged
+    ]
     if reasons:
         yield Items(tuple(reasons), "quiet")
     yield Paragraph(

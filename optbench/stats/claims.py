@@ -66,6 +66,14 @@ class JudgedClaim:
     parts: tuple[ClaimPart, ...]
     left_out: tuple[LeftOut, ...] = ()
 
+    @property
+    def partly_judged(self) -> tuple[Arm, ...]:
+        """The variants that meet the claim's condition, on the mean of those of their trials that are `ok` alone."""
+        if not self.claim.where:
+            return ()
+        sides = dict.fromkeys(side for part in self.parts for side in (part.left, part.right) if isinstance(side, Arm))
+        return tuple(arm for arm in sides if arm.count("ok") < len(arm.trials))
+
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
     """Every claim of the run's suite, in its order."""
