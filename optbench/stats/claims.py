@@ -71,8 +71,9 @@ class JudgedClaim:
         """The variants that meet the claim's condition, on the mean of those of their trials that are `ok` alone."""
         if not self.claim.where:
             return ()
-        sides = dict.fromkeys(side for part in self.parts for side in (part.left, part.right) if isinstance(side, Arm))
-        return tuple(arm for arm in sides if arm.count("ok") < len(arm.trials))
+        sides = [side for part in self.parts for side in (part.left, part.right) if isinstance(side, Arm)]
+        every = {(arm.model, arm.optimizer, arm.variant): arm for arm in sides}
+        return tuple(arm for arm in every.values() if arm.count("ok") < len(arm.trials))
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
