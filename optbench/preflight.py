@@ -84,7 +84,8 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
             )
     first = _first_hashes(resume) if resume is not None and named else {}
     notes = {
-        where: f"trained after {source.main} was changed: source {source.hash}, {first[where]} when the run began"
+        where: f"trained after {_changed_file(source, recorded.get(where))} was changed: source {source.hash}, "
+        f"{first[where]} when the run began"
         for where, source in sources.items()
         if where in first and source.hash != first[where]
     }
@@ -165,6 +166,12 @@ def _differing(source: Source, plugin: Plugin) -> str:
     different = [name for name in names if source.sums.get(name) != plugin.files.get(name)] or [source.main]
     more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
     return f"{source.folder / different[0]}{more}"
+
+
+def _changed_file(source: Source, plugin: Plugin | None) -> str:
+    """Return the name of a file that is not what was recorded last; the main one where all are."""
+    names = sorted(source.sums, key=lambda name: (name != source.main, name))
+    return next((name for name in names if plugin and source.sums[name] != plugin.files.get(name)), source.main)
 
 
 def _first_hashes(resume: Path) -> dict[str, str]:

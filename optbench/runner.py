@@ -83,6 +83,7 @@ class View(Protocol):
     def progress(self, progress: Progress) -> None: ...
     def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None: ...
     def message(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def details(self, text: str) -> None: ...
 
 
@@ -180,10 +181,10 @@ class Session:
         Raises:
             OptbenchError: the settings, the code, the data or the run directory do not allow it.
         """
-        from optbench.engine.device import accelerators
+        from optbench.engine.device import accelerators, cpu_capability
 
         options = self._options
-        record = provenance(str(self._device), accelerators(), self._jobs)
+        record = provenance(str(self._device), accelerators(), cpu_capability(), self._jobs)
         if options.resume is not None:
             # A run of another version is refused here, before anything in it is called damaged.
             _check_provenance(options, record)
@@ -273,7 +274,7 @@ class Session:
         if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
             from optbench.engine.constructors import try_constructors
 
-            try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.message)
+            try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: _Comparisons) -> None:
         rows = [(trial, self._with_source(trial, row)) for trial, row in rows]
@@ -345,13 +346,14 @@ def _places(options: Options, suite: Suite) -> Iterator[Path]:
 
 
 def _check_provenance(options: Options, record: Mapping[str, Any]) -> None:
-    """Raises UsageError where a run would go on with another version of torch, or on another kind of device."""
+    """Raises UsageError where a run would continue with another version of torch, or on another kind of machine."""
     assert options.resume is not None
     begun = read_json(options.resume)
     before = (begun.get("resumed") or [begun])[-1].get("provenance") or {}
     for name, now, then in (
         ("torch", record.get("torch"), before.get("torch")),
         ("device", _kind(record.get("device")), _kind(before.get("device"))),
+        ("CPU instructions", record.get("cpu_capability"), before.get("cpu_capability")),
     ):
         if then is not None and now != then and not options.force:
             raise UsageError(

@@ -403,6 +403,24 @@ _IMPORT = inspect.signature(_signature)
 # Modules, which Python imports in its own way.
 
 
+_APPENDED: list[str] = []
+"""What was added to `sys.path`."""
+
+
+@contextlib.contextmanager
+def without_working_directory() -> Iterator[None]:
+    """Start processes in the block: they import optbench before any file of the working directory of that name.
+
+    In an editable installation optbench itself comes after everything in `sys.path`.
+    """
+    before = list(sys.path)
+    sys.path[:] = [place for place in before if place not in _APPENDED]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def _import(name: str, target: str) -> Any:
     if sys.modules.get(name) is not None:
         return sys.modules[name]
@@ -415,6 +433,7 @@ def _import(name: str, target: str) -> Any:
                 raise
             # Last, so that no file of the working directory stands in for an installed package.
             sys.path.append(here)
+            _APPENDED.append(here)
             importlib.invalidate_caches()
             return importlib.import_module(name)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from optbench.errors import OptbenchError
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
-from optbench.targets import use
+from optbench.targets import use, without_working_directory
 from optbench.units import (
     Answer,
     Compare,
@@ -154,7 +154,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, device), daemon=True)
-        self.process.start()
+        with without_working_directory():
+            self.process.start()
         theirs.close()
         self.unit: Unit | None = None
         self._job: Job | None = None

@@ -56,6 +56,8 @@ class Watching:
     def progress(self, progress: object) -> None: ...
     def details(self, text: str) -> None: ...
 
+    def warning(self, text: str) -> None: ...
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 
@@ -249,6 +251,16 @@ def test_another_kind_of_device_is_refused(cut: Path, tmp_path: Path) -> None:
     record["provenance"]["device"] = "cuda:0"
     (path / "run.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match="made with device cuda, and this is device cpu"):
+        do(path, resume=True)
+
+
+def test_other_cpu_instructions_are_refused_as_initial_weights_depend_on_them(cut: Path, tmp_path: Path) -> None:
+    path = copied(cut, tmp_path)
+    record = json.loads((path / "run.json").read_text())
+    assert record["provenance"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    record["provenance"]["cpu_capability"] = "SSE9"
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"made with CPU instructions SSE9, and this is CPU instructions [A-Z]"):
         do(path, resume=True)
 
 

@@ -395,6 +395,8 @@ class Watching(Silent):
     def started(self, plan: object, path: Path, device: str, jobs: int) -> None:
         self.path = path
 
+    def warning(self, text: str) -> None: ...
+
     def message(self, text: str) -> None:
         self.messages.append(text)
         if self.copy is not None and self.path is not None and not self.copy.exists():

@@ -103,7 +103,7 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
         ("seeds=[1", "value:1:3: not a suite's YAML: expected ',' or ']'"),
         ("seeds={a: 1, a: 2}", "value:1:8: the key 'a' is already in line 1"),
         ("seed=.nan", "value:1:1: needs a finite number; .nan came"),
-        ("seed=yes", "value:1:1: 'yes' is text in YAML 1.2 and a bool in 1.1: write true or false, or quote it"),
+        ("seed=yes", "value:1:1: 'yes' is text in YAML 1.2 and a bool in 1.1: write true or false (or null for none)"),
         ("sedes=3", "unknown key 'sedes'; did you mean 'seeds'?"),
         ("seeds=0", "seeds: expected at least 1 seed, got 0"),
         ("seeds.0=1", "'seeds' is neither a mapping nor a list; it has no '0'"),

@@ -208,3 +208,13 @@ def test_what_was_set_for_a_process_stays(tmp_path: Path) -> None:
         use({})
     assert load("./mine.py:VALUE") == 2
     assert targets.is_file("./mine.py")
+
+
+def test_processes_are_started_without_the_working_directory(tmp_path: Path) -> None:
+    # In an editable installation a file `optbench.py` there would be imported in the place of optbench.
+    write(tmp_path, only_there_and_once="VALUE = 3\n")
+    assert load("only_there_and_once:VALUE") == 3
+    assert sys.path[-1] == str(tmp_path)
+    with targets.without_working_directory():
+        assert str(tmp_path) not in sys.path
+    assert sys.path[-1] == str(tmp_path)

@@ -86,6 +86,10 @@ class QuietView:
     def message(self, text: str) -> None:
         """Something worth a line: a download that begins."""
 
+    def warning(self, text: str) -> None:
+        """Something that a reader of the results should know."""
+        self._print(f"optbench: warning: {text}")
+
     def details(self, text: str) -> None:
         """A traceback from a worker process."""
         if self.debug:

@@ -106,6 +106,8 @@ def check_name(name: str | None) -> None:
     """Raises UsageError unless a run may be called so."""
     if name is not None and not is_name(name):
         raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
+    if name == "latest":
+        raise UsageError("--name latest: expected a name of its own, got the word for the latest run")
     if name is not None and len(name) > LONGEST_NAME:
         raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
 

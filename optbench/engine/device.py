@@ -57,6 +57,11 @@ def settle(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def cpu_capability() -> str:
+    """The instruction set that PyTorch uses on this CPU: `AVX2`, say. Initial weights are drawn with it everywhere."""
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
 def accelerators() -> list[str]:
     """Names of the GPUs that PyTorch sees."""
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -9,6 +9,7 @@ import collections
 import hashlib
 import json
 import sys
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,8 @@ class OutsideState:
         """Read the attributes of these classes and their bases, and the variables of their modules and neighbours."""
         found: dict[str, bytes] = {}
         for place, names in _places(classes):
-            for name, value in list(names.items()):
-                if not name.startswith("__") and isinstance(value, _STATEFUL):
+            for name, value in _values(names):
+                if isinstance(value, _STATEFUL):
                     try:
                         found[f"{place}.{name}"] = _digest(value)
                     except (NotPlain, RecursionError):  # values that hold code are not state
@@ -59,6 +60,16 @@ def _places(classes: Iterable[type]) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if name == cls.__module__ or (of_file and name.startswith(package + dot)):
                 modules[name.removeprefix(package + dot) if of_file else name] = module
     yield from ((name, vars(module)) for name, module in modules.items())
+
+
+def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Variables, and the defaults of functions, which calls share."""
+    for name, value in list(names.items()):
+        if isinstance(value, types.FunctionType):
+            defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            yield from ((f"{name}, a default", default) for default in defaults)
+        elif not name.startswith("__"):
+            yield name, value
 
 
 def _digest(value: Any) -> bytes:

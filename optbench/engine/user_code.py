@@ -19,16 +19,17 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class ProgramEndError(Exception):
-    """An optimizer called `sys.exit`, or raised KeyboardInterrupt itself."""
+    """An optimizer raised something that is no Exception: it called `sys.exit`, say."""
 
 
-def _ended(error: SystemExit | KeyboardInterrupt) -> BaseException:
-    """Return what a call to a user's code raises in the place of an exception that is meant to end the program."""
+def _ended(error: BaseException) -> BaseException:
+    """Return what a call to a user's code raises in the place of something that is no Exception."""
     if isinstance(error, SystemExit):
         return ProgramEndError(f"it ends the program with exit({error})")
     # Workers ignore Ctrl-C, so there it can only come from the optimizer.
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return ProgramEndError("it raises KeyboardInterrupt") if ignored else KeyboardInterrupt()
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        return KeyboardInterrupt()
+    return ProgramEndError(f"it raises {type(error).__name__}")
 
 
 _NOTHING = contextlib.nullcontext()
@@ -63,7 +64,7 @@ class UserCode:
         """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
 
         Raises:
-            ProgramEndError: in the place of SystemExit and, in a worker, KeyboardInterrupt, which are no Exceptions.
+            ProgramEndError: in the place of what is no Exception, Ctrl-C aside.
         """
         draws = own_draws(generator, self._device) if self._random and generator else _NOTHING
         return draws if self._settings is None else self._guarded(draws, self._settings)
@@ -76,7 +77,9 @@ class UserCode:
                     yield
                 finally:  # first: a mode that was left on may break all that follows
                     settings.put_back()
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception:
+            raise
+        except BaseException as error:
             raise _ended(error) from error
 
     @contextlib.contextmanager
@@ -92,7 +95,9 @@ class UserCode:
         try:
             with without_warnings() if quiet else _NOTHING, seeded(seed, self._device), kept:
                 yield
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception:
+            raise
+        except BaseException as error:
             raise _ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:

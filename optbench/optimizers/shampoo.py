@@ -216,11 +216,11 @@ class Shampoo(Optimizer):
         for group in self.param_groups:
             every, refreshed = group["precondition_frequency"], group["refreshed_side"]
             sides = [_sides(parameter, group) for parameter in group["params"]]
-            stale = {len(both): size for both in sides for size in both if refreshed < size <= longest}
+            stale = [(size, len(both)) for both in sides for size in both if refreshed < size <= longest]
             if every == 1 or not stale:
                 continue
-            # A vector has the worst bound.
-            size, power = stale[min(stale)], 1 / 2 if 1 in stale else 1 / 4
+            size = max(length for length, _ in stale)
+            power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # a vector has the worst bound
             smallest = float(_numbers(group["epsilon"]).min())
             times = f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long without bound"
             warnings.warn(

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def provenance(device: str, accelerators: list[str], jobs: int) -> dict[str, Any]:
+def provenance(device: str, accelerators: list[str], cpu_capability: str, jobs: int) -> dict[str, Any]:
     """Versions of everything installed, the processors, and the git commit of the working directory, if there is one.
 
     Args:
         device: the device that the run trains on.
         accelerators: names of the GPUs it can use.
+        cpu_capability: the instruction set that PyTorch uses, on which the bits of initial weights depend.
         jobs: worker processes, each with one thread.
     """
     packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
@@ -25,6 +26,7 @@ def provenance(device: str, accelerators: list[str], jobs: int) -> dict[str, Any
         "platform": platform.platform(),
         "torch": packages.get("torch"),
         "cpu": _cpu_name(),
+        "cpu_capability": cpu_capability,
         "cores": os.cpu_count(),
         "device": device,
         "accelerators": accelerators,

@@ -58,7 +58,9 @@ def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str |
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("half of a surrogate pair is not text")
     if plain and _WORD_FOR_BOOL.fullmatch(text):
-        raise ValueError(f"'{text}' is text in YAML 1.2 and a bool in 1.1: write true or false, or quote it")
+        raise ValueError(
+            f"'{text}' is text in YAML 1.2 and a bool in 1.1: write true or false (or null for none), or quote it"
+        )
     if plain and _NOT_FINITE.fullmatch(text):
         raise ValueError(f"needs a finite number; {text} came (quote it if it is text)")
     return text

@@ -253,10 +253,10 @@ def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) ->
     draws = torch.Generator()
     draws.set_state(member.generator.get_state())
     try:
-        found = _written(spec, optimizer, own, member.generator)
+        found = written(spec, optimizer, own, member.generator)
         twin = dataclasses.replace(member, state=found, generator=draws)
         restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
-        same = _written(spec, restored, its_own, draws).equals(found)
+        same = written(spec, restored, its_own, draws).equals(found)
     except NotPlain:
         raise
     except Exception as error:  # code of the user's that does not expect to be made once more, or to be looked into
@@ -283,7 +283,7 @@ def _made(
         return maker(spec, member.hyperparameters, given)(parameters), own
 
 
-def _written(spec: OptimizerSpec, optimizer: Optimizer, own: Network, generator: torch.Generator) -> Plain:
+def written(spec: OptimizerSpec, optimizer: Optimizer, own: Network, generator: torch.Generator) -> Plain:
     """The instance, and where it keeps others for measuring the weights that it trains."""
     weights = [p.detach().clone() for p in own.parameters()] if "modes" in spec.needs else []
     return to_plain([optimizer, weights], _known(own, generator))

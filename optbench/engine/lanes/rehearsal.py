@@ -21,6 +21,7 @@ from torch import Tensor
 from optbench.engine.faults import is_broken_device, is_out_of_memory, of_the_machine
 from optbench.engine.lanes.companion import Companion, same_bits
 from optbench.engine.lanes.lane import Evaluate, LaneMember
+from optbench.engine.lanes.per_member import written
 from optbench.engine.outside import OutsideState
 from optbench.engine.plain import NotPlain, Plain
 from optbench.engine.stack import Layout
@@ -31,6 +32,8 @@ from optbench.optimizers.takeover import classes_inside
 
 STEPS = 100
 """Steps to compare: a multiple of the usual refresh intervals. Their cost counts towards `optbench.work.SHARE`."""
+COMPARED = (1, 10, STEPS)
+"""Steps after which not only the weights but all that the instances hold is compared."""
 HINT = "it may look its state up by id(p), or keep it outside of the instance"
 
 
@@ -54,7 +57,8 @@ class Rehearsal:
             NotPlain: the copy cannot be made.
         """
         started = time.perf_counter()
-        optimizer = member.state[0]
+        optimizer, self._network = member.state
+        self._spec = spec
         self._name = type(optimizer).__name__
         self._original = member.generator
         try:
@@ -103,11 +107,21 @@ class Rehearsal:
             self.reason = f"{self._name}, restored, raised {type(raised).__name__}: {spoken(raised)}"
         elif not same_bits(self._copy.row, row):
             self.reason = f"{self._name}, restored, took another step {self.steps} of the next task: {HINT}"
+        elif self.steps in COMPARED and not self._same_state():
+            self.reason = f"{self._name}, restored, has another state after step {self.steps} of the next task: {HINT}"
         elif not torch.equal(self._copy.generator.get_state(), self._original.get_state()):
             self.reason = f"{self._name}, restored, drew other random numbers at step {self.steps} of the next task"
         if self.reason is not None:
             self.reason = " ".join(self.reason.split())
         self.seconds += time.perf_counter() - started
+
+    def _same_state(self) -> bool:
+        """True if both instances hold the same: what is lost may be of use only long after this."""
+        try:
+            original = written(self._spec, self._optimizer, self._network, self._original)
+            return original.equals(self._copy.written())
+        except NotPlain:  # the next time that the state is written down will tell
+            return True
 
     def measured(self) -> None:
         """Switch modes as the original did to be measured: switching may draw random numbers, or round."""
