@@ -134,3 +134,20 @@ def test_state_that_trials_of_a_process_share_is_noted(
     said = f"keeps state outside of its instances ({kept}), which all trials of its process share"
     assert [said in note for note in notes] == [kept is not None] * 2
     assert all(("outside" in note) == (kept is not None) for note in notes)
+
+
+def test_what_cannot_be_read_in_a_users_module_fails_nothing(tmp_path: Path, mnist: Dataset) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import itertools, re, torch\n"
+        "class Odd(dict):\n    def items(self): raise ValueError('not now')\n"
+        "THINGS = [object(), re.compile('x'), itertools.count(), (i for i in range(3)), Odd(a=1), memoryview(b'x')]\n"
+        "ODD, DEEP = Odd(a=1), []\nfor _ in range(5000): DEEP = [DEEP]\n"
+        "class Mine(torch.optim.SGD): pass\n"
+    )
+    suite = small_suite({"it": {"target": f"{file}:Mine", "lr": 0.05}}, seeds=1, max_steps=5)
+    setting = Setting.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    (cohort,) = cohorts(trials(suite))
+    answer = do(Train(cohort, {}), setting, lambda progress: None, tmp_path / "interim")
+    assert isinstance(answer, Finished), answer
+    assert [row.status for _, row in answer.rows if isinstance(row, TrialRow)] == ["ok"]

@@ -420,8 +420,12 @@ def test_one_that_ends_the_program_fails_alone(by: str, said: str, early: bool, 
 
 
 def test_ctrl_c_in_a_step_is_heeded_outside_of_workers(file: str, mnist: Dataset) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(mnist, f"{file}:Ends", lr=[9, 0.05], early=False, by="interrupt")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background job ignores
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(mnist, f"{file}:Ends", lr=[9, 0.05], early=False, by="interrupt")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 STYLES: dict[str, dict[str, Any]] = {

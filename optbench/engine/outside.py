@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optbench.engine.plain import NotPlain, to_plain
+from optbench.engine.plain import to_plain
 from optbench.targets import PACKAGE
 
 _LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
@@ -39,7 +39,7 @@ class OutsideState:
                 if isinstance(value, _STATEFUL):
                     try:
                         found[f"{place}.{name}"] = _digest(value)
-                    except (NotPlain, RecursionError):  # values that hold code are not state
+                    except Exception:  # values that hold code are not state, and a user's may raise on being read
                         continue
         return OutsideState(found)
 

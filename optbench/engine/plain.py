@@ -439,6 +439,8 @@ def _is_data(kind: type) -> bool:
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
     """Its fields by name; the optimizers within it first, since it may hold their states under other names."""
+    if not hasattr(value, "__dict__"):
+        raise NotPlain(f"an object of the type {_name(type(value))}, without fields that could be listed")
     fields = dict(vars(value))
     return sorted(fields.items(), key=lambda field: (not _holds_optimizers(field[1]), field[0]))
 
