@@ -120,7 +120,7 @@ ForceResume = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="With --resume: go on although torch's version, the kind of device or a plug-in's code is another.",
+        help="With --resume: continue even if torch, the kind of device, the CPU or your code has changed.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
