@@ -48,8 +48,8 @@ def test_false_switches_off_from_the_command_line_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("off", "write true or false, or quote it"),  # and `false` does
-        ("no", "write true or false, or quote it"),
+        ("off", "write true or false (or null for none), or quote it"),  # and `false` does
+        ("no", "write true or false (or null for none), or quote it"),
         ("'off'", "needs a mapping, or null; 'off' came"),
         ("none", "needs a mapping, or null; 'none' came"),
         ("0", "needs a mapping, or null; 0 came"),
