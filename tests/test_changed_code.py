@@ -217,7 +217,7 @@ def test_a_copy_that_is_not_what_was_copied_is_not_run(
 
 @here
 def test_the_command_line_means_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A suite's files are looked for beside it first, one of the same name that a flag names is not."""
+    """A suite's files are looked for next to it first; a flag's file of the same name is the working directory's."""
     Path("mine.py").write_text(MINE.replace("from helper import RATE", "RATE = 0.5"))
     words = ["--optimizer", "other=./mine.py:Mine"]
     assert main(["run", "suites/s.yaml", "--name", "a", *words, *QUICK]) == 0

@@ -108,6 +108,12 @@ class InNeighbour(torch.optim.SGD):
         return super().step()
 
 
+class InDefault(torch.optim.SGD):
+    def step(self, closure=None, calls=[], rates=(1.0,)):
+        calls.append(rates[0])
+        return super().step()
+
+
 class InInstance(torch.optim.SGD):
     pass
 """,
@@ -117,7 +123,13 @@ class InInstance(torch.optim.SGD):
 
 @pytest.mark.parametrize(
     ("name", "kept"),
-    [("OnClass", "OnClass.made"), ("InModule", "mine.CALLS"), ("InNeighbour", "rates.seen"), ("InInstance", None)],
+    [
+        ("OnClass", "OnClass.made"),
+        ("InModule", "mine.CALLS"),
+        ("InNeighbour", "rates.seen"),
+        ("InDefault", "InDefault.step, default 2"),
+        ("InInstance", None),
+    ],
 )
 def test_state_that_trials_of_a_process_share_is_noted(
     name: str, kept: str | None, tmp_path: Path, mnist: Dataset

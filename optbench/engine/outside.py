@@ -66,8 +66,10 @@ def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Variables, and the defaults of functions, which calls share."""
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType):
-            defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            yield from ((f"{name}, a default", default) for default in defaults)
+            wrapped = vars(value).get("__wrapped__")  # PyTorch wraps `step`
+            own = wrapped if isinstance(wrapped, types.FunctionType) else value
+            defaults = [*(own.__defaults__ or ()), *(own.__kwdefaults__ or {}).values()]
+            yield from ((f"{name}, default {i}", default) for i, default in enumerate(defaults, start=1))
         elif not name.startswith("__"):
             yield name, value
 

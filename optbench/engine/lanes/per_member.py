@@ -201,7 +201,7 @@ class PerMemberLane:
         try:
             with self._code.aside(member.draws(name)):
                 getattr(optimizer, name)()
-        except NotImplementedError:
+        except NotImplementedError:  # inherited and never meant: only modes that are declared have to work
             if "modes" in declared_needs(member.hyperparameters):
                 raise
 
