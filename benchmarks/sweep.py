@@ -75,12 +75,12 @@ def work(connection: multiprocessing.connection.Connection, suite: Suite, thread
     import torch
 
     from optbench.data import load
-    from optbench.engine import Setting, train
+    from optbench.engine import Workspace, train
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     experiment = suite.experiments[EXPERIMENT]
-    setting = Setting.of(experiment, load(experiment.dataset), suite.seed, torch.device("cpu"))
+    setting = Workspace.of(experiment, load(experiment.dataset), suite.seed, torch.device("cpu"))
     connection.send(None)
     while (cohort := connection.recv()) is not None:
         rows = [row for result in train(cohort, setting, lambda progress: None) for row in result.rows]

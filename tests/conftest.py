@@ -13,13 +13,13 @@ import torch
 
 from optbench.cli import main
 from optbench.data import Dataset, load
-from optbench.engine import Setting, TrialResult, train
+from optbench.engine import TrialResult, Workspace, train
+from optbench.execution.messages import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved
+from optbench.execution.work import do
 from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.interim import Begun
 from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
-from optbench.units import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved
-from optbench.work import do
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,7 +33,7 @@ def mnist() -> Dataset:
 
 
 class PoolHere:
-    """In the place of `optbench.workers.Pool`: trains in this process, which saves seconds of starting others."""
+    """In the place of `execution.pool.Pool`: trains in this process, which saves seconds of starting others."""
 
     def __init__(self, devices: Sequence[str]) -> None:
         self.device = torch.device(devices[0])
@@ -45,14 +45,14 @@ class PoolHere:
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
     ) -> Iterator[Finished | Compared | Failed]:
-        settings: dict[str, Setting] = {}
+        settings: dict[str, Workspace] = {}
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         while waiting:
             unit = waiting.pop()
             if unit.experiment not in settings:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset)
-                settings[unit.experiment] = Setting.of(experiment, dataset, job.suite.seed, self.device)
+                settings[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device)
             answer = do(unit, settings[unit.experiment], lambda progress: None, job.interim)
             if isinstance(answer, TooLarge):
                 waiting += reversed(halved(answer.unit, places))
@@ -67,7 +67,7 @@ class PoolHere:
 def _train_here() -> Iterator[None]:
     """For modules about what happens around training: `pytestmark = pytest.mark.usefixtures("_train_here")`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optbench.runner.Pool", PoolHere)
+        patch.setattr("optbench.execution.session.Pool", PoolHere)
         yield
 
 
@@ -143,7 +143,7 @@ def train_suite(suite: Suite, dataset: Dataset, only: int | None = None) -> list
     """All trials of a small suite in their cohorts, or trial number `only` alone."""
     chosen = trials(suite)
     chosen = chosen if only is None else [chosen[only]]
-    setting = Setting.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
+    setting = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
     results = [result for cohort in cohorts(chosen) for result in train(cohort, setting, lambda progress: None)]
     order = [trial.id for trial in chosen]
     return sorted(results, key=lambda result: order.index(result.trial.id))

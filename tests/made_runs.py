@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from written_runs import results_of, trial_row, write_run
 
 from optbench.plan import Trial
 from optbench.stats.results import Results
 from optbench.store.tables import AccuracyRow, MetricRow, PruningRow, Row, SimilarityRow, SketchRow, SpectrumRow
+from tests.written_runs import results_of, trial_row, write_run
 
 SUITE = """
 name: made

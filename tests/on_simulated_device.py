@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import simulated_device
 import torch
-from conftest import PoolHere, tables, trial_row
-from simulated_device import Simulated
-from test_devices import accuracies, stack_of, suite_of, trained
-from test_recording import ALL, RECORDABLE
 
 from optbench.cli import main
 from optbench.data import Dataset
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.store.tables import MetricRow
 from optbench.suite import load_suite, shipped_suites
+from tests import simulated_device
+from tests.conftest import PoolHere, tables, trial_row
+from tests.engine.test_devices import accuracies, stack_of, suite_of, trained
+from tests.engine.test_recording import ALL, RECORDABLE
+from tests.simulated_device import Simulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 DEVICE = str(simulated_device.device())
@@ -130,7 +130,7 @@ def test_an_epoch_that_begins_takes_its_order_there_and_waits_for_nobody(mnist: 
 def test_a_shipped_suite_runs_there_as_on_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("optbench.runner.Pool", PoolHere)
+    monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
     monkeypatch.setattr("optbench.engine.device.resolve", torch.device)
     words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--quiet"]
     for experiment in load_suite(shipped_suites()[name]).experiments:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_runs import made_run
 
 from optbench.store.pairs import PairRow, pairs_table
 from optbench.store.parts import write_table
+from tests.made_runs import made_run
 
 SUITE = """
 name: sent

@@ -7,10 +7,8 @@ import string
 from pathlib import Path
 
 import pytest
-from conftest import run_file
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_runs import SUITE, TASKS, made_run
 from safetensors.numpy import load_file
 
 from optbench.file_names import LONGEST, MARK, file_name, label
@@ -19,6 +17,8 @@ from optbench.report.figures import figures
 from optbench.store import read_run
 from optbench.store.files import write_text
 from optbench.suite.schema import is_name
+from tests.conftest import run_file
+from tests.made_runs import SUITE, TASKS, made_run
 
 # What names are made of, and what makes trouble in them: joints, case, separators, other alphabets.
 WORDS = st.text(st.sampled_from("ab01AB_.-+=,[]~@/\\: \nß中"), max_size=8) | st.text(max_size=200)

@@ -12,7 +12,18 @@ HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy', 'pandas'}"
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "report", "stats.comparison", "store", "suite", "plan", "runner", "metrics", "data", "optimizers.registry"],
+    [
+        "cli",
+        "report",
+        "stats.comparison",
+        "store",
+        "suite",
+        "plan",
+        "execution.session",
+        "metrics",
+        "data",
+        "optimizers.registry",
+    ],
 )
 def test_importing_needs_no_torch(module: str) -> None:
     code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found) or 0)"

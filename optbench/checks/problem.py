@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.data import Dataset, Split, load
-from optbench.engine import Setting, TrialResult, train
+from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.batches import Normaliser
 from optbench.engine.interim import Interim, Keep
 from optbench.engine.user_code import UserCode
@@ -65,7 +65,7 @@ class Problem:
     """Those, and the defaults of the registry."""
     spec: OptimizerSpec
     size: Size
-    setting: Setting
+    setting: Workspace
     inputs: Tensor
     """(N, 1, S, S) float32, the training examples as the network sees them."""
     labels: Tensor
@@ -97,7 +97,7 @@ class Problem:
             metrics=[],
             checkpoints=False,
         )
-        setting = Setting.of(experiment, shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
+        setting = Workspace.of(experiment, shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
         examples: Examples = setting.family.sequence(0).train(0)
         normalise = Normaliser.of(setting.dataset, experiment.protocol, setting.device)
         problem = Problem(

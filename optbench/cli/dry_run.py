@@ -13,9 +13,9 @@ from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
 from optbench.counting import count
 from optbench.errors import escaped
+from optbench.execution.schedule import Plan
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort, task_count
-from optbench.schedule import Plan
 from optbench.stats.power import shortage_text, suite_shortages
 
 MANY_VARIANTS = 4

@@ -21,8 +21,8 @@ from optbench.cli.progress import Group as TrialGroup
 from optbench.cli.progress import Tracker, duration
 from optbench.counting import count
 from optbench.errors import escaped
+from optbench.execution.schedule import Plan
 from optbench.plan import Trial
-from optbench.schedule import Plan
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.store.tables import TrialRow
 

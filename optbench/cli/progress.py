@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from optbench.execution.schedule import Plan
 from optbench.plan import Trial, expected_cost, task_count, trainings
-from optbench.schedule import Plan
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.counting import count
 from optbench.data.catalog import DATASETS
 from optbench.errors import OptbenchError, StoreError, UsageError, unknown
+from optbench.execution.schedule import make_plan
+from optbench.execution.session import Options, Outcome, run
 from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
 from optbench.report.console import render
-from optbench.runner import Options, Outcome, run
-from optbench.schedule import make_plan
 from optbench.stats.results import read_results
 from optbench.store import find_run, read_run
 from optbench.suite import Suite, resolve_suite_path

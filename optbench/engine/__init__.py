@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from optbench.engine.members import Notify, Progress, TrialResult
-from optbench.engine.train import Setting, train
+from optbench.engine.train import Workspace, train
 
-__all__ = ["Notify", "Progress", "Setting", "TrialResult", "train"]
+__all__ = ["Notify", "Progress", "TrialResult", "Workspace", "train"]

@@ -41,7 +41,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading(Score):
+class ScoreWithFeatures(Score):
     """One network on one set of examples, with what it makes of them."""
 
     features: Tensor
@@ -77,7 +77,7 @@ class Evaluator:
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
-    def read(self, row: Tensor, examples: Examples) -> Reading:
+    def read(self, row: Tensor, examples: Examples) -> ScoreWithFeatures:
         """The network with weights `row` (P,) on all `examples`."""
         weights = self._weights(row)
         count = examples.labels.numel()
@@ -89,7 +89,7 @@ class Evaluator:
             parts.append(features)
         loss, correct = totals[:, 0].tolist()
         to = exact_device(row.device)  # where it is measured
-        return Reading(loss / count, int(correct), count, torch.cat(parts).to(to), examples.labels.to(to))
+        return ScoreWithFeatures(loss / count, int(correct), count, torch.cat(parts).to(to), examples.labels.to(to))
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:

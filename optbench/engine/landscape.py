@@ -15,7 +15,7 @@ from torch.func import functional_call
 from optbench.engine.batches import Normaliser
 from optbench.engine.stack import Layout
 from optbench.metrics import METRICS, Measurement, Metric, measurement, select
-from optbench.metrics.landscape import Loss, Reading, TopEigenvalue, Trace, displacement_note
+from optbench.metrics.landscape import Loss, NotedValue, TopEigenvalue, Trace, displacement_note
 from optbench.models import Network
 from optbench.precision import exact
 from optbench.tasks import Examples
@@ -84,7 +84,7 @@ def measure_landscape(
     if not of_loss:
         return measurements
     loss = make_loss()
-    results: dict[str, Reading | TopEigenvalue | Trace] = {}  # an estimate and its error come from one computation
+    results: dict[str, NotedValue | TopEigenvalue | Trace] = {}  # an estimate and its error come from one computation
     for metric in of_loss:
         key = metric.called or metric.name
         if key not in results:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from optbench.engine.evaluate import Evaluator, Reading, Score
+from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
 from optbench.engine.landscape import flat, measure_landscape, training_loss
 from optbench.engine.members import Member
 from optbench.engine.prune import pruning_rows
@@ -163,7 +163,7 @@ def _landscape(
     member.rows += _metric_rows(found, count, count)
 
 
-def _pool(readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+def _pool(readings: Sequence[ScoreWithFeatures]) -> tuple[Tensor, Tensor]:
     return torch.cat([r.features for r in readings]), torch.cat([r.labels for r in readings])
 
 

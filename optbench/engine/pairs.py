@@ -18,12 +18,12 @@ from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import End, Lines
 from optbench.engine.stack import Layout
-from optbench.engine.train import Setting
+from optbench.engine.train import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
-from optbench.metrics.landscape import Reading
+from optbench.metrics.landscape import NotedValue
 from optbench.metrics.pairs import Pair, Solution
 from optbench.models import build, initialise
-from optbench.plan import Comparison, Trial, TrialPair
+from optbench.plan import PairedSolutions, Trial, TrialPair
 from optbench.precision import exact_device
 from optbench.store.pairs import PairRow
 from optbench.streams import generator
@@ -43,8 +43,8 @@ Weights = Mapping[str, Tensor]
 
 
 def compare(
-    comparison: Comparison,
-    setting: Setting,
+    comparison: PairedSolutions,
+    setting: Workspace,
     weights: Callable[[Trial], Weights],
     missing: Mapping[str, str],
     budget: int = BUDGET,
@@ -59,7 +59,7 @@ def compare(
     reader = _Reader(comparison, setting, chosen)
     solutions = _Kept(lambda trial: reader.solution(weights(trial)), budget)
     there = [pair for pair in comparison.pairs if pair.a.id not in missing and pair.b.id not in missing]
-    measured: dict[tuple[str, str], list[Reading]] = {}
+    measured: dict[tuple[str, str], list[NotedValue]] = {}
     for pair in _tiled(there, solutions.room):
         a, b = solutions(pair.a), solutions(pair.b)
         between = reader.between(a, b)
@@ -68,7 +68,7 @@ def compare(
     for pair in comparison.pairs:
         found = measured.get((pair.a.id, pair.b.id))
         why = next((missing[trial.id] for trial in (pair.a, pair.b) if trial.id in missing), "")
-        for name, reading in zip(chosen, found or [Reading(math.nan, why)] * len(chosen), strict=True):
+        for name, reading in zip(chosen, found or [NotedValue(math.nan, why)] * len(chosen), strict=True):
             rows.append(PairRow.of(pair, name, None if math.isnan(reading.value) else reading.value, reading.note))
     return rows
 
@@ -89,7 +89,7 @@ class _Read:
 class _Reader:
     """Reads solutions, and the lines between them, on the examples of one seed."""
 
-    def __init__(self, comparison: Comparison, setting: Setting, metrics: Sequence[str]) -> None:
+    def __init__(self, comparison: PairedSolutions, setting: Workspace, metrics: Sequence[str]) -> None:
         network = build(setting.experiment.models[comparison.model], setting.family.shape, setting.family.classes)
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)

@@ -57,7 +57,7 @@ VERIFIED = 2
 
 
 @dataclass(frozen=True)
-class Setting:
+class Workspace:
     """What all cohorts of one experiment share: built once per process and experiment."""
 
     experiment: ExperimentSettings
@@ -68,14 +68,14 @@ class Setting:
     execution: Execution
 
     @staticmethod
-    def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Setting:
+    def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Workspace:
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
-        return Setting(experiment, dataset, family, suite_seed, device, Execution.on(device))
+        return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device))
 
 
 def train(
     cohort: Cohort,
-    setting: Setting,
+    setting: Workspace,
     notify: Notify,
     keep: Keep | None = None,
     begun: Mapping[str, Interim] = MappingProxyType({}),
@@ -102,7 +102,7 @@ class _CohortTraining:
     def __init__(
         self,
         cohort: Cohort,
-        setting: Setting,
+        setting: Workspace,
         notify: Notify,
         begun: Mapping[str, Interim],
         apart: str | None = None,

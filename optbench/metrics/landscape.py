@@ -31,7 +31,7 @@ _LINEAR = "the gradient is zero"
 
 
 @dataclass(frozen=True)
-class Reading:
+class NotedValue:
     """One number; `note` says why it is NaN."""
 
     value: float
@@ -143,14 +143,14 @@ def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.rad2deg(2.0 * torch.atan2(apart, along))
 
 
-def landscape_loss(loss: Loss, weights: Tensor) -> Reading:
+def landscape_loss(loss: Loss, weights: Tensor) -> NotedValue:
     """L(w) itself, recorded beside all that reads its shape."""
     with torch.no_grad():
         value = loss(weights.detach().double()).item()
-    return Reading(value, None) if math.isfinite(value) else Reading(math.nan, "the loss is not finite")
+    return NotedValue(value, None) if math.isfinite(value) else NotedValue(math.nan, "the loss is not finite")
 
 
-def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> Reading:
+def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValue:
     """L(w + ρ g/‖g‖) - L(w) with g the gradient: the rise within reach ρ (Foret et al. 2021, arXiv:2010.01412).
 
     weights: (P,). NaN where the gradient is zero. Raises ValueError unless rho is positive and finite.
@@ -158,7 +158,7 @@ def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> Reading:
     return _sharpness(loss, weights, torch.ones_like(weights), rho, _LINEAR)
 
 
-def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> Reading:
+def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValue:
     """L(w + ρ w² g / ‖|w| g‖) - L(w), products elementwise: reach measured in units of each weight.
 
     Kwon et al. 2021, arXiv:2102.11600: rescaling weights without changing the function does not change it.
@@ -283,23 +283,23 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
     return None
 
 
-def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> Reading:
+def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
     """L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent where distances are measured in units of `scale` s."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"rho needs to be positive and finite; {rho} came")
     point, value, gradient = _gradient(loss, weights)
     note = _unfit(point, value, gradient)
     if note:
-        return Reading(math.nan, note)
+        return NotedValue(math.nan, note)
     scale = scale.double()
     direction = _unit(scale * gradient)
     if direction.isnan().any():
-        return Reading(math.nan, without_direction)
+        return NotedValue(math.nan, without_direction)
     with torch.no_grad():
         risen = loss(point.detach() + rho * scale * direction).item()
     if not math.isfinite(risen):
-        return Reading(math.nan, "the loss is not finite within reach of the weights")
-    return Reading(risen - value, None)
+        return NotedValue(math.nan, "the loss is not finite within reach of the weights")
+    return NotedValue(risen - value, None)
 
 
 def _displacement(weights: Tensor, start: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
 
-Everything is computed in float64. Each measure takes a `Pair` and returns a `Reading`: a number, NaN where it is
+Everything is computed in float64. Each measure takes a `Pair` and returns a `NotedValue`: a number, NaN where it is
 undefined, and then the reason. None of them is better in either direction, and none says much without its null: the
 same optimizer from the same initial weights with another data order.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optbench.metrics import landscape, similarity
-from optbench.metrics.landscape import Reading
+from optbench.metrics.landscape import NotedValue
 
 DIRECTIONS = 10
 """k of the subspace overlap: one direction per class of MNIST."""
@@ -67,62 +67,62 @@ class Pair:
     accuracies: Tensor | None = None
 
 
-def linear_cka(pair: Pair, *, debiased: bool = False) -> Reading:
+def linear_cka(pair: Pair, *, debiased: bool = False) -> NotedValue:
     """Linear CKA of the two representations: `similarity.linear_cka`, with what each has alone taken from it."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
-        return Reading(math.nan, f"needs at least 4 examples; {examples} came")
+        return NotedValue(math.nan, f"needs at least 4 examples; {examples} came")
     one, other = (solution.alignments[debiased] for solution in (pair.a, pair.b))
     if not (one > 0 and other > 0 and math.isfinite(one) and math.isfinite(other)):
-        return Reading(math.nan, "the features of a solution do not vary, or are not finite")
+        return NotedValue(math.nan, "the features of a solution do not vary, or are not finite")
     cross = similarity.alignment(pair.a.centred, pair.b.centred, debiased).item()
     return _reading(cross / (math.sqrt(one) * math.sqrt(other)), "the features overflow")
 
 
-def subspace_overlap(pair: Pair) -> Reading:
+def subspace_overlap(pair: Pair) -> NotedValue:
     """`similarity.subspace_overlap` of the k = 10 leading directions of the features, as they are (not centred)."""
     if pair.a.directions is None or pair.b.directions is None:
-        return Reading(math.nan, _too_narrow(pair))
+        return NotedValue(math.nan, _too_narrow(pair))
     # k orthonormal directions stand for the features they lead: the overlap is that of the subspaces.
     overlap = similarity.subspace_overlap(pair.a.directions, pair.b.directions, DIRECTIONS).item()
     return _reading(overlap, f"the {DIRECTIONS} leading directions of a solution are not determined")
 
 
-def subspace_overlap_chance(pair: Pair) -> Reading:
+def subspace_overlap_chance(pair: Pair) -> NotedValue:
     """k / d: the overlap of two random subspaces, on average."""
     if pair.a.width < DIRECTIONS:
-        return Reading(math.nan, _too_narrow(pair))
-    return Reading(DIRECTIONS / pair.a.width, None)
+        return NotedValue(math.nan, _too_narrow(pair))
+    return NotedValue(DIRECTIONS / pair.a.width, None)
 
 
-def prediction_disagreement(pair: Pair) -> Reading:
+def prediction_disagreement(pair: Pair) -> NotedValue:
     """`similarity.prediction_disagreement`: share of the examples that the two label differently."""
     share = similarity.prediction_disagreement(pair.a.predictions, pair.b.predictions).item()
     return _reading(share, "no examples")
 
 
-def loss_barrier(pair: Pair) -> Reading:
+def loss_barrier(pair: Pair) -> NotedValue:
     """`landscape.barrier` of the training loss on the line between the two."""
     assert pair.losses is not None
     return _reading(landscape.barrier(pair.losses).item(), landscape.barrier_note(pair.losses))
 
 
-def accuracy_barrier(pair: Pair) -> Reading:
+def accuracy_barrier(pair: Pair) -> NotedValue:
     """`landscape.accuracy_barrier` of the test accuracy on the line between the two."""
     assert pair.accuracies is not None
     return _reading(landscape.accuracy_barrier(pair.accuracies).item(), landscape.barrier_note(pair.accuracies))
 
 
-def weight_distance(pair: Pair) -> Reading:
+def weight_distance(pair: Pair) -> NotedValue:
     """‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for the same weights, at most 2; √2 for equally long ways at 90°."""
     apart = torch.linalg.vector_norm(pair.a.weights - pair.b.weights).item()
     ways = [landscape.distance_from_init(solution.weights, pair.start).item() for solution in (pair.a, pair.b)]
     if sum(ways) == 0:
-        return Reading(math.nan, "neither solution has moved")
+        return NotedValue(math.nan, "neither solution has moved")
     return _reading(2.0 * apart / sum(ways), "the weights are not finite")
 
 
-def displacement_angle(pair: Pair) -> Reading:
+def displacement_angle(pair: Pair) -> NotedValue:
     """`landscape.displacement_angle`: degrees between the ways of the two from their start."""
     angle = landscape.displacement_angle(pair.start, pair.a.weights, pair.b.weights).item()
     return _reading(angle, "a solution has not moved, or is not finite")
@@ -138,5 +138,5 @@ def _too_narrow(pair: Pair) -> str:
     return f"needs at least {DIRECTIONS} features; d = {pair.a.width}"
 
 
-def _reading(value: float, reason: str | None) -> Reading:
-    return Reading(value, None) if math.isfinite(value) else Reading(math.nan, reason)
+def _reading(value: float, reason: str | None) -> NotedValue:
+    return NotedValue(value, None) if math.isfinite(value) else NotedValue(math.nan, reason)

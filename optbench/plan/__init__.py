@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from optbench.plan.cost import expected_cost, task_classes, task_count
-from optbench.plan.pairs import Comparison, TrialPair, comparisons
+from optbench.plan.pairs import PairedSolutions, TrialPair, comparisons
 from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trainings, trials
 
 __all__ = [
     "CONTROL",
     "Cohort",
-    "Comparison",
+    "PairedSolutions",
     "Trial",
     "TrialPair",
     "cohorts",

@@ -25,7 +25,7 @@ class TrialPair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedSolutions:
     """All pairs of one seed on one experiment and model: compared together, since they share what is measured once."""
 
     experiment: str
@@ -46,7 +46,7 @@ class Comparison:
         return f"{label(('pairs', self.experiment, self.model), '.')}.{digest}"
 
 
-def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[Comparison]:
+def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[PairedSolutions]:
     """What the suite's `pairs` ask for, in the order of its trials: each unordered pair of arms once, then the nulls.
 
     An arm is an optimizer with one of its variants. A pair has at least one optimizer of `against` in it.
@@ -65,5 +65,5 @@ def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[Comparison]:
         first = {(trial.optimizer, trial.variant): trial for trial in arms}
         pairs += [TrialPair(first[t.optimizer, t.variant], t, "null") for t in group if t.is_control]
         if pairs:
-            found.append(Comparison(experiment, model, seed, tuple(pairs)))
+            found.append(PairedSolutions(experiment, model, seed, tuple(pairs)))
     return found

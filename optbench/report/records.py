@@ -26,7 +26,7 @@ from optbench.stats.paired import PairedResult
 from optbench.stats.pairs import Side as PairSide
 from optbench.stats.switching import Estimate, Side, Switching, SwitchPoint
 from optbench.stats.trajectories import Twins
-from optbench.stats.tuning import LEARNING, Setting, TunedOptimizer
+from optbench.stats.tuning import LEARNING, TriedSetting, TunedOptimizer
 
 WEIGHT_DISTANCE = "weight_distance"
 VERSION = 1
@@ -292,7 +292,7 @@ def _tunings(summary: Summary) -> Iterable[dict[str, Any]]:
                 }
 
 
-def _choice(tuned: TunedOptimizer, setting: Setting) -> dict[str, bool]:
+def _choice(tuned: TunedOptimizer, setting: TriedSetting) -> dict[str, bool]:
     return dict(zip(_CHOICE, (setting.learns, setting is tuned.chosen), strict=True))
 
 

@@ -14,7 +14,7 @@ from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.sparks import bar
 from optbench.report.summary import RunSummary, Spread, Summary, SummaryRow
-from optbench.stats.tuning import LEARNING, SHOWN, Setting, TunedOptimizer
+from optbench.stats.tuning import LEARNING, SHOWN, TriedSetting, TunedOptimizer
 from optbench.suite.schema import Tuning
 from optbench.suite.variants import value_name
 
@@ -195,7 +195,7 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
                 yield f"{name}{experiment}: {what}: {'; '.join(parts)}."
 
 
-def _names(settings: Sequence[tuple[Setting, str]]) -> str:
+def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
     """With a note beside each; the first of them where they are many."""
     # Without blanks: a setting of several values stands among others.
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
@@ -224,7 +224,7 @@ def _setting_table(
     tuned: TunedOptimizer,
     caption: str,
     metrics: Sequence[str],
-    lines: Sequence[tuple[Setting, Sequence[str]]],
+    lines: Sequence[tuple[TriedSetting, Sequence[str]]],
     *,
     numeric: bool,
 ) -> Table:
@@ -235,13 +235,13 @@ def _setting_table(
     return Table(caption, (*columns, Column("", numeric=False)), tuple(rows))
 
 
-def _bar_text(setting: Setting, metric: str) -> str:
+def _bar_text(setting: TriedSetting, metric: str) -> str:
     values = setting.by_seed.get(metric, ())
     value = fmean(values) if values else math.nan
     return UNDEFINED if math.isnan(value) else f"{bar(value, 0, 1, BAR)} {fixed(value, 2)}"
 
 
-def _note(tuned: TunedOptimizer, setting: Setting) -> Cell:
+def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
     if setting is tuned.chosen:
         return Cell("chosen", "good")
     bad = [(setting.diverged, "diverged"), (setting.failed, "failed"), (setting.missing, "not finished")]
@@ -251,7 +251,7 @@ def _note(tuned: TunedOptimizer, setting: Setting) -> Cell:
     return Cell("" if setting.learns else "learns little", "quiet")
 
 
-def _ordered(tuned: TunedOptimizer) -> Sequence[Setting]:
+def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
     """By value where one number was searched; else in the order tried."""
     values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
     if all(len(v) == 1 and isinstance(v[0], int | float) and not isinstance(v[0], bool) for v in values):

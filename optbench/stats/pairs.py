@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from optbench.metrics import METRICS
-from optbench.plan import Comparison, comparisons
+from optbench.plan import PairedSolutions, comparisons
 from optbench.stats.results import Results
 from optbench.store.columns import codes, numbers
 
@@ -106,7 +106,7 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     return pairs
 
 
-def _places(comparison: Comparison) -> list[Place]:
+def _places(comparison: PairedSolutions) -> list[Place]:
     return [
         (comparison.experiment, comparison.model, Side(p.a.optimizer, p.a.variant), Side(p.b.optimizer, p.b.variant))
         for p in comparison.pairs

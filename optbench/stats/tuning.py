@@ -35,7 +35,7 @@ SLACK = 1e-12
 
 
 @dataclass(frozen=True)
-class Setting:
+class TriedSetting:
     """One setting of an optimizer, over the models it is judged on and the tuning seeds.
 
     hyperparameters: what was tried, by dotted path. score, learning: means of the rule's metric and of the learning
@@ -84,8 +84,8 @@ class TunedOptimizer:
     margin: float | None
     sampler: Sampler
     space: Mapping[str, Any] | None
-    settings: tuple[Setting, ...]
-    chosen: Setting | None
+    settings: tuple[TriedSetting, ...]
+    chosen: TriedSetting | None
     ends: Mapping[str, End]
 
     @property
@@ -135,7 +135,7 @@ def check_rule(rule: Tune) -> None:
         raise SuiteError(f"tune.metric: needs a measure of accuracies ({names}); {rule.metric} came")
 
 
-def choose(settings: Sequence[Setting], margin: float | None, direction: Direction) -> Setting | None:
+def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
     """The best score among the eligible settings that learn enough, of equals the one tried first; None without any.
 
     margin: how far below the best learning accuracy is still enough; None: any is. direction: `lower` where the lowest
@@ -143,7 +143,7 @@ def choose(settings: Sequence[Setting], margin: float | None, direction: Directi
     """
     assert direction in ("higher", "lower"), direction
     sign = 1.0 if direction == "higher" else -1.0
-    chosen: Setting | None = None
+    chosen: TriedSetting | None = None
     for setting, judged in zip(settings, gated(settings, margin), strict=True):
         better = chosen is None or sign * (setting.score - chosen.score) > SLACK
         if setting.eligible and judged.learns and better:
@@ -151,7 +151,7 @@ def choose(settings: Sequence[Setting], margin: float | None, direction: Directi
     return chosen
 
 
-def gated(settings: Sequence[Setting], margin: float | None) -> list[Setting]:
+def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedSetting]:
     """The settings, each with `learns` as the margin has it.
 
     The best learning accuracy is that of a setting that could be chosen: not of seeds that happened not to diverge.
@@ -162,7 +162,7 @@ def gated(settings: Sequence[Setting], margin: float | None) -> list[Setting]:
     return [replace(setting, learns=setting.learning >= least) for setting in settings]
 
 
-def best_learning(settings: Sequence[Setting]) -> float:
+def best_learning(settings: Sequence[TriedSetting]) -> float:
     """The highest learning accuracy of an eligible setting; NaN where there is none."""
     return max((s.learning for s in settings if s.eligible and math.isfinite(s.learning)), default=math.nan)
 
@@ -235,7 +235,7 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
     return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
 
 
-def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> Setting:
+def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
     """group: the arms of one setting, one for each model."""
     statuses: tuple[Status, ...] = ("ok", "diverged", "failed")
     ok, diverged, failed = (sum(arm.count(status) for arm in group) for status in statuses)
@@ -245,7 +245,7 @@ def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: s
         for name in ((*SHOWN, metric) if ok == planned else ())
     }
     score, learning = (fmean(by_seed[name]) if by_seed else math.nan for name in (metric, LEARNING))
-    return Setting(
+    return TriedSetting(
         variant=group[0].variant,
         hyperparameters=MappingProxyType(dict(hyperparameters)),
         score=score,
@@ -258,7 +258,7 @@ def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: s
     )
 
 
-def _ends(tuned: TunedOptimizer, chosen: Setting) -> Iterator[tuple[str, End]]:
+def _ends(tuned: TunedOptimizer, chosen: TriedSetting) -> Iterator[tuple[str, End]]:
     for path, value in chosen.hyperparameters.items():
         end = end_of_search(value, tuned.values(path), (tuned.space or {}).get(path), tuned.sampler)
         if end is not None:

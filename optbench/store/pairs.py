@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from optbench.plan import Comparison, TrialPair
+from optbench.plan import PairedSolutions, TrialPair
 from optbench.store.tables import arrow_fields, versioned_schema
 
 NAME = "pairs"
@@ -60,6 +60,6 @@ def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
     return {pair for pair, good in found.items() if good}
 
 
-def is_settled(comparison: Comparison, settled: set[tuple[str, str]]) -> bool:
+def is_settled(comparison: PairedSolutions, settled: set[tuple[str, str]]) -> bool:
     """Whether all pairs of a comparison are among the `settled_pairs`."""
     return all((pair.a.id, pair.b.id) in settled for pair in comparison.pairs)

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
 from optbench.file_names import file_name
-from optbench.plan import Cohort, Comparison, Trial
+from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.files import json_text, reported, sync, write_atomically, write_json, write_text
 from optbench.store.interim import Begun, drop_begun
 from optbench.store.lock import RunLock
@@ -200,7 +200,7 @@ class RunWriter:
         drop_begun(self.path / INTERIM, done_trials(self._tables["trials"]))
         self._merge_now_and_then()
 
-    def add_pairs(self, comparison: Comparison, rows: Sequence[PairRow]) -> None:
+    def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
         """Make durable what the pairs of one seed have come to. What was said of its trials before is replaced.
 
         Raises:

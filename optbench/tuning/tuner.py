@@ -15,9 +15,9 @@ from typing import Any
 
 from optbench.counting import count
 from optbench.errors import SuiteError
+from optbench.execution.schedule import Plan, make_plan
+from optbench.execution.session import Options, Outcome, Session, View
 from optbench.metrics import METRICS
-from optbench.runner import Options, Outcome, Session, View
-from optbench.schedule import Plan, make_plan
 from optbench.stats.results import read_results
 from optbench.stats.tuning import TunedOptimizer, best_learning, check_rule, tunings
 from optbench.store import read_run

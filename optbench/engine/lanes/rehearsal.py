@@ -31,7 +31,7 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.optimizers.takeover import classes_inside
 
 STEPS = 100
-"""Steps to compare: a multiple of the usual refresh intervals. Their cost counts towards `optbench.work.SHARE`."""
+"""Steps to compare: a multiple of the usual refresh intervals. Their cost counts towards `execution.work.SHARE`."""
 COMPARED = (1, 10, STEPS)
 """Steps after which not only the weights but all that the instances hold is compared."""
 HINT = "it may look its state up by id(p), or keep it outside of the instance"

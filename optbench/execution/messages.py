@@ -1,0 +1,150 @@
+"""What a worker is given, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from optbench.optimizers.registry import user_targets
+from optbench.plan import Cohort, PairedSolutions, Trial
+from optbench.store.interim import Begun
+from optbench.store.pairs import PairRow
+from optbench.store.tables import Row
+from optbench.suite import Suite
+from optbench.targets import Source
+
+OUT_OF_MEMORY = "out of memory"
+Weights = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know before its first unit."""
+
+    suite: Suite
+    data_dir: Path | None
+    interim: Path
+    """Where it keeps what its cohorts have come to, whenever a task has ended."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """What targets mean: the users' code as the run's own process has read it."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Work for a worker: a cohort, or a piece of one.
+
+    begun: where its trials go on, by their ids; empty where they begin anew. note: what is to be said of its trials.
+    """
+
+    cohort: Cohort
+    begun: Mapping[str, Begun]
+    note: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.cohort.id
+
+    @property
+    def experiment(self) -> str:
+        return self.cohort.experiment
+
+    @property
+    def user_code(self) -> frozenset[str]:
+        """Targets of the user's own that it runs."""
+        return frozenset().union(*(user_targets(trial.target, trial.hyperparameters) for trial in self.cohort.trials))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Work for a worker: the solutions of one seed.
+
+    places: file of the final weights of every trial that has any. missing: why the others have none.
+    """
+
+    comparison: PairedSolutions
+    places: Mapping[str, Path]
+    missing: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.comparison.id
+
+    @property
+    def experiment(self) -> str:
+        return self.comparison.experiment
+
+    @property
+    def user_code(self) -> frozenset[str]:
+        """Targets of the user's own that it runs: none."""
+        return frozenset()
+
+
+Unit: TypeAlias = Train | Compare
+"""What one worker does at a time."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cohort was trained: rows of every trial, and final weights of those that have any."""
+
+    cohort: Cohort
+    rows: tuple[tuple[Trial, Row], ...]
+    weights: tuple[tuple[Trial, Weights], ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The solutions of one seed were compared: rows of every pair."""
+
+    comparison: PairedSolutions
+    rows: tuple[PairRow, ...]
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """A cohort of several members that memory does not hold."""
+
+    unit: Train
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cohort could not be trained, or solutions not compared, for a reason that is not the user's settings."""
+
+    unit: Unit
+    error_type: str
+    message: str
+    details: str = ""
+
+
+Answer: TypeAlias = Finished | Compared | TooLarge | Failed
+"""How a unit ended."""
+
+
+def halved(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
+    """Both halves of a unit that was too large. No result depends on it, as none does on its companions; the notes of
+    the trials say so all the same. places: where the trials of a piece go on."""
+    note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
+    if unit.note is not None and unit.note.startswith(OUT_OF_MEMORY):  # the whole it was a part of says more
+        note = unit.note
+    return [Train(half, places(half), note) for half in unit.cohort.split(2)]
+
+
+PIECES = 8
+
+
+def in_pieces(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]], note: str) -> list[Train]:
+    """The trainings of a unit, each by itself where they are few: the one that was to blame for its end costs no other.
+
+    places: as for `halved`.
+    """
+    return [Train(piece, places(piece), note) for piece in unit.cohort.split(PIECES)]
+
+
+def is_single(unit: Unit) -> bool:
+    """Whether there is no smaller piece of it."""
+    return isinstance(unit, Compare) or len(unit.cohort.trainings) == 1

@@ -1,0 +1,182 @@
+"""Checks before training, so that a fault in the sixth task does not end a run after hours.
+
+Optimizers and their settings, datasets, models that fit them, a full batch in every task of every seed; and whose code
+it is: what targets mean in a run, and whether that has changed since the run began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optbench.errors import UsageError
+from optbench.execution.schedule import Plan
+from optbench.optimizers.registry import find, user_targets
+from optbench.plan import Trial
+from optbench.store.plugins import Plugin, plugins_of, read_copy
+from optbench.store.read import is_run, read_json
+from optbench.suite import Suite
+from optbench.suite.schema import ExperimentSettings
+from optbench.targets import Source, is_file, read_file, read_source, source_hash, split
+
+if TYPE_CHECKING:
+    from optbench.data import Dataset
+
+
+@dataclass(frozen=True)
+class Code:
+    """The users' code of a run.
+
+    Attributes:
+        sources: what targets mean, by what stands before their colon.
+        notes: what to say of trials with a source that was changed after the run had begun, likewise.
+        unrecorded: those of the sources that the run directory does not hold yet.
+    """
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    unrecorded: Mapping[str, Source] = field(default_factory=dict)
+
+    def of(self, trial: Trial) -> tuple[str | None, str | None]:
+        """Return the source hash of a trial, and what is to be said of it."""
+        targets = _targets(trial)
+        notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
+        return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
+
+
+def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, force: bool = False) -> Code:
+    """Find the users' code that a plan's trials name; nothing but installed modules is executed.
+
+    A file is looked up next to the suite, then in the working directory. If the suite is a run's own `suite.yaml`, the
+    run's copies are used; a resumed run uses the files it was started with, or its copies of files that are gone.
+
+    suite_folder: of the suite file; None if a run is resumed from its own suite. force: continue with changed code.
+
+    Raises:
+        UsageError: trials are left whose code has changed since the run began.
+        OptbenchError: a file is missing, or cannot be read.
+    """
+    named = {split(target)[0]: target for trial in plan.trials for target in _targets(trial)}
+    recorded = plugins_of(read_json(resume)) if resume is not None and named else {}
+    origins = recorded if suite_folder is None else {}
+    copies = plugins_of(read_json(suite_folder)) if named and suite_folder is not None and is_run(suite_folder) else {}
+    sources: dict[str, Source] = {}
+    for where, target in named.items():
+        if is_file(where) and where in origins:
+            assert resume is not None
+            found: Source | None = _original(resume, origins[where])
+        elif is_file(where) and where in copies:
+            assert suite_folder is not None
+            found = read_copy(suite_folder, copies[where])
+        else:
+            found = read_source(target, [suite_folder] if suite_folder is not None else [])
+        if found is not None:
+            sources[where] = found
+    changed = {w: s for w, s in sources.items() if w in recorded and s.hash != recorded[w].source_hash}
+    left = {split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in _targets(trial)}
+    for where in changed:
+        if where in left and not force:
+            raise UsageError(
+                f"--resume {resume}: {_differing(changed[where], recorded[where])} has changed since the run was made, "
+                "so the rest would be trained with another optimizer; --force trains it all the same"
+            )
+    first = _first_hashes(resume) if resume is not None and named else {}
+    notes = {
+        where: f"trained after {_changed_file(source, recorded.get(where))} was changed: source {source.hash}, "
+        f"{first[where]} when the run began"
+        for where, source in sources.items()
+        if where in first and source.hash != first[where]
+    }
+    new = {where: source for where, source in sources.items() if where not in recorded or where in changed}
+    return Code(sources, notes, new)
+
+
+def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> None:
+    """Check everything that the trials need that a plan has left to train.
+
+    data_dir: as for `optbench.data.load`. notify: called with one line if a dataset is downloaded.
+
+    Raises:
+        OptbenchError: an optimizer cannot be imported or refuses its settings, data are missing, a model does not fit
+            them, or a task has no full batch.
+    """
+    # Late, because importing torch takes seconds.
+    from optbench.data import load
+    from optbench.optimizers.load import check_arguments
+    from optbench.optimizers.make import resolve_spec
+
+    left = left_of(plan)
+    for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
+        check_arguments(trial.target, trial.hyperparameters)
+        resolve_spec(find(trial.target), trial.hyperparameters)
+    for name, experiment in plan.suite.experiments.items():
+        dataset = load(experiment.dataset, data_dir, notify=notify)
+        _check_models(name, experiment, dataset)
+        _check_tasks(name, experiment, dataset, plan.suite)
+
+
+def left_of(plan: Plan) -> list[Trial]:
+    """Return the trials that a plan has left to train."""
+    return [trial for trial in plan.trials if trial.id not in plan.done]
+
+
+def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:
+    from optbench.models import build
+
+    for model, settings in experiment.models.items():
+        try:
+            build(settings, dataset.shape, dataset.classes)
+        except ValueError as error:
+            raise UsageError(f"experiments.{name}.models.{model}: {error}") from error
+
+
+def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> None:
+    """Check that every task has a full batch, from the labels alone."""
+    import torch
+
+    from optbench.tasks import TaskFamily
+
+    protocol = experiment.protocol
+    try:
+        family = TaskFamily(experiment.tasks, dataset.without_pixels(), protocol, suite.seed, torch.device("cpu"))
+    except UsageError as error:
+        raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
+    for seed, task, count in family.train_sizes(suite.seeds):
+        if count < protocol.batch_size:
+            raise UsageError(
+                f"experiments.{name}.protocol.batch_size: {protocol.batch_size} is more than the {count} training "
+                f"examples of task {task + 1} ({family.task_names[task]}, seed {seed})"
+            )
+
+
+def _targets(trial: Trial) -> list[str]:
+    return sorted(user_targets(trial.target, trial.hyperparameters))
+
+
+def _original(resume: Path, plugin: Plugin) -> Source:
+    """Return the file that a run was made from; its copy where that file is not there any more."""
+    return read_file(plugin.origin) if Path(plugin.origin).is_file() else read_copy(resume, plugin)
+
+
+def _differing(source: Source, plugin: Plugin) -> str:
+    """Return the path of a file that is not what the run was made with, and how many more there are."""
+    names = sorted({*source.sums, *plugin.files}, key=lambda name: (name != source.main, name))
+    different = [name for name in names if source.sums.get(name) != plugin.files.get(name)] or [source.main]
+    more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+    return f"{source.folder / different[0]}{more}"
+
+
+def _changed_file(source: Source, plugin: Plugin | None) -> str:
+    """Return the name of a file that is not what was recorded last; the main one where all are."""
+    names = sorted(source.sums, key=lambda name: (name != source.main, name))
+    return next((name for name in names if plugin and source.sums[name] != plugin.files.get(name)), source.main)
+
+
+def _first_hashes(resume: Path) -> dict[str, str]:
+    """Return the source hash of each target when the run began, or first had it."""
+    first: dict[str, str] = {}
+    for entry in read_json(resume).get("plugins") or ():
+        first.setdefault(entry["target"], entry["source_hash"])
+    return first

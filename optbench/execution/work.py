@@ -1,0 +1,236 @@
+"""What a worker does with a unit: it trains a cohort as far as memory allows, or compares solutions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from optbench.engine import train
+from optbench.engine.determinism import alerts
+from optbench.engine.faults import is_out_of_memory
+from optbench.engine.interim import Interim, Write
+from optbench.engine.outside import OutsideState
+from optbench.engine.pairs import compare
+from optbench.engine.plain import NotPlain
+from optbench.errors import OptbenchError, OptimizerError, StoreError
+from optbench.execution.messages import Answer, Compare, Compared, Failed, Finished, TooLarge, Train, Unit, Weights
+from optbench.isolation import isolated
+from optbench.optimizers.load import load_class
+from optbench.optimizers.registry import user_targets
+from optbench.plan import Cohort, Trial
+from optbench.store.interim import Kept, find_refused, read_interim, write_interim
+from optbench.store.tables import Row, TrialRow
+from optbench.targets import source_hash
+
+if TYPE_CHECKING:
+    from optbench.engine import Progress, TrialResult, Workspace
+
+LEAST_SECONDS = 1.0
+"""What a cohort has come to is kept no more often than this; what is lost otherwise is not worth a file."""
+SHARE = 0.05
+"""At most about this share of the time is spent on keeping it."""
+ANEW = "trained from the start when resumed"
+OTHER = {"device": "on another kind of device", "code": "by other code"}
+
+
+def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Answer:
+    """Do one unit; whatever goes wrong in it is an answer, too, so that the others go on.
+
+    interim: the folder in which what cohorts have come to is kept at the end of a task.
+
+    Raises:
+        OptbenchError: the settings are to blame, other than an optimizer's; or `interim` cannot be written or read.
+    """
+    try:
+        with isolated():
+            return _train(unit, setting, notify, interim) if isinstance(unit, Train) else _compare(unit, setting)
+    except OptimizerError as error:  # its file is gone, say: no other trial depends on it
+        answer = failed(unit, error)
+    except OptbenchError:
+        raise
+    except Exception as error:
+        answer = failed(unit, error)
+    # Outside of the handler, whose traceback would keep what has been allocated.
+    gc.collect()
+    if setting.device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # a device that is broken
+            torch.cuda.empty_cache()
+    return answer
+
+
+def failed(unit: Unit, error: Exception) -> TooLarge | Failed:
+    """What a unit in which `error` was raised comes to."""
+    if not is_out_of_memory(error):
+        return Failed(unit, type(error).__name__, str(error), traceback.format_exc())
+    if isinstance(unit, Train) and len(unit.cohort.trainings) > 1:
+        return TooLarge(unit)
+    what = "train one trial alone" if isinstance(unit, Train) else "compare the solutions of one seed"
+    reason = str(error).strip().partition("\n")[0]
+    return Failed(unit, "OutOfMemory", f"not enough memory to {what}" + (f": {reason}" if reason else ""))
+
+
+def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
+    outside = _outside(unit)
+    with alerts() as operations:
+        keeper = _Keeper(unit, interim, setting, operations)
+        begun = _read_begun(unit, keeper)
+        try:
+            results = train(unit.cohort, setting, notify, keeper, begun)
+        except NotPlain as error:
+            keeper.anew(unit.begun, f"what was kept does not fit the optimizer as it is now: {error}")
+            results = train(unit.cohort, setting, notify, keeper, {})
+    results = [_noted(result, note) for result in results for note in [keeper.own.get(result.trial.id)]]
+    notes = list(keeper.notes)
+    if operations:
+        names = ", ".join(sorted(operations))
+        notes.append(f"may not repeat to the last bit: on {setting.device.type} {names} is not deterministic")
+    if name := outside.changed(_outside(unit)):
+        notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
+    for note in notes:
+        results = [_noted(result, note) for result in results]
+    weights: tuple[tuple[Trial, Weights], ...] = ()
+    if setting.experiment.checkpoints:
+        weights = tuple(
+            (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
+            for result in results
+            if result.weights is not None
+        )
+    return Finished(unit.cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
+
+
+def _outside(unit: Train) -> OutsideState:
+    return OutsideState.of(load_class(target) for target in unit.user_code)
+
+
+def _compare(work: Compare, setting: Workspace) -> Compared:
+    rows = compare(work.comparison, setting, lambda trial: load_file(work.places[trial.id]), work.missing)
+    return Compared(work.comparison, tuple(rows))
+
+
+def _noted(result: TrialResult, note: str | None) -> TrialResult:
+    def noted(row: Row) -> Row:
+        if not isinstance(row, TrialRow):
+            return row
+        return dataclasses.replace(row, note="; ".join(filter(None, (row.note, note))) or None)
+
+    return dataclasses.replace(result, rows=tuple(map(noted, result.rows)))
+
+
+class _Keeper:
+    """Writes what a cohort has come to, now and then, with what is to be remembered besides.
+
+    notes: what is to be said of all trials. own: and of one, by its id. operations: those met so far that are not
+    deterministic.
+    """
+
+    def __init__(self, unit: Train, folder: Path, setting: Workspace, operations: set[str]) -> None:
+        self._cohort, self.folder = unit.cohort, folder
+        self.notes = [unit.note] if unit.note is not None else []
+        self.own: dict[str, str] = {}
+        self.operations = operations
+        self.made_with = {"device": setting.device.type, "code": _code(unit.cohort)}
+        self._written_at = time.monotonic()
+        self._seconds = 0.0
+        self._possible = True
+
+    def anew(self, trials: Iterable[str], reason: str) -> None:
+        """Remember why trials are trained from the start, although a part of it had been done."""
+        self.own |= dict.fromkeys(trials, f"{ANEW}: {reason}")
+
+    def __call__(self, take: Callable[[Write], None]) -> None:
+        started = time.monotonic()
+        if not self._possible or started - self._written_at < max(LEAST_SECONDS, self._seconds / SHARE):
+            return
+        try:
+            take(self._write)
+        except StoreError:
+            raise
+        except Exception:  # no room for another copy, say: to keep it is for the worst case, and no reason to fail
+            gc.collect()
+        self._written_at = time.monotonic()
+        self._seconds = self._written_at - started
+
+    def _write(self, interims: Sequence[Interim]) -> None:
+        started = time.monotonic()
+        trials = {trial.id: trial for trial in self._cohort.trials}
+        try:
+            write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
+        except StoreError:
+            raise
+        except Exception:  # as above
+            gc.collect()
+        # Where no optimizer's state can be kept, that is all there is to write.
+        self._possible = any(interim.refused is None for interim in interims)
+        self._written_at = time.monotonic()
+        self._seconds += self._written_at - started + sum(interim.seconds for interim in interims)
+
+    def _kept(self, interim: Interim) -> Kept:
+        record, tensors = interim.record()
+        own = {trial: self.own[trial] for trial in interim.trials if trial in self.own}
+        record |= {"notes": self.notes, "own_notes": own, "operations": sorted(self.operations)}
+        record["made_with"] = self.made_with
+        return Kept(record, {name: tensor.numpy() for name, tensor in tensors.items()}, interim.rows)
+
+
+def _code(cohort: Cohort) -> str | None:
+    """Return the hash of the users' code that a cohort is trained with; None where there is none."""
+    return source_hash(
+        target for trial in cohort.trials for target in user_targets(trial.target, trial.hyperparameters)
+    )
+
+
+def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
+    """What the trials of a unit resume from, by their ids; none where they are trained from the start.
+
+    The keeper is reminded of what is to be remembered: notes, and why what had been begun is not resumed.
+    """
+    refused = find_refused(keeper.folder)
+    for trial in unit.cohort.trials:
+        if trial.id in refused and trial.id not in unit.begun:
+            keeper.anew([trial.id], refused[trial.id])
+    try:
+        found = _read_all(unit, keeper)
+    except Exception as error:  # it may be gone, or anything that has its checksum
+        found = f"what was kept cannot be read: {type(error).__name__}"
+    if isinstance(found, str):
+        keeper.anew(unit.begun, found)
+        return {}
+    return found
+
+
+def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
+    """As `_read_begun`, or why not: it was made with another kind of device, or by other code."""
+    found: dict[str, Interim] = {}
+    notes: list[str] = []
+    own: dict[str, str] = {}
+    operations: set[str] = set()
+    for part in {place.part for place in unit.begun.values()}:
+        for kept in read_interim(part):
+            record = dict(kept.record)
+            ids = [trial for trial in record["trials"] if trial in unit.begun and unit.begun[trial].part == part]
+            if not ids:
+                continue
+            for name, value in keeper.made_with.items():
+                if record["made_with"][name] != value:
+                    return f"what was kept was made {OTHER[name]}"
+            notes += [str(note) for note in record["notes"]]
+            own |= {str(trial): str(note) for trial, note in record.get("own_notes", {}).items()}
+            operations.update(map(str, record["operations"]))
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in kept.tensors.items()}
+            found |= dict.fromkeys(ids, Interim.from_record(record, tensors, kept.rows))
+    if found.keys() != unit.begun.keys():
+        return "what was kept is gone"
+    keeper.notes = list(dict.fromkeys([*notes, *keeper.notes]))
+    keeper.own = own | keeper.own
+    keeper.operations |= operations
+    return found

@@ -1,0 +1,193 @@
+"""Optimizers of a user's own that cannot be had: one line says which, and why; nothing is trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from optbench.cli import main
+from tests.refusals import refusal
+from tests.suite.test_faults import GOOD
+
+HEAD = "import torch\n"
+CLASS = HEAD + "class Mine(torch.optim.SGD):\n    "
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` has it
+    (tmp_path / "s.yaml").write_text(GOOD, encoding="utf-8")
+
+
+# The file, what follows the colon, and words of the message.
+FILES: dict[str, tuple[str | bytes, str, str]] = {
+    "syntax error": ("class Mine(:\n", "Mine", "cannot import plugin.py: SyntaxError: "),
+    "indentation": (" x = 1\n  y = 2\n", "Mine", "cannot import plugin.py: IndentationError: "),
+    "not UTF-8": (b"x = '\xe4'\n", "Mine", "cannot import plugin.py: SyntaxError: "),
+    "NUL": (b"x = 1\0\n", "Mine", "cannot import plugin.py: SyntaxError: "),
+    "binary": (b"\x7fELF\x02\x01\x01" + bytes(range(256)), "Mine", "cannot import plugin.py: "),
+    "empty": ("", "Mine", "plugin.py has no 'Mine'"),
+    "raises": ("raise ValueError('no\\nmore')\n", "Mine", "cannot import plugin.py: ValueError: no"),
+    "raises nothing in words": ("raise ValueError\n", "Mine", "cannot import plugin.py: ValueError"),
+    "raises with an escape": ("raise ValueError('\\x1b[31m')\n", "Mine", r"ValueError: \x1b[31m"),
+    "raises what cannot be said": (
+        "class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute\n",
+        "Mine",
+        "cannot import plugin.py: Mute",
+    ),
+    "asserts": ("assert False\n", "Mine", "cannot import plugin.py: AssertionError"),
+    "ends the program": ("import sys\nsys.exit(3)\n", "Mine", "it ends the program with exit(3)"),
+    "ends the program in words": ("raise SystemExit('bye')\n", "Mine", "it ends the program with exit(bye)"),
+    "exits": ("exit()\n", "Mine", "it ends the program with exit("),
+    "recursion without end": ("def f(): f()\nf()\n", "Mine", "cannot import plugin.py: RecursionError: "),
+    "imports itself": ("import plugin\nplugin.Mine\n", "Mine", "cannot import plugin.py: AttributeError: "),
+    "needs what is not there": (
+        "import nowhere_at_all\n",
+        "Mine",
+        "ModuleNotFoundError: No module named 'nowhere_at_all'",
+    ),
+    "no such class": (CLASS + "pass\n", "Mien", "plugin.py has no 'Mien'; did you mean 'Mine'?"),
+    "a class inside another": (CLASS + "pass\n", "Mine.Inner", "plugin.py has no 'Mine.Inner'"),
+    "no class named": (CLASS + "pass\n", "", "needs module:Class or ./file.py:Class"),
+    "a function": ("def Mine(params): ...\n", "Mine", "'Mine' is of type function"),
+    "a number": ("Mine = 5\n", "Mine", "'Mine' is of type int"),
+    "none": ("Mine = None\n", "Mine", "plugin.py has no 'Mine'"),
+    "a module": ("import torch as Mine\n", "Mine", "'Mine' is of type module"),
+    "another class": ("class Mine: ...\n", "Mine", "'Mine' is the class Mine"),
+    "an instance": (
+        HEAD + "Mine = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)\n",
+        "Mine",
+        "'Mine' is of type SGD",
+    ),
+    "a schedule": (HEAD + "Mine = torch.optim.lr_scheduler.StepLR\n", "Mine", "'Mine' is the class StepLR"),
+    "abstract": (
+        HEAD + "import abc\nclass Mine(torch.optim.Optimizer, abc.ABC):\n"
+        "    @abc.abstractmethod\n    def update(self): ...\n    @abc.abstractmethod\n    def begin(self): ...\n",
+        "Mine",
+        "'Mine' is abstract: it lacks begin, update",
+    ),
+    "the base class": (HEAD + "from torch.optim import Optimizer as Mine\n", "Mine", "needs a value for defaults"),
+    "needs an argument": (
+        CLASS + "def __init__(self, params, speed): super().__init__(params, lr=speed)\n",
+        "Mine",
+        "needs a value for speed, as in speed: ...",
+    ),
+    "a signature that cannot be read": (
+        CLASS + "__signature__ = 5\n",
+        "Mine",
+        "the arguments of its constructor cannot be read",
+    ),
+    "a module that finds anything": (
+        "def __getattr__(name): raise SystemExit(name)\n",
+        "Mine",
+        "it ends the program with exit(Mine)",
+    ),
+    "a module that is no module": ("import sys\nsys.modules[__name__] = 5\n", "Mine", "plugin.py has no 'Mine'"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_broken_file_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, attribute, words = FILES[name]
+    (tmp_path / "plugin.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    target = f"./plugin.py:{attribute}"
+    said = refusal(capsys, tmp_path, "run", "s.yaml", "--optimizer", f"mine={target}", "--device", "cpu")
+    assert words in said
+    assert target in said
+
+
+TARGETS: dict[str, tuple[str, str]] = {
+    "file that is not there": ("./gone.py:Mine", "there is no file gone.py"),
+    "a folder": ("./folder.py:Mine", "there is no file folder.py"),
+    "name too long": (f"./{'x' * 300}.py:Mine", "there is no file"),
+    "text too long": (f"./{'x' * 5000}.py:Mine", "needs at most 400 characters"),
+    "NUL": ("./a\0b.py:Mine", "there is no file"),
+    "escape sequence": ("./\x1b[31m.py:Mine", r"there is no file \x1b[31m.py"),
+    "line break": ("./a\nb.py:Mine", r"there is no file a\nb.py"),
+    "above": ("../../../../nowhere/x.py:Mine", "there is no file ../../../../nowhere/x.py"),
+    "a device": ("/dev/null.py:Mine", "there is no file /dev/null.py"),
+    "module not there": ("nowhere_at_all:Mine", "cannot import nowhere_at_all: ModuleNotFoundError"),
+    "module in what is none": ("json.nowhere:Mine", "cannot import json.nowhere: ModuleNotFoundError"),
+    "relative module": (".mine:Mine", "cannot import .mine: TypeError"),
+    "no module": (":Mine", "needs module:Class or ./file.py:Class"),
+    "nothing at all": (":", "needs module:Class or ./file.py:Class"),
+    "neither": ("mine", "unknown optimizer 'mine'"),
+    "a path without a class": ("./plugin.py", "unknown optimizer './plugin.py'"),
+    "standard library": ("json:JSONDecoder", "'JSONDecoder' is the class JSONDecoder"),
+    "not the class": ("torch:no_grad", "'no_grad' is the class no_grad"),
+    "three parts": ("torch.optim:SGD:x", "cannot import torch.optim:SGD"),
+    "module with a NUL": ("a\0b:Mine", "cannot import"),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_that_is_none_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder.py").mkdir()
+    target, words = TARGETS[name]
+    refused = refusal(capsys, tmp_path, "run", "s.yaml", "--optimizer", f"mine={target}", "--device", "cpu")
+    assert words in refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["mine.speed=1"], "'speed'"),
+        (["mine.lr=.nan"], "finite"),
+        (["mine.needs=coffee"], "unknown need 'coffee'"),
+        (["mine.elementwise=1"], "'elementwise' needs true or false; 1 came"),
+        (["mine.params=1"], "'params'"),
+        (["mine.only_matrices=true", "mine.fallback_speed=1"], "'speed'"),
+    ],
+)
+def test_arguments_that_a_class_does_not_take_are_refused(
+    settings: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plugin.py").write_text(CLASS + "def __init__(self, params, lr=0.1): super().__init__(params, lr=lr)\n")
+    options = [word for text in settings for word in ("--set", f"optimizers.{text}")]
+    command = ("run", "s.yaml", "--optimizer", "mine=./plugin.py:Mine", "--device", "cpu", *options)
+    assert words in refusal(capsys, tmp_path, *command)
+
+
+def test_a_name_of_the_suite_or_one_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plugin.py").write_text(CLASS + "pass\n")
+    named = ("run", "s.yaml", "--optimizer", "sgd=./plugin.py:Mine")
+    assert "the suite has an optimizer 'sgd'; choose another name" in refusal(capsys, tmp_path, *named)
+    twice = ("run", "s.yaml", "--optimizer", "a=./plugin.py:Mine", "--optimizer", "a=./plugin.py:Mine")
+    assert "'a' is added twice" in refusal(capsys, tmp_path, *twice)
+
+
+def test_a_file_named_after_a_module_or_an_optimizer_shadows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("torch", "sgd", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise ValueError('not this one')\n")
+    assert main(["run", "s.yaml", "--dry-run", "--optimizer", "mine=./sgd.py:Mine"]) == 0
+    assert capsys.readouterr().out.startswith("good: ")
+    said = refusal(capsys, tmp_path, "run", "s.yaml", "--optimizer", "mine=./torch.py:SGD", "--device", "cpu")
+    assert "cannot import torch.py: ValueError: not this one" in said
+
+
+def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plugin.py").write_text("print('hello')\nimport sys\nprint('to', 'you', file=sys.stderr)\nMine = 5\n")
+    assert main(["run", "s.yaml", "--optimizer", "mine=./plugin.py:Mine", "--device", "cpu", "--quiet"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("hello\nto you\noptbench: ./plugin.py:Mine: needs a subclass")
+
+
+def test_a_file_that_a_dry_run_only_names_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plugin.py").write_text("open('mark', 'w').close()\n" + CLASS + "pass\n")
+    assert main(["run", "s.yaml", "--dry-run", "--optimizer", "mine=./plugin.py:Mine"]) == 0
+    assert "mine" in capsys.readouterr().out
+    assert not (tmp_path / "mark").exists()
+
+
+def test_an_optimizer_that_fails_when_it_is_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plugin.py").write_text(
+        CLASS + "def __init__(self, params, lr=0.1):\n        raise ValueError('no \\x1b[31m way\\nat all')\n"
+    )
+    words = ["--optimizer", "mine=./plugin.py:Mine", "--optimizer", "mine", "--seeds", "1"]
+    said = refusal(capsys, tmp_path, "run", "s.yaml", *words, "--device", "cpu")
+    assert said == r"optimizers.mine default: ValueError: no \x1b[31m way\nat all"

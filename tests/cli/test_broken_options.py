@@ -1,0 +1,205 @@
+"""Options that cannot be followed: one line names the option and what it needs; nothing is trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.refusals import refusal
+from tests.suite.test_faults import GOOD
+
+DEEP = ".".join("a" * 50)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(GOOD, encoding="utf-8")
+
+
+# What is set, and words of the message.
+SETTINGS: dict[str, tuple[str, str]] = {
+    "nothing": ("", "needs the form key.path=value"),
+    "no value": ("seeds", "needs the form key.path=value"),
+    "an empty value": ("seeds=", "the value is empty"),
+    "an empty key": ("=5", "the key has an empty part"),
+    "an empty part": ("a..b=5", "the key has an empty part"),
+    "dots alone": ("...=5", "the key has an empty part"),
+    "unknown key": ("sedes=5", "unknown key 'sedes'; did you mean 'seeds'?"),
+    "unknown experiment": (
+        "experiments.permutd.checkpoints=true",
+        "unknown experiment 'permutd'; did you mean 'permuted'?",
+    ),
+    "unknown optimizer": ("optimizers.sgdd.lr=1", "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
+    "through a number": ("optimizers.sgd.lr.a=1", "'optimizers.sgd.lr' is neither a mapping nor a list"),
+    "through text": ("name.a=1", "'name' is neither a mapping nor a list"),
+    "past a list": ("experiments.permuted.models.small.hidden.7=1", "needs an index from 0 to 0; '7' came"),
+    "before a list": ("experiments.permuted.models.small.hidden.-1=1", "needs an index from 0 to 0; '-1' came"),
+    "too deep": (f"optimizers.sgd.{DEEP}=1", "the key has more than 40 parts"),
+    "much too deep": ("a." * 100_000 + "b=1", "the key has more than 40 parts"),
+    "value too deep": ("name=" + "[" * 5000, "deep"),
+    "value is no YAML": ("name=[1", "not a suite's YAML"),
+    "two values": ("name=a\n---\nb", "single document"),
+    "an alias": ("name=*a", "undefined alias"),
+    "a cycle": ("name=&a [*a]", "itself"),
+    "a bomb": (
+        "name=[&a [1,1,1,1,1,1,1,1,1], "
+        + ", ".join(f"&{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]" for i in range(9))
+        + "]",
+        "too large",
+    ),
+    "a Python object": ("name=!!python/object/apply:os.system [ls]", "the tag !!python/object/apply:os.system"),
+    "duplicate keys": ("optimizers.sgd={target: sgd, target: adam}", "'target' is already in line 1"),
+    "NaN": ("optimizers.sgd.lr=.nan", "finite"),
+    "infinity": ("optimizers.sgd.lr=-.inf", "finite"),
+    "overflow": ("optimizers.sgd.lr=1e999", "finite"),
+    "huge": ("seed=" + "9" * 5000, "64 bits"),
+    "negative seed": ("seeds=[-1]", "needs a number of at least 0; -1 came"),
+    "negative seed of the suite": ("seed=-1", "needs a number of at least 0; -1 came"),
+    "no seeds": ("seeds=[]", "needs at least 1 entry; 0 came"),
+    "seeds twice": ("seeds=[1, 1]", "the seed 1 is listed twice"),
+    "name with a folder": ("name=../x", "the name '../x' needs letters"),
+    "name with a line break": ('name="a\\nb"', r"the name 'a\nb' needs letters"),
+    "name with an escape": ('name="\\e[31m"', r"the name '\x1b[31m' needs letters"),
+    "an escape in the key": ("\x1b[31m=1", r"--set \x1b[31m=1: unknown key '\x1b[31m'"),
+    "control character": ("name=a\x07", "U+0007"),
+    "half a character": ('name="\\ud800"', "surrogate"),
+    "an optimizer is null": ("optimizers.sgd=null", "needs a mapping; null came"),
+    "no optimizers": ("optimizers={}", "needs at least 1 entry"),
+    "optimizer is a list": ("optimizers=[sgd]", "needs a mapping; a list came"),
+    "target is a list": ("optimizers.sgd.target=[sgd]", "needs text; a list came"),
+    "a rate that is text": ("optimizers.sgd.lr=fast", "'lr' of sgd needs a number above 0; 'fast' came"),
+    "a rate below 0": ("optimizers.sgd.lr=-0.1", "'lr' of sgd needs a number above 0; -0.1 came"),
+    "unknown hyper-parameter": ("optimizers.sgd.speed=1", "unknown hyper-parameter of sgd 'speed'"),
+    "unknown dataset": ("experiments.permuted.dataset=mnst", "unknown dataset 'mnst'; did you mean 'mnist'?"),
+    "dataset above": ("experiments.permuted.dataset=../../etc", "the name '../../etc' needs letters"),
+    "steps without end": ("experiments.permuted.protocol.max_epochs=.inf", "finite"),
+    "batch of none": ("experiments.permuted.protocol.batch_size=0", "needs a number of at least 1; 0 came"),
+    "tasks without end": ("experiments.permuted.tasks.count=1000000000", "needs a number of at most 10000"),
+    "width without end": ("experiments.permuted.models.small.hidden=[1000000000]", "needs a number of at most 100000"),
+    "trials without end": (
+        "optimizers.sgd={target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}}",
+        "the suite makes 299730 trials, more than 200000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_cannot_be_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, words = SETTINGS[name]
+    given = ["--seeds", "30"] if "trials" in name else []
+    said = refusal(capsys, tmp_path, "run", "s.yaml", "--set", text, *given)
+    assert words in said
+    if "dataset 'mnst'" not in words and "trials" not in name and len(text) < 200:
+        assert said.startswith("--set "), said
+
+
+# Options of `run`, and words of the message.
+OPTIONS: dict[str, tuple[list[str], str]] = {
+    "seeds are a word": (["--seeds", "three"], "--seeds three: needs a number of seeds"),
+    "seeds are none": (["--seeds", ""], "--seeds: needs a number of seeds of at least 1"),
+    "seeds are blank": (["--seeds", "  "], "--seeds: needs a number of seeds of at least 1"),
+    "no seeds": (["--seeds", "0"], "--seeds 0: needs at least 1 seed"),
+    "seeds below 0": (["--seeds=-3"], "--seeds -3: needs a number of seeds"),
+    "a seed below 0": (["--seeds=0,-3"], "--seeds 0,-3: needs a number of seeds"),
+    "seeds are fractions": (["--seeds", "1.5"], "--seeds 1.5: needs a number of seeds"),
+    "seeds twice": (["--seeds", "1,1"], "--seeds 1,1: seed 1 is listed twice"),
+    "seeds with a hole": (["--seeds", "1,,2"], "--seeds 1,,2: needs a number of seeds"),
+    "a comma": (["--seeds", ","], "needs a number of seeds"),
+    "too many seeds": (["--seeds", "100001"], "needs at least 1 seed and at most 100000"),
+    "a seed too large": (["--seeds", f"{2**63},1"], "each below 2**63"),
+    "seeds of another script": (["--seeds", "٣"], "needs a number of seeds"),
+    "seeds with an escape": (["--seeds", "\x1b[31m"], r"--seeds \x1b[31m: needs a number of seeds"),
+    "experiment": (["--experiment", "permutd"], "--experiment: unknown experiment 'permutd'; did you mean 'permuted'?"),
+    "experiment of nothing": (["--experiment", ""], "--experiment: unknown experiment ''"),
+    "experiment above": (["--experiment", "../x"], "unknown experiment '../x'"),
+    "experiment with an escape": (["--experiment", "\x1b[31m\n"], r"unknown experiment '\x1b[31m\n'"),
+    "experiment without end": (["--experiment", "x" * 100_000], "unknown experiment 'xxx"),
+    "optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+    "optimizer of nothing": (["--optimizer", ""], "needs the name of an optimizer"),
+    "optimizer above": (["--optimizer", "../x"], "--optimizer ../x: needs the name of an optimizer"),
+    "optimizer without target": (["--optimizer", "x="], "needs NAME=module:Class or NAME=./file.py:Class"),
+    "target without name": (["--optimizer", "=torch.optim:SGD"], "needs letters, digits, _, + and - in its name"),
+    "name with a dot": (["--optimizer", "a.b=torch.optim:SGD"], "needs letters, digits, _, + and - in its name"),
+    "name with a line break": (
+        ["--optimizer", "a\nb=torch.optim:SGD"],
+        r"--optimizer a\nb=torch.optim:SGD: needs letters",
+    ),
+    "unknown target": (["--optimizer", "x=sdg"], "--optimizer x=sdg: optimizers.x: unknown optimizer 'sdg'"),
+    "target with an escape": (["--optimizer", "x=\x1b[31m"], r"unknown optimizer '\x1b[31m'"),
+    "name of the run above": (["--name", "../x"], "--name '../x': needs letters, digits and . _ + - only"),
+    "name of the run from the root": (["--name", "/tmp/x"], "--name '/tmp/x': needs letters"),
+    "name of the run is a dot": (["--name", "."], "--name '.': needs letters"),
+    "name of the run is hidden": (["--name", ".x"], "--name '.x': needs letters"),
+    "name of the run is nothing": (["--name", ""], "--name '': needs letters"),
+    "name of the run with a line break": (["--name", "a\n"], r"--name 'a\n': needs letters"),
+    "name of the run with NUL": (["--name", "a\0"], r"--name 'a\x00': needs letters"),
+    "name of the run with an escape": (["--name", "\x1b[2J"], r"--name '\x1b[2J': needs letters"),
+    "name of the run in other letters": (["--name", "läuft"], "--name 'läuft': needs letters"),
+    "name of the run is long": (["--name", "x" * 5000], "needs at most 200 characters; 5000 came"),
+    "device": (["--device", "tpu"], "tpu"),
+    "device of nothing": (["--device", ""], "--device : needs auto, cpu, cuda"),
+    "device below 0": (["--device", "cuda:-1"], "cuda:-1"),
+    "device far away": (["--device", "cuda:99"], "cuda:99"),
+    "device with an escape": (["--device", "\x1b[31m"], r"\x1b[31m"),
+    "jobs": (["--jobs", "many"], "--jobs"),
+    "no jobs": (["--jobs", "0"], "--jobs"),
+    "jobs below 0": (["--jobs=-1"], "--jobs"),
+    "resume nobody": (["--resume", "nobody"], "no run 'nobody' in runs"),
+    "resume the latest of none": (["--resume", "latest"], "runs: no runs here yet"),
+    "resume nothing": (["--resume", ""], "no run '' in runs"),
+    "resume a file": (["--resume", "s.yaml"], "no run 's.yaml' in runs"),
+    "resume above": (["--resume", "../../.."], "no run '../../..' in runs"),
+    "resume and name": (["--name", "x", "--resume", "latest"], "runs: no runs here yet"),
+    "runs in a file": (["--runs-dir", "s.yaml"], "s.yaml/good-"),
+    "runs in a file's folder": (["--runs-dir", "s.yaml/x"], "cannot write: Not a directory"),
+    "force alone": (["--force"], "--force is for --resume"),
+    "unknown option": (["--sedes", "3"], "No such option: --sedes"),
+    "unknown option with an escape": (["--\x1b[31m\n"], r"--\x1b[31m"),
+    "one word too many": (["more"], "(more)"),
+    "an option without its value": (["--seeds"], "--seeds"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_cannot_be_followed_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, words = OPTIONS[name]
+    device = [] if "--device" in options else ["--device", "cpu"]
+    assert words in refusal(capsys, tmp_path, "run", "s.yaml", *device, *options, "--quiet")
+
+
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "no such command": (["rum"], "No such command 'rum'"),
+    "a command with an escape": (["\x1b[31m"], r"No such command '\x1b[31m'"),
+    "run nothing": (["run"], "run needs a SUITE"),
+    "tune nothing": (["tune"], "tune needs a SUITE"),
+    "tune by guessing": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
+    "tune over a file": (["tune", "s.yaml", "-o", "s.yaml"], "this file exists"),
+    "tune into nowhere": (["tune", "s.yaml", "-o", "gone/x.yaml"], "there is no directory gone"),
+    "list nothing": (["list"], "Missing argument 'KIND'"),
+    "list what there is not": (["list", "optimisers"], "did you mean 'optimizers'?"),
+    "list with an escape": (["list", "\x1b[31m\n"], r"unknown kind '\x1b[31m\n'"),
+    "check nobody": (["check", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+    "check a file that is not there": (["check", "./gone.py:Mine"], "there is no file gone.py"),
+    "check a setting that is none": (["check", "sgd", "--set", "lr"], "--set lr: needs the form"),
+    "check a setting of a setting": (["check", "sgd", "--set", "lr=1", "--set", "lr.a=1"], "lr is 1, and has no keys"),
+    "report nobody": (["report", "nobody"], "no run 'nobody' in runs"),
+    "report in no format": (["report", "--format", "docx"], "--format: unknown format 'docx'"),
+    "compare nobody": (["compare", "a", "b"], "no run 'a' in runs"),
+    "compare half": (["compare", "a:", "b"], "'a:': needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
+    "compare by no metric": (["compare", "a", "b", "--metric", "fame"], "--metric: unknown metric 'fame'"),
+    "a gate that is none": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': needs METRIC:+SIZE"),
+    "a gate of no metric": (["compare", "a", "b", "--fail-on", "fame:+1"], "unknown metric 'fame'"),
+    "a gate with an escape": (["compare", "a", "b", "--fail-on", "\x1b[2J"], r"--fail-on '\x1b[2J': needs"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_cannot_be_followed_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = COMMANDS[name]
+    assert expected in refusal(capsys, tmp_path, *words)

@@ -1,0 +1,179 @@
+"""Broken suite files as users meet them: `optbench run` and `optbench tune` say where and what, and make nothing."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from tests.refusals import refusal
+from tests.suite.test_faults import BROKEN_SUITES, BROKEN_YAML, GOOD
+
+HUGE = 100 << 20
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # whatever is written relative to it is seen
+
+
+@pytest.mark.parametrize("name", [*BROKEN_YAML, *BROKEN_SUITES])
+def test_a_broken_suite_is_refused_before_anything_is_made(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name in BROKEN_YAML:
+        text, place, words = BROKEN_YAML[name]
+    else:
+        old, new, place, words = BROKEN_SUITES[name]
+        text = GOOD.replace(old, new, 1)
+    path = tmp_path / "s.yaml"
+    path.write_bytes(text.encode())
+    said = refusal(capsys, tmp_path, "run", path)
+    assert said.startswith(f"{path}:{place}")
+    assert words in said
+
+
+@pytest.mark.parametrize("command", [["run", "--dry-run"], ["tune"], ["tune", "--dry-run"], ["run", "--seeds", "2"]])
+def test_every_command_that_takes_a_suite_refuses_it_alike(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    for name in ("count is zero", "name with a folder"):
+        old, new, place, words = BROKEN_SUITES[name]
+        path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+        said = refusal(capsys, tmp_path, *command, path)
+        assert said.startswith(f"{path}:{place}")
+        assert words in said
+
+
+# What only the registries know: old text, new text, place, words of the message.
+UNKNOWN: dict[str, tuple[str, str, str, str]] = {
+    "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+    "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr'; did you mean 'lr'?"),
+    "rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd needs a number"),
+    "rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd needs a number"),
+    "rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd needs a number"),
+    "rate is null": ("lr: 0.1", "lr: null", "4:22", "'lr' of sgd needs a number"),
+    "a choice in a list of lists": ("lr: 0.1", "lr: [[1]]", "4:22", "'lr' of sgd needs a number"),
+    "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "needs an optimizer"),
+    "wrapper around itself without end": (
+        "sgd, lr: 0.1",
+        "gradient-noise, base: " + "{target: gradient-noise, base: " * 12 + "{target: nobody}" + "}" * 12,
+        "4:33",
+        "unknown optimizer 'nobody'",
+    ),
+    "preset that is none": ("target: sgd, lr: 0.1", "target: shampoo, preset: fast", "4:26", "'preset'"),
+    "preset that is a list": ("target: sgd, lr: 0.1", "target: shampoo, preset: [[1]]", "4:26", "'preset'"),
+    "unknown metric": ("[sgd, adam]", "[sgd]\n    metrics: [hoyerr]", "14:15", "did you mean 'hoyer'?"),
+    "metric of pairs": ("[sgd, adam]", "[sgd]\n    metrics: [loss_barrier]", "14:15", "of two solutions"),
+    "unknown primary metric": ("[sgd, adam]", "[sgd]\n    primary: [x]", "14:15", "unknown metric 'x'"),
+    "claim about nothing": (
+        "[sgd, adam]",
+        "[sgd]\nclaims: {c: {experiment: permuted, metric: x, left: sgd, right: 0, expect: higher}}",
+        "14:44",
+        "unknown metric 'x'",
+    ),
+    "more trials than anybody trains": (
+        "lr: 0.1",
+        "lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}, dampening: 0}\n"
+        "  sgd2: {target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}",
+        "",
+        "more than 200000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_only_the_registries_know_is_refused_too(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, place, words = UNKNOWN[name]
+    path = tmp_path / "s.yaml"
+    text = GOOD.replace(old, new, 1)
+    if "trials" in name:
+        text = text.replace("seeds: 3", "seeds: 20").replace("    optimizers: [sgd, adam]\n", "")
+    path.write_text(text, encoding="utf-8")
+    said = refusal(capsys, tmp_path, "run", path)
+    assert words in said
+    assert said.startswith(f"{path}:{place}")
+
+
+@pytest.mark.parametrize("unit", [b"a: 1\n", b"[", b"\xff\xfe"])
+def test_a_hundred_megabytes_are_refused_at_once(
+    unit: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(unit * (2 << 20))
+    with path.open("r+b") as file:
+        file.truncate(HUGE)  # the rest is a hole: reading any of it would show in what is allocated
+    try:
+        tracemalloc.start()
+        started = time.process_time()
+        said = refusal(capsys, tmp_path / "nothing", "run", path)
+        seconds = time.process_time() - started
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        path.unlink()
+    assert said == f"{path}:1:1: larger than 1024 KiB, which no suite is"
+    assert seconds < 2
+    assert peak < 16 << 20, f"{peak >> 20} MiB"
+
+
+def test_files_that_are_no_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop = tmp_path / "loop.yaml"
+    loop.symlink_to(loop)
+    gone = tmp_path / "gone.yaml"
+    gone.symlink_to(tmp_path / "nowhere.yaml")
+    folder = tmp_path / "folder.yaml"
+    folder.mkdir()
+    for path, words in (
+        (loop, "loop.yaml"),
+        (gone, "no such file"),
+        (folder, "a directory; needs a suite file"),
+        (tmp_path / "a\0b.yaml", r"a\x00b.yaml"),
+        (tmp_path / ("x" * 5000), "no such file"),
+        (f"{tmp_path}/s.yaml/deeper.yaml", "no such file"),
+        ("", "the suite is empty"),
+        ("../../../../etc/shadow.yaml", "no such file"),
+        ("\x1b[31mred\x1b[0m\n\u202eevil.yaml", r"\x1b[31mred\x1b[0m\n\u202eevil.yaml"),
+    ):
+        for command in (["run"], ["tune"], ["run", "--dry-run", "--optimizer", "x=a:B"]):
+            assert words in refusal(capsys, tmp_path, *command, path)
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"name: \xe4\n", "1:7"),
+        (GOOD.encode("utf-16"), "1:1"),
+        (GOOD.encode("latin-1").replace(b"good", b"g\xf6\xf6d"), "1:8"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "1:1"),
+        (b"PK\x03\x04\x14\x00", "1:3"),
+        (b"\x7fELF\x02\x01", "1:1"),
+        (b"\x00" * 1000, "1:1"),
+    ],
+)
+def test_bytes_that_are_no_text(data: bytes, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(data)
+    assert refusal(capsys, tmp_path, "run", path).startswith(f"{path}:{place}: ")
+
+
+def test_escape_sequences_in_a_suite_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    for old, new in (
+        ("name: good", 'name: "\\e[31mred"'),
+        ("  sgd: {", '  "\\e]0;title\\a": {'),
+        ("target: sgd", 'target: "\\e[2Jgone"'),
+        ("target: sgd", 'target: "./\\e[2J.py:\\e[2J"'),
+        ("kind: permuted", 'kind: "\\e[31m"'),
+        ("seeds: 3", 'seeds: "\\e[31m\\r\\n"'),
+        ("seeds: 3", '"\\e[31m\\u202e": 3'),
+    ):
+        path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+        assert "\x1b" not in refusal(capsys, tmp_path, "run", path, lines=5)

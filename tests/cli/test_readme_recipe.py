@@ -1,0 +1,61 @@
+"""The README's recipe for pandas, run word for word on a run that has controls."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from optbench.cli import main
+from optbench.plan import Trial
+from optbench.store.tables import Row
+from tests.written_runs import rows_of, write_run
+
+README = Path(__file__).parents[2] / "README.md"
+SUITE = """
+name: nulls
+seeds: 3
+optimizers: {sgd: {target: sgd, lr: 0.1}, adam: {target: adam}}
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 3}
+    models: {small: {kind: mlp, hidden: [10]}, wide: {kind: mlp, hidden: [20]}}
+    pairs: {against: [sgd], metrics: [linear_cka]}
+"""
+
+
+def rows(trial: Trial) -> Sequence[Row]:
+    """Controls end far below the trials that they are controls of."""
+    end = 0.1 if trial.is_control else 0.9 + 0.01 * trial.seed
+    matrix = [[0.1] * 3, [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [end, end, end]]
+    return rows_of("ok", matrix, {}, init_hash=str(trial.seed))
+
+
+def result_of(code: str) -> Any:
+    """The value of the last expression of some code."""
+    *before, last = ast.parse(code).body
+    assert isinstance(last, ast.Expr)
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(before, []), "README.md", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+
+
+def test_the_recipe_has_the_means_of_the_report_and_no_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, SUITE, rows)
+    monkeypatch.chdir(tmp_path)
+    stages = pd.read_parquet("runs/made/trials.parquet").stage
+    assert set(stages) == {"eval", "control"}
+    (recipe,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = result_of(recipe.replace("<id>", "made"))
+    assert main(["report", "made", "--format", "csv", "-o", "report.csv"]) == 0
+    report = pd.read_csv("report.csv")
+    wanted = report[report.metric == "average_accuracy"].set_index(["model", "optimizer"])["mean"]
+    assert found.to_dict() == pytest.approx(wanted.to_dict())
+    assert found.to_dict() == pytest.approx(dict.fromkeys(wanted.index, 0.91))

@@ -1,0 +1,200 @@
+"""`optbench tune` without a word from the suite: the rates it tries, and why it leaves an optimizer as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from optbench.cli import main
+from optbench.optimizers.registry import OPTIMIZERS, complete
+from optbench.suite import load_suite
+from optbench.tuning.space import searches
+from tests.refusals import refusal
+
+MINE = '''
+import torch
+
+
+class Own(torch.optim.SGD):
+    """With a default rate of its own."""
+
+    def __init__(self, params, lr=0.25, momentum=0.0):
+        super().__init__(params, lr=lr, momentum=momentum)
+
+
+class NoDefault(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+
+
+class NoRate(torch.optim.SGD):
+    def __init__(self, params, speed=0.1):
+        super().__init__(params, lr=speed)
+
+
+class NullRate(torch.optim.SGD):
+    def __init__(self, params, lr=None):
+        super().__init__(params, lr=lr or 0.1)
+
+
+class ZeroRate(torch.optim.SGD):
+    def __init__(self, params, lr=0.0):
+        super().__init__(params, lr=lr)
+
+
+class TextRate(torch.optim.SGD):
+    def __init__(self, params, lr="auto"):
+        super().__init__(params, lr=0.1)
+'''
+SUITE = """
+name: defaults
+seeds: 2
+optimizers:
+{optimizers}
+experiments:
+  e:
+    tasks: {{kind: permuted, count: 1}}
+    models: {{net: {{kind: mlp, hidden: [8]}}}}
+    protocol: {{batch_size: 32, max_steps: 4, early_stopping: null, train_examples: 400,
+               validation_examples: 400, test_examples: 100}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def suite(folder: Path, **optimizers: str) -> Path:
+    path = folder / "suite.yaml"
+    lines = "\n".join(f"  {name}: {settings}" for name, settings in optimizers.items())
+    path.write_text(SUITE.format(optimizers=lines))
+    return path
+
+
+def spaces(path: Path) -> dict[str, Any]:
+    """By optimizer: path and bounds of what is searched."""
+    found = {}
+    for search in searches(load_suite(path)).searches:
+        (dimension,) = search.dimensions
+        assert len(dimension.values) == 7
+        found[search.optimizer] = (dimension.name, dimension.log)
+    return found
+
+
+def test_seven_rates_over_two_decades_around_the_optimizers_own(folder: Path) -> None:
+    path = suite(
+        folder,
+        stated="{target: ./mine.py:Own, lr: 0.5}",
+        own="{target: ./mine.py:Own, momentum: 0.9}",
+        inside="{target: sam, base: {target: ./mine.py:Own}}",
+        torch="{target: torch.optim:Adagrad}",
+        registered="{target: adam}",
+    )
+    assert spaces(path) == {
+        "stated": ("lr", (0.05, 5.0)),
+        "own": ("lr", (0.025, 2.5)),
+        "inside": ("base.lr", (0.025, 2.5)),
+        "torch": ("lr", (0.001, 0.1)),
+        "registered": ("lr", (0.0001, 0.01)),
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_registered_optimizer_is_tuned_around_its_default_or_left_as_it_is(name: str, folder: Path) -> None:
+    path = suite(folder, one=f"{{target: {name}}}", other="{target: sgd, lr: 0.1}")
+    rate = complete(name, {}).get("lr")
+    left = [untuned.optimizer for untuned in searches(load_suite(path)).left]
+    if rate is None:
+        assert left == ["one"]
+    else:
+        bounds = (pytest.approx(rate / 10), pytest.approx(rate * 10))
+        assert (spaces(path)["one"], left) == (("lr", bounds), [])
+
+
+NOT_TUNED = {
+    "{target: ./mine.py:NoDefault, lr: [0.1, 0.2]}": "the suite sweeps its hyper-parameters; to tune it, give each",
+    "{target: ./mine.py:NoRate}": "it has no learning rate 'lr' with a value; give it one, or say in 'tune.optimizers'",
+    "{target: ./mine.py:NullRate}": "it has no learning rate 'lr' with a value",
+    "{target: ./mine.py:ZeroRate}": "its lr is 0.0; expected a number above 0",
+    "{target: ./mine.py:TextRate}": "its lr is 'auto'; expected a number above 0",
+    "{target: sam}": "the suite does not name its base; to tune its rate, write base: {target: sgd}",
+    "{target: switch, at: 3}": "it has 2 optimizers inside; say in 'tune.optimizers' what to search, as in {first: ",
+    "{target: sam, base: {target: ./mine.py:NoRate}}": "its base ./mine.py:NoRate: it has no learning rate 'lr'",
+}
+
+
+@pytest.mark.parametrize("settings", NOT_TUNED)
+def test_why_an_optimizer_is_not_tuned_is_said(settings: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = suite(folder, mine=settings, sgd="{target: sgd, lr: 0.1}")
+    assert main(["tune", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"optbench: not tuned: mine: {NOT_TUNED[settings]}"), said
+    assert said.count("\n") == 1
+    # Alone, there is nothing to choose: the same words, below the line that says so.
+    path = suite(folder, mine=settings)
+    lines = refusal(capsys, folder, "tune", path, "--dry-run", lines=2).split("\n")
+    assert lines[0].startswith("tune: nothing to choose in suite 'defaults': say in 'tune.optimizers' what to search")
+    assert lines[1].startswith(f"not tuned: mine: {NOT_TUNED[settings]}")
+
+
+def test_an_optimizer_that_the_suite_does_not_name_is_said_to_be_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = suite(folder, sgd="{target: sgd, lr: 0.1}")
+    path.write_text(path.read_text() + "tune: {optimizers: {sgd: {lr: [0.1, 0.2]}}}\n")
+    assert main(["tune", str(path), "--optimizer", "mine=./mine.py:Own", "--dry-run"]) == 0
+    assert capsys.readouterr().err == "optbench: not tuned: mine: 'tune.optimizers' does not name it\n"
+    assert main(["tune", str(path), "--optimizer", "mine=./mine.py:Own", "--dry-run", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_experiments_that_differ_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = suite(folder, mine="{target: ./mine.py:Own}", other="{target: adam}")
+    again = path.read_text().partition("  e:\n")[2].replace("\n    protocol", "\n    optimizers: OWN\n    protocol")
+    path.write_text(
+        path.read_text()
+        + "  swept:\n"
+        + again.replace("OWN", "{mine: {lr: [0.1, 0.2]}, other: {}}")
+        + "  text:\n"
+        + again.replace("OWN", "{mine: {lr: zero}, other: {}}")
+    )
+    assert main(["tune", str(path), "--dry-run"]) == 0
+    assert [line.partition(": the")[0].partition(": its")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "optbench: not tuned: mine on swept",
+        "optbench: not tuned: mine on text",
+    ]
+
+
+def test_a_plug_in_that_cannot_be_loaded_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = suite(folder, mine="{target: ./mine.py:Nobody}")
+    assert "./mine.py:Nobody: ./mine.py has no 'Nobody'" in refusal(capsys, folder, "tune", path, "--dry-run")
+
+
+@pytest.mark.usefixtures("_train_here")
+def test_a_suite_tuned_without_a_word_has_its_values_and_refuses_its_tuning_seeds(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = suite(folder, mine="{target: ./mine.py:Own}", sgd="{target: sgd, lr: 0.1}")
+    assert main(["tune", str(path), "--name", "t", "-o", "tuned.yaml", "--quiet"]) == 0
+    assert sorted(set(pd.read_parquet("runs/t/trials.parquet")["seed"])) == [1000, 1001]
+    tuned = load_suite(folder / "tuned.yaml")
+    assert tuned.tune is not None
+    assert tuned.tune.seeds == [1000, 1001]
+    assert 0.025 <= tuned.optimizers["mine"].hyperparameters["lr"] <= 2.5
+    # A learning rate that the suite did not give is written where it belongs.
+    assert (tuned.experiments["e"].tuning or {})["mine"].chosen == tuned.optimizers["mine"].hyperparameters
+    said = refusal(capsys, folder, "run", "tuned.yaml", "--seeds", "0,1001")
+    assert said.startswith("--set seeds=[0, 1001]: seed 1001 is in 'tune.seeds' and in 'seeds'")
+    assert main(["run", "tuned.yaml", "--seeds", "0,1", "--dry-run"]) == 0
+    # Another tuning, on other seeds, of one of the optimizers: the values of both have been chosen on seeds.
+    words = ["tune", "tuned.yaml", "--optimizer", "sgd", "--seeds", "2000,2001", "--name", "u", "-o", "again.yaml"]
+    assert main([*words, "--quiet"]) == 0
+    again = load_suite(folder / "again.yaml").tune
+    assert again is not None
+    assert again.seeds == [1000, 1001, 2000, 2001]

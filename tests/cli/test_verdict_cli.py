@@ -1,0 +1,338 @@
+"""`compare` and `report` as a user or a CI job meets them: streams, files, exit codes, and runs that are not whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from optbench.cli import main
+from optbench.plan import Trial
+from optbench.store.tables import Row
+from tests.written_runs import rows_of, write_run
+
+SUITE = """
+name: duel
+seeds: 10
+optimizers:
+  sgd: {target: sgd, lr: 0.1}
+  adam: {target: adam, lr: 1.0e-3}
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 3}
+    models: {small: {kind: mlp, hidden: [10]}}
+claims:
+  right: {experiment: permuted, metric: forgetting, left: sgd, right: adam, expect: lower, source: Figure 0}
+"""
+WOBBLE = [0.003, -0.001, 0.004, -0.004, 0.001, 0.002, -0.005, 0.0015, -0.002, 0.0035]
+
+
+def rows(trial: Trial, extra: float = 0.0) -> Sequence[Row]:
+    forgets = (
+        0.1 + (0.1 + extra if trial.optimizer == "adam" else 0.0) + WOBBLE[trial.seed] * (trial.optimizer == "sgd")
+    )
+    matrix = [[0.1] * 3, [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9 - forgets, 0.9 - forgets, 0.9]]
+    return rows_of("ok", matrix, {"effective_rank": 20 + WOBBLE[-trial.seed] * 100}, init_hash=str(trial.seed))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs, `base` and `proposal`; in the latter adam forgets .03 more."""
+    write_run(tmp_path, SUITE, rows, name="base")
+    write_run(tmp_path, SUITE, lambda trial: rows(trial, 0.03), name="proposal")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def test_compare_inside_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "base:sgd", "base:adam"]) == 0
+    shown, said = capsys.readouterr()
+    assert "A = base:sgd, B = base:adam; every difference is A - B" in shown
+    assert "better" in shown
+    assert said == ""
+
+
+def test_gates_decide_the_exit_code_after_the_report_is_written(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gates = ["--fail-on", "forgetting:+0.02", "--fail-on", "average_accuracy:-10%"]
+    assert main(["compare", "proposal", "base", *gates, "-o", "report.md"]) == 1
+    shown, said = capsys.readouterr()
+    assert shown == ""
+    assert "optbench: error: gate forgetting:+0.02 failed on permuted, small, adam" in said
+    text = Path("report.md").read_text(encoding="utf-8")
+    assert text.startswith("# optbench compare")
+    assert "**failed**" in text
+    assert main(["compare", "base", "proposal", *gates]) == 0, "the better of the two passes"
+
+
+def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = ["compare", "base:sgd", "base:adam", "--fail-on", "forgetting:-0.1"]
+    assert main(gate) == 0
+    assert "optbench: warning: gate forgetting:-0.1 inconclusive" in capsys.readouterr().err
+    assert main([*gate, "--strict"]) == 1
+    assert "optbench: error: gate forgetting:-0.1 inconclusive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["compare", "base", "base"], 4, "compared with itself it says nothing"),
+        (["compare", "base", "bse"], 2, "no run 'bse' in runs; did you mean 'base'?"),
+        (["compare", "base:sgdd", "base:adam"], 2, "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
+        (["compare", "base:", "base:adam"], 2, "needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
+        (["compare", "base", "proposal", "--metric", "forgeting"], 2, "did you mean 'forgetting'?"),
+        (["compare", "base", "proposal", "--fail-on", "forgeting:+1"], 2, "did you mean 'forgetting'?"),
+        (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "needs METRIC:+SIZE or METRIC:-SIZE"),
+        (["compare", "base", "proposal", "--format", "markdwn"], 2, "did you mean 'markdown'?"),
+        (["compare", "base", "proposal", "-o", "no/such/folder/x.md"], 2, "cannot write"),
+        (["compare", "base"], 2, "Missing argument"),
+        (["report", "bsae"], 2, "no run 'bsae' in runs; did you mean 'base'?"),
+        (["report", "base", "base"], 2, "a run is named twice"),
+        (["report", "base", "--format", "pdf"], 2, "unknown format 'pdf'"),
+        (["report", "base", "-o", "no/such/folder/x.json"], 2, "cannot write"),
+    ],
+)
+def test_slips_are_one_line_with_the_right_exit_code(
+    runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_other_settings_are_exit_4_and_forced_with_a_warning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs.parent, SUITE.replace("lr: 0.1", "lr: 0.2"), rows, name="other")
+    assert main(["compare", "base", "other"]) == 4
+    assert "their suites differ in optimizers.sgd.lr (0.1, 0.2)" in capsys.readouterr().err
+    assert main(["compare", "base", "other", "--force"]) == 0
+    assert "optbench: warning: forced: their suites differ" in capsys.readouterr().err
+
+
+def test_nothing_that_ended_on_both_sides_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs.parent, SUITE, lambda trial: [], name="empty", status="interrupted")
+    assert main(["compare", "base", "empty"]) == 4
+    shown, said = capsys.readouterr()
+    assert "0 of 10 seeds paired" in shown
+    assert "no seed has ended on both sides" in said
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html", "latex", "csv", "json"])
+def test_every_format_is_the_only_thing_on_standard_output(
+    runs: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for words in (["report", "base"], ["compare", "proposal", "base"]):
+        assert main([*words, "--format", name]) == 0
+        shown, said = capsys.readouterr()
+        assert said == ""
+        start = {"markdown": "# optbench", "html": "<!DOCTYPE html>", "latex": "\\documentclass", "json": "{"}
+        assert shown.startswith(start.get(name, ""))
+        assert "\x1b" not in shown
+        if name == "json":
+            assert json.loads(shown)["version"] == 1
+        elif name == "csv":
+            assert len(list(csv.DictReader(io.StringIO(shown)))) > 10
+        else:
+            assert "forgetting" in shown
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md", "html", "tex", "csv", "json"])
+def test_the_suffix_of_the_file_chooses_the_format(runs: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    names = {"txt": "terminal", "md": "markdown", "tex": "latex"}
+    assert main(["report", "base", "-o", f"a.{suffix}"]) == 0
+    assert main(["report", "base", "-o", "b", "--format", names.get(suffix, suffix)]) == 0
+    assert Path(f"a.{suffix}").read_bytes() == Path("b").read_bytes()
+    assert capsys.readouterr().out == ""
+
+
+def test_figures_are_written_and_linked_from_the_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    assert main(["report", "base", "--figures", "out/figures", "-o", "out/report.md"]) == 0
+    text = Path("out/report.md").read_text(encoding="utf-8")
+    linked = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert linked
+    assert all((Path("out") / link).is_file() for link in linked)
+    suffixes = {path.suffix for path in Path("out/figures").iterdir()}
+    assert suffixes == {".svg", ".png", ".pdf"}
+    assert "figures in out/figures" in capsys.readouterr().err
+
+
+def test_claims_are_in_every_format(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("terminal", "markdown", "html", "latex", "json"):
+        assert main(["report", "base", "--format", name]) == 0
+        assert "supported" in capsys.readouterr().out
+    assert main(["report", "base", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["claims"][0]["verdict"] == "supported"
+
+
+# --- runs that are not whole
+
+
+def with_trouble(trial: Trial) -> Sequence[Row]:
+    if trial.optimizer == "adam" and trial.seed == 0:
+        return rows_of("diverged", [[0.1] * 3, [0.2] * 3, [None] * 3, [None] * 3], {}, init_hash="0")
+    return rows_of("failed") if trial.optimizer == "adam" and trial.seed == 1 else rows(trial)
+
+
+def test_diverged_and_failed_trials_are_in_plain_sight_in_every_format(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(runs.parent, SUITE, with_trouble, name="trouble")
+    for name in ("terminal", "markdown", "html", "latex"):
+        assert main(["report", "trouble", "--format", name]) == 0
+        shown = re.sub(r"\s+", " ", capsys.readouterr().out.replace("\\", ""))
+        assert "1 diverged, 1 failed: not in the means" in shown
+        assert "a shape is wrong" in shown
+    assert main(["report", "trouble", "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    adam = next(line for line in lines if line["optimizer"] == "adam")
+    assert [adam[key] for key in ("planned", "ok", "diverged", "failed", "n")] == ["10", "8", "1", "1", "8"]
+    assert main(["compare", "trouble:sgd", "trouble:adam"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "9 of 10 seeds paired" in shown
+    assert "B (adam), of 10 trials: 1 diverged, 1 failed" in shown
+
+
+def test_an_empty_run_is_reported_and_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs.parent, SUITE, lambda trial: [], name="empty", status="interrupted")
+    for name in ("terminal", "markdown", "html", "latex", "csv", "json"):
+        assert main(["report", "empty", "--format", name]) == 4
+        shown, said = capsys.readouterr()
+        assert said == "optbench: nothing was measured in empty\n"
+        assert name in ("csv", "json") or "Nothing was measured" in shown
+
+
+def test_a_table_that_is_missing_empty_or_short_gives_a_report_of_the_rest(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("metrics", "spectra", "similarity", "curves", "pruning"):
+        (runs / "base" / f"{name}.parquet").unlink()
+    assert main(["report", "base", "--format", "html"]) == 0
+    assert "0.83" in capsys.readouterr().out
+
+
+def test_an_unreadable_table_another_schema_and_a_missing_column_are_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("runs/base/accuracy.parquet")
+    whole = file.read_bytes()
+
+    def refused(said: str) -> None:
+        for words in (["report", "base"], ["compare", "base:sgd", "base:adam"]):
+            assert main(words) == 2
+            shown, error = capsys.readouterr()
+            assert shown == ""
+            assert said in error
+            assert str(file) in error
+            assert len(error.splitlines()) == 1
+
+    file.write_bytes(whole[: len(whole) // 2])
+    refused("unreadable")
+    file.write_bytes(b"")
+    refused("unreadable")
+    table = pq.read_table(pa.BufferReader(whole))
+    pq.write_table(table.replace_schema_metadata({"optbench_schema_version": "99"}), file)
+    refused("needs schema version 1; 99 came")
+    pq.write_table(table.drop_columns(["loss"]), file)
+    refused("lacks the column loss")
+    pq.write_table(table.set_column(0, "trial", pa.array(range(table.num_rows))), file)
+    assert main(["report", "base"]) in (0, 2), "rows of unknown trials"
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+    (runs / "base" / "run.json").write_text('{"schema_version": 2}', encoding="utf-8")
+    assert main(["report", "base"]) == 2
+    assert "needs schema version 1; 2 came" in capsys.readouterr().err
+
+
+def test_reading_imports_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:
+    for words in (["report", "base", "--format", "html"], ["compare", "base:sgd", "base:adam"]):
+        code = (
+            "import sys, io, contextlib; from optbench.cli import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()): code = main(sys.argv[1:])\n"
+            "sys.exit(code or ' '.join({'torch', 'pandas', 'scipy', 'matplotlib.pyplot'} & sys.modules.keys()) or 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- the README's workflow
+
+README = Path(__file__).parents[2] / "README.md"
+OPTIMIZER = """
+import torch
+
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr * {factor})
+"""
+MINE = """
+name: mine
+seeds: 6
+optimizers:
+  mine: {target: ./mine.py:Mine, lr: 0.1}
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 2}
+    models: {small: {kind: mlp, hidden: [10]}}
+    protocol:
+      max_steps: 30
+      train_examples: 1000
+      validation_examples: 200
+      test_examples: 500
+      early_stopping: null
+"""
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def workflow() -> list[str]:
+    """The commands of the README's workflow, without those that install."""
+    block = re.search(r"```yaml\n(# \.github/workflows/.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    (job,) = yaml.safe_load(block[1])["jobs"].values()
+    return [step["run"] for step in job["steps"] if "run" in step and "pip install" not in step["run"]]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="the workflow checks out commits with git")
+def test_the_workflow_of_the_readme_judges_a_pull_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "suite.yaml").write_text(MINE, encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("runs\n__pycache__\nbin\nsummary.md\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(OPTIMIZER.format(factor=1), encoding="utf-8")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "base")
+    base = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "mine.py").write_text(OPTIMIZER.format(factor=1e-6), encoding="utf-8")
+    git(tmp_path, "commit", "-qam", "proposal: hardly moves")
+    # The command as an installed one, for the shell.
+    command = tmp_path / "bin" / "optbench"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m optbench.cli "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    codes = []
+    for step in workflow():
+        script = step.replace("${{ github.event.pull_request.base.sha }}", base)
+        assert "${{" not in script
+        done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        codes.append((done.returncode, done.stderr[-500:]))
+    assert [code for code, _ in codes] == [0, 1, 0], codes
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.index("# optbench compare") < summary.index("# optbench: mine")
+    assert "**failed**" in summary
+    assert "average_accuracy:-1%" in summary

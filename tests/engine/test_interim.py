@@ -1,0 +1,119 @@
+"""A training that goes on from the end of a task, in another process as it were, ends as the one that was not cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from optbench.data import Dataset
+from optbench.engine import TrialResult, Workspace, train
+from optbench.engine.interim import Interim
+from optbench.engine.plain import to_plain
+from optbench.optimizers.registry import OPTIMIZERS
+from optbench.plan import Cohort, cohorts, trials
+from optbench.suite import Suite
+from tests.conftest import same_bits, small_suite, trial_row
+
+
+def stored(interim: Interim) -> Interim:
+    """As it comes back from a file: JSON and tensors, rows aside."""
+    record, tensors = interim.record()
+    return Interim.from_record(json.loads(json.dumps(record)), tensors, interim.rows)
+
+
+def cut_and_whole(
+    suite: Suite, mnist: Dataset, cut_after: int = 1
+) -> list[tuple[Cohort, list[TrialResult], list[TrialResult]]]:
+    """Every cohort's results, and those of the same cohort cut after a task and gone on with."""
+    found = []
+    for cohort in cohorts(trials(suite)):
+        kept: list[Interim] = []
+
+        def write(interims: Sequence[Interim], kept: list[Interim] = kept) -> None:
+            if interims[0].task == cut_after:
+                kept += [stored(interim) for interim in interims]
+
+        whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take, write=write: take(write))
+        assert kept, "nothing was kept"
+        begun = {trial: interim for interim in kept for trial in interim.trials}
+        again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
+        found.append((cohort, whole, again))
+    return found
+
+
+def setting_of(suite: Suite, mnist: Dataset) -> Workspace:
+    return Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+
+
+BASES: dict[str, dict[str, Any]] = {
+    "l1": {"base": {"target": "adam"}},
+    "powerpropagation": {"base": {"target": "sgd", "lr": 0.05, "momentum": 0.9}},
+    "gradient-noise": {"base": {"target": "sgd", "lr": 0.05}},
+    "switch": {"first": {"target": "sgd", "lr": 0.05}, "then": {"target": "adam"}, "at": 5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_registered_optimizer_goes_on_as_if_it_had_not_been_cut(name: str, mnist: Dataset) -> None:
+    if OPTIMIZERS[name].source == "pytorch-optimizer":
+        pytest.importorskip("pytorch_optimizer")
+    suite = small_suite(
+        {"it": {"target": name, **BASES.get(name, {})}},
+        seeds=1 if OPTIMIZERS[name].lane == "per-member" else 2,
+        train_examples=200,
+        test_examples=100,
+        validation_examples=50,
+        max_epochs=1,
+    )
+    for _, whole, again in cut_and_whole(suite, mnist):
+        assert all(map(same_bits, whole, again))
+
+
+def test_what_is_kept_matters(mnist: Dataset) -> None:
+    """The comparison above can fail: without momentum's state, or with the other seed's weights, the end is another."""
+    suite = small_suite({"it": {"target": "sgd", "lr": 0.05, "momentum": 0.9}}, seeds=2, train_examples=200)
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take: take(kept.extend))
+    fresh = [dataclasses.replace(one, state=to_plain(None)) for one in kept]
+    swapped = [dataclasses.replace(one, row=other.row) for one, other in zip(kept, reversed(kept), strict=True)]
+    for wrong in (fresh, swapped):
+        begun = {trial: one for one in wrong for trial in one.trials}
+        again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
+        assert not any(map(same_bits, whole, again))
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_going_on_twice_with_early_stopping_and_what_diverged(state: str, mnist: Dataset) -> None:
+    rates = {"sgd": {"target": "sgd", "lr": [0.1, 1e30], "momentum": 0.9}, "free": {"target": "schedule-free"}}
+    pytest.importorskip("pytorch_optimizer")
+    suite = small_suite(
+        rates, tasks={"kind": "permuted", "count": 4}, seeds=2, train_examples=400, optimizer_state=state
+    )
+    for cut_after in (1, 3):
+        for cohort, whole, again in cut_and_whole(suite, mnist, cut_after):
+            assert all(map(same_bits, whole, again))
+            if cohort.optimizer == "sgd":
+                assert sorted({trial_row(result).status for result in again}) == ["diverged", "ok"]
+
+
+def test_members_of_another_company_go_on_together(mnist: Dataset) -> None:
+    """What one process kept of three and another of two is trained in whatever pieces there are."""
+    suite = small_suite({"it": {"target": "power-sgd", "lr": [0.01, 0.02]}}, seeds=2, train_examples=200)
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    for piece in cohort.split(2):
+        train(
+            piece,
+            setting_of(suite, mnist),
+            lambda progress: None,
+            lambda take: take(lambda interims: kept.extend(map(stored, interims))),
+        )
+    begun = {trial: one for one in kept for trial in one.trials}
+    again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
+    assert all(map(same_bits, train(cohort, setting_of(suite, mnist), lambda progress: None), again))

@@ -1,0 +1,216 @@
+"""States that are restored to the last number and train on differently: never resumed, and the trials say why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import optbench.execution.work
+from optbench.cli import main
+from optbench.data import Dataset
+from optbench.engine import train
+from optbench.engine.interim import Interim
+from optbench.engine.lanes import rehearsal
+from optbench.optimizers.load import load_class
+from optbench.plan import cohorts, trials
+from optbench.suite import Suite, dump_suite
+from tests.conftest import same_bits, small_suite, tables
+from tests.engine.test_interim import cut_and_whole, setting_of
+
+pytestmark = pytest.mark.usefixtures("_train_here")
+
+COMMON = """
+import weakref
+import torch
+
+MODULE = {}
+
+class Base(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+        self.begin()
+    def begin(self): ...
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(self.update(p), alpha=group["lr"])
+"""
+KEYS = {
+    "id(p) in an attribute": ("self.own = {}", "buffers, key = self.own, id(p)"),
+    "id(p) in the state": ("...", "buffers, key = self.state, id(p)"),
+    "id(p) in a group": ("self.param_groups[0]['own'] = {}", "buffers, key = self.param_groups[0]['own'], id(p)"),
+    "data_ptr of what was made": ("self.own = {}", "buffers, key = self.own, p.data_ptr()"),
+    "id(p) as text": ("self.own = {}", "buffers, key = self.own, f'p{id(p)}'"),
+    "the parameter, in the module": ("...", "buffers, key = MODULE, p"),
+    "a counter of the class": ("...", "type(self).taken += 1; buffers, key = self.state[p], 'm'"),
+}
+"""Where momentum is kept: what the constructor does for it, and where `update` finds it."""
+
+
+def source() -> str:
+    classes = []
+    for i, (begin, find) in enumerate(KEYS.values()):
+        classes.append(
+            f"\nclass C{i}(Base):\n    taken = 0\n    def begin(self): {begin}\n"
+            f"    def update(self, p):\n        {find}\n"
+            "        if key not in buffers: buffers[key] = torch.zeros_like(p)\n"
+            "        return buffers[key].mul_(0.9).add_(p.grad).mul(1 / (1 + type(self).taken / 1000))\n"
+        )
+    honest = (
+        "\nclass Honest(Base):\n"
+        "    def update(self, p):\n"
+        "        m = self.state[p].setdefault('m', torch.zeros_like(p))\n"
+        "        return m.mul_(0.9).add_(p.grad + 0.01 * torch.randn(p.shape))\n"
+        "\nclass Late(Base):\n"
+        "    def begin(self): self.own, self.taken = {}, 0\n"
+        "    def update(self, p):\n"
+        "        self.taken += 1\n"
+        "        kept = self.own.setdefault(id(p), torch.zeros_like(p)).add_(p.grad)\n"
+        "        return p.grad + (kept if self.taken % 160 < 4 else 0)\n"
+    )
+    return COMMON + "".join(classes) + honest
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins") / "keyed.py"
+    path.write_text(source())
+    return path
+
+
+def suite_of(target: str | dict[str, Any], **more: Any) -> Suite:
+    """target: or all settings of the optimizer."""
+    settings = {"target": target} if isinstance(target, str) else target
+    small: dict[str, Any] = {"train_examples": 300, "test_examples": 100, "validation_examples": 50, "max_epochs": 1}
+    return small_suite({"it": settings}, tasks={"kind": "permuted", "count": 3}, **{"seeds": 2, **small, **more})
+
+
+def kept_of(suite: Suite, mnist: Dataset) -> list[Interim]:
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take: take(kept.extend))
+    return kept
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_state_that_trains_on_differently_is_not_kept(name: str, plugins: Path, mnist: Dataset) -> None:
+    kept = kept_of(suite_of(f"{plugins}:C{list(KEYS).index(name)}"), mnist)
+    assert [(interim.task, len(interim.rows)) for interim in kept] == [(1, 0), (1, 0), (2, 0), (2, 0)]
+    for interim in kept:
+        assert interim.refused is not None
+        assert "step 1 of the next task" in interim.refused or "outside of the instance" in interim.refused
+        assert "\n" not in interim.refused
+
+
+def test_a_state_that_is_used_once_in_a_while_is_found_out(plugins: Path, mnist: Dataset) -> None:
+    """Used in every fortieth step, and not in the next task's first: what the instances hold differs at once."""
+    suite = suite_of(f"{plugins}:Late", train_examples=2000, early_stopping=None, seeds=1)
+    refused = kept_of(suite, mnist)[0].refused
+    assert refused is not None
+    assert "Late, restored, has another state after step 1 of the next task" in refused
+
+
+def test_what_is_rehearsed_is_trusted_and_the_original_takes_no_notice(
+    plugins: Path, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = suite_of(f"{plugins}:Honest")
+    followed: list[int] = []
+    original = rehearsal.Rehearsal.follow
+
+    def counted(self: Any, *given: Any) -> None:
+        original(self, *given)
+        followed.append(self.steps)
+
+    monkeypatch.setattr(rehearsal.Rehearsal, "follow", counted)
+    for cohort, whole, again in cut_and_whole(suite, mnist):
+        assert max(followed) == 9, "as many as a task has"
+        assert all(map(same_bits, whole, again))
+        plain = train(cohort, setting_of(suite, mnist), lambda progress: None)
+        assert all(map(same_bits, plain, whole))
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_original_takes_no_notice_of_a_copy_that_fails(name: str, plugins: Path, mnist: Dataset) -> None:
+    suite = suite_of(f"{plugins}:C{list(KEYS).index(name)}", seeds=1)
+    (cohort,) = cohorts(trials(suite))
+    shared = name == "a counter of the class"
+    ends = []
+    for keep in (None, lambda take: take(lambda interims: None)):
+        if shared:  # what a class counts is no trial's own: both begin at zero
+            load_class(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
+        ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
+    assert same_bits(*ends)
+
+
+COUNTER = list(KEYS).index("a counter of the class")
+INSIDE: dict[str, dict[str, Any]] = {
+    "a wrapper": {"target": "sam", "base": {"target": "FILE", "lr": 0.05}},
+    "two wrappers": {"target": "sam", "base": {"target": "l1", "base": {"target": "FILE", "lr": 0.05}}},
+    "an optimizer of matrices only": {"target": "FILE", "only_matrices": True},
+}
+
+
+@pytest.mark.parametrize("where", INSIDE)
+def test_what_an_optimizer_inside_another_counts_is_found_out(where: str, plugins: Path, mnist: Dataset) -> None:
+    """Before the copy advances it: a result must not depend on whether the time was right for keeping a state."""
+    target = f"{plugins}:C{COUNTER}"
+    settings = json.loads(json.dumps(INSIDE[where]).replace("FILE", target))
+    suite = suite_of(settings, seeds=1)
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    ends = []
+    for keep in (None, lambda take: take(kept.extend)):
+        load_class(target).taken = 0  # type: ignore[attr-defined]
+        ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
+    assert same_bits(*ends)
+    assert all("outside of the instance" in (interim.refused or "") for interim in kept)
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keeps after every task; after so many writes the process is as good as dead."""
+    left: list[int] = [0]
+    write = optbench.execution.work.write_interim
+
+    def written(*given: Any) -> None:
+        write(*given)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(optbench.execution.work, "write_interim", written)
+    monkeypatch.setattr(optbench.execution.work, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(optbench.execution.work, "SHARE", 1e9)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("C0", "C0, restored, took another step 1 of the next task"), ("Honest", None)],
+)
+def test_after_a_kill_the_trial_begins_anew_and_says_why(
+    name: str, words: str | None, plugins: Path, tmp_path: Path, killed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(dump_suite(suite_of(f"{plugins}:{name}")))
+    runs = ["--runs-dir", str(tmp_path / "runs"), "--device", "cpu", "--jobs", "1", "--quiet"]
+    assert main(["run", str(file), "--name", "whole", *runs]) == 0
+    killed[0] = 1
+    assert main(["run", str(file), "--name", "cut", *runs]) == 130
+    capsys.readouterr()
+    assert main(["run", "--resume", str(tmp_path / "runs/cut"), *runs]) == 0
+    whole, cut = tables(tmp_path / "runs/whole"), tables(tmp_path / "runs/cut")
+    notes = cut["trials"].pop("note").tolist()
+    assert whole["trials"].pop("note").isna().all()
+    for table in whole:
+        pd.testing.assert_frame_equal(whole[table], cut[table], check_exact=True)
+    if words is None:
+        assert all(map(pd.isna, notes))
+    else:
+        assert all(note.startswith(f"trained from the start when resumed: {words}") for note in notes)
+    assert not list((tmp_path / "runs/cut/interim").glob("*/members.json")), "nothing is left behind"

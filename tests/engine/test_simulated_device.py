@@ -1,0 +1,27 @@
+"""What runs on a CUDA device runs on a simulated one: `on_simulated_device.py`, in processes that have such."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parents[1] / "on_simulated_device.py"
+SOON = "suite and smoke"
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        "not suite",
+        SOON,
+        pytest.param(f"suite and not ({SOON})", marks=pytest.mark.slow),
+    ],
+)
+def test_cases(which: str) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES, "-k", which]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout

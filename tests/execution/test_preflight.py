@@ -1,0 +1,100 @@
+"""What is refused before anything is trained, in one line, with no run left behind: and what is counted for it agrees
+with what training would find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from optbench.data import Dataset
+from optbench.data.dataset import Split
+from optbench.errors import UsageError
+from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated
+from optbench.tasks import TaskFamily
+from tests.execution.test_run_directories import QUICK
+from tests.refusals import refusal
+
+SUITE = """
+name: sizes
+seeds: 3
+optimizers: {{sgd: {{target: sgd, lr: 0.1}}}}
+experiments:
+  good:
+    tasks: {{kind: permuted, count: 1}}
+    models: {{net: {{kind: mlp, hidden: [4]}}}}
+    protocol: &p {{max_steps: 2, train_examples: 640, validation_examples: 32, test_examples: 300, batch_size: 32}}
+  last:
+    tasks: {tasks}
+    models: {{net: {{kind: mlp, hidden: [4]}}}}
+    protocol: {{<<: *p, {protocol}}}
+"""
+PAIRS = "{kind: class-incremental}"
+SHUFFLED = "{kind: class-incremental, group_size: 1, order: shuffled}"
+PERMUTED = "{kind: permuted, count: 9}"
+# Tasks, protocol, and words of the message.
+CASES = {
+    "all tasks": (PERMUTED, "batch_size: 641", "batch_size: 641 is more than the 640 training examples of task 1"),
+    "one of the tasks": (PAIRS, "batch_size: 130", "batch_size: 130 is more than the"),
+    "a task of one of the seeds": (
+        SHUFFLED,
+        "validation_examples: 300, batch_size: 60",
+        "batch_size: 60 is more than the",
+    ),
+    "no examples": (PAIRS, "train_examples: 5, batch_size: 1", "so a task would be empty"),
+    "groups": ("{kind: class-incremental, group_size: 3}", "max_steps: 2", "experiments.last.tasks.group_size"),
+    "more than there are": (PAIRS, "train_examples: 60001", "experiments.last.protocol.train_examples: 60001"),
+    "all held out": (PAIRS, "validation_examples: 60000", "experiments.last.protocol.validation_examples: 60000"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_of_the_last_experiment_is_found_before_the_first_is_trained(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, protocol, words = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(SUITE.format(tasks=tasks, protocol=protocol), encoding="utf-8")
+    said = refusal(capsys, tmp_path, "run", "s.yaml", *QUICK)
+    assert words in said
+    assert said.startswith("experiments.last.")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.one_of(
+        st.builds(Permuted, kind=st.just("permuted"), count=st.integers(1, 4)),
+        st.builds(Rotated, kind=st.just("rotated"), angles=st.lists(st.floats(0, 90), min_size=1, max_size=3)),
+        st.builds(
+            ClassIncremental,
+            kind=st.just("class-incremental"),
+            group_size=st.sampled_from([1, 2, 3, 6]),
+            order=st.sampled_from(["fixed", "shuffled"]),
+        ),
+    ),
+    st.lists(st.integers(0, 5), min_size=40, max_size=120),
+    st.integers(1, 8),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=3, unique=True),
+)
+def test_the_sizes_are_those_of_the_tasks_that_are_trained(
+    tasks: Permuted | Rotated | ClassIncremental, labels: list[int], batch: int, seeds: list[int]
+) -> None:
+    """The least of them, and each that is named, counted from the arrays of every task of every seed."""
+    half = Split(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), torch.tensor(labels))
+    dataset = Dataset("made", half, half, 6, (0.1,), (0.3,))
+    protocol = Protocol(batch_size=batch, validation_examples=len(labels) // 4)
+    try:
+        family = TaskFamily(tasks, dataset, protocol, 0, torch.device("cpu"))
+    except UsageError as error:
+        with pytest.raises(UsageError, match=r"so a task would be empty"):
+            TaskFamily(tasks, dataset.without_pixels(), protocol, 0, torch.device("cpu"))
+        assume("empty" not in str(error))
+        raise
+    light = TaskFamily(tasks, dataset.without_pixels(), protocol, 0, torch.device("cpu"))
+    sizes = {(seed, task): len(family.sequence(seed).train(task)) for seed in seeds for task in range(family.count)}
+    found = {(seed, task): size for seed, task, size in light.train_sizes(seeds)}
+    assert found.items() <= sizes.items()
+    assert min(found.values()) == min(sizes.values())

@@ -1,0 +1,596 @@
+"""A user's optimizer and what it may do to its host: each ends as the right row, and the others do not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from optbench.cli import main
+from optbench.data import Dataset
+from optbench.engine import TrialResult
+from optbench.errors import OptimizerError
+from optbench.optimizers.load import load_class
+from optbench.optimizers.make import is_elementwise, maker, resolve_spec
+from optbench.optimizers.registry import complete, find
+from optbench.store import read_run
+from optbench.store.tables import AccuracyRow
+from tests.conftest import same_bits, small_suite, train_suite, trial_row
+
+FILE = """
+import torch
+from torch.optim import SGD, Optimizer
+
+
+class Plain(SGD):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, lr=lr)
+
+
+class Rebinds(Optimizer):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
+class Mutates(Plain):
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.mul_(-1e6)
+                p.grad = None
+
+
+class Closure(Plain):
+    def step(self, closure):
+        loss = closure()
+        assert loss.ndim == 0 and not torch.is_inference(loss)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad, alpha=-group["lr"])
+        return loss
+
+
+class Averages(Plain):
+    '''Measures at the average of its iterates, trains at the last one, as schedule-free methods do.'''
+
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, lr=lr)
+        self.training = None
+        self.taken = 0
+
+    def _parameters(self):
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def step(self):
+        assert self.training, "steps are taken in training mode"
+        super().step()
+        self.taken += 1
+        for p in self._parameters():
+            mean = self.state[p].setdefault("mean", p.detach().clone())
+            mean.lerp_(p.detach(), 1 / self.taken)
+
+    def _swap(self):
+        for p in self._parameters():
+            if "mean" in self.state[p]:
+                kept = p.detach().clone()
+                p.data.copy_(self.state[p]["mean"])
+                self.state[p]["mean"] = kept
+
+    def train(self):
+        if self.training is False:
+            self._swap()
+        self.training = True
+
+    def eval(self):
+        if self.training:
+            self._swap()
+        self.training = False
+
+
+class Raises(Plain):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, lr=lr)
+        self.taken = 0
+
+    def step(self):
+        self.taken += 1
+        if self.taken == 7:
+            raise ArithmeticError("enough of this")
+        super().step()
+
+
+class Nan(Raises):
+    def step(self):
+        self.taken += 1
+        if self.taken == 7:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.fill_(float("nan"))
+        else:
+            SGD.step(self)
+
+
+class Normalised(Plain):
+    '''Not elementwise: the length of a step depends on all weights of a tensor.'''
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad / p.grad.norm(), alpha=-group["lr"])
+
+
+class Draws(Plain):
+    def __init__(self, params, generator, lr=0.05):
+        super().__init__(params, lr=lr)
+        self.generator = generator
+
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(torch.randn(p.shape, generator=self.generator), alpha=1e-3)
+
+
+class Careless(Plain):
+    '''Draws from whatever generator is there.'''
+
+    def step(self):
+        import numpy
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(torch.randn(p.shape) * float(numpy.random.random()), alpha=1e-3)
+
+
+class Hooked(Plain):
+    '''Has its gradients from hooks on the network, and checks them against those it is given.'''
+
+    def __init__(self, model, lr=0.05):
+        super().__init__(model.parameters(), lr=lr)
+        self.model, self.passes, self.seen = model, 0, {}
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(self.forward)
+        model.head.bias.register_post_accumulate_grad_hook(lambda p: self.seen.update(bias=p.grad.clone()))
+
+    def forward(self, module, inputs, output):
+        if torch.is_grad_enabled():
+            self.passes += 1
+            output.register_hook(lambda grad: self.seen.update({module: grad.T @ inputs[0]}))
+
+    def step(self):
+        assert self.passes == 2, "two layers, one pass a step, and none while it is measured"
+        self.passes = 0
+        for module in (self.model.layers[0], self.model.head):
+            torch.testing.assert_close(self.seen[module], module.weight.grad)
+        assert torch.equal(self.seen["bias"], self.model.head.bias.grad)
+        super().step()
+
+
+class Decays(Plain):
+    '''Its rate falls to 0 at the last step, and it breaks where there are more.'''
+
+    def __init__(self, params, total_steps, lr=0.05):
+        super().__init__(params, lr=lr)
+        self.total, self.taken = total_steps, 0
+
+    def step(self):
+        assert self.taken < self.total
+        self.param_groups[0]["lr"] = 0.05 * (1 - self.taken / self.total)
+        self.taken += 1
+        super().step()
+
+
+class Matrices(Plain):
+    def step(self):
+        assert all(p.ndim == 2 for group in self.param_groups for p in group["params"])
+        super().step()
+
+
+class Told(Plain):
+    '''Rests in the second task; at a large rate it breaks when it hears of it.'''
+
+    tasks = 0
+
+    def begin_task(self):
+        self.tasks += 1
+        if self.tasks == 2 and self.param_groups[0]["lr"] > 0.04:
+            raise ArithmeticError("no more of this")
+
+    def step(self):
+        if self.tasks == 1:
+            super().step()
+
+
+class NoOptimizer:
+    pass
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return "./mine.py"
+
+
+def run(mnist: Dataset, target: str, **settings: Any) -> list[TrialResult]:
+    return train_suite(small_suite({"opt": {"target": target, **settings}}, seeds=2, max_epochs=1), mnist)
+
+
+def test_every_habit_that_is_no_fault_trains_as_the_plain_one_does(file: str, mnist: Dataset) -> None:
+    plain = run(mnist, f"{file}:Plain")
+    for name in ("Rebinds", "Mutates"):
+        for result, expected in zip(run(mnist, f"{file}:{name}"), plain, strict=True):
+            assert trial_row(result).status == "ok"
+            assert result.weights is not None
+            assert expected.weights is not None
+            assert all(torch.allclose(result.weights[k], w, atol=1e-6) for k, w in expected.weights.items()), name
+
+
+def test_a_closure_is_found_out_and_computes_the_same_gradients(file: str, mnist: Dataset) -> None:
+    assert resolve_spec(find(f"{file}:Closure"), {}).needs == {"closure", "random"}
+    for result, expected in zip(run(mnist, f"{file}:Closure"), run(mnist, f"{file}:Plain"), strict=True):
+        assert result.weights is not None
+        assert expected.weights is not None
+        # The closure's gradients come from autograd, the lane's from a backward pass written out.
+        assert all(torch.allclose(result.weights[k], w, atol=1e-4) for k, w in expected.weights.items())
+
+
+def test_a_switch_of_modes_is_found_out_and_measuring_changes_nothing(file: str, mnist: Dataset) -> None:
+    target = f"{file}:Averages"
+    assert resolve_spec(find(target), {}).needs == {"modes", "random"}
+    often, seldom = (
+        train_suite(
+            small_suite({"opt": {"target": target}}, seeds=1, early_stopping=None, evaluate_every=every), mnist
+        )[0]
+        for every in (0.1, 1.0)
+    )
+    assert trial_row(often).status == "ok"
+    assert often.weights is not None
+    assert seldom.weights is not None
+    assert all(torch.equal(often.weights[k], w) for k, w in seldom.weights.items())
+    plain = run(mnist, f"{file}:Plain")[0].weights
+    assert plain is not None
+    assert not all(torch.allclose(often.weights[k], w, atol=1e-4) for k, w in plain.items()), "the average is measured"
+
+
+@pytest.mark.parametrize(("name", "status"), [("Raises", "failed"), ("Nan", "diverged")])
+def test_one_that_breaks_at_step_7_says_so_and_changes_nobody(
+    file: str, mnist: Dataset, name: str, status: str
+) -> None:
+    for result in run(mnist, f"{file}:{name}"):
+        row = trial_row(result)
+        assert row.status == status
+        assert row.last_step >= 7
+        if status == "failed":
+            assert (row.error_type, row.error_message, row.last_step) == ("ArithmeticError", "enough of this", 7)
+
+
+def test_elementwise_is_verified_before_it_is_believed(file: str, mnist: Dataset) -> None:
+    assert is_elementwise(find(f"{file}:Plain"), {"lr": 0.1})
+    assert not is_elementwise(find(f"{file}:Normalised"), {"lr": 0.1})
+    stacked = run(mnist, f"{file}:Plain", elementwise=True)
+    for result, expected in zip(stacked, run(mnist, f"{file}:Plain"), strict=True):
+        assert result.weights is not None
+        assert expected.weights is not None
+        assert all(torch.equal(result.weights[k], w) for k, w in expected.weights.items())
+    with pytest.raises(Exception, match="is declared elementwise, and is not"):
+        run(mnist, f"{file}:Normalised", elementwise=True)
+
+
+@pytest.mark.parametrize("name", ["Draws", "Careless"])
+def test_random_numbers_come_from_the_trials_own_generator(file: str, mnist: Dataset, name: str) -> None:
+    suite = small_suite({"opt": {"target": f"{file}:{name}"}}, seeds=3, max_epochs=1)
+    before = torch.random.get_rng_state()
+    together = train_suite(suite, mnist)
+    assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
+    assert torch.equal(torch.random.get_rng_state(), before), "the host's generator is as it was"
+    first, second = (result.weights for result in together[:2])
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+def test_a_model_is_given_with_its_hooks(file: str, mnist: Dataset) -> None:
+    target = f"{file}:Hooked"
+    assert resolve_spec(find(target), {}).needs == {"model", "random"}
+    for plain, hooked in zip(run(mnist, f"{file}:Plain"), run(mnist, target), strict=True):
+        assert trial_row(hooked).status == "ok", trial_row(hooked).error_message
+        assert plain.weights is not None
+        assert hooked.weights is not None
+        for name, weight in plain.weights.items():
+            torch.testing.assert_close(hooked.weights[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("state", "counts"), [("keep", 60), ("reset", 30)])
+def test_the_number_of_steps_to_come_is_given(file: str, mnist: Dataset, state: str, counts: int) -> None:
+    # Two tasks of thirty steps; the rate is 0 after as many as were announced.
+    suite = small_suite(
+        {"opt": {"target": f"{file}:Decays"}, "sooner": {"target": f"{file}:Decays", "total_steps": counts - 1}},
+        seeds=1,
+        max_epochs=5,
+        max_steps=30,
+        early_stopping=None,
+        optimizer_state=state,
+    )
+    announced, sooner = train_suite(suite, mnist)
+    assert trial_row(announced).status == "ok"
+    assert trial_row(announced).steps == 60
+    assert trial_row(sooner).status == "failed", "what is set in the suite stands"
+    assert trial_row(sooner).steps == counts
+
+
+def test_one_that_wants_to_know_of_tasks_is_told(file: str, mnist: Dataset) -> None:
+    results = run(mnist, f"{file}:Told", lr=[0.03, 0.05])
+    calm, broken = ([r for r in results if r.trial.hyperparameters["lr"] == lr] for lr in (0.03, 0.05))
+    for result in calm:
+        after = [row.accuracy for row in result.rows if isinstance(row, AccuracyRow) and row.task == 1]
+        assert after[0] != after[1] == after[2], "it learnt, and then it rested"
+    for result in broken:
+        row = trial_row(result)
+        assert (row.status, row.error_message) == ("failed", "no more of this")
+    alone = run(mnist, f"{file}:Told", lr=[0.03])
+    assert all(same_bits(a, b) for a, b in zip(alone, calm, strict=True))
+
+
+def test_matrices_alone_are_given_and_the_rest_goes_to_adamw(file: str, mnist: Dataset) -> None:
+    declared = {"only_matrices": True, "fallback_lr": 0.01, "fallback_weight_decay": 0.0}
+    (split, *_) = run(mnist, f"{file}:Matrices", **declared)
+    assert trial_row(split).status == "ok", trial_row(split).error_message
+    (whole, *_) = run(mnist, f"{file}:Matrices")
+    assert trial_row(whole).status == "failed"
+
+
+def test_a_file_is_executed_once_for_each_of_its_states(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("")
+    file = tmp_path / "mine.py"
+    code = f"""import pathlib, torch
+log = pathlib.Path({str(tmp_path / "log")!r})
+log.write_text(log.read_text() + "x")
+class Mine(torch.optim.SGD): pass
+"""
+    file.write_text(code)
+    first = load_class(f"{file}:Mine")
+    assert load_class(f"{file}:Mine") is first
+    file.write_text(code + "\n# changed\n")
+    assert load_class(f"{file}:Mine") is not first
+    assert (tmp_path / "log").read_text() == "xx"
+
+
+SUITE = """
+name: guests
+seeds: 2
+optimizers:
+  sgd: {target: sgd, lr: 0.05}
+experiments:
+  permuted:
+    tasks: {kind: permuted, count: 2}
+    models: {small: {kind: mlp, hidden: [10]}}
+    protocol: {max_steps: 20, train_examples: 1000, validation_examples: 200, test_examples: 200, batch_size: 32}
+"""
+
+
+def test_guests_of_every_kind_from_the_command_line(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    names = ["Rebinds", "Closure", "Mutates", "Averages", "Raises", "Nan"]
+    guests = [word for name in names for word in ("--optimizer", f"{name.lower()}={file}:{name}")]
+    assert main(["run", "suite.yaml", "--name", "guests", "--device", "cpu", *guests]) == 3, "some trials failed"
+    assert "2 trials failed" in capsys.readouterr().err
+    rows = read_run(tmp_path / "runs/guests").table("trials").to_pylist()
+    statuses = {row["optimizer"]: row["status"] for row in rows}
+    assert statuses == {
+        "sgd": "ok",
+        "rebinds": "ok",
+        "closure": "ok",
+        "mutates": "ok",
+        "averages": "ok",
+        "raises": "failed",
+        "nan": "diverged",
+    }
+    failed = next(row for row in rows if row["optimizer"] == "raises")
+    assert (failed["error_type"], failed["error_message"]) == ("ArithmeticError", "enough of this")
+    assert main(["run", "suite.yaml", "--name", "alone", "--device", "cpu"]) == 0
+    alone, among = (read_run(tmp_path / "runs" / name).table("accuracy").to_pylist() for name in ("alone", "guests"))
+    assert [row for row in among if row["optimizer"] == "sgd"] == alone
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimizer", "x=./mine.py:NoOptimizer"], "needs a subclass of torch.optim.Optimizer"),
+        (["--optimizer", "x=./mine.py:Plian"], "did you mean 'Plain'?"),
+        (["--optimizer", "x=./mien.py:Plain"], "there is no file mien.py"),
+        (["--optimizer", "x=./broken.py:Plain"], "cannot import broken.py"),
+        (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.lrr=1"], "did you mean 'lr'?"),
+        (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.needs=clozure"], "did you mean 'closure'?"),
+        (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.elementwise=1"], "needs true or false"),
+        (
+            ["--optimizer", "x=./mine.py:Normalised", "--set", "optimizers.x.elementwise=true"],
+            "elementwise, and is not",
+        ),
+        (["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"], "needs true or false"),
+        (
+            ["--set", "optimizers.sgd={target: ./mine.py:Matrices, only_matrices: true, fallback_lrr: 1}"],
+            "did you mean 'lr'?",
+        ),
+        (["--set", "optimizers.sgd={target: sam, base: {target: sgdd}}"], "did you mean 'sgd'?"),
+        (["--set", "optimizers.sgd={target: sam, base: {target: sgd, lrr: 1}}"], "did you mean 'lr'?"),
+        (["--set", "optimizers.sgd={target: sam, base: sgd}"], "needs an optimizer, as in"),
+        (["--set", "optimizers.sgd={target: sam, base: {target: sam}}"], "sam cannot stand over sam"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_any_training(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    (tmp_path / "broken.py").write_text("import nothing_like_this\n", encoding="utf-8")
+    assert main(["run", "suite.yaml", "--device", "cpu", *words]) == 2
+    shown, error = capsys.readouterr()
+    assert shown == ""
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+# --- wrappers, by hand
+
+
+def parameter(values: list[float], grad: list[float] | None = None) -> torch.nn.Parameter:
+    made = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+    made.grad = None if grad is None else torch.tensor(grad, dtype=torch.float64)
+    return made
+
+
+def made(name: str, parameters: list[torch.nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    given = {"generator": torch.Generator().manual_seed(0)}
+    return maker(find(name), complete(name, settings), given)(parameters)
+
+
+def quadratic(p: torch.nn.Parameter) -> Callable[[], torch.Tensor]:
+    """The closure of L = 1.5 w1² + .5 w2²."""
+
+    def closure() -> torch.Tensor:
+        loss = 1.5 * p[0] ** 2 + 0.5 * p[1] ** 2
+        (p.grad,) = torch.autograd.grad(loss, [p])
+        return loss
+
+    return closure
+
+
+def test_sams_two_passes_by_hand() -> None:
+    w = parameter([1.0, 4.0])
+    closure = quadratic(w)
+    closure()  # g = (3, 4), |g| = 5, e = .1 (3, 4)/5 = (.06, .08)
+    made("sam", [w], base={"target": "sgd", "lr": 0.1}, rho=0.1).step(closure)
+    # g' = (3 * 1.06, 4.08): w - .1 g'
+    assert torch.allclose(w, torch.tensor([1 - 0.318, 4 - 0.408], dtype=torch.float64), atol=1e-7)
+
+
+def test_adaptive_sam_by_hand() -> None:
+    w = parameter([1.0, 4.0])
+    closure = quadratic(w)
+    closure()  # |w| g = (3, 16), its norm sqrt(265); e = .1 (1 * 3, 16 * 4)/sqrt(265)
+    made("sam", [w], base={"target": "sgd", "lr": 0.1}, rho=0.1, adaptive=True).step(closure)
+    e = torch.tensor([0.3, 6.4], dtype=torch.float64) / 265**0.5
+    expected = torch.tensor([1.0, 4.0], dtype=torch.float64) * (1 - 0.1 * torch.tensor([3.0, 1.0])) - 0.1 * e * (
+        torch.tensor([3.0, 1.0])
+    )
+    assert torch.allclose(w, expected.double(), atol=1e-6)
+
+
+def test_sam_without_radius_is_its_base_and_stands_still_where_the_gradient_vanishes() -> None:
+    for base in ({"target": "sgd", "lr": 0.1}, {"target": "adamw", "lr": 0.01}):
+        one, other = parameter([1.0, 4.0]), parameter([1.0, 4.0])
+        sam = made("sam", [one], base=base, rho=0.0)
+        alone = maker(find(base["target"]), complete(base["target"], {"lr": base["lr"]}))([other])  # type: ignore[arg-type]
+        for _ in range(5):
+            quadratic(one)()
+            sam.step(quadratic(one))  # type: ignore[arg-type]
+            quadratic(other)()
+            alone.step()
+        assert torch.equal(one, other)
+    flat = parameter([0.0, 0.0], [0.0, 0.0])
+    made("sam", [flat], base={"target": "sgd", "lr": 0.1}).step(quadratic(flat))  # type: ignore[arg-type]
+    assert torch.equal(flat, torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(TypeError, match="needs a closure"):
+        made("sam", [flat], base={"target": "sgd", "lr": 0.1}).step()
+
+
+def test_gradient_noise_has_the_annealed_variance_and_leaves_the_gradients() -> None:
+    w = parameter([0.0] * 40_000, [0.0] * 40_000)
+    noisy = made("gradient-noise", [w], base={"target": "sgd", "lr": 1.0}, eta=0.3, gamma=0.55, steps=3)
+    before = w.detach().clone()
+    for t in range(5):
+        grad = w.grad
+        noisy.step()
+        assert w.grad is grad
+        assert grad is not None
+        assert grad.abs().sum() == 0
+        variance = (w.detach() - before).var().item()
+        assert variance == pytest.approx(0.3 / (1 + t) ** 0.55 if t < 3 else 0.0, rel=0.03)
+        before = w.detach().clone()
+
+
+def test_power_sgd_moves_weights_by_their_size_and_biases_plainly() -> None:
+    weights = parameter([[2.0, -0.5], [0.0, 1.0]], [[1.0, 1.0], [1.0, -2.0]])  # type: ignore[list-item]
+    bias = parameter([2.0, 0.0], [1.0, 1.0])
+    made("power-sgd", [weights, bias], lr=0.1, beta=1.5).step()
+    expected = torch.tensor([[2 - 0.1 * 2**1.5, -0.5 - 0.1 * 0.5**1.5], [0.0, 1.2]], dtype=torch.float64)
+    assert torch.allclose(weights, expected)
+    assert torch.allclose(bias, torch.tensor([1.9, -0.1], dtype=torch.float64))
+
+
+def test_power_sgd_at_beta_0_is_sgd_and_stacked_members_are_alone() -> None:
+    random = torch.Generator().manual_seed(1)
+    start, grad = torch.randn(3, 4, 5, generator=random), torch.randn(3, 4, 5, generator=random)
+    stack = torch.nn.Parameter(start.clone())
+    stack.grad = grad.clone()
+    from optbench.optimizers.power_sgd import PowerSgd
+
+    rates, betas = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 1.0, 1.5])
+    PowerSgd([stack], lr=rates, beta=betas, stacked=True).step()
+    for i in range(3):
+        alone = torch.nn.Parameter(start[i].clone())
+        alone.grad = grad[i].clone()
+        PowerSgd([alone], lr=float(rates[i]), beta=float(betas[i])).step()
+        assert torch.allclose(stack[i], alone, atol=1e-7)
+    assert torch.allclose(stack[0], start[0] - 0.1 * grad[0], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sam", "gradient-noise"])
+def test_wrappers_are_alone_what_they_are_in_a_cohort(name: str, mnist: Dataset) -> None:
+    suite = small_suite({"opt": {"target": name, "base": {"target": "adamw", "lr": 2e-3}}}, seeds=3, max_epochs=1)
+    together = train_suite(suite, mnist)
+    assert all(trial_row(result).status == "ok" for result in together)
+    assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes = ((6, 4), (6,), (2, 3, 3, 3))
+    start = [torch.randn(shape, generator=random) for shape in shapes]
+    grads = [[torch.randn(shape, generator=random) for shape in shapes] for _ in range(5)]
+
+    def trained(make: Callable[[list[torch.nn.Parameter]], list[torch.optim.Optimizer]]) -> list[torch.nn.Parameter]:
+        parameters = [torch.nn.Parameter(value.clone()) for value in start]
+        optimizers = make(parameters)
+        for along in grads:
+            for p, grad in zip(parameters, along, strict=True):
+                p.grad = grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        return parameters
+
+    settings = {"lr": 0.02, "fallback_lr": 0.003, "fallback_weight_decay": 0.1}
+    together = trained(lambda ps: [made("muon", ps, **settings)])
+    by_hand = trained(
+        lambda ps: [torch.optim.Muon([ps[0]], lr=0.02), torch.optim.AdamW(ps[1:], lr=0.003, weight_decay=0.1)]
+    )
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(together, by_hand, strict=True))
+    assert torch.equal(together[0], by_hand[0])
+
+
+def test_what_a_module_hands_out_when_it_is_asked_for_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages that import their parts late have a `__getattr__` of their own (PEP 562)."""
+    (tmp_path / "lately.py").write_text(
+        "import torch\ndef __getattr__(name):\n    if name == 'Late':\n        return torch.optim.SGD\n"
+        "    raise AttributeError(name)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_class("lately:Late") is torch.optim.SGD
+    with pytest.raises(OptimizerError, match="lately has no 'Early'"):
+        load_class("lately:Early")

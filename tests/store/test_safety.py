@@ -1,0 +1,102 @@
+"""What the package never does: execute what it reads, or build code out of text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import optbench
+
+ROOT = Path(optbench.__file__).parent
+MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle"}
+CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
+METHODS = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("yaml", "load"),
+    ("yaml", "load_all"),
+    ("yaml", "unsafe_load"),
+    ("yaml", "full_load"),
+    ("pandas", "read_pickle"),
+    ("pd", "read_pickle"),
+    ("os", "system"),
+    ("os", "popen"),
+}
+EXEMPT = {
+    # An error that a pipe between our own processes raises when the other one has died; nothing is unpickled by us.
+    ("execution/pool.py", "pickle"),
+    # `optbench check` restores the state of an optimizer it has saved itself a moment ago, from memory.
+    ("checks/plain.py", "torch.load"),
+    ("checks/plain.py", "torch.save"),
+}
+
+
+def found_in(tree: ast.AST) -> Iterator[str]:
+    """What is forbidden in a module's source, by name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names if name.name.split(".")[0] in MODULES)
+            case ast.ImportFrom(module=str(module), names=names):
+                if module.split(".")[0] in MODULES:
+                    yield module
+                yield from (f"{module}.{name.name}" for name in names if (module, name.name) in METHODS)
+            case ast.Call(func=ast.Name(id=name)) if name in CALLS:
+                yield name
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if (owner, name) in METHODS:
+                yield f"{owner}.{name}"
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="np" | "numpy"), attr="load"), keywords=keywords):
+                if any(keyword.arg == "allow_pickle" for keyword in keywords):
+                    yield "numpy.load"
+            case ast.keyword(arg="shell", value=ast.Constant(value=True)):
+                yield "shell=True"
+            case _:
+                pass
+
+
+def test_the_package_executes_nothing_that_it_reads() -> None:
+    found = {
+        (file.relative_to(ROOT).as_posix(), name)
+        for file in ROOT.rglob("*.py")
+        for name in found_in(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert found <= EXEMPT, found - EXEMPT
+
+
+def test_the_scan_sees_what_it_looks_for() -> None:
+    for text in (
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "from torch import load",
+        "import yaml\nload = yaml.load",
+        "eval('1')",
+        "exec('1')",
+        "__import__('os')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import os\nos.system('ls')",
+    ):
+        assert list(found_in(ast.parse(text))), text
+    assert not list(found_in(ast.parse("model.eval()\nre.compile('x')\njson.load(file)\nyaml.safe_load(text)")))
+
+
+def test_plug_ins_are_imported_in_one_place_only() -> None:
+    """Code that a suite names is loaded by `targets.py`, and by nothing that only reads results."""
+    importing = {
+        file.relative_to(ROOT).as_posix()
+        for file in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("exec_module", "import_module", "spec_from_file_location")
+    }
+    # The others import modules of optbench's own, by names that stand in their source.
+    assert importing == {"targets.py", "data/vision.py", "metrics/catalog.py", "report/formats.py"}
+    for folder in ("report", "stats", "store", "suite", "plan"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            assert "optimizers.load" not in text, file
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ImportFrom) and node.module == "optbench.targets":
+                    assert not {name.name for name in node.names} & {"load", "read_source", "source_hash"}, file
+                assert not (isinstance(node, ast.ImportFrom) and "targets" in {name.name for name in node.names}), file

@@ -1,0 +1,199 @@
+"""The shipped suites are valid, and what they say of their tuning is true."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optbench.cli import main
+from optbench.execution.pool import Pool
+from optbench.metrics import select
+from optbench.optimizers.registry import check_settings
+from optbench.plan import trials
+from optbench.store import read_run
+from optbench.suite import Suite, load_suite, shipped_suites
+from optbench.tuning.space import effective, searches
+from optbench.tuning.tuned_file import MARKER
+from tests.conftest import assert_same_tables
+
+TUNED = ("basins", "continual", "shampoo", "sparsity")
+
+
+def shipped(name: str) -> Suite:
+    path = shipped_suites()[name]
+    return load_suite(path, check_optimizer=check_settings, check_metric=lambda metric: select([metric]))
+
+
+@pytest.mark.parametrize("name", sorted(shipped_suites()))
+def test_every_shipped_suite_loads_and_names_itself(name: str) -> None:
+    suite = shipped(name)
+    assert suite.name == name
+    assert suite.description
+    assert trials(suite)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_what_a_suite_says_of_its_tuning_is_true(name: str) -> None:
+    suite = shipped(name)
+    assert suite.tune is not None
+    assert suite.tune.seeds is not None
+    assert not set(suite.seeds) & set(suite.tune.seeds)
+    found = searches(suite)
+    searched = {(search.experiment, search.optimizer): search for search in found.searches}
+    tied = {(tie.experiment, tie.optimizer): tie for tie in found.ties}
+    for experiment, settings in suite.experiments.items():
+        assert settings.tuning is not None
+        budgets = set()
+        for optimizer, cost in settings.tuning.items():
+            if (experiment, optimizer) in tied:
+                continue
+            budgets.add((cost.settings, cost.seeds))
+            search = searched[experiment, optimizer]
+            for dimension in search.dimensions:
+                used = value_at(effective(suite, experiment, optimizer), dimension.path)
+                if cost.chosen is not None:
+                    assert cost.chosen[dimension.name] == used
+                assert used in dimension.values or cost.settings > len(search.grid), "on the grid, or it was widened"
+        assert len(budgets) == 1, "the same budget for everyone"
+        assert {o for e, o in searched if e == experiment} <= settings.tuning.keys()
+    for (experiment, optimizer), tie in tied.items():
+        leader = value_at(effective(suite, experiment, tie.of), tie.of_path)
+        assert value_at(effective(suite, experiment, optimizer), tie.path) == pytest.approx(tie.times * leader)
+
+
+@pytest.mark.parametrize("name", ["continual", "sparsity", "basins"])
+def test_a_tuned_suite_names_the_command_that_chose_its_values(name: str) -> None:
+    first, command = shipped_suites()[name].read_text().splitlines()[:2]
+    assert first == MARKER
+    assert command.startswith(f"#   optbench tune {name}")
+
+
+def value_at(hyperparameters: dict[str, Any], path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda inner, key: inner[key], path, hyperparameters)
+
+
+def test_continual_is_the_papers_section_3_1() -> None:
+    suite = shipped("continual")
+    assert len(suite.seeds) == 10
+    assert set(suite.experiments["permuted-mnist"].models) == {"mlp-50", "mlp-100", "mlp-200"}
+    assert suite.optimizers["shampoo"].hyperparameters["preset"] == "gupta"
+    claims = suite.claims.values()
+    assert {claim.metric for claim in claims} == {
+        "average_accuracy",
+        "forgetting",
+        "effective_rank",
+        "earlier_tasks_accuracy",
+        "class_cosine_mean",
+    }
+    assert all(claim.text and claim.source.startswith("arXiv:2507.12224") for claim in claims)
+    smoke = shipped("smoke")
+    assert smoke.experiments.keys() == suite.experiments.keys()
+    assert smoke.optimizers.keys() <= suite.optimizers.keys()
+
+
+# What makes the suites small: nothing but seeds, steps, tasks, examples, and of several widths those that claims name.
+# Two seeds where that costs little, so that there is something to spread over processes.
+PROTOCOL = {"max_steps": 2, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
+SEEDS = {"smoke": 2}
+
+
+def small(name: str) -> list[str]:
+    """The options that make a suite small."""
+    suite = shipped(name)
+    settings = {f"experiments.{e}.protocol.{key}": value for e in suite.experiments for key, value in PROTOCOL.items()}
+    for place, experiment in suite.experiments.items():
+        named = {model for claim in suite.claims.values() for model in claim.models or ()} & experiment.models.keys()
+        if named:
+            models = {model: experiment.models[model].model_dump() for model in sorted(named)}
+            settings[f"experiments.{place}.models"] = json.dumps(models)
+        if experiment.tasks.kind == "class-incremental":
+            settings[f"experiments.{place}.tasks.group_size"] = 5
+        elif experiment.tasks.count > 2:
+            settings[f"experiments.{place}.tasks.count"] = 2
+    for optimizer, its in suite.optimizers.items():
+        if its.target == "switch":
+            settings[f"optimizers.{optimizer}.at"] = [1]
+        if its.target == "gradient-noise":
+            settings[f"optimizers.{optimizer}.steps"] = [1]
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--seeds", str(SEEDS.get(name, 1)), *chosen]
+
+
+TITLES = {
+    "sparsity": ["weights kept", "Twins"],
+    "basins": ["Switching optimizers", "One solution against another"],
+}
+
+
+class KeptPool(Pool):
+    """Outlives its run, which saves seconds of starting processes for the next one."""
+
+    def close(self) -> None: ...
+
+    def end(self) -> None:
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def _kept_pools() -> Iterator[None]:
+    pools: dict[tuple[str, ...], KeptPool] = {}
+
+    def kept(devices: Sequence[str]) -> KeptPool:
+        return pools.setdefault(tuple(devices), KeptPool(devices))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optbench.execution.session.Pool", kept)
+        yield
+    for pool in pools.values():
+        pool.end()
+
+
+def run_suite(suite: str, to: Path, jobs: int, *words: str) -> Path:
+    command = ["run", suite, "--runs-dir", str(to.parent), "--name", to.name, "--jobs", str(jobs), *words]
+    assert main([*command, "--device", "cpu", "--quiet"]) == 0
+    return to
+
+
+@pytest.fixture(scope="module", params=sorted(shipped_suites()))
+def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each shipped suite in small, named like it, by two processes."""
+    name = request.param
+    return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
+
+
+def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
+    run = read_run(small_run)
+    assert set(run.table("trials")["status"].to_pylist()) == {"ok"}
+    report = small_run.parent / "report.md"
+    assert main(["report", str(small_run), "--format", "markdown", "-o", str(report)]) == 0
+    text = report.read_text()
+    for title in TITLES.get(small_run.name, []):
+        assert title in text
+    if small_run.name == "basins":
+        switched = {trial.optimizer for trial in trials(load_suite(small_run / "suite.yaml"))}
+        values = [value for value in run.pairs["value"].to_pylist() if value is not None]
+        assert len(switched) == 13
+        assert len(values) == run.pairs.num_rows, "every pair has a value"
+
+
+def test_every_shipped_suite_gives_the_same_tables_again_from_its_run(small_run: Path) -> None:
+    # By one process: so in cohorts of another size, too.
+    again = run_suite(str(small_run / "suite.yaml"), small_run.parent / "again", 1)
+    assert (again / "suite.yaml").read_bytes() == (small_run / "suite.yaml").read_bytes()
+    assert_same_tables(small_run, again)
+    first, second = read_run(small_run), read_run(again)
+    assert first.pairs.equals(second.pairs)
+    assert first.table("sketches").equals(second.table("sketches"))
+    places = [place for place in first.table("trials")["checkpoint"].to_pylist() if place is not None]
+    for place in places:
+        before, after = first.checkpoint(place), second.checkpoint(place)
+        assert before is not None
+        assert after is not None
+        assert {name: array.tobytes() for name, array in before.items()} == {
+            name: array.tobytes() for name, array in after.items()
+        }
