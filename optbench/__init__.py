@@ -1,0 +1,44 @@
+"""Which kind of solution does an optimizer find? The Python interface; README.md, "From Python", is a tour of it.
+
+Names are imported when they are first used, so `import optbench` costs nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optbench.data.dataset import Dataset, Split
+    from optbench.errors import OptbenchError
+
+    __version__: str
+
+_PUBLIC = {
+    "Dataset": "optbench.data.dataset",
+    "OptbenchError": "optbench.errors",
+    "Split": "optbench.data.dataset",
+}
+"""Where each public name is defined."""
+
+__all__ = ["Dataset", "OptbenchError", "Split", "__version__"]  # ruff and mypy read no computed list; a test compares
+
+
+if not TYPE_CHECKING:  # otherwise any name would pass for one of this module
+
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name == "__version__":
+            import importlib.metadata
+
+            value: Any = importlib.metadata.version("optbench")
+        elif name in _PUBLIC:
+            value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        else:
+            raise AttributeError(f"module 'optbench' has no attribute '{name}'")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
