@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optbench.store.pairs import PairRow, pairs_table
+from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.parts import write_table
 from tests.made_runs import made_run
 

@@ -12,7 +12,7 @@ import numpy as np
 from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.interim import Begun
-from optbench.store.pairs import PairRow
+from optbench.store.pairs_table import PairRow
 from optbench.store.tables import Row
 from optbench.suite import Suite
 from optbench.targets import Source

@@ -22,7 +22,7 @@ from optbench.plan import (
     trials,
 )
 from optbench.store.interim import Begun, find_begun
-from optbench.store.pairs import is_settled, settled_pairs
+from optbench.store.pairs_table import is_settled, settled_pairs
 from optbench.store.parts import INTERIM
 from optbench.store.read import done_trials, read_run
 from optbench.suite import Suite, load_suite, suite_hash

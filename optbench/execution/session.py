@@ -35,7 +35,7 @@ from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
 from optbench.store.interim import find_begun
 from optbench.store.lock import RunLock
-from optbench.store.pairs import NOT_COMPARED, PairRow
+from optbench.store.pairs_table import NOT_COMPARED, PairRow
 from optbench.store.parts import INTERIM
 from optbench.store.plugins import KEY as PLUGINS
 from optbench.store.plugins import entries

@@ -20,8 +20,8 @@ from optbench.engine.determinism import alerts
 from optbench.engine.faults import is_out_of_memory
 from optbench.engine.interim import Interim, Write
 from optbench.engine.outside import OutsideState
-from optbench.engine.pairs import compare
 from optbench.engine.plain import NotPlain
+from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.execution.messages import Answer, Compare, Compared, Failed, Finished, TooLarge, Train, Unit, Weights
 from optbench.isolation import isolated

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optbench.plan.cost import expected_cost, task_classes, task_count
-from optbench.plan.pairs import PairedSolutions, TrialPair, comparisons
+from optbench.plan.paired_solutions import PairedSolutions, TrialPair, comparisons
 from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trainings, trials
 
 __all__ = [

@@ -23,10 +23,10 @@ from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
 from optbench.stats.learning import Shortcoming
 from optbench.stats.paired import PairedResult
-from optbench.stats.pairs import Side as PairSide
-from optbench.stats.switching import Estimate, Side, Switching, SwitchPoint
-from optbench.stats.trajectories import Twins
-from optbench.stats.tuning import LEARNING, TriedSetting, TunedOptimizer
+from optbench.studies.pairs.statistics import Side as PairSide
+from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchPoint
+from optbench.studies.tuning.statistics import LEARNING, TriedSetting, TunedOptimizer
+from optbench.studies.twins.statistics import Twins
 
 WEIGHT_DISTANCE = "weight_distance"
 VERSION = 1

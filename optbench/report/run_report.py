@@ -25,12 +25,12 @@ from optbench.report.document import (
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure
 from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, name_with_arrow
-from optbench.report.pairs import pair_blocks
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
-from optbench.report.switching import switching_blocks
-from optbench.report.tuning import stated_tuning, tuning_blocks
-from optbench.report.twins import twin_blocks
+from optbench.studies.pairs.tables import pair_blocks
+from optbench.studies.switching.tables import switching_blocks
+from optbench.studies.tuning.tables import stated_tuning, tuning_blocks
+from optbench.studies.twins.tables import twin_blocks
 
 Statistic = Literal["mean", "median"]
 

@@ -23,12 +23,12 @@ from optbench.report.measures import MEASURES, Measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import Shortcoming, without_learning
-from optbench.stats.pairs import SolutionPair, solution_pairs
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Matrix, Results, Split
-from optbench.stats.switching import Switching, switchings
-from optbench.stats.trajectories import Twins, twins
-from optbench.stats.tuning import TunedOptimizer, departures, tunings
+from optbench.studies.pairs.statistics import SolutionPair, solution_pairs
+from optbench.studies.switching.statistics import Switching, switchings
+from optbench.studies.tuning.statistics import TunedOptimizer, departures, tunings
+from optbench.studies.twins.statistics import Twins, twins
 from optbench.suite.schema import ExperimentSettings, Protocol, Stage, Tuning
 
 

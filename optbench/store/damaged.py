@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.errors import StoreError
-from optbench.store import pairs
+from optbench.store import pairs_table
 from optbench.store.contents import ContentError
 from optbench.store.files import reported
 from optbench.store.interim import read_members
@@ -37,7 +37,7 @@ def set_damaged_aside(path: Path) -> list[str]:
             except StoreError as error:
                 _set_aside(path, [part])
                 found.append(f"{error}; its cohort is trained again")
-    tops = [file for name in (*ALL_TABLES, pairs.NAME) if (file := path / f"{name}.parquet").exists()]
+    tops = [file for name in (*ALL_TABLES, pairs_table.NAME) if (file := path / f"{name}.parquet").exists()]
     try:
         for name in ALL_TABLES:
             file = path / f"{name}.parquet"
@@ -45,7 +45,7 @@ def set_damaged_aside(path: Path) -> list[str]:
             if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
                 raise StoreError(f"{file}: missing, beside trials.parquet")
             read_table(file, name)
-        read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
+        read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     except ContentError:
         raise  # not the disk's doing: to train it again would not mend it, and may cost what is good
     except StoreError as error:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from optbench.errors import StoreError, nearest
 from optbench.paths import user_path
-from optbench.store import pairs
+from optbench.store import pairs_table
 from optbench.store.contents import checked
 from optbench.store.entries import check_entries
 from optbench.store.parts import PARTS, check_part, find_parts
@@ -64,7 +64,7 @@ class Run:
 
     @functools.cached_property
     def pairs(self) -> pa.Table:
-        """The table of `store.pairs`: one solution against another; empty where no suite asked for it.
+        """The table of `store.pairs_table`: one solution against another; empty where no suite asked for it.
 
         Raises:
             StoreError: as `table`.
@@ -221,10 +221,10 @@ def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
 
     Merged rows do not count where a trial was trained anew since, or the same seed was compared anew.
     """
-    merged = read_file(path / f"{pairs.NAME}.parquet", pairs.SCHEMA)
+    merged = read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     if not parts:
         return merged
-    compared = [read_file(part / f"{pairs.NAME}.parquet", pairs.SCHEMA) for part in parts]
+    compared = [read_file(part / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA) for part in parts]
     for newer in (*map(_trials, parts), *(table["trial_a"].combine_chunks() for table in compared)):
         merged = without(merged, newer)
     return pa.concat_tables([merged, *compared])

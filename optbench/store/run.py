@@ -26,8 +26,8 @@ from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.files import json_text, reported, sync, write_atomically, write_json, write_text
 from optbench.store.interim import Begun, drop_begun
 from optbench.store.lock import RunLock
-from optbench.store.pairs import NAME as PAIRS
-from optbench.store.pairs import PairRow, pairs_table
+from optbench.store.pairs_table import NAME as PAIRS
+from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
 from optbench.store.plugins import KEY as PLUGINS
 from optbench.store.read import Run, done_trials, only, read_json, read_parts, without

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optbench.stats.tuning import TunedOptimizer
+from optbench.studies.tuning.statistics import TunedOptimizer
 from optbench.suite import Suite
 from optbench.suite.variants import KeyPath, leaves, with_values
 from optbench.tuning.space import Search, Tie, effective

@@ -19,9 +19,9 @@ from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Options, Outcome, Session, View
 from optbench.metrics import METRICS
 from optbench.stats.results import read_results
-from optbench.stats.tuning import TunedOptimizer, best_learning, check_rule, tunings
 from optbench.store import read_run
 from optbench.streams import stream_seed
+from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, check_rule, tunings
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
 from optbench.suite.variants import LISTED, variant_name, with_values

@@ -27,12 +27,12 @@ from optbench.report.figures.placing import place_labels
 from optbench.report.figures.series import MAX_SERIES, groups
 from optbench.report.figures.spectrum import spectra
 from optbench.report.figures.style import INK, MARKERS, PALETTE, SEEDS, STYLE, look, power, short
-from optbench.report.figures.sweeps import sweeps
 from optbench.report.figures.tasks import TaskNames
 from optbench.report.figures.weight_magnitudes import magnitudes
 from optbench.report.sparks import bar, spark
 from optbench.stats.results import Results
 from optbench.store import Run
+from optbench.studies.tuning.figures import sweeps
 from tests.made_runs import KEEPS, SUITE, Found, made_run
 
 NAMES = {

@@ -24,18 +24,18 @@ from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import Workspace
 from optbench.engine.batches import BatchStream
-from optbench.engine.pairs import compare
+from optbench.engine.solutions import compare
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, run
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.models import build, initialise
 from optbench.plan import Trial, cohorts, comparisons, complete, trials
-from optbench.stats.pairs import Measured, solution_pairs
 from optbench.stats.results import read_results
 from optbench.store import RunWriter, read_run
-from optbench.store.pairs import NOT_COMPARED, PairRow, settled_pairs
+from optbench.store.pairs_table import NOT_COMPARED, PairRow, settled_pairs
 from optbench.store.tables import TABLES
 from optbench.streams import generator
+from optbench.studies.pairs.statistics import Measured, solution_pairs
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from optbench.tasks import Examples, TaskFamily, TaskSequence
 from tests.conftest import FORMATS, report, run_file, small_suite

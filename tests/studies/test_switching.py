@@ -31,13 +31,13 @@ from optbench.report.figures import Panel, figures, to_svg
 from optbench.report.figures.style import SEEDS, STYLE
 from optbench.report.formats import render_text
 from optbench.report.records import report_csv, report_json
-from optbench.report.switching import TITLE, switching_blocks
 from optbench.stats.bootstrap import RESAMPLES, percentile_interval, resampled_means
 from optbench.stats.results import Results
-from optbench.stats.switching import Estimate, Switching, difference, rho, switchings
-from optbench.store.pairs import NAME as PAIRS
-from optbench.store.pairs import PairRow, pairs_table
+from optbench.store.pairs_table import NAME as PAIRS
+from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.tables import Row
+from optbench.studies.switching.statistics import Estimate, Switching, difference, rho, switchings
+from optbench.studies.switching.tables import TITLE, switching_blocks
 from tests.written_runs import results_of, rows_of, write_run
 
 SGD, ADAM = "{target: sgd, lr: 0.1}", "{target: adam, lr: 0.001}"

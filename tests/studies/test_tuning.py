@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from optbench.errors import SuiteError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
-from optbench.stats.tuning import TriedSetting, TunedOptimizer, choose, end_of_search, gated
 from optbench.store import read_run
+from optbench.studies.tuning.statistics import TriedSetting, TunedOptimizer, choose, end_of_search, gated
 from optbench.suite import Suite
 from optbench.suite.variants import LISTED, variant_name
 from optbench.tuning.samplers import Tried, batch_size, draw

@@ -17,8 +17,16 @@ from optbench.errors import SuiteError
 from optbench.plan import Trial
 from optbench.stats.arms import arms
 from optbench.stats.results import Results
-from optbench.stats.tuning import TriedSetting, TunedOptimizer, choose, departures, end_of_search, gated, tunings
 from optbench.store.tables import AccuracyRow, Row
+from optbench.studies.tuning.statistics import (
+    TriedSetting,
+    TunedOptimizer,
+    choose,
+    departures,
+    end_of_search,
+    gated,
+    tunings,
+)
 from tests.written_runs import results_of, trial_row, write_run
 
 RATES = [0.01, 0.1, 1.0]

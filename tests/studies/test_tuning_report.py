@@ -25,14 +25,14 @@ from optbench.report.console import render
 from optbench.report.figures import figures, save
 from optbench.report.figures.drawing import Panel
 from optbench.report.figures.style import STYLE
-from optbench.report.figures.sweeps import RING
 from optbench.report.formats import render_text
 from optbench.report.records import report_csv, report_json
 from optbench.report.run_report import MANY_SETTINGS
-from optbench.report.tuning import DATA, searched_text
 from optbench.stats.comparison import Selection, compare
-from optbench.stats.tuning import tunings
 from optbench.store.tables import AccuracyRow, Row
+from optbench.studies.tuning.figures import RING
+from optbench.studies.tuning.statistics import tunings
+from optbench.studies.tuning.tables import DATA, searched_text
 from tests.studies.test_tuning_choice import SUITE as TUNED
 from tests.studies.test_tuning_choice import trial_rows, tuned_run
 from tests.written_runs import results_of, rows_of, trial_row, write_run

@@ -31,13 +31,13 @@ from optbench.report.figures import figures
 from optbench.report.figures.style import SEEDS, STYLE
 from optbench.report.formats import render_text
 from optbench.report.records import report_csv, report_json
-from optbench.report.twins import TITLE, place_text
 from optbench.stats.results import Results
-from optbench.stats.trajectories import START, Place, Twins, evenly, sketches, twins
 from optbench.store import RunWriter, read_run
 from optbench.store.columns import vectors
 from optbench.store.tables import CurveRow, Row, SketchRow
 from optbench.streams import generator
+from optbench.studies.twins.statistics import START, Place, Twins, evenly, sketches, twins
+from optbench.studies.twins.tables import TITLE, place_text
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from tests.conftest import FORMATS, run_file, same_bits, small_suite, train_suite
 from tests.written_runs import results_of, rows_of, trial_row, write_run

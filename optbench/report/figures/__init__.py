@@ -15,12 +15,12 @@ from optbench.report.figures.heat_maps import accuracy_matrix, class_cosine
 from optbench.report.figures.pruning import pruning
 from optbench.report.figures.rendering import FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
-from optbench.report.figures.sweeps import learning_rates, settings
-from optbench.report.figures.switching import switching
 from optbench.report.figures.task_accuracy import task_accuracy
-from optbench.report.figures.twins import twins
 from optbench.report.figures.weight_magnitudes import weight_magnitudes
 from optbench.stats.results import Results
+from optbench.studies.switching.figures import switching
+from optbench.studies.tuning.figures import learning_rates, settings
+from optbench.studies.twins.figures import twins
 
 
 @dataclass(frozen=True)

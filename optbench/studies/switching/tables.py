@@ -9,7 +9,7 @@ from optbench.report.document import Block, Cell, Column, Heading, Items, Table
 from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed
 from optbench.stats.bootstrap import RESAMPLES
-from optbench.stats.switching import Estimate, Kind, Side, Switching, SwitchPoint
+from optbench.studies.switching.statistics import Estimate, Kind, Side, Switching, SwitchPoint
 
 TITLE = "Switching optimizers"
 RHO_DIGITS = 2

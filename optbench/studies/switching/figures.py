@@ -13,10 +13,10 @@ from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups, mean
 from optbench.report.figures.wording import caption, means
 from optbench.report.numbers import decimals
-from optbench.report.switching import heading
 from optbench.stats.arms import Arm
 from optbench.stats.results import Results
-from optbench.stats.switching import Switching, switchings
+from optbench.studies.switching.statistics import Switching, switchings
+from optbench.studies.switching.tables import heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.summary import Spread
-from optbench.stats.pairs import Measured, SolutionPair, Values
+from optbench.studies.pairs.statistics import Measured, SolutionPair, Values
 
 MANY_PAIRS = 12
 """So many pairs of an experiment and model are shown; the others are counted, and csv and json have them."""

@@ -24,10 +24,10 @@ from optbench.metrics import METRICS, PRIMARY_METRICS
 from optbench.optimizers import registry
 from optbench.plan import Trial
 from optbench.stats.arms import Arm, arms
-from optbench.stats.barriers import barriers_between, loss_barriers
 from optbench.stats.bootstrap import percentile_interval, resampled_means
 from optbench.stats.results import Results
 from optbench.stats.signed_rank import round_differences, signed_rank_test
+from optbench.studies.switching.barriers import barriers_between, loss_barriers
 from optbench.suite.variants import value_name
 
 Array: TypeAlias = NDArray[np.float64]

@@ -13,11 +13,11 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import MAX_SERIES, Group, Series, groups, mean, split
 from optbench.report.figures.wording import caption, means
-from optbench.report.twins import accuracy, digits_of, place_text, task_count
 from optbench.stats.arms import Arm
 from optbench.stats.results import Results
-from optbench.stats.trajectories import Place, Twins
-from optbench.stats.trajectories import twins as twins_of
+from optbench.studies.twins.statistics import Place, Twins
+from optbench.studies.twins.statistics import twins as twins_of
+from optbench.studies.twins.tables import accuracy, digits_of, place_text, task_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

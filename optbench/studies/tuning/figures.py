@@ -16,8 +16,8 @@ from optbench.report.figures.placing import place_labels
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
-from optbench.stats.switching import steps_setting
-from optbench.stats.tuning import tunings
+from optbench.studies.switching.statistics import steps_setting
+from optbench.studies.tuning.statistics import tunings
 from optbench.suite.schema import ClassIncremental
 from optbench.suite.variants import leaves, value_name
 

@@ -14,7 +14,7 @@ from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.sparks import bar
 from optbench.report.summary import RunSummary, Spread, Summary, SummaryRow
-from optbench.stats.tuning import LEARNING, SHOWN, TriedSetting, TunedOptimizer
+from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer
 from optbench.suite.schema import Tuning
 from optbench.suite.variants import value_name
 

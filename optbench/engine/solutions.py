@@ -25,7 +25,7 @@ from optbench.metrics.pairs import Pair, Solution
 from optbench.models import build, initialise
 from optbench.plan import PairedSolutions, Trial, TrialPair
 from optbench.precision import exact_device
-from optbench.store.pairs import PairRow
+from optbench.store.pairs_table import PairRow
 from optbench.streams import generator
 from optbench.tasks import Examples
 

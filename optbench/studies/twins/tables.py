@@ -10,7 +10,7 @@ from statistics import fmean
 from optbench.report.document import Block, Cell, Column, Heading, Items, Table
 from optbench.report.numbers import decimals
 from optbench.report.summary import Spread
-from optbench.stats.trajectories import Place, Twins, evenly
+from optbench.studies.twins.statistics import Place, Twins, evenly
 
 TITLE = "Twins"
 METRIC = "weight_distance"

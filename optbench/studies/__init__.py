@@ -1,0 +1,1 @@
+"""What particular suites add to a run's report: one folder per study, with its statistics, tables and figures."""

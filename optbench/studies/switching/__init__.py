@@ -1,0 +1,1 @@
+"""Optimizers that are switched during training: whose solution do the first steps decide?"""

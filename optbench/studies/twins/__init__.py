@@ -1,0 +1,1 @@
+"""Twins: how far two optimizers are from each other in weight space as training proceeds."""
