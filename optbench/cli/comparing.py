@@ -8,7 +8,6 @@ from pathlib import Path
 
 from optbench.cli.output import Delivery, deliver, say
 from optbench.errors import ComparisonError, UsageError, unknown
-from optbench.metrics import METRICS
 from optbench.report import comparison_report
 from optbench.report.comparison_report import place
 from optbench.report.formats import choose_format
@@ -48,11 +47,12 @@ def compare_runs(request: CompareRequest) -> int:
             reported first.
     """
     chosen = choose_format(request.format, request.output)
-    for metric in request.metrics:
-        if metric not in METRICS:
-            raise UsageError(f"--metric: {unknown('metric', metric, METRICS)}")
-    gates = [parse_gate(text) for text in request.gates]
     a, b = _selections([_side(text, request.runs_dir) for text in (request.a, request.b)])
+    metrics = {**b.results.metrics, **a.results.metrics}
+    for metric in request.metrics:
+        if metric not in metrics:
+            raise UsageError(f"--metric: {unknown('metric', metric, metrics)}")
+    gates = [parse_gate(text, metrics) for text in request.gates]
     comparison = compare(a, b, experiments=request.experiments, force=request.force)
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")

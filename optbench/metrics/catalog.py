@@ -15,7 +15,9 @@ from typing import Any, Literal
 from optbench.errors import UsageError, unknown
 
 Direction = Literal["higher", "lower", "neutral"]
-Kind = Literal["continual", "features", "similarity", "weights", "landscape", "cost", "pruning", "pair"]
+Kind = Literal[
+    "continual", "features", "similarity", "weights", "logits", "model", "landscape", "cost", "pruning", "pair"
+]
 Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
 Cost = Literal["cheap", "dear"]
 
@@ -41,11 +43,12 @@ class Metric:
     arguments: keyword arguments of the function, beyond the data.
     note_arguments: likewise of the module's `note`.
     scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
+    target, source_hash: of a user's metric, see `own`; it has no subject.
     """
 
     name: str
     kind: Kind
-    subject: Subject
+    subject: Subject | None
     formula: str
     source: str
     direction: Direction = "neutral"
@@ -56,6 +59,9 @@ class Metric:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     note_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scope: str | None = None
+    unit: str = ""
+    target: str | None = None
+    source_hash: str | None = None
 
     @property
     def arrow(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
-from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
 from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, p_value, signed
 from optbench.report.summary import RunSummary
@@ -184,4 +183,4 @@ def _bounds(bounds: Bounds) -> str:
 
 
 def _words(metric: str) -> str:
-    return METRICS[metric].name.replace("_", " ")
+    return metric.replace("_", " ")

@@ -101,14 +101,14 @@ def _gates(gates: Sequence[JudgedGate]) -> Iterable[Block]:
 
 
 def _overview(comparison: Comparison) -> Iterable[Block]:
-    names = list(dict.fromkeys(m.metric.name for pair in comparison.pairs for m in pair.metrics if m.judgement))
+    judged = {m.metric.name: m.metric for pair in comparison.pairs for m in pair.metrics if m.judgement}
     columns = [Column("where", numeric=False), Column("A against B", numeric=False)]
-    columns += [Column(name_with_arrow(name), numeric=False) for name in names]
+    columns += [Column(name_with_arrow(metric), numeric=False) for metric in judged.values()]
     rows = []
     for pair in comparison.pairs:
         marked = [f"{arm.label} {NOT_LEARNT}" if arm.shortcoming else arm.label for arm in (pair.a, pair.b)]
         who = marked[0] if pair.a.label == pair.b.label else " against ".join(marked)
-        cells = [_verdict_cell(pair.metric(name), with_size=True) for name in names]
+        cells = [_verdict_cell(pair.metric(name), with_size=True) for name in judged]
         rows.append((Cell(place(pair)), Cell(who), *cells))
     yield Table("Verdicts", tuple(columns), tuple(rows), keys=2)
 
@@ -219,5 +219,5 @@ def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
             signed(result.d_z, 2),
             signed(result.rank_biserial, 2),
         )
-        rows.append((Cell(name_with_arrow(found.metric.name)), _verdict_cell(found), *map(Cell, cells)))
+        rows.append((Cell(name_with_arrow(found.metric)), _verdict_cell(found), *map(Cell, cells)))
     return Table(caption, columns, tuple(rows), keys=1)

@@ -15,16 +15,18 @@ class Measure:
     """One column. name: its metric. title: two short lines, for a narrow column.
 
     groups_only: whether it says something only where tasks have classes of their own.
+    own: the metric where it is a user's.
     """
 
     name: str
     title: str
     topic: Topic
     groups_only: bool = False
+    own: Metric | None = None
 
     @property
     def metric(self) -> Metric:
-        return METRICS[self.name]
+        return self.own or METRICS[self.name]
 
     @property
     def arrow(self) -> str:
@@ -87,3 +89,17 @@ LEGENDS: dict[str, str] = {
 }
 
 assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a metric that nobody measures"
+
+
+def own_measure(metric: Metric) -> Measure:
+    """The column of a user's metric, under its own name, with its unit."""
+    title = metric.name.replace("_", "\n", 1).replace("_", " ")
+    title = title if "\n" in title else f"\n{title}"
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return Measure(metric.name, f"{title}{unit}", "learning" if metric.kind == "continual" else "solution", own=metric)
+
+
+def own_legend(metric: Metric) -> str:
+    """What a run says of a user's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    about = ": ".join(part for part in (metric.name.replace("_", " "), metric.formula) if part)
+    return f"{about} ({metric.target})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from optbench.metrics import METRICS
+from optbench.metrics import Metric
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
@@ -59,8 +59,7 @@ def p_value(p: float | None) -> str:
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
 
 
-def name_with_arrow(metric: str) -> str:
+def name_with_arrow(metric: Metric) -> str:
     """`forgetting ↓`; a neutral metric has no arrow."""
-    found = METRICS[metric]
-    words = found.name.replace("_", " ")
-    return words if found.direction == "neutral" else f"{words} {found.arrow}"
+    words = metric.name.replace("_", " ") + (f" ({metric.unit})" if metric.unit else "")
+    return words if metric.direction == "neutral" else f"{words} {metric.arrow}"

@@ -166,7 +166,7 @@ def _results(summary: Summary) -> Iterable[dict[str, Any]]:
         for row in section.rows:
             counts = {name: getattr(row, name) for name in _COUNTS}
             for metric in section.metrics:
-                about = {"metric": metric, "direction": METRICS[metric].direction}
+                about = {"metric": metric, "direction": section.metrics[metric].direction}
                 keys = _row_keys(section, row)
                 at = switched.get((*keys.values(), metric))
                 values = {**_spread(row.values[metric]), **_switched(at, metric)}

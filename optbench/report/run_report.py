@@ -23,7 +23,7 @@ from optbench.report.document import (
     Paragraph,
     Table,
 )
-from optbench.report.measures import LEGENDS, TOPICS, Measure
+from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
 from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, name_with_arrow
 from optbench.report.sparks import bar, spark
 from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
@@ -251,10 +251,11 @@ def _sweeps(section: Section, several: bool) -> Iterable[Block]:
         if len(rows) < FEWEST_SWEPT:
             continue
         columns = [Column("setting", numeric=False)]
-        columns += [Column(name_with_arrow(name), numeric=False) for name in SWEPT if name in section.metrics]
+        swept_by = [section.metrics[name] for name in SWEPT if name in section.metrics]
+        columns += [Column(name_with_arrow(metric), numeric=False) for metric in swept_by]
         lines = []
         for row in rows:
-            spreads = [row.values[name] for name in SWEPT if name in section.metrics]
+            spreads = [row.values[metric.name] for metric in swept_by]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
             lines.append((Cell(_marked(row, row.variant)), *map(Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
@@ -284,8 +285,8 @@ def _details(section: Section, several: bool) -> Block:
     columns = (*keys, *(Column(title, numeric=title != "metric") for title in titles))
     rows = []
     for row in section.rows:
-        for metric in section.metrics:
-            spread, digits = row.values[metric], decimals(metric)
+        for metric in section.metrics.values():
+            spread, digits = row.values[metric.name], decimals(metric.name)
             if spread is None:
                 continue
             values = (
@@ -303,8 +304,8 @@ def _details(section: Section, several: bool) -> Block:
 
 
 def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
-    shown = {measure.name for section in summary.sections for measure in section.measures}
-    if not shown:
+    measures = {measure.name: measure for section in summary.sections for measure in section.measures}
+    if not measures:
         return
     what = {
         "mean": "mean±sd over seeds (sd: sample standard deviation; none for a single seed).",
@@ -312,7 +313,8 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
     }[statistic]
     splits = sorted({row.split for section in summary.sections for row in section.rows})
     split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
-    lines = [what, *(text.format(split=split) for name, text in LEGENDS.items() if name in shown)]
+    lines = [what, *(text.format(split=split) for name, text in LEGENDS.items() if name in measures)]
+    lines += [own_legend(measure.metric) for measure in measures.values() if measure.metric.target]
     yield Items(tuple(lines), "quiet")
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from optbench.counting import count
-from optbench.metrics import METRICS
+from optbench.metrics import Metric
 from optbench.plan import task_count
-from optbench.report.measures import MEASURES, Measure
+from optbench.report.measures import MEASURES, Measure, own_measure
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import Shortcoming, without_learning
@@ -96,8 +96,8 @@ class Section:
     stopping: tuple[str, ...]
     """How a task ends, and which split decides it: a sentence, or one per run where they differ."""
     measures: tuple[Measure, ...]
-    """The columns of the tables: those of `MEASURES` that were taken here."""
-    metrics: tuple[str, ...]
+    """The columns of the tables: those of `MEASURES` that were taken here, and of users' metrics."""
+    metrics: Mapping[str, Metric]
     """Every metric that was taken here."""
     rows: tuple[SummaryRow, ...]
 
@@ -187,12 +187,14 @@ def summarise(results: Sequence[Results]) -> Summary:
 
 
 def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
-    metrics = tuple(name for name in METRICS if any(arm.took(name) for arm in found))
-    measures = tuple(m for m in MEASURES if m.name in metrics and any(_applies(m, arm.settings) for arm in found))
+    known = {name: metric for arm in reversed(found) for name, metric in arm.results.metrics.items()}
+    metrics = {name: metric for name, metric in known.items() if any(arm.took(name) for arm in found)}
+    measures = [m for m in MEASURES if m.name in metrics and any(_applies(m, arm.settings) for arm in found)]
+    measures += [own_measure(metric) for metric in metrics.values() if metric.target]
     sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
     same = len(set(sentences.values())) == 1
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())
-    return Section(experiment, model, said, measures, metrics, tuple(_row(arm, metrics) for arm in found))
+    return Section(experiment, model, said, tuple(measures), metrics, tuple(_row(arm, metrics) for arm in found))
 
 
 def _applies(measure: Measure, experiment: ExperimentSettings) -> bool:
@@ -201,7 +203,7 @@ def _applies(measure: Measure, experiment: ExperimentSettings) -> bool:
     return not measure.groups_only or experiment.tasks.kind == "class-incremental"
 
 
-def _row(arm: Arm, metrics: Sequence[str]) -> SummaryRow:
+def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
     good = [trial.id for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     matrices = [arm.results.matrices[trial] for trial in good if trial in arm.results.matrices]
     rows = [arm.results.rows[trial.id] for trial in arm.trials.values() if trial.id in arm.results.rows]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from optbench.metrics import METRICS
+from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
@@ -78,12 +78,11 @@ class JudgedClaim:
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
     """Every claim of the run's suite, in its order."""
-    everyone = arms(results)
-    return [_judged(name, claim, everyone) for name, claim in results.suite.claims.items()]
+    everyone, metrics = arms(results), results.metrics
+    return [_judged(name, claim, metrics[claim.metric], everyone) for name, claim in results.suite.claims.items()]
 
 
-def _judged(name: str, claim: Claim, everyone: Sequence[Arm]) -> JudgedClaim:
-    metric = METRICS[claim.metric]
+def _judged(name: str, claim: Claim, metric: Metric, everyone: Sequence[Arm]) -> JudgedClaim:
     margin = metric.margin if claim.margin is None else claim.margin
     taking_part, outside = _taking_part(claim, everyone)
     sides = _sides(claim, taking_part)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optbench.errors import ComparisonError, UsageError, unknown
-from optbench.metrics import METRICS, PRIMARY_METRICS, Metric
+from optbench.metrics import PRIMARY_METRICS, Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.paired import PairedResult, Pairs, compare_paired
 from optbench.stats.power import comparison_shortages, shortage_text
@@ -128,8 +128,9 @@ def compare_arms(a: Arm, b: Arm) -> ArmComparison:
     """Every metric that either arm took; verdicts for the primary ones of the experiment."""
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)
-    primary = [METRICS[name] for name in a.settings.primary or PRIMARY_METRICS if name in METRICS]
-    others = [m for m in METRICS.values() if m not in primary and m.name not in RECORDED]
+    metrics = {**b.results.metrics, **a.results.metrics}
+    primary = [metrics[name] for name in a.settings.primary or PRIMARY_METRICS if name in metrics]
+    others = [m for m in metrics.values() if m not in primary and m.name not in RECORDED]
     taken = [metric for metric in others if a.took(metric.name) or b.took(metric.name)]
     results = {
         metric.name: compare_paired(pairs(a, b, seeds, metric), metric.direction) for metric in (*primary, *taken)
@@ -177,11 +178,19 @@ def _remarks(a: Results, b: Results) -> list[str]:
         for run in {results.run.path: results.run for results in (a, b)}.values()
         if run.record.get("status") != "complete"
     ]
+    for name, metric in a.metrics.items():
+        other = b.metrics.get(name, metric)
+        if (metric.target, metric.source_hash) != (other.target, other.source_hash):
+            found.append(f"'{name}' is another metric in each: {_of_whom(metric)} in A, {_of_whom(other)} in B")
     for what, key in (("device", "device"), ("torch version", "torch")):
         values = [_provenance(results, key) for results in (a, b)]
         if values[0] != values[1]:
             found.append(f"another {what}: {values[0]} against {values[1]}")
     return found
+
+
+def _of_whom(metric: Metric) -> str:
+    return f"{metric.target} with source {metric.source_hash or 'not recorded'}"
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:

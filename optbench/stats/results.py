@@ -17,9 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from optbench.errors import StoreError
-from optbench.metrics import METRICS, check_metric, check_pair_metric, select
+from optbench.metrics import METRICS, Metric, check_metric, check_pair_metric, select
 from optbench.metrics.cost import Cost
 from optbench.metrics.learning import NotLearnt
+from optbench.metrics.own import metrics_of
 from optbench.optimizers.registry import check_names
 from optbench.plan import Trial, task_classes, task_count, trials
 from optbench.stats.learning import Held, not_learnt
@@ -53,6 +54,11 @@ class Results:
     def split(self) -> Split:
         """The data that accuracies are of: a tuning run chooses settings, and test data must never do that."""
         return "validation" if self.suite.stage == "tune" else "test"
+
+    @functools.cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Every metric by name: those of the catalog, and the run's own as its record describes them."""
+        return metrics_of(self.run.record)
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optbench.errors import StoreError
+from optbench.metrics.own import is_metric_record
 from optbench.store.plugins import is_plugin_record
 
 NAME = "run.json"
@@ -54,6 +55,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "provenance.git": _MAPPING,
     "provenance.accelerators": (_or_null(_list_of(_text)), "a list of names"),
     "plugins": (_or_null(_list_of(is_plugin_record)), "a list of the users' files"),
+    "metrics": (_or_null(_list_of(is_metric_record)), "a list of the users' metrics"),
     "resumed": (_list_of(_mapping), "a list of mappings"),
     "resumed.provenance": _MAPPING,
     "tune": _MAPPING,

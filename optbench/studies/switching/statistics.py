@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.counting import count
-from optbench.metrics import METRICS, PRIMARY_METRICS
+from optbench.metrics import PRIMARY_METRICS
 from optbench.optimizers import registry
 from optbench.plan import Trial
 from optbench.stats.arms import Arm, arms
@@ -222,9 +222,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
     points = tuple(sorted((_point(arm) for arm in found), key=lambda point: point.k))
     neighbours = [arm for arm in everything if (arm.experiment, arm.model) == (found[0].experiment, found[0].model)]
     metrics = tuple(
-        name
-        for name in found[0].settings.primary or PRIMARY_METRICS
-        if name in METRICS and any(arm.took(name) for arm in found)
+        name for name in found[0].settings.primary or PRIMARY_METRICS if any(arm.took(name) for arm in found)
     )
     if trial.target == NOISE:
         base = _optimizer(NOISE, settings["base"])

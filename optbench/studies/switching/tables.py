@@ -101,8 +101,8 @@ def _title(switching: Switching, metric: str) -> str:
     title = TITLES.get(metric, metric.replace("_", " "))
     if switching.statistic == "rho":
         return title
-    words = metric.replace("_", " ")
-    return f"{title}{name_with_arrow(metric).removeprefix(words)}"
+    direction = name_with_arrow(switching.results.metrics[metric])
+    return f"{title}{direction.removeprefix(metric.replace('_', ' '))}"
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:

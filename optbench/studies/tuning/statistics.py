@@ -118,10 +118,10 @@ def tunings(results: Results) -> list[TunedOptimizer]:
     if suite.stage != "tune":
         return []
     rule = suite.tune or Tune()
-    if rule.metric not in METRICS or METRICS[rule.metric].kind != "continual":
-        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
-        place = results.run.path / "suite.yaml"
-        raise SuiteError(f"{place}: tune.metric: needs a measure of accuracies ({names}); {rule.metric} came")
+    try:
+        check_rule(rule)
+    except SuiteError as error:
+        raise SuiteError(f"{results.run.path / 'suite.yaml'}: {error}") from None
     groups: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms(results):
         groups.setdefault((arm.experiment, arm.optimizer), []).append(arm)

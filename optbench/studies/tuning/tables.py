@@ -304,9 +304,9 @@ def _range(low: float, high: float) -> str:
 
 def _title(metric: str) -> str:
     """In two lines where the tables of results have two."""
-    title = TITLES.get(metric, METRICS[metric].name.replace("_", "\n", 1))
+    title = TITLES.get(metric, metric.replace("_", "\n", 1))
     return f"{title} {METRICS[metric].arrow}"
 
 
 def _words(metric: str) -> str:
-    return METRICS[metric].name.replace("_", " ")
+    return metric.replace("_", " ")
