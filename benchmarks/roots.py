@@ -75,7 +75,7 @@ def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]
     from optbench.optimizers.shampoo import Shampoo
 
     dataset = load("mnist")
-    images = (dataset.train.images.flatten(1) / 255 - 0.1307) / 0.3081
+    images = (dataset.train.inputs.flatten(1) / 255 - 0.1307) / 0.3081
     found: dict[int, list[list[Tensor]]] = {784: [], 100: [], 10: []}
     for seed in range(members):
         torch.manual_seed(seed)
@@ -88,7 +88,7 @@ def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]
         for step in range(LATE):
             batch = order[step * 256 : (step + 1) * 256]
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(inputs[batch]), dataset.train.labels[batch])
+            loss = nn.functional.cross_entropy(network(inputs[batch]), dataset.train.targets[batch])
             loss.backward()  # type: ignore[no-untyped-call]  # of torch
             optimizer.step()
             if step + 1 == EARLY:

@@ -75,9 +75,9 @@ def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -
     protocol, device = schema.Protocol(batch_size=BATCH), torch.device(where)
     dataset = load("mnist")
     family = TaskFamily(schema.Permuted(kind="permuted"), dataset, protocol, 0, device)
-    network = build(schema.Mlp(kind="mlp", hidden=[WIDTH]), family.shape, family.classes)
+    network = build(schema.Mlp(kind="mlp", hidden=[WIDTH]), family.inputs, family.classes)
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
-    buffer = BatchBuffer(BATCH, family.shape, Normaliser.of(dataset, protocol, device))
+    buffer = BatchBuffer(BATCH, Normaliser.of(dataset, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(members)]
     execution = Execution.on(device)
     if not recorded:
@@ -108,8 +108,8 @@ def loop(optimizer: str, members: int, where: str) -> Steps:
     from optbench.data import load
 
     dataset = load("mnist")
-    inputs = ((dataset.train.images.flatten(1) / 255 - 0.1307) / 0.3081)[:, torch.randperm(784)].to(where)
-    labels = dataset.train.labels.to(where)
+    inputs = ((dataset.train.inputs.flatten(1) / 255 - 0.1307) / 0.3081)[:, torch.randperm(784)].to(where)
+    labels = dataset.train.targets.to(where)
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         if optimizer == "sgd":

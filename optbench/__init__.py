@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optbench.data.dataset import Dataset, Split
+    from optbench.data.dataset import Dataset, InputSpec, Split
     from optbench.errors import OptbenchError
     from optbench.metrics.own import metric
+    from optbench.tasks.examples import Examples
 
     __version__: str
 
 _PUBLIC = {
     "Dataset": "optbench.data.dataset",
+    "Examples": "optbench.tasks.examples",
+    "InputSpec": "optbench.data.dataset",
     "OptbenchError": "optbench.errors",
     "Split": "optbench.data.dataset",
     "metric": "optbench.metrics.own",
@@ -23,7 +26,7 @@ _PUBLIC = {
 """Where each public name is defined."""
 
 # ruff and mypy read no computed list; a test compares.
-__all__ = ["Dataset", "OptbenchError", "Split", "__version__", "metric"]
+__all__ = ["Dataset", "Examples", "InputSpec", "OptbenchError", "Split", "__version__", "metric"]
 
 
 if not TYPE_CHECKING:  # otherwise any name would pass for one of this module

@@ -23,7 +23,7 @@ def train_twin(
     protocol = experiment.protocol
     family = TaskFamily(experiment.tasks, dataset, protocol, suite.seed, torch.device("cpu"))
     sequence = family.sequence(seed)
-    network = build(experiment.models["net"], family.shape, family.classes).to_empty(device="cpu")
+    network = build(experiment.models["net"], family.inputs, family.classes).to_empty(device="cpu")
     start = initialise(network, generator(suite.seed, seed, "initial weights"))
     network.load_state_dict(start)
     optimizer = make_optimizer(network)
@@ -33,7 +33,7 @@ def train_twin(
 
     def accuracy(examples: Examples) -> float:
         with torch.no_grad():
-            return (network(inputs(examples.inputs)).argmax(1) == examples.labels).double().mean().item()
+            return (network(inputs(examples.inputs)).argmax(1) == examples.targets).double().mean().item()
 
     matrix = [[accuracy(sequence.test(j)) for j in range(family.count)]]
     for task in range(family.count):
@@ -46,11 +46,11 @@ def train_twin(
         for step in range(1, round(protocol.max_epochs * stream.steps_per_epoch) + 1):
             rows = stream.indices(step - 1)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(inputs(train.inputs[rows])), train.labels[rows]).backward()
+            nn.functional.cross_entropy(network(inputs(train.inputs[rows])), train.targets[rows]).backward()
             optimizer.step()
             if step % interval == 0:
                 with torch.no_grad():
-                    loss = nn.functional.cross_entropy(network(inputs(held_out.inputs)), held_out.labels).item()
+                    loss = nn.functional.cross_entropy(network(inputs(held_out.inputs)), held_out.targets).item()
                 if loss < best:
                     best, waited = loss, 0
                     kept = {name: weight.clone() for name, weight in network.state_dict().items()}

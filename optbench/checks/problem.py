@@ -101,7 +101,7 @@ class Problem:
         examples: Examples = setting.family.sequence(0).train(0)
         normalise = Normaliser.of(setting.dataset, experiment.protocol, setting.device)
         problem = Problem(
-            target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.labels
+            target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.targets
         )
         try:
             problem.make(problem.network(problem.start(0)))
@@ -199,23 +199,23 @@ class Problem:
         return nn.functional.cross_entropy(logits.double(), self.labels).item()
 
     def _build(self) -> Network:
-        return build(self.setting.experiment.models[MODEL], self.setting.family.shape, self.setting.family.classes)
+        return build(self.setting.experiment.models[MODEL], self.setting.family.inputs, self.setting.family.classes)
 
 
 @functools.lru_cache(maxsize=2)
 def shrunken_mnist(size: Size) -> Dataset:
     """The first training examples of MNIST and a batch of test examples, in squares of S pixels on a side."""
     mnist = load("mnist")
-    factor = mnist.shape[1] // size.side
-    assert factor * size.side == mnist.shape[1]
+    factor = mnist.inputs.shape[1] // size.side
+    assert factor * size.side == mnist.inputs.shape[1]
 
     def shrink(split: Split, count: int) -> Split:
-        images = nn.functional.avg_pool2d(split.images[:count].float(), factor).round().to(torch.uint8)
-        return Split(images, split.labels[:count])
+        images = nn.functional.avg_pool2d(split.inputs[:count].float(), factor).round().to(torch.uint8)
+        return Split(images, split.targets[:count])
 
     # One batch more, which the protocol holds out for validation.
     small = shrink(mnist.train, size.examples + size.batch_size)
-    pixels = small.images.double() / 255
+    pixels = small.inputs.double() / 255
     return Dataset(
         name="mnist",
         train=small,

@@ -1,7 +1,19 @@
 """Datasets: MNIST embedded, others through torchvision. Importing this package imports no torch; `load` does."""
 
+from typing import TYPE_CHECKING, Any
+
 from optbench.data.catalog import DATASETS, DatasetInfo
-from optbench.data.dataset import Dataset, Split
 from optbench.data.loading import data_folder, load
 
-__all__ = ["DATASETS", "Dataset", "DatasetInfo", "Split", "data_folder", "load"]
+if TYPE_CHECKING:
+    from optbench.data.dataset import Dataset, InputSpec, Split
+
+__all__ = ["DATASETS", "Dataset", "DatasetInfo", "InputSpec", "Split", "data_folder", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from optbench.data import dataset
+
+    return getattr(dataset, name)

@@ -1,15 +1,32 @@
-"""A dataset in memory: images as they were published, nothing scaled.
+"""A dataset in memory: inputs as they were published or prepared, nothing scaled.
 
-Shapes: N examples, C channels, H rows, W columns.
+Shapes: N examples, T positions of a sequence; C channels, H rows, W columns of an image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from optbench.data.statistics import statistics
+from optbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model gets to see of one example.
+
+    Attributes:
+        shape: of one input, such as (C, H, W), (D,) or (T,).
+        dtype: float32, or int64 for tokens.
+        vocabulary: of tokens, how many there are; else None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    vocabulary: int | None = None
 
 
 # Compared by identity: element-wise `==` of tensors has no single truth value.
@@ -18,15 +35,15 @@ class Split:
     """The training or the test half of a dataset, in published order, on the CPU.
 
     Attributes:
-        images: uint8, (N, C, H, W), pixels in 0..255.
-        labels: int64, (N,), in 0..classes-1.
+        inputs: uint8 in 0..255, float32, or int64 tokens; (N, ...).
+        targets: int64, in 0..classes-1; (N,), or (N, T) where every position has one.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,29 +51,88 @@ class Dataset:
     """A named dataset.
 
     Attributes:
-        name: its name in `DATASETS`.
+        name: for messages and tables.
         train, test: the two halves.
-        classes: the number of classes.
-        mean, std: per channel, over all training pixels scaled to [0, 1]; to four digits, as published ones are.
+        classes: the number of classes, which is the width of a model's output; of a language, its vocabulary.
+        mean, std: what `normalisation: standard` subtracts and divides by; one number, or one for each place of the
+            inputs' first axis. Bytes are scaled to [0, 1] before. By default those of the training inputs: of images
+            (C, H, W) per channel, else over everything. Tokens have none.
+        vocabulary: of tokens, how many there are; by default as many as classes.
+
+    Raises:
+        DataError: the parts do not fit one another, or are not what is said above.
     """
 
     name: str
     train: Split
     test: Split
     classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    vocabulary: int | None = None
 
-    def without_pixels(self) -> Dataset:
-        """Return the dataset with images of one pixel, zero: its labels, in little memory."""
-        halves = [
-            Split(half.images.new_zeros(len(half), len(self.mean), 1, 1), half.labels)
-            for half in (self.train, self.test)
-        ]
-        return replace(self, train=halves[0], test=halves[1])
+    def __post_init__(self) -> None:
+        for half in ("train", "test"):
+            if (found := self._wrong(getattr(self, half))) is not None:
+                raise DataError(f"dataset {self.name}: {half}{found}")
+        if (a := self._form(self.train)) != (b := self._form(self.test)):
+            raise DataError(f"dataset {self.name}: expected test examples like those of train, {a}, got {b}")
+        tokens = self.train.inputs.dtype == torch.int64
+        object.__setattr__(self, "vocabulary", (self.vocabulary or self.classes) if tokens else None)
+        mean, std = ((0.0,), (1.0,)) if tokens else (self.mean, self.std)
+        if mean is None or std is None:
+            mean, std = statistics(self.train.inputs)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, *self.train.inputs.shape[1:2]):
+                raise DataError(
+                    f"dataset {self.name}: {name}: expected one number, or one for each channel, got {values}"
+                )
+            object.__setattr__(self, name, tuple(values))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def inputs(self) -> InputSpec:
+        """What a model sees of one example: bytes reach it as float32."""
+        dtype = torch.int64 if self.vocabulary is not None else torch.float32
+        return InputSpec(tuple(self.train.inputs.shape[1:]), dtype, self.vocabulary)
+
+    def without_pixels(self) -> Dataset:
+        """Return the dataset with inputs of zeros and one place along every axis but the first: in little memory."""
+        shape = self.train.inputs.shape
+        small = (*shape[1:2], *(1,) * len(shape[2:]))
+        halves = [Split(half.inputs.new_zeros(len(half), *small), half.targets) for half in (self.train, self.test)]
+        return replace(self, train=halves[0], test=halves[1])
+
+    def _wrong(self, half: Split) -> str | None:
+        """What is wrong with a half by itself, after its name."""
+        inputs, targets = half.inputs, half.targets
+        if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+            return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
+        if inputs.dtype not in (torch.uint8, torch.float32, torch.int64):
+            return f".inputs: expected uint8, float32 or int64, got {_plain(inputs.dtype)}"
+        if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
+            return f".targets: expected int64 of shape (N,) or (N, T), got {_described(targets)}"
+        if not len(inputs) or len(inputs) != len(targets):
+            return f": expected as many inputs as targets, and at least one, got {len(inputs)} and {len(targets)}"
+        if inputs.dtype == torch.float32 and not bool(torch.isfinite(inputs).all()):
+            return ".inputs: expected finite numbers, got NaN or infinity"
+        ranges = {"targets": (targets, self.classes)}
+        if inputs.dtype == torch.int64:
+            ranges["inputs"] = (inputs, self.vocabulary or self.classes)
+        for name, (values, count) in ranges.items():
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= count:
+                return f".{name}: expected integers in 0..{count - 1}, got {low}..{high}"
+        return None
+
+    @staticmethod
+    def _form(half: Split) -> str:
+        targets = f"targets {tuple(half.targets.shape[1:])}" if half.targets.ndim > 1 else "one target"
+        return f"{_plain(half.inputs.dtype)} {tuple(half.inputs.shape[1:])} with {targets}"
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{_plain(tensor.dtype)} of shape {tuple(tensor.shape)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optbench.data.catalog import DATASETS
-from optbench.data.dataset import Dataset
 from optbench.errors import DataError, UsageError, unknown
 from optbench.paths import user_path
+
+if TYPE_CHECKING:
+    from optbench.data.dataset import Dataset
 
 
 def data_folder(data_dir: Path | None = None) -> Path:

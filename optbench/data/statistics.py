@@ -1,4 +1,4 @@
-"""Mean and standard deviation of pixels, per channel."""
+"""Mean and standard deviation of inputs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from torch import Tensor
 _CHUNK = 2048
 
 
-def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation per channel, of pixels scaled to [0, 1], rounded to four digits.
+def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and (population) standard deviation: of images (N, C, H, W) per channel, else of all numbers together.
 
-    Four digits is how the literature gives them: MNIST's are .1307 and .3081. The sums are of integers, hence
-    exact and the same on every machine.
+    Of bytes after scaling to [0, 1], rounded to four digits as the literature gives them: MNIST's are .1307 and .3081.
+    The sums of bytes are of integers, hence exact and the same on every machine. A deviation of 0 is given as 1.
 
     Args:
-        images: uint8, (N, C, H, W), with N ≥ 1.
+        inputs: uint8 or float32, (N, ...), with N ≥ 1.
     """
-    channels = images.shape[1]
-    count = images.numel() // channels
+    channels = inputs.shape[1] if inputs.ndim == 4 else 1
+    if inputs.dtype != torch.uint8:
+        rows = inputs.reshape(len(inputs), channels, -1).double()
+        mean, std = rows.mean((0, 2)), rows.std((0, 2), correction=0)
+        return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
+    count = inputs.numel() // channels
     totals = torch.zeros(channels, dtype=torch.int64)
     squares = torch.zeros(channels, dtype=torch.int64)
-    for chunk in torch.split(images, _CHUNK):
-        wide = chunk.to(torch.int32)
-        totals += wide.sum(dim=(0, 2, 3), dtype=torch.int64)
-        squares += wide.square().sum(dim=(0, 2, 3), dtype=torch.int64)
+    for chunk in torch.split(inputs, _CHUNK):
+        wide = chunk.reshape(len(chunk), channels, -1).to(torch.int32)
+        totals += wide.sum(dim=(0, 2), dtype=torch.int64)
+        squares += wide.square().sum(dim=(0, 2), dtype=torch.int64)
     means, deviations = [], []
     for total, square in zip(totals.tolist(), squares.tolist(), strict=True):
         means.append(round(total / count / 255, 4))
-        deviations.append(round(math.sqrt((count * square - total * total) / count**2) / 255, 4))
+        deviations.append(round(math.sqrt((count * square - total * total) / count**2) / 255, 4) or 1.0)
     return tuple(means), tuple(deviations)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optbench.data.catalog import DatasetInfo
 from optbench.data.dataset import Dataset, Split
-from optbench.data.statistics import pixel_statistics
+from optbench.data.statistics import statistics
 from optbench.errors import DataError
 
 _TIMEOUT = 30.0  # seconds without a byte, after which a download counts as failed
@@ -175,7 +175,7 @@ def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path
             instance = kind(root=str(folder), download=fetch, **arguments)
         splits.append(_split(*source.arrays(instance), info, size))
     train, test = splits
-    mean, std = pixel_statistics(train.images)
+    mean, std = statistics(train.inputs)
     return Dataset(info.name, train, test, info.classes, mean, std)
 
 

@@ -1,6 +1,6 @@
 """Mini-batches from arrays that already sit on the device: gathered, converted and normalised into reused buffers.
 
-Legend: B batch size, N examples of a task, D = C*H*W pixels.
+Legend: B batch size, N examples of a task, T positions of a sequence.
 """
 
 from __future__ import annotations
@@ -19,27 +19,38 @@ from optbench.tasks import Examples
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The affine map from stored bytes 0..255 to network inputs, one scale and shift per channel."""
+    """The affine map from stored to network inputs, one scale and shift for all or for each place of the first axis."""
 
     scale: Tensor
     shift: Tensor
     factor: float | None
-    """With one channel the scale as a number, which no device has to be asked for."""
+    """A scale for all as a number, which no device has to be asked for."""
+    dtype: torch.dtype = torch.float32
+    """Of network inputs."""
+    same: bool = False
+    """Whether inputs stay as they are: tokens, and floats under `unit`."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
-        """`standard`: (x/255 - mean)/std of the dataset; `unit`: x/255."""
-        mean = torch.tensor(dataset.mean if protocol.normalisation == "standard" else [0.0] * len(dataset.mean))
-        std = torch.tensor(dataset.std if protocol.normalisation == "standard" else [1.0] * len(dataset.std))
-        shape = (-1, 1, 1) if len(dataset.mean) > 1 else ()
-        scale, shift = (1.0 / (255.0 * std)).reshape(shape), (-mean / std).reshape(shape)
-        return Normaliser(scale.to(device), shift.to(device), None if shape else scale.item())
+        """`standard`: (x - mean)/std of the dataset; `unit`: x. Of bytes x/255 in place of x. Tokens: as they are."""
+        standard, inputs = protocol.normalisation == "standard", dataset.inputs
+        assert dataset.mean is not None
+        assert dataset.std is not None
+        mean = torch.tensor(dataset.mean if standard else [0.0] * len(dataset.mean))
+        std = torch.tensor(dataset.std if standard else [1.0] * len(dataset.std))
+        shape = (-1, *(1,) * (len(inputs.shape) - 1)) if len(dataset.mean) > 1 else ()
+        highest = 255.0 if dataset.train.inputs.dtype == torch.uint8 else 1.0
+        scale, shift = (1.0 / (highest * std)).reshape(shape), (-mean / std).reshape(shape)
+        same = inputs.vocabulary is not None or (highest == 1.0 and not standard)
+        return Normaliser(scale.to(device), shift.to(device), None if shape else scale.item(), inputs.dtype, same)
 
     def __call__(self, raw: Tensor, out: Tensor | None = None) -> Tensor:
-        """Bytes (B, C, H, W) to float32 inputs of the same shape, in `out` if given."""
+        """Stored inputs (B, ...) to network inputs of the same shape, in `out` if given or else in new memory."""
         if out is None:
-            out = torch.empty(raw.shape, device=raw.device)
+            out = torch.empty(raw.shape, dtype=self.dtype, device=raw.device)
         out.copy_(raw)
+        if self.same:
+            return out
         if self.factor is not None:
             # One pass instead of two.
             return torch.add(self.shift, out, alpha=self.factor, out=out)
@@ -58,7 +69,7 @@ class BatchStream:
     ) -> None:
         self.examples = examples
         self.batch_size = batch_size
-        self.steps_per_epoch = examples.labels.numel() // batch_size
+        self.steps_per_epoch = len(examples) // batch_size
         self._seeds = (suite_seed, trial_seed)
         self._task = task
         self._suffix = f"/order {order}" if order else ""
@@ -68,13 +79,13 @@ class BatchStream:
     def order(self, epoch: int) -> Tensor:
         """Rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
-        return torch.randperm(self.examples.labels.numel(), generator=stream)
+        return torch.randperm(len(self.examples), generator=stream)
 
     def indices(self, step: int) -> Tensor:
         """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._order, self._epoch = self.order(epoch).to(self.examples.labels.device), epoch
+            self._order, self._epoch = self.order(epoch).to(self.examples.targets.device), epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
@@ -92,18 +103,22 @@ def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
 
 
 class BatchBuffer:
-    """Turns a stream's indices into a batch of floats, reusing one buffer: a batch lives until the next is taken."""
+    """Turns a stream's indices into a batch of network inputs, reusing one buffer: it lives until the next is taken."""
 
-    def __init__(self, batch_size: int, shape: tuple[int, int, int], normalise: Normaliser) -> None:
-        device = normalise.scale.device
-        self._raw = torch.empty(batch_size, *shape, dtype=torch.uint8, device=device)
-        self._inputs = torch.empty(batch_size, *shape, device=device)
-        self._labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+    def __init__(self, batch_size: int, normalise: Normaliser) -> None:
         self.normalise = normalise
+        self._size = batch_size
+        self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (B, C, H, W) and labels (B,) of batch number `step`."""
+        """Inputs (B, ...) and targets (B,) or (B, T) of batch number `step`."""
         indices = stream.indices(step)
-        torch.index_select(stream.examples.inputs, 0, indices, out=self._raw)
-        torch.index_select(stream.examples.labels, 0, indices, out=self._labels)
-        return self.normalise(self._raw, out=self._inputs), self._labels
+        inputs, targets = stream.examples.inputs, stream.examples.targets
+        if self._buffers is None:
+            raw = inputs.new_empty(self._size, *inputs.shape[1:])
+            batch = torch.empty(raw.shape, dtype=self.normalise.dtype, device=raw.device)
+            self._buffers = raw, batch, targets.new_empty(self._size, *targets.shape[1:])
+        raw, batch, chosen = self._buffers
+        torch.index_select(inputs, 0, indices, out=raw)
+        torch.index_select(targets, 0, indices, out=chosen)
+        return self.normalise(raw, out=batch), chosen

@@ -135,7 +135,7 @@ class _Place:
     def _network(self, device: torch.device) -> Network:
         """A network of its own: a constructor may keep hooks on it, or change its weights."""
         try:
-            network = build(self._settings, self._dataset.shape, self._dataset.classes)
+            network = build(self._settings, self._dataset.inputs, self._dataset.classes)
         except ValueError as error:
             raise OptimizerError(str(error)) from error
         if self._weights is None:

@@ -1,6 +1,6 @@
 """Measures networks: loss, accuracy and features, in eval mode and without gradients.
 
-Legend: P padded parameter count, N examples, d features, C classes.
+Legend: P padded parameter count, N examples, T positions of a sequence (else none), d features, C classes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class ScoreWithFeatures(Score):
     """One network on one set of examples, with what it makes of them."""
 
     features: Tensor
-    """(N, d) float32, the input of the last linear layer."""
-    labels: Tensor
-    """(N,)"""
+    """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position."""
+    targets: Tensor
+    """(N,) or (N T,)"""
 
 
 class _Reader(nn.Module):
@@ -80,16 +80,18 @@ class Evaluator:
     def read(self, row: Tensor, examples: Examples) -> ScoreWithFeatures:
         """The network with weights `row` (P,) on all `examples`."""
         weights = self._weights(row)
-        count = examples.labels.numel()
+        count = examples.targets.numel()
         totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
         parts = []
-        for inputs, labels in self._chunks(examples):
+        for inputs, targets in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
-            _count(totals[:, 0], logits, labels)
-            parts.append(features)
+            _count(totals[:, 0], logits, targets)
+            parts.append(features.flatten(0, targets.ndim - 1))
         loss, correct = totals[:, 0].tolist()
         to = exact_device(row.device)  # where it is measured
-        return ScoreWithFeatures(loss / count, int(correct), count, torch.cat(parts).to(to), examples.labels.to(to))
+        return ScoreWithFeatures(
+            loss / count, int(correct), count, torch.cat(parts).to(to), examples.targets.flatten().to(to)
+        )
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
@@ -99,17 +101,17 @@ class Evaluator:
         totals = torch.zeros(2, len(rows), dtype=widest(rows[0].device), device=rows[0].device)
         (self._score_together if self._batched else self._score_each)(rows, examples, totals)
         losses, correct = totals.tolist()
-        counts = [own.labels.numel() for own in examples]
+        counts = [own.targets.numel() for own in examples]
         return [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
 
     def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
         """Those on the same examples one after the other on each part of them."""
         for members in sharing(examples):
             singles = {i: self._weights(rows[i]) for i in members}
-            for inputs, labels in self._chunks(examples[members[0]]):
+            for inputs, targets in self._chunks(examples[members[0]]):
                 for i, single in singles.items():
                     _, logits = functional_call(self._reader, single, (inputs,))
-                    _count(totals[:, i], logits, labels)
+                    _count(totals[:, i], logits, targets)
 
     def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
         """All that have as many examples in one batched forward pass."""
@@ -127,12 +129,12 @@ class Evaluator:
                 for start in range(0, len(distinct[0]), size):
                     part = slice(start, start + size)
                     inputs = self.normalise(torch.stack([own.inputs[part] for own in distinct]))
-                    labels = torch.stack([own.labels[part] for own in distinct]).index_select(0, index)
+                    targets = torch.stack([own.targets[part] for own in distinct]).index_select(0, index)
                     if len(distinct) == 1:
                         _, logits = shared(weights, (inputs[0],))
                     else:
                         _, logits = each(weights, (inputs.index_select(0, index),))
-                    _count(found, logits, labels)
+                    _count(found, logits, targets)
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
@@ -141,13 +143,12 @@ class Evaluator:
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(examples), CHUNK):
             chunk = slice(start, start + CHUNK)
-            yield self.normalise(examples.inputs[chunk]), examples.labels[chunk]
+            yield self.normalise(examples.inputs[chunk]), examples.targets[chunk]
 
 
-def _count(totals: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, C)."""
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, -2), labels.expand(logits.shape[:-1]).flatten(), reduction="none"
-    )
-    totals[0] += losses.view(logits.shape[:-1]).to(totals.dtype).sum(-1)
-    totals[1] += (logits.argmax(-1) == labels).sum(-1)
+def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
+    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, [T,] C)."""
+    logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    totals[0] += losses.view(*totals.shape[1:], -1).to(totals.dtype).sum(-1)
+    totals[1] += (logits.argmax(-1) == targets).view(*totals.shape[1:], -1).sum(-1)

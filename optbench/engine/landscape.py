@@ -42,7 +42,7 @@ def training_loss(network: Network, layout: Layout, normalise: Normaliser, examp
     """
     # Bytes become float32 first, as in training: the very inputs that the network was trained on.
     inputs = exact(normalise(examples.inputs[:EXAMPLES]))
-    labels = examples.labels[:EXAMPLES].to(inputs.device)
+    labels = examples.targets[:EXAMPLES].to(inputs.device)
     network.eval()
 
     def loss(weights: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class Lines:
         totals, count = [0.0] * len(points), 0
         # Part by part, so that no more than one part's floats are held.
         for part in self._train:
-            labels = part.labels.to(self._exact)
+            labels = part.targets.to(self._exact)
             rows = slice(count, count + len(part))
             inputs = self._inputs(part) if a is None else a[rows]
             for k, point in enumerate(points):
@@ -132,7 +132,7 @@ class Lines:
         """Share of the test examples labelled correctly at each point, in float32 as in every accuracy."""
         if self._test is None:
             return [math.nan] * len(points)
-        rows = [self._layout.pack(point).to(self._test.labels.device) for point in points]
+        rows = [self._layout.pack(point).to(self._test.targets.device) for point in points]
         return [score.accuracy for score in self._evaluator.score(rows, [self._test] * len(rows))]
 
     def _inputs(self, part: Examples) -> Tensor:

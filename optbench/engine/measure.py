@@ -101,7 +101,7 @@ def measure(
                 examples=reading.examples,
                 validation_accuracy=held_out[task].accuracy,
                 validation_loss=_finite(held_out[task].loss),
-                majority=majority_share(torch.bincount(reading.labels.cpu()).tolist()),
+                majority=majority_share(torch.bincount(reading.targets.cpu()).tolist()),
             )
         )
     weights = {name: view for name, view in layout.views(member.row).items() if view.ndim > 1}
@@ -112,7 +112,7 @@ def measure(
     final = after_task == count
     for task, reading in enumerate(readings, start=1):
         if task == after_task or final:
-            _representation(member, reading.features, reading.labels, after_task, task, metrics)
+            _representation(member, reading.features, reading.targets, after_task, task, metrics)
     features, labels = _pool(readings)
     if final:
         _representation(member, features, labels, after_task, None, metrics)
@@ -164,7 +164,7 @@ def _landscape(
 
 
 def _pool(readings: Sequence[ScoreWithFeatures]) -> tuple[Tensor, Tensor]:
-    return torch.cat([r.features for r in readings]), torch.cat([r.labels for r in readings])
+    return torch.cat([r.features for r in readings]), torch.cat([r.targets for r in readings])
 
 
 def _metric_rows(

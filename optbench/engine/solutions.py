@@ -90,7 +90,7 @@ class _Reader:
     """Reads solutions, and the lines between them, on the examples of one seed."""
 
     def __init__(self, comparison: PairedSolutions, setting: Workspace, metrics: Sequence[str]) -> None:
-        network = build(setting.experiment.models[comparison.model], setting.family.shape, setting.family.classes)
+        network = build(setting.experiment.models[comparison.model], setting.family.inputs, setting.family.classes)
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
         self.evaluator = Evaluator(network, self.layout, normalise)
@@ -162,14 +162,14 @@ def _tiled(pairs: Sequence[TrialPair], room: Callable[[Trial], int]) -> Iterator
 
 def _first(examples: Examples) -> Examples:
     # Copies: views would keep the arrays of every task alive.
-    return Examples(examples.inputs[:TRAIN_EXAMPLES].clone(), examples.labels[:TRAIN_EXAMPLES].clone())
+    return Examples(examples.inputs[:TRAIN_EXAMPLES].clone(), examples.targets[:TRAIN_EXAMPLES].clone())
 
 
 def _spread(examples: Examples) -> Examples:
     count = min(TEST_EXAMPLES, len(examples))
-    index = torch.arange(count, device=examples.labels.device) * len(examples) // count
+    index = torch.arange(count, device=examples.targets.device) * len(examples) // count
     return examples.select(index)
 
 
 def _pooled(parts: Sequence[Examples]) -> Examples:
-    return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts]))
+    return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))

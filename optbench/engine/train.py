@@ -117,13 +117,13 @@ class _CohortTraining:
         settings = [equal[0].hyperparameters for equal in cohort.trainings]
         self.spec = resolve_shared(find(cohort.trials[0].target), settings, believed=self.apart is None)
         try:
-            network = build(setting.experiment.models[cohort.model], setting.family.shape, setting.family.classes)
+            network = build(setting.experiment.models[cohort.model], setting.family.inputs, setting.family.classes)
         except ValueError as error:
             raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
         self.network = network
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
-        buffer = BatchBuffer(self.protocol.batch_size, setting.family.shape, normalise)
+        buffer = BatchBuffer(self.protocol.batch_size, normalise)
         execution, recordings = setting.execution, Recordings(setting.execution.record)
         gradients = gradients_for(network, self.layout, buffer, recordings, together=execution.together)
         self.machinery = Machinery(self.spec, network, self.layout, buffer, gradients, recordings, execution)
@@ -189,7 +189,7 @@ class _CohortTraining:
         """Training examples of `task`, for an optimizer that is given their number."""
         if "examples" not in self.spec.needs:
             return 0
-        return self.sequences[member.trial.seed].train(task).labels.numel()
+        return len(self.sequences[member.trial.seed].train(task))
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
         """What members' followers have found, if anything. at_end: of the task, after which they follow no more.
@@ -276,7 +276,7 @@ class _CohortTraining:
             return 0  # nobody asks, and counting makes the tasks
         sequence = self.sequences[member.trial.seed]
         tasks = [task] if self.protocol.optimizer_state == "reset" else range(self.setting.family.count)
-        per_epoch = [sequence.train(i).labels.numel() // self.protocol.batch_size for i in tasks]
+        per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
     def _measure(self, after_task: int) -> None:
@@ -365,7 +365,7 @@ class _TaskTraining:
             if stream.steps_per_epoch == 0:
                 raise UsageError(
                     f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
-                    f"{examples.labels.numel()} training examples of task {task + 1}"
+                    f"{len(examples)} training examples of task {task + 1}"
                 )
             self.streams[trial.id] = stream
             self.schedules[trial.id] = Schedule.of(protocol, stream.steps_per_epoch)

@@ -127,7 +127,7 @@ def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -
 
     for model, settings in experiment.models.items():
         try:
-            build(settings, dataset.shape, dataset.classes)
+            build(settings, dataset.inputs, dataset.classes)
         except ValueError as error:
             raise UsageError(f"experiments.{name}.models.{model}: {error}") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from optbench.data.dataset import InputSpec
 from optbench.models.cnn import Cnn
 from optbench.models.mlp import Mlp
 from optbench.models.network import Network
@@ -16,16 +17,16 @@ from optbench.suite import schema
 MODELS: Mapping[str, type[Network]] = {"mlp": Mlp, "cnn": Cnn}
 
 
-def build(settings: schema.Mlp | schema.Cnn, shape: tuple[int, int, int], classes: int) -> Network:
+def build(settings: schema.Mlp | schema.Cnn, inputs: InputSpec, outputs: int) -> Network:
     """The module that `settings` describes, on the meta device: its weights come from `initialise`.
 
     Raises:
-        ValueError: the settings do not fit inputs of this shape.
+        ValueError: the settings do not fit such inputs.
     """
     with torch.device("meta"):
         if isinstance(settings, schema.Mlp):
-            return Mlp(settings, shape, classes)
-        return Cnn(settings, shape, classes)
+            return Mlp(settings, inputs.shape, outputs)
+        return Cnn(settings, inputs.shape, outputs)
 
 
 def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Tensor]:

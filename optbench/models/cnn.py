@@ -22,8 +22,10 @@ class Cnn(Network):
         ValueError: the image is too small for so many halvings.
     """
 
-    def __init__(self, settings: schema.Cnn, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, settings: schema.Cnn, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {shape}")
         channels, height, width = shape
         counts = [channels, *settings.channels]
         shrink = 2 ** len(settings.channels)

@@ -16,11 +16,11 @@ class Mlp(Network):
 
     Args:
         settings: widths, activation and normalisation.
-        shape: the shape (C, H, W) of one input, which is flattened.
+        shape: the shape of one input, which is flattened.
         classes: the number of outputs.
     """
 
-    def __init__(self, settings: schema.Mlp, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, settings: schema.Mlp, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         widths = [math.prod(shape), *settings.hidden]
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])

@@ -48,11 +48,11 @@ class ClassIncrementalTasks:
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
         group = self.groups(trial_seed)[task]
         plain = self._parts[part]
-        wanted = torch.tensor(group, device=plain.labels.device)
-        return plain.select(torch.isin(plain.labels, wanted).nonzero().squeeze(1))
+        wanted = torch.tensor(group, device=plain.targets.device)
+        return plain.select(torch.isin(plain.targets, wanted).nonzero().squeeze(1))
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        counts = torch.bincount(self._parts.train.labels.cpu(), minlength=self._classes).tolist()
+        counts = torch.bincount(self._parts.train.targets.cpu(), minlength=self._classes).tolist()
         for seed in trial_seeds if self._shuffled else trial_seeds[:1]:
             for task, group in enumerate(self.groups(seed)):
                 yield seed, task, sum(counts[label] for label in group)
@@ -71,7 +71,7 @@ class ClassIncrementalTasks:
     def _check_none_empty(self) -> None:
         """Checked before any training: a task without examples would only show when its turn came."""
         for part in PARTS:
-            counts = torch.bincount(self._parts[part].labels.cpu(), minlength=self._classes)
+            counts = torch.bincount(self._parts[part].targets.cpu(), minlength=self._classes)
             absent = {label for label, count in enumerate(counts.tolist()) if count == 0}
             if self._shuffled:
                 # Some order puts the absent classes together: refuse if they can fill a group.

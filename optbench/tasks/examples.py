@@ -27,18 +27,18 @@ class Examples:
 
     Attributes:
         inputs: uint8, (N, C, H, W), pixels in 0..255.
-        labels: int64, (N,).
+        targets: int64, (N,) classes, or (N, T) one for each position.
     """
 
     inputs: Tensor
-    labels: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def select(self, index: Tensor) -> Examples:
         """The examples at `index`, int64 of shape (K,) on the same device."""
-        return Examples(self.inputs.index_select(0, index), self.labels.index_select(0, index))
+        return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,5 +96,5 @@ def _subset(part: Part, wanted: int | None, available: int, dataset: Dataset, su
 
 
 def _on_device(split: Split, index: Tensor, device: torch.device) -> Examples:
-    chosen = Examples(split.images, split.labels).select(index)
-    return Examples(chosen.inputs.to(device), chosen.labels.to(device))
+    chosen = Examples(split.inputs, split.targets).select(index)
+    return Examples(chosen.inputs.to(device), chosen.targets.to(device))

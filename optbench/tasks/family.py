@@ -32,8 +32,8 @@ class TaskFamily:
 
     Attributes:
         parts: the dataset's examples before any task changes them.
-        classes: the number of classes; labels are global, so it is the width of the one head.
-        shape: (C, H, W) of one input.
+        classes: the number of classes; targets are global, so it is the width of the one head.
+        inputs: what a model sees of one example.
         task_names: one name per task, such as `permutation 1`, `classes 0,1`, `30 degrees`.
     """
 
@@ -52,7 +52,7 @@ class TaskFamily:
         """
         self.parts = split_dataset(dataset, protocol, suite_seed, device)
         self.classes = dataset.classes
-        self.shape = dataset.shape
+        self.inputs = dataset.inputs
         self._kind = _kind(settings, self.parts, dataset.classes, suite_seed)
         self.task_names = list(self._kind.names)
         self._kept: dict[tuple[Hashable, Part], Examples] = {}

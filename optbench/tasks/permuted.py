@@ -36,7 +36,7 @@ class PermutedTasks:
         plain = self._parts[part]
         if self._is_identity(task):
             return plain
-        return Examples(permute_pixels(plain.inputs, self.permutation(trial_seed, task)), plain.labels)
+        return Examples(permute_pixels(plain.inputs, self.permutation(trial_seed, task)), plain.targets)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images

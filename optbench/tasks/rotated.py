@@ -31,7 +31,7 @@ class RotatedTasks:
         angle = self._angles[task]
         if angle == 0:
             return plain
-        return Examples(rotate(plain.inputs, angle), plain.labels)
+        return Examples(rotate(plain.inputs, angle), plain.targets)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images

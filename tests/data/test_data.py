@@ -24,7 +24,7 @@ import torch
 
 from optbench.data import DATASETS, Dataset, data_folder, load
 from optbench.data.mnist import SHA256, embedded_mnist
-from optbench.data.statistics import pixel_statistics
+from optbench.data.statistics import statistics
 from optbench.data.vision import torchvision_datasets
 from optbench.errors import DataError
 
@@ -43,31 +43,31 @@ def mnist() -> Dataset:
 @pytest.mark.parametrize("name", SHA256)
 def test_embedded_mnist_is_the_original_byte_for_byte(mnist: Dataset, name: str) -> None:
     split = mnist.train if name.startswith("train") else mnist.test
-    data = split.images[:, 0] if "images" in name else split.labels.to(torch.uint8)
+    data = split.inputs[:, 0] if "images" in name else split.targets.to(torch.uint8)
     header = bytes([0, 0, 8, data.ndim]) + b"".join(side.to_bytes(4, "big") for side in data.shape)
     assert hashlib.sha256(header + data.numpy().tobytes()).hexdigest() == SHA256[name]
 
 
 def test_embedded_mnist_has_the_documented_form(mnist: Dataset) -> None:
-    assert mnist.shape == (1, 28, 28)
+    assert mnist.inputs.shape == (1, 28, 28)
     assert mnist.classes == 10
     assert (len(mnist.train), len(mnist.test)) == (60_000, 10_000)
     for split in (mnist.train, mnist.test):
-        assert split.images.dtype == torch.uint8
-        assert split.labels.dtype == torch.int64
-        assert split.images.is_contiguous()
-    assert mnist.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+        assert split.inputs.dtype == torch.uint8
+        assert split.targets.dtype == torch.int64
+        assert split.inputs.is_contiguous()
+    assert mnist.train.targets[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
 
 
 def test_embedded_mnist_constants_are_the_statistics_of_its_pixels(mnist: Dataset) -> None:
-    assert pixel_statistics(mnist.train.images) == (mnist.mean, mnist.std)
+    assert statistics(mnist.train.inputs) == (mnist.mean, mnist.std)
 
 
 def test_writing_to_one_loaded_copy_leaves_the_next_alone(mnist: Dataset) -> None:
     fresh = embedded_mnist()
-    fresh.train.images.zero_()
-    assert int(embedded_mnist().train.images.max()) == 255
-    assert int(mnist.train.images.max()) == 255
+    fresh.train.inputs.zero_()
+    assert int(embedded_mnist().train.inputs.max()) == 255
+    assert int(mnist.train.inputs.max()) == 255
 
 
 def test_the_package_data_stays_under_ten_megabytes() -> None:
@@ -106,9 +106,9 @@ def test_the_folder_is_the_argument_then_the_environment_then_the_cache(
     assert data_folder() == tmp_path / ".cache" / "optbench" / "data"
 
 
-def test_pixel_statistics_agree_with_numpy_over_a_chunk_boundary() -> None:
+def test_statistics_agree_with_numpy_over_a_chunk_boundary() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2050, 3, 2, 2), dtype=np.uint8))
-    mean, std = pixel_statistics(images)
+    mean, std = statistics(images)
     scaled = images.numpy() / 255
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 2, 3)), atol=5.1e-5)
     np.testing.assert_allclose(std, scaled.std(axis=(0, 2, 3)), atol=5.1e-5)
@@ -258,14 +258,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_holds(dataset: Dataset, name: str) -> None:
     info = DATASETS[name]
-    assert (dataset.name, dataset.classes, dataset.shape) == (name, info.classes, info.shape)
+    assert (dataset.name, dataset.classes, dataset.inputs.shape) == (name, info.classes, info.shape)
     for split, (images, labels) in contents(name).items():
         found = getattr(dataset, split)
-        np.testing.assert_array_equal(found.images.numpy(), images)
-        np.testing.assert_array_equal(found.labels.numpy(), labels)
-        assert found.images.is_contiguous()
-        assert found.labels.dtype == torch.int64
-    assert (dataset.mean, dataset.std) == pixel_statistics(dataset.train.images)
+        np.testing.assert_array_equal(found.inputs.numpy(), images)
+        np.testing.assert_array_equal(found.targets.numpy(), labels)
+        assert found.inputs.is_contiguous()
+        assert found.targets.dtype == torch.int64
+    assert (dataset.mean, dataset.std) == statistics(dataset.train.inputs)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -196,9 +196,9 @@ def stack_of(
     """What the engine does in the steps of four members, with nothing around it."""
     protocol = Protocol(batch_size=32, train_examples=train_examples)
     family = TaskFamily(Permuted(kind="permuted", count=2), mnist, protocol, 0, device)
-    network = build(Mlp(kind="mlp", hidden=[20]), family.shape, family.classes)
+    network = build(Mlp(kind="mlp", hidden=[20]), family.inputs, family.classes)
     layout = Layout.of({n: p.shape for n, p in network.named_parameters()})
-    buffer = BatchBuffer(32, family.shape, Normaliser.of(mnist, protocol, device))
+    buffer = BatchBuffer(32, Normaliser.of(mnist, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(4)]
     execution = execution or Execution.on(device)
     recordings = Recordings(execution.record)

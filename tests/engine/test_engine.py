@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.gradients import Bound
@@ -268,7 +268,7 @@ def test_a_batch_larger_than_a_task_is_an_error_of_the_user(mnist: Dataset) -> N
 @pytest.mark.parametrize("shared", [[0, 1, 2], [0, 0, 0], [1, 0, 1]], ids=["own", "one", "two share"])
 def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    network = build(model, (1, 28, 28), 10)
+    network = build(model, InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     weights = torch.zeros(3, layout.width)
     for view in layout.views(weights).values():
@@ -277,7 +277,7 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> Non
     examples = Examples(raw, torch.randint(0, 10, (64,), generator=generator))
     distinct = [BatchStream(examples, 16, suite_seed=0, trial_seed=seed, task=0) for seed in range(3)]
     streams = [distinct[i] for i in shared]
-    buffer = BatchBuffer(16, (1, 28, 28), Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1), 1 / 255))
+    buffer = BatchBuffer(16, Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1), 1 / 255))
     written_out = MlpGradients.supports(network)
     each = [LoopGradients, *([MlpGradients] if written_out else [])]
     together = [Vmap, *([MlpTogether] if written_out else [])]
@@ -301,7 +301,7 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> Non
 def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks on the same examples and on others, one of them diverged, more examples than fit a chunk."""
     generator = torch.Generator().manual_seed(0)
-    network = build(Cnn(kind="cnn", channels=[3], hidden=5), (1, 28, 28), 10)
+    network = build(Cnn(kind="cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     rows = [layout.pack(initialise(network, generator)) for _ in range(7)]
     rows[3] = rows[3] * math.nan

@@ -61,8 +61,8 @@ class Plain:
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite.seed, torch.device("cpu"))
         examples = family.sequence(seed).train(family.count - 1)
         self.inputs = (examples.inputs[:1000].double() / 255 - dataset.mean[0]) / dataset.std[0]
-        self.labels = examples.labels[:1000]
-        network = build(experiment.models["net"], family.shape, family.classes)
+        self.labels = examples.targets[:1000]
+        network = build(experiment.models["net"], family.inputs, family.classes)
         self.start = initialise(network, generator(suite.seed, seed, "initial weights"))
         self.network = network.to_empty(device="cpu").double()
         self.network.load_state_dict(weights)

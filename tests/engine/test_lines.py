@@ -32,13 +32,13 @@ class Made:
     """Two networks of one model some way apart, and examples to read them on."""
 
     def __init__(self, model: Mlp | Cnn, dataset: Dataset) -> None:
-        self.network: Network = build(model, dataset.shape, dataset.classes)
+        self.network: Network = build(model, dataset.inputs, dataset.classes)
         self.layout = Layout.of({name: p.shape for name, p in self.network.named_parameters()})
         self.normalise = Normaliser.of(dataset, Protocol(), CPU)
         self.evaluator = Evaluator(self.network, self.layout, self.normalise)
         split = dataset.train
-        self.parts = [Examples(split.images[a:b], split.labels[a:b]) for a, b in ((0, 70), (70, 200))]
-        self.test = Examples(dataset.test.images[:150], dataset.test.labels[:150])
+        self.parts = [Examples(split.inputs[a:b], split.targets[a:b]) for a, b in ((0, 70), (70, 200))]
+        self.test = Examples(dataset.test.inputs[:150], dataset.test.targets[:150])
         self.rows = [self.layout.pack(initialise(self.network, torch.Generator().manual_seed(i))) for i in (1, 2)]
 
     def lines(self, *, loss: bool = True, accuracy: bool = True) -> Lines:
@@ -54,11 +54,11 @@ class Made:
         a, b = (self.layout.unpack(row) for row in self.rows)
         weights = {name: (1 - alpha) * a[name].double() + alpha * b[name].double() for name in a}
         inputs = torch.cat([self.normalise(part.inputs) for part in self.parts]).double()
-        labels = torch.cat([part.labels for part in self.parts])
+        labels = torch.cat([part.targets for part in self.parts])
         loss = nn.functional.cross_entropy(functional_call(self.network, weights, (inputs,)), labels)
         single = {name: weight.float() for name, weight in weights.items()}
         logits = functional_call(self.network, single, (self.normalise(self.test.inputs),))
-        return loss.item(), (logits.argmax(1) == self.test.labels).double().mean().item()
+        return loss.item(), (logits.argmax(1) == self.test.targets).double().mean().item()
 
 
 @pytest.fixture(params=MODELS, ids=lambda model: f"{model.kind} {model.hidden}")

@@ -58,7 +58,7 @@ def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatc
     together = trained(mnist, share=True)
     assert len(together) == 6
     assert all(map(same_bits, together, apart))
-    network = build(SUITE.experiments["small"].models["net"], mnist.shape, mnist.classes)
+    network = build(SUITE.experiments["small"].models["net"], mnist.inputs, mnist.classes)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     for seed in SUITE.seeds:
         start = layout.pack(initialise(network, generator(SUITE.seed, seed, "initial weights")))

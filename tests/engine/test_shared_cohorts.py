@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from optbench.cli import main
 from optbench.cli.live import LineView, cohort_line
 from optbench.cli.progress import Tracker
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
 from optbench.engine import Progress, Workspace, train
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser, sharing
 from optbench.engine.gradients import Bound
@@ -335,10 +335,10 @@ def test_gradients_of_members_that_share_batches_are_those_alone_to_the_last_bit
     """`places`: which of three streams each member has."""
     suite = small_suite({"sgd": SGD}, model={"kind": "mlp", "hidden": hidden or [3], "activation": activation})
     experiment = suite.experiments["small"]
-    network = build(experiment.models["net"], (1, 28, 28), 10)
+    network = build(experiment.models["net"], InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
-    buffer = BatchBuffer(batch, (1, 28, 28), Normaliser.of(mnist, experiment.protocol, torch.device("cpu")))
-    examples = Examples(mnist.train.images[:600], mnist.train.labels[:600])
+    buffer = BatchBuffer(batch, Normaliser.of(mnist, experiment.protocol, torch.device("cpu")))
+    examples = Examples(mnist.train.inputs[:600], mnist.train.targets[:600])
     streams = [BatchStream(examples, batch, 0, seed, 0) for seed in range(3)]
     weights = torch.stack([layout.pack(initialise(network, generator(0, i, "w"))) for i in range(len(places))])
     chosen = [streams[place] for place in places]
@@ -361,7 +361,7 @@ def test_gradients_of_members_that_share_batches_are_those_alone_to_the_last_bit
 
 
 def test_members_share_batches_by_stream_in_order_of_appearance(mnist: Dataset) -> None:
-    examples = Examples(mnist.train.images[:64], mnist.train.labels[:64])
+    examples = Examples(mnist.train.inputs[:64], mnist.train.targets[:64])
     a, b = (BatchStream(examples, 32, 0, seed, 0) for seed in range(2))
     assert sharing([a, b, a, a, b]) == [(0, 2, 3), (1, 4)]
     assert sharing([]) == []

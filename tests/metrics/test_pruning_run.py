@@ -97,7 +97,7 @@ def test_every_row_can_be_recomputed_with_nothing_but_torch(
 ) -> None:
     suite = results.suite
     test = split_dataset(mnist, suite.experiments["halves"].protocol, suite.seed, torch.device("cpu")).test
-    inputs, labels = (test.inputs.flatten(1).float() / 255 - 0.1307) / 0.3081, test.labels
+    inputs, labels = (test.inputs.flatten(1).float() / 255 - 0.1307) / 0.3081, test.targets
     for (optimizer, scope), curve in curves.items():
         weights = load_file(path / "checkpoints" / checkpoint(path, optimizer))
         matrices = {name: weight for name, weight in weights.items() if weight.ndim == 2}

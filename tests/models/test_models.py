@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
+from optbench.data import InputSpec
 from optbench.engine.stack import digest
 from optbench.models import build, initialise
 from optbench.suite.schema import Cnn, Initialisation, Mlp
@@ -18,7 +19,7 @@ def drawn(initialisation: Initialisation, model: str = "mlp", seed: int = 0) -> 
         "mlp": Mlp(kind="mlp", hidden=[300, 100], initialisation=initialisation),
         "cnn": Cnn(kind="cnn", channels=[8], hidden=16, initialisation=initialisation),
     }[model]
-    return initialise(build(settings, (1, 28, 28), 10), torch.Generator().manual_seed(seed))
+    return initialise(build(settings, InputSpec((1, 28, 28)), 10), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])

@@ -144,7 +144,7 @@ class ByHand:
         suite = load_suite(path / "suite.yaml")
         experiment = suite.experiments["halves"]
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite.seed, torch.device("cpu"))
-        network = build(experiment.models["net"], family.shape, family.classes)
+        network = build(experiment.models["net"], family.inputs, family.classes)
         self.start = {seed: initialise(network, generator(suite.seed, seed, "initial weights")) for seed in suite.seeds}
         sequence = family.sequence(0)
         self.test = pooled(sequence, lambda task: sequence.test(task), None)
@@ -187,7 +187,7 @@ class ByHand:
 def pooled(sequence: TaskSequence, part: Callable[[int], Examples], first: int | None) -> tuple[Tensor, Tensor]:
     parts = [part(task) for task in range(sequence.family.count)]
     inputs = torch.cat([examples.inputs[:first].flatten(1).float() for examples in parts])
-    return (inputs / 255 - 0.1307) / 0.3081, torch.cat([examples.labels[:first] for examples in parts])
+    return (inputs / 255 - 0.1307) / 0.3081, torch.cat([examples.targets[:first] for examples in parts])
 
 
 def spread(examples: Examples, count: int) -> Examples:
@@ -246,7 +246,7 @@ def test_every_value_can_be_recomputed_with_plain_torch(path: Path, table: pd.Da
 def test_a_solution_with_itself_and_with_its_start(mnist: Dataset) -> None:
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, {"controls": []}, seeds=1)
     comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.shape, setting.family.classes)
+    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
     start = initialise(network, generator(suite.seed, 0, "initial weights"))
     moved = {name: weight + 0.1 * torch.sin(100 * weight) for name, weight in start.items()}
     found = {row.metric: row for row in compare(comparison, setting, lambda trial: moved, {})}
@@ -269,7 +269,7 @@ def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
     model = {"kind": "mlp", "hidden": [4]}
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, chosen, seeds=1, model=model)
     comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.shape, setting.family.classes)
+    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
     dead = {name: torch.zeros(parameter.shape) for name, parameter in network.named_parameters()}
     rows = compare(comparison, setting, lambda trial: dead, {})
     assert [row.metric for row in rows] == chosen["metrics"], "those asked for, in the order asked for"
@@ -286,7 +286,7 @@ def test_with_little_memory_the_values_are_the_same_and_no_solution_is_read_for_
     cheap = {"controls": [], "metrics": ["linear_cka", "weight_distance"]}
     suite = with_pairs({name: {"target": "sgd"} for name in names}, cheap, seeds=1)
     comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.shape, setting.family.classes)
+    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
     read: list[str] = []
 
     def weights(trial: Trial) -> dict[str, Tensor]:

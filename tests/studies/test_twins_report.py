@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from optbench.cli import main
 from optbench.cli.selection import Choice, choose
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
 from optbench.engine import TrialResult
 from optbench.errors import SuiteError
 from optbench.models import build, initialise
@@ -111,7 +111,7 @@ def exact_distance(a: torch.Tensor, b: torch.Tensor, start: torch.Tensor) -> flo
 
 
 def test_the_last_distances_are_those_of_the_checkpoints(path: Path, results: Results) -> None:
-    network = build(results.suite.experiments["one"].models["net"], (1, 28, 28), 10)
+    network = build(results.suite.experiments["one"].models["net"], InputSpec((1, 28, 28)), 10)
     names = sorted(dict(network.named_parameters()))
     found = found_twins(results)["one", "sgd and adam"]
     pairs = pd.read_parquet(path / "pairs.parquet").query("optimizer_a == 'sgd' and optimizer_b == 'adam'")
@@ -159,7 +159,7 @@ def test_distances_on_the_way_are_those_of_shorter_trainings(mnist: Dataset) -> 
     followed = [["sgd", "power"]]
     long = [recorded(result) for result in train_suite(with_twins(suite, followed), mnist)]
     assert [list(places) for places in long] == [[(1, step) for step in (0, 12, 24, 36, 48, 50)]] * 2
-    network = build(suite.experiments["small"].models["net"], (1, 28, 28), 10)
+    network = build(suite.experiments["small"].models["net"], InputSpec((1, 28, 28)), 10)
     weights = initialise(network, generator(suite.seed, 0, "initial weights"))
     for step in (12, 36):
         ends = [flat(result) for result in train_suite(with_twins(suite, followed, max_steps=step), mnist)]

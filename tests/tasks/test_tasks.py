@@ -67,14 +67,14 @@ def rows(images: torch.Tensor) -> set[bytes]:
 def test_arrays_have_the_documented_form(kind: str) -> None:
     tasks = family(KINDS[kind])
     assert tasks.count == len(tasks.task_names) == 3
-    assert (tasks.classes, tasks.shape) == (CLASSES, (1, 6, 6))
+    assert (tasks.classes, tasks.inputs.shape) == (CLASSES, (1, 6, 6))
     for task in range(tasks.count):
         for examples in parts(tasks.sequence(0), task):
             assert examples.inputs.dtype == torch.uint8
-            assert examples.labels.dtype == torch.int64
+            assert examples.targets.dtype == torch.int64
             assert examples.inputs.shape == (len(examples), 1, 6, 6)
             assert examples.inputs.is_contiguous()
-            assert len(examples) == len(examples.labels) > 0
+            assert len(examples) == len(examples.targets) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +97,7 @@ def test_another_family_of_the_same_suite_makes_equal_arrays(kind: str) -> None:
     for task in (2, 0, 1):
         for a, b in zip(parts(one.sequence(3), task), parts(other.sequence(3), task), strict=True):
             assert torch.equal(a.inputs, b.inputs)
-            assert torch.equal(a.labels, b.labels)
+            assert torch.equal(a.targets, b.targets)
 
 
 @pytest.mark.parametrize("kind", ["permuted", "class-incremental shuffled"])
@@ -125,8 +125,8 @@ def test_making_tasks_leaves_the_dataset_as_it_was(kind: str) -> None:
     tasks = family(KINDS[kind], data)
     for task in range(3):
         parts(tasks.sequence(0), task)
-    assert torch.equal(data.train.images, DATA.train.images)
-    assert torch.equal(data.test.images, DATA.test.images)
+    assert torch.equal(data.train.inputs, DATA.train.inputs)
+    assert torch.equal(data.test.inputs, DATA.test.inputs)
 
 
 # --- the split ---
@@ -137,11 +137,11 @@ def test_train_and_validation_partition_the_training_half() -> None:
     train, validation = rows(plain.train.inputs), rows(plain.validation.inputs)
     assert (len(train), len(validation)) == (60, 30)
     assert train.isdisjoint(validation)
-    assert train | validation == rows(DATA.train.images)
-    assert torch.equal(plain.test.inputs, DATA.test.images)
-    label_of = {image.numpy().tobytes(): int(y) for image, y in zip(DATA.train.images, DATA.train.labels, strict=True)}
+    assert train | validation == rows(DATA.train.inputs)
+    assert torch.equal(plain.test.inputs, DATA.test.inputs)
+    label_of = {image.numpy().tobytes(): int(y) for image, y in zip(DATA.train.inputs, DATA.train.targets, strict=True)}
     for part in (plain.train, plain.validation):
-        assert [label_of[image.numpy().tobytes()] for image in part.inputs] == part.labels.tolist()
+        assert [label_of[image.numpy().tobytes()] for image in part.inputs] == part.targets.tolist()
 
 
 def test_the_split_depends_on_the_suite_seed_alone() -> None:
@@ -196,7 +196,7 @@ def test_a_permutation_is_one_bijection_for_all_images_channels_and_parts(shape:
         assert found != sorted(found)
         for source, shuffled in zip((plain[part] for part in PARTS), parts(sequence, task), strict=True):
             assert torch.equal(shuffled.inputs.flatten(2), source.inputs.flatten(2)[:, :, found])
-            assert torch.equal(shuffled.labels, source.labels)
+            assert torch.equal(shuffled.targets, source.targets)
 
 
 def test_the_permutations_of_a_sequence_differ() -> None:
@@ -253,7 +253,7 @@ def test_class_incremental_tasks_partition_every_part(kind: str) -> None:
             pieces = [parts(sequence, task)[i] for task in range(3)]
             assert sum(map(len, pieces)) == len(tasks.parts[part])
             assert set().union(*(rows(piece.inputs) for piece in pieces)) == rows(tasks.parts[part].inputs)
-            groups = [set(piece.labels.tolist()) for piece in pieces]
+            groups = [set(piece.targets.tolist()) for piece in pieces]
             assert sum(map(len, groups)) == len(set().union(*groups)) == CLASSES
 
 
@@ -262,21 +262,21 @@ def test_fixed_groups_follow_the_classes_and_keep_their_labels_in_all_parts() ->
     assert tasks.task_names == ["classes 0,1", "classes 2,3", "classes 4,5"]
     for task in range(3):
         for examples in parts(tasks.sequence(7), task):
-            assert set(examples.labels.tolist()) == {2 * task, 2 * task + 1}
+            assert set(examples.targets.tolist()) == {2 * task, 2 * task + 1}
 
 
 def test_splits_come_before_the_grouping() -> None:
     grouped, plain = family(KINDS["class-incremental"]), family(KINDS["permuted"]).parts
     for part in PARTS:
         assert torch.equal(grouped.parts[part].inputs, plain[part].inputs)
-    keep = plain.validation.labels // 2 == 1
+    keep = plain.validation.targets // 2 == 1
     assert torch.equal(grouped.sequence(0).validation(1).inputs, plain.validation.inputs[keep])
 
 
 def test_shuffled_groups_mix_classes_and_are_named_without_them() -> None:
     tasks = family(KINDS["class-incremental shuffled"])
     assert tasks.task_names == ["group 1", "group 2", "group 3"]
-    groups = {frozenset(tasks.sequence(seed).test(task).labels.tolist()) for seed in range(10) for task in range(3)}
+    groups = {frozenset(tasks.sequence(seed).test(task).targets.tolist()) for seed in range(10) for task in range(3)}
     assert len(groups) > 3
 
 
@@ -315,7 +315,7 @@ def test_rotated_tasks_turn_all_parts_by_their_angle() -> None:
     for task, angle in enumerate([0, 30, 90, -90, 12.5]):
         for before, after in zip((tasks.parts[part] for part in PARTS), parts(sequence, task), strict=True):
             assert torch.equal(after.inputs, rotate(before.inputs, angle))
-            assert torch.equal(after.labels, before.labels)
+            assert torch.equal(after.targets, before.targets)
 
 
 def test_a_quarter_turn_is_counter_clockwise_and_exact() -> None:
@@ -326,24 +326,24 @@ def test_a_quarter_turn_is_counter_clockwise_and_exact() -> None:
 
 
 def test_four_quarter_turns_and_whole_turns_change_nothing() -> None:
-    turned = DATA.train.images
+    turned = DATA.train.inputs
     for _ in range(4):
         turned = rotate(turned, 90)
         assert turned.is_contiguous()
-    assert torch.equal(turned, DATA.train.images)
+    assert torch.equal(turned, DATA.train.inputs)
     for angle in (0, 360, -360, 720):
-        assert torch.equal(rotate(DATA.train.images, angle), DATA.train.images)
+        assert torch.equal(rotate(DATA.train.inputs, angle), DATA.train.inputs)
 
 
 def test_opposite_multiples_of_ninety_undo_each_other() -> None:
     for angle in (90, 180, 270):
-        assert torch.equal(rotate(rotate(DATA.train.images, angle), -angle), DATA.train.images)
+        assert torch.equal(rotate(rotate(DATA.train.inputs, angle), -angle), DATA.train.inputs)
 
 
 @pytest.mark.parametrize("angle", [1.0, 30.0, 45.0, 100.0, 200.0, 345.0])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 12), (2, 9, 4)])
 def test_rotation_agrees_with_scipy(angle: float, shape: tuple[int, int, int]) -> None:
-    images = dataset(shape, train=3).train.images
+    images = dataset(shape, train=3).train.inputs
     # Positive angles in scipy turn from the first axis to the second: rows to columns, counter-clockwise to the eye.
     expected = scipy.ndimage.rotate(
         images.numpy().astype(float), angle, axes=(2, 3), reshape=False, order=1, mode="grid-constant"
@@ -353,7 +353,7 @@ def test_rotation_agrees_with_scipy(angle: float, shape: tuple[int, int, int]) -
 
 
 def test_an_image_turns_alike_alone_and_among_others() -> None:
-    images = dataset(train=4100).train.images
+    images = dataset(train=4100).train.inputs
     together = rotate(images, 33)
     for i in (0, 1, 4095, 4096, 4099):
         assert torch.equal(rotate(images[i : i + 1], 33), together[i : i + 1])

@@ -1,6 +1,6 @@
 """The batches of many streams at once, with nothing for Python to count: what an accelerator is fed with.
 
-Legend: S different streams, B batch size, L rows of the longest epoch, C*H*W pixels.
+Legend: S different streams, B batch size, L rows of the longest epoch, T positions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Feed:
         self._offsets = [offsets[id(stream.examples)] for stream in streams]
         # One copy more, for as long as the stack lives; where all streams are of the same examples, none.
         self._inputs = parts[0].inputs if len(parts) == 1 else torch.cat([part.inputs for part in parts])
-        self._labels = parts[0].labels if len(parts) == 1 else torch.cat([part.labels for part in parts])
-        device = self._labels.device
+        self._targets = parts[0].targets if len(parts) == 1 else torch.cat([part.targets for part in parts])
+        device = self._targets.device
         size = streams[0].batch_size
         longest = max(stream.steps_per_epoch for stream in streams) * size
         self._orders = torch.zeros(len(streams), longest, dtype=torch.int64, device=device)
@@ -41,8 +41,8 @@ class Feed:
         """(S, 1): where in its epoch's order the next batch of each stream begins."""
         self._within = torch.arange(size, device=device)
         self._raw = self._inputs.new_empty(len(streams) * size, *self._inputs.shape[1:])
-        self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], device=device)
-        self._batch_labels = self._labels.new_empty(len(streams) * size)
+        self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], dtype=normalise.dtype, device=device)
+        self._batch_targets = self._targets.new_empty(len(streams) * size, *self._targets.shape[1:])
         self._next = self._until = -1
         """The step that follows, and the first from here on at which some stream begins another epoch."""
 
@@ -58,13 +58,13 @@ class Feed:
         self._next = step + 1
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Inputs (S, B, C, H, W) and labels (S, B) of the next batch of every stream; they live until the next call."""
+        """Inputs (S, B, ...) and targets (S, B) or (S, B, T) of each stream's next batch, until the next call."""
         rows = self._orders.gather(1, self.positions + self._within).view(-1)
         torch.index_select(self._inputs, 0, rows, out=self._raw)
-        torch.index_select(self._labels, 0, rows, out=self._batch_labels)
+        torch.index_select(self._targets, 0, rows, out=self._batch_targets)
         self.positions.add_(self._within.numel())
         inputs = self._normalise(self._raw.view(self._batch.shape), out=self._batch)
-        return inputs, self._batch_labels.view(self._batch.shape[:2])
+        return inputs, self._batch_targets.view(*self._batch.shape[:2], *self._targets.shape[1:])
 
     def _renew(self, i: int, stream: BatchStream, epoch: int) -> None:
         """The order of an epoch, to the device."""
