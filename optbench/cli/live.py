@@ -22,6 +22,7 @@ from optbench.cli.progress import Tracker, duration
 from optbench.counting import count
 from optbench.errors import escaped
 from optbench.execution.schedule import Plan
+from optbench.execution.view import View
 from optbench.plan import Trial
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.store.tables import TrialRow
@@ -51,7 +52,7 @@ class _Console(Console):
         self.quiet = True
 
 
-class QuietView:
+class QuietView(View):
     """Shows only warnings and, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
@@ -83,15 +84,10 @@ class QuietView:
         assert self.tracker is not None
         self.tracker.finished(rows)
 
-    def message(self, text: str) -> None:
-        """Something worth a line: a download that begins."""
-
     def warning(self, text: str) -> None:
-        """Something that a reader of the results should know."""
         self._print(f"optbench: warning: {text}")
 
     def details(self, text: str) -> None:
-        """A traceback from a worker process."""
         if self.debug:
             self._print(text)
 

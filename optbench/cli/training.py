@@ -85,6 +85,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
         force=request.force,
         suite_folder=resolve_suite_path(request.suite).parent if request.suite is not None else None,
         command=("optbench", *sys.argv[1:]),
+        leaves=True,
     )
 
 

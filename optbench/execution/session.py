@@ -11,36 +11,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import itertools
 import json
 import os
-import signal
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from optbench.counting import count
-from optbench.errors import StoreError, UsageError
+from optbench.errors import StoreError
+from optbench.execution.comparisons import Comparisons, compared, unknown_pairs
+from optbench.execution.directory import check_provenance, places
+from optbench.execution.interrupts import Interrupts
 from optbench.execution.messages import Compare, Compared, Failed, Finished, Job, Train
 from optbench.execution.pool import Pool
 from optbench.execution.preflight import Code, check, find_code, left_of
 from optbench.execution.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
-from optbench.metrics import METRICS_VERSION, PAIR_METRICS
-from optbench.plan import Cohort, PairedSolutions, Trial
+from optbench.execution.view import View
+from optbench.metrics import METRICS_VERSION
+from optbench.plan import Cohort, Trial
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
 from optbench.store.interim import find_begun
 from optbench.store.lock import RunLock
-from optbench.store.pairs_table import NOT_COMPARED, PairRow
+from optbench.store.pairs_table import NOT_COMPARED
 from optbench.store.parts import INTERIM
 from optbench.store.plugins import KEY as PLUGINS
 from optbench.store.plugins import entries
 from optbench.store.provenance import provenance
-from optbench.store.read import read_json
 from optbench.store.run import RunExists
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a suite: the command line, typed."""
+    """How to run a suite."""
 
     device: str = "auto"
     runs_dir: Path = Path("runs")
@@ -65,6 +64,8 @@ class Options:
     suite_folder: Path | None = None
     """Where the suite's files are looked for first: its own folder. None: a run that is resumed from its own suite."""
     command: tuple[str, ...] = ()
+    leaves: bool = False
+    """Whether a second interrupt ends the process at once: the command line's does, Python's only kills the workers."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +77,14 @@ class Outcome:
     interrupted: bool
 
 
-class View(Protocol):
-    """Whoever wants to see a run while it goes on."""
-
-    def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None: ...
-    def progress(self, progress: Progress) -> None: ...
-    def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def warning(self, text: str) -> None: ...
-    def details(self, text: str) -> None: ...
-
-
-def run(suite: Suite, options: Options, view: View) -> Outcome:
+def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
     """Train every trial of `suite` that is not done yet and write what it found.
 
     Raises:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    with Session(options, view) as session:
+    with Session(options, view or View()) as session:
         session.train(session.begin(suite))
     return session.outcome
 
@@ -116,10 +106,11 @@ class Session:
 
         self._options, self._view = options, view
         self._device = resolve(options.device)
-        devices = worker_devices(options.device, self._device, options.jobs, _cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        devices = worker_devices(options.device, self._device, options.jobs, cores)
         self._jobs = len(devices)
         self._pool = Pool([str(device) for device in devices])
-        self._signals = _Interrupts(self._leave_at_once)
+        self._signals = Interrupts(self._leave_at_once if options.leaves else self._pool.kill)
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._lock: RunLock | None = None
@@ -129,7 +120,7 @@ class Session:
             self._lock = RunLock(options.resume)
 
     def __enter__(self) -> Session:
-        self._signals.__enter__()
+        self._exits.enter_context(self._signals)
         return self
 
     def __exit__(
@@ -137,7 +128,7 @@ class Session:
     ) -> bool:
         self._interrupted = isinstance(error, KeyboardInterrupt)
         try:
-            # What is written now is finished, however long that takes: a second interruption ends it.
+            # What is written now is finished, however long that takes.
             with self._signals.held(again=False):
                 self._pool.close()
                 if self._writer is None:
@@ -152,7 +143,6 @@ class Session:
                     # The first error says more, and what was finished is in the parts all the same.
         finally:
             self._exits.close()
-            self._signals.__exit__()
         return self._interrupted
 
     @property
@@ -187,7 +177,8 @@ class Session:
         record = provenance(str(self._device), accelerators(), cpu_capability(), self._jobs)
         if options.resume is not None:
             # A run of another version is refused here, before anything in it is called damaged.
-            _check_provenance(options, record)
+            if not options.force:
+                check_provenance(options.resume, record)
             for text in set_damaged_aside(options.resume):
                 self._view.message(f"damaged: {text}")
         plan = make_plan(suite, options.resume, grown=grown)
@@ -215,7 +206,7 @@ class Session:
             **({PLUGINS: plugins} if plugins else {}),
             **(extra or {}),
         }
-        for path in _places(options, plan.suite):
+        for path in places(options.runs_dir, options.name, plan.suite.name):
             try:
                 self._writer = RunWriter.create(
                     path, dump_suite(plan.suite), header, plan.trials, {**(texts or {}), **copies}
@@ -241,26 +232,26 @@ class Session:
         """Train what is left of the plan and compare its solutions; everything is durable at the end."""
         pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
-        left = _Comparisons(plan, self.writer)
+        left = Comparisons(plan, self.writer)
         job = Job(plan.suite, self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
         for event in self._pool.train(units, job, left.ready, lambda piece: goes_on(piece, find_begun(job.interim))):
             with self._signals.held():
                 self._take(event, plan, left)
 
-    def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: _Comparisons) -> None:
+    def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: Comparisons) -> None:
         if isinstance(event, Finished):
             rows = _with_checkpoints(event, self.writer, plan.suite)
             self._ended(event.cohort, rows, left)
         elif isinstance(event, Compared):
             self.writer.add_pairs(event.comparison, event.rows)
-            self._view.message(_compared(event.comparison))
+            self._view.message(compared(event.comparison))
         elif isinstance(event, Failed):
             self._failed(event, plan.suite, left)
         else:
             self._view.progress(event)
 
-    def _leave_at_once(self) -> NoReturn:
+    def _leave_at_once(self) -> None:
         self._pool.kill()
         text = "optbench: left at once; what was finished is kept"
         if self._writer is not None:
@@ -276,7 +267,7 @@ class Session:
 
             try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
 
-    def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: _Comparisons) -> None:
+    def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: Comparisons) -> None:
         rows = [(trial, self._with_source(trial, row)) for trial, row in rows]
         self.writer.add(cohort, rows)
         left.ended(cohort)
@@ -288,88 +279,17 @@ class Session:
         source, note = self._code.of(trial)
         return dataclasses.replace(row, source_hash=source, note="; ".join(filter(None, (row.note, note))) or None)
 
-    def _failed(self, event: Failed, suite: Suite, left: _Comparisons) -> None:
+    def _failed(self, event: Failed, suite: Suite, left: Comparisons) -> None:
         if event.details:
             self._view.details(event.details)
         if isinstance(event.unit, Compare):
             note = f"{NOT_COMPARED}: {event.error_type}: {event.message}"
-            self.writer.add_pairs(event.unit.comparison, _unknown_pairs(event.unit.comparison, suite, note))
-            self._view.message(f"{_compared(event.unit.comparison)}: {note}")
+            self.writer.add_pairs(event.unit.comparison, unknown_pairs(event.unit.comparison, suite, note))
+            self._view.message(f"{compared(event.unit.comparison)}: {note}")
         else:
             device = str(self._device)
             cohort = event.unit.cohort
             self._ended(cohort, [(trial, _failed_row(trial, event, device)) for trial in cohort.trials], left)
-
-
-class _Comparisons:
-    """What is left to compare, given out as soon as its trials have ended."""
-
-    def __init__(self, plan: Plan, writer: RunWriter) -> None:
-        self._left = list(plan.comparisons)
-        self._ended = set(plan.done)
-        self._writer = writer
-
-    def ended(self, cohort: Cohort) -> None:
-        """Take note of a cohort's end, after it has been written."""
-        self._ended |= {trial.id for trial in cohort.trials}
-
-    def ready(self) -> list[Compare]:
-        """What can be compared now and was not given out before."""
-        ready = [c for c in self._left if all(trial.id in self._ended for trial in c.trials)]
-        if not ready:
-            return []
-        self._left = [c for c in self._left if c not in ready]
-        endings = self._writer.endings()
-        return [self._work(comparison, endings) for comparison in ready]
-
-    def _work(self, comparison: PairedSolutions, endings: Mapping[str, tuple[str, str | None]]) -> Compare:
-        places, missing = {}, {}
-        for trial in comparison.trials:
-            status, checkpoint = endings[trial.id]
-            place = self._writer.path / checkpoint if checkpoint else None
-            if place is not None and place.is_file():
-                places[trial.id] = place
-            else:
-                missing[trial.id] = f"{trial.id}: {status if status != 'ok' else 'its final weights are gone'}"
-        return Compare(comparison, places, missing)
-
-
-def _places(options: Options, suite: Suite) -> Iterator[Path]:
-    """Yield the requested directory, or else `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
-    if options.name is not None:
-        yield options.runs_dir / options.name
-        return
-    name = f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
-    yield options.runs_dir / name
-    for number in itertools.count(2):
-        yield options.runs_dir / f"{name}-{number}"
-
-
-def _check_provenance(options: Options, record: Mapping[str, Any]) -> None:
-    """Raises UsageError where a run would continue with another version of torch, or on another kind of machine."""
-    assert options.resume is not None
-    begun = read_json(options.resume)
-    before = (begun.get("resumed") or [begun])[-1].get("provenance") or {}
-    for name, now, then in (
-        ("torch", record.get("torch"), before.get("torch")),
-        ("device", _kind(record.get("device")), _kind(before.get("device"))),
-        ("CPU instructions", record.get("cpu_capability"), before.get("cpu_capability")),
-    ):
-        if then is not None and now != then and not options.force:
-            raise UsageError(
-                f"--resume {options.resume}: that run was made with {name} {then}, and this is {name} {now}: "
-                "what is left would not be what it would have been; --force goes on all the same"
-            )
-
-
-def _kind(device: object) -> str | None:
-    """`cuda` of `cuda:1`."""
-    return device.split(":")[0] if isinstance(device, str) else None
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_checkpoints(event: Finished, writer: RunWriter, suite: Suite) -> list[tuple[Trial, Row]]:
@@ -381,18 +301,6 @@ def _with_checkpoints(event: Finished, writer: RunWriter, suite: Suite) -> list[
         (trial, dataclasses.replace(row, checkpoint=places.get(trial.id)) if isinstance(row, TrialRow) else row)
         for trial, row in event.rows
     ]
-
-
-def _compared(comparison: PairedSolutions) -> str:
-    counts = Counter(pair.kind for pair in comparison.pairs)
-    what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')} compared"
-    return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"
-
-
-def _unknown_pairs(comparison: PairedSolutions, suite: Suite, note: str) -> list[PairRow]:
-    settings = suite.experiments[comparison.experiment].pairs
-    names = (settings.metrics if settings else None) or PAIR_METRICS
-    return [PairRow.of(pair, name, None, note) for pair in comparison.pairs for name in names]
 
 
 def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:
@@ -413,42 +321,3 @@ def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:
         fallbacks=0,
         note=None,
     )
-
-
-class _Interrupts:
-    """Ctrl-C, and SIGTERM, which batch systems send, end a run: as a KeyboardInterrupt, but never while something is
-    written. The second one does not wait.
-    """
-
-    def __init__(self, at_once: Callable[[], NoReturn]) -> None:
-        self._at_once = at_once
-        self._asked = self._held = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, say
-                self._before[number] = signal.signal(number, self._interrupt)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def held(self, *, again: bool = True) -> Iterator[None]:
-        """An interruption waits for the end of the block; again: and is raised there."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-        # Also what was asked for before: an exception that is raised while Python cleans up an object is lost.
-        if self._asked and again:
-            raise KeyboardInterrupt
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            self._at_once()
-        self._asked = True
-        if not self._held:
-            raise KeyboardInterrupt

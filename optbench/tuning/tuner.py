@@ -16,7 +16,8 @@ from typing import Any
 from optbench.counting import count
 from optbench.errors import SuiteError
 from optbench.execution.schedule import Plan, make_plan
-from optbench.execution.session import Options, Outcome, Session, View
+from optbench.execution.session import Options, Outcome, Session
+from optbench.execution.view import View
 from optbench.metrics import METRICS
 from optbench.stats.results import read_results
 from optbench.store import read_run

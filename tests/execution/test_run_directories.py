@@ -130,7 +130,7 @@ def test_runs_of_one_second_have_names_of_their_own(monkeypatch: pytest.MonkeyPa
         def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
             return datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=tz)
 
-    monkeypatch.setattr("optbench.execution.session.datetime.datetime", Stopped)
+    monkeypatch.setattr("optbench.execution.directory.datetime.datetime", Stopped)
     for _ in range(3):
         assert main(["run", "s.yaml", *QUICK]) == 0
     names = [f"places-20260102T030405Z{more}" for more in ("", "-2", "-3")]

@@ -1,0 +1,60 @@
+"""Interrupts: Ctrl-C, and SIGTERM, which batch systems send."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupts:
+    """Raise the first interrupt as a KeyboardInterrupt, but never while something is written.
+
+    Handlers are installed in the main thread only, where Python delivers signals, and restored at the end of the block.
+    """
+
+    def __init__(self, further: Callable[[], object]) -> None:
+        """further: called for every later interrupt, which raises nothing itself: the first is on its way."""
+        self._further = further
+        self._requested = self._held = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Ignored under nohup, say; None is a handler that Python could not restore.
+                if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                    self._before[number] = before
+                    signal.signal(number, self._interrupt)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self, *, again: bool = True) -> Iterator[None]:
+        """Let an interrupt wait for the end of the block. again: and raise it there."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        # Also an earlier one: an exception that is raised while Python cleans up an object is lost.
+        if self._requested and again:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
+            self._further()
+            return
+        self._requested = True
+        if not self._held:
+            raise KeyboardInterrupt
