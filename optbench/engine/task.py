@@ -1,0 +1,186 @@
+"""One task of a cohort: the steps of its members, when they are evaluated, and who stops.
+
+Legend: P padded parameter count.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from optbench.engine.batches import BatchStream
+from optbench.engine.evaluate import Score
+from optbench.engine.faults import of_the_machine
+from optbench.engine.lanes import RefusedError
+from optbench.engine.lockstep import LockStep
+from optbench.engine.members import Member, Progress, Schedule, Stopper
+from optbench.errors import UsageError
+from optbench.optimizers.explain import explained
+from optbench.store.tables import CurveRow
+from optbench.tasks import Examples
+
+if TYPE_CHECKING:
+    from optbench.engine.train import CohortTraining
+
+
+class TaskTraining:
+    """One task of a cohort, from the first step to the last member's stop."""
+
+    def __init__(self, cohort: CohortTraining, task: int) -> None:
+        self.cohort = cohort
+        self.task = task
+        protocol = cohort.protocol
+        self.active = [member for member in cohort.members if member.running]
+        self.streams: dict[str, BatchStream] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.stoppers: dict[str, Stopper] = {}
+        self.held_out: dict[str, Examples] = {}
+        self.losses: dict[str, list[float]] = {}
+        arrays: dict[object, tuple[Examples, Examples]] = {}
+        orders: dict[tuple[int, int], BatchStream] = {}
+        patience = protocol.early_stopping.patience if protocol.early_stopping else None
+        on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
+        for member in self.active:
+            trial, sequence = member.trial, cohort.sequences[member.trial.seed]
+            key = sequence.key(task)
+            if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
+                arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
+            examples, held_out = arrays[key]
+            if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
+                seeds = (cohort.setting.suite_seed, trial.seed)
+                stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
+                orders[trial.seed, trial.order] = stream
+            stream = orders[trial.seed, trial.order]
+            if stream.steps_per_epoch == 0:
+                raise UsageError(
+                    f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
+                    f"{len(examples)} training examples of task {task + 1}"
+                )
+            self.streams[trial.id] = stream
+            self.schedules[trial.id] = Schedule.of(protocol, stream.steps_per_epoch)
+            self.stoppers[trial.id] = Stopper(patience)
+            self.held_out[trial.id] = held_out
+            self.losses[trial.id] = []
+
+    def run(self) -> None:
+        step, first = 0, True
+        while self.active:
+            step = self._train_stack(step, begin=first)
+            first = False
+
+    def _train_stack(self, step: int, *, begin: bool) -> int:
+        """Train the active members together from `step` until too few of them are left; the step reached."""
+        cohort, stack = self.cohort, self._stack(step, begin=begin)
+        if stack is None:
+            return step
+        members = list(self.active)
+        here = dict(enumerate(members))
+        for i, error in stack.raised_early.items():
+            self._leave(members[i], "failed", step, error)
+            self._take_out(stack, i, here.pop(i))
+        while len(here) > (len(members) // 2 if cohort.machinery.keeps_who_stopped else len(members) - 1):
+            until = min(self.schedules[member.trial.id].next_evaluation(step) for member in here.values())
+            stretch = stack.run(step, until, here)
+            before, step = step, step + len(stretch.losses)
+            due: dict[int, Tensor] = {}
+            for i, member in here.items():
+                member.train_seconds += stretch.seconds / len(here)
+                member.optimizer_seconds += stretch.optimizer_seconds / len(here)
+                if i in stretch.raised:
+                    self._leave(member, "failed", step, stretch.raised[i])
+                elif self._went_on(member, [row[i] for row in stretch.losses], stretch.finite[i], before, step):
+                    try:
+                        due[i] = stack.measured(i)
+                    except Exception as error:  # a user's optimizer may raise when it changes its mode, too
+                        if of_the_machine(error):
+                            raise
+                        self._leave(member, "failed", step, error)
+            scores = cohort.evaluator.score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
+            for (i, row), score in zip(due.items(), scores, strict=True):
+                self._evaluated(here[i], row, score, step)
+            for i in [i for i, member in here.items() if member not in self.active]:
+                self._take_out(stack, i, here.pop(i))
+            cohort.look_at_followers()
+        for i, member in here.items():
+            self._take_out(stack, i, member)
+        return step
+
+    def _stack(self, step: int, *, begin: bool) -> LockStep | None:
+        """The active members side by side; those whose settings their optimizer refuses have left. None: all have."""
+        cohort = self.cohort
+        while members := list(self.active):
+            try:
+                return LockStep(
+                    cohort.machinery,
+                    [member.row for member in members],
+                    [cohort.lane_member(member, self.task) for member in members],
+                    [self.streams[member.trial.id] for member in members],
+                    begin=begin,
+                    followers=[member.followers for member in members],
+                )
+            except RefusedError as refused:
+                for i, error in refused.errors.items():
+                    self._leave(members[i], "failed", step, error)
+        return None
+
+    def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
+        """Give a member what it has come to in the stack: because it has stopped, or for a smaller one."""
+        best = self.stoppers[member.trial.id].best_row
+        if member.running and member not in self.active:  # its task is over: what was best, or is measured now
+            member.row = best if best is not None else stack.measured(i).clone()
+        else:
+            member.row = stack.row(i)
+        member.state = stack.state(i)
+        member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
+
+    def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
+        """Account for the steps from `before` to `step`; whether the member goes on, and is to be evaluated now.
+
+        losses: of these steps. finite: whether its weights are.
+        """
+        bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None or not finite:
+            self._leave(member, "diverged", step if bad is None else before + bad + 1, None)
+            return False
+        self.losses[member.trial.id] += losses
+        return step == self.schedules[member.trial.id].next_evaluation(step - 1)
+
+    def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
+        """Take note of what the weights `row` came to on held-out data after `step`, and see whether it stops."""
+        schedule = self.schedules[member.trial.id]
+        recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
+        member.rows.append(
+            CurveRow(
+                task=self.task + 1,
+                step=step,
+                epoch=step / schedule.steps_per_epoch,
+                train_loss=sum(recent) / len(recent),
+                eval_loss=score.loss if math.isfinite(score.loss) else None,
+                eval_accuracy=score.accuracy,
+            )
+        )
+        self.cohort.sketches.record(member, row, self.task + 1, step)
+        stop = self.stoppers[member.trial.id].see(score.loss, row) or step == schedule.total
+        if stop:
+            member.steps += step
+            member.last_step = member.steps
+            self.active.remove(member)
+        self._notify(member, 1.0 if stop else step / schedule.total, score.accuracy)
+
+    def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
+        """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
+        member.status = status
+        member.failure = explained(error, member.trial.target, member.trial.hyperparameters) if error else None
+        member.steps += step
+        member.last_step = member.steps
+        self.active.remove(member)
+        self._notify(member, 1.0, None)
+
+    def _notify(self, member: Member, fraction: float, accuracy: float | None) -> None:
+        count = self.cohort.setting.family.count
+        done = (self.task + fraction) / count if member.running else 1.0
+        status = "done" if member.running and done == 1.0 else member.status
+        for trial in member.trials:
+            self.cohort.notify(Progress(trial.id, self.task + 1, done, accuracy, status))
