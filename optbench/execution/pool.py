@@ -33,7 +33,7 @@ from optbench.execution.messages import (
 )
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
-from optbench.targets import use, without_working_directory
+from optbench.targets import starting_processes, use
 
 if TYPE_CHECKING:
     from optbench.engine import Progress, Workspace
@@ -154,7 +154,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, device), daemon=True)
-        with without_working_directory():
+        with starting_processes():
             self.process.start()
         theirs.close()
         self.unit: Unit | None = None

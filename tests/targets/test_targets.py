@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
@@ -210,11 +212,16 @@ def test_what_was_set_for_a_process_stays(tmp_path: Path) -> None:
     assert targets.is_file("./mine.py")
 
 
-def test_processes_are_started_without_the_working_directory(tmp_path: Path) -> None:
+def test_processes_are_started_without_the_working_directory_and_the_main_module(tmp_path: Path) -> None:
     # In an editable installation a file `optbench.py` there would be imported in the place of optbench.
     write(tmp_path, only_there_and_once="VALUE = 3\n")
     assert load("only_there_and_once:VALUE") == 3
     assert sys.path[-1] == str(tmp_path)
-    with targets.without_working_directory():
-        assert str(tmp_path) not in sys.path
+    with targets.starting_processes(), ThreadPoolExecutor() as elsewhere:
+        found = spawn.get_preparation_data("worker")
+        theirs = elsewhere.submit(spawn.get_preparation_data, "another library's").result()
+    assert str(tmp_path) not in found["sys_path"]
+    assert str(tmp_path) in theirs["sys_path"]
+    assert not any(key.startswith("init_main") for key in found)
+    assert any(key.startswith("init_main") for key in theirs)
     assert sys.path[-1] == str(tmp_path)

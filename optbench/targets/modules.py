@@ -1,0 +1,139 @@
+"""Modules, which Python imports in its own way."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any
+
+from optbench.errors import nearest
+from optbench.targets.executing import importing, on_its_own
+from optbench.targets.source import Source, TargetError, read_folder, split
+
+_APPENDED: list[str] = []
+"""What was added to `sys.path`."""
+
+
+_STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def starting_processes() -> Iterator[None]:
+    """Let the processes that this thread starts in the block import nothing of the user's.
+
+    Not the main module, which spawned processes otherwise execute once more, so that a script needs no `__main__`
+    guard; and optbench before a file of that name in the working directory: in an editable installation it comes after
+    everything in `sys.path`.
+    """
+    prepare, thread = spawn.get_preparation_data, threading.get_ident()
+
+    def prepared(name: str) -> dict[str, Any]:
+        found = prepare(name)
+        if threading.get_ident() == thread:
+            found["sys_path"] = [place for place in found["sys_path"] if place not in _APPENDED]
+            for key in ("init_main_from_name", "init_main_from_path"):
+                found.pop(key, None)
+        return found
+
+    with _STARTING:
+        spawn.get_preparation_data = prepared
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = prepare
+
+
+def import_module(name: str, target: str) -> Any:
+    """Return a module, imported from the working directory where Python does not find it elsewhere.
+
+    Raises:
+        TargetError: it cannot be imported.
+    """
+    if sys.modules.get(name) is not None:
+        return sys.modules[name]
+    with importing(name, target), on_its_own():
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            here = os.getcwd()  # noqa: PTH109
+            if error.name != name.partition(".")[0] or here in sys.path:
+                raise
+            # Last, so that no file of the working directory stands in for an installed package.
+            sys.path.append(here)
+            _APPENDED.append(here)
+            importlib.invalidate_caches()
+            return importlib.import_module(name)
+
+
+def find_attribute(module: Any, target: str) -> Any:
+    """Return what a target names in a module.
+
+    Raises:
+        TargetError: the module has no such attribute.
+    """
+    where, attribute = split(target)
+    names = getattr(module, "__dict__", {})
+    found = names.get(attribute)
+    if found is None:
+        with importing(where, target), on_its_own():  # a module may import what it names when it is asked for it
+            found = getattr(module, attribute, None)
+    if found is None:
+        classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
+        guess = nearest(attribute, classes)
+        raise TargetError(f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else ""))
+    return found
+
+
+def read_module(target: str) -> Source | None:
+    """Return the source of the module that a target names, which is imported; None where it cannot be found.
+
+    Raises:
+        TargetError: the module cannot be imported, or its source not be read.
+    """
+    name, _ = split(target)
+    module = import_module(name, target)
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    path = Path(file)
+    if _is_installed(path):
+        try:
+            own = Path(inspect.getfile(find_attribute(module, target)))
+            return Source(own.parent, own.name, {own.name: own.read_bytes()}, is_installed=True)
+        except (OSError, TypeError):
+            return None
+    depth = name.count(".") + (path.name == "__init__.py")
+    root = path.parents[min(depth, len(path.parents) - 1)]
+    try:
+        return read_folder(root, path.relative_to(root).as_posix())
+    except OSError as error:
+        raise TargetError(f"{target}: cannot read {path}: {error.strerror or error}") from error
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a file is of Python's own or an installed package, rather than a user's (an editable install is)."""
+    homes = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(home)) for home in homes) or "site-packages" in real.parts
+
+
+_CHECKED: set[tuple[str, str]] = set()
+
+
+def check_unchanged(target: str, expected: Source | None) -> None:
+    """Raise TargetError where a module is not what it was when the run began; looked at once in a process."""
+    where, _ = split(target)
+    if expected is None or expected.is_installed or (where, expected.hash) in _CHECKED:
+        return
+    _CHECKED.add((where, expected.hash))
+    now = read_module(target)
+    if now is None or now.hash != expected.hash:
+        raise TargetError(f"{target}: {expected.path} was changed while the run was going on; --resume says what to do")

@@ -1,0 +1,114 @@
+"""Objects without a name that another process could import: a class in a notebook or in `__main__`, a closure.
+
+They reach worker processes by value, pickled once by cloudpickle, through our own pipes alone: nothing that lies in a
+run directory is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from optbench.targets.executing import importing, on_its_own, said
+from optbench.targets.inspection import is_found, is_importable, source_texts
+from optbench.targets.source import DIGITS, IN_MEMORY, Source, TargetError
+
+_LOADED: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory(Source):
+    """An object as it was when it was given to a run; what other processes load is a copy of it.
+
+    Attributes:
+        pickled: by cloudpickle.
+        value: the object itself; None in other processes.
+    """
+
+    pickled: bytes = b""
+    value: Any = None
+
+    @property
+    def stem(self) -> str:
+        return self.main.removesuffix(".py").partition("-")[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "value": None}
+
+    def load(self, target: str) -> Any:
+        """Return the object.
+
+        Raises:
+            TargetError: it cannot be unpickled here.
+        """
+        if self.value is not None:
+            return self.value
+        key = hashlib.sha256(self.pickled).hexdigest()
+        if key not in _LOADED:
+            import cloudpickle
+
+            with importing(target, target), on_its_own():
+                _LOADED[key] = cloudpickle.loads(self.pickled)
+        return _LOADED[key]
+
+
+class Objects:
+    """The targets of a run's objects, named in the order in which they are given."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, InMemory] = {}
+        """By target."""
+
+    def target(self, value: Any) -> str:
+        """Return a target for an object: `module:name` where other processes can import it, else `python:name`.
+
+        Raises:
+            TargetError: it cannot be pickled.
+        """
+        if is_importable(value):
+            return f"{value.__module__}:{value.__name__}"
+        if known := [target for target, source in self.sources.items() if source.value is value]:
+            return known[0]
+        inner = value.func if isinstance(value, functools.partial) else value
+        stem = re.sub(r"\W+", "", getattr(inner, "__name__", type(inner).__name__)) or "object"
+        number = 1 + sum(source.stem == stem for source in self.sources.values())
+        name = stem if number == 1 else f"{stem}-{number}"
+        target = f"{IN_MEMORY}:{name}"
+        self.sources[target] = _read(value, name, target)
+        return target
+
+
+def is_object(where: str) -> bool:
+    """Return whether a target's place is an object in memory."""
+    return where.startswith(f"{IN_MEMORY}:")
+
+
+def lost(target: str) -> NoReturn:
+    """Raise the error for an object that this process was not given.
+
+    Raises:
+        TargetError: always.
+    """
+    raise TargetError(f"{target}: made from a Python object; resume it from Python with the same object")
+
+
+def _read(value: Any, name: str, target: str) -> InMemory:
+    import cloudpickle
+
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    try:
+        if module is not None and not is_found(module):
+            cloudpickle.register_pickle_by_value(module)  # it would be pickled as the name of a module otherwise
+        pickled: bytes = cloudpickle.dumps(value)
+    except Exception as error:
+        raise TargetError(f"{target}: cannot be sent to worker processes: {said(error)}") from error
+    texts = list(dict.fromkeys(source_texts(value)))
+    if None in texts:  # not all of its source is found: another pickle is another object
+        texts.append(f"# pickled: {hashlib.sha256(pickled).hexdigest()[:DIGITS]}")
+    content = "\n\n".join(filter(None, texts)).encode(errors="surrogatepass")
+    return InMemory(Path("<python>"), f"{name}.py", {f"{name}.py": content}, pickled=pickled, value=value)

@@ -1,0 +1,173 @@
+"""The code behind a target, as it was read: a file and what it imports from its folder.
+
+What a file imports is found in its text, so that an import within a function counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optbench.errors import OptbenchError
+
+NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
+"""Modules that a file in a user's folder does not stand in for, whatever its name."""
+DIGITS = 16
+"""Hexadecimal digits of a source hash."""
+NEEDED = "needs module:Class or ./file.py:Class"
+IN_MEMORY = "python"
+"""What stands before the colon of an object that no module has under a name."""
+
+
+class TargetError(OptbenchError):
+    """A target that cannot be imported, or has no such attribute."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The code behind a target, as it was read.
+
+    Attributes:
+        folder: absolute; what the names of the files are relative to.
+        main: the file that the target names.
+        files: content by name (`mine.py`, `parts/steps.py`), `main` included.
+        is_installed: whether it is of an installed package rather than the user's own.
+    """
+
+    folder: Path
+    main: str
+    files: Mapping[str, bytes]
+    is_installed: bool = False
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Of names and contents, wherever the folder lies."""
+        text = "".join(f"{name}\0{checksum}\n" for name, checksum in sorted(self.sums.items()))
+        return hashlib.sha256(f"{self.main}\n{text}".encode()).hexdigest()[:DIGITS]
+
+    @functools.cached_property
+    def sums(self) -> dict[str, str]:
+        """SHA-256 of each file, by name."""
+        return {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.main
+
+    def has_module(self, top: str, importer: str) -> bool:
+        """Return whether `import top` in the file `importer` means a file of this source."""
+        if top in NEVER_NEIGHBOURS or importer == f"{top}.py":
+            return False  # `lion.py` means the package `lion` by it, not itself
+        return f"{top}.py" in self.files or any(name.startswith(f"{top}/") for name in self.files)
+
+
+def split(target: str) -> tuple[str, str]:
+    """Return what is before the last colon, a module or a file, and the attribute after it.
+
+    Each object in memory has a source of its own: the whole of `python:name` stands for it.
+
+    Raises:
+        TargetError: one of them is missing.
+    """
+    where, _, attribute = target.rpartition(":")
+    if not where or not attribute:
+        raise TargetError(f"{target}: {NEEDED}")
+    return (target if where == IN_MEMORY else where), attribute
+
+
+def is_file(where: str) -> bool:
+    return where.endswith(".py")
+
+
+def read_file(where: str, folders: Sequence[Path] = (), target: str | None = None) -> Source:
+    """Read a file and its neighbours; a relative one is looked for in `folders`, then in the working directory.
+
+    target: for the message.
+
+    Raises:
+        TargetError: there is no such file, or it cannot be read.
+    """
+    candidates = [Path(os.path.abspath(folder / where)) for folder in (*folders, Path())]  # noqa: PTH100
+    path = next(filter(_is_regular, candidates), None)
+    if path is None:
+        looked = f", neither in {folders[0]} nor in the working directory" if folders and where[:1] != "/" else ""
+        raise TargetError(f"{target or where}: there is no file {Path(where)}{looked}")
+    path = Path(
+        os.path.realpath(path)
+    )  # as in a script that is called by a link, neighbours are those of the file itself
+    try:
+        return read_folder(path.parent, path.name)
+    except OSError as error:
+        raise TargetError(f"{target or where}: cannot read {path}: {error.strerror or error}") from error
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):  # also a name too long for the file system, or with a NUL in it
+        return False
+
+
+def read_folder(folder: Path, main: str) -> Source:
+    """Raises OSError where `main` cannot be read; neighbours that cannot are no neighbours."""
+    files: dict[str, bytes] = {}
+    above = main.split("/")[:-1]
+    packages = ["/".join([*above[: end + 1], "__init__.py"]) for end in range(len(above))]
+    left = [main, *(name for name in packages if _is_regular(folder / name))]
+    while left:
+        name = left.pop()
+        if name in files:
+            continue
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError:
+            if name == main:
+                raise
+            continue
+        left += [file for module in _imported(name, files[name]) for file in _files(folder, module)]
+    return Source(folder, main, files)
+
+
+def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
+    """Yield the modules, relative to the folder, that the import statements of a file may mean."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # executing it will say what is wrong
+    package = tuple(file.split("/")[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level > len(package) + 1:
+                continue  # out of the folder
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            base = (*start, *(node.module.split(".") if node.module else ()))
+            names = [base, *((*base, alias.name) for alias in node.names)]
+            if node.level:
+                yield from names
+                continue
+        else:
+            continue
+        yield from (name for name in names if name[0] not in NEVER_NEIGHBOURS and file != f"{name[0]}.py")
+
+
+def _files(folder: Path, module: tuple[str, ...]) -> Iterator[str]:
+    """Yield the files in `folder` that importing a module there executes, its packages' own included."""
+    for end in range(1, len(module) + 1):
+        name = "/".join(module[:end])
+        package = f"{name}/__init__.py"
+        if _is_regular(folder / package):
+            yield package
+        elif _is_regular(folder / f"{name}.py"):
+            yield f"{name}.py"
