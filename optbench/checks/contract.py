@@ -18,7 +18,7 @@ from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
 from optbench.checks.remedies import what_works
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.spec import Need
 
 Found = tuple[Outcome, str]
@@ -41,6 +41,7 @@ ASKS: Mapping[Need, str] = {
     "generator": "a random generator of the trial's own",
     "model": "the network, its hooks included",
     "total_steps": "the number of steps to come",
+    "around_forward": "around_forward() around each forward and backward pass",
 }
 
 
@@ -94,9 +95,9 @@ def _as_in_a_worker() -> Iterator[None]:
 
 def _loads(evidence: Evidence) -> Found:
     problem = evidence.problem
-    cls = load_class(problem.spec.target)
+    factory: Any = load_factory(problem.spec.target)
     settings = ", ".join(f"{name}={value}" for name, value in problem.given.items()) or "its defaults"
-    return "passed", f"{cls.__name__} takes {settings}"
+    return "passed", f"{getattr(factory, '__name__', problem.target)} takes {settings}"
 
 
 def _lowers_the_loss(evidence: Evidence) -> Found:
@@ -164,7 +165,7 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
     """The settings that may be absurd in one member, by name, as its constructor takes them; a base's, too."""
-    takes = {*problem.hyperparameters, *inspect.signature(load_class(problem.spec.target)).parameters}
+    takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":
         takes &= problem.spec.per_member
     bases = {outer: inner for outer, inner in problem.hyperparameters.items() if isinstance(inner, Mapping)}
@@ -181,7 +182,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _gradients(evidence: Evidence) -> Found:
     needs = evidence.problem.spec.needs
-    if needs & {"closure", "create_graph", "model", "loss"}:
+    if needs & {"closure", "create_graph", "model", "loss", "around_forward"}:
         return "skipped", "not checked: its gradients are evaluated anew for every step"
     steps = evidence.plain
     if not steps.changed_gradients:

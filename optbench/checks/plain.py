@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +43,18 @@ class PlainTraining:
     def gradients(self, step: int) -> Tensor:
         """Put the gradients of the mean cross-entropy of batch `step` into `grad`; the loss."""
         inputs, labels = self._problem.batch(step)
-        with torch.enable_grad():
+        with self._around(), torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
             trained = [p for p in self.parameters if p.requires_grad]  # an optimizer may freeze some
             found = torch.autograd.grad(loss, trained, create_graph="create_graph" in self._needs)
-        for parameter, grad in zip(trained, found, strict=True):
-            # A view of another tensor cannot be detached in place, which optimizers do.
-            parameter.grad = grad.clone() if grad._is_view() else grad
+            for parameter, grad in zip(trained, found, strict=True):
+                # A view of another tensor cannot be detached in place, which optimizers do.
+                parameter.grad = grad.clone() if grad._is_view() else grad
         return loss.detach()
+
+    def _around(self) -> AbstractContextManager[Any]:
+        optimizer: Any = self.optimizer
+        return optimizer.around_forward() if "around_forward" in self._needs else contextlib.nullcontext()
 
     def update(self, step: int) -> None:
         """One step of the optimizer from the gradients that are there."""
@@ -64,7 +69,7 @@ class PlainTraining:
 
     def step(self, step: int) -> None:
         """`update` without what is around it."""
-        call = StepCall.of(self._problem.spec)
+        call = StepCall.of(self._problem.spec, self.optimizer)
         if "loss" in self._needs:
             self.optimizer.zero_grad()
         loss = self.loss(step) if call.loss else None

@@ -5,6 +5,7 @@ Shapes: N examples, S pixels on a side.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from optbench.errors import OptimizerError
 from optbench.models import Network, build, initialise
 from optbench.optimizers.explain import explained
 from optbench.optimizers.load import check_arguments
-from optbench.optimizers.make import maker, resolve_spec
+from optbench.optimizers.make import maker, resolve_made, resolve_spec
 from optbench.optimizers.registry import check_settings, complete, find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort, Trial
@@ -104,14 +105,14 @@ class Problem:
             target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.targets
         )
         try:
-            problem.make(problem.network(problem.start(0)))
+            optimizer = problem.make(problem.network(problem.start(0)))
         except OptimizerError:
             raise
         except Exception as error:  # a user's constructor may raise anything
             works = "" if completed.get("only_matrices") is True else problem._if_only_matrices()
             said = " ".join(": ".join(explained(error, target, completed)).split())
             raise OptimizerError(f"{target} does not take its hyper-parameters: {said}{works}") from error
-        return problem
+        return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
         """The same optimizer with other settings.

@@ -31,10 +31,10 @@ class OutsideState:
     digests: Mapping[str, bytes]
 
     @staticmethod
-    def of(classes: Iterable[type]) -> OutsideState:
-        """Read the attributes of these classes and their bases, and the variables of their modules and neighbours."""
+    def of(code: Iterable[Any]) -> OutsideState:
+        """Read the attributes of these classes, their bases and functions, and of their modules and neighbours."""
         found: dict[str, bytes] = {}
-        for place, names in _places(classes):
+        for place, names in _places(code):
             for name, value in _values(names):
                 if isinstance(value, _STATEFUL):
                     try:
@@ -48,16 +48,16 @@ class OutsideState:
         return next((name for name, digest in later.digests.items() if self.digests.get(name) != digest), None)
 
 
-def _places(classes: Iterable[type]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    bases = dict.fromkeys(base for cls in classes for base in cls.__mro__)
-    users = [cls for cls in bases if cls.__module__.partition(".")[0] not in _LIBRARIES]
-    yield from ((cls.__name__, vars(cls)) for cls in users)
+def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    parts = dict.fromkeys(part for each in code for part in (each.__mro__ if isinstance(each, type) else [each]))
+    users = [part for part in parts if part.__module__.partition(".")[0] not in _LIBRARIES]
+    yield from ((part.__name__, vars(part)) for part in users if hasattr(part, "__name__"))
     modules: dict[str, Any] = {}
-    for cls in users:
-        package, dot, _ = cls.__module__.partition(".")
+    for part in users:
+        package, dot, _ = part.__module__.partition(".")
         of_file = dot and package.startswith(PACKAGE)
         for name, module in list(sys.modules.items()):
-            if name == cls.__module__ or (of_file and name.startswith(package + dot)):
+            if name == part.__module__ or (of_file and name.startswith(package + dot)):
                 modules[name.removeprefix(package + dot) if of_file else name] = module
     yield from ((name, vars(module)) for name, module in modules.items())
 

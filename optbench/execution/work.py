@@ -25,7 +25,7 @@ from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.execution.messages import Answer, Compare, Compared, Failed, Finished, TooLarge, Train, Unit, Weights
 from optbench.isolation import isolated
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, find_refused, read_interim, write_interim
@@ -109,7 +109,7 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
 
 
 def _outside(unit: Train) -> OutsideState:
-    return OutsideState.of(load_class(target) for target in unit.user_code)
+    return OutsideState.of(load_factory(target) for target in unit.user_code)
 
 
 def _compare(work: Compare, setting: Workspace) -> Compared:

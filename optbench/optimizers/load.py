@@ -1,16 +1,16 @@
-"""From an optimizer's target to its class, and the arguments that it takes."""
+"""From an optimizer's target to the class or function behind it, and the arguments that this takes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from torch import nn
 
 from optbench import targets
 from optbench.errors import OptimizerError, unknown
-from optbench.optimizers.needs import PARAMETERS, given_name
+from optbench.optimizers.needs import PARAMETERS, first_given, given_name
 from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
@@ -18,12 +18,15 @@ EXTRAS = {"pytorch_optimizer": "optimizers"}
 """Packages that the registry knows of but a plain install lacks, and the extra that brings them."""
 
 
-def load_class(target: str) -> type[torch.optim.Optimizer]:
-    """Return the optimizer class behind a registered name, `module:Class` or `./file.py:Class`.
+EXPECTED = "a torch.optim.Optimizer, or a class or function that makes an object with `step` and `zero_grad`"
+
+
+def load_factory(target: str) -> Callable[..., Any]:
+    """Return the class or function behind a registered name, `module:attribute` or `./file.py:attribute`.
 
     Raises:
-        OptimizerError: the module cannot be imported (when an extra is missing, it says which), has no such class, or
-            the class is no `torch.optim.Optimizer`.
+        OptimizerError: the module cannot be imported (when an extra is missing, it says which), has no such attribute,
+            or what it has there makes no optimizer.
     """
     named = find(target).target
     try:
@@ -36,20 +39,25 @@ def load_class(target: str) -> type[torch.optim.Optimizer]:
             raise OptimizerError(needed) from cause
         raise OptimizerError(*error.args) from cause
     attribute = named.rpartition(":")[2]
-    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
-        raise OptimizerError(f"{target}: needs a subclass of torch.optim.Optimizer; '{attribute}' is {_kind(found)}")
+    # A wrapper may pass `step` on.
+    passes_on = hasattr(found, "__getattr__") and not (inspect.isclass(found) and issubclass(found, nn.Module))
+    stepless = inspect.isclass(found) and not hasattr(found, "step") and not passes_on
+    if not callable(found) or stepless:
+        what = f"the class {found.__name__} without `step`" if stepless else f"of type {type(found).__name__}"
+        raise OptimizerError(f"{target}: expected {EXPECTED}; '{attribute}' is {what}")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise OptimizerError(f"{target}: '{attribute}' is abstract: it lacks {', '.join(missing)}")
-    return found
+    factory: Callable[..., Any] = found
+    return factory
 
 
 def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check a plug-in's hyper-parameters against its constructor's signature.
+    """Check a plug-in's hyper-parameters against the signature of its class or function.
 
     Raises:
-        OptimizerError: the class cannot be loaded, does not take one of the names, or needs one that is not given.
+        OptimizerError: it cannot be loaded, does not take one of the names, or needs one that is not given.
     """
-    cls = load_class(target)
+    factory = load_factory(target)
     if not is_plugin(target):
         # The registry has checked these; what stands inside them may be a user's.
         for name, hyper in find(target).hyperparameters.items():
@@ -60,8 +68,10 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         rest = {name: value for name, value in hyperparameters.items() if name.startswith(FALLBACK)}
         check_settings(find(target).fallback, {name.removeprefix(FALLBACK): value for name, value in rest.items()})
         hyperparameters = {name: value for name, value in hyperparameters.items() if name not in rest}
-    first, *parameters = _parameters(cls, target) or [inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)]
-    instead = first.name in GIVEN or given_name(hyperparameters.get(first.name)) is not None
+    first, *parameters = _parameters(factory, target) or [
+        inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
+    ]
+    instead = first_given(factory) is not None or given_name(hyperparameters.get(first.name)) is not None
     if instead:  # of the parameters, which may follow: `(model, params)`
         parameters = [first, *(p for p in parameters if p.name not in PARAMETERS)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -76,28 +86,24 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def default_of(target: str, argument: str) -> Any:
-    """The default that a plug-in's constructor has for an argument; None where it has none.
+    """Return the default that a plug-in has for an argument; None where it has none.
 
     Raises:
-        OptimizerError: the class cannot be loaded, or its constructor not be read.
+        OptimizerError: it cannot be loaded, or its signature not be read.
     """
-    found = next((p for p in _parameters(load_class(target), target) if p.name == argument), None)
+    found = next((p for p in _parameters(load_factory(target), target) if p.name == argument), None)
     return None if found is None or found.default is found.empty else found.default
 
 
-def _parameters(cls: type[torch.optim.Optimizer], target: str) -> list[inspect.Parameter]:
-    """The parameters of the constructor.
+def _parameters(factory: Callable[..., Any], target: str) -> list[inspect.Parameter]:
+    """Return the parameters of a class or function in order.
 
     Raises:
-        OptimizerError: it cannot be read.
+        OptimizerError: its signature cannot be read.
     """
     try:
-        return list(inspect.signature(cls).parameters.values())
+        return list(inspect.signature(factory).parameters.values())
     except (ValueError, TypeError) as error:
         raise OptimizerError(
             f"{target}: the arguments of its constructor cannot be read: {targets.said(error)}"
         ) from error
-
-
-def _kind(value: object) -> str:
-    return f"the class {value.__name__}" if inspect.isclass(value) else f"of type {type(value).__name__}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,16 @@ from optbench.errors import OptimizerError
 from optbench.isolation import isolated
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.explain import explained
-from optbench.optimizers.load import load_class
-from optbench.optimizers.needs import PARAMETERS, declared_needs, given_name, needs_of
+from optbench.optimizers.load import load_factory
+from optbench.optimizers.needs import (
+    PARAMETERS,
+    declared_needs,
+    first_given,
+    given_name,
+    needs_of,
+    needs_of_methods,
+    parameters_of,
+)
 from optbench.optimizers.registry import base_settings, complete, find
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
 from optbench.targets import said
@@ -33,15 +40,18 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     given: what a trial has for an optimizer that needs it: its `generator`, `model`, `total_steps`, `examples`.
 
-    The returned function raises whatever the constructor does.
+    The returned function raises whatever the constructor does, and OptimizerError where it makes no optimizer.
     """
-    cls: Any = load_class(spec.target)
+    factory = load_factory(spec.target)
+    names = list(parameters_of(factory))
     given = given or {}
     arguments = constructor_arguments(spec, hyperparameters)
     # What the user has set stands: a schedule may be meant to end sooner.
-    named = {*_names(cls), *declared_needs(hyperparameters)}
+    named = {*names, *declared_needs(hyperparameters)}
     by_name = [name for name in GIVEN if name in spec.needs & named and name not in arguments]
     arguments |= {name: _Given(name) for name in by_name}
+    if (first := first_given(factory)) is not None and spec.source == "yours":
+        arguments.setdefault(names[0], _Given(first))
     arguments |= {name: _Given(word) for name, value in arguments.items() if (word := given_name(value)) is not None}
     rest: dict[str, Any] = {}
     if spec.only_matrices:
@@ -54,14 +64,11 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
             for name, value in arguments.items()
         }
         own |= arguments_on(spec, parameters[0].device) if parameters else {}
-        names = _names(cls)
         if not names or names[0] not in own:
-            optimizer: torch.optim.Optimizer = cls(list(parameters), **own)
-            return optimizer
+            return checked(factory(list(parameters), **own), spec.target)
         # The model, say, comes first; parameters may follow.
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
-        optimizer = cls(**own)
-        return optimizer  # noqa: RET504  # typed, unlike what the class returns
+        return checked(factory(own.pop(names[0]), **own), spec.target)
 
     if not spec.only_matrices:
         return made
@@ -93,9 +100,29 @@ def _of_trial(name: Need, given: Mapping[str, Any], parameters: Sequence[Tensor]
     return [(key, p) for key, p in given["model"].named_parameters() if id(p) in chosen]
 
 
-def _names(cls: type[torch.optim.Optimizer]) -> list[str]:
-    """The arguments of the constructor, in order."""
-    return list(inspect.signature(cls).parameters)
+def checked(made: Any, target: str) -> torch.optim.Optimizer:
+    """Return what a class or function of this target made, be it duck-typed; several optimizers become one.
+
+    Raises:
+        OptimizerError: it is no optimizer, or a list of optimizers one of which needs more than gradients.
+    """
+    if isinstance(made, list | tuple) and made:
+        parts = [checked(part, target) for part in made]
+        for part in parts:
+            if needs := needs_of_methods(part, {}):
+                several = "expected optimizers that need gradients only in a list"
+                raise OptimizerError(f"{target}: {several}, got {type(part).__name__}, which needs {_listed(needs)}")
+        return Together(parts)
+    missing = [name for name in ("step", "zero_grad") if not callable(getattr(made, name, None))]
+    if missing or isinstance(made, type):
+        got = "None" if made is None else f"{type(made).__name__} without {' and '.join(missing) or 'an instance'}"
+        raise OptimizerError(f"{target}: expected it to return an optimizer with `step` and `zero_grad`, got {got}")
+    optimizer: torch.optim.Optimizer = made
+    return optimizer
+
+
+def _listed(needs: Iterable[str]) -> str:
+    return ", ".join(sorted(needs))
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +137,7 @@ def arguments_on(spec: OptimizerSpec, device: torch.device) -> dict[str, Any]:
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """The spec with what a user's optimizer needs, as its class tells and as the user declares.
+    """Return the spec with what a user's optimizer needs, as far as its class or function and the user tell.
 
     Declared next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`, `only_matrices: true`
     (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
@@ -121,7 +148,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     """
     if spec.source != "yours":
         return spec
-    needs = needs_of(load_class(spec.target), hyperparameters)
+    needs = needs_of(load_factory(spec.target), hyperparameters)
     only_matrices = hyperparameters.get("only_matrices") is True
     if only_matrices and "loss" in needs:
         raise OptimizerError(f"{spec.target}: expected either 'needs: loss' or 'only_matrices: true', got both")
@@ -134,6 +161,15 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
             "steps on each, or what it keeps is not all in `state`"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
+
+
+def resolve_made(
+    spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
+) -> OptimizerSpec:
+    """Return a resolved spec with what only an instance of a user's optimizer tells: the needs of its methods."""
+    if spec.source != "yours":
+        return spec
+    return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
 
 
 def resolve_shared(
@@ -178,6 +214,9 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
     """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
+    probe = make([torch.nn.Parameter(torch.zeros(3, 16))])
+    if not isinstance(probe, torch.optim.Optimizer) or needs_of_methods(probe, hyperparameters):
+        return False
     start, grads = torch.randn(3, 16, generator=random), torch.randn(len(SCALES), 3, 16, generator=random)
     grads *= torch.tensor(SCALES)[:, None, None] * torch.tensor([1.0, 1e-2, 1e2])[:, None]
     grads[torch.rand(grads.shape, generator=random) < 0.1] = 0.0
@@ -211,11 +250,15 @@ def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[T
     """
     target, settings = base_settings(wrapper, base)
     spec = resolve_spec(find(target), settings)
+    for_more = f"{wrapper} cannot stand over {target}, which needs "
     if needs := spec.needs - {"random"}:
-        raise OptimizerError(f"{wrapper} cannot stand over {target}, which needs {', '.join(sorted(needs))}")
+        raise OptimizerError(for_more + _listed(needs))
     make = maker(spec, settings)
     # What a user's own is declared to be is verified in the elementwise lane only.
-    return Row(make, parameters) if spec.lane == "elementwise" and spec.source != "yours" else make(parameters)
+    found = Row(make, parameters) if spec.lane == "elementwise" and spec.source != "yours" else make(parameters)
+    if needs := resolve_made(spec, found, settings).needs - {"random"}:
+        raise OptimizerError(for_more + _listed(needs))
+    return found
 
 
 def begin_task(optimizer: torch.optim.Optimizer) -> None:
@@ -276,8 +319,8 @@ class Together(torch.optim.Optimizer):
     """Several optimizers, each over parameters of its own, as one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        groups = [group for part in parts for group in part.param_groups]
-        super().__init__([{"params": group["params"]} for group in groups], {})
+        groups = [group for part in parts for group in getattr(part, "param_groups", ())]
+        super().__init__([{"params": group["params"]} for group in groups] or [{"params": [torch.zeros(0)]}], {})
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
@@ -285,7 +328,7 @@ class Together(torch.optim.Optimizer):
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
-        self.state.update({p: s for part in self.parts for p, s in part.state.items()})
+        self.state.update({p: s for part in self.parts for p, s in getattr(part, "state", {}).items()})
         return loss
 
     def state_dict(self) -> dict[str, Any]:

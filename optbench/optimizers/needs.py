@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Set
+from typing import Any, Literal
 
 from optbench.errors import OptimizerError, nearest
 from optbench.optimizers.spec import GIVEN, GIVEN_VALUES, NEEDS, Need
 
-if TYPE_CHECKING:
-    import torch
-
+MODELS = ("model", "module", "net", "network")
+"""What the first argument is called where it is the model."""
 PARAMETERS = ("params", "parameters")
 """What the argument for the parameters is called where it is not the first, as in `(model, params)`."""
 _GIVEN_KEY = "given"
 
 
-def needs_of(cls: type[torch.optim.Optimizer], hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
-    """The needs of a user's optimizer: declared, or found in the signatures of its methods.
+def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
+    """Return the needs of a user's optimizer: declared, or found in the signatures of its class or function.
 
-    A `step` with an argument `closure` or `loss` that has no default needs a closure; `train` and `eval` are modes;
-    `generator`, `model`, `named_parameters` and `total_steps` are arguments of the constructor.
+    `generator`, `model`, `named_parameters` and `total_steps` are arguments; what its methods need is known here of a
+    class only.
     """
-    words = declared_needs(hyperparameters)
     # What a user's optimizer draws is unknown.
-    needs: set[Need] = {"random", *words}
-    if required_arguments(cls.step) & {"closure", "loss"}:
-        needs.add("closure")
-    if all(_callable_without_arguments(cls, name) for name in ("train", "eval")):
-        needs.add("modes")
-    if "no-modes" in words:
-        needs -= {"modes", "no-modes"}
-    needs |= set(GIVEN) & inspect.signature(cls).parameters.keys()
+    needs: set[Need] = {"random", *declared_needs(hyperparameters), *(set(GIVEN) & parameters_of(factory).keys())}
     needs |= {name for value in hyperparameters.values() if (name := given_name(value)) is not None}
-    return frozenset(needs)
+    if (first := first_given(factory)) is not None:
+        needs.add(first)
+    # What a function returns is seen when it is called.
+    return needs_of_methods(factory if inspect.isclass(factory) else None, hyperparameters, needs)
+
+
+def needs_of_methods(
+    optimizer: object, hyperparameters: Mapping[str, Any], needs: Set[Need] = frozenset()
+) -> frozenset[Need]:
+    """Add to `needs` what the methods of an optimizer, or of its class, need.
+
+    A `step` with an argument `closure` or `loss` that has no default needs a closure; `train` and `eval` are modes.
+    """
+    found = {*needs}
+    if required_arguments(getattr(optimizer, "step", None)) & {"closure", "loss"}:
+        found.add("closure")
+    if all(_callable_without_arguments(optimizer, name) for name in ("train", "eval")):
+        found.add("modes")
+    if _callable_without_arguments(optimizer, "around_forward"):
+        found.add("around_forward")
+    return frozenset(found - {"modes", "no-modes"} if "no-modes" in declared_needs(hyperparameters) else found)
+
+
+def first_given(factory: Callable[..., Any]) -> Need | None:
+    """Return what a trial gives as the first argument in the place of the parameters, or None for the parameters."""
+    first = next(iter(parameters_of(factory).values()), None)
+    if first is None:
+        return None
+    if first.name in GIVEN:
+        return next(name for name in GIVEN if name == first.name)
+    of_module = str(getattr(first.annotation, "__name__", first.annotation)).rpartition(".")[2] == "Module"
+    return "model" if first.name in MODELS or of_module else None
 
 
 def declared_needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
@@ -65,25 +87,25 @@ def check_given(name: str, value: Any) -> None:
         )
 
 
-def required_arguments(function: Callable[..., Any]) -> frozenset[str]:
+def required_arguments(function: Callable[..., Any] | None) -> frozenset[str]:
     """The arguments without a default, `self` aside; empty where the signature cannot be read."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(
         name
-        for name, parameter in _parameters(function).items()
+        for name, parameter in parameters_of(function).items()
         if parameter.default is parameter.empty and parameter.kind in kinds and name != "self"
     )
 
 
 def takes_loss_by_name(step: Callable[..., Any]) -> bool:
     """Whether `step` is to be given the loss by name: `step(loss)`, or `step(closure, loss)` without a default."""
-    parameters = _parameters(step)
+    parameters = parameters_of(step)
     return "loss" in parameters and ("loss" in required_arguments(step) or "closure" not in parameters)
 
 
 def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"]:
     """How `step` takes a closure: as its first argument, whatever that is called; by name; or not, as `step(loss)`."""
-    parameters = _parameters(step)
+    parameters = parameters_of(step)
     first = next((p for name, p in parameters.items() if name != "self"), None)
     if first is None:
         return "first"
@@ -93,15 +115,16 @@ def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"
     return "not" if first.name == "loss" and "closure" not in parameters else "first"
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any] | None) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or constructor by name; none where its signature cannot be read."""
     try:
-        return inspect.signature(function).parameters
-    except (ValueError, TypeError):  # compiled, say: `needs` tells
+        return inspect.signature(function).parameters if function is not None else {}
+    except (ValueError, TypeError):  # compiled, say
         return {}
 
 
-def _callable_without_arguments(cls: type, name: str) -> bool:
-    method = inspect.getattr_static(cls, name, None)
-    if isinstance(method, property) or not callable(getattr(cls, name, None)):
+def _callable_without_arguments(optimizer: object, name: str) -> bool:
+    if isinstance(inspect.getattr_static(optimizer, name, None), property):
         return False
-    return not required_arguments(getattr(cls, name))
+    method = getattr(optimizer, name, None)
+    return callable(method) and not required_arguments(method)

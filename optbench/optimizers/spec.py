@@ -23,6 +23,7 @@ Need = Literal[
     "total_steps",
     "named_parameters",
     "examples",
+    "around_forward",
 ]
 """What an optimizer needs beyond gradients and `step()`.
 
@@ -35,11 +36,12 @@ which are seeded for each of its steps from the trial's own.
 
 Arguments of the constructor, by these names: `generator`, a `torch.Generator` of the trial's own; `model`, the trial's
 own network, whose hooks see every forward and backward pass in training; `named_parameters`, pairs of name and
-parameter; `total_steps`, how many steps there will be unless early stopping ends a task sooner. Where `model` or
-`named_parameters` is the first argument, it takes the place of the parameters.
+parameter; `total_steps`, how many steps there will be unless early stopping ends a task sooner. Where the first
+argument is `named_parameters` or the model (see `needs.first_given`), it takes the place of the parameters.
 
-`examples`, the number of training examples of the task at which it is made, is only given as a value."""
-NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need != "examples")
+`examples`, the number of training examples of the task at which it is made, is only given as a value.
+`around_forward`: a method of this name returns a context manager, entered around each forward and backward pass."""
+NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in ("examples", "around_forward"))
 """The words of `needs` in a suite."""
 GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
 """The needs that are arguments of the constructor by name."""

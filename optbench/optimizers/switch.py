@@ -46,7 +46,7 @@ class Switch(torch.optim.Optimizer):
         )
         self._at_start = held(self.first) if self._pending else {}
         self._named = sorted({*_names(first), *_names(then)})
-        self.state = self._active.state
+        self.state = getattr(self._active, "state", self.state)
 
     @property
     def _active(self) -> torch.optim.Optimizer:
@@ -57,7 +57,7 @@ class Switch(torch.optim.Optimizer):
         loss = evaluated(closure)
         self._hand_over()
         self._active.step()
-        self.state = self._active.state
+        self.state = getattr(self._active, "state", self.state)
         self.taken += 1
         return loss
 
@@ -76,7 +76,7 @@ class Switch(torch.optim.Optimizer):
             take_settings(self.first, self._at_start, self.then, set(self._named))
             self.first, self.then = self.then, self.first
             self._pending, self._at_start = False, {}
-            self.state = self._active.state
+            self.state = getattr(self._active, "state", self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Both states and the clock."""
@@ -87,7 +87,7 @@ class Switch(torch.optim.Optimizer):
         self.first.load_state_dict(state_dict["first"])
         self.then.load_state_dict(state_dict["then"])
         self.taken, self._pending = state_dict["taken"], state_dict["pending"]
-        self.state = self._active.state
+        self.state = getattr(self._active, "state", self.state)
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -24,7 +24,7 @@ class Wrapper(torch.optim.Optimizer):
     def __init__(self, name: str, params: Iterable[Any], base: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
         self.base = base_optimizer(name, base, [p for group in self.param_groups for p in group["params"]])
-        self.state = self.base.state  # where the wrapper keeps nothing between steps
+        self.state = getattr(self.base, "state", self.state)  # where the wrapper keeps nothing between steps
 
     def begin_task(self) -> None:
         """A new task begins: the base may want to know."""
@@ -35,4 +35,4 @@ class Wrapper(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.base.load_state_dict(state_dict)
-        self.state = self.base.state
+        self.state = getattr(self.base, "state", self.state)

@@ -86,8 +86,8 @@ def find_attribute(module: Any, target: str) -> Any:
         with importing(where, target), on_its_own():  # a module may import what it names when it is asked for it
             found = getattr(module, attribute, None)
     if found is None:
-        classes = [name for name, value in names.items() if isinstance(name, str) and inspect.isclass(value)]
-        guess = nearest(attribute, classes)
+        known = [name for name, value in names.items() if isinstance(name, str) and callable(value)]
+        guess = nearest(attribute, known)
         raise TargetError(f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else ""))
     return found
 

@@ -412,7 +412,7 @@ def test_the_largest_difference_sees_one_bit_and_nan() -> None:
         ("adam", {"lr": "fast"}, "needs a number"),
         ("no_such_module:Sgd", {}, "cannot import no_such_module"),
         ("torch.optim:Adaam", {}, "did you mean 'Adam'"),
-        ("torch.nn:Linear", {}, "needs a subclass of torch.optim.Optimizer"),
+        ("torch.nn:Linear", {}, "expected a torch.optim.Optimizer, or a class or function"),
         ("torch.optim:SGD", {"lr": -1.0}, "does not take its hyper-parameters: ValueError"),
     ],
 )

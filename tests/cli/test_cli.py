@@ -221,7 +221,7 @@ def test_a_bad_suite_is_told_where_it_is_wrong(
         (["--runs-dir", "occupied"], "occupied"),
         (["--set", "experiments.permuted.dataset=svhn", "--data-dir", "occupied"], "svhn"),
         (["--optimizer", "mine=nowhere_to_be_found:Class"], "nowhere_to_be_found"),
-        (["--optimizer", "mine=pathlib:Path"], "needs a subclass of torch.optim.Optimizer"),
+        (["--optimizer", "mine=pathlib:Path"], "expected a torch.optim.Optimizer, or a class or function"),
     ],
 )
 def test_what_only_the_machine_can_refuse_is_refused_before_anything_is_trained(

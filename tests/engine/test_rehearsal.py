@@ -15,7 +15,7 @@ from optbench.data import Dataset
 from optbench.engine import train
 from optbench.engine.interim import Interim
 from optbench.engine.lanes import rehearsal
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.plan import cohorts, trials
 from optbench.suite import Suite, dump_suite
 from tests.conftest import same_bits, small_suite, tables
@@ -142,7 +142,7 @@ def test_the_original_takes_no_notice_of_a_copy_that_fails(name: str, plugins: P
     ends = []
     for keep in (None, lambda take: take(lambda interims: None)):
         if shared:  # what a class counts is no trial's own: both begin at zero
-            load_class(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
+            load_factory(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
         ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
     assert same_bits(*ends)
 
@@ -165,7 +165,7 @@ def test_what_an_optimizer_inside_another_counts_is_found_out(where: str, plugin
     kept: list[Interim] = []
     ends = []
     for keep in (None, lambda take: take(kept.extend)):
-        load_class(target).taken = 0  # type: ignore[attr-defined]
+        load_factory(target).taken = 0  # type: ignore[attr-defined]
         ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
     assert same_bits(*ends)
     assert all("outside of the instance" in (interim.refused or "") for interim in kept)

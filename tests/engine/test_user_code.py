@@ -12,7 +12,7 @@ import torch
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import maker, resolve_spec
 from optbench.optimizers.needs import needs_of
 from optbench.optimizers.registry import find
@@ -495,7 +495,7 @@ def test_draws_outside_of_steps_are_the_trials_own(name: str, state: str, file: 
 
 def test_needs_are_found_and_declared(file: str) -> None:
     def needs(name: str, **settings: Any) -> set[str]:
-        return set(needs_of(load_class(f"{file}:{name}"), settings)) - {"random"}
+        return set(needs_of(load_factory(f"{file}:{name}"), settings)) - {"random"}
 
     assert needs("Plain") == set()
     assert needs("BackwardInside") == {"closure"}

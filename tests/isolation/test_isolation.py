@@ -19,7 +19,7 @@ from optbench.errors import OptimizerError
 from optbench.execution.messages import Finished, Train
 from optbench.execution.work import do
 from optbench.isolation import ALL, NUMERIC, Snapshot, isolated
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import find
 from optbench.plan import cohorts, trials
@@ -237,7 +237,7 @@ def test_a_setting_is_put_back_wherever_an_optimizer_changes_it(
     before = Snapshot(ALL)
     together = outcome(tmp_path, mnist, 0.05, 0.03)
     assert before.changed() == []
-    pests = sys.modules[load_class(f"{tmp_path / 'mine.py'}:Pest").__module__]
+    pests = sys.modules[load_factory(f"{tmp_path / 'mine.py'}:Pest").__module__]
     if name in SOME_HARDWARE and name not in pests.SEEN:
         pytest.skip("PyTorch does not let it be changed on this machine")
     assert name in pests.SEEN, "it was not changed, so nothing was tried"
@@ -264,7 +264,7 @@ def test_a_trial_of_elementwise_steps_leaves_nothing_behind(name: str, place: st
     with contextlib.suppress(OptimizerError):  # whether it is elementwise is not the question
         resolve_spec(find(target), {"lr": 0.05, "elementwise": True})
     assert before.changed() == []
-    assert name in sys.modules[load_class(target).__module__].SEEN
+    assert name in sys.modules[load_factory(target).__module__].SEEN
 
 
 def test_a_comparison_after_each_step_takes_microseconds() -> None:

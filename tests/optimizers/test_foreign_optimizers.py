@@ -13,7 +13,7 @@ from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
 from optbench.errors import OptimizerError
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import is_elementwise, maker, resolve_spec
 from optbench.optimizers.registry import complete, find
 from optbench.store import read_run
@@ -360,10 +360,10 @@ log.write_text(log.read_text() + "x")
 class Mine(torch.optim.SGD): pass
 """
     file.write_text(code)
-    first = load_class(f"{file}:Mine")
-    assert load_class(f"{file}:Mine") is first
+    first = load_factory(f"{file}:Mine")
+    assert load_factory(f"{file}:Mine") is first
     file.write_text(code + "\n# changed\n")
-    assert load_class(f"{file}:Mine") is not first
+    assert load_factory(f"{file}:Mine") is not first
     assert (tmp_path / "log").read_text() == "xx"
 
 
@@ -409,7 +409,7 @@ def test_guests_of_every_kind_from_the_command_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--optimizer", "x=./mine.py:NoOptimizer"], "needs a subclass of torch.optim.Optimizer"),
+        (["--optimizer", "x=./mine.py:NoOptimizer"], "expected a torch.optim.Optimizer, or a class or function"),
         (["--optimizer", "x=./mine.py:Plian"], "did you mean 'Plain'?"),
         (["--optimizer", "x=./mien.py:Plain"], "there is no file mien.py"),
         (["--optimizer", "x=./broken.py:Plain"], "cannot import broken.py"),
@@ -591,6 +591,6 @@ def test_what_a_module_hands_out_when_it_is_asked_for_it_is_found(
         "    raise AttributeError(name)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_class("lately:Late") is torch.optim.SGD
+    assert load_factory("lately:Late") is torch.optim.SGD
     with pytest.raises(OptimizerError, match="lately has no 'Early'"):
-        load_class("lately:Early")
+        load_factory("lately:Early")

@@ -18,7 +18,7 @@ from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.errors import OptimizerError
 from optbench.models import Network
-from optbench.optimizers.load import check_arguments, load_class
+from optbench.optimizers.load import check_arguments, load_factory
 from optbench.optimizers.registry import OPTIMIZERS, check_settings, complete, find
 from optbench.optimizers.spec import FALLBACK, OptimizerSpec
 
@@ -44,7 +44,7 @@ ELEMENTWISE = [name for name, spec in OPTIMIZERS.items() if spec.lane == "elemen
 
 def constructor(name: str) -> dict[str, inspect.Parameter]:
     """The named parameters of a registered class after `params`."""
-    parameters = list(inspect.signature(load_class(name)).parameters.values())[1:]
+    parameters = list(inspect.signature(load_factory(name)).parameters.values())[1:]
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
@@ -74,7 +74,7 @@ def test_an_entry_says_what_it_is(name: str) -> None:
 def test_every_hyperparameter_is_an_argument_of_the_constructor(name: str) -> None:
     spec = OPTIMIZERS[name]
     own = {key for key in spec.hyperparameters if not (spec.only_matrices and key.startswith(FALLBACK))}
-    assert issubclass(load_class(name), torch.optim.Optimizer)
+    assert issubclass(load_factory(name), torch.optim.Optimizer)
     unnamed = {key for other, key in UNNAMED if other == name}
     assert (own | {argument for more in spec.arguments_on.values() for argument in more}) - constructor(
         name
@@ -105,7 +105,7 @@ def test_the_defaults_are_settings_it_takes(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FOREIGN if not OPTIMIZERS[name].only_matrices])
 def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
     spec = OPTIMIZERS[name]
-    cls: Any = load_class(name)
+    cls: Any = load_factory(name)
     for key, hyper in spec.hyperparameters.items():
         if hyper.kind == "betas":
             ends: list[Any] = [[1e-6 if hyper.above else 0.0] * len(hyper.default)]
@@ -127,7 +127,7 @@ def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
     """All weights in one tensor go where each of them goes as the only parameter of an optimizer of its own."""
-    cls: Any = load_class(name)
+    cls: Any = load_factory(name)
     settings = {**complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {})}
     start = torch.linspace(-1, 1, 30)
     whole = torch.nn.Parameter(start.clone())
@@ -147,7 +147,7 @@ def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_state_is_of_the_weights_shape_or_a_scalar(name: str) -> None:
     """What the elementwise lane can give each member of a stack its part of."""
-    cls: Any = load_class(name)
+    cls: Any = load_factory(name)
     stack = torch.nn.Parameter(torch.ones(3, 5))
     optimizer = cls([stack], **complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {}))
     before = [set(group) for group in optimizer.param_groups]
@@ -183,7 +183,7 @@ def test_the_per_member_lane_equals_the_class_used_plainly(target: str) -> None:
     settings = [{**complete(target, {}), "lr": lr} for lr in (1e-2, 1e-3)]
     given = gradients(10, members=2)
     lane = per_member_lane_on(find(target), settings, given)
-    cls: Any = load_class(target)
+    cls: Any = load_factory(target)
     for i, setting in enumerate(settings):
         parameters = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in SHAPES.items()}
         optimizer = cls(list(parameters.values()), **setting)
@@ -211,7 +211,7 @@ def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_is_one_line_that_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without_the_extra(monkeypatch)
     with pytest.raises(OptimizerError) as caught:
-        load_class(name)
+        load_factory(name)
     assert str(caught.value) == f"optimizer '{name}' {NEEDED}"
 
 
@@ -231,7 +231,7 @@ def test_another_missing_module_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "wants_more.py").write_text("import a_module_that_is_not_there\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(OptimizerError, match=r"cannot import wants_more: .*'a_module_that_is_not_there'"):
-        load_class("wants_more:Mine")
+        load_factory("wants_more:Mine")
 
 
 def test_the_list_shows_every_entry_on_eighty_columns(

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from optbench.cli import main
 from optbench.errors import CONTROL
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from tests.refusals import refusal
 from tests.sent_runs import change_record, change_rows, commands, copied, sent_run, swap
 
@@ -158,7 +158,7 @@ def test_a_run_that_names_code_runs_none(run: Path, tmp_path: Path, capsys: pyte
         assert main([str(word) for word in command]) == 0, command
     assert not mark.exists()
     capsys.readouterr()
-    load_class("./evil.py:Evil")
+    load_factory("./evil.py:Evil")
     assert mark.exists(), "or else the file leaves no mark at all"
 
 

@@ -22,7 +22,7 @@ from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.models import Network
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
@@ -47,7 +47,7 @@ def build_lane(
     """
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
-    cls = load_class(spec.target)
+    cls = load_factory(spec.target)
     states = [from_plain(m.state, device=weights.device) if isinstance(m.state, Plain) else m.state for m in members]
     more = arguments_on(spec, weights.device)
     settings = [constructor_arguments(spec, member.hyperparameters) | more for member in members]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, RefusedError, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, MemberState, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import without_warnings
@@ -26,7 +26,7 @@ class BatchedLane:
 
     def __init__(
         self,
-        cls: type[Optimizer],
+        make: Callable[..., Any],
         settings: Sequence[Mapping[str, Any]],
         per_member: frozenset[str],
         weights: Tensor,
@@ -46,11 +46,11 @@ class BatchedLane:
             )
         try:
             with without_warnings():
-                made: Any = cls(self._parameters, stacked=True, **arguments)  # type: ignore[call-arg]  # ours take it
+                made = make(self._parameters, stacked=True, **arguments)
         except Exception as error:
             if of_the_machine(error):
                 raise
-            alone = {i: raised for i, setting in enumerate(settings) if (raised := self._refusal(cls, setting, i))}
+            alone = {i: raised for i, setting in enumerate(settings) if (raised := self._refusal(make, setting, i))}
             raise RefusedError(alone or dict.fromkeys(range(self._count), error)) from error
         self._optimizer = made
         self.raised_early: dict[int, Exception] = {}
@@ -65,11 +65,11 @@ class BatchedLane:
             for group, shared in zip(self._optimizer.param_groups, members[0]["shared"], strict=True):
                 group.update(shared)
 
-    def _refusal(self, cls: type[Optimizer], setting: Mapping[str, Any], i: int) -> Exception | None:
+    def _refusal(self, make: Callable[..., Any], setting: Mapping[str, Any], i: int) -> Exception | None:
         """What the constructor raises for one member by itself, if anything."""
         try:
             with without_warnings():
-                cls([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
+                make([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
         except Exception as error:
             if of_the_machine(error):
                 raise

@@ -18,7 +18,7 @@ from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.models import Network
-from optbench.optimizers.load import load_class
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
@@ -53,7 +53,7 @@ class Companion:
         settings = [constructor_arguments(self._spec, self._member.hyperparameters)]
         unrecorded = Recordings(None)
         cls, code = (
-            load_class(self._spec.target),
+            load_factory(self._spec.target),
             UserCode(self._spec, self._member.hyperparameters, self._weights.device),
         )
         return ElementwiseLane(cls, settings, self._weights, self._grads, [state], unrecorded, code)

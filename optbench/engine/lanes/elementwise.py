@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class ElementwiseLane:
 
     def __init__(
         self,
-        cls: type[Optimizer],
+        make: Callable[..., Any],
         settings: Sequence[Mapping[str, Any]],
         weights: Tensor,
         grads: Tensor,
@@ -42,7 +42,7 @@ class ElementwiseLane:
             leaf.grad = grads[start:stop]
             try:
                 with code.aside(0, quiet=True):  # the members of a block share what it draws
-                    optimizer = cls([leaf], **settings[start])
+                    optimizer: Optimizer = make([leaf], **settings[start])
             except Exception as error:  # it refuses the settings: these trials fail, the others continue
                 if of_the_machine(error):
                     raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +21,9 @@ from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.models import Network
 from optbench.optimizers.explain import spoken
-from optbench.optimizers.load import load_class
-from optbench.optimizers.make import begin_task, maker
+from optbench.optimizers.make import begin_task, maker, resolve_made
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
-from optbench.optimizers.spec import OptimizerSpec
+from optbench.optimizers.spec import Need, OptimizerSpec
 
 
 class PerMemberLane:
@@ -43,45 +44,38 @@ class PerMemberLane:
         *,
         begin: bool,
     ) -> None:
-        self._needs = spec.needs
         self._users = spec.source == "yours"
         self._layout = layout
         self._members = list(members)
         self._code = UserCode(spec, members[0].hyperparameters, weights.device)
-        self._call = StepCall.of(spec)
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
         self.raised_early: dict[int, Exception] = {}
-        self._networks: list[Network] = []
-        self._parameters: list[list[torch.nn.Parameter]] = []
-        self._optimizers: list[Optimizer | None] = []
+        self._instances: list[_Instance | None] = []
         for i, (member, views) in enumerate(zip(members, self._targets, strict=True)):
-            optimizer: Optimizer | None = None
-            own = network
+            instance: _Instance | None = None
             try:
-                optimizer, own = self._taken_up(spec, member, network, views, begin=begin)
+                instance = self._taken_up(spec, member, network, views, begin=begin)
             except NotPlain:
                 raise
             except Exception as error:  # as in `step`
                 if of_the_machine(error):
                     raise
                 self.raised_early[i] = error
-            self._networks.append(own)
-            self._parameters.append(list(own.parameters()) if optimizer is not None else [])
-            self._optimizers.append(optimizer)
+            self._instances.append(instance)
 
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor], *, begin: bool
-    ) -> tuple[Optimizer, Network]:
-        """The instance of a member, new or as it was, and its network; weights that it changes go to `views`.
+    ) -> _Instance:
+        """The instance of a member, new or as it was; weights that it changes go to `views`.
 
         Raises:
             NotPlain: what was written down does not fit. Or whatever the optimizer does.
         """
         if member.state is None:
-            optimizer, own = _made(spec, member, network, views)
-            self._train(optimizer, member)
-            return optimizer, own
+            instance = _Instance.of(spec, member, *_made(spec, member, network, views))
+            self._switch(instance, "train", member)
+            return instance
         if isinstance(member.state, Plain):
             try:
                 optimizer, own = _restored(spec, member, network, views)
@@ -94,24 +88,24 @@ class PerMemberLane:
         else:
             # The instance itself is kept: `load_state_dict` would cast its state to the parameters' type.
             optimizer, own = member.state
-        parameters = list(own.parameters())
+        instance = _Instance.of(spec, member, optimizer, own)
         # At the start of a task the rows hold the measured weights, within one the trained weights.
         if begin:
-            self._eval(optimizer, member)
-        _copy(views, parameters)
+            self._switch(instance, "eval", member)
+        _copy(views, instance.parameters)
         if begin:
-            self._train(optimizer, member)
-            _copy(parameters, views)
-        return optimizer, own
+            self._switch(instance, "train", member)
+            _copy(instance.parameters, views)
+        return instance
 
     def begin_task(self) -> None:
         """Call the method of this name of the optimizers that have one; what one raises is in `raised_early`."""
-        for i, optimizer in enumerate(self._optimizers):
-            if optimizer is None:
+        for i, instance in enumerate(self._instances):
+            if instance is None:
                 continue
             try:
                 with self._code.aside(self._members[i].draws("begin_task")):
-                    begin_task(optimizer)
+                    begin_task(instance.optimizer)
             except Exception as error:  # as in `step`
                 if of_the_machine(error):
                     raise
@@ -119,36 +113,37 @@ class PerMemberLane:
 
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
-        for i, optimizer in enumerate(self._optimizers):
-            if optimizer is None or i in self.raised_early:
+        for i, instance in enumerate(self._instances):
+            if instance is None or i in self.raised_early:
                 continue
             try:
                 with self._code.step(self._members[i].generator):
-                    self._step(i, optimizer, evaluate)
+                    self._step(i, instance, evaluate)
             except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
                 if of_the_machine(error):
                     raise
                 raised[i] = error
                 continue
-            _copy(self._parameters[i], self._targets[i])
+            _copy(instance.parameters, self._targets[i])
         return raised
 
-    def _step(self, i: int, optimizer: Optimizer, evaluate: Evaluate) -> None:
+    def _step(self, i: int, instance: _Instance, evaluate: Evaluate) -> None:
+        needs = instance.needs
         # Those that the optimizer has frozen have no gradient, as in a plain loop.
-        trained = [(p, grad) for p, grad in zip(self._parameters[i], self._grads[i], strict=True) if p.requires_grad]
+        trained = [(p, grad) for p, grad in zip(instance.parameters, self._grads[i], strict=True) if p.requires_grad]
         parameters = [parameter for parameter, _ in trained]
 
         def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
             """Evaluate the loss; other arguments that optimizers give to a closure change nothing."""
-            with self._code.closure(), torch.enable_grad():
-                loss = evaluate(i, self._networks[i])
+            with instance.around_forward(), self._code.closure(), torch.enable_grad():
+                loss = evaluate(i, instance.network)
                 for parameter in parameters:
                     parameter.grad = None
-                if "loss" in self._needs:
+                if "loss" in needs:
                     return loss
                 if not (backward and loss.requires_grad):
                     return loss.detach()
-                if "create_graph" in self._needs:
+                if "create_graph" in needs:
                     # Not `backward`, which warns of the cycle that such a gradient makes; it is broken below.
                     found = torch.autograd.grad(loss, parameters, create_graph=True)
                     for parameter, grad in zip(parameters, found, strict=True):
@@ -159,59 +154,53 @@ class PerMemberLane:
             return loss.detach()
 
         loss: Tensor | None = None
-        if "loss" in self._needs:
+        if "loss" in needs:
             for parameter in parameters:
                 parameter.grad = None
-        elif self._call.loss or self._needs & {"create_graph", "model"}:
+        elif instance.call.loss or needs & {"create_graph", "model", "around_forward"}:
             loss = closure()
         else:
             for parameter, grad in trained:
                 parameter.grad = grad.clone()
-        if self._call.loss and loss is None:
+        if instance.call.loss and loss is None:
             loss = closure()
-        self._call(optimizer, closure, loss)
-        if self._needs & {"create_graph", "loss"}:
+        instance.call(instance.optimizer, closure, loss)
+        if needs & {"create_graph", "loss"}:
             for parameter in parameters:
                 parameter.grad = None
 
     def measured(self, index: int, row: Tensor) -> Tensor:
-        optimizer, parameters = self._optimizers[index], self._parameters[index]
-        if "modes" not in self._needs or optimizer is None:
+        instance = self._instances[index]
+        if instance is None or "modes" not in instance.needs:
             return row
-        kept = [parameter.detach().clone() for parameter in parameters]
+        kept = [parameter.detach().clone() for parameter in instance.parameters]
         member = self._members[index]
-        self._eval(optimizer, member)
+        self._switch(instance, "eval", member)
         found = torch.zeros_like(row)
-        _copy(parameters, list(self._layout.views(found).values()))
-        self._train(optimizer, member)
+        _copy(instance.parameters, list(self._layout.views(found).values()))
+        self._switch(instance, "train", member)
         # There and back is exact only up to rounding, and to look must not change the path.
-        _copy(kept, parameters)
+        _copy(kept, instance.parameters)
         return found
 
-    def _train(self, optimizer: Optimizer, member: LaneMember) -> None:
-        self._mode(optimizer, "train", member)
-
-    def _eval(self, optimizer: Optimizer, member: LaneMember) -> None:
-        self._mode(optimizer, "eval", member)
-
-    def _mode(self, optimizer: Optimizer, name: str, member: LaneMember) -> None:
+    def _switch(self, instance: _Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
         """Switch an optimizer that has modes; one that has the methods only by inheritance may not implement them."""
-        if "modes" not in self._needs:
+        if "modes" not in instance.needs:
             return
         try:
-            with self._code.aside(member.draws(name)):
-                getattr(optimizer, name)()
+            with self._code.aside(member.draws(mode)):
+                getattr(instance.optimizer, mode)()
         except NotImplementedError:  # inherited and never meant: only modes that are declared have to work
             if "modes" in declared_needs(member.hyperparameters):
                 raise
 
     def export(self, index: int) -> MemberState:
-        optimizer = self._optimizers[index]
-        return None if optimizer is None else (optimizer, self._networks[index])
+        instance = self._instances[index]
+        return None if instance is None else (instance.optimizer, instance.network)
 
     def state_bytes(self, index: int) -> int:
-        optimizer = self._optimizers[index]
-        return 0 if optimizer is None else state_bytes(optimizer, self._networks[index], users=self._users)
+        instance = self._instances[index]
+        return 0 if instance is None else state_bytes(instance.optimizer, instance.network, users=self._users)
 
     def fallbacks(self, index: int) -> int:
         return 0
@@ -226,11 +215,12 @@ class StepCall:
     """Whether it is given the loss by this name."""
 
     @staticmethod
-    def of(spec: OptimizerSpec) -> StepCall:
+    def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
+        """spec: with the needs of this instance."""
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
             return StepCall("first" if wants else "not", loss=False)
-        step = load_class(spec.target).step
+        step = optimizer.step
         return StepCall(takes_closure(step) if wants else "not", wants and takes_loss_by_name(step))
 
     def __call__(self, optimizer: Optimizer, closure: Callable[..., Tensor], loss: Tensor | None) -> None:
@@ -240,6 +230,29 @@ class StepCall:
         if self.loss:
             named["loss"] = loss
         optimizer.step(*first, **named)
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """A member's own optimizer, the network it trains, and how it is called."""
+
+    optimizer: Optimizer
+    network: Network
+    parameters: list[torch.nn.Parameter]
+    needs: frozenset[Need]
+    call: StepCall
+
+    @staticmethod
+    def of(spec: OptimizerSpec, member: LaneMember, optimizer: Optimizer, network: Network) -> _Instance:
+        spec = resolve_made(spec, optimizer, member.hyperparameters)
+        return _Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
+
+    def around_forward(self) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass in training."""
+        if "around_forward" not in self.needs:
+            return contextlib.nullcontext()
+        around: AbstractContextManager[Any] = self.optimizer.around_forward()  # type: ignore[attr-defined]
+        return around
 
 
 def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
