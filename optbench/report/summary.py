@@ -24,7 +24,8 @@ from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import Shortcoming, without_learning
 from optbench.stats.power import shortage_text, suite_shortages
-from optbench.stats.results import Matrix, Results, Split
+from optbench.stats.results import Results, Split
+from optbench.store.values import Matrix
 from optbench.studies.pairs.statistics import SolutionPair, solution_pairs
 from optbench.studies.switching.statistics import Switching, switchings
 from optbench.studies.tuning.statistics import TunedOptimizer, departures, tunings

@@ -1,7 +1,6 @@
 """A run's results as numbers per trial: what reports sum up and comparisons pair.
 
-Raw accuracies are stored; forgetting and its kin are derived here, on reading, so that a better definition needs no
-retraining. Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
+Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """
 
 from __future__ import annotations
@@ -10,15 +9,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from optbench.errors import StoreError
-from optbench.metrics import METRICS, Metric, check_metric, check_pair_metric, select
-from optbench.metrics.cost import Cost
+from optbench.metrics import Metric, check_metric, check_pair_metric
 from optbench.metrics.learning import NotLearnt
 from optbench.metrics.own import metrics_of
 from optbench.optimizers.registry import check_names
@@ -27,12 +24,18 @@ from optbench.stats.learning import Held, not_learnt
 from optbench.store import Run
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import TrialRow
+from optbench.store.values import (
+    FINAL_COLUMNS,
+    Matrix,
+    Values,
+    accuracy_column,
+    accuracy_matrices,
+    pruning_curves,
+    trial_values,
+)
 from optbench.suite import Suite, load_suite
 
-Matrix: TypeAlias = NDArray[np.float64]
 Split = Literal["test", "validation"]
-
-FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Results:
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
         """Accuracy (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before."""
-        column = "validation_accuracy" if self.split == "validation" else "accuracy"
+        column = accuracy_column([self.suite.stage])
         table = self.run.table("accuracy", "trial", "after_task", "task", column)
         experiments = {trial.id: trial.experiment for trial in (*self.trials, *self.controls)}
         tasks = {name: task_count(experiment) for name, experiment in self.suite.experiments.items()}
@@ -78,18 +81,15 @@ class Results:
         return pruning_curves(table, self.matrices)
 
     @functools.cached_property
-    def values(self) -> dict[str, dict[str, float]]:
-        """metric -> trial -> value at the end; NaN where undefined, no entry where it was not taken.
+    def values(self) -> Values:
+        """What `trial_values` derives; not of controls."""
+        return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
 
-        Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
-        """
-        good = {trial for trial, row in self.rows.items() if row.status == "ok"}
-        measured = final_metrics(self.run.table("metrics", *FINAL_COLUMNS), self.matrices)
-        found = {**_derived(self.matrices), **measured, **_pruned(self.pruning)}
-        values = {
-            metric: {trial: v for trial, v in by_trial.items() if trial in good} for metric, by_trial in found.items()
-        }
-        return {**values, **_costs(self.rows)}
+    @functools.cached_property
+    def every_value(self) -> Values:
+        """As `values`, of the controls too."""
+        metrics = self.run.table("metrics", *FINAL_COLUMNS)
+        return trial_values({**self.rows, **self.control_rows}, self.matrices, metrics, self.pruning)
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
@@ -166,90 +166,3 @@ def check_matrices(place: Path, accuracy: pa.Table, tasks: Mapping[str, int]) ->
         i = int(np.searchsorted(starts, twice[0], side="right")) - 1
         row, column = divmod(int(twice[0] - starts[i]), int(needed[i]))
         raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
-
-
-def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Trial -> accuracy matrix (T+1, T) from the long table; column: which of its accuracies."""
-    trial, ids = codes(accuracy["trial"])
-    after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
-    tasks = np.zeros(len(ids), np.int64)
-    np.maximum.at(tasks, trial, task)
-    # Every matrix is a slice of one flat array, so that a million rows are placed at once.
-    starts = np.concatenate([[0], np.cumsum((tasks + 1) * tasks)])
-    flat = np.full(int(starts[-1]), np.nan)
-    flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy[column])
-    return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
-
-
-def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
-    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers.
-
-    Measures of the landscape are taken once, after the last task and on its training data: they are what they are.
-    """
-    (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
-    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
-    landscape = [i for i, name in enumerate(names) if name in METRICS and METRICS[name].kind == "landscape"]
-    pooled = np.isnan(numbers(metrics["task"])) | np.isin(metric, landscape)
-    everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
-    wanted = np.flatnonzero(pooled & everywhere & (numbers(metrics["after_task"]) == last[trial]))
-    found: dict[str, dict[str, float]] = {name: {} for name in names}
-    values = numbers(metrics["value"])[wanted].tolist()
-    for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
-        found[names[m]][ids[t]] = value
-    return {name: by_trial for name, by_trial in found.items() if by_trial}
-
-
-def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    """(trial, scope) -> (K, 2) after the trial's last task: fraction kept, ascending, and accuracy, NaN where null."""
-    (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
-    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
-    keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])
-    wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
-    wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
-    points = np.column_stack([trial[wanted], scope[wanted], keep[wanted]])
-    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of equal ones the last
-    places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
-    curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
-    return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}
-
-
-def _pruned(curves: Mapping[tuple[str, str], Matrix]) -> dict[str, dict[str, float]]:
-    """The metrics of every pruning curve, all curves with the same scope and fractions at once."""
-    alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
-    for (trial, scope), curve in curves.items():
-        alike.setdefault((scope, tuple(curve[:, 0].tolist())), []).append(trial)
-    found: dict[str, dict[str, float]] = {}
-    for (scope, keep), group in alike.items():
-        accuracy = np.stack([curves[trial, scope][:, 1] for trial in group])
-        for metric in METRICS.values():
-            if metric.kind == "pruning" and metric.scope == scope:
-                values = metric.function()(1.0 - np.array(keep), accuracy).tolist()
-                found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
-    return found
-
-
-def _derived(matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
-    """The continual metrics of every matrix, all trials with the same number of tasks at once."""
-    by_tasks: dict[int, list[str]] = {}
-    for trial, matrix in matrices.items():
-        by_tasks.setdefault(matrix.shape[1], []).append(trial)
-    found: dict[str, dict[str, float]] = {}
-    for group in by_tasks.values():
-        stacked = np.stack([matrices[trial] for trial in group])
-        for metric in select(None, "continual"):
-            values = metric.function()(stacked).tolist()
-            found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
-    return found
-
-
-def _costs(rows: Mapping[str, TrialRow]) -> dict[str, dict[str, float]]:
-    costs = {
-        trial: Cost(row.steps, row.train_seconds, row.optimizer_seconds, row.optimizer_state_bytes, row.parameters)
-        for trial, row in rows.items()
-        if row.status != "failed"
-    }
-    return {
-        metric.name: {trial: metric.function()(cost) for trial, cost in costs.items()}
-        for metric in METRICS.values()
-        if metric.kind == "cost"
-    }

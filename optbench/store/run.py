@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from optbench.errors import StoreError
 from optbench.file_names import file_name
+from optbench.metrics.own import metrics_of
 from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.files import json_text, reported, sync, write_atomically, write_json, write_text
 from optbench.store.interim import Begun, drop_begun
@@ -32,6 +33,7 @@ from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part
 from optbench.store.plugins import KEY as PLUGINS
 from optbench.store.read import Run, done_trials, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
+from optbench.store.values import SUMMARY, summary_table
 
 MERGE_SHARE = 0.05
 """At most this share of the time between two merges is spent on merging."""
@@ -248,7 +250,10 @@ class RunWriter:
                 continue
             # In the order of the plan, whatever the order of finishing: the same run gives the same tables.
             keys = np.array([self._order.get(trial, -1) for trial in table["trial"].to_pylist()], dtype=np.int64)
-            self._save_table(name, table.take(pa.array(np.argsort(keys, kind="stable"))))
+            ordered = table.take(pa.array(np.argsort(keys, kind="stable")))
+            self._save_table(name, ordered)
+        accuracy, metrics = self._tables["accuracy"], self._tables["metrics"]
+        self._save_table(SUMMARY, summary_table(ordered, accuracy, metrics, metrics_of(self._record)))
         self._merged_at = time.monotonic()
         self._merge_seconds = self._merged_at - started
 

@@ -168,12 +168,12 @@ _ARROW: dict[Any, pa.DataType] = {
     float: pa.float64(),
     tuple[float, ...]: pa.list_(pa.float32()),
 }
-_KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
+KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
     """Key columns, then the row's fields; the schema version is in the metadata."""
-    return versioned_schema([*_KEY_FIELDS, *arrow_fields(row_type)])
+    return versioned_schema([*KEY_FIELDS, *arrow_fields(row_type)])
 
 
 def versioned_schema(fields: Sequence[pa.Field]) -> pa.Schema:

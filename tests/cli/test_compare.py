@@ -23,9 +23,10 @@ from optbench.stats.arms import arms
 from optbench.stats.claims import ClaimVerdict, judge_claims, overall
 from optbench.stats.comparison import ArmComparison, Comparison, Selection, compare
 from optbench.stats.gates import GateResult, judge_gates, parse_gate
-from optbench.stats.results import Results, accuracy_matrices, final_metrics
+from optbench.stats.results import Results
 from optbench.stats.verdict import Verdict
 from optbench.store.tables import Row
+from optbench.store.values import accuracy_matrices, final_metrics
 from optbench.suite import load_suite
 from tests.written_runs import results_of, rows_of, write_run
 

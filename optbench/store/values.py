@@ -1,0 +1,156 @@
+"""One number per trial and metric: what every table, report, comparison and plot is made of.
+
+Raw accuracies are stored; forgetting and its kin are derived here, so that a better definition needs no retraining.
+Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training; `K` fractions of weights kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from optbench.metrics import METRICS, Metric, select
+from optbench.metrics.cost import Cost
+from optbench.store.columns import codes, numbers
+from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, versioned_schema
+
+Matrix: TypeAlias = NDArray[np.float64]
+Values: TypeAlias = dict[str, dict[str, float]]
+"""metric -> trial -> value at the end; NaN where undefined, no entry where it was not taken."""
+
+FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
+SUMMARY = "summary"
+_SUMMARY_FIELDS = [*KEY_FIELDS, pa.field("metric", pa.string(), nullable=False), pa.field("value", pa.float64())]
+
+
+def trial_values(
+    rows: Mapping[str, TrialRow],
+    matrices: Mapping[str, Matrix],
+    metrics: pa.Table,
+    pruning: Mapping[tuple[str, str], Matrix],
+) -> Values:
+    """Derive every value of the trials in `rows`: continual, measured, pruning and cost.
+
+    Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
+    """
+    found = {**continual_values(matrices), **final_metrics(metrics, matrices), **pruning_values(pruning)}
+    good = {trial for trial, row in rows.items() if row.status == "ok"}
+    values = {name: {trial: v for trial, v in by_trial.items() if trial in good} for name, by_trial in found.items()}
+    return {**values, **cost_values(rows)}
+
+
+def accuracy_column(stages: Iterable[str]) -> str:
+    """Return the accuracies that count: a tuning run chooses settings, and test data must never do that."""
+    return "validation_accuracy" if "tune" in stages else "accuracy"
+
+
+def summary_table(trials: pa.Table, accuracy: pa.Table, metrics: pa.Table, catalog: Mapping[str, Metric]) -> pa.Table:
+    """Return the table `summary`: key columns, metric and value of every trial and continual metric, null if undefined.
+
+    Controls are in it, as in every table; their stage tells them apart. catalog: every metric of the run by name.
+    """
+    column = accuracy_column(trials["stage"].to_pylist())
+    matrices = accuracy_matrices(accuracy, column)
+    found = continual_values(matrices)
+    measured = final_metrics(metrics, matrices)
+    found |= {name: measured[name] for name in measured if name in catalog and catalog[name].kind == "continual"}
+    names = trials["trial"].to_pylist()
+    good = {name for name, status in zip(names, trials["status"].to_pylist(), strict=True) if status == "ok"}
+    values = [found[metric].get(name, math.nan) if name in good else math.nan for name in names for metric in found]
+    repeated = trials.select(list(KEY_COLUMNS)).take(pa.array(np.repeat(np.arange(len(names)), len(found))))
+    columns = {name: repeated[name] for name in KEY_COLUMNS}
+    columns |= {"metric": pa.array([*found] * len(names), pa.string())}
+    columns |= {"value": pa.array(np.array(values, dtype=np.float64), from_pandas=True)}  # NaN is null
+    return pa.table(columns, schema=versioned_schema(_SUMMARY_FIELDS))
+
+
+def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
+    """Trial -> accuracy matrix (T+1, T) from the long table; column: which of its accuracies."""
+    trial, ids = codes(accuracy["trial"])
+    after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
+    tasks = np.zeros(len(ids), np.int64)
+    np.maximum.at(tasks, trial, np.maximum(after, task))
+    # Every matrix is a slice of one flat array, so that a million rows are placed at once.
+    starts = np.concatenate([[0], np.cumsum((tasks + 1) * tasks)])
+    flat = np.full(int(starts[-1]), np.nan)
+    flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy[column])
+    return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
+
+
+def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> Values:
+    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers.
+
+    Measures of the landscape are taken once, after the last task and on its training data: they are what they are.
+    """
+    (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
+    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
+    landscape = [i for i, name in enumerate(names) if name in METRICS and METRICS[name].kind == "landscape"]
+    pooled = np.isnan(numbers(metrics["task"])) | np.isin(metric, landscape)
+    everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
+    wanted = np.flatnonzero(pooled & everywhere & (numbers(metrics["after_task"]) == last[trial]))
+    found: Values = {name: {} for name in names}
+    values = numbers(metrics["value"])[wanted].tolist()
+    for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
+        found[names[m]][ids[t]] = value
+    return {name: by_trial for name, by_trial in found.items() if by_trial}
+
+
+def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
+    """(trial, scope) -> (K, 2) after the trial's last task: fraction kept, ascending, and accuracy, NaN where null."""
+    (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
+    last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
+    keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])
+    wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
+    wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
+    points = np.column_stack([trial[wanted], scope[wanted], keep[wanted]])
+    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of equal ones the last
+    places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
+    curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
+    return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}
+
+
+def pruning_values(curves: Mapping[tuple[str, str], Matrix]) -> Values:
+    """The metrics of every pruning curve, all curves with the same scope and fractions at once."""
+    alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for (trial, scope), curve in curves.items():
+        alike.setdefault((scope, tuple(curve[:, 0].tolist())), []).append(trial)
+    found: Values = {}
+    for (scope, keep), group in alike.items():
+        accuracy = np.stack([curves[trial, scope][:, 1] for trial in group])
+        for metric in METRICS.values():
+            if metric.kind == "pruning" and metric.scope == scope:
+                values = metric.function()(1.0 - np.array(keep), accuracy).tolist()
+                found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
+    return found
+
+
+def continual_values(matrices: Mapping[str, Matrix]) -> Values:
+    """The continual metrics of every matrix, all trials with the same number of tasks at once."""
+    by_tasks: dict[int, list[str]] = {}
+    for trial, matrix in matrices.items():
+        by_tasks.setdefault(matrix.shape[1], []).append(trial)
+    found: Values = {}
+    for group in by_tasks.values():
+        stacked = np.stack([matrices[trial] for trial in group])
+        for metric in select(None, "continual"):
+            values = metric.function()(stacked).tolist()
+            found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
+    return found
+
+
+def cost_values(rows: Mapping[str, TrialRow]) -> Values:
+    costs = {
+        trial: Cost(row.steps, row.train_seconds, row.optimizer_seconds, row.optimizer_state_bytes, row.parameters)
+        for trial, row in rows.items()
+        if row.status != "failed"
+    }
+    return {
+        metric.name: {trial: metric.function()(cost) for trial, cost in costs.items()}
+        for metric in METRICS.values()
+        if metric.kind == "cost"
+    }
