@@ -200,10 +200,9 @@ def _run(context: typer.Context, run: str) -> Path | None:
 
 def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
     """A mapping of a suite file, which need not be valid."""
-    if file is None or file.stat().st_size > 1 << 20:
+    if file is None:
         return {}
-    import yaml
+    from optbench.suite.extends import read_document
 
-    with file.open(encoding="utf-8") as text:
-        found = yaml.safe_load(text).get(key)
+    found = read_document(file).value.get(key)
     return found if isinstance(found, dict) else {}

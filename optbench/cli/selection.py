@@ -17,7 +17,7 @@ from typing import Any
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
-from optbench.suite.document import MAX_BYTES, decode, parse_yaml
+from optbench.suite.extends import read_document
 from optbench.suite.load import MetricCheck, OptimizerCheck
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 from optbench.suite.seed_ranges import instead_of_range
@@ -154,13 +154,11 @@ def _from_here(addition: Addition, suite_folder: Path) -> Addition:
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
-    """The file's plain content, not validated; empty when it is unreadable, which `load_suite` then reports."""
+    """The suite's plain content, not validated; empty when it is unreadable, which `load_suite` then reports."""
     try:
-        with path.open("rb") as file:
-            value = parse_yaml(decode(file.read(MAX_BYTES), str(path)), str(path)).value
-    except (OSError, ValueError, SuiteError):
+        return _mapping(read_document(path).value)
+    except SuiteError:
         return {}
-    return _mapping(value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -195,6 +193,8 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
     for name in choice.models:
         if name not in every_model:
             raise UsageError(f"--model: {unknown('model', name, every_model)}")
+    if not (choice.experiments or choice.models or choice.optimizers):
+        return suite
     added = {addition.name for addition in choice.additions}
     wanted = {*choice.optimizers, *added} if choice.optimizers else set(suite.optimizers)
     experiments = {}

@@ -17,19 +17,21 @@ from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
 from optbench.cli.training import DONE, Request, check_name, chosen_suite, conclude, options_of, watched
-from optbench.errors import StoreError, SuiteError, UsageError, escaped, unknown
+from optbench.errors import OptbenchError, StoreError, SuiteError, UsageError, escaped, unknown
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
-from optbench.suite import Suite, load_suite, resolve_suite_path
+from optbench.suite import Suite, load_suite, resolve_suite_path, shipped_suites
+from optbench.suite.dump import dump
+from optbench.suite.extends import read_document, relative
 from optbench.suite.schema import Sampler
 from optbench.tuning.space import tuning_seeds, untuned_lines
-from optbench.tuning.tuned_suite import chosen_values, misplaced, tuned_text
+from optbench.tuning.tuned_suite import tuned_suite, tuned_text
 from optbench.tuning.tuner import Method, Tuner, first_plan, tune
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
-"""The suite file as it was, kept in the run directory: a resumed tuning needs no other."""
+"""The suite as its files were, kept in the run directory: a resumed tuning needs no other."""
 TUNED = "tuned.yaml"
 
 
@@ -82,25 +84,25 @@ def tune_suite(request: TuneRequest) -> int:
         tuner.propose([])
         show_plan(first_plan(tuner, options), resume)
         return DONE
-    text = _text(path)
+    extends, text = _source(what, path)
     with watched(run) as view:
         outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: text})
     if outcome.interrupted:
         return conclude(outcome, run.quiet, command="tune")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
     seeds = ", ".join(map(str, tuner.seeds))
-    header = [escaped(what.command), f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
-    tuned = tuned_text(text, what.file, load_suite(path), tuner, found, header)
+    header = [what.command, f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
+    meant = tuned_suite(_whole(what, path), tuner, found)
     kept = outcome.path / TUNED
-    write_text(kept, tuned)
-    target = request.output or kept
-    if target != kept:
+    write_text(kept, tuned_text(meant, load_suite(outcome.path / SOURCE), SOURCE, header))
+    assert load_suite(kept) == meant
+    if (target := request.output or kept) != kept:
+        folders = (path.parent, Path())
+        base = extends if isinstance(extends, str) else relative(extends or outcome.path / SOURCE, target.parent)
         try:
-            write_text(target, tuned)
+            write_text(target, tuned_text(meant, load_suite(path), base, header, folders, target.parent))
         except StoreError as error:
             raise StoreError(*error.args, f"the tuned suite is in {kept}") from error
-    wrong = misplaced(load_suite(kept), chosen_values(tuner, found))
-    assert not wrong, wrong
     code = conclude(outcome, run.quiet, command="tune")
     if not run.quiet:
         with results() as console:
@@ -165,6 +167,12 @@ def _tuner(what: _What, path: Path) -> Tuner:
         raise SuiteError(f"{what.file}: {error}") from None
 
 
+def _whole(what: _What, path: Path) -> Suite:
+    """The suite with what the command line changes in it, and every experiment and optimizer."""
+    _, additions = parse_optimizers(what.optimizers)
+    return chosen_suite(path, Choice(additions=additions, settings=tuple(what.settings)))
+
+
 def _seeds(text: str | None, suite: Suite) -> list[int] | None:
     """`3`: three tuning seeds; `1000,1001`: these."""
     if text is None:
@@ -173,9 +181,15 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
     return list(seeds) if "," in text else tuning_seeds(suite, len(seeds))
 
 
-def _text(path: Path) -> str:
-    """With its own line ends, and its byte-order mark if it has one."""
+def _source(what: _What, path: Path) -> tuple[str | Path | None, str]:
+    """The suite that a tuned one extends, a shipped name or a file; and its text, which extends nothing itself.
+
+    None: the file that was tuned is not there any more, or says something else.
+    """
+    value = read_document(path).value
     try:
-        return path.read_bytes().decode()  # reading it as a suite has shown that it is UTF-8
-    except OSError as error:
-        raise SuiteError(f"{path}: {error.strerror}") from None
+        named = resolve_suite_path(what.file)
+        same = read_document(named).value == value
+    except OptbenchError:
+        same = False
+    return (what.file if what.file in shipped_suites() else named) if same else None, dump(value)

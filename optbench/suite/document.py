@@ -25,6 +25,10 @@ _SCALARS = ("str", "null", "bool", "int", "float", "merge")
 KeyPath = tuple[str | int, ...]
 
 
+class ExplicitNull:
+    """The value null where None would remove a key: written `!!null ''`."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something was written: `suite.yaml:3:5`, or `--set key=value`."""
@@ -51,6 +55,8 @@ class Document:
     values: dict[KeyPath, Place] = field(default_factory=dict)
     implied: set[KeyPath] = field(default_factory=set)
     """Mappings that nobody wrote, made because an override leads through them."""
+    explicit_nulls: set[KeyPath] = field(default_factory=set)
+    """Where null is written with its tag, `!!null`."""
 
     def value_place(self, path: KeyPath) -> Place:
         """The place of the value at `path`, or of the nearest mapping or list around it."""
@@ -73,12 +79,24 @@ def is_name_list(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def is_optimizer_list(path: KeyPath, value: Any) -> TypeGuard[list[str]]:
+    """Whether this is an experiment's short list of optimizer names, which stands for a mapping without settings."""
+    is_experiment = len(path) == 3 and path[0] == "experiments" and path[2] == "optimizers"
+    # A name listed twice stays for validation to see.
+    return is_experiment and is_name_list(value) and len(set(value)) == len(value)
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes with the scalars of YAML 1.2; constructs nothing."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
     depth = 0
     count = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.tagged: set[int] = set()
+        """Where scalars with a tag begin."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
@@ -91,6 +109,12 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if event.tag is not None:
+            self.tagged.add(event.start_mark.index)
+        return super().compose_scalar_node(anchor)
 
 
 add_scalar_rules(_Loader)
@@ -112,7 +136,7 @@ def parse_yaml(text: str, source: str) -> Document:
         node = loader.get_single_node()
     if node is None:
         raise SuiteError(f"{source}:1:1: the file is empty")
-    return _Reading(source).document(node)
+    return _Reading(source, loader.tagged).document(node)
 
 
 def decode(data: bytes, source: str) -> str:
@@ -151,8 +175,8 @@ def _yaml_errors(loader: _Loader, source: str) -> Iterator[None]:
 class _Reading:
     """Turns nodes into values, noting places; aliases become copies, so that an override changes one of them."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, tagged: set[int]) -> None:
+        self.source, self.tagged = source, tagged
         self.extents: dict[int, tuple[int, int] | None] = {}
 
     def document(self, root: yaml.Node) -> Document:
@@ -167,7 +191,10 @@ class _Reading:
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         self.result.values[path] = _place(node.start_mark, self.source)
         if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node)
+            value = self.scalar(node)
+            if value is None and node.start_mark.index in self.tagged:
+                self.result.explicit_nulls.add(path)
+            return value
         if isinstance(node, yaml.SequenceNode):
             self.expect_tag(node, "seq")
             return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from optbench.suite.document import ExplicitNull
 from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
 
@@ -40,16 +41,25 @@ add_scalar_rules(_Dumper)
 add_refused_words(_Dumper)
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    ExplicitNull, lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "", style="'")
+)
 
 
 def dump_suite(suite: Suite) -> str:
     """The suite as YAML with every default written out; loading it gives an equal suite."""
+    return dump(suite.model_dump(mode="python"), short=False)
+
+
+def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
+    """Plain values as YAML that this and any other reader understands. short: the innermost mappings in one line."""
+    inside = any(isinstance(item, dict | list) for item in value.values())
     return yaml.dump(
-        suite.model_dump(mode="python"),
+        value,
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
-        default_flow_style=False,
+        default_flow_style=None if short and inside else False,
         width=110,
     )
 

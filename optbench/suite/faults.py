@@ -60,7 +60,9 @@ def raise_faults(faults: Iterable[Fault]) -> NoReturn:
     A UsageError when all of them come from the command line, else a SuiteError.
     """
     distinct = list(dict.fromkeys(faults))
-    distinct.sort(key=lambda fault: (fault.place.line, fault.place.column))
+    distinct.sort(
+        key=lambda fault: (fault.place.source * (not fault.place.is_override), fault.place.line, fault.place.column)
+    )
     assert distinct
     lines = [str(fault) for fault in distinct[:MAX_SHOWN]]
     if len(distinct) > MAX_SHOWN:
@@ -84,6 +86,16 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
         for fault, detail in zip(faults, details, strict=True)
         if detail["type"] != "missing" or (_locate(detail["loc"])[0][:-1], detail["loc"][-1]) not in meant
     ]
+
+
+def admits_null(path: KeyPath) -> bool:
+    """Return whether null is a value at `path`, a key of the suite itself rather than of a kind or an optimizer."""
+    kind: Any = Suite
+    for part in path:
+        if kind is None or any(_is_model(option) and _tag(option) for option in _options(kind)):
+            return False
+        kind = _inside(kind, part)
+    return _admits_null(kind)
 
 
 def shown_path(path: KeyPath) -> str:
@@ -223,7 +235,9 @@ def _model(kind: Any) -> type[BaseModel]:
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str]:
-    return iter(model.model_fields)
+    yield from model.model_fields
+    if model is Suite:
+        yield "extends"  # gone by the time of validation
 
 
 def _tag(model: type[BaseModel]) -> str | None:

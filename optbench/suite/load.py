@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from optbench.counting import count
-from optbench.errors import OptimizerError, SuiteError, UsageError, unknown
-from optbench.suite.document import MAX_BYTES, Document, KeyPath, Place, decode, is_name_list, parse_yaml
+from optbench.errors import OptimizerError, UsageError, unknown
+from optbench.suite.document import Document, KeyPath, Place, is_name_list
+from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
 from optbench.suite.overrides import apply_overrides, parse_override
 from optbench.suite.schema import Suite
@@ -40,15 +41,15 @@ def load_suite(
     suite's layer lies below the registries, hence the arguments; without them targets, hyper-parameters and names of
     metrics are not looked at.
 
+    A suite may extend another one (`optbench.suite.extends`); overrides change what comes of both.
+
     Raises SuiteError, a line per fault and at most five, each `file:line:column: ...`; or UsageError, with
     `--set key.path=value: ...`, when all the faults come from overrides.
     """
     parsed = [parse_override(text) for text in overrides]
-    document = parse_yaml(_read(path), str(path))
+    document = read_document(path)
     _note_listed_optimizers(document)
     apply_overrides(document, parsed)
-    if not isinstance(document.value, dict):
-        raise SuiteError(f"{document.value_place(())}: a suite needs to be a mapping with the key 'name' and others")
     try:
         suite = Suite.model_validate(document.value)
     except ValidationError as error:
@@ -67,24 +68,9 @@ def load_suite(
     return suite
 
 
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise SuiteError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise SuiteError(f"{path}: a directory; needs a suite file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise SuiteError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > MAX_BYTES:
-        raise SuiteError(f"{path}:1:1: larger than {MAX_BYTES // 1024} KiB, which no suite is")
-    return decode(data, str(path))
-
-
 def _note_listed_optimizers(document: Document) -> None:
     """In `optimizers: [sgd, adam]` each item stands where a mapping has its key."""
-    experiments = document.value.get("experiments") if isinstance(document.value, dict) else None
+    experiments = document.value.get("experiments")
     for name, experiment in experiments.items() if isinstance(experiments, dict) else ():
         listed = experiment.get("optimizers") if isinstance(experiment, dict) else None
         if is_name_list(listed):

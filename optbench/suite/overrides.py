@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optbench.errors import SuiteError, UsageError, escaped
-from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_name_list, parse_yaml
+from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_optimizer_list, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ def apply_overrides(document: Document, overrides: Sequence[Override]) -> None:
 
 
 def _apply(document: Document, override: Override) -> None:
-    if not isinstance(document.value, dict):
-        return  # validation says so, with a place in the file
     here = document.value
     path: KeyPath = ()
     rest = override.segments
@@ -72,7 +70,7 @@ def _apply(document: Document, override: Override) -> None:
             made = path if made is None else made
             here[key] = {}
             document.implied.add(path)
-        elif _is_optimizer_list(path, here[key]):
+        elif is_optimizer_list(path, here[key]):
             here[key] = {name: {} for name in here[key]}
         here = here[key]
     here[key] = override.value
@@ -95,10 +93,3 @@ def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -
             raise override.error(f"'{shown}' is a list: needs an index {valid}; '{escaped(rest[0])}' came")
         return int(rest[0]), rest[1:]
     raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{escaped(rest[0])}'")
-
-
-def _is_optimizer_list(path: KeyPath, value: Any) -> bool:
-    """Whether this is an experiment's short list of optimizer names, which stands for a mapping without settings."""
-    is_experiment = len(path) == 3 and path[0] == "experiments" and path[2] == "optimizers"
-    # A name listed twice stays for validation to see.
-    return is_experiment and is_name_list(value) and len(set(value)) == len(value)

@@ -45,15 +45,15 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def resolve_suite_path(name_or_path: str) -> Path:
-    """The file that `optbench run SUITE` means.
+def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
+    """The file that `optbench run SUITE` means, or `extends: SUITE` in a file of `folder`.
 
     A bare name is a shipped suite first, so that a file or folder of that name in the working directory does not
     shadow it; everything else is a path. Raises UsageError when there is neither.
     """
     if not name_or_path:
         raise UsageError("the suite is empty; give a path, or a name that `optbench list suites` shows")
-    path = user_path(name_or_path, "suite")
+    path = folder / user_path(name_or_path, "suite")
     shipped = shipped_suites()
     if name_or_path in shipped:
         return shipped[name_or_path]

@@ -1,35 +1,85 @@
-"""The tuned suite: the user's file with the chosen values, and what choosing them has cost, in their places."""
+"""The tuned suite: a file that extends the user's, with the chosen values and what choosing them has cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from optbench.errors import escaped
 from optbench.studies.tuning.statistics import TunedOptimizer
 from optbench.suite import Suite
+from optbench.suite.dump import dump
+from optbench.suite.extends import KEY, difference, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
 from optbench.tuning.space import Search, Tie, effective
-from optbench.tuning.tuned_file import Edit, edited
 from optbench.tuning.tuner import Tuner
+
+MARKER = "# Hyper-parameters chosen by optbench tune:"
+"""The first line of a tuned suite; the lines below it begin with `#   `."""
 
 Chosen = dict[tuple[str, str], dict[KeyPath, Any]]
 """By experiment and optimizer."""
 
 
 def tuned_text(
-    text: str, place: str, source: Suite, tuner: Tuner, found: Sequence[TunedOptimizer], header: Sequence[str]
+    meant: Suite, base: Suite, extends: str, header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
 ) -> str:
-    """The text of a suite file with what was chosen and on which seeds, its comments kept.
+    """The text of a suite file that extends `base`, called `extends` in it, and says what else `meant` has.
 
-    place: names the file in messages. source: what it says. An optimizer for which nothing can be chosen keeps its
-    values.
+    folders: where files of code that `meant` names are looked for, to be named relative to the folder `to`.
+    """
+    changes: Any = difference(base, meant)
+    for folder in folders:
+        changes = rebased(changes, folder, to)
+    lines = [MARKER, *(f"#   {escaped(line)}" for line in header), "", dump({KEY: extends, **changes})]
+    return "\n".join(lines)
 
-    Raises:
-        SuiteError: the file's layout leaves no place for a value.
+
+def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
+    """The suite with what was chosen, what that has cost, and the tuning seeds, which `optbench run` then refuses.
+
+    suite: all of it, though only some experiments and optimizers may have been tuned. An optimizer for which nothing
+    can be chosen keeps its values. Tuning seeds of before stay, as long as values that were chosen on them do.
     """
     chosen = chosen_values(tuner, found)
-    edits = [*_values(source, tuner.suite, chosen), *_costs(tuner, found, chosen), *_seeds(source, tuner)]
-    return edited(text, edits, header, source=place)
+    plain = suite.model_dump(exclude_unset=True)
+    for (experiment, optimizer), cost in _costs(tuner, found, chosen).items():
+        settings = plain["experiments"][experiment]
+        settings["tuning"] = {**(settings.get("tuning") or {}), optimizer: cost}
+    stated = list(suite.tune.seeds or ()) if suite.tune is not None else []
+    tuned_before = any(experiment.tuning for experiment in suite.experiments.values())
+    seeds = [
+        *(stated if tuned_before else ()),
+        *(seed for seed in tuner.seeds if not tuned_before or seed not in stated),
+    ]
+    plain["tune"] = {**(plain.get("tune") or {}), "seeds": seeds}
+    for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
+        _place(suite, optimizer, {e: values for (e, o), values in chosen.items() if o == optimizer}, plain)
+    meant = Suite.model_validate(plain)
+    assert not (wrong := misplaced(meant, chosen)), wrong
+    return meant
+
+
+def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, Any]], plain: dict[str, Any]) -> None:
+    """Put an optimizer's values, by experiment, with the optimizer, or with an experiment that has others."""
+    takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
+    alone: dict[str, dict[KeyPath, Any]] = {}
+    for path in dict.fromkeys(path for values in chosen.values() for path in values):
+        values = {experiment: found[path] for experiment, found in chosen.items() if path in found}
+        # What an experiment says under a key replaces all that the optimizer has there.
+        rest = [name for name in takers if path[0] not in _overrides(suite, name, optimizer)]
+        shared = [values[rest[0]]] if rest and all(name in values for name in rest) else []
+        if shared:
+            plain["optimizers"][optimizer] = with_values(plain["optimizers"][optimizer], {path: shared[0]})
+        for name, value in values.items():
+            if name not in rest or [value] != shared:
+                alone.setdefault(name, {})[path] = value
+    for name, own in alone.items():
+        experiment = plain["experiments"][name]
+        taking_part = experiment.get("optimizers") or {o: {} for o in suite.optimizers}
+        inside = {path[0]: plain["optimizers"][optimizer].get(path[0], {}) for path in own if len(path) > 1}
+        experiment["optimizers"] = {**taking_part, optimizer: with_values(inside | taking_part[optimizer], own)}
 
 
 def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
@@ -51,7 +101,7 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
 
 
 def misplaced(written: Suite, chosen: Chosen) -> list[str]:
-    """The chosen values that a tuned suite, read again, does not have; none, or the writer is wrong."""
+    """The chosen values that a tuned suite does not have; none, or the placing is wrong."""
     return [
         f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
         for (experiment, optimizer), values in chosen.items()
@@ -60,71 +110,28 @@ def misplaced(written: Suite, chosen: Chosen) -> list[str]:
     ]
 
 
-def _values(source: Suite, suite: Suite, chosen: Chosen) -> Iterator[Edit]:
-    """Where the values stand: with the optimizer, or with an experiment that has others.
-
-    suite: `source` with what the command line added to it.
-    """
-    for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
-        added = optimizer not in source.optimizers
-        if added:
-            settings = suite.optimizers[optimizer]
-            yield Edit(("optimizers", optimizer), {"target": settings.target, **settings.hyperparameters})
-        takers = [
-            name for name, e in source.experiments.items() if added or optimizer in (e.optimizers or source.optimizers)
-        ]
-        if added:
-            listing = [name for name in takers if source.experiments[name].optimizers is not None]
-            yield from (Edit(("experiments", name, "optimizers", optimizer), {}) for name in listing)
-        for path in dict.fromkeys(path for (_, o), values in chosen.items() if o == optimizer for path in values):
-            values = {e: found[path] for (e, o), found in chosen.items() if o == optimizer and path in found}
-            own = [name for name in takers if path in leaves(_overrides(source, name, optimizer))]
-            rest = [name for name in takers if name not in own]
-            for name in own:
-                if name in values:
-                    yield Edit(("experiments", name, "optimizers", optimizer, *path), values[name])
-            base: Any = None
-            if rest and all(name in values for name in rest):
-                base = values[rest[0]]
-                yield Edit(("optimizers", optimizer, *path), base)
-            for name in rest:
-                if name in values and values[name] != base:
-                    whole = with_values(effective(suite, name, optimizer), {path: values[name]})
-                    # An experiment's word replaces what stands under the first key as a whole.
-                    yield Edit(("experiments", name, "optimizers", optimizer, path[0]), whole[path[0]])
-
-
-def _seeds(source: Suite, tuner: Tuner) -> Iterator[Edit]:
-    """The tuning seeds, under `tune`, so that `optbench run` refuses them as seeds of the result.
-
-    Those of an earlier tuning stay, as long as the suite has values that were chosen on them.
-    """
-    stated = list(source.tune.seeds or ()) if source.tune is not None else []
-    tuned_before = any(experiment.tuning for experiment in source.experiments.values())
-    seeds = [*stated, *(seed for seed in tuner.seeds if seed not in stated)] if tuned_before else list(tuner.seeds)
-    if seeds != stated:
-        yield Edit(("tune", "seeds"), seeds)
-
-
-def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> Iterator[Edit]:
+def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> dict[tuple[str, str], dict[str, Any]]:
+    """The `tuning` records, by experiment and optimizer."""
     searched = {(search.experiment, search.optimizer): search for search in tuner.searches.searches}
     by_name = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
-    for key, tuned in by_name.items():
-        if key in chosen:
-            stated = _space(searched[key], tuned)
-            cost = _cost(tuned, stated, chosen[key], tuned.edges)
-            yield Edit(("experiments", key[0], "tuning", key[1]), cost, alone=True)
+    costs = {
+        key: _cost(tuned, _space(searched[key], tuned), chosen[key], tuned.edges)
+        for key, tuned in by_name.items()
+        if key in chosen
+    }
     ties: dict[tuple[str, str], list[Tie]] = {}
     for tie in tuner.searches.ties:
         ties.setdefault((tie.experiment, tie.optimizer), []).append(tie)
     for key, tied in ties.items():
         if key not in by_name and key in chosen:
             stated = {".".join(tie.path): {"of": ".".join((tie.of, *tie.of_path)), "times": tie.times} for tie in tied}
-            cost = _cost(by_name[key[0], tied[0].of], stated, chosen[key], ())
-            yield Edit(("experiments", key[0], "tuning", key[1]), cost, alone=True)
+            costs[key] = _cost(by_name[key[0], tied[0].of], stated, chosen[key], ())
+    return costs
 
 
-def _cost(tuned: TunedOptimizer, space: Mapping[str, Any], chosen: Mapping[KeyPath, Any], edge: Sequence[str]) -> Any:
+def _cost(
+    tuned: TunedOptimizer, space: Mapping[str, Any], chosen: Mapping[KeyPath, Any], edge: Sequence[str]
+) -> dict[str, Any]:
     return {
         "settings": len(tuned.settings),
         "seeds": len(tuned.seeds),

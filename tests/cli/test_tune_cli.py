@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from optbench.cli import main
 from optbench.errors import OptbenchError
@@ -44,6 +45,12 @@ tune:
   optimizers:
     planted: {lr: {log: [1.0e-3, 1.0], points: 7}}
 """
+COST = {
+    "settings": 7,
+    "seeds": 2,
+    "space": {"lr": {"log": [0.001, 1.0], "points": 7}},
+    "chosen": {"lr": 0.0316},
+}
 
 
 @pytest.fixture
@@ -75,12 +82,17 @@ def tuned(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
     assert chosen_rate(tuned / "tuned.yaml") == 0.0316
     text = (tuned / "tuned.yaml").read_text()
-    assert "# Planted: the best rate is .0316." in text
-    assert "# far off" in text
     assert text.startswith("# Hyper-parameters chosen by optbench tune:\n#   optbench")
-    assert text == (tuned / "runs/t/tuned.yaml").read_text()
-    changed = set(text.splitlines()) - set(SUITE.splitlines())
-    assert sum("lr: 0.0316}" in line for line in changed) == 2, "the value, and what it is said to have cost"
+    assert yaml.safe_load(text) == {
+        "extends": "./planted.yaml",
+        "optimizers": {"planted": {"lr": 0.0316}},
+        "experiments": {"e": {"tuning": {"planted": COST}}},
+        "tune": {"seeds": [1000, 1001]},
+    }
+    assert "  planted: {lr: 0.0316}\n" in text
+    # The run has a copy of both files, which needs nothing else.
+    assert (tuned / "runs/t/tuned.yaml").read_text() == text.replace("./planted.yaml", "source.yaml")
+    assert load_suite(tuned / "runs/t/tuned.yaml") == load_suite(tuned / "tuned.yaml")
     trials = pd.read_parquet(tuned / "runs/t/trials.parquet")
     assert set(trials["stage"]) == {"tune"}
     assert sorted(set(trials["seed"])) == [1000, 1001]
@@ -124,7 +136,12 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
         Path(place).unlink()
     assert main(["tune", "--resume", "t"]) == 0
     assert "done" not in capsys.readouterr().err
-    assert Path("runs/t/tuned.yaml").read_text() == (tuned / "tuned.yaml").read_text()
+    assert Path("runs/t/tuned.yaml").read_text() == (tuned / "runs/t/tuned.yaml").read_text()
+    # Without the suite that was tuned, a copy elsewhere extends what the run kept of it.
+    assert main(["tune", "--resume", "t", "-o", "sub.yaml", "--quiet"]) == 0
+    assert yaml.safe_load(Path("sub.yaml").read_text())["extends"] == "./runs/t/source.yaml"
+    assert load_suite(Path("sub.yaml")).optimizers["planted"].target == "./runs/t/plugins/planted.py:Planted"
+    assert chosen_rate(Path("sub.yaml")) == 0.0316
 
 
 @pytest.mark.parametrize(
@@ -195,6 +212,45 @@ def test_an_optimizer_from_the_command_line_is_tuned_into_the_file(planted: Path
     assert tuned.optimizers["mine"].target == "./planted.py:Planted"
     assert tuned.optimizers["mine"].hyperparameters == {"lr": 0.0316, "elementwise": True}
     assert (tuned.experiments["e"].tuning or {}).keys() == {"mine", "planted"}
+
+
+def test_what_the_command_line_changed_is_in_the_file(planted: Path) -> None:
+    """A suite that extends another, in another folder; the file in a third."""
+    for folder in ("lab", "out"):
+        Path(folder).mkdir()
+    Path("lab/own.yaml").write_text("extends: ../planted.yaml\nname: own\nseeds: 4\n")
+    words = ["--set", "experiments.e.protocol.max_steps=10", "--set", "optimizers.sgd={target: sgd, lr: 0.5}"]
+    words += ["--optimizer", "planted", "--optimizer", "third=./planted.py:Planted", "--set", "optimizers.third.lr=9"]
+    assert main(["tune", "lab/own.yaml", "--name", "t", "-o", "out/tuned.yaml", "--quiet", *words]) == 0
+    meant = {
+        "optimizers": {
+            "planted": {"lr": 0.0316},
+            "sgd": {"target": "sgd", "lr": 0.5},
+            "third": {"target": "../planted.py:Planted", "lr": 9},
+        },
+        "experiments": {"e": {"protocol": {"max_steps": 10}, "tuning": {"planted": COST}}},
+        "tune": {"seeds": [1000, 1001]},
+    }
+    assert yaml.safe_load(Path("out/tuned.yaml").read_text()) == {"extends": "../lab/own.yaml", **meant}
+    suite = load_suite(Path("out/tuned.yaml"))
+    assert (suite.name, suite.seeds) == ("own", [0, 1, 2, 3])
+    assert {name: o.target for name, o in suite.optimizers.items()} == {
+        "planted": "../planted.py:Planted",
+        "sgd": "sgd",
+        "third": "../planted.py:Planted",
+    }
+    assert "extends" not in yaml.safe_load(Path("runs/t/source.yaml").read_text())
+    assert chosen_rate(Path("runs/t/tuned.yaml")) == 0.0316
+    assert main(["run", "out/tuned.yaml", "--dry-run"]) == 0
+
+
+def test_a_runs_own_suite_is_tuned_with_the_code_of_the_run(planted: Path) -> None:
+    assert main(["run", "planted.yaml", "--name", "r", "--seeds", "1", "--quiet"]) == 0
+    Path("planted.py").write_text("raise SystemExit('another state')")
+    assert main(["tune", "runs/r/suite.yaml", "--name", "t", "-o", "tuned.yaml", "--quiet"]) == 0
+    tuned = load_suite(Path("tuned.yaml"))
+    assert tuned.optimizers["planted"].target == "./runs/r/plugins/planted.py:Planted"
+    assert chosen_rate(Path("tuned.yaml")) == chosen_rate(Path("runs/t/tuned.yaml")) == 0.0316
 
 
 def test_a_metric_of_the_rule_must_exist(planted: Path) -> None:

@@ -18,7 +18,7 @@ from optbench.plan import trials
 from optbench.store import read_run
 from optbench.suite import Suite, load_suite, shipped_suites
 from optbench.tuning.space import effective, searches
-from optbench.tuning.tuned_file import MARKER
+from optbench.tuning.tuned_suite import MARKER
 from tests.conftest import assert_same_tables
 
 TUNED = ("basins", "continual", "shampoo", "sparsity")

@@ -1,0 +1,207 @@
+"""`extends: NAME_OR_PATH` in a suite file: another suite, and on top of it what the file itself says.
+
+Mappings merge key by key; lists and scalars replace what the base has. `null` removes a key of the base, except where
+the schema gives null a meaning (`early_stopping: null` is no early stopping): there it is the value. `!!null` is always
+the value null. A file may extend one that extends another. Files of code that a base names by relative paths are
+looked for next to the base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optbench.errors import SuiteError, UsageError
+from optbench.suite.document import (
+    MAX_BYTES,
+    MAX_VALUES,
+    Document,
+    ExplicitNull,
+    KeyPath,
+    Place,
+    decode,
+    is_optimizer_list,
+    parse_yaml,
+)
+from optbench.suite.faults import admits_null
+from optbench.suite.resolve import resolve_suite_path
+from optbench.suite.schema import Suite
+from optbench.targets import is_file
+
+KEY = "extends"
+
+
+def read_document(path: Path) -> Document:
+    """Read a suite file and all that it extends, merged into one document that extends nothing.
+
+    Raises:
+        SuiteError: a file is missing, unreadable, too large or not a suite's YAML, or extends itself.
+    """
+    chain: list[tuple[Path, Document]] = []
+    place: Place | None = None
+    size = count = 0
+    while True:
+        if any(os.path.realpath(path) == os.path.realpath(before) for before, _ in chain):
+            names = " -> ".join(str(one) for one in (*(before for before, _ in chain), path))
+            raise SuiteError(f"{place}: {KEY}: expected a chain of suites that ends, got {names}")
+        data = _read(path, place, MAX_BYTES - size)
+        document = parse_yaml(decode(data, str(path)), str(path))
+        size, count = size + len(data), count + len(document.values)
+        if count > MAX_VALUES:
+            raise SuiteError(f"{place}: {KEY}: too large: more than {MAX_VALUES} values in all files together")
+        if not isinstance(document.value, dict):
+            raise SuiteError(
+                f"{document.value_place(())}: a suite needs to be a mapping with the key 'name' and others"
+            )
+        chain.append((path, document))
+        if KEY not in document.value:
+            break
+        place = document.value_place((KEY,))
+        path = _base(document.value.pop(KEY), place, path.parent)
+    below, document = chain.pop()
+    for above, own in reversed(chain):
+        document.value = rebased(document.value, below.parent, above.parent)
+        below, document = above, _Merger(document, own).result
+    return document
+
+
+def difference(base: Suite, meant: Suite) -> dict[str, Any]:
+    """Return what a suite file says besides `extends: base` for it to be `meant`; only what differs.
+
+    Removed keys are None; values that are null themselves, where None would remove the key, are `ExplicitNull`.
+    """
+    set_only, every = meant.model_dump(exclude_unset=True), meant.model_dump()
+    return _difference(base.model_dump(exclude_unset=True), set_only, every, ())
+
+
+def rebased(value: Any, folder: Path, to: Path) -> Any:
+    """Return a suite's value with the files of code in `folder` named relative to the folder `to`.
+
+    Names of files that are not in `folder` stay: they mean files of the working directory.
+    """
+    if os.path.realpath(folder) == os.path.realpath(to):
+        return value
+    if isinstance(value, dict):
+        return {key: rebased(item, folder, to) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rebased(item, folder, to) for item in value]
+    where, _, attribute = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    file = _meant(where, folder) if is_file(where) and not Path(where).is_absolute() else None
+    return f"{relative(file, to)}:{attribute}" if file is not None else value
+
+
+def relative(file: Path, folder: Path) -> str:
+    """Return the name of a file relative to a folder, with a dot first: `./mine.py`, `../mine.py`."""
+    # Physical paths, because `..` behind a link leads to the parent of what the link points to.
+    found = os.path.relpath(Path(os.path.realpath(file.parent), file.name), os.path.realpath(folder))
+    return found if found.startswith("..") else f"./{found}"
+
+
+def _read(path: Path, place: Place | None, most: int) -> bytes:
+    """place: of the `extends` that names the file; None for the file that the user named."""
+    where = str(path) if place is None else f"{place}: {KEY}: {path}"
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise SuiteError(f"{where}: no such file") from None
+    except IsADirectoryError:
+        raise SuiteError(f"{where}: a directory; needs a suite file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SuiteError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > most:
+        what = "which no suite is" if place is None else "all files together"
+        raise SuiteError(f"{where if place else f'{path}:1:1'}: larger than {MAX_BYTES // 1024} KiB, {what}")
+    return data
+
+
+def _base(name: Any, place: Place, folder: Path) -> Path:
+    if not isinstance(name, str) or not name:
+        raise SuiteError(
+            f"{place}: {KEY}: expected a shipped suite or the path of a suite file, got {json.dumps(name)}"
+        )
+    try:
+        return resolve_suite_path(name, folder)
+    except UsageError as error:
+        raise SuiteError(f"{place}: {KEY}: {error}") from None
+
+
+def _meant(where: str, folder: Path) -> Path | None:
+    """The file that a suite in `folder` means by a relative name: of a run's own suite, the run's copy."""
+    try:
+        for entry in json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plugins") or ():
+            if entry["target"] == where and entry["copy"]:
+                return folder / f"{entry['copy']}/{entry['main']}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # not a run, or a damaged one
+    try:
+        return file if (file := folder / where).is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+class _Merger:
+    """One document laid over another; every key and value keeps the place where it was written."""
+
+    def __init__(self, base: Document, own: Document) -> None:
+        self.base, self.own = base, own
+        self.result = Document(None)
+        self.result.value = self.merge((), base.value, own.value)
+
+    def merge(self, path: KeyPath, old: Any, new: Any) -> Any:
+        if is_optimizer_list(path, old) and isinstance(new, dict):
+            for i, name in enumerate(old):
+                self.base.keys[(*path, name)] = self.base.values[(*path, name)] = self.base.values[(*path, i)]
+            old = {name: {} for name in old}
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return self.take(self.own, path, new)
+        self.result.values[path] = self.own.values[path]
+        merged: dict[str, Any] = {}
+        for key in {**old, **new}:
+            inner = (*path, key)
+            if key in old and key in new and new[key] is None and self.removes(inner):
+                continue
+            source = self.own if key in new else self.base
+            self.result.keys[inner] = source.keys[inner]
+            if key in old and key in new:
+                merged[key] = self.merge(inner, old[key], new[key])
+            else:
+                merged[key] = self.take(source, inner, new[key] if key in new else old[key])
+        return merged
+
+    def removes(self, path: KeyPath) -> bool:
+        return path not in self.own.explicit_nulls and not admits_null(path)
+
+    def take(self, source: Document, path: KeyPath, value: Any) -> Any:
+        """A value of one document as it is."""
+        self.result.values[path] = source.values[path]
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in items:
+            inner = (*path, key)
+            if inner in source.keys:
+                self.result.keys[inner] = source.keys[inner]
+            self.take(source, inner, item)
+        return value
+
+
+def _difference(
+    base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
+) -> dict[str, Any]:
+    """every: `meant` with its defaults."""
+    found: dict[str, Any] = {}
+    for key in {**base, **meant}:
+        inner = (*path, key)
+        nullable = admits_null(inner)
+        if key not in meant:
+            found[key] = every[key] if nullable else None  # a default that null would not mean
+        elif key not in base:
+            found[key] = meant[key]
+        elif isinstance(base[key], dict) and isinstance(meant[key], dict):
+            if changed := _difference(base[key], meant[key], every[key], inner):
+                found[key] = changed
+        elif json.dumps(base[key]) != json.dumps(meant[key]):  # unlike `==`, this tells 1, 1.0 and true apart
+            found[key] = ExplicitNull() if meant[key] is None and not nullable else meant[key]
+    return found

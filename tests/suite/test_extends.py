@@ -1,0 +1,307 @@
+"""Suites that extend others: what is merged, where a fault is said to stand, and that any change can be said."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optbench.cli import main
+from optbench.errors import OptbenchError, SuiteError
+from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
+from optbench.suite.document import MAX_BYTES, MAX_VALUES
+from optbench.suite.dump import dump
+from optbench.suite.extends import difference, read_document
+
+BASE = """\
+name: base
+seeds: 3
+optimizers:
+  sgd: {target: sgd, lr: 0.1, momentum: 0.9}
+  adam: {target: adam, lr: 1.0e-3}
+experiments:
+  e:
+    tasks: {kind: permuted, count: 2}
+    models: {net: {kind: mlp, hidden: [10]}, wide: {kind: mlp}}
+    protocol: {max_epochs: 3, early_stopping: {patience: 2}}
+    optimizers: [sgd, adam]
+    metrics: [forgetting]
+claims:
+  c: {experiment: e, metric: forgetting, left: sgd, right: adam, expect: lower}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE)
+    return tmp_path
+
+
+def load(own: str, base: str = "base.yaml", *overrides: str) -> Suite:
+    Path("own.yaml").write_text(f"extends: {base}\n{own}\n")
+    return load_suite(Path("own.yaml"), overrides)
+
+
+def test_a_suite_that_says_nothing_else_is_its_base(folder: Path) -> None:
+    assert load("") == load_suite(Path("base.yaml"))
+    assert load("", "smoke") == load_suite(shipped_suites()["smoke"])
+
+
+def test_mappings_merge_and_lists_and_scalars_replace(folder: Path) -> None:
+    suite = load(
+        """
+name: own
+seeds: [7]
+optimizers: {sgd: {lr: 0.2, nesterov: true}, lion: {target: lion}}
+experiments:
+  e: {models: {net: {hidden: [5, 5]}}, protocol: {max_steps: 9}, metrics: [stable_rank]}
+  f: {tasks: {kind: rotated}, models: {net: {kind: mlp}}}
+"""
+    )
+    meant = yaml.safe_load(BASE)
+    meant |= {"name": "own", "seeds": [7]}
+    meant["optimizers"]["sgd"] |= {"lr": 0.2, "nesterov": True}
+    meant["optimizers"]["lion"] = {"target": "lion"}
+    meant["experiments"]["e"]["models"]["net"]["hidden"] = [5, 5]
+    meant["experiments"]["e"]["protocol"]["max_steps"] = 9
+    meant["experiments"]["e"]["metrics"] = ["stable_rank"]
+    meant["experiments"]["f"] = {"tasks": {"kind": "rotated"}, "models": {"net": {"kind": "mlp"}}}
+    assert dump_suite(suite) == dump_suite(Suite.model_validate(meant)), "in the same order, too"
+
+
+def test_null_removes_what_the_base_has(folder: Path) -> None:
+    suite = load(
+        """
+optimizers: {sgd: {momentum: null}}
+experiments: {e: {models: {wide: null}, tasks: {count: null}}}
+claims: null
+"""
+    )
+    assert suite.optimizers["sgd"].hyperparameters == {"lr": 0.1}
+    assert suite.experiments["e"].models.keys() == {"net"}
+    assert suite.experiments["e"].tasks.count == 3, "the default"  # type: ignore[union-attr]
+    assert suite.claims == {}
+    suite = load("optimizers: {adam: null}\nclaims: {c: null}\nexperiments: {e: {optimizers: {adam: null}}}")
+    assert (suite.optimizers.keys(), suite.claims) == ({"sgd"}, {})
+
+
+def test_null_is_a_value_where_the_schema_gives_it_a_meaning(folder: Path) -> None:
+    experiment = load(
+        "experiments: {e: {protocol: {early_stopping: null}, metrics: null, optimizers: null}}"
+    ).experiments
+    assert experiment["e"].protocol.early_stopping is None, "none, though the default is some"
+    assert (experiment["e"].metrics, experiment["e"].optimizers) == (None, None)
+
+
+def test_null_with_its_tag_is_the_value(folder: Path) -> None:
+    for null in ("!!null", "!!null null", "!!null ''", "!!null ~"):
+        suite = load(f"optimizers:\n  sgd:\n    momentum: {null}")
+        assert suite.optimizers["sgd"].hyperparameters == {"lr": 0.1, "momentum": None}
+    # In a mapping of its own there is nothing to remove.
+    assert load("optimizers: {own: {target: sgd, momentum: null}}").optimizers["own"].hyperparameters == {
+        "momentum": None
+    }
+
+
+def test_an_experiments_list_of_optimizers_is_the_mapping_it_stands_for(folder: Path) -> None:
+    merged = load("experiments: {e: {optimizers: {adam: {lr: 0.5}}}}").experiments["e"].optimizers
+    assert merged == {"sgd": {}, "adam": {"lr": 0.5}}
+    assert load("claims: null\nexperiments: {e: {optimizers: [adam]}}").experiments["e"].optimizers == {"adam": {}}
+
+
+def test_a_chain_of_files_and_then_the_command_line(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub/middle.yaml").write_text("extends: ../base.yaml\nseeds: 5\nname: middle\n")
+    suite = load("name: own", "sub/middle.yaml", "optimizers.sgd.lr=7")
+    assert (suite.name, suite.seeds) == ("own", [0, 1, 2, 3, 4])
+    assert suite.optimizers["sgd"].hyperparameters["lr"] == 7
+
+
+def test_anchors_and_merge_keys_stay_within_a_file(folder: Path) -> None:
+    suite = load("optimizers: {adam: &rate {lr: 0.7}, sgd: {<<: *rate, momentum: null}}")
+    assert [o.hyperparameters for o in suite.optimizers.values()] == [{"lr": 0.7}, {"lr": 0.7}]
+
+
+# Faults: in the file in which the value stands.
+
+FAULTS = [
+    ("optimizers: {sgd: {lr: 0.1}}\nseds: 3", "own.yaml:3:1: unknown key 'seds'; did you mean 'seeds'?"),
+    ("experiments: {e: {tasks: {kind: rotated}}}", "base.yaml:8:29: experiments.e.tasks: unknown key 'count'"),
+    ("experiments: {e: {protocol: {max_epochs: fast}}}", "own.yaml:2:42: experiments.e.protocol.max_epochs"),
+    ("seeds: null", "own.yaml:1:1: needs the key 'seeds'"),
+    ("optimizers: {adam: null}", "base.yaml:11:23: experiments.e.optimizers: unknown optimizer 'adam'"),
+    ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
+    ("optimizers: {sgdd: null}", "own.yaml:2:20: optimizers.sgdd: needs a mapping; null came"),
+]
+
+
+@pytest.mark.parametrize(("own", "message"), FAULTS)
+def test_a_fault_stands_where_the_faulty_value_was_written(folder: Path, own: str, message: str) -> None:
+    with pytest.raises(SuiteError, match=re.escape(message)) as caught:
+        load(own)
+    assert str(caught.value).startswith(message), caught.value
+
+
+def test_a_fault_of_the_base_alone_and_one_of_the_command_line(folder: Path) -> None:
+    (folder / "base.yaml").write_text(BASE.replace("max_epochs: 3", "max_epochs: -3"))
+    with pytest.raises(SuiteError, match=r"^base\.yaml:10:28: experiments\.e\.protocol\.max_epochs"):
+        load("name: own")
+    with pytest.raises(OptbenchError, match=r"^--set experiments\.e\.protocol\.max_epochs=x: "):
+        load("name: own", "base.yaml", "experiments.e.protocol.max_epochs=x")
+    (folder / "base.yaml").write_text("name: [\n")
+    with pytest.raises(SuiteError, match=r"^base\.yaml:2:1: not a suite's YAML"):
+        load("name: own")
+
+
+BASES = [
+    ("missing.yaml", "own.yaml:1:10: extends: no such file 'missing.yaml', and no shipped suite of that name"),
+    ("smok", "own.yaml:1:10: extends: no such file 'smok', and no shipped suite of that name; did you mean 'smoke'?"),
+    ("[smoke]", 'own.yaml:1:10: extends: expected a shipped suite or the path of a suite file, got ["smoke"]'),
+    ("null", "own.yaml:1:10: extends: expected a shipped suite or the path of a suite file, got null"),
+    (".", "own.yaml:1:10: extends: .: a directory; needs a suite file"),
+    ("own.yaml", "own.yaml:1:10: extends: expected a chain of suites that ends, got own.yaml -> own.yaml"),
+    ("list.yaml", "list.yaml:1:1: a suite needs to be a mapping"),
+    ("bytes.yaml", "bytes.yaml:1:4: not UTF-8 text (byte 0xff)"),
+    ("large.yaml", "own.yaml:1:10: extends: large.yaml: larger than 1024 KiB, all files together"),
+    pytest.param(
+        "many.yaml",
+        f"own.yaml:1:10: extends: too large: more than {MAX_VALUES} values in all files together",
+        marks=pytest.mark.slow,  # 10 s
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "message"), BASES)
+def test_a_base_that_is_none_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], base: str, message: str
+) -> None:
+    Path("list.yaml").write_text("- a\n")
+    Path("bytes.yaml").write_bytes(b"a: \xff\n")
+    Path("large.yaml").write_text("# " + "x" * (MAX_BYTES - 3))
+    Path("many.yaml").write_text("x: [" + "1," * (MAX_VALUES - 3) + "]\n")
+    Path("own.yaml").write_text(f"extends: {base}\nname: own\nseeds: 3\n")
+    assert main(["run", "own.yaml", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"optbench: {message}"), error
+    assert error.count("\n") == 1
+
+
+def test_a_cycle_of_several_files_is_refused(folder: Path) -> None:
+    Path("a.yaml").write_text("extends: b.yaml\n")
+    Path("b.yaml").write_text("name: b\nextends: own.yaml\n")
+    with pytest.raises(SuiteError, match=r"^b\.yaml:2:10: extends: .*own\.yaml -> a\.yaml -> b\.yaml -> own\.yaml$"):
+        load("name: own", "a.yaml")
+
+
+def test_a_bases_own_files_lie_next_to_it(folder: Path) -> None:
+    (folder / "lab").mkdir()
+    (folder / "lab/base.yaml").write_text(
+        BASE.replace("target: sgd", "target: ./mine.py:Own").replace("target: adam", "target: ./here.py:Own")
+    )
+    (folder / "lab/mine.py").write_text("")
+    (folder / "here.py").write_text("")
+    suite = load("optimizers: {outer: {target: sam, base: {target: ./mine.py:Other}}}", "lab/base.yaml")
+    assert suite.optimizers["sgd"].target == "./lab/mine.py:Own"
+    assert suite.optimizers["adam"].target == "./here.py:Own", "of the working directory"
+    assert suite.optimizers["outer"].hyperparameters["base"] == {"target": "./mine.py:Other"}
+    (folder / "other").mkdir()
+    (folder / "other/own.yaml").write_text("extends: ../lab/base.yaml\n")
+    assert load_suite(Path("other/own.yaml")).optimizers["sgd"].target == "../lab/mine.py:Own"
+
+
+@pytest.mark.usefixtures("_train_here")
+def test_a_run_and_its_resolved_suite_know_nothing_of_the_base(folder: Path) -> None:
+    small = "batch_size: 32, max_steps: 2, train_examples: 100, validation_examples: 100, test_examples: 100"
+    load(f"seeds: 1\nexperiments: {{e: {{models: {{wide: null}}, metrics: [], protocol: {{{small}}}}}}}")
+    words = ["--device", "cpu", "--jobs", "1", "--quiet", "--set", "experiments.e.tasks.count=1"]
+    assert main(["run", "own.yaml", "--optimizer", "sgd", "--name", "r", *words]) == 0
+    written = Path("runs/r/suite.yaml")
+    assert "extends" not in yaml.safe_load(written.read_text())
+    Path("base.yaml").unlink()
+    resolved = load_suite(written)
+    assert resolved.experiments["e"].protocol.max_steps == 2
+    assert resolved.optimizers["sgd"].hyperparameters["momentum"] == 0.9
+
+
+# Whatever differs can be said.
+
+
+def test_every_shipped_suite_can_be_said_as_a_change_of_every_other(tmp_path: Path) -> None:
+    suites = {name: load_suite(path) for name, path in shipped_suites().items()}
+    file = tmp_path / "own.yaml"
+    for base, meant in itertools.product(suites, repeat=2):
+        file.write_text(dump({"extends": base, **difference(suites[base], suites[meant])}))
+        assert load_suite(file) == suites[meant], (base, meant)
+        assert (file.read_text() == f"extends: {base}\n") == (base == meant), "nothing but what differs"
+
+
+VALUES = st.sampled_from([None, 0.1, 1, 1.0, True, "no", [0.1, None], {"log": [0.1, 1.0], "points": 3}, {"a": {}}, {}])
+HYPERPARAMETERS = st.dictionaries(st.sampled_from(["lr", "momentum", "base", "k"]), VALUES | st.dictionaries(
+    st.sampled_from(["lr", "target"]), VALUES, max_size=2
+), max_size=4)  # fmt: skip
+RECORD = st.fixed_dictionaries(
+    {"settings": st.integers(1, 3), "seeds": st.just(2)},
+    optional={"edge": st.just(["lr"]), "chosen": st.none() | st.dictionaries(st.just("lr"), VALUES)},
+)
+
+
+@st.composite
+def suites(draw: st.DrawFn) -> dict[str, Any]:
+    """Plain content of a valid suite, with keys that are there or not, null, shorthand or written out."""
+    names = draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True))
+    protocol = st.fixed_dictionaries(
+        {},
+        optional={
+            "early_stopping": st.sampled_from([None, False, {}, {"patience": 3}, {"on": "test"}]),
+            "max_steps": st.sampled_from([None, 5]),
+        },
+    )
+    experiment = st.fixed_dictionaries(
+        {
+            "tasks": st.sampled_from([{"kind": "permuted"}, {"kind": "permuted", "count": 5}, {"kind": "rotated"}]),
+            "models": st.just({"net": {"kind": "mlp"}}),
+        },
+        optional={
+            "protocol": protocol,
+            "optimizers": st.sampled_from([None, names, dict.fromkeys(names)])
+            | st.fixed_dictionaries(dict.fromkeys(names, HYPERPARAMETERS)),
+            "metrics": st.sampled_from([None, [], ["forgetting"]]),
+            "pairs": st.sampled_from([None, False, {}, {"controls": None}]),
+            "tuning": st.none() | st.dictionaries(st.sampled_from(names), RECORD),
+        },
+    )
+    return {
+        "name": draw(st.sampled_from(["one", "two"])),
+        "seeds": draw(st.sampled_from([2, [0, 1], [4]])),
+        "optimizers": {name: {"target": draw(st.sampled_from(["x", "y"])), **draw(HYPERPARAMETERS)} for name in names},
+        "experiments": draw(st.dictionaries(st.sampled_from(["e", "f"]), experiment, min_size=1)),
+        **draw(st.fixed_dictionaries({}, optional={"description": st.sampled_from(["", "d"]), "tune": st.just(None)})),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(suites(), suites())
+def test_any_suite_can_be_said_as_a_change_of_any_other(
+    tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("suites")
+    (folder / "base.yaml").write_text(dump(one))
+    (folder / "other.yaml").write_text(dump(other))
+    try:
+        base, meant = load_suite(folder / "base.yaml"), load_suite(folder / "other.yaml")
+    except SuiteError:
+        return  # a sweep over the same value twice, say
+    (folder / "own.yaml").write_text(dump({"extends": "base.yaml", **difference(base, meant)}))
+    assert load_suite(folder / "own.yaml") == meant
+
+
+def test_outlines_of_a_suite_see_through_it(folder: Path) -> None:
+    load("optimizers: {mine: {target: sgd}}")
+    assert read_document(Path("own.yaml")).value["optimizers"].keys() == {"sgd", "adam", "mine"}
