@@ -6,7 +6,8 @@ Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any train
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,16 @@ from optbench.store.values import (
 from optbench.suite import Suite, load_suite
 
 Split = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class TrialValue:
+    """One metric of one trial at the end. value: NaN where undefined, as all but the cost of a diverged trial is."""
+
+    trial: Trial
+    status: str
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,26 @@ class Results:
         """As `values`, of the controls too."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         return trial_values({**self.rows, **self.control_rows}, self.matrices, metrics, self.pruning)
+
+    def trial_values(self, *, controls: bool = False) -> Iterator[TrialValue]:
+        """Yield a value for each trial that ended and each metric that was taken of its experiment and model.
+
+        Trials in the order of the plan, metrics in that of the catalog; controls last, if they are wanted.
+        """
+        chosen = {trial.id: trial for trial in (*self.trials, *(self.controls if controls else ()))}
+        values = self.every_value
+        taken = {
+            (chosen[trial].experiment, chosen[trial].model, name)
+            for name in values
+            for trial in values[name]
+            if trial in chosen
+        }
+        rows = {**self.rows, **self.control_rows}
+        for trial in chosen.values():
+            for name in self.metrics if trial.id in rows else ():
+                if (trial.experiment, trial.model, name) in taken:
+                    value = values[name].get(trial.id, math.nan)
+                    yield TrialValue(trial, rows[trial.id].status, name, value)
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:

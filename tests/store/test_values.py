@@ -73,3 +73,15 @@ def test_a_run_without_a_summary_is_read_as_before(path: Path, capsys: pytest.Ca
         assert report(path, "json", capsys) == before
     finally:
         (path / "aside").rename(path / "summary.parquet")
+
+
+def test_every_trial_that_ended_has_a_value_of_every_metric_taken_beside_it(path: Path) -> None:
+    results = read_results(read_run(path))
+    with_controls, found = list(results.trial_values(controls=True)), list(results.trial_values())
+    assert found == [value for value in with_controls if not value.trial.is_control] != with_controls
+    by_trial = {one.trial.id: [v.metric for v in with_controls if v.trial == one.trial] for one in with_controls}
+    assert list(by_trial) == [trial.id for trial in (*results.trials, *results.controls)]
+    assert len({tuple(metrics) for metrics in by_trial.values()}) == 1
+    for one in found:
+        known = results.values[one.metric].get(one.trial.id)
+        assert one.value == known or (math.isnan(one.value) and (one.status == "diverged" or math.isnan(known or 0)))
