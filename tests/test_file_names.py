@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 
 from optbench.file_names import LONGEST, MARK, file_name, label
 from optbench.plan import Cohort, Trial
-from optbench.report.figures import figures
 from optbench.store import read_run
 from optbench.store.files import write_text
 from optbench.suite.schema import is_name
 from tests.conftest import run_file
 from tests.made_runs import SUITE, TASKS, made_run
+from tests.reports import figures
 
 # What names are made of, and what makes trouble in them: joints, case, separators, other alphabets.
 WORDS = st.text(st.sampled_from("ab01AB_.-+=,[]~@/\\: \nß中"), max_size=8) | st.text(max_size=200)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optbench.cli.output import Delivery, deliver, say
+from optbench.cli.output import deliver, say
 from optbench.errors import ComparisonError, UsageError, unknown
 from optbench.report import comparison_report
 from optbench.report.comparison_report import place
 from optbench.report.formats import choose_format
-from optbench.report.records import comparison_csv, comparison_json
 from optbench.stats.comparison import Selection, compare
 from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate
 from optbench.stats.results import read_results
@@ -57,12 +56,7 @@ def compare_runs(request: CompareRequest) -> int:
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")
     judged = judge_gates(gates, comparison.pairs)
-    delivery = Delivery(
-        document=lambda: comparison_report(comparison, judged, request.metrics),
-        json=lambda: comparison_json(comparison, judged, request.metrics),
-        csv=lambda: comparison_csv(comparison, request.metrics),
-    )
-    deliver(delivery, chosen, request.output)
+    deliver(comparison_report(comparison, judged, request.metrics), chosen, request.output)
     if not any(pair.seeds for pair in comparison.pairs):
         raise ComparisonError("nothing to compare: no seed has ended on both sides")
     return _conclude(judged, strict=request.strict)

@@ -6,11 +6,10 @@ rich respects NO_COLOR and pipes.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,56 +19,28 @@ from optbench.cli.standard_streams import discard
 from optbench.errors import StoreError, escaped
 
 if TYPE_CHECKING:  # `list` and a dry run need no results
-    from optbench.report import Document, Format
+    from optbench.report import Document
 
 PIPE_WIDTH = 80
-FILE_WIDTH = 120
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """What a command has to say, in whatever format it is asked for; only that one is made."""
-
-    document: Callable[[], Document]
-    json: Callable[[], str]
-    csv: Callable[[], str]
-
-
-def deliver(delivery: Delivery, chosen: Format, output: str | None) -> None:
-    """Send it to standard output, or to the file `output` (`-`: standard output).
+def deliver(document: Document, chosen: str, output: str | None) -> None:
+    """Send a document to standard output, or to the file `output` (`-`: standard output).
 
     Raises:
         StoreError: the file cannot be written.
     """
-    to_file = output is not None and output != "-"
-    if chosen == "terminal" and not to_file:
-        from optbench.report.console import render
+    from optbench.report.formats import render_text, terminal
 
-        with results() as console:
-            render(delivery.document(), console)
-        return
-    text = _text(delivery, chosen)
-    if to_file:
+    if output is not None and output != "-":
         from optbench.store.files import write_text
 
-        assert output is not None
-        write_text(Path(output), text)
+        write_text(Path(output), render_text(document, chosen))
+    elif chosen == "terminal":
+        with results() as console:
+            terminal.show(document, console)
     else:
-        write_out(text)
-
-
-def _text(delivery: Delivery, chosen: Format) -> str:
-    if chosen in ("json", "csv"):
-        return delivery.json() if chosen == "json" else delivery.csv()
-    if chosen == "terminal":
-        from optbench.report.console import render
-
-        file = io.StringIO()
-        render(delivery.document(), Console(file=file, width=FILE_WIDTH))
-        return _without_padding(file.getvalue())
-    from optbench.report.formats import render_text
-
-    return render_text(delivery.document(), chosen)
+        write_out(render_text(document, chosen))
 
 
 @contextlib.contextmanager
@@ -80,12 +51,8 @@ def results() -> Iterator[Console]:
     console = Console(file=sys.stdout, width=width)
     with console.capture() as captured:
         yield console
-    write_out(captured.get() if console.is_terminal else _without_padding(captured.get()))
-
-
-def _without_padding(text: str) -> str:
-    """rich fills cells up with blanks, which a file or a log does not need."""
-    return "".join(f"{line.rstrip()}\n" for line in text.split("\n")).removesuffix("\n")
+    # rich fills cells up with blanks, which a file or a log does not need.
+    write_out(captured.get() if console.is_terminal else re.sub(" +$", "", captured.get(), flags=re.MULTILINE))
 
 
 def write_out(text: str) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optbench.cli.output import Delivery, deliver, say
+from optbench.cli.output import deliver, say
 from optbench.counting import count
 from optbench.errors import NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
-from optbench.report.formats import choose_format
-from optbench.report.records import report_csv, report_json
-from optbench.report.run_report import Statistic
+from optbench.report.formats import FORMATS, choose_format
+from optbench.report.spread import Statistic
 from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_runs
+from optbench.studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,17 @@ def report_runs(request: ReportRequest) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"report: a run is named twice: {', '.join(request.runs)}")
     results = [read_results(run) for run in read_runs(paths)]
-    summary = summarise(results)
+    summary = summarise(results, STUDIES)
     for section, row, text in summary.remarks:
         say(f"optbench: warning: {row.run}, {section.experiment}, {section.model}, {row.label}: {text}")
     figures: list[Illustration] = []
-    if chosen == "html" or request.figures is not None:
-        figures = illustrations(results, request.figures, inline=chosen == "html", output=request.output)
+    inline = FORMATS[chosen].inline
+    if inline or request.figures is not None:
+        figures = illustrations(results, request.figures, inline=inline, output=request.output)
         if request.figures is not None:
             say(f"optbench: {count(len(figures), 'figure')} in {request.figures}")
     statistic: Statistic = "median" if request.median else "mean"
-    delivery = Delivery(
-        document=lambda: run_report(summary, figures, statistic),
-        json=lambda: report_json(summary),
-        csv=lambda: report_csv(summary),
-    )
-    deliver(delivery, chosen, request.output)
+    deliver(run_report(summary, figures, statistic), chosen, request.output)
     if not summary.measured:
         raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
 
@@ -70,7 +66,7 @@ def illustrations(
 
     found = []
     start = os.path.dirname(output) if output and output != "-" else ""  # noqa: PTH120
-    for figure in figures(results):
+    for figure in figures(results, STUDIES):
         files = save(figure, folder) if folder is not None else {}
         found.append(
             Illustration(

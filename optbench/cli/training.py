@@ -22,9 +22,10 @@ from optbench.execution.session import Options, Outcome, run
 from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
-from optbench.report.console import render
+from optbench.report.formats.terminal import show
 from optbench.stats.results import read_results
 from optbench.store import find_run, read_run
+from optbench.studies import STUDIES
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.schema import is_name
 
@@ -155,7 +156,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
     recorded = read_run(outcome.path)
     try:
         with results() as console:
-            render(run_report(summarise([read_results(recorded)])), console)
+            show(run_report(summarise([read_results(recorded)], STUDIES)), console)
             if not quiet:
                 console.print(f"\nResults: {outcome.path}", markup=False, highlight=False, soft_wrap=True)
     except StoreError as error:

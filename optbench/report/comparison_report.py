@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Document, Heading, Items, Paragraph, Table, Tone
 from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.records import COMPARISON_COLUMNS, comparison_records
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import GateResult, JudgedGate
 from optbench.stats.signed_rank import smallest_p
@@ -43,7 +44,8 @@ def comparison_report(
         said = f"With more than {MANY_PAIRS} pairs only the primary metrics are shown; --metric, json and csv have all."
         blocks.append(Paragraph(said, "quiet"))
     blocks.append(Items(_LEGEND, "quiet"))
-    return Document("optbench compare", tuple(blocks))
+    blocks += comparison_records(comparison, gates, metrics)
+    return Document("optbench compare", tuple(blocks), "optbench-comparison", COMPARISON_COLUMNS)
 
 
 def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:

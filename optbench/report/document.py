@@ -1,16 +1,19 @@
 """A report as a document: what is said, before any format decides how it looks.
 
-`content` and `comparison` build documents; `terminal`, `markdown`, `html` and `latex` render them. A document holds
-finished text: numbers are formatted here once, so that every format shows the same digits.
+`run_report` and `comparison_report` build documents; `formats` render them. Text is finished: numbers are formatted
+once, so that every format shows the same digits. What programs read stands next to it, as `Records`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-Format = Literal["terminal", "markdown", "html", "latex", "csv", "json"]
+Role = Literal["outline", "minor", "chart", "numbers", "details"]
+"""What a block holds, for formats to include or not. `outline`: headings that the captions below them repeat; `minor`:
+what matters least; `chart`: numbers drawn in characters; `numbers`: the same, where a figure draws them; `details`:
+every measure there is."""
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
 """`quiet`: a footnote; `warning`: must not be overlooked; `good`, `bad`: the verdict for or against."""
 
@@ -94,24 +97,69 @@ class Illustration:
 
 @dataclass(frozen=True)
 class Fold:
-    """Details that most readers skip: closed at first where the format can, left out on a terminal."""
+    """Details that most readers skip: closed at first where the format can, left out on a terminal.
+
+    instead: what a terminal says in its place.
+    """
 
     title: str
     blocks: tuple[Block, ...]
+    instead: str = ""
 
 
 @dataclass(frozen=True)
-class Only:
-    """A block that only these formats show."""
+class Part:
+    """A block that only the formats show that include its role."""
 
-    formats: tuple[Format, ...]
+    role: Role
     block: Block
 
 
-Block: TypeAlias = Heading | Paragraph | Items | Code | Table | Illustration | Fold | Only
+@dataclass(frozen=True)
+class Records:
+    """What programs read; formats for people leave it out.
+
+    key: where `tree()` stands in JSON. lines: its records in csv, by column.
+    """
+
+    key: str
+    tree: Callable[[], Any]
+    lines: Callable[[], Iterable[Record]] | None = None
+
+
+Record: TypeAlias = Mapping[str, Any]
+Shown: TypeAlias = Heading | Paragraph | Items | Code | Table | Illustration | Fold
+"""What formats for people render."""
+Block: TypeAlias = Shown | Part | Records
 
 
 @dataclass(frozen=True)
 class Document:
+    """name, columns: of its records: what JSON calls itself, and what csv begins with."""
+
     title: str
     blocks: tuple[Block, ...]
+    name: str = ""
+    columns: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> list[Records]:
+        return [block for block in self.blocks if isinstance(block, Records)]
+
+
+def listed(key: str, lines: Callable[[], Iterable[Record]]) -> Records:
+    """Records that are the same in JSON and csv."""
+    return Records(key, lambda: list(lines()), lines)
+
+
+def shown(blocks: Sequence[Block], roles: Set[Role]) -> Iterator[Shown]:
+    """The blocks that a format shows which includes `roles`."""
+    for block in blocks:
+        match block:
+            case Part(role, inner):
+                if role in roles:
+                    yield from shown([inner], roles)
+            case Records():
+                pass
+            case _:
+                yield block

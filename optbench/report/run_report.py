@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Literal
 
 from optbench.counting import count
 from optbench.report.claims import claim_blocks
@@ -15,27 +14,20 @@ from optbench.report.document import (
     Column,
     Document,
     Fold,
-    Format,
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Part,
     Table,
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
 from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, name_with_arrow
+from optbench.report.records import report_records, result_columns
 from optbench.report.sparks import bar, spark
-from optbench.report.summary import RunSummary, Section, Spread, Summary, SummaryRow
-from optbench.studies.pairs.tables import pair_blocks
-from optbench.studies.switching.tables import switching_blocks
-from optbench.studies.tuning.tables import stated_tuning, tuning_blocks
-from optbench.studies.twins.tables import twin_blocks
+from optbench.report.spread import SpreadText, Statistic, spread_text
+from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
 
-Statistic = Literal["mean", "median"]
-
-PAGES: tuple[Format, ...] = ("markdown", "html", "latex")
-"""Formats with room for more than a terminal."""
 SWEPT = ("learning_accuracy", "average_accuracy", "forgetting")
 FEWEST_SWEPT = 3
 """Fewer settings than this are no sweep."""
@@ -70,22 +62,29 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
     if not summary.measured:
         blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
     text = partial(spread_text, statistic=statistic)
-    tuned = [found for run in summary.runs for found in run.tunings]
-    blocks += tuning_blocks(tuned, several, text)
-    blocks.append(Heading("Results") if tuned else Only(PAGES, Heading("Results")))
+    leading = _studied(summary, text, leads=True)
+    blocks += [*leading, Heading("Results") if leading else Part("outline", Heading("Results"))]
     for section in summary.sections:
         blocks += _section(section, several, statistic)
     blocks += _legend(summary, statistic)
     blocks += _troubles(summary)
-    blocks += switching_blocks([found for run in summary.runs for found in run.switchings], several)
-    blocks += twin_blocks([found for run in summary.runs for found in run.twins], several, text)
-    blocks += pair_blocks([pair for run in summary.runs for pair in run.pairs], several, text)
+    blocks += _studied(summary, text, leads=False)
     if figures:
         blocks += [Heading("Figures"), *figures]
     for run in summary.runs:
         blocks += claim_blocks(run, several)
-    blocks += _how(summary)
-    return Document(f"optbench: {title}", tuple(blocks))
+    blocks += [*_how(summary), *report_records(summary)]
+    return Document(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
+
+
+def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[Block]:
+    """What the studies have found that stand before the results, or after them."""
+    blocks: list[Block] = []
+    for study in summary.studies:
+        if study.leads == leads:
+            found = [one for run in summary.runs for one in run.studied[study.name]]
+            blocks += study.blocks(found, len(summary.runs) > 1, text)
+    return blocks
 
 
 def headline(run: RunSummary) -> str:
@@ -108,17 +107,6 @@ def _ended(ended: int, planned: int, noun: str) -> str:
     return f"{'' if ended == planned else f'{ended} of '}{count(planned, noun)}"
 
 
-def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:
-    """`0.951±0.002` or `0.951 [0.949, 0.953]`; the value alone for a single trial, `–` where undefined."""
-    if spread is None:
-        return UNDEFINED
-    if statistic == "median":
-        middle = fixed(spread.median, digits)
-        return middle if spread.n == 1 else f"{middle} {interval(spread.quartiles, digits)}"
-    mean = fixed(spread.mean, digits)
-    return mean if spread.sd is None else f"{mean}±{fixed(spread.sd, digits)}"
-
-
 def exclusions(row: SummaryRow) -> str | None:
     """What became of the trials that are not in a row's means, or None."""
     kinds = [(row.diverged, "diverged"), (row.failed, "failed"), (row.missing, "not finished")]
@@ -127,19 +115,17 @@ def exclusions(row: SummaryRow) -> str | None:
 
 
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
-    # On a terminal the captions say it.
-    yield Only(PAGES, Heading(f"{section.experiment}, {section.model}", 2))
+    yield Part("outline", Heading(f"{section.experiment}, {section.model}", 2))
     if len(section.rows) > MANY_SETTINGS and any(row.split == "validation" for row in section.rows):
         # What tuning has chosen must not drown in the settings that it has not.
         said = f"{section.experiment}, {section.model}: {count(len(section.rows), 'setting')}; {FOLDED}"
-        yield Only(("terminal",), Paragraph(said, "quiet"))
         every = f"Results of all {count(len(section.rows), 'setting')}: {section.experiment}, {section.model}"
-        yield Fold(every, tuple(_results(section, several, statistic)))
+        yield Fold(every, tuple(_results(section, several, statistic)), instead=said)
     else:
         yield from _results(section, several, statistic)
     yield from _matrices(section, several)
     # Nobody prints every measure; csv has them all.
-    yield Only(("markdown", "html"), _details(section, several))
+    yield Part("details", _details(section, several))
 
 
 def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
@@ -149,7 +135,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             show = _pruned if topic == "pruning" else _measures
             table = show(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
-            yield Only(PAGES, table) if topic == "cost" else table
+            yield Part("minor", table) if topic == "cost" else table
     yield from _sparks(section, several)
     yield from _sweeps(section, several)
     for sentence in section.stopping:
@@ -235,7 +221,7 @@ def _sparks(section: Section, several: bool) -> Iterable[Block]:
         columns = [Column(f"task {j + 1}") for j in range(count)]
         caption = f"{section.experiment}, {section.model}: accuracy on each task, as training goes on"
     table = Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
-    yield Only(("terminal", "markdown"), table)
+    yield Part("chart", table)
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[Block]:
@@ -260,7 +246,7 @@ def _sweeps(section: Section, several: bool) -> Iterable[Block]:
             lines.append((Cell(_marked(row, row.variant)), *map(Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
         table = Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
-        yield Only(("terminal", "markdown"), table)
+        yield Part("chart", table)
 
 
 def _matrices(section: Section, several: bool) -> Iterable[Block]:
@@ -336,7 +322,7 @@ def _how(summary: Summary) -> Iterable[Block]:
         lines = [
             f"{run.run}: suite {run.suite} ({run.suite_hash}), {seeds}, {times}",
             f"on {run.machine}; {run.versions}" + (f"; commit {run.commit}" if run.commit else ""),
-            *stated_tuning(summary, run),
+            *run.provenance,
         ]
         yield Items(tuple(line for line in lines if line), "quiet")
         yield Paragraph("Run with, and to train the same again:", "quiet")

@@ -6,9 +6,7 @@ Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any train
 
 from __future__ import annotations
 
-import math
 import shlex
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,39 +18,15 @@ from optbench.counting import count
 from optbench.metrics import Metric
 from optbench.plan import task_count
 from optbench.report.measures import MEASURES, Measure, own_measure
+from optbench.report.spread import Spread
+from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import Shortcoming, without_learning
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Results, Split
 from optbench.store.values import Matrix
-from optbench.studies.pairs.statistics import SolutionPair, solution_pairs
-from optbench.studies.switching.statistics import Switching, switchings
-from optbench.studies.tuning.statistics import TunedOptimizer, departures, tunings
-from optbench.studies.twins.statistics import Twins, twins
-from optbench.suite.schema import ExperimentSettings, Protocol, Stage, Tuning
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of `n` values: mean and sample standard deviation (none where n = 1), median, quartiles, extremes."""
-
-    mean: float
-    sd: float | None
-    n: int
-    median: float
-    quartiles: tuple[float, float]
-    extremes: tuple[float, float]
-
-    @staticmethod
-    def of(values: Iterable[float]) -> Spread | None:
-        """The spread of the finite values; None where there is none. Quartiles as NumPy's default has them."""
-        finite = [value for value in values if math.isfinite(value)]
-        if not finite:
-            return None
-        low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75]).tolist()
-        sd = statistics.stdev(finite) if len(finite) > 1 else None
-        return Spread(statistics.fmean(finite), sd, len(finite), middle, (low, high), (min(finite), max(finite)))
+from optbench.suite.schema import ExperimentSettings, Protocol, Stage
 
 
 @dataclass(frozen=True)
@@ -79,9 +53,6 @@ class SummaryRow:
     """What else its trials' results depended on, in words: in how many of them."""
     shortcoming: Shortcoming | None
     """What its trials did not learn; None where each of them learnt every task."""
-    tuning: Tuning | None
-    departures: Mapping[str, Any]
-    """Hyper-parameters that are not what `tuning` says was chosen, by dotted path, as they are."""
     split: Split
     """The data that accuracies are of."""
     mixed_code: str | None
@@ -142,11 +113,10 @@ class RunSummary:
     too_few_seeds: str | None
     """What so many seeds cannot show, in a sentence; None where any difference could show."""
     claims: tuple[JudgedClaim, ...]
-    switchings: tuple[Switching, ...]
-    pairs: tuple[SolutionPair, ...]
-    twins: tuple[Twins, ...]
-    tunings: tuple[TunedOptimizer, ...]
-    """What a tuning run chooses; empty for any other."""
+    studied: Mapping[str, Sequence[Any]]
+    """What each study has found, by its name."""
+    provenance: tuple[str, ...]
+    """What studies say on how its settings came about."""
 
     @property
     def ended(self) -> int:
@@ -161,6 +131,7 @@ class Summary:
     runs: tuple[RunSummary, ...]
     sections: tuple[Section, ...]
     troubles: tuple[Trouble, ...]
+    studies: tuple[Study[Any], ...]
 
     @property
     def remarks(self) -> list[tuple[Section, SummaryRow, str]]:
@@ -174,16 +145,17 @@ class Summary:
         return any(run.statuses.get(status) for run in self.runs for status in ("ok", "diverged"))
 
 
-def summarise(results: Sequence[Results]) -> Summary:
-    """Sum up runs over their seeds; those of the same experiment and model come side by side."""
+def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summary:
+    """Sum up runs over their seeds, those of the same experiment and model side by side, and apply each study."""
     everything = [arm for run in results for arm in arms(run)]
     places: dict[tuple[str, str], list[Arm]] = {}
     for arm in everything:
         places.setdefault((arm.experiment, arm.model), []).append(arm)
     return Summary(
-        runs=tuple(_run(run) for run in results),
+        runs=tuple(_run(run, studies) for run in results),
         sections=tuple(_section(*place, found) for place, found in places.items()),
         troubles=tuple(trouble for run in results for trouble in _troubles(run)),
+        studies=tuple(studies),
     )
 
 
@@ -223,8 +195,6 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
         fallbacks=sum(row.fallbacks for row in rows),
         notes=Counter(note for row in rows if not row.fallbacks and (note := without_learning(row.note or ""))),
         shortcoming=arm.shortcoming,
-        tuning=arm.tuning,
-        departures=departures(arm),
         split=arm.results.split,
         mixed_code=arm.mixed_code,
     )
@@ -255,7 +225,7 @@ def _troubles(results: Results) -> Iterable[Trouble]:
         yield Trouble(results.run.id, trial.id, row.status, reason)
 
 
-def _run(results: Results) -> RunSummary:
+def _run(results: Results, studies: Sequence[Study[Any]]) -> RunSummary:
     record, suite = results.run.record, results.suite
     provenance = _mapping(record.get("provenance"))
     git = _mapping(provenance.get("git"))
@@ -286,10 +256,8 @@ def _run(results: Results) -> RunSummary:
         controls_ended=len(results.control_rows),
         too_few_seeds=_too_few_seeds(results, claims),
         claims=claims,
-        switchings=tuple(switchings(results)),
-        pairs=tuple(solution_pairs(results)),
-        twins=tuple(twins(results)),
-        tunings=tuple(tunings(results)),
+        studied={study.name: study.find(results) for study in studies},
+        provenance=tuple(line for study in studies if study.provenance for line in study.provenance(results)),
     )
 
 

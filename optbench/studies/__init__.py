@@ -1,1 +1,17 @@
-"""What particular suites add to a run's report: one folder per study, with its statistics, tables and figures."""
+"""What particular suites add to the report on their runs. To add a study: a folder here, and a line in `STUDIES`.
+
+A folder has the study's statistics, tables, figures and records; no report knows a study by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optbench.report.study import Study
+from optbench.studies.pairs import PAIRS
+from optbench.studies.switching import SWITCHING
+from optbench.studies.tuning import TUNING
+from optbench.studies.twins import TWINS
+
+STUDIES: tuple[Study[Any], ...] = (SWITCHING, TWINS, PAIRS, TUNING)
+"""In the order of a report."""

@@ -16,9 +16,8 @@ from rich.console import Console
 
 from optbench.errors import ComparisonError, UsageError
 from optbench.plan import Trial
-from optbench.report import comparison_report, run_report, summarise
-from optbench.report.console import render
-from optbench.report.records import comparison_csv, comparison_json, report_json
+from optbench.report import comparison_report, run_report
+from optbench.report.formats.terminal import show
 from optbench.stats.arms import arms
 from optbench.stats.claims import ClaimVerdict, judge_claims, overall
 from optbench.stats.comparison import ArmComparison, Comparison, Selection, compare
@@ -28,6 +27,7 @@ from optbench.stats.verdict import Verdict
 from optbench.store.tables import Row
 from optbench.store.values import accuracy_matrices, final_metrics
 from optbench.suite import load_suite
+from tests.reports import comparison_csv, comparison_json, report_json, summarise
 from tests.written_runs import results_of, rows_of, write_run
 
 SUITE = """
@@ -96,7 +96,7 @@ def verdict(pair: ArmComparison, metric: str) -> Verdict:
 def text_of(comparison: Comparison, gates: Sequence[str] = (), width: int = 200) -> str:
     judged = judge_gates([parse_gate(gate) for gate in gates], comparison.pairs)
     file = io.StringIO()
-    render(comparison_report(comparison, judged), Console(file=file, width=width))
+    show(comparison_report(comparison, judged), Console(file=file, width=width))
     return " ".join(file.getvalue().split())
 
 
@@ -382,7 +382,7 @@ def test_a_part_that_contradicts_decides_and_one_without_evidence_takes_the_supp
 def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> None:
     summary = summarise([make(tmp_path, claims=CLAIMS)])
     file = io.StringIO()
-    render(run_report(summary), Console(file=file, width=200))
+    show(run_report(summary), Console(file=file, width=200))
     shown = " ".join(file.getvalue().split())
     assert "4 supported, 2 contradicted, 1 no evidence, 0 not comparable" in shown
     assert "1 forgetting of sgd lower than of adam, by 0.005 or more (Figure 0) supported (2 of 2)" in shown

@@ -24,8 +24,8 @@ from optbench.errors import StoreError, UsageError
 from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Options, run
 from optbench.plan import Cohort, Trial, trials
-from optbench.report import run_report, summarise
-from optbench.report.console import render
+from optbench.report import run_report
+from optbench.report.formats.terminal import show
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.damaged import set_damaged_aside
@@ -33,6 +33,7 @@ from optbench.store.interim import drop_begun, find_begun
 from optbench.store.lock import NAME, RunLock
 from optbench.store.tables import TrialRow
 from tests.conftest import assert_same_tables, small_suite, tables
+from tests.reports import summarise
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 
@@ -569,7 +570,7 @@ def test_a_report_counts_the_notes(whole: Path, tmp_path: Path, capsys: pytest.C
     results = read_results(read_run(path))
     for trial in table["trial"][table["optimizer"] == "adam"]:
         vars(results.rows[trial])["note"] = "out of memory with 6 members together, trained 3 at a time"
-    render(run_report(summarise([results])), Console(width=200))
+    show(run_report(summarise([results])), Console(width=200))
     assert (
         "adam: 2 of its trials: out of memory with 6 members together, trained 3 at a time." in capsys.readouterr().out
     )

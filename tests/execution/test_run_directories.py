@@ -63,7 +63,7 @@ def test_runs_at_home_are_made_and_found(form: list[str], tmp_path: Path) -> Non
 
 
 def test_figures_are_written_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optbench.report.figures.FIGURES", ())
+    monkeypatch.setattr("optbench.report.figures.figure_kinds", lambda studies: [])
     write_run(Path(), SUITE, lambda trial: rows_of(matrix=[[0.1], [0.9]]))
     assert main(["report", "--figures=~/figures"]) == 0
     assert not Path("~").exists()

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from optbench.cli import main
 from optbench.data import Dataset
 from optbench.metrics.pruning import KEEP
-from optbench.report.figures import figures
 from optbench.report.figures.series import groups
 from optbench.report.figures.weight_magnitudes import EDGES, magnitudes
 from optbench.stats.arms import arms
@@ -27,6 +26,7 @@ from optbench.stats.results import Results, read_results
 from optbench.store import read_run
 from optbench.tasks.examples import split_dataset
 from tests.conftest import FORMATS, report, run_file
+from tests.reports import figures
 
 SUITE = """
 name: pruned

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Canvas
 
 from optbench.errors import StoreError
 from optbench.plan import Trial
-from optbench.report.figures import FIGURES, Figure, Panel, figures, save, to_svg
+from optbench.report.figures import Figure, Panel, figure_kinds, save, to_svg
 from optbench.report.figures.drawing import MAX_WIDTH
 from optbench.report.figures.heat_maps import HeatMap, cosines, draw_heat_map, two_digits
 from optbench.report.figures.placing import place_labels
@@ -32,8 +32,10 @@ from optbench.report.figures.weight_magnitudes import magnitudes
 from optbench.report.sparks import bar, spark
 from optbench.stats.results import Results
 from optbench.store import Run
+from optbench.studies import STUDIES
 from optbench.studies.tuning.figures import sweeps
 from tests.made_runs import KEEPS, SUITE, Found, made_run
+from tests.reports import figures
 
 NAMES = {
     "final-accuracy_permuted",
@@ -92,7 +94,7 @@ def seed_lines(figure: Figure) -> int:
 
 def test_every_kind_is_drawn_with_words_for_who_reads_and_who_cannot_see_it(drawn: dict[str, Figure]) -> None:
     assert set(drawn) == NAMES
-    assert {name.split("_")[0] for name in drawn} == {kind.name for kind in FIGURES}
+    assert {name.split("_")[0] for name in drawn} == {kind.name for kind in figure_kinds(STUDIES)}
     for figure in drawn.values():
         assert re.search(r"\b3 seeds\.", figure.caption), figure.caption
         assert re.search(r"\d\.\d", figure.alt), figure.alt
@@ -408,7 +410,8 @@ from pathlib import Path
 from optbench.report.figures import figures, to_svg
 from optbench.stats.results import read_results
 from optbench.store import read_run
-found = figures([read_results(read_run(Path({str(results.run.path)!r})))])
+from optbench.studies import STUDIES
+found = figures([read_results(read_run(Path({str(results.run.path)!r})))], STUDIES)
 heavy = {{"matplotlib", "pandas", "scipy", "torch"}} & set(sys.modules)
 assert not heavy, heavy
 to_svg(found[0])

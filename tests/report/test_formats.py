@@ -20,7 +20,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console
 
-from optbench.report import console, latex, markdown
+from optbench.report import layout
 from optbench.report.document import (
     Cell,
     Code,
@@ -30,11 +30,13 @@ from optbench.report.document import (
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Part,
     Table,
     Tone,
 )
+from optbench.report.formats import latex, markdown
+from optbench.report.formats import terminal as console
 
 NASTY = (
     "my_opt*",
@@ -142,8 +144,8 @@ def sample() -> Document:
             ),
             Heading("How to repeat it", 1),
             Code(f"{command}\noptbench report latest   # ``` and <b>"),
-            Only(("html", "latex"), Paragraph("Only on paper.")),
-            Only(("terminal", "markdown"), Paragraph("Only in a log.")),
+            Part("numbers", Paragraph("Only on paper.")),
+            Part("chart", Paragraph("Only in a log.")),
             Items(("effective rank: exp of the entropy of the feature covariance's spectrum", "sd: sample"), "quiet"),
             Items(("first", "second")),
         ),
@@ -172,7 +174,7 @@ def blocks(document: Document, kind: type) -> list[Any]:
             found.append(block)
         if isinstance(block, Fold):
             pending = [*block.blocks, *pending]
-        if isinstance(block, Only):
+        if isinstance(block, Part):
             pending = [block.block, *pending]
     return found
 
@@ -185,7 +187,7 @@ def table_of(names: list[str], tone: str = "plain") -> Document:
 
 def terminal(document: Document, width: int, **options: Any) -> str:
     printed = Console(width=width, file=io.StringIO(), **options)
-    console.render(document, printed)
+    console.show(document, printed)
     assert isinstance(printed.file, io.StringIO)
     return printed.file.getvalue()
 
@@ -242,7 +244,7 @@ def test_colours_only_where_the_console_has_them() -> None:
 
 @given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 80))
 def test_pack_needs_the_fewest_pieces(widths: list[int], room: int) -> None:
-    pieces = console.pack(widths, room)
+    pieces = layout.pack(widths, room)
     assert [i for piece in pieces for i in piece] == list(range(len(widths)))
     for piece in pieces:
         assert len(piece) == 1 or sum(widths[i] for i in piece) <= room
@@ -255,7 +257,7 @@ def test_pack_needs_the_fewest_pieces(widths: list[int], room: int) -> None:
 
 @given(st.integers(1, 20), st.integers(1, 10))
 def test_pack_shares_equal_columns_evenly(columns: int, share: int) -> None:
-    sizes = [len(piece) for piece in console.pack([7] * columns, 7 * share)]
+    sizes = [len(piece) for piece in layout.pack([7] * columns, 7 * share)]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -284,7 +286,7 @@ def test_markdown_renders_every_table_of_the_document() -> None:
     expected = [
         [
             [" ".join(column.title.split()) for column in table.columns],
-            *([console.one_line(cell.text) for cell in row] for row in table.rows),
+            *([layout.one_line(cell.text) for cell in row] for row in table.rows),
         ]
         for table in blocks(sample(), Table)
     ]
@@ -295,8 +297,8 @@ def test_markdown_renders_every_table_of_the_document() -> None:
 def test_markdown_tables_hold_any_characters(names: list[str], tone: str) -> None:
     tokens = parsed(table_of(names, tone))
     cells = [plain(b) for a, b in pairwise(tokens) if a.type in ("th_open", "td_open")]
-    titles = [" ".join(console.title_lines(Column(name))).strip() for name in names[:2]]
-    assert cells == [*titles, *(console.one_line(name) for name in names for _ in range(2))]
+    titles = [" ".join(layout.title_lines(Column(name))).strip() for name in names[:2]]
+    assert cells == [*titles, *(layout.one_line(name) for name in names for _ in range(2))]
     assert [token.type for token in tokens].count("table_open") == 1
 
 
@@ -310,7 +312,7 @@ def test_markdown_tables_hold_any_characters(names: list[str], tone: str) -> Non
 @example("a](b) ![c](d)")
 @example("<http://e.org> &lt; &#35;")
 def test_markdown_texts_stay_texts(text: str) -> None:
-    line = console.one_line(text)
+    line = layout.one_line(text)
     document = Document(
         text, (Heading(text), Paragraph(text), Items((text, text)), Items((text,)), Paragraph(text, "good"))
     )
@@ -409,7 +411,7 @@ def test_latex_rows_have_as_many_cells_as_columns(names: list[str]) -> None:
     ((columns, rows),) = tabulars(rendered)
     assert columns == 2
     assert all(row.endswith(r" \\") and len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows)
-    assert len(rows) == len(names) + max(len(console.title_lines(Column(name))) for name in names[:2])
+    assert len(rows) == len(names) + max(len(layout.title_lines(Column(name))) for name in names[:2])
     assert balanced(rendered)
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from optbench.report import html as page
-from optbench.report.document import Cell, Column, Document, Illustration, Only, Paragraph, Table
+from optbench.report.document import Cell, Column, Document, Illustration, Paragraph, Part, Table
+from optbench.report.formats import html as page
 from optbench.report.layout import one_line
 from tests.report.test_formats import NASTY, PANEL, blocks, sample, table_of, texts
 
@@ -84,7 +84,7 @@ def test_the_page_is_sound_and_says_everything() -> None:
     assert body == [one_line(cell) for cell in cells]
     assert set(elements.texts("li")) >= {one_line(f"{name}: undefined in some of its trials.") for name in NASTY}
     only = [
-        block.block.text for block in sample().blocks if isinstance(block, Only) and isinstance(block.block, Paragraph)
+        block.block.text for block in sample().blocks if isinstance(block, Part) and isinstance(block.block, Paragraph)
     ]
     assert [text in elements.texts("p") for text in only] == [True, False]
     assert elements.texts("summary") == ["Accuracy <matrices>"]

@@ -14,14 +14,13 @@ import pytest
 from rich.console import Console
 
 from optbench.plan import Trial, trials
-from optbench.report import Summary, run_report, summarise
-from optbench.report.console import render
+from optbench.report import Summary, run_report
+from optbench.report.formats.terminal import show
 from optbench.report.numbers import decimals, fixed, interval, p_value, signed
-from optbench.report.records import report_csv, report_json
-from optbench.report.run_report import spread_text
-from optbench.report.summary import Spread
+from optbench.report.spread import Spread, spread_text
 from optbench.store.tables import Row
 from optbench.suite import load_suite
+from tests.reports import report_csv, report_json, summarise
 from tests.written_runs import EXAMPLE, METRICS, results_of, rows_of, shifted, write_run
 
 SUITE = """
@@ -75,7 +74,7 @@ def run_path(tmp_path: Path) -> Path:
 
 def text_of(summary: Summary, width: int = 80) -> str:
     file = io.StringIO()
-    render(run_report(summary), Console(file=file, width=width))
+    show(run_report(summary), Console(file=file, width=width))
     return file.getvalue()
 
 
@@ -259,7 +258,7 @@ def test_the_median_and_quartiles_are_numpys(tmp_path: Path) -> None:
     assert spread is not None
     assert (spread.median, *spread.quartiles, *spread.extremes) == (12.0, 11.0, 14.0, 10.0, 30.0)
     file = io.StringIO()
-    render(run_report(summary, statistic="median"), Console(file=file, width=120))
+    show(run_report(summary, statistic="median"), Console(file=file, width=120))
     assert "12.0 [11.0, 14.0]" in file.getvalue()
 
 

@@ -24,13 +24,13 @@ from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from optbench.plan import Trial
-from optbench.report import run_report, summarise
-from optbench.report.console import render
-from optbench.report.document import Format, Table
-from optbench.report.figures import Panel, figures, to_svg
+from optbench.report import run_report
+from optbench.report.document import Table
+from optbench.report.figures import Panel, to_svg
 from optbench.report.figures.style import SEEDS, STYLE
 from optbench.report.formats import render_text
-from optbench.report.records import report_csv, report_json
+from optbench.report.formats.terminal import show
+from optbench.report.spread import spread_text
 from optbench.stats.bootstrap import RESAMPLES, percentile_interval, resampled_means
 from optbench.stats.results import Results
 from optbench.store.pairs_table import NAME as PAIRS
@@ -38,6 +38,7 @@ from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.tables import Row
 from optbench.studies.switching.statistics import Estimate, Switching, difference, rho, switchings
 from optbench.studies.switching.tables import TITLE, switching_blocks
+from tests.reports import figures, report_csv, report_json, summarise
 from tests.written_runs import results_of, rows_of, write_run
 
 SGD, ADAM = "{target: sgd, lr: 0.1}", "{target: adam, lr: 0.001}"
@@ -350,7 +351,7 @@ def test_a_run_without_switches_says_nothing_of_them_and_one_without_results_sho
     assert switchings(plain) == []
     assert TITLE not in terminal(plain)
     nothing = made(tmp_path, lambda trial: (0, 0, "missing"), name="nothing")
-    assert list(switching_blocks(switchings(nothing), False)) == []
+    assert list(switching_blocks(switchings(nothing), False, spread_text)) == []
 
 
 # Barriers
@@ -410,7 +411,7 @@ def test_without_pairs_there_are_no_barriers(tmp_path: Path) -> None:
 
 def terminal(result: Results, width: int = 80) -> str:
     file = io.StringIO()
-    render(run_report(summarise([result])), Console(file=file, width=width))
+    show(run_report(summarise([result])), Console(file=file, width=width))
     return file.getvalue()
 
 
@@ -426,14 +427,14 @@ def test_every_line_fits_and_every_number_is_whole(results: Results, width: int)
 
 
 @pytest.mark.parametrize("name", ["markdown", "html", "latex"])
-def test_every_page_shows_every_table(results: Results, name: Format) -> None:
+def test_every_page_shows_every_table(results: Results, name: str) -> None:
     text = render_text(run_report(summarise([results])), name).replace("{[}", "[").replace("{]}", "]")
     for said in ("0.25 [0.25, 0.25]", "100 (all)", "+0.004 [0.004, 0.004]", TITLE):
         assert said in text, said
 
 
 def test_the_tables_say_what_was_switched(results: Results) -> None:
-    tables = [block for block in switching_blocks(switchings(results), False) if isinstance(block, Table)]
+    tables = [block for block in switching_blocks(switchings(results), False, spread_text) if isinstance(block, Table)]
     assert [table.caption for table in tables] == [
         "early, net, to-adam: sgd (A), then adam (B), state reset: ρ by k",
         "early, net, control: sgd, switched to itself, state reset: difference by k",
@@ -446,7 +447,9 @@ def test_the_tables_say_what_was_switched(results: Results) -> None:
         "effective\nrank",
     ]
     assert tables[1].columns[3].title == "\nforgetting ↓"
-    several = next(iter(block for block in switching_blocks(switchings(results), True) if isinstance(block, Table)))
+    several = next(
+        iter(block for block in switching_blocks(switchings(results), True, spread_text) if isinstance(block, Table))
+    )
     assert several.caption.startswith("made, early, net, to-adam")
 
 

@@ -20,19 +20,19 @@ from rich.console import Console
 
 from optbench.cli import main
 from optbench.plan import Trial
-from optbench.report import Summary, comparison_report, run_report, summarise
-from optbench.report.console import render
-from optbench.report.figures import figures, save
+from optbench.report import Summary, comparison_report, run_report
+from optbench.report.figures import save
 from optbench.report.figures.drawing import Panel
 from optbench.report.figures.style import STYLE
 from optbench.report.formats import render_text
-from optbench.report.records import report_csv, report_json
+from optbench.report.formats.terminal import show
 from optbench.report.run_report import MANY_SETTINGS
 from optbench.stats.comparison import Selection, compare
 from optbench.store.tables import AccuracyRow, Row
 from optbench.studies.tuning.figures import RING
 from optbench.studies.tuning.statistics import tunings
 from optbench.studies.tuning.tables import DATA, searched_text
+from tests.reports import figures, report_csv, report_json, summarise
 from tests.studies.test_tuning_choice import SUITE as TUNED
 from tests.studies.test_tuning_choice import trial_rows, tuned_run
 from tests.written_runs import results_of, rows_of, trial_row, write_run
@@ -156,7 +156,7 @@ def on_axes(panel: Panel, label: str) -> list[tuple[float, float]]:
 
 def text_of(summary: Summary, width: int = 80) -> str:
     file = io.StringIO()
-    render(run_report(summary), Console(file=file, width=width))
+    show(run_report(summary), Console(file=file, width=width))
     return file.getvalue()
 
 

@@ -25,12 +25,10 @@ from optbench.engine import TrialResult
 from optbench.errors import SuiteError
 from optbench.models import build, initialise
 from optbench.plan import Trial, cohorts, complete, trials
-from optbench.report import run_report, summarise
+from optbench.report import run_report
 from optbench.report.document import Items, Table
-from optbench.report.figures import figures
 from optbench.report.figures.style import SEEDS, STYLE
 from optbench.report.formats import render_text
-from optbench.report.records import report_csv, report_json
 from optbench.stats.results import Results
 from optbench.store import RunWriter, read_run
 from optbench.store.columns import vectors
@@ -40,6 +38,7 @@ from optbench.studies.twins.statistics import START, Place, Twins, evenly, sketc
 from optbench.studies.twins.tables import TITLE, place_text
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from tests.conftest import FORMATS, run_file, same_bits, small_suite, train_suite
+from tests.reports import figures, report_csv, report_json, summarise
 from tests.written_runs import results_of, rows_of, trial_row, write_run
 
 SUITE = """

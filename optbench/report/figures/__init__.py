@@ -6,8 +6,8 @@ words, without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.final_accuracy import final_accuracy
@@ -17,46 +17,40 @@ from optbench.report.figures.rendering import FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
 from optbench.report.figures.task_accuracy import task_accuracy
 from optbench.report.figures.weight_magnitudes import weight_magnitudes
+from optbench.report.study import FigureKind, Study
 from optbench.stats.results import Results
-from optbench.studies.switching.figures import switching
-from optbench.studies.tuning.figures import learning_rates, settings
-from optbench.studies.twins.figures import twins
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of figure. make: those that the data of some runs allow; none is no error."""
-
-    name: str
-    make: Callable[[Sequence[Results]], list[Figure]]
-
-
-FIGURES: tuple[Kind, ...] = (
-    Kind("final-accuracy", final_accuracy),
-    Kind("spectrum", spectrum),
-    Kind("task-accuracy", task_accuracy),
-    Kind("class-cosine", class_cosine),
-    Kind("accuracy-matrix", accuracy_matrix),
-    Kind("sweep", learning_rates),
-    Kind("setting", settings),
-    Kind("switch", switching),
-    Kind("twins", twins),
-    Kind("pruning", pruning),
-    Kind("weight-magnitudes", weight_magnitudes),
+FIGURES: tuple[FigureKind, ...] = (
+    FigureKind("final-accuracy", final_accuracy),
+    FigureKind("spectrum", spectrum),
+    FigureKind("task-accuracy", task_accuracy),
+    FigureKind("class-cosine", class_cosine),
+    FigureKind("accuracy-matrix", accuracy_matrix),
 )
 """In the order of a report."""
+OF_WEIGHTS: tuple[FigureKind, ...] = (
+    FigureKind("pruning", pruning),
+    FigureKind("weight-magnitudes", weight_magnitudes),
+)
+"""After those of the studies."""
 
 
-def figures(results: Sequence[Results]) -> list[Figure]:
+def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
+    """Every kind of figure, in the order of a report: those of leading studies before those of the others."""
+    ordered = sorted(studies, key=lambda study: not study.leads)
+    return [*FIGURES, *(kind for study in ordered for kind in study.figures), *OF_WEIGHTS]
+
+
+def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[Figure]:
     """Every figure that the data allow, in a fixed order; several runs are drawn side by side.
 
     Raises:
         StoreError: a table of a run is unreadable.
     """
-    found = [figure for kind in FIGURES for figure in kind.make(results)]
+    found = [figure for kind in figure_kinds(studies) for figure in kind.make(results)]
     names = [figure.name for figure in found]
     assert len(set(names)) == len(names), names
     return found
 
 
-__all__ = ["FIGURES", "FORMATS", "Figure", "FileFormat", "Kind", "Panel", "figures", "save", "to_svg"]
+__all__ = ["FORMATS", "Figure", "FigureKind", "FileFormat", "Panel", "figure_kinds", "figures", "save", "to_svg"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
 from optbench.report.numbers import UNDEFINED, decimals, fixed
-from optbench.report.summary import Spread
+from optbench.report.spread import Spread, SpreadText
 from optbench.studies.pairs.statistics import Measured, SolutionPair, Values
 
 MANY_PAIRS = 12
@@ -38,8 +38,6 @@ LEGENDS = {
     "weight_distance": "weight distance: between the two, over the mean of their distances from the common start",
     "displacement_angle": "angle: between the ways of the two from the common start",
 }
-
-SpreadText = Callable[[Spread | None, int], str]
 
 
 def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: SpreadText) -> Iterable[Block]:

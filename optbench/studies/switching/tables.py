@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from optbench.report.document import Block, Cell, Column, Heading, Items, Table
 from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed
+from optbench.report.spread import SpreadText
 from optbench.stats.bootstrap import RESAMPLES
 from optbench.studies.switching.statistics import Estimate, Kind, Side, Switching, SwitchPoint
 
@@ -33,7 +34,7 @@ INTERVALS = (
 BARRIER = "Barrier: loss barrier on the line from the solution to that of A or of B alone, mean over seeds."
 
 
-def switching_blocks(found: Sequence[Switching], several: bool) -> Iterable[Block]:
+def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -> Iterable[Block]:
     """A table for each pair of optimizers on each experiment and model; nothing where nothing was measured.
 
     several: whether there are several runs, so that each table names its own.

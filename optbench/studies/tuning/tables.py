@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from optbench.counting import count
 from optbench.metrics import METRICS
-from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Only, Table
+from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table
 from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.sparks import bar
-from optbench.report.summary import RunSummary, Spread, Summary, SummaryRow
-from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer
+from optbench.report.spread import Spread, SpreadText
+from optbench.stats.arms import Arm, arms
+from optbench.stats.results import Results
+from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer, departures
 from optbench.suite.schema import Tuning
 from optbench.suite.variants import value_name
 
@@ -26,8 +28,6 @@ MANY_NAMES = 6
 FEW_VALUES = 2
 """So many numbers are listed; more are a range."""
 TITLES = {measure.name: measure.title for measure in MEASURES}
-
-SpreadText = Callable[[Spread | None, int], str]
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
@@ -74,19 +74,17 @@ def rule_text(tuned: TunedOptimizer) -> str:
     )
 
 
-def stated_tuning(summary: Summary, run: RunSummary) -> list[str]:
+def stated_tuning(results: Results) -> list[str]:
     """What choosing the settings of a run has cost, a line for each experiment; nothing of a run that only tunes."""
-    if run.stage == "tune":
+    if results.suite.stage == "tune":
         return []
-    experiments: dict[str, dict[str, SummaryRow]] = {}
-    for section in summary.sections:
-        for row in section.rows:
-            if row.run == run.run:
-                # Of several models and settings the first that departs from what was chosen tells.
-                rows = experiments.setdefault(section.experiment, {})
-                if row.optimizer not in rows or (row.departures and not rows[row.optimizer].departures):
-                    rows[row.optimizer] = row
-    lines = [f"tuning: on {name} {text}" for name, rows in experiments.items() if (text := _budgets(rows.values()))]
+    experiments: dict[str, dict[str, Arm]] = {}
+    for arm in arms(results):
+        # Of several models and settings the first that departs from what was chosen tells.
+        known = experiments.setdefault(arm.experiment, {})
+        if arm.optimizer not in known or (departures(arm) and not departures(known[arm.optimizer])):
+            known[arm.optimizer] = arm
+    lines = [f"tuning: on {name} {text}" for name, known in experiments.items() if (text := _budgets(known.values()))]
     return lines or ["tuning: the suite does not say what choosing the settings has cost"]
 
 
@@ -215,9 +213,9 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
         (setting, [spread_text(Spread.of(setting.by_seed.get(metric, ())), decimals(metric)) for metric in metrics])
         for setting in _ordered(tuned)
     ]
-    yield Only(("terminal", "markdown"), _setting_table(tuned, caption, metrics, bars, numeric=False))
+    yield Part("chart", _setting_table(tuned, caption, metrics, bars, numeric=False))
     numbers = _setting_table(tuned, caption, metrics, texts, numeric=True)
-    yield Only(("html", "latex"), Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
+    yield Part("numbers", Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
 
 
 def _setting_table(
@@ -259,15 +257,15 @@ def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
     return tuned.settings
 
 
-def _budgets(rows: Iterable[SummaryRow]) -> str:
+def _budgets(found: Iterable[Arm]) -> str:
     """`7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`, one part for each budget."""
     said: dict[str, list[str]] = {}
     unknown = []
-    for row in rows:
-        if row.tuning is None:
-            unknown.append(row.optimizer)
+    for arm in found:
+        if arm.tuning is None:
+            unknown.append(arm.optimizer)
         else:
-            said.setdefault(_budget(row.tuning), []).append(f"{row.optimizer}{_choice(row.tuning, row.departures)}")
+            said.setdefault(_budget(arm.tuning), []).append(f"{arm.optimizer}{_choice(arm.tuning, departures(arm))}")
     parts = [f"{budget} for {', '.join(who)}" for budget, who in said.items()]
     if parts and unknown:
         parts.append(f"not stated for {', '.join(unknown)}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from optbench.report.document import Block, Cell, Column, Heading, Items, Table
 from optbench.report.numbers import decimals
-from optbench.report.summary import Spread
+from optbench.report.spread import Spread, SpreadText
 from optbench.studies.twins.statistics import Place, Twins, evenly
 
 TITLE = "Twins"
@@ -21,8 +21,6 @@ MEANING = (
     "Distance: between the weights of the two, over the mean of their distances from the common start: 0 for the same "
     "weights, √2 for equally long ways at a right angle. Last: the last evaluation that the two trials of a seed share."
 )
-
-SpreadText = Callable[[Spread | None, int], str]
 
 
 def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) -> Iterable[Block]:

@@ -18,11 +18,15 @@ from optbench.report.document import (
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Role,
+    Shown,
     Table,
+    shown,
 )
 from optbench.report.layout import GAP, code_lines, one_line, title_lines
+
+ROLES: frozenset[Role] = frozenset({"outline", "minor", "numbers", "details"})
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content security policy: the browser itself holds the page to fetching and running nothing."""
@@ -69,11 +73,11 @@ def escape(text: str) -> str:
 
 
 def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
-    for block in blocks:
+    for block in shown(blocks, ROLES):
         yield from _block(block)
 
 
-def _block(block: Block) -> Iterator[str]:
+def _block(block: Shown) -> Iterator[str]:
     match block:
         case Heading(text, level):
             tag = f"h{min(level + 1, 6)}"
@@ -96,9 +100,6 @@ def _block(block: Block) -> Iterator[str]:
             yield f"<summary>{escape(title)}</summary>"
             yield from _blocks(inner)
             yield "</details>"
-        case Only(formats, inner_block):
-            if "html" in formats:
-                yield from _block(inner_block)
 
 
 def _class(*names: str) -> str:

@@ -18,11 +18,15 @@ from optbench.report.document import (
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Role,
+    Shown,
     Table,
+    shown,
 )
 from optbench.report.layout import code_lines, one_line, title_lines
+
+ROLES: frozenset[Role] = frozenset({"outline", "minor", "chart", "details"})
 
 ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 """What acts anywhere in a line. Not there: an underscore within a word, `<` before a blank or a digit, and brackets
@@ -63,7 +67,7 @@ def _bold(text: str) -> str:
 
 def _blocks(blocks: Sequence[Block]) -> list[str]:
     parts: list[str] = []
-    for block in blocks:
+    for block in shown(blocks, ROLES):
         for part in _block(block):
             if parts and part.startswith("- ") and parts[-1].startswith("- "):
                 parts.append("<!-- -->")  # else two lists become one
@@ -71,7 +75,7 @@ def _blocks(blocks: Sequence[Block]) -> list[str]:
     return parts
 
 
-def _block(block: Block) -> list[str]:
+def _block(block: Shown) -> list[str]:
     match block:
         case Heading(text, level):
             return [f"{'#' * min(level + 1, 6)} {_heading(text)}"]
@@ -91,8 +95,6 @@ def _block(block: Block) -> list[str]:
             # Text on the summary's line is HTML, not Markdown; the empty lines make Markdown of what follows.
             summary = html.escape(one_line(title), quote=False)
             return [f"<details>\n<summary>{summary}</summary>", *_blocks(inner), "</details>"]
-        case Only(formats, inner_block):
-            return _block(inner_block) if "markdown" in formats else []
 
 
 def _code(text: str) -> str:

@@ -20,11 +20,15 @@ from optbench.report.document import (
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Role,
+    Shown,
     Table,
+    shown,
 )
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
+
+ROLES: frozenset[Role] = frozenset({"outline", "minor", "numbers"})
 
 LINE_WIDTH = 104
 """Characters of a table's line, in \\small on A4 with the margins below; the blanks between columns count as two."""
@@ -146,10 +150,10 @@ def _maths(character: str) -> str | None:
 
 
 def _blocks(blocks: Sequence[Block], labels: set[str]) -> list[str]:
-    return [part for block in blocks for part in _block(block, labels)]
+    return [part for block in shown(blocks, ROLES) for part in _block(block, labels)]
 
 
-def _block(block: Block, labels: set[str]) -> list[str]:
+def _block(block: Shown, labels: set[str]) -> list[str]:
     match block:
         case Heading(text, level):
             return [
@@ -171,8 +175,6 @@ def _block(block: Block, labels: set[str]) -> list[str]:
         case Fold(title, inner):
             # Without the empty box the title would wait for a text to run into, and come after the tables.
             return [rf"\paragraph{{{escape(title)}}}\mbox{{}}", *_blocks(inner, labels)]
-        case Only(formats, inner_block):
-            return _block(inner_block, labels) if "latex" in formats else []
 
 
 def _toned(text: str, tone: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -20,12 +22,17 @@ from optbench.report.document import (
     Heading,
     Illustration,
     Items,
-    Only,
     Paragraph,
+    Role,
+    Shown,
     Table,
     Tone,
+    shown,
 )
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
+
+ROLES: frozenset[Role] = frozenset({"chart"})
+FILE_WIDTH = 120
 
 LABEL_WIDTH = 24
 """A longer text than this is folded rather than given the room of more columns."""
@@ -33,30 +40,34 @@ LABEL_WIDTH = 24
 STYLES: dict[Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
 
 
-def render(document: Document, console: Console) -> None:
+def render(document: Document) -> str:
+    """The document for a file: `FILE_WIDTH` columns, without colours."""
+    file = io.StringIO()
+    show(document, Console(file=file, width=FILE_WIDTH))
+    return re.sub(" +$", "", file.getvalue(), flags=re.MULTILINE)
+
+
+def show(document: Document, console: Console) -> None:
     """Print `document` on `console`, as wide as it is. Folds and illustrations are left out."""
     console.print(Text(one_line(document.title), style="bold"))
-    before: Block | None = None
-    for block in _shown(document.blocks):
+    before: Shown | None = None
+    for block in _printed(document.blocks):
         if before is None or _apart(before, block):
             console.print()
         _print(block, console)
         before = block
 
 
-def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
-    for block in blocks:
-        match block:
-            case Only(formats, inner):
-                if "terminal" in formats:
-                    yield from _shown([inner])
-            case Fold() | Illustration():
-                pass
-            case _:
-                yield block
+def _printed(blocks: Sequence[Block]) -> Iterator[Shown]:
+    for block in shown(blocks, ROLES):
+        if isinstance(block, Fold):
+            if block.instead:
+                yield Paragraph(block.instead, "quiet")
+        elif not isinstance(block, Illustration):
+            yield block
 
 
-def _apart(before: Block, block: Block) -> bool:
+def _apart(before: Shown, block: Shown) -> bool:
     """Whether an empty line stands between two blocks: footnotes and warnings stay with what they are about."""
     footnote = isinstance(block, Paragraph | Items) and block.tone in ("quiet", "warning")
     if isinstance(before, Heading):
@@ -66,7 +77,7 @@ def _apart(before: Block, block: Block) -> bool:
     return not footnote or isinstance(before, Code)
 
 
-def _print(block: Block, console: Console) -> None:
+def _print(block: Shown, console: Console) -> None:
     match block:
         case Heading(text):
             console.print(Text(one_line(text), style="bold"))
@@ -104,17 +115,17 @@ def _print_table(table: Table, console: Console) -> None:
     wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
     # Names stay on one line, unless folding them saves a piece.
     pieces = min((_pieces(table, widths, console.width) for widths in (wish, least)), key=len)
-    shown = [[*range(table.keys), *piece] for piece in pieces]
-    widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in shown]
+    pieces_shown = [[*range(table.keys), *piece] for piece in pieces]
+    widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in pieces_shown]
     keys = [min(piece[i] for piece in widths) for i in range(table.keys)]  # alike in all pieces
     for i in range(len(pieces)):
         if i:
             console.print()
         caption = one_line(table.caption) + (" (continued)" if i else "")
         console.print(Text(caption, style="bold"))
-        grid = _grid(table, shown[i], titles, texts, [*keys, *widths[i][table.keys :]])
+        grid = _grid(table, pieces_shown[i], titles, texts, [*keys, *widths[i][table.keys :]])
         # A terminal narrower than the keys and one column wraps the lines itself: no number is ever cut short.
-        total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(shown[i]) - 1)
+        total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(pieces_shown[i]) - 1)
         options = console.options.update(width=max(console.width, total))
         console.print(Segments(console.render(grid, options)), crop=False, soft_wrap=True, end="")
 
@@ -147,20 +158,20 @@ def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int
 
 def _grid(
     table: Table,
-    shown: Sequence[int],
+    chosen: Sequence[int],
     titles: Sequence[Sequence[str]],
     texts: Sequence[Sequence[str]],
     widths: Sequence[int],
 ) -> Grid:
     # SIMPLE_HEAD draws one blank between columns; the padding makes it two.
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
-    height = max(len(titles[i]) for i in shown)
-    for i, width in zip(shown, widths, strict=True):
+    height = max(len(titles[i]) for i in chosen)
+    for i, width in zip(chosen, widths, strict=True):
         title = Text("\n" * (height - len(titles[i])) + "\n".join(titles[i]))
         if table.columns[i].numeric:
             grid.add_column(title, justify="right", no_wrap=True, width=width)
         else:
             grid.add_column(title, overflow="fold", width=width)
     for n, row in enumerate(table.rows):
-        grid.add_row(*(Text(texts[i][n], style=STYLES[row[i].tone]) for i in shown))
+        grid.add_row(*(Text(texts[i][n], style=STYLES[row[i].tone]) for i in chosen))
     return grid

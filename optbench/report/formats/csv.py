@@ -1,0 +1,21 @@
+"""The records of a document as csv, a line each: values as in JSON, undefined ones empty."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from optbench.errors import escaped
+from optbench.report.document import Document
+from optbench.report.formats.json import plain
+
+
+def render(document: Document) -> str:
+    """The lines of the document's records, under its columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, document.columns, lineterminator="\n")
+    writer.writeheader()
+    for row in (row for found in document.records if found.lines for row in found.lines()):
+        values = {key: plain(value) for key, value in row.items()}
+        writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in values.items()})
+    return text.getvalue()

@@ -1,0 +1,46 @@
+"""What programs read of one solution against another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optbench.metrics import METRICS
+from optbench.report.document import Record
+from optbench.report.records import KEYS, PAIR, spread_record
+from optbench.report.spread import Spread
+from optbench.studies.pairs.statistics import Side, SolutionPair
+
+
+def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
+    """A record per measure of each pair of arms, and of each arm with its controls, which is its null."""
+    nulls: dict[tuple[Any, ...], Record] = {}
+    for pair in found:
+        place = (pair.run, pair.experiment, pair.model)
+        for metric, measured in pair.measures.items():
+            yield _pair(place, pair.a, pair.b, "pair", metric, pair.planned, measured.values, measured.outside)
+            for side, null in ((pair.a, measured.null_a), (pair.b, measured.null_b)):
+                if null is not None:
+                    record = _pair(place, side, side, "null", metric, pair.planned, null, None)
+                    nulls[*place, side, metric] = record
+    yield from nulls.values()
+
+
+def _pair(
+    place: tuple[str, str, str],
+    a: Side,
+    b: Side,
+    kind: str,
+    metric: str,
+    planned: int,
+    values: Mapping[int, float],
+    outside: tuple[int, int] | None,
+) -> Record:
+    return {
+        **dict(zip(KEYS, (*place, a.optimizer, a.variant), strict=True)),
+        **dict(zip(PAIR, (kind, b.optimizer, b.variant, outside[0] if outside else None), strict=True)),
+        "planned": planned,
+        "metric": metric,
+        "direction": METRICS[metric].direction,
+        **spread_record(Spread.of(values.values())),
+    }

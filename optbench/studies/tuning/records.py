@@ -1,0 +1,73 @@
+"""What programs read of tuning runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from optbench.metrics import METRICS
+from optbench.report.document import Record
+from optbench.report.records import COUNTS, KEYS, PAIR, SPLIT, spread_record
+from optbench.report.spread import Spread
+from optbench.studies.tuning.statistics import LEARNING, TriedSetting, TunedOptimizer
+
+CHOICE = ("learns", "chosen")
+"""Of a setting that was tried (`pair_kind` is `tuning`): whether it learns enough, and whether it is the one chosen. A
+line is of the mean over the models that settings are judged on; `model` names one, or several with + between."""
+COLUMNS = (PAIR[0], SPLIT, *CHOICE)
+
+
+def tuning_records(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
+    """A record per optimizer of an experiment, with every setting that was tried."""
+    return map(_record, found)
+
+
+def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
+    """A record per measure of each setting that was tried: the rule's metric, and learning accuracy."""
+    for tuned in found:
+        for setting in tuned.settings:
+            keys = (tuned.run, tuned.experiment, "+".join(tuned.models), tuned.optimizer, setting.variant)
+            for metric in dict.fromkeys([tuned.metric, LEARNING]):
+                yield {
+                    **dict(zip(KEYS, keys, strict=True)),
+                    **{name: getattr(setting, name) for name in COUNTS},
+                    "metric": metric,
+                    "direction": METRICS[metric].direction,
+                    **spread_record(Spread.of(setting.by_seed.get(metric, ()))),
+                    PAIR[0]: "tuning",
+                    SPLIT: "validation",
+                    **_choice(tuned, setting),
+                }
+
+
+def _record(tuned: TunedOptimizer) -> Record:
+    """Everything by the rule of the suite: the score is the mean of `metric` over models and seeds."""
+    return {
+        "run": tuned.run,
+        "experiment": tuned.experiment,
+        "models": tuned.models,
+        "optimizer": tuned.optimizer,
+        "seeds": tuned.seeds,
+        "metric": tuned.metric,
+        "direction": METRICS[tuned.metric].direction,
+        "learning_margin": tuned.margin,
+        "sampler": tuned.sampler,
+        "space": tuned.space,
+        "chosen": tuned.chosen.variant if tuned.chosen else None,
+        "hyperparameters": tuned.chosen.hyperparameters if tuned.chosen else None,
+        "edges": tuned.ends,
+        "settings": [
+            {
+                "variant": setting.variant,
+                "hyperparameters": setting.hyperparameters,
+                **{name: getattr(setting, name) for name in COUNTS},
+                "score": setting.score,
+                LEARNING: setting.learning,
+                **_choice(tuned, setting),
+            }
+            for setting in tuned.settings
+        ],
+    }
+
+
+def _choice(tuned: TunedOptimizer, setting: TriedSetting) -> dict[str, bool]:
+    return dict(zip(CHOICE, (setting.learns, setting is tuned.chosen), strict=True))
