@@ -19,7 +19,8 @@ from optbench.data.catalog import DATASETS
 from optbench.errors import OptbenchError, StoreError, UsageError, unknown
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
-from optbench.metrics import check_metric, check_pair_metric
+from optbench.metrics import check_pair_metric
+from optbench.metrics.own import check_loaded
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
@@ -139,7 +140,7 @@ def chosen_suite(path: Path, choice: Choice) -> Suite:
     Raises:
         SuiteError, UsageError: as `selection.choose`.
     """
-    suite = choose(path, choice, check_settings, check_metric, check_pair_metric)
+    suite = choose(path, choice, check_settings, check_loaded, check_pair_metric)
     # Known by name without torch, so a slip costs no time and shows in a dry run too.
     for name, experiment in suite.experiments.items():
         if experiment.dataset not in DATASETS:

@@ -5,6 +5,7 @@ Legend: P padded parameter count, N examples, T positions of a sequence (else no
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -48,6 +49,8 @@ class ScoreWithFeatures(Score):
     """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position."""
     targets: Tensor
     """(N,) or (N T,)"""
+    logits: Tensor | None = None
+    """(N, C) or (N T, C), where they were asked for."""
 
 
 class _Reader(nn.Module):
@@ -77,21 +80,30 @@ class Evaluator:
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
-    def read(self, row: Tensor, examples: Examples) -> ScoreWithFeatures:
-        """The network with weights `row` (P,) on all `examples`."""
+    def read(self, row: Tensor, examples: Examples, *, with_logits: bool = False) -> ScoreWithFeatures:
+        """The network with weights `row` (P,) on all `examples`. with_logits: keep them, too."""
         weights = self._weights(row)
         count = examples.targets.numel()
         totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
-        parts = []
+        parts, outputs = [], []
         for inputs, targets in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
             _count(totals[:, 0], logits, targets)
             parts.append(features.flatten(0, targets.ndim - 1))
+            if with_logits:
+                outputs.append(logits.flatten(0, -2))
         loss, correct = totals[:, 0].tolist()
         to = exact_device(row.device)  # where it is measured
-        return ScoreWithFeatures(
-            loss / count, int(correct), count, torch.cat(parts).to(to), examples.targets.flatten().to(to)
-        )
+        kept = torch.cat(outputs).to(to) if outputs else None
+        features, targets = torch.cat(parts).to(to), examples.targets.flatten().to(to)
+        return ScoreWithFeatures(loss / count, int(correct), count, features, targets, kept)
+
+    def with_weights(self, row: Tensor) -> nn.Module:
+        """A copy of the network with weights `row` (P,), in eval mode."""
+        network = copy.deepcopy(self.network).eval()
+        weights = {name: view.clone() for name, view in self._layout.views(row).items()}
+        network.load_state_dict(weights, strict=False, assign=True)
+        return network
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:

@@ -5,8 +5,8 @@ Legend: P the network's parameters, without padding; N examples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from optbench.engine.batches import Normaliser
 from optbench.engine.stack import Layout
-from optbench.metrics import METRICS, Measurement, Metric, measurement, select
-from optbench.metrics.landscape import Loss, NotedValue, TopEigenvalue, Trace, displacement_note
+from optbench.metrics.landscape import Loss
+from optbench.metrics.measuring import Reading
 from optbench.models import Network
 from optbench.precision import exact
 from optbench.tasks import Examples
@@ -26,13 +26,6 @@ EXAMPLES = 1000
 A Hessian-vector product on them takes 15 ms for mlp-100 on one core, and a trace with an eigenvalue some fifty of
 those, about a second. On all 55,000 of MNIST they would cost more than the training.
 """
-
-RECORDED_WITH = {"hessian_top_eigenvalue": "hessian_top_residual", "hessian_trace": "hessian_trace_error"}
-"""An estimate comes with its error, asked for or not; and whatever reads the loss comes with `landscape_loss`."""
-
-_OF_WEIGHTS = ("distance_from_init", "relative_distance_from_init")
-_DRAWS = ("hessian_top_eigenvalue", "hessian_trace")
-_ERRORS = {"hessian_top_residual": "residual", "hessian_trace_error": "error"}
 
 
 def training_loss(network: Network, layout: Layout, normalise: Normaliser, examples: Examples) -> Loss:
@@ -58,46 +51,27 @@ def flat(layout: Layout, row: Tensor) -> Tensor:
     return exact(torch.cat([view.detach().flatten() for view in layout.views(row).values()]))
 
 
-def measure_landscape(
-    names: Sequence[str],
-    weights: Tensor,
-    start: Tensor,
-    make_loss: Callable[[], Loss],
-    draws: Callable[[], torch.Generator],
-) -> list[Measurement]:
-    """The metrics of the landscape among `names`, for one trial.
+class Landscape(Reading):
+    """A network's weights at the end and before any training (P,), as `flat` gives them, and its training loss."""
 
-    weights, start: (P,) at the end and before any training, as `flat` gives them.
-    make_loss: makes the loss; called only if a metric reads it.
-    draws: a generator at the start of the trial's stream, so that no value depends on what else is measured.
-    Raises UsageError for an unknown name.
-    """
-    chosen = _with_recorded(select(names, "landscape"))
-    measurements = []
-    note: str | None
-    for metric in chosen:
-        if metric.name in _OF_WEIGHTS:
-            value = float(metric.function()(weights, start))
-            note = None if math.isfinite(value) else displacement_note(weights, start)
-            measurements.append(measurement(metric, None, value, note))
-    of_loss = [metric for metric in chosen if metric.name not in _OF_WEIGHTS]
-    if not of_loss:
-        return measurements
-    loss = make_loss()
-    results: dict[str, NotedValue | TopEigenvalue | Trace] = {}  # an estimate and its error come from one computation
-    for metric in of_loss:
-        key = metric.called or metric.name
-        if key not in results:
-            function = metric.function()
-            results[key] = function(loss, weights, draws()) if key in _DRAWS else function(loss, weights)
-        value = getattr(results[key], _ERRORS.get(metric.name, "value"))
-        measurements.append(measurement(metric, None, value, results[key].note))
-    return measurements
+    kinds = frozenset({"landscape"})
 
+    def __init__(
+        self, weights: Tensor, start: Tensor, make_loss: Callable[[], Loss], draws: Callable[[], torch.Generator]
+    ) -> None:
+        """make_loss: makes the loss; called only if a metric reads it.
 
-def _with_recorded(chosen: Sequence[Metric]) -> list[Metric]:
-    names = [metric.name for metric in chosen]
-    if set(names) - set(_OF_WEIGHTS):
-        names.append("landscape_loss")
-    names += [RECORDED_WITH[name] for name in names if name in RECORDED_WITH]
-    return [METRICS[name] for name in dict.fromkeys(names)]
+        draws: a generator at the start of the trial's stream, so that no value depends on what else is measured.
+        """
+        super().__init__()
+        self.weights, self.start = weights, start
+        self._make_loss, self._draws = make_loss, draws
+
+    @functools.cached_property
+    def loss(self) -> Loss:
+        return self._make_loss()
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A new one for each metric."""
+        return self._draws()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
-from optbench.engine.landscape import flat, measure_landscape, training_loss
+from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
+from optbench.engine.own_metrics import asked
 from optbench.engine.prune import pruning_rows
 from optbench.engine.stack import Layout
-from optbench.metrics import Measurement, measure_features, measure_weights, select
+from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.learning import majority_share
-from optbench.metrics.rank import spectrum
+from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Weights
 from optbench.metrics.similarity import class_cosine
 from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow
 from optbench.streams import generator
@@ -35,7 +38,7 @@ def score_held_out(
     count: int,
     after_task: int,
     evaluator: Evaluator,
-    metrics: Sequence[str],
+    metrics: Sequence[Metric],
 ) -> list[list[Score]]:
     """What each member comes to on the validation data of all `count` tasks, all members scored together.
 
@@ -66,7 +69,7 @@ def measure(
     after_task: int,
     evaluator: Evaluator,
     layout: Layout,
-    metrics: Sequence[str],
+    metrics: Sequence[Metric],
     suite_seed: int,
     held_out: Sequence[Score],
 ) -> None:
@@ -74,10 +77,10 @@ def measure(
 
     held_out: what it comes to on the validation data of every task, see `score_held_out`.
 
-    Representation measures are taken on the test data of the task just learnt and, after the last task, of every task
-    and of all tasks pooled (`task` null); class similarity on all tasks pooled. Pruning curves are taken after the last
-    task, where `metrics` names a measure of them. A network that is not running any more (diverged, failed) gets its
-    accuracies as nulls.
+    Representation measures, and users' of logits or of the model, are taken on the test data of the task just learnt
+    and, after the last task, of every task and of all tasks pooled (`task` null; of the model the mean over tasks);
+    class similarity on all tasks pooled. Pruning curves are taken after the last task, where `metrics` has a measure of
+    them. A network that is not running any more (diverged, failed) gets its accuracies as nulls.
     """
     if not member.running:
         member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
@@ -88,9 +91,14 @@ def measure(
         member.rows += known[network]
         return
     before = len(member.rows)
+    kinds = {metric.kind for metric in metrics}
+
+    def ask(task: int | None = None) -> Ask:
+        return asked(member.row.device, suite_seed, member.trial.seed, f"after {after_task}/task {task}")
+
     readings = []
     for task in range(count):
-        reading = evaluator.read(member.row, sequence.test(task))
+        reading = evaluator.read(member.row, sequence.test(task), with_logits="logits" in kinds)
         readings.append(reading)
         member.rows.append(
             AccuracyRow(
@@ -104,37 +112,41 @@ def measure(
                 majority=majority_share(torch.bincount(reading.targets.cpu()).tolist()),
             )
         )
-    weights = {name: view for name, view in layout.views(member.row).items() if view.ndim > 1}
-    member.rows += _metric_rows(measure_weights(metrics, weights), after_task, None)
+    member.rows += _metric_rows(take(metrics, Weights(layout.views(member.row)), ask()), after_task, None)
     if after_task == 0:
         known[network] = member.rows[before:]
         return
     final = after_task == count
     for task, reading in enumerate(readings, start=1):
         if task == after_task or final:
-            _representation(member, reading.features, reading.targets, after_task, task, metrics)
-    features, labels = _pool(readings)
+            _representation(member, _pool([reading]), after_task, task, metrics, ask(task))
+    if "model" in kinds:
+        tasks = range(count) if final else (after_task - 1,)
+        member.rows += _of_model(
+            evaluator.with_weights(member.row), evaluator, sequence, tasks, after_task, metrics, ask
+        )
+    pooled = _pool(readings)
     if final:
-        _representation(member, features, labels, after_task, None, metrics)
-        if select(metrics, "pruning"):
+        _representation(member, pooled, after_task, None, metrics, ask())
+        if "pruning" in kinds:
             member.rows += pruning_rows(member.row, layout, evaluator, sequence, after_task)
-    _similarity(member, features, labels, after_task)
+    _similarity(member, pooled.features, pooled.targets, after_task)
     if final:
         _landscape(member, sequence, count, evaluator, layout, metrics, suite_seed)
+        own = [metric for metric in metrics if metric.target is not None]  # ours are derived when they are read
+        member.rows += _metric_rows(take(own, Accuracy(_matrix(member, count)), ask()), after_task, None)
 
 
-def _network(member: Member, sequence: TaskSequence, metrics: Sequence[str]) -> tuple[object, ...]:
+def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) -> tuple[object, ...]:
     """What the measures of an untrained network depend on."""
     return (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
 
 
 def _representation(
-    member: Member, features: Tensor, labels: Tensor, after_task: int, task: int | None, metrics: Sequence[str]
+    member: Member, reading: Features, after_task: int, task: int | None, metrics: Sequence[Metric], ask: Ask
 ) -> None:
-    shared = spectrum(features)  # one decomposition for all measures of rank and for the spectrum itself
-    found = measure_features(metrics, features, labels, spectrum=shared)
-    member.rows += _metric_rows(found, after_task, task, FEATURES)
-    eigenvalues = shared.lam.tolist()
+    member.rows += _metric_rows(take(metrics, reading, ask), after_task, task, FEATURES)
+    eigenvalues = reading.spectrum.lam.tolist()
     member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
 
 
@@ -150,25 +162,61 @@ def _landscape(
     count: int,
     evaluator: Evaluator,
     layout: Layout,
-    metrics: Sequence[str],
+    metrics: Sequence[Metric],
     suite_seed: int,
 ) -> None:
-    found = measure_landscape(
-        metrics,
+    reading = Landscape(
         flat(layout, member.row),
         flat(layout, member.start),
         lambda: training_loss(evaluator.network, layout, evaluator.normalise, sequence.train(count - 1)),
         lambda: generator(suite_seed, member.trial.seed, "landscape"),
     )
-    member.rows += _metric_rows(found, count, count)
+    member.rows += _metric_rows(take(metrics, reading), count, count)
 
 
-def _pool(readings: Sequence[ScoreWithFeatures]) -> tuple[Tensor, Tensor]:
-    return torch.cat([r.features for r in readings]), torch.cat([r.targets for r in readings])
+def _of_model(
+    network: nn.Module,
+    evaluator: Evaluator,
+    sequence: TaskSequence,
+    tasks: Sequence[int],
+    after_task: int,
+    metrics: Sequence[Metric],
+    ask: Callable[[int | None], Ask],
+) -> list[MetricRow]:
+    """Measures of the network itself on each task's test data, and after the last task their means."""
+    rows: list[MetricRow] = []
+    for task in tasks:
+        test = sequence.test(task)
+        reading = Model(network, evaluator.normalise(test.inputs), test.targets)
+        rows += _metric_rows(take(metrics, reading, ask(task + 1)), after_task, task + 1)
+    if after_task == sequence.family.count:
+        for name in dict.fromkeys(row.metric for row in rows):
+            values = [row.value for row in rows if row.metric == name]
+            defined = [value for value in values if value is not None]
+            note = next((row.note for row in rows if row.metric == name and row.note), None)
+            mean = sum(defined) / len(values) if len(defined) == len(values) else None
+            rows.append(MetricRow(after_task, None, None, name, mean, note))
+    return rows
+
+
+def _matrix(member: Member, count: int) -> NDArray[np.float64]:
+    """The accuracies (T+1, T) of a trial that has ended: on validation data where it chooses settings."""
+    matrix = np.full((count + 1, count), np.nan)
+    for row in member.rows:
+        if isinstance(row, AccuracyRow):
+            found = row.validation_accuracy if member.trial.stage == "tune" else row.accuracy
+            matrix[row.after_task, row.task - 1] = math.nan if found is None else found
+    return matrix
+
+
+def _pool(readings: Sequence[ScoreWithFeatures]) -> Features:
+    logits = [r.logits for r in readings if r.logits is not None]
+    features, targets = torch.cat([r.features for r in readings]), torch.cat([r.targets for r in readings])
+    return Features(features, targets, torch.cat(logits) if logits else None)
 
 
 def _metric_rows(
-    found: Sequence[Measurement], after_task: int, task: int | None, layer: str | None = None
+    found: Iterable[Measurement], after_task: int, task: int | None, layer: str | None = None
 ) -> list[MetricRow]:
     return [MetricRow(after_task, task, m.layer or layer, m.metric, m.value, m.note) for m in found]
 

@@ -40,12 +40,12 @@ from optbench.engine.sketches import Sketches
 from optbench.engine.stack import Layout, digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import UsageError
-from optbench.metrics import DEFAULT_METRICS
+from optbench.metrics.own import RAISED, resolve
 from optbench.models import build, initialise
 from optbench.optimizers.make import resolve_shared
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort
-from optbench.store.tables import SketchRow, TrialRow
+from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import TaskFamily, TaskSequence
@@ -119,6 +119,7 @@ class CohortTraining:
         except ValueError as error:
             raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
         self.network = network
+        self.metrics = resolve(setting.experiment.metrics)
         self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
@@ -278,10 +279,8 @@ class CohortTraining:
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
     def _measure(self, after_task: int) -> None:
-        metrics = self.setting.experiment.metrics
-        names = DEFAULT_METRICS if metrics is None else metrics
         count = self.setting.family.count
-        held_out = score_held_out(self.members, self.sequences, count, after_task, self.evaluator, names)
+        held_out = score_held_out(self.members, self.sequences, count, after_task, self.evaluator, self.metrics)
         for member, scores in zip(self.members, held_out, strict=True):
             measure(
                 member,
@@ -290,7 +289,7 @@ class CohortTraining:
                 after_task,
                 self.evaluator,
                 self.layout,
-                names,
+                self.metrics,
                 self.setting.suite_seed,
                 scores,
             )
@@ -327,6 +326,10 @@ class CohortTraining:
         found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
         refused = sorted(self.machinery.recordings.refused.items())
         found += not_learnt(member.rows).notes if member.running else []
+        raised = {
+            r.metric: r.note for r in member.rows if isinstance(r, MetricRow) and (r.note or "").startswith(RAISED)
+        }
+        found += [f"{name} {note}" for name, note in raised.items()]
         if self.apart is not None:
             found.append(f"{NOT_ELEMENTWISE}: {self.apart}")
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]

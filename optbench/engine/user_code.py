@@ -22,7 +22,7 @@ class ProgramEndError(Exception):
     """An optimizer raised something that is no Exception: it called `sys.exit`, say."""
 
 
-def _ended(error: BaseException) -> BaseException:
+def ended(error: BaseException) -> BaseException:
     """Return what a call to a user's code raises in the place of something that is no Exception."""
     if isinstance(error, SystemExit):
         return ProgramEndError(f"it ends the program with exit({error})")
@@ -80,7 +80,7 @@ class UserCode:
         except Exception:
             raise
         except BaseException as error:
-            raise _ended(error) from error
+            raise ended(error) from error
 
     @contextlib.contextmanager
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
@@ -98,7 +98,7 @@ class UserCode:
         except Exception:
             raise
         except BaseException as error:
-            raise _ended(error) from error
+            raise ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:
         """Around the loss that a step evaluates: in the settings of a trial, whatever the optimizer has set.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from optbench.errors import UsageError
 from optbench.execution.schedule import Plan
+from optbench.metrics.own import resolve
 from optbench.optimizers.registry import find, user_targets
-from optbench.plan import Trial
+from optbench.plan import Trial, task_count
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
@@ -38,10 +39,11 @@ class Code:
     sources: Mapping[str, Source] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     unrecorded: Mapping[str, Source] = field(default_factory=dict)
+    suite: Suite | None = None
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
         """Return the source hash of a trial, and what is to be said of it."""
-        targets = _targets(trial)
+        targets = _targets(trial, self.suite)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
 
@@ -58,7 +60,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         UsageError: trials are left whose code has changed since the run began.
         OptbenchError: a file is missing, or cannot be read.
     """
-    named = {split(target)[0]: target for trial in plan.trials for target in _targets(trial)}
+    named = {split(target)[0]: target for trial in plan.trials for target in _targets(trial, plan.suite)}
     recorded = plugins_of(read_json(resume)) if resume is not None and named else {}
     origins = recorded if suite_folder is None else {}
     copies = plugins_of(read_json(suite_folder)) if named and suite_folder is not None and is_run(suite_folder) else {}
@@ -75,12 +77,14 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         if found is not None:
             sources[where] = found
     changed = {w: s for w, s in sources.items() if w in recorded and s.hash != recorded[w].source_hash}
-    left = {split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in _targets(trial)}
+    left = {
+        split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in _targets(trial, plan.suite)
+    }
     for where in changed:
         if where in left and not force:
             raise UsageError(
                 f"--resume {resume}: {_differing(changed[where], recorded[where])} has changed since the run was made, "
-                "so the rest would be trained with another optimizer; --force trains it all the same"
+                "so the rest would be trained with other code; --force trains it all the same"
             )
     first = _first_hashes(resume) if resume is not None and named else {}
     notes = {
@@ -90,7 +94,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         if where in first and source.hash != first[where]
     }
     new = {where: source for where, source in sources.items() if where not in recorded or where in changed}
-    return Code(sources, notes, new)
+    return Code(sources, notes, new, plan.suite)
 
 
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> None:
@@ -114,6 +118,7 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> N
     for name, experiment in plan.suite.experiments.items():
         dataset = load(experiment.dataset, data_dir, notify=notify)
         _check_models(name, experiment, dataset)
+        _check_metrics(name, experiment, dataset)
         _check_tasks(name, experiment, dataset, plan.suite)
 
 
@@ -151,8 +156,20 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
             )
 
 
-def _targets(trial: Trial) -> list[str]:
-    return sorted(user_targets(trial.target, trial.hyperparameters))
+def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:
+    """Try the users' metrics on random numbers."""
+    if experiment.own_metrics:
+        from optbench.engine.own_metrics import try_metrics
+
+        try:
+            try_metrics(resolve(experiment.metrics), experiment, dataset, task_count(experiment))
+        except UsageError as error:
+            raise UsageError(f"experiments.{name}.metrics: {error}") from error
+
+
+def _targets(trial: Trial, suite: Suite | None) -> list[str]:
+    metrics = suite.experiments[trial.experiment].own_metrics.values() if suite else ()
+    return sorted({*user_targets(trial.target, trial.hyperparameters), *metrics})
 
 
 def _original(resume: Path, plugin: Plugin) -> Source:

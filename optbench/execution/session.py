@@ -30,6 +30,8 @@ from optbench.execution.preflight import Code, check, find_code, left_of
 from optbench.execution.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
 from optbench.execution.view import View
 from optbench.metrics import METRICS_VERSION
+from optbench.metrics.own import KEY as METRICS
+from optbench.metrics.own import metric_record, resolve
 from optbench.plan import Cohort, Trial
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
@@ -75,6 +77,12 @@ class Outcome:
     path: Path
     statuses: dict[str, int]
     interrupted: bool
+
+
+def _own_metrics(suite: Suite) -> list[dict[str, Any]]:
+    """What a run's record says of its users' metrics."""
+    named = [target for experiment in suite.experiments.values() for target in experiment.own_metrics.values()]
+    return [metric_record(metric) for metric in resolve(named)]
 
 
 def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
@@ -204,6 +212,7 @@ class Session:
             "seeds": plan.suite.seeds,
             "provenance": record,
             **({PLUGINS: plugins} if plugins else {}),
+            **({METRICS: described} if (described := _own_metrics(plan.suite)) else {}),
             **(extra or {}),
         }
         for path in places(options.runs_dir, options.name, plan.suite.name):

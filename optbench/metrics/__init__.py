@@ -17,13 +17,7 @@ from optbench.metrics.catalog import (
     check_pair_metric,
     select,
 )
-from optbench.metrics.measuring import (
-    Measurement,
-    measure_accuracy,
-    measure_features,
-    measure_weights,
-    measurement,
-)
+from optbench.metrics.measuring import Measurement, measurement, take
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -36,9 +30,7 @@ __all__ = [
     "Metric",
     "check_metric",
     "check_pair_metric",
-    "measure_accuracy",
-    "measure_features",
-    "measure_weights",
     "measurement",
     "select",
+    "take",
 ]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
+from optbench import targets
 from optbench.errors import UsageError, unknown
 
 Direction = Literal["higher", "lower", "neutral"]
@@ -28,36 +29,49 @@ _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "
 class Metric:
     """What a metric is, without importing what computes it.
 
+    direction: which values are better; a neutral metric is higher or lower, never better.
+    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
+        is equivalent.
     kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with their
         labels, `weights` each weight tensor and all of them together, `landscape` the final weights, the initial ones
         and the training loss as a function of them, `cost` what a trial recorded of its own training, `pruning` the
         accuracies of the trained network with only its largest weights, `pair` two trained networks that began at the
-        same weights, where a suite's `pairs` asks for it.
+        same weights, where a suite's `pairs` asks for it; of users' alone `logits` (N, C) and `model`.
     subject: the module `optbench.metrics.<subject>` that defines its function.
-    direction: which values are better; a neutral metric is higher or lower, never better.
-    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
-        is equivalent.
+    reads: what its function takes: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds a trial) or `dear`.
     default: whether it is taken when a suite names no metrics.
     called: the function's name where it is not the metric's.
     arguments: keyword arguments of the function, beyond the data.
-    note_arguments: likewise of the module's `note`.
+    result: the attribute of what the function returns that holds the value, beside `note`; None: it returns the value.
+    note: the function of the module that says, of the same arguments, why a value is undefined.
+    note_arguments: keyword arguments of `note`.
+    remarks: whether `note` may also have something to say of a value that is defined.
+    alongside: metrics without which the value cannot be read: taken with it.
+    averaged: whether the value over all layers is the mean of theirs, weighted by size, rather than of all weights.
     scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
     target, source_hash: of a user's metric, see `own`; it has no subject.
     """
 
     name: str
-    kind: Kind
-    subject: Subject | None
     formula: str
     source: str
     direction: Direction = "neutral"
     margin: float = 0.01
+    _: KW_ONLY
+    kind: Kind
+    subject: Subject | None = None
+    reads: tuple[str, ...] = ()
     cost: Cost = "cheap"
     default: bool = True
     called: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    result: str | None = None
+    note: str = "note"
     note_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    remarks: bool = False
+    alongside: tuple[str, ...] = ()
+    averaged: bool = False
     scope: str | None = None
     unit: str = ""
     target: str | None = None
@@ -70,10 +84,19 @@ class Metric:
 
     def function(self) -> Callable[..., Any]:
         """The function that computes it, with `arguments` bound; imports its module."""
-        found: Callable[..., Any] = getattr(
-            importlib.import_module(f"optbench.metrics.{self.subject}"), self.called or self.name
-        )
+        if self.target is not None:
+            return targets.load(self.target)  # type: ignore[no-any-return]
+        found = self._named(self.called or self.name)
         return partial(found, **self.arguments) if self.arguments else found
+
+    def explain(self, *arguments: Any) -> str | None:
+        """Why the value of these arguments is undefined, or what to remark on it."""
+        note: str | None = self._named(self.note)(*arguments, **self.note_arguments)
+        return note
+
+    def _named(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(importlib.import_module(f"optbench.metrics.{self.subject}"), name)
+        return found
 
 
 _GEM = "Lopez-Paz & Ranzato 2017"
@@ -81,53 +104,68 @@ _ROY = "Roy & Vetterli 2007"
 _PAPER = "Pascanu et al. 2025, Figure 4"
 
 
-def _continual(name: str, formula: str, source: str, direction: Direction, *, over_pairs: bool) -> Metric:
-    return Metric(
-        name, "continual", "continual", formula, source, direction, 0.005, note_arguments={"over_pairs": over_pairs}
-    )
+_SIZES = ("features_n", "features_d")
+"""Without N and d no measure of features can be read."""
+_LOSS = "landscape_loss"
+_PAIRS = MappingProxyType({"over_pairs": True})
+_CENTRED = MappingProxyType({"centred": True})
 
-
-def _rank(name: str, formula: str, source: str, margin: float, *, centred: bool, default: bool = True) -> Metric:
-    return Metric(
-        name, "features", "rank", formula, source, margin=margin, default=default, note_arguments={"centred": centred}
-    )
-
-
-def _recorded(name: str, formula: str, called: str) -> Metric:
-    return Metric(name, "features", "rank", formula, "recorded", margin=0.0, called=called)
-
-
-def _dormant(tau: float) -> Metric:
-    formula = f"share of units with mean|h_i| / mean_k mean|h_k| ≤ {tau}"
-    return Metric(
-        f"dormant_{tau}", "features", "sparsity", formula, "Sokar et al. 2023", called="dormant", arguments={"tau": tau}
-    )
-
-
-def _distance(name: str, formula: str) -> Metric:
-    # No margin, here and below: what is far or sharp depends on the model and its loss.
-    return Metric(name, "landscape", "landscape", formula, "Nagarajan & Kolter 2019", margin=0.0)
-
-
-def _sharpness(name: str, formula: str, source: str, called: str | None = None, **arguments: float) -> Metric:
-    return Metric(
-        name, "landscape", "landscape", formula, source, "neutral", 0.0, "dear", False, called, arguments=arguments
-    )
-
-
-def _cost(name: str, formula: str, direction: Direction = "lower") -> Metric:
-    # No margin: what a second is worth depends on the machine.
-    return Metric(name, "cost", "cost", formula, "recorded", direction, margin=0.0)
+_continual = partial(
+    Metric,
+    margin=0.005,
+    kind="continual",
+    subject="continual",
+    reads=("accuracy",),
+    note_arguments={"over_pairs": False},
+    remarks=True,
+)
+_rank = partial(
+    Metric,
+    kind="features",
+    subject="rank",
+    reads=("spectrum",),
+    note_arguments={"centred": False},
+    remarks=True,
+    alongside=_SIZES,
+)
+_recorded = partial(Metric, margin=0.0, kind="features", subject="rank", reads=("spectrum",), alongside=_SIZES)
+_units = partial(
+    Metric, kind="features", subject="sparsity", reads=("features",), note="activation_note", alongside=_SIZES
+)
+_similarity = partial(
+    Metric, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True, alongside=_SIZES
+)
+_weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
+# No margin, here and below: what is far or sharp depends on the model and its loss.
+_distance = partial(
+    Metric, margin=0.0, kind="landscape", subject="landscape", reads=("weights", "start"), note="displacement_note"
+)
+_sharpness = partial(
+    Metric,
+    margin=0.0,
+    kind="landscape",
+    subject="landscape",
+    reads=("loss", "weights"),
+    cost="dear",
+    default=False,
+    result="value",
+    alongside=(_LOSS,),
+)
+_hessian = partial(_sharpness, reads=("loss", "weights", "generator"))
+# No margin: what a second is worth depends on the machine.
+_cost = partial(Metric, direction="lower", margin=0.0, kind="cost", subject="cost")
+# Read beside its null, which differs with the network and the data: no margin.
+_pair = partial(Metric, margin=0.0, kind="pair", subject="pairs", default=False)
 
 
 def _pruning(called: str, scope: str, formula: str, **arguments: float) -> Metric:
     return Metric(
         f"{'_'.join([called, *(f'{value:g}' for value in arguments.values())])}_{scope}",
-        "pruning",
-        "pruning",
         f"{formula}, {'all weights ranked together' if scope == 'global' else 'each layer ranked alone'}",
         "Schwarz et al. 2021",
         "higher",
+        kind="pruning",
+        subject="pruning",
         cost="dear",
         default=False,
         called=called,
@@ -148,56 +186,81 @@ def _pruned(scope: str) -> tuple[Metric, ...]:
     )
 
 
-def _pair(name: str, formula: str, source: str, called: str | None = None, **arguments: bool) -> Metric:
-    # Read beside its null, which differs with the network and the data: no margin.
-    return Metric(name, "pair", "pairs", formula, source, margin=0.0, default=False, called=called, arguments=arguments)
+def _dormant(tau: float) -> Metric:
+    formula = f"share of units with mean|h_i| / mean_k mean|h_k| ≤ {tau}"
+    return _units(f"dormant_{tau}", formula, "Sokar et al. 2023", called="dormant", arguments={"tau": tau})
 
 
 _TABLE = (
-    _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher", over_pairs=False),
+    _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher"),
     _continual(
-        "forgetting", "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "Chaudhry et al. 2018", "lower", over_pairs=True
+        "forgetting",
+        "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])",
+        "Chaudhry et al. 2018",
+        "lower",
+        note_arguments=_PAIRS,
     ),
-    _continual("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher", over_pairs=True),
-    _continual("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher", over_pairs=True),
-    _continual("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher", over_pairs=False),
-    _continual("last_task_accuracy", "R[T,T]", _PAPER, "higher", over_pairs=False),
-    _continual("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher", over_pairs=True),
-    _rank("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, 0.5, centred=True),
-    _rank("effective_rank_ratio", "effective_rank / d", _ROY, 0.005, centred=True),
-    _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, 0.5, centred=False),
-    _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", 0.1, centred=False),
-    _rank("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", 0.5, centred=True),
-    _rank("srank", "smallest k with Σ_{i≤k} σ_i ≥ .99 Σσ", "Kumar et al. 2020", 1.0, centred=False, default=False),
-    _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", 1.0, centred=False, default=False),
-    _recorded("features_n", "N, the examples behind the features", "feature_examples"),
-    _recorded("features_d", "d, the width of the features", "feature_width"),
-    Metric("activation_zero_share", "features", "sparsity", "share of activations that are exactly 0", "counted"),
+    _continual("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher", note_arguments=_PAIRS),
+    _continual("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher", note_arguments=_PAIRS),
+    _continual("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
+    _continual("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
+    _continual("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher", note_arguments=_PAIRS),
+    _rank("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5, note_arguments=_CENTRED),
+    _rank("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005, note_arguments=_CENTRED),
+    _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
+    _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", margin=0.1),
+    _rank("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5, note_arguments=_CENTRED),
+    _rank("srank", "smallest k with Σ_{i≤k} σ_i ≥ .99 Σσ", "Kumar et al. 2020", margin=1.0, default=False),
+    _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", margin=1.0, default=False),
+    _recorded("features_n", "N, the examples behind the features", "recorded", called="feature_examples"),
+    _recorded("features_d", "d, the width of the features", "recorded", called="feature_width"),
+    _units("activation_zero_share", "share of activations that are exactly 0", "counted"),
     _dormant(0.025),
     _dormant(0.1),
-    Metric("dead_share", "features", "sparsity", "share of units that are 0 on every example", "counted"),
-    Metric("class_cosine_mean", "similarity", "similarity", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
-    Metric(
+    _units("dead_share", "share of units that are 0 on every example", "counted"),
+    _similarity("class_cosine_mean", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
+    _similarity(
         "pairwise_class_cosine",
-        "similarity",
-        "similarity",
         "mean cosine of pairs of examples of different classes, every pair counted once",
         _PAPER,
     ),
-    Metric("hoyer", "weights", "sparsity", "(√n - ‖w‖₁/‖w‖₂) / (√n - 1)", "Hoyer 2004"),
-    Metric("gini", "weights", "sparsity", "1 - 2 Σ_k |w|_(k)/‖w‖₁ (n-k+½)/n", "Hurley & Rickard 2009"),
-    Metric("kurtosis", "weights", "sparsity", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
-    Metric("zero_share", "weights", "sparsity", "share of weights that are exactly 0", "counted"),
-    Metric("near_zero_share", "weights", "sparsity", "share of weights with |w| < .01 rms(layer)", "counted"),
-    _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
-    _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
-    _sharpness("landscape_loss", "L(w), the training loss that the next six are read from", "recorded"),
-    _sharpness("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
-    _sharpness("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", "hessian_top_eigenvalue"),
-    _sharpness("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
-    _sharpness("hessian_trace_error", "standard error of that mean", "recorded", "hessian_trace"),
-    _sharpness("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", rho=0.05),
-    _sharpness("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", rho=0.5),
+    _weights("hoyer", "(√n - ‖w‖₁/‖w‖₂) / (√n - 1)", "Hoyer 2004"),
+    _weights("gini", "1 - 2 Σ_k |w|_(k)/‖w‖₁ (n-k+½)/n", "Hurley & Rickard 2009"),
+    _weights("kurtosis", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
+    _weights("zero_share", "share of weights that are exactly 0", "counted"),
+    _weights("near_zero_share", "share of weights with |w| < .01 rms(layer)", "counted", averaged=True),
+    _distance("distance_from_init", "‖w - w₀‖₂, all parameters", "Nagarajan & Kolter 2019"),
+    _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂", "Nagarajan & Kolter 2019"),
+    _sharpness(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
+    _hessian(
+        "hessian_top_eigenvalue",
+        "largest λ of ∇²L(w), by Lanczos' method",
+        "Ghorbani et al. 2019",
+        alongside=(_LOSS, "hessian_top_residual"),
+    ),
+    _hessian(
+        "hessian_top_residual",
+        "‖Hv - λv‖ / |λ| of that λ",
+        "recorded",
+        called="hessian_top_eigenvalue",
+        result="residual",
+    ),
+    _hessian(
+        "hessian_trace",
+        "tr ∇²L(w), mean of vᵀHv, v random signs",
+        "Hutchinson 1990",
+        alongside=(_LOSS, "hessian_trace_error"),
+    ),
+    _hessian("hessian_trace_error", "standard error of that mean", "recorded", called="hessian_trace", result="error"),
+    _sharpness(
+        "sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}
+    ),
+    _sharpness(
+        "adaptive_sam_sharpness",
+        "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5",
+        "Kwon et al. 2021",
+        arguments={"rho": 0.5},
+    ),
     *_pruned("global"),
     *_pruned("layer"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", "Kornblith et al. 2019"),
@@ -205,8 +268,8 @@ _TABLE = (
         "linear_cka_debiased",
         "the same, each term estimated without bias",
         "Song et al. 2012",
-        "linear_cka",
-        debiased=True,
+        called="linear_cka",
+        arguments={"debiased": True},
     ),
     _pair(
         "subspace_overlap",
@@ -219,11 +282,11 @@ _TABLE = (
     _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), likewise", "Frankle et al. 2020"),
     _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the start", "Fort et al. 2019"),
     _pair("displacement_angle", "degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
-    _cost("train_seconds", "seconds of batches, gradients and updates"),
-    _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
-    _cost("optimizer_share", "seconds in the optimizer / train_seconds", "neutral"),
-    _cost("steps", "optimizer steps, all tasks", "neutral"),
-    _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters"),
+    _cost("train_seconds", "seconds of batches, gradients and updates", "recorded"),
+    _cost("milliseconds_per_step", "1000 · train_seconds / steps", "recorded"),
+    _cost("optimizer_share", "seconds in the optimizer / train_seconds", "recorded", direction="neutral"),
+    _cost("steps", "optimizer steps, all tasks", "recorded", direction="neutral"),
+    _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters", "recorded"),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _TABLE})
@@ -236,6 +299,9 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 """The declared family of an experiment that declares none: what gets a verdict, under Holm's correction."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
+
+DEFAULT = "default"
+"""In a suite's list of metrics: the default set."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
 """What is taken of two solutions when `pairs` names no metrics."""
@@ -254,9 +320,33 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
     return tuple(metric for metric in chosen if not kinds or metric.kind in kinds)
 
 
+def is_own(name: str) -> bool:
+    """Return whether a suite's entry is a target rather than a registered name."""
+    return ":" in name
+
+
+def name_of(target: str) -> str:
+    """Return what the metric behind a target is called: its attribute."""
+    return target.rpartition(":")[2]
+
+
+def check_name(target: str) -> None:
+    """Raises UsageError unless the metric behind a target has a name of its own."""
+    name = name_of(target)
+    if name in METRICS or name == DEFAULT:
+        raise UsageError(f"{target}: expected a name of its own, got that of a registered metric, '{name}'; rename it")
+    if not name.isascii() or name.startswith("_"):
+        raise UsageError(f"{target}: expected a name of ASCII letters, digits and _ that starts with a letter")
+
+
 def check_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a metric that single trials have."""
-    if select([name])[0].kind == "pair":
+    """Raises UsageError unless `name` is a metric that single trials have: a registered one, or a target of a user's.
+
+    No user's code is executed.
+    """
+    if is_own(name):
+        check_name(name)
+    elif select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 

@@ -1,23 +1,27 @@
-"""Accuracies, features and weights of a trial, measured by the names of the catalog; no torch is imported before."""
+"""Readings, what metrics are taken of, and the one way in which ours and users' are taken. No torch before that.
+
+A reading holds one trial's tensors, and what several metrics share: one decomposition, one estimate.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from optbench.metrics.catalog import METRICS, Metric, select
+from optbench.metrics.catalog import METRICS, Kind, Metric
 from optbench.precision import exact
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-    from torch import Tensor
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
     from optbench.metrics.rank import Spectrum
 
-# Without N and d no measure of features can be read, so they come with any of them, asked for or not.
-_RECORDED = ("features_n", "features_d")
+Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
+"""Calls a user's metric with its arguments; its value, NaN if undefined, and then why."""
 
 
 @dataclass(frozen=True)
@@ -34,101 +38,144 @@ class Measurement:
 
 
 def measurement(metric: Metric, layer: str | None, value: float, note: str | None) -> Measurement:
-    """What `metric` came to: a value that is not finite is undefined, and `note` then has to say why."""
+    """The value of `metric`: one that is not finite is undefined, and `note` then has to say why."""
     defined = math.isfinite(value)
     assert defined or note is not None, f"{metric.name} is undefined without a reason"
     return Measurement(metric.name, layer, value if defined else None, note)
 
 
-def measure_accuracy(names: Iterable[str] | None, accuracy: ArrayLike) -> list[Measurement]:
-    """The continual metrics among `names`, from one accuracy matrix (T+1, T) as `optbench.metrics.continual` has it.
+def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) -> list[Measurement]:
+    """Measure every metric among `metrics` that is of the reading's kinds, and those that come alongside.
 
-    Raises UsageError for an unknown name, and ValueError for another shape.
+    ask: how users' metrics are called; needed where there are any.
     """
-    from optbench.metrics import continual
-
-    return [
-        measurement(metric, None, float(metric.function()(accuracy)), continual.note(accuracy, **metric.note_arguments))
-        for metric in select(names, "continual")
-    ]
+    chosen = {metric.name: metric for metric in metrics if metric.kind in reading.kinds}
+    for name in [name for metric in chosen.values() for name in metric.alongside]:
+        chosen.setdefault(name, METRICS[name])
+    return [found for metric in chosen.values() for found in reading.measure(metric, ask)]
 
 
-def measure_features(
-    names: Iterable[str] | None, features: Tensor, labels: Tensor, *, spectrum: Spectrum | None = None
-) -> list[Measurement]:
-    """The metrics of features and of similarity among `names`, for one trial.
+class Reading:
+    """What metrics of some kinds are taken of; its attributes are what their functions take."""
 
-    features: (N, d), the input of the last linear layer on a fixed set of examples in eval mode.
-    labels: (N,) integers.
-    spectrum: `rank.spectrum(features)` where the caller has it already; it is computed once otherwise.
-    N and d are recorded as `features_n` and `features_d` with any of them.
-    Raises UsageError for an unknown name, and ValueError when the shapes disagree.
-    """
-    from optbench.metrics import rank, similarity, sparsity
+    kinds: ClassVar[frozenset[Kind]]
 
-    chosen = select(names, "features", "similarity")
-    if not chosen:
-        return []
-    chosen += tuple(METRICS[name] for name in _RECORDED if METRICS[name] not in chosen)
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"features need shape (N, d) and labels (N,); {tuple(features.shape)} and {tuple(labels.shape)} came"
-        )
-    features = exact(features)
-    labels = labels.to(features.device)
-    if spectrum is None:
-        spectrum = rank.spectrum(features)
-    assert (spectrum.examples, spectrum.width) == features.shape, "a spectrum of other features"
-    similarity_note = similarity.note(features, labels) if any(m.kind == "similarity" for m in chosen) else None
-    activation_note = sparsity.activation_note(features)
-    measurements = []
-    for metric in chosen:
-        function = metric.function()
-        note: str | None
-        if metric.subject == "rank":
-            value = float(function(spectrum))
-            note = None if metric.name in _RECORDED else rank.note(spectrum, **metric.note_arguments)
-        elif metric.subject == "similarity":
-            value, note = float(function(features, labels)), similarity_note
-        else:
-            value = float(function(features))
-            note = activation_note if math.isnan(value) else None
-        measurements.append(measurement(metric, None, value, note))
-    return measurements
+    def __init__(self) -> None:
+        self._shared: dict[object, Any] = {}
+
+    def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
+        return [self.value(metric, ask)]
+
+    def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
+        """The metric of this reading alone."""
+        arguments = [getattr(self, name) for name in metric.reads]
+        if metric.target is not None:
+            assert ask is not None, "users' metrics are called by the engine"
+            return measurement(metric, layer, *ask(metric, arguments))
+        key = (metric.subject, metric.called or metric.name, *metric.arguments.items())
+        found = self._once(key, lambda: metric.function()(*arguments))
+        if metric.result is not None:
+            return measurement(metric, layer, getattr(found, metric.result), found.note)
+        value, note = float(found), None
+        if metric.remarks or not math.isfinite(value):
+            key = (metric.subject, metric.note, *metric.note_arguments.items())
+            note = self._once(key, lambda: metric.explain(*arguments))
+        return measurement(metric, layer, value, note)
+
+    def _once(self, key: object, make: Callable[[], Any]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
 
-def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) -> list[Measurement]:
-    """The metrics of weights among `names`, for one trial: per layer, and over all layers with `layer=None`.
+class Features(Reading):
+    """The input of the last linear layer on a fixed set of examples, (N, d) in float64, with targets (N,)."""
 
-    weights: parameters by name, of any shapes. Tensors of fewer than two axes (biases, gains of normalisation layers)
-    are no weights, and left out. Raises UsageError for an unknown name.
-    """
-    import torch
+    kinds = frozenset({"features", "similarity", "logits"})
 
-    chosen = select(names, "weights")
-    layers = {name: exact(weight).flatten() for name, weight in weights.items() if weight.ndim >= 2}
-    if not chosen or not layers:
-        return []
-    everything = torch.cat(list(layers.values()))
-    measurements = []
-    for metric in chosen:
-        function = metric.function()
-        values = {name: float(function(layer)) for name, layer in layers.items()}
-        for name, value in values.items():
-            measurements.append(_weight_measurement(metric, name, value, layers[name]))
-        if metric.name != "near_zero_share":
-            measurements.append(_weight_measurement(metric, None, float(function(everything)), everything))
-            continue
-        # Each layer is held against its own rms, so the share over all layers is the mean of theirs weighted by size.
-        total = sum(values[name] * layer.numel() for name, layer in layers.items() if layer.numel())
-        overall = total / everything.numel() if everything.numel() else math.nan
-        undefined = [name for name, layer in layers.items() if layer.numel() and math.isnan(values[name])]
-        why = f"undefined in {', '.join(undefined)}" if undefined else "no weights" if math.isnan(overall) else None
-        measurements.append(measurement(metric, None, overall, why))
-    return measurements
+    def __init__(self, features: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
+        """logits: (N, C); needed by metrics of logits.
+
+        Raises:
+            ValueError: the shapes disagree.
+        """
+        super().__init__()
+        if features.ndim != 2 or targets.shape != features.shape[:1]:
+            raise ValueError(
+                f"expected features (N, d) and targets (N,), got {tuple(features.shape)} and {tuple(targets.shape)}"
+            )
+        self.features = exact(features)
+        self.targets = targets.to(self.features.device)
+        self._logits = logits
+
+    @functools.cached_property
+    def spectrum(self) -> Spectrum:
+        """One decomposition for all measures of rank."""
+        from optbench.metrics import rank
+
+        return rank.spectrum(self.features)
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        assert self._logits is not None, "read without logits"
+        return exact(self._logits)
 
 
-def _weight_measurement(metric: Metric, layer: str | None, value: float, weights: Tensor) -> Measurement:
-    from optbench.metrics import sparsity
+class Weights(Reading):
+    """Weight tensors by name, in float64. Tensors of fewer than two axes (biases, gains) are no weights: left out."""
 
-    return measurement(metric, layer, value, sparsity.note(weights) if math.isnan(value) else None)
+    kinds = frozenset({"weights"})
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.weights = {name: exact(weight) for name, weight in weights.items() if weight.ndim >= 2}
+
+    @functools.cached_property
+    def flat(self) -> Tensor:
+        """All of them one after the other (n,)."""
+        import torch
+
+        return torch.cat([weight.flatten() for weight in self.weights.values()])
+
+    @functools.cached_property
+    def _layers(self) -> dict[str, Weights]:
+        return {name: Weights({name: weight}) for name, weight in self.weights.items()}
+
+    def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
+        """Each layer, then all of them."""
+        if not self.weights:
+            return []
+        layers = [layer.value(metric, ask, name) for name, layer in self._layers.items()]
+        return [*layers, self._mean(metric, layers) if metric.averaged else self.value(metric, ask)]
+
+    def _mean(self, metric: Metric, layers: Sequence[Measurement]) -> Measurement:
+        """The mean over layers, weighted by size."""
+        sizes = [weight.numel() for weight in self.weights.values()]
+        filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
+        undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
+        if undefined or not filled:
+            return measurement(
+                metric, None, math.nan, f"undefined in {', '.join(undefined)}" if undefined else "no weights"
+            )
+        total = sum(layer.value * size for layer, size in filled if layer.value is not None)
+        return measurement(metric, None, total / sum(sizes), None)
+
+
+class Accuracy(Reading):
+    """The accuracy matrix (T+1, T) of one trial, row 0 before any training."""
+
+    kinds = frozenset({"continual"})
+
+    def __init__(self, accuracy: NDArray[Any]) -> None:
+        super().__init__()
+        self.accuracy = accuracy
+
+
+class Model(Reading):
+    """The trained network in eval mode, with the test inputs, as it takes them, and the targets of one task."""
+
+    kinds = frozenset({"model"})
+
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        super().__init__()
+        self.model, self.inputs, self.targets = model, inputs, targets

@@ -6,21 +6,47 @@ A run's record says of each what a reader needs, so that reports and comparisons
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-from optbench.metrics.catalog import METRICS, Direction, Kind, Metric
+from optbench import targets
+from optbench.errors import UsageError
+from optbench.metrics.catalog import (
+    DEFAULT,
+    METRICS,
+    Direction,
+    Kind,
+    Metric,
+    check_metric,
+    check_name,
+    is_own,
+    name_of,
+    select,
+)
 
 Of = Literal["features", "weights", "logits", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
 """Of `run.json`: the descriptions of users' metrics."""
+RAISED = "raised"
+"""How the note of a value begins where the function of a user's metric raised something."""
 MARK = "__optbench_metric__"
 _KINDS: Mapping[str, Kind] = MappingProxyType({**{of: of for of in get_args(Of)}, "accuracy": "continual"})
 _OF = {kind: of for of, kind in _KINDS.items()}
+_READS: Mapping[Of, tuple[str, ...]] = MappingProxyType(
+    {
+        "features": ("features", "targets"),
+        "logits": ("logits", "targets"),
+        "weights": ("weights",),
+        "accuracy": ("accuracy",),
+        "model": ("model", "inputs", "targets"),
+    }
+)
+"""What functions take; targets of features and logits need not be taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,31 +101,86 @@ def metric(
     return mark
 
 
-def is_own(name: str) -> bool:
-    """Return whether a suite's entry is a target rather than a registered name."""
-    return ":" in name
-
-
-def name_of(target: str) -> str:
-    """Return what the metric behind a target is called: its attribute."""
-    return target.rpartition(":")[2]
-
-
 def described(target: str, found: Description, source_hash: str | None = None) -> Metric:
     """Return a user's metric as the catalog has its own."""
     return Metric(
         name_of(target),
-        _KINDS[found.of],
-        None,
         found.formula,
         "yours",
         found.direction,
         found.margin,
+        kind=_KINDS[found.of],
         default=False,
         unit=found.unit,
         target=target,
         source_hash=source_hash,
     )
+
+
+def load_metric(target: str) -> Metric:
+    """Return the metric behind a target; its module is executed if it has not been.
+
+    Raises:
+        UsageError: it cannot be imported, is not marked with `metric`, takes something else than its `of` gives, or has
+            the name of a registered one.
+    """
+    try:
+        function = targets.load(target)
+    except targets.TargetError as error:
+        raise UsageError(*error.args) from error.__cause__
+    found = getattr(function, MARK, None)
+    if not isinstance(found, Description):
+        got = "a class" if inspect.isclass(function) else f"a value of type {type(function).__name__}"
+        got = "a function without it" if inspect.isfunction(function) else got
+        raise UsageError(f"{target}: expected a function marked with @optbench.metric, got {got}")
+    check_name(target)
+    own = described(target, found, targets.source_hash([target]))
+    return dataclasses.replace(own, reads=_taken(target, function, found.of))
+
+
+def _taken(target: str, function: Callable[..., Any], of: Of) -> tuple[str, ...]:
+    """Return what a function takes by position.
+
+    Raises:
+        UsageError: its signature cannot be read, or does not allow it.
+    """
+    reads = _READS[of]
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{target}: its arguments cannot be read: {targets.said(error)}") from error
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    fewest = 1 if of in ("features", "logits") else len(reads)
+    if any(p.kind is p.KEYWORD_ONLY for p in needed) or not fewest <= len(needed) <= len(reads):
+        form = f"({', '.join(reads)})" + (f" or ({reads[0]})" if fewest < len(reads) else "")
+        raise UsageError(f"{target}: expected a function of {form}, got ({', '.join(p.name for p in parameters)})")
+    return reads[: len(needed)]
+
+
+def check_loaded(name: str) -> None:
+    """As `check_metric`, which executes no user's code; this imports a target.
+
+    Raises:
+        UsageError: as `check_metric` or `load_metric`.
+    """
+    if is_own(name):
+        load_metric(name)
+    else:
+        check_metric(name)
+
+
+def resolve(entries: Iterable[str] | None) -> tuple[Metric, ...]:
+    """Return the metrics that a suite's list means, each once; None: the default set.
+
+    Raises:
+        UsageError: there is no such metric, or as `load_metric`.
+    """
+    found: dict[str, Metric] = {}
+    for entry in (DEFAULT,) if entries is None else entries:
+        more = [load_metric(entry)] if is_own(entry) else select(None if entry == DEFAULT else [entry])
+        for one in more:
+            found.setdefault(one.name, one)
+    return tuple(found.values())
 
 
 def metric_record(metric: Metric) -> dict[str, Any]:

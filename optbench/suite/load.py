@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from optbench.suite.overrides import apply_overrides, parse_override
 from optbench.suite.schema import Suite
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
+from optbench.targets import Source, TargetError, read_source, split, using
 
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 MetricCheck = Callable[[str], object]
@@ -61,8 +63,9 @@ def load_suite(
         *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
         *_pairs_faults(suite, document),
         *_twins_faults(suite, document),
-        *_metric_faults(suite, document, check_metric, check_pair_metric),
     ]
+    with using(_metric_sources(suite, path.parent)):
+        faults += _metric_faults(suite, document, check_metric, check_pair_metric)
     if faults:
         raise_faults(faults)
     return suite
@@ -206,23 +209,43 @@ def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
     return None if name in (names := list(valid)) else unknown(what, name, names)
 
 
+def _metric_sources(suite: Suite, folder: Path) -> dict[str, Source]:
+    """The users' files behind metrics, next to the suite or in the working directory. A missing one is left out."""
+    found = {}
+    for target in {target for experiment in suite.experiments.values() for target in experiment.own_metrics.values()}:
+        with contextlib.suppress(TargetError):
+            if source := read_source(target, [folder]):
+                found[split(target)[0]] = source
+    return found
+
+
 def _metric_faults(
     suite: Suite, document: Document, check: MetricCheck | None, check_pair: MetricCheck | None
 ) -> Iterator[Fault]:
     named: list[tuple[KeyPath, str]] = []
     of_pairs: list[tuple[KeyPath, str]] = []
+    own: dict[str, str] = {}
     for name, experiment in suite.experiments.items():
+        for i, target in enumerate(experiment.metrics or ()):
+            if ":" in target and (other := own.setdefault(target.rpartition(":")[2], target)) != target:
+                path: KeyPath = ("experiments", name, "metrics", i)
+                message = f"{target}: expected a name of its own, got that of {other}; rename one of the functions"
+                yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
         if experiment.pairs is not None:
             chosen = enumerate(experiment.pairs.metrics or ())
             of_pairs += [(("experiments", name, "pairs", "metrics", i), metric) for i, metric in chosen]
         for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
-            named += [(("experiments", name, key, i), metric) for i, metric in enumerate(metrics or ())]
+            known = {"default"} if key == "metrics" else experiment.own_metrics.keys()
+            entries = enumerate(metrics or ())
+            named += [(("experiments", name, key, i), metric) for i, metric in entries if metric not in known]
     if suite.tune is not None:
         named.append((("tune", "metric"), suite.tune.metric))
     for name, claim in suite.claims.items():
-        named.append((("claims", name, "metric"), claim.metric))
-        named += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
-        named += [(("claims", name, "where", metric), metric) for metric in claim.where]
+        taken = suite.experiments[claim.experiment].own_metrics if claim.experiment in suite.experiments else {}
+        listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)]
+        listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
+        listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
+        named += [(path, metric) for path, metric in listed if metric not in taken]
     for paths, checked in ((named, check), (of_pairs, check_pair)):
         for path, metric in paths if checked is not None else ():
             assert checked is not None

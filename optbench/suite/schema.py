@@ -329,8 +329,8 @@ class ExperimentSettings(_Settings):
     protocol: Protocol = Protocol()
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
-    metrics: list[Name] | None = None
-    """Names of the measures to take (`optbench list metrics`); null: the default set."""
+    metrics: list[Text] | None = None
+    """The measures to take, by name (`optbench list metrics`) or target; `default`: the default set, as null."""
     primary: Annotated[list[Name], Field(min_length=1)] | None = None
     """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
@@ -352,6 +352,11 @@ class ExperimentSettings(_Settings):
         if isinstance(value, dict):
             return {key: {} if item is None else item for key, item in value.items()}
         return value
+
+    @property
+    def own_metrics(self) -> dict[str, str]:
+        """Targets of users' metrics by name, which is the attribute."""
+        return {entry.rpartition(":")[2]: entry for entry in self.metrics or () if ":" in entry}
 
     @field_validator("metrics", "primary")
     @classmethod

@@ -19,9 +19,9 @@ from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
 from optbench.engine.batches import Normaliser
-from optbench.engine.landscape import flat, measure_landscape, training_loss
+from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.stack import Layout
-from optbench.metrics import DEFAULT_METRICS, METRICS
+from optbench.metrics import DEFAULT_METRICS, METRICS, select, take
 from optbench.models import build, initialise
 from optbench.store.tables import MetricRow
 from optbench.streams import generator
@@ -195,7 +195,7 @@ def test_a_convolutional_network_is_measured_on_its_first_thousand_examples() ->
     assert weights.dtype == torch.float64
     assert weights.numel() == layout.parameters < layout.width, "padding, or the test shows less than it says"
     assert loss(weights).item() == pytest.approx(plain().item(), rel=1e-12)
-    found = {m.metric: m for m in measure_landscape(DEAR, weights, weights, lambda: loss, torch.Generator)}
+    found = {m.metric: m for m in take(select(DEAR), Landscape(weights, weights, lambda: loss, torch.Generator))}
     assert found.keys() == set(DEAR)
     assert all(m.value is not None and m.note is None for m in found.values())
     assert found["landscape_loss"].value == pytest.approx(plain().item(), rel=1e-12)
@@ -223,9 +223,9 @@ def draws() -> torch.Generator:
 )
 def test_errors_and_the_loss_come_along_and_no_value_depends_on_what_else_is_asked(asked: str, taken: set[str]) -> None:
     weights, start = torch.tensor([1.0, 2, 3]).double(), torch.ones(3).double()
-    everything = {m.metric: m for m in measure_landscape(LANDSCAPE, weights, start, lambda: parabola, draws)}
+    everything = {m.metric: m for m in take(select(LANDSCAPE), Landscape(weights, start, lambda: parabola, draws))}
     assert everything.keys() == set(LANDSCAPE)
-    found = {m.metric: m for m in measure_landscape([asked], weights, start, lambda: parabola, draws)}
+    found = {m.metric: m for m in take(select([asked]), Landscape(weights, start, lambda: parabola, draws))}
     assert found == {name: everything[name] for name in taken}
 
 
@@ -234,7 +234,7 @@ def test_the_loss_is_not_even_made_where_no_metric_reads_it() -> None:
         raise AssertionError("nobody asked for a loss")
 
     weights = torch.ones(3).double()
-    found = measure_landscape(["hoyer", *DISTANCES], weights, weights / 2, never, draws)
+    found = take(select(["hoyer", *DISTANCES]), Landscape(weights, weights / 2, never, draws))
     assert [(m.metric, m.value) for m in found] == [
         ("distance_from_init", pytest.approx(math.sqrt(3) / 2)),
         ("relative_distance_from_init", pytest.approx(1.0)),
@@ -244,7 +244,7 @@ def test_the_loss_is_not_even_made_where_no_metric_reads_it() -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_broken_network_is_null_with_notes(wrong: float) -> None:
     weights = torch.tensor([1.0, wrong]).double()
-    found = measure_landscape(LANDSCAPE, weights, torch.ones(2).double(), lambda: parabola, draws)
+    found = take(select(LANDSCAPE), Landscape(weights, torch.ones(2).double(), lambda: parabola, draws))
     assert {m.metric for m in found} == set(LANDSCAPE)
     assert all(m.value is None and m.note for m in found)
 

@@ -6,6 +6,7 @@ import inspect
 import math
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
@@ -17,14 +18,13 @@ from optbench.metrics import (
     DEFAULT_METRICS,
     METRICS,
     Measurement,
-    measure_accuracy,
-    measure_features,
-    measure_weights,
     rank,
     select,
     similarity,
     sparsity,
+    take,
 )
+from optbench.metrics.measuring import Accuracy, Features, Weights
 from optbench.suite.schema import is_name
 
 torch.set_num_threads(1)
@@ -38,6 +38,18 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def trial() -> tuple[Tensor, Tensor]:
     return torch.relu(normal(200, 6)), torch.arange(200) % 3
+
+
+def measure_accuracy(names: Iterable[str] | None, accuracy: np.ndarray) -> list[Measurement]:
+    return take(select(names), Accuracy(accuracy))
+
+
+def measure_features(names: Iterable[str] | None, features: Tensor, labels: Tensor) -> list[Measurement]:
+    return take(select(names), Features(features, labels))
+
+
+def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) -> list[Measurement]:
+    return take(select(names), Weights(weights))
 
 
 def by_name(measurements: list[Measurement], layer: str | None = None) -> dict[str, Measurement]:
@@ -140,7 +152,7 @@ def test_accuracy_is_measured_as_the_functions_do() -> None:
 
 
 def test_one_task_is_null_with_a_note() -> None:
-    found = by_name(measure_accuracy(None, [[0.1], [0.9]]))
+    found = by_name(measure_accuracy(None, np.array([[0.1], [0.9]])))
     assert found["forgetting"] == Measurement("forgetting", None, None, "needs at least 2 tasks; 1 came")
     assert found["average_accuracy"] == Measurement("average_accuracy", None, 0.9, None)
 
@@ -159,11 +171,12 @@ def test_features_are_measured_as_the_functions_do() -> None:
     assert (found["features_n"].value, found["features_d"].value) == (200, 6)
 
 
-def test_a_given_spectrum_is_used() -> None:
-    features, labels = trial()
-    assert measure_features(None, features, labels, spectrum=rank.spectrum(features)) == measure_features(
-        None, features, labels
-    )
+def test_one_decomposition_serves_every_measure_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    spectrum = rank.spectrum
+    monkeypatch.setattr(rank, "spectrum", lambda features: made.append(1) or spectrum(features))
+    measure_features(list(METRICS), *trial())
+    assert made == [1]
 
 
 def test_number_and_width_come_with_any_measure_of_features() -> None:
@@ -208,7 +221,7 @@ def test_few_examples_are_noted_beside_the_value() -> None:
 
 @pytest.mark.parametrize(("features", "labels"), [((4,), (4,)), ((2, 4, 3), (4,)), ((4, 3), (5,)), ((4, 3), (2, 4))])
 def test_other_shapes_are_refused(features: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"features need shape \(N, d\) and labels \(N,\)"):
+    with pytest.raises(ValueError, match=r"expected features \(N, d\) and targets \(N,\), got"):
         measure_features(None, torch.zeros(features), torch.zeros(labels, dtype=torch.int64))
 
 

@@ -1,0 +1,108 @@
+"""Calls of users' metrics: with copies, under the trial's draws, the process afterwards as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import numbers
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.data import Dataset
+from optbench.engine.batches import Normaliser
+from optbench.engine.faults import of_the_machine
+from optbench.engine.randomness import SEEDS, seeded
+from optbench.engine.user_code import ended
+from optbench.errors import UsageError
+from optbench.isolation import isolated
+from optbench.metrics import Metric
+from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Reading, Weights, take
+from optbench.metrics.own import RAISED
+from optbench.models import build, initialise
+from optbench.streams import stream_seed
+from optbench.suite.schema import ExperimentSettings
+from optbench.targets import said
+
+EXAMPLES, WIDTH = 512, 32
+"""Of what a metric is tried on."""
+
+
+def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
+    """Return how the metrics of one reading are called. purpose: tells it from the trial's other readings."""
+    return partial(_noted, device, stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS)
+
+
+def _noted(device: torch.device, seed: int, metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:
+    """Return the value of a metric; NaN with a note if it is undefined or the function raises."""
+    try:
+        value = call(metric, arguments, seed, device)
+    except Exception as error:
+        if of_the_machine(error):
+            raise
+        return math.nan, f"{RAISED} {said(error)}"
+    return value, None if math.isfinite(value) else f"the function returned {value}"
+
+
+def call(metric: Metric, arguments: Sequence[Any], seed: int, device: torch.device) -> float:
+    """Return what a user's metric makes of copies of its arguments.
+
+    seed: of the global generators in the call.
+
+    Raises:
+        TypeError: it returns something else than one number.
+        Exception: whatever it raises itself.
+    """
+    function, copies = metric.function(), [_copied(argument) for argument in arguments]
+    try:
+        with contextlib.redirect_stdout(sys.stderr), seeded(seed, device), isolated():
+            return _number(function(*copies))
+    except Exception:
+        raise
+    except BaseException as error:
+        raise ended(error) from error
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Tensor | np.ndarray) and value.shape:
+        raise TypeError(f"expected one number, got {type(value).__name__} of shape {tuple(value.shape)}")
+    plain = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+        raise TypeError(f"expected one number, got {type(plain).__name__}")
+    return float(plain)
+
+
+def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
+    """Call each user's metric once on random numbers and untrained networks, so that most faults cost no training.
+
+    Raises:
+        UsageError: one raises, or returns something else than a number.
+    """
+    own = [metric for metric in metrics if metric.target is not None]
+    draws, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
+    targets = torch.arange(EXAMPLES) % dataset.classes
+    features, logits = (torch.randn(EXAMPLES, width, generator=draws) for width in (WIDTH, dataset.classes))
+    accuracy = torch.rand(tasks + 1, tasks, generator=draws, dtype=torch.float64).numpy()
+    readings: list[Reading] = [Features(features, targets, logits), Accuracy(accuracy)]
+    inputs = Normaliser.of(dataset, experiment.protocol, cpu)(dataset.test.inputs[:EXAMPLES])
+    for settings in experiment.models.values():
+        network = build(settings, dataset.inputs, dataset.classes).eval()
+        network.load_state_dict(initialise(network, draws), strict=False, assign=True)
+        weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        readings += [Weights(weights), Model(network, inputs, dataset.test.targets[:EXAMPLES])]
+    for found in [found for reading in readings for found in take(own, reading, asked(cpu, 0, 0, "tried"))]:
+        if found.note is not None and found.note.startswith(RAISED):
+            target = next(metric.target for metric in own if metric.name == found.metric)
+            raise UsageError(f"{target}: {found.note}, when tried on random numbers")
