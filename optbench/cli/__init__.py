@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from optbench.cli.app import main
+from optbench.cli.entry import main
 
 __all__ = ["main"]

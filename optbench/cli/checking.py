@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -26,28 +25,20 @@ STYLES = {"passed": "green", "failed": "bold red", "information": "", "skipped":
 NAME_WIDTH = 19
 
 
-@dataclass(frozen=True)
-class CheckRequest:
-    """The arguments of `optbench check`, as they were given."""
-
-    target: str
-    settings: tuple[str, ...] = ()
-
-
-def check_optimizer(request: CheckRequest) -> int:
+def check_optimizer(target: str, settings: Sequence[str] = ()) -> int:
     """Try the optimizer on a small problem and say line by line what was found; the exit code, 1 where a check failed.
 
     Raises:
         UsageError: a setting that is not of the form name=value.
         OptimizerError: the optimizer cannot be loaded, or does not take its hyper-parameters; nothing is trained then.
     """
-    hyperparameters = parse_settings(request.settings)
-    check_settings(request.target, hyperparameters)  # before torch is imported, so that a slip costs no time
+    hyperparameters = parse_settings(settings)
+    check_settings(target, hyperparameters)  # before torch is imported, so that a slip costs no time
     from optbench.checks import Problem, check
 
     # What an optimizer of somebody else's prints is not a result.
     with contextlib.redirect_stdout(sys.stderr):
-        findings = check(Problem.of(request.target, hyperparameters))
+        findings = check(Problem.of(target, hyperparameters))
     seen: list[Finding] = []
     while True:
         with contextlib.redirect_stdout(sys.stderr):
@@ -62,7 +53,7 @@ def check_optimizer(request: CheckRequest) -> int:
     failed = [finding.name for finding in seen if finding.outcome == "failed"]
     verdict = f"does not keep the contract: {', '.join(failed)}" if failed else "keeps the contract"
     with results() as console:
-        console.print(Text(f"{request.target} {verdict}", style="bold"), soft_wrap=True)
+        console.print(Text(f"{target} {verdict}", style="bold"), soft_wrap=True)
     return BROKEN if failed else KEPT
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.cli.output import deliver, say
@@ -20,23 +19,19 @@ from optbench.store.read import is_run
 DONE, GATE_FAILED = 0, 1
 
 
-@dataclass(frozen=True)
-class CompareRequest:
-    """The options of `optbench compare`, as they were given."""
-
-    a: str
-    b: str
-    runs_dir: Path = Path("runs")
-    experiments: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
-    gates: tuple[str, ...] = ()
-    strict: bool = False
-    force: bool = False
-    format: str | None = None
-    output: str | None = None
-
-
-def compare_runs(request: CompareRequest) -> int:
+def compare_runs(
+    a: str,
+    b: str,
+    runs_dir: Path,
+    *,
+    experiments: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    gates: Sequence[str] = (),
+    strict: bool = False,
+    force: bool = False,
+    format: str | None = None,
+    output: str | None = None,
+) -> int:
     """Say what differs and how sure that is; the exit code, 1 where a gate failed.
 
     Raises:
@@ -45,21 +40,21 @@ def compare_runs(request: CompareRequest) -> int:
         ComparisonError: the runs cannot be compared, or nothing in them can be paired; in the latter case it is
             reported first.
     """
-    chosen = choose_format(request.format, request.output)
-    a, b = _selections([_side(text, request.runs_dir) for text in (request.a, request.b)])
-    metrics = {**b.results.metrics, **a.results.metrics}
-    for metric in request.metrics:
-        if metric not in metrics:
-            raise UsageError(f"--metric: {unknown('metric', metric, metrics)}")
-    gates = [parse_gate(text, metrics) for text in request.gates]
-    comparison = compare(a, b, experiments=request.experiments, force=request.force)
+    chosen = choose_format(format, output)
+    sides = _selections([_side(text, runs_dir) for text in (a, b)])
+    known = {**sides[1].results.metrics, **sides[0].results.metrics}
+    for metric in metrics:
+        if metric not in known:
+            raise UsageError(f"--metric: {unknown('metric', metric, known)}")
+    parsed = [parse_gate(text, known) for text in gates]
+    comparison = compare(*sides, experiments=experiments, force=force)
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")
-    judged = judge_gates(gates, comparison.pairs)
-    deliver(comparison_report(comparison, judged, request.metrics), chosen, request.output)
+    judged = judge_gates(parsed, comparison.pairs)
+    deliver(comparison_report(comparison, judged, metrics), chosen, output)
     if not any(pair.seeds for pair in comparison.pairs):
         raise ComparisonError("nothing to compare: no seed has ended on both sides")
-    return _conclude(judged, strict=request.strict)
+    return _conclude(judged, strict=strict)
 
 
 def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:

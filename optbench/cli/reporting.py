@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.cli.output import deliver, say
@@ -12,25 +11,22 @@ from optbench.counting import count
 from optbench.errors import NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
 from optbench.report.formats import FORMATS, choose_format
-from optbench.report.spread import Statistic
+from optbench.report.records import with_trials
 from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_runs
 from optbench.studies import STUDIES
 
 
-@dataclass(frozen=True)
-class ReportRequest:
-    """The options of `optbench report`, as they were given."""
-
-    runs: tuple[str, ...]
-    runs_dir: Path = Path("runs")
-    format: str | None = None
-    output: str | None = None
-    figures: Path | None = None
-    median: bool = False
-
-
-def report_runs(request: ReportRequest) -> None:
+def report_runs(
+    runs: Sequence[str],
+    runs_dir: Path,
+    *,
+    format: str | None = None,
+    output: str | None = None,
+    figures: Path | None = None,
+    median: bool = False,
+    per_trial: bool = False,
+) -> None:
     """Say what the runs have found, side by side where there are several.
 
     Raises:
@@ -38,22 +34,24 @@ def report_runs(request: ReportRequest) -> None:
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
         NothingMeasuredError: none of the runs has a trial that ended, well or diverged; it is reported first.
     """
-    chosen = choose_format(request.format, request.output)
-    paths = [find_run(name, request.runs_dir) for name in request.runs]
+    chosen = choose_format(format, output)
+    if per_trial and not FORMATS[chosen].records:
+        raise UsageError(f"--per-trial: expected --format csv or json, got {chosen}")
+    paths = [find_run(name, runs_dir) for name in runs]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError(f"report: a run is named twice: {', '.join(request.runs)}")
+        raise UsageError(f"report: a run is named twice: {', '.join(runs)}")
     results = [read_results(run) for run in read_runs(paths)]
     summary = summarise(results, STUDIES)
     for section, row, text in summary.remarks:
         say(f"optbench: warning: {row.run}, {section.experiment}, {section.model}, {row.label}: {text}")
-    figures: list[Illustration] = []
     inline = FORMATS[chosen].inline
-    if inline or request.figures is not None:
-        figures = illustrations(results, request.figures, inline=inline, output=request.output)
-        if request.figures is not None:
-            say(f"optbench: {count(len(figures), 'figure')} in {request.figures}")
-    statistic: Statistic = "median" if request.median else "mean"
-    deliver(run_report(summary, figures, statistic), chosen, request.output)
+    drawn: list[Illustration] = []
+    if inline or figures is not None:
+        drawn = illustrations(results, figures, inline=inline, output=output)
+        if figures is not None:
+            say(f"optbench: {count(len(drawn), 'figure')} in {figures}")
+    document = run_report(summary, drawn, "median" if median else "mean")
+    deliver(with_trials(document, results) if per_trial else document, chosen, output)
     if not summary.measured:
         raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
 

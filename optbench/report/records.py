@@ -6,10 +6,10 @@ Numbers are not rounded. A difference is infinite where a side diverged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from optbench.report.document import Record, Records, listed
+from optbench.report.document import Document, Record, Records, listed
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
@@ -20,6 +20,7 @@ from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
 from optbench.stats.learning import Shortcoming
 from optbench.stats.paired import PairedResult
+from optbench.stats.results import Results
 
 
 def report_records(summary: Summary) -> list[Records]:
@@ -60,6 +61,22 @@ def comparison_records(
     ]
 
 
+def with_trials(document: Document, results: Sequence[Results]) -> Document:
+    """`document` with a record per trial and metric, without controls: in csv in place of all others."""
+    trials = listed("trials", lambda: (line for result in results for line in _trials(result)))
+    blocks = (replace(block, lines=None) if isinstance(block, Records) else block for block in document.blocks)
+    return replace(document, blocks=(*blocks, trials), columns=_TRIAL_COLUMNS)
+
+
+def _trials(results: Results) -> Iterable[Record]:
+    for one in results.trial_values():
+        trial = one.trial
+        names = (results.run.id, trial.experiment, trial.model, trial.optimizer, trial.variant)
+        told = (trial.id, *names, trial.seed, trial.stage, one.status, one.metric)
+        rest = (results.metrics[one.metric].direction, one.value, results.split)
+        yield dict(zip(_TRIAL_COLUMNS, (*told, *rest), strict=True))
+
+
 KEYS = ("run", "experiment", "model", "optimizer", "variant")
 COUNTS = ("planned", "ok", "diverged", "failed", "missing")
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
@@ -68,6 +85,7 @@ PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 seeds on which a pair lies outside the range of the null values of its two sides."""
 SPLIT = "split"
 """The data that accuracies are of: `test`, or `validation` in a tuning run."""
+_TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
 """How many of the trials that are ok were no better than guessing on a task that they had just been trained on, and in
 how many the training loss exceeded ten times its start."""

@@ -12,10 +12,14 @@ from optbench.report.document import Document
 
 @dataclass(frozen=True)
 class Format:
-    """suffixes: of its files. inline: whether figures stand in the text itself, not in files next to it."""
+    """suffixes: of its files. inline: whether figures stand in the text itself, not in files next to it.
+
+    records: whether it is for programs, and shows only records.
+    """
 
     suffixes: tuple[str, ...]
     inline: bool = False
+    records: bool = False
 
 
 FORMATS = {
@@ -23,8 +27,8 @@ FORMATS = {
     "markdown": Format((".md",)),
     "html": Format((".html", ".htm"), inline=True),
     "latex": Format((".tex",)),
-    "csv": Format((".csv",)),
-    "json": Format((".json",)),
+    "csv": Format((".csv",), records=True),
+    "json": Format((".json",), records=True),
 }
 
 

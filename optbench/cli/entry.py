@@ -1,0 +1,85 @@
+"""The entry point: what every command's end has in common, messages and exit codes.
+
+Exit codes: 0 done; 1 a gate failed; 2 a wrong flag, suite, device or data; 3 some trials failed; 4 nothing was
+measured; 130 interrupted. Beyond the contract: 70 (EX_SOFTWARE of sysexits.h) for an error of optbench's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from optbench.cli import completion, standard_streams
+from optbench.cli.app import app
+from optbench.errors import OptbenchError, UsageError, escaped
+from optbench.paths import is_utf8
+
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+
+# Typer carries a copy of click from 0.22 on and imports click before, so click's base of all usage errors is found
+# through one that Typer exports.
+_ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    standard_streams.open_missing()
+    for stream in (sys.stdout, sys.stderr):
+        # An arrow that a terminal's encoding does not have must not end a run.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        if wrong := [word for word in given if not is_utf8(word)]:
+            raise UsageError(f"'{wrong[0]}': expected text in UTF-8, got other bytes")
+        with completion.words_of_bash():
+            code: Any = app(given or ["--help"], prog_name="optbench", standalone_mode=False)
+    except OptbenchError as error:
+        code = _say(error, str(error), error.exit_code, debug=debug)
+    except _ClickException as error:
+        message = escaped(error.format_message())  # type: ignore[attr-defined]
+        code = _say(error, f"{message} (see optbench --help)", 2, debug=debug)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        code = _say(error, "interrupted", INTERRUPTED, debug=debug)
+    except SystemExit as error:
+        # Typer and rich leave with 1, which means a failed gate here, when the reader of a pipe has gone.
+        if isinstance(error.__context__, BrokenPipeError):
+            code = _reader_gone()
+        elif error.code and {"--install-completion", "--show-completion"} & set(given):
+            code = 2  # a shell that is not known, which Typer has said
+        else:
+            raise
+    except BrokenPipeError:
+        code = _reader_gone()
+    except Exception as error:
+        # Typer writes its help and the version by itself.
+        undelivered = standard_streams.undelivered(sys.stdout) if isinstance(error, OSError) else None
+        if undelivered is not None:
+            code = _say(error, f"standard output: cannot write: {undelivered.strerror}", 2, debug=debug)
+        else:
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            code = _say(error, f"internal error: {message}; --debug shows the traceback", INTERNAL_ERROR, debug=debug)
+    standard_streams.undelivered(sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:
+    with contextlib.suppress(OSError):
+        if debug:
+            import traceback
+
+            traceback.print_exception(error, file=sys.stderr)
+        for line in message.split("\n"):
+            sys.stderr.write(f"optbench: {escaped(line)}\n")
+    return code
+
+
+def _reader_gone() -> int:
+    standard_streams.discard(sys.stdout)
+    return 0

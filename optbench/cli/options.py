@@ -1,0 +1,107 @@
+"""The options that several commands share, with their help and completion. Imports nothing heavy, as `app` does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optbench.cli import completion
+from optbench.paths import user_path
+
+
+def path_option(option: str) -> Callable[[str | Path], Path]:
+    """The parser of an option whose value is a path; `~` is the home directory however the value was given."""
+
+    def parse(value: str | Path) -> Path:
+        return user_path(value, option)
+
+    return parse
+
+
+def _output(value: str) -> str:
+    """The parser of `--output` where `-` is standard output."""
+    return value if value == "-" else str(user_path(value, "--output"))
+
+
+RunsDir = Annotated[
+    Path, typer.Option(metavar="DIR", parser=path_option("--runs-dir"), help="The folder that holds the runs.")
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        autocompletion=completion.formats,
+        help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, or terminal.",
+    ),
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", parser=_output, help="Write to this file; - is standard output."),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        autocompletion=completion.devices,
+        help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.",
+    ),
+]
+RunName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
+]
+OnlyExperiments = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Only this experiment. Repeatable."),
+]
+OnlyModels = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", autocompletion=completion.models, help="Only this model. Repeatable."),
+]
+OnlyOptimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=TARGET]",
+        autocompletion=completion.optimizers,
+        help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
+        "Repeatable; both together keep those named.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a setting of the suite. Repeatable."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        envvar="OPTBENCH_DATA",
+        parser=path_option("--data-dir"),
+        help="The folder of datasets that do not come with optbench.",
+    ),
+]
+Suite = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SUITE",
+        autocompletion=completion.suites,
+        help="A suite file, or a name that `optbench list suites` shows.",
+    ),
+]
+Jobs = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
+]
+ForceResume = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="With --resume: continue even if torch, the kind of device, the CPU or your code has changed.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
+# `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
