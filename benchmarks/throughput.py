@@ -74,8 +74,8 @@ def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -
 
     protocol, device = schema.Protocol(batch_size=BATCH), torch.device(where)
     dataset = load("mnist")
-    family = TaskFamily(schema.Permuted(kind="permuted"), dataset, protocol, 0, device)
-    network = build(schema.Mlp(kind="mlp", hidden=[WIDTH]), family.inputs, family.classes)
+    family = TaskFamily(schema.TaskSettings.of("permuted"), dataset, protocol, 0, device)
+    network = build(schema.ModelSettings.of("mlp", hidden=[WIDTH]), family.inputs, family.classes)
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
     buffer = BatchBuffer(BATCH, Normaliser.of(dataset, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(members)]

@@ -59,6 +59,10 @@ class OptimizerError(OptbenchError):
     """An optimizer that cannot be imported, is not an optimizer, or refuses its hyper-parameters."""
 
 
+class KindError(OptbenchError):
+    """A model, dataset or task sequence that cannot be imported, or does not keep its contract."""
+
+
 class StoreError(OptbenchError):
     """A run directory that cannot be written, or cannot be read as one."""
 

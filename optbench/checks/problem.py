@@ -30,7 +30,7 @@ from optbench.optimizers.registry import check_settings, complete, find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort, Trial
 from optbench.streams import generator
-from optbench.suite.schema import ExperimentSettings, Mlp, Protocol, Rotated
+from optbench.suite.schema import ExperimentSettings, ModelSettings, Protocol, TaskSettings
 from optbench.tasks import Examples
 
 EXPERIMENT, MODEL = "check", "mlp"
@@ -84,8 +84,8 @@ class Problem:
         check_arguments(target, completed)
         spec = resolve_spec(find(target), completed)
         experiment = ExperimentSettings(
-            tasks=Rotated(kind="rotated", angles=[0.0] * TASKS),
-            models={MODEL: Mlp(kind="mlp", hidden=[size.hidden])},
+            tasks=TaskSettings.of("rotated", angles=[0.0] * TASKS),
+            models={MODEL: ModelSettings.of("mlp", hidden=[size.hidden])},
             protocol=Protocol(
                 batch_size=size.batch_size,
                 max_epochs=size.steps * size.batch_size / size.examples,

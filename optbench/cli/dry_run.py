@@ -15,7 +15,7 @@ from optbench.counting import count
 from optbench.errors import escaped
 from optbench.execution.schedule import Plan
 from optbench.optimizers.registry import find
-from optbench.plan import Cohort, task_count
+from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
 
 MANY_VARIANTS = 4
@@ -42,9 +42,8 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
             console.print(Text(f"warning: {shortage_text(shortages)}", "yellow"), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
-            line = (
-                f"  {name}: {count(task_count(experiment), 'task')} of {experiment.dataset}, {task_summary(experiment)}"
-            )
+            tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
+            line = f"  {name}: {tasks} of {experiment.dataset.kind}, {task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
         console.print("\nCohorts")
         console.print(_cohorts(plan, resumed=resume is not None), highlight=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,6 +12,7 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.errors import StoreError, UsageError, escaped, unknown
+from optbench.kinds import MODELS, TASKS, Registry
 
 
 def list_kind(kind: str, runs_dir: Path) -> None:
@@ -70,25 +69,21 @@ def _datasets(_: Path) -> RenderableType:
 
 
 def _tasks(_: Path) -> RenderableType:
-    from optbench.suite.schema import TaskSettings
-
-    return _settings("tasks", TaskSettings)
+    return _settings("tasks", TASKS)
 
 
 def _models(_: Path) -> RenderableType:
-    from optbench.suite.schema import ModelSettings
-
-    return _settings("model", ModelSettings)
+    return _settings("model", MODELS)
 
 
-def _settings(what: str, union: Any) -> Table:
-    """The kinds in an annotated union of settings, with their keys and defaults."""
+def _settings(what: str, registry: Registry) -> Table:
+    """The kinds of a registry, with their settings and defaults."""
     table = _table(f"{what} kind", "what it is", "settings (default)")
-    for settings in typing.get_args(typing.get_args(union)[0]):
-        fields = {name: field for name, field in settings.model_fields.items() if name != "kind"}
-        kind = typing.get_args(settings.model_fields["kind"].annotation)[0]
+    for kind in registry.names:
+        summary = (registry.load(kind).__doc__ or "").partition("\n\n")[0]
+        fields = registry.settings(kind).model_fields
         defaults = ", ".join(f"{name} {_value(field.default)}" for name, field in fields.items())
-        _row(table, kind, " ".join((settings.__doc__ or "").split()), defaults)
+        _row(table, kind, " ".join(summary.split()), defaults)
     return table
 
 
@@ -108,7 +103,7 @@ def _suites(_: Path) -> RenderableType:
 
     table = _table("suite", "what it is", "seeds", "experiments", "optimizers")
     for name, path in shipped_suites().items():
-        suite = load_suite(path)
+        suite = load_suite(path, as_written=True)
         description = " ".join(suite.description.split())
         _row(table, name, description, len(suite.seeds), ", ".join(suite.experiments), ", ".join(suite.optimizers))
     return table

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optbench.execution.schedule import Plan
-from optbench.plan import Trial, expected_cost, task_count, trainings
+from optbench.plan import Trial, expected_cost, trainings
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Tracker:
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
             if key not in groups:
-                groups[key] = Group(key, 0, task_count(plan.suite.experiments[trial.experiment]))
+                groups[key] = Group(key, 0, plan.outlines[trial.experiment].count)
             group = groups[key]
             group.total += 1
             self._group_of[trial.id] = group
@@ -67,7 +67,8 @@ class Tracker:
             else:
                 self._fraction[trial.id] = 0.0
         for equal in trainings(trial for trial in plan.trials if trial.id not in plan.done):
-            cost = expected_cost(equal[0], plan.suite.experiments[equal[0].experiment])
+            name = equal[0].experiment
+            cost = expected_cost(equal[0], plan.suite.experiments[name], plan.outlines[name])
             self._cost |= {trial.id: cost / len(equal) for trial in equal}
         self.groups = tuple(groups.values())
         self.total = len(plan.trials)

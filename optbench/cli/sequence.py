@@ -7,10 +7,12 @@ from optbench.suite.schema import ExperimentSettings
 
 def task_summary(experiment: ExperimentSettings) -> str:
     """`permuted (permutations per-seed, first permuted)`."""
-    settings = experiment.tasks.model_dump(exclude={"kind", "count"})
+    settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count"}
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
-    return f"{experiment.tasks.kind} ({details})"
+    return f"{experiment.tasks.kind} ({details})" if details else experiment.tasks.kind
 
 
 def _plain(value: object) -> str:
-    return ", ".join(f"{item:g}" for item in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

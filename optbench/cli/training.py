@@ -15,8 +15,7 @@ from optbench.cli.live import QuietView, view_for
 from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.counting import count
-from optbench.data.catalog import DATASETS
-from optbench.errors import OptbenchError, StoreError, UsageError, unknown
+from optbench.errors import OptbenchError, StoreError, UsageError
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
 from optbench.metrics import check_pair_metric
@@ -140,12 +139,7 @@ def chosen_suite(path: Path, choice: Choice) -> Suite:
     Raises:
         SuiteError, UsageError: as `selection.choose`.
     """
-    suite = choose(path, choice, check_settings, check_loaded, check_pair_metric)
-    # Known by name without torch, so a slip costs no time and shows in a dry run too.
-    for name, experiment in suite.experiments.items():
-        if experiment.dataset not in DATASETS:
-            raise UsageError(f"{path}: experiments.{name}.dataset: {unknown('dataset', experiment.dataset, DATASETS)}")
-    return suite
+    return choose(path, choice, check_settings, check_loaded, check_pair_metric)
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:

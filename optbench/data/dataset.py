@@ -73,9 +73,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for half in ("train", "test"):
-            if (found := self._wrong(getattr(self, half))) is not None:
+            if (found := fault_of(getattr(self, half), self.classes, self.vocabulary)) is not None:
                 raise DataError(f"dataset {self.name}: {half}{found}")
-        if (a := self._form(self.train)) != (b := self._form(self.test)):
+        if (a := form_of(self.train)) != (b := form_of(self.test)):
             raise DataError(f"dataset {self.name}: expected test examples like those of train, {a}, got {b}")
         tokens = self.train.inputs.dtype == torch.int64
         object.__setattr__(self, "vocabulary", (self.vocabulary or self.classes) if tokens else None)
@@ -102,32 +102,34 @@ class Dataset:
         halves = [Split(half.inputs.new_zeros(len(half), *small), half.targets) for half in (self.train, self.test)]
         return replace(self, train=halves[0], test=halves[1])
 
-    def _wrong(self, half: Split) -> str | None:
-        """What is wrong with a half by itself, after its name."""
-        inputs, targets = half.inputs, half.targets
-        if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
-            return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
-        if inputs.dtype not in (torch.uint8, torch.float32, torch.int64):
-            return f".inputs: expected uint8, float32 or int64, got {_plain(inputs.dtype)}"
-        if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
-            return f".targets: expected int64 of shape (N,) or (N, T), got {_described(targets)}"
-        if not len(inputs) or len(inputs) != len(targets):
-            return f": expected as many inputs as targets, and at least one, got {len(inputs)} and {len(targets)}"
-        if inputs.dtype == torch.float32 and not bool(torch.isfinite(inputs).all()):
-            return ".inputs: expected finite numbers, got NaN or infinity"
-        ranges = {"targets": (targets, self.classes)}
-        if inputs.dtype == torch.int64:
-            ranges["inputs"] = (inputs, self.vocabulary or self.classes)
-        for name, (values, count) in ranges.items():
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= count:
-                return f".{name}: expected integers in 0..{count - 1}, got {low}..{high}"
-        return None
 
-    @staticmethod
-    def _form(half: Split) -> str:
-        targets = f"targets {tuple(half.targets.shape[1:])}" if half.targets.ndim > 1 else "one target"
-        return f"{_plain(half.inputs.dtype)} {tuple(half.inputs.shape[1:])} with {targets}"
+def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
+    """Return what is wrong with examples by themselves, to follow their name; None if nothing is."""
+    inputs, targets = half.inputs, half.targets
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
+    if inputs.dtype not in (torch.uint8, torch.float32, torch.int64):
+        return f".inputs: expected uint8, float32 or int64, got {_plain(inputs.dtype)}"
+    if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
+        return f".targets: expected int64 of shape (N,) or (N, T), got {_described(targets)}"
+    if not len(inputs) or len(inputs) != len(targets):
+        return f": expected as many inputs as targets, and at least one, got {len(inputs)} and {len(targets)}"
+    if inputs.dtype == torch.float32 and not bool(torch.isfinite(inputs).all()):
+        return ".inputs: expected finite numbers, got NaN or infinity"
+    ranges = {"targets": (targets, classes)}
+    if inputs.dtype == torch.int64:
+        ranges["inputs"] = (inputs, vocabulary or classes)
+    for name, (values, count) in ranges.items():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= count:
+            return f".{name}: expected integers in 0..{count - 1}, got {low}..{high}"
+    return None
+
+
+def form_of(half: Split) -> str:
+    """Return what examples are of one another: `float32 (2,) with one target`."""
+    targets = f"targets {tuple(half.targets.shape[1:])}" if half.targets.ndim > 1 else "one target"
+    return f"{_plain(half.inputs.dtype)} {tuple(half.inputs.shape[1:])} with {targets}"
 
 
 def _described(tensor: Tensor) -> str:

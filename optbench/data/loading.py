@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optbench.data.catalog import DATASETS
-from optbench.errors import DataError, UsageError, unknown
+from optbench.errors import DataError, KindError, UsageError, unknown
+from optbench.kinds import Kind
 from optbench.paths import user_path
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def data_folder(data_dir: Path | None = None) -> Path:
 
 
 def load(
-    name: str,
+    kind: Kind | str,
     data_dir: Path | None = None,
     download: bool = True,
     notify: Callable[[str], None] | None = None,
@@ -43,7 +44,7 @@ def load(
     Processes that load the same dataset at once should not all download it: load it in one of them first.
 
     Args:
-        name: a name in `DATASETS`.
+        kind: a name in `DATASETS`, or a dataset of a user's.
         data_dir: the folder of the published files; None: see `data_folder`. The embedded `mnist` needs none.
         download: fetch what is missing into that folder; False never touches the network.
         notify: is told, in a line, when something is about to be downloaded or unpacked.
@@ -51,7 +52,12 @@ def load(
     Raises:
         DataError: unknown name; files missing and not to be had (the message names them and their folder); or files
             whose content is not the dataset.
+        KindError: a user's function returns something else.
+        Exception: whatever it raises.
     """
+    if isinstance(kind, Kind) and kind.is_users:
+        return _users(kind)
+    name = kind.kind if isinstance(kind, Kind) else kind
     if name not in DATASETS:
         raise DataError(unknown("dataset", name, DATASETS))
     info = DATASETS[name]
@@ -63,3 +69,15 @@ def load(
     from optbench.data.vision import load_published
 
     return load_published(info, data_folder(data_dir), download, notify)
+
+
+def _users(kind: Kind) -> Dataset:
+    from optbench.data.dataset import Dataset  # late, as above
+
+    try:
+        found = kind.make()
+    except DataError as error:  # what it made checks itself
+        raise KindError(f"{kind.kind}: {error}") from None
+    if not isinstance(found, Dataset):
+        raise KindError(f"{kind.kind}: expected an optbench.Dataset, got {type(found).__name__}")
+    return found

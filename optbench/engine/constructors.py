@@ -26,7 +26,7 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Trial
 from optbench.streams import generator, stream_seed
 from optbench.suite import Suite
-from optbench.suite.schema import ExperimentSettings
+from optbench.suite.schema import DatasetSettings, ExperimentSettings
 from optbench.tasks import TaskFamily
 
 MOST_LINES = 20
@@ -71,17 +71,17 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
     seen: set[str] = set()
     for trial in trials:
         settings = suite.experiments[trial.experiment]
-        where = [settings.dataset, settings.models[trial.model].model_dump(mode="json")]
+        where = [settings.dataset.model_dump(mode="json"), settings.models[trial.model].model_dump(mode="json")]
         key = json.dumps([where, trial.target, dict(trial.hyperparameters)], sort_keys=True)
         if key not in seen:
             seen.add(key)
             groups.setdefault((trial.experiment, trial.model), {})[key] = trial
-    dataset: Dataset | None = None
+    loaded: tuple[DatasetSettings, Dataset] | None = None
     for (experiment, name), chosen in groups.items():
         wanted = suite.experiments[experiment].dataset
-        if dataset is None or dataset.name != wanted:
-            dataset = load(wanted, data_dir, download=False)
-        yield _Place(suite, experiment, name, list(chosen.values()), dataset)
+        if loaded is None or loaded[0] != wanted:
+            loaded = wanted, load(wanted, data_dir, download=False)
+        yield _Place(suite, experiment, name, list(chosen.values()), loaded[1])
 
 
 class _Place:

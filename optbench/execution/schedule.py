@@ -18,7 +18,7 @@ from optbench.plan import (
     comparisons,
     complete,
     expected_cost,
-    task_count,
+    outline,
     trials,
 )
 from optbench.store.interim import Begun, find_begun
@@ -26,6 +26,7 @@ from optbench.store.pairs_table import is_settled, settled_pairs
 from optbench.store.parts import INTERIM
 from optbench.store.read import done_trials, read_run
 from optbench.suite import Suite, load_suite, suite_hash
+from optbench.tasks import Outline
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Plan:
     """What is left to compare of the solutions."""
     begun: Mapping[str, Begun] = field(default_factory=dict)
     """Where trials go on that had finished some of their tasks, by their ids; the others begin anew."""
+
+    outlines: Mapping[str, Outline] = field(default_factory=dict)
+    """What the tasks of each experiment are, as far as that is known."""
 
     @property
     def left(self) -> list[str]:
@@ -72,7 +76,7 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
     settled: set[tuple[str, str]] = set()
     begun: dict[str, Begun] = {}
     if resume is not None:
-        recorded = load_suite(resume / "suite.yaml")
+        recorded = load_suite(resume / "suite.yaml", as_written=True)
         if not grown and suite_hash(recorded) != suite_hash(suite):
             raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
         run = read_run(resume)
@@ -80,12 +84,13 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
         done = set(table["trial"].to_pylist()) if once_failed else done_trials(table)
         settled = settled_pairs(run.pairs)
         begun = find_begun(resume / INTERIM)
+    outlines = {name: outline(experiment) for name, experiment in suite.experiments.items()}
     left = [
         comparison
         for comparison in comparisons(suite, all_trials)
         if not (is_settled(comparison, settled) and all(trial.id in done for trial in comparison.trials))
     ]
-    return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done), tuple(left), begun)
+    return Plan(suite, tuple(all_trials), tuple(cohorts(all_trials)), frozenset(done), tuple(left), begun, outlines)
 
 
 MOST_ON_CPU = 8
@@ -107,11 +112,11 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     units: list[tuple[float, Cohort]] = []
     for finished, whole in wholes:
         experiment = plan.suite.experiments[whole.experiment]
-        tasks = task_count(experiment)
-        share = 1 - finished / tasks if tasks else 1.0
+        tasks = plan.outlines[whole.experiment]
+        share = 1 - finished / tasks.count if tasks.count else 1.0
         rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 0
         for piece in whole.split(jobs * rounds or math.ceil(jobs / len(wholes))):
-            cost = share * sum(expected_cost(equal[0], experiment) for equal in piece.trainings)
+            cost = share * sum(expected_cost(equal[0], experiment, tasks) for equal in piece.trainings)
             units.append((cost, piece))
     return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
 

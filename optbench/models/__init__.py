@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optbench.models.build import MODELS, build, initialise
+from optbench.models.build import build, initialise
 from optbench.models.network import Network
 
-__all__ = ["MODELS", "Network", "build", "initialise"]
+__all__ = ["Network", "build", "initialise"]

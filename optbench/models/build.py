@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from optbench.data.dataset import InputSpec
-from optbench.models.cnn import Cnn
-from optbench.models.mlp import Mlp
+from optbench.late import nn, torch
 from optbench.models.network import Network
-from optbench.suite import schema
 
-MODELS: Mapping[str, type[Network]] = {"mlp": Mlp, "cnn": Cnn}
+if TYPE_CHECKING:
+    from optbench.data import InputSpec
+    from optbench.suite.schema import ModelSettings
 
 
-def build(settings: schema.Mlp | schema.Cnn, inputs: InputSpec, outputs: int) -> Network:
+def build(settings: ModelSettings, inputs: InputSpec, outputs: int) -> Network:
     """The module that `settings` describes, on the meta device: its weights come from `initialise`.
 
     Raises:
         ValueError: the settings do not fit such inputs.
     """
     with torch.device("meta"):
-        if isinstance(settings, schema.Mlp):
-            return Mlp(settings, inputs.shape, outputs)
-        return Cnn(settings, inputs.shape, outputs)
+        network: Network = settings.make(inputs, outputs)
+    return network
 
 
 def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Initial weights on the CPU, by parameter name, drawn from `generator` in the order of the modules.
 
-    Linear and convolution layers get what the model's settings say (`optbench.suite.schema.Initialisation`), by
+    Linear and convolution layers get what the model's settings say (`optbench.models.network.Initialisation`), by
     default PyTorch's own: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
     `nn.Linear.reset_parameters` does). Normalisations start at one and zero.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.

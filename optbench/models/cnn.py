@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from optbench.models.network import ACTIVATIONS, Network
-from optbench.suite import schema
+from optbench.kinds import Whole
+from optbench.late import nn
+from optbench.models.network import Activation, Initialisation, Network, activate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optbench.data import InputSpec
+
+Channels = Annotated[tuple[Annotated[Whole, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=4)]
 
 
 class Cnn(Network):
-    """3x3 convolutions (padding 1), each followed by its activation and 2x2 max-pooling; then one hidden linear layer.
+    """Small convolutional network: 3x3 convolutions with 2x2 max-pooling, then one hidden linear layer.
 
-    Args:
-        settings: channels of each convolution, width of the hidden layer, activation.
-        shape: the shape (C, H, W) of one input. Each convolution halves H and W, rounding down.
-        classes: the number of outputs.
-
-    Raises:
-        ValueError: the image is too small for so many halvings.
+    Convolutions have a padding of 1. Each pooling halves rows and columns, rounding down.
     """
 
-    def __init__(self, settings: schema.Cnn, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        *,
+        channels: Channels = (16, 32),
+        hidden: Annotated[Whole, Field(ge=1, le=100_000)] = 64,
+        activation: Activation = "relu",
+        initialisation: Initialisation = "uniform",
+    ) -> None:
+        """Raises ValueError if the inputs are no images, or too small for so many poolings."""
         super().__init__()
-        if len(shape) != 3:
-            raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {shape}")
-        channels, height, width = shape
-        counts = [channels, *settings.channels]
-        shrink = 2 ** len(settings.channels)
+        if len(inputs.shape) != 3:
+            raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {inputs.shape}")
+        first, height, width = inputs.shape
+        shrink = 2 ** len(channels)
         if min(height, width) < shrink:
-            raise ValueError(
-                f"{len(settings.channels)} poolings need images of {shrink} pixels a side; {height}x{width} came"
-            )
+            raise ValueError(f"{len(channels)} poolings need images of {shrink} pixels a side, got {height}x{width}")
+        counts = [first, *channels]
         self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(counts)])
-        for _ in settings.channels:
-            height, width = height // 2, width // 2
-        self.project = nn.Linear(counts[-1] * height * width, settings.hidden)
-        self.head = nn.Linear(settings.hidden, classes)
-        self.settings = settings
-        self.initialisation = settings.initialisation
+        self.project = nn.Linear(counts[-1] * (height // shrink) * (width // shrink), hidden)
+        self.head = nn.Linear(hidden, outputs)
+        self.activation, self.initialisation = activation, initialisation
 
     def features(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.settings.activation]
         for layer in self.layers:
-            x = nn.functional.max_pool2d(activate(layer(x)), 2)
-        return activate(self.project(x.flatten(1)))
+            x = nn.functional.max_pool2d(activate(self.activation, layer(x)), 2)
+        return activate(self.activation, self.project(x.flatten(1)))

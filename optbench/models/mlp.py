@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from torch import Tensor, nn
+from pydantic import Field
 
-from optbench.models.network import ACTIVATIONS, Network
-from optbench.suite import schema
+from optbench.kinds import Whole
+from optbench.late import nn
+from optbench.models.network import Activation, Initialisation, Network, activate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optbench.data import InputSpec
+
+Width = Annotated[Whole, Field(ge=1, le=100_000)]
 
 
 class Mlp(Network):
-    """`hidden` fully connected layers, each with an optional layer normalisation before its activation.
+    """Fully connected network; `hidden` lists the widths of its hidden layers.
 
-    Args:
-        settings: widths, activation and normalisation.
-        shape: the shape of one input, which is flattened.
-        classes: the number of outputs.
+    Each has an optional layer normalisation before its activation. Inputs are flattened.
     """
 
-    def __init__(self, settings: schema.Mlp, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        *,
+        hidden: tuple[Width, ...] = (100,),
+        activation: Activation = "relu",
+        normalisation: Literal["none", "layer"] = "none",
+        initialisation: Initialisation = "uniform",
+    ) -> None:
         super().__init__()
-        widths = [math.prod(shape), *settings.hidden]
+        widths = [math.prod(inputs.shape), *hidden]
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
-        normalise = settings.normalisation == "layer"
-        self.norms = nn.ModuleList([nn.LayerNorm(w) if normalise else nn.Identity() for w in settings.hidden])
-        self.head = nn.Linear(widths[-1], classes)
-        self.settings = settings
-        self.initialisation = settings.initialisation
+        self.norms = nn.ModuleList([nn.LayerNorm(w) if normalisation == "layer" else nn.Identity() for w in hidden])
+        self.head = nn.Linear(widths[-1], outputs)
+        self.activation, self.normalisation, self.initialisation = activation, normalisation, initialisation
 
     def features(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.settings.activation]
         x = x.flatten(1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = activate(norm(layer(x)))
+            x = activate(self.activation, norm(layer(x)))
         return x

@@ -1,36 +1,54 @@
-"""What the engine asks of a network: features, and a linear head on top of them."""
+"""Our own networks: features, and a linear head on top of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from optbench.late import nn, torch
 
-from optbench.suite import schema
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+else:
+    Module = object
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "gelu": nn.functional.gelu,
-}
+Activation = Literal["relu", "tanh", "gelu"]
+Initialisation = Literal["uniform", "truncated-normal"]
+"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights of standard deviation
+1/√fan_in, cut at two of the untruncated ones, biases 0 (as in the reference implementation of Powerpropagation)."""
 
 
-class Network(nn.Module):
+class Network(Module):
     """A classifier whose last layer is linear: `logits = head(features(x))`.
 
     The representation measured everywhere (rank, similarity, dormant units) is `features(x)`, the input of the last
     linear layer. A network keeps no state besides its parameters: the same weights and inputs give the same outputs.
+
+    A subclass becomes an `nn.Module` when it is first made, so that its settings are read without importing torch.
     """
 
     head: nn.Linear
-    initialisation: schema.Initialisation
+    initialisation: Initialisation
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Network:
+        return object.__new__(_module(cls))  # type: ignore[arg-type]
 
     def features(self, x: Tensor) -> Tensor:
-        """Inputs (B, C, H, W) to features (B, d)."""
+        """Inputs (B, *shape) to features (B, d)."""
         raise NotImplementedError  # abstract: every network defines its own
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, C, H, W) to logits (B, classes)."""
+        """Inputs (B, *shape) to logits (B, classes)."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+
+@functools.cache
+def _module(cls: type[Network]) -> type[Network]:
+    return cls if issubclass(cls, nn.Module) else type(cls.__name__, (cls, nn.Module), {})
+
+
+def activate(name: Activation, x: Tensor) -> Tensor:
+    """Apply an activation to a tensor of any shape."""
+    return {"relu": torch.relu, "tanh": torch.tanh, "gelu": nn.functional.gelu}[name](x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optbench.plan.cost import expected_cost, task_classes, task_count
+from optbench.plan.cost import expected_cost, outline
 from optbench.plan.paired_solutions import PairedSolutions, TrialPair, comparisons
 from optbench.plan.trials import CONTROL, Cohort, Trial, cohorts, complete, trainings, trials
 
@@ -16,8 +16,7 @@ __all__ = [
     "comparisons",
     "complete",
     "expected_cost",
-    "task_classes",
-    "task_count",
+    "outline",
     "trainings",
     "trials",
 ]

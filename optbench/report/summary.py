@@ -16,7 +16,6 @@ import numpy as np
 
 from optbench.counting import count
 from optbench.metrics import Metric
-from optbench.plan import task_count
 from optbench.report.measures import MEASURES, Measure, own_measure
 from optbench.report.spread import Spread
 from optbench.report.study import Study
@@ -26,7 +25,8 @@ from optbench.stats.learning import Shortcoming, without_learning
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Results, Split
 from optbench.store.values import Matrix
-from optbench.suite.schema import ExperimentSettings, Protocol, Stage
+from optbench.suite.schema import Protocol, Stage
+from optbench.tasks import Outline
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summ
 def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     known = {name: metric for arm in reversed(found) for name, metric in arm.results.metrics.items()}
     metrics = {name: metric for name, metric in known.items() if any(arm.took(name) for arm in found)}
-    measures = [m for m in MEASURES if m.name in metrics and any(_applies(m, arm.settings) for arm in found)]
+    measures = [m for m in MEASURES if m.name in metrics and any(_applies(m, arm.tasks) for arm in found)]
     measures += [own_measure(metric) for metric in metrics.values() if metric.target]
     sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
     same = len(set(sentences.values())) == 1
@@ -170,10 +170,10 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     return Section(experiment, model, said, tuple(measures), metrics, tuple(_row(arm, metrics) for arm in found))
 
 
-def _applies(measure: Measure, experiment: ExperimentSettings) -> bool:
-    if measure.metric.note_arguments.get("over_pairs") and task_count(experiment) == 1:
+def _applies(measure: Measure, tasks: Outline) -> bool:
+    if measure.metric.note_arguments.get("over_pairs") and tasks.count == 1:
         return False  # of a single task nothing can be forgotten
-    return not measure.groups_only or experiment.tasks.kind == "class-incremental"
+    return not measure.groups_only or tasks.disjoint
 
 
 def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:

@@ -14,6 +14,7 @@ from optbench.plan import Trial
 from optbench.stats.learning import Shortcoming
 from optbench.stats.results import Results
 from optbench.suite.schema import ExperimentSettings, Tuning
+from optbench.tasks import Outline
 
 Status = Literal["ok", "diverged", "failed", "missing"]
 
@@ -37,6 +38,10 @@ class Arm:
     @property
     def settings(self) -> ExperimentSettings:
         return self.results.suite.experiments[self.experiment]
+
+    @property
+    def tasks(self) -> Outline:
+        return self.results.outlines[self.experiment]
 
     @property
     def tuning(self) -> Tuning | None:

@@ -20,7 +20,7 @@ from optbench.metrics import Metric, check_metric, check_pair_metric
 from optbench.metrics.learning import NotLearnt
 from optbench.metrics.own import metrics_of
 from optbench.optimizers.registry import check_names
-from optbench.plan import Trial, task_classes, task_count, trials
+from optbench.plan import Trial, outline, trials
 from optbench.stats.learning import Held, not_learnt
 from optbench.store import Run
 from optbench.store.columns import codes, numbers
@@ -35,6 +35,7 @@ from optbench.store.values import (
     trial_values,
 )
 from optbench.suite import Suite, load_suite
+from optbench.tasks import Outline
 
 Split = Literal["test", "validation"]
 
@@ -75,12 +76,21 @@ class Results:
         return metrics_of(self.run.record)
 
     @functools.cached_property
+    def outlines(self) -> dict[str, Outline]:
+        """What the tasks of each experiment are: as the run says, else (before runs said so) as our own kinds do."""
+        recorded = self.run.record.get("experiments") or {}
+        return {
+            name: Outline.from_record(recorded[name]["tasks"]) if name in recorded else outline(experiment)
+            for name, experiment in self.suite.experiments.items()
+        }
+
+    @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
         """Accuracy (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before."""
         column = accuracy_column([self.suite.stage])
         table = self.run.table("accuracy", "trial", "after_task", "task", column)
         experiments = {trial.id: trial.experiment for trial in (*self.trials, *self.controls)}
-        tasks = {name: task_count(experiment) for name, experiment in self.suite.experiments.items()}
+        tasks = {name: outline.count for name, outline in self.outlines.items()}
         place = self.run.path / "accuracy.parquet"
         check_matrices(place, table, {trial: tasks[experiment] for trial, experiment in experiments.items()})
         return accuracy_matrices(table, column)
@@ -134,7 +144,7 @@ class Results:
                 loss[trial.id],
                 guess[trial.id],
                 examples[trial.id],
-                task_classes(self.suite.experiments[trial.experiment]),
+                self.outlines[trial.experiment].classes,
             )
             for trial in self.trials
             if self.status(trial.id) == "ok" and trial.id in self.matrices
@@ -162,6 +172,7 @@ def read_results(run: Run, suite: Suite | None = None) -> Results:
         check_optimizer=check_names,
         check_metric=check_metric,
         check_pair_metric=check_pair_metric,
+        as_written=True,
     )
     table = run.table("trials")
     names = [name for name in table.column_names if name in TrialRow.__dataclass_fields__]

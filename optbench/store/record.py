@@ -10,6 +10,7 @@ from typing import Any
 from optbench.errors import StoreError
 from optbench.metrics.own import is_metric_record
 from optbench.store.plugins import is_plugin_record
+from optbench.tasks import Outline
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
@@ -29,6 +30,13 @@ def _whole(value: Any) -> bool:
 
 def _mapping(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _outlines(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and all(Outline.from_record(facts["tasks"]) for facts in value.values())
+    except (TypeError, KeyError, ValueError):
+        return False
 
 
 def _list_of(check: Check) -> Check:
@@ -55,6 +63,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "provenance.git": _MAPPING,
     "provenance.accelerators": (_or_null(_list_of(_text)), "a list of names"),
     "plugins": (_or_null(_list_of(is_plugin_record)), "a list of the users' files"),
+    "experiments": (_or_null(_outlines), "a mapping from experiments to their tasks"),
     "metrics": (_or_null(_list_of(is_metric_record)), "a list of the users' metrics"),
     "resumed": (_list_of(_mapping), "a list of mappings"),
     "resumed.provenance": _MAPPING,

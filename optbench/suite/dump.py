@@ -89,7 +89,7 @@ def _content(suite: Suite) -> dict[str, Any]:
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash
         for model in experiment["models"].values():
-            if model["initialisation"] == "uniform":
+            if model.get("initialisation") == "uniform":
                 del model["initialisation"]  # likewise
     return content
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from optbench.counting import count
-from optbench.errors import SuiteError, UsageError, escaped, nearest, unknown
+from optbench.errors import KindError, SuiteError, UsageError, escaped, nearest, unknown
+from optbench.kinds import Kind
 from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
 
@@ -26,6 +28,8 @@ _NEEDS = {
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
@@ -78,13 +82,13 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
     # `taks:` is both an unknown key and the reason why `tasks` is missing: once is enough.
     meant = {
         (path[:-1], guess)
-        for path, kind, detail in ((*_locate(detail["loc"])[:2], detail) for detail in details)
+        for path, kind, detail in ((*_locate(detail["loc"], document)[:2], detail) for detail in details)
         if detail["type"] == "extra_forbidden" and (guess := nearest(str(path[-1]), _keys(_model(kind)))) is not None
     }
     return [
         fault
         for fault, detail in zip(faults, details, strict=True)
-        if detail["type"] != "missing" or (_locate(detail["loc"])[0][:-1], detail["loc"][-1]) not in meant
+        if detail["type"] != "missing" or (_locate(detail["loc"], document)[0][:-1], detail["loc"][-1]) not in meant
     ]
 
 
@@ -103,22 +107,22 @@ def shown_path(path: KeyPath) -> str:
 
 
 def _fault(detail: ErrorDetails, document: Document) -> Fault:
-    path, kind, on_key = _locate(detail["loc"])
+    path, kind, on_key = _locate(detail["loc"], document)
     what, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     around = path[:-1] if what == "missing" else path
-    if what in ("missing", "union_tag_not_found") and around in document.implied and not _is_model(_at(around[:-1])):
+    if what in ("missing", "kind_missing") and around in document.implied and not _is_model(_at(around[:-1], document)):
         return _unknown_name(around, document)
     if what == "missing":
         return Fault(document.value_place(around), _prefixed(around, f"needs the key '{path[-1]}'"))
     if what == "extra_forbidden":
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)
-    if what == "union_tag_not_found":
-        allowed = ", ".join(_tags(kind))
+    if what == "kind_missing":
+        allowed = ", ".join(sorted(_model(kind).registry.names))  # type: ignore[attr-defined]
         return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind' (one of: {allowed})"))
-    if what == "union_tag_invalid":
-        path = (*path, "kind")
-        return Fault(document.value_place(path), _prefixed(path, unknown("kind", str(context["tag"]), _tags(kind))))
+    if what == "kind_refused":
+        path = (*path, "kind") if isinstance(value, dict) else path
+        return Fault(document.value_place(path), _prefixed(path, context["reason"]))
     if what == "literal_error" and isinstance(value, str):
         message = _prefixed(path, unknown("choice", value, re.findall(r"'([^']*)'", context["expected"])))
         return Fault(document.value_place(path), message)
@@ -177,20 +181,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _locate(loc: tuple[str | int, ...]) -> tuple[KeyPath, Any, bool]:
-    """Pydantic's location as a path into the file, the type expected there, and whether it means the key itself.
+def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
+    """Return a location of pydantic's as a path into the file, the type expected there, and whether the key is meant.
 
-    Pydantic adds the tag of a tagged union (`tasks`, `permuted`, `count`), which the file does not have.
+    The settings of a kind are those of the kind that the document names there.
     """
     kind: Any = Suite
     path: list[str | int] = []
     for part in loc:
         if part == "[key]":
             return tuple(path), kind, True
-        chosen = [option for option in _options(kind) if _is_model(option) and _tag(option) == part]
-        if len(_options(kind)) > 1 and chosen:
-            kind = chosen[0]
-            continue
+        kind = _chosen(kind, tuple(path), document)
         path.append(part)
         inner = _inside(kind, part)
         # An unknown key has no type of its own: keep the mapping whose keys would have been right.
@@ -198,8 +199,19 @@ def _locate(loc: tuple[str | int, ...]) -> tuple[KeyPath, Any, bool]:
     return tuple(path), kind, False
 
 
-def _at(path: KeyPath) -> Any:
-    return _locate(path)[1]
+def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
+    """Return the settings of a kind in its place, and any other type as it is."""
+    if isinstance(kind, type) and issubclass(kind, Kind):
+        value = document.value
+        for part in path:
+            value = value[part]
+        with contextlib.suppress(KindError):
+            return kind.registry.settings(value["kind"])
+    return kind
+
+
+def _at(path: KeyPath, document: Document) -> Any:
+    return _locate(path, document)[1]
 
 
 def _options(kind: Any) -> list[Any]:
@@ -220,8 +232,11 @@ def _inside(kind: Any, part: str | int) -> Any:
     for option in _options(kind):
         if _is_model(option) and part in option.model_fields:
             return option.model_fields[str(part)].annotation
-        if get_origin(option) in (dict, list, tuple):
+        if get_origin(option) in (dict, list, set, frozenset):
             return get_args(option)[-1]
+        if get_origin(option) is tuple:
+            inner = [inside for inside in get_args(option) if inside is not ...]
+            return inner[min(part, len(inner) - 1)] if isinstance(part, int) and inner else None
     return None
 
 
@@ -238,12 +253,3 @@ def _keys(model: type[BaseModel]) -> Iterator[str]:
     yield from model.model_fields
     if model is Suite:
         yield "extends"  # gone by the time of validation
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("kind")
-    return str(get_args(kind.annotation)[0]) if kind is not None and get_origin(kind.annotation) is Literal else None
-
-
-def _tags(kind: Any) -> list[str]:
-    return [tag for option in _options(kind) if (tag := _tag(option)) is not None]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, unknown
+from optbench.kinds import AS_WRITTEN
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -18,8 +19,9 @@ from optbench.suite.overrides import apply_overrides, parse_override
 from optbench.suite.schema import Suite
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
-from optbench.targets import Source, TargetError, read_source, split, using
+from optbench.targets import Source, TargetError, is_file, read_source, split, using
 
+FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 MetricCheck = Callable[[str], object]
 
@@ -34,6 +36,8 @@ def load_suite(
     check_optimizer: OptimizerCheck | None = None,
     check_metric: MetricCheck | None = None,
     check_pair_metric: MetricCheck | None = None,
+    find: FindSource | None = None,
+    as_written: bool = False,
 ) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
@@ -42,6 +46,10 @@ def load_suite(
     for every metric that is named, and `check_pair_metric(name)` for those of `pairs`; they raise UsageError. The
     suite's layer lies below the registries, hence the arguments; without them targets, hyper-parameters and names of
     metrics are not looked at.
+
+    `find(target)` reads the file behind a user's kind or metric; by default one next to the suite, else in the working
+    directory. as_written: kinds are taken as they are written, which executes no user's code and imports no torch: for
+    the suite of a run that is read.
 
     A suite may extend another one (`optbench.suite.extends`); overrides change what comes of both.
 
@@ -52,23 +60,50 @@ def load_suite(
     document = read_document(path)
     _note_listed_optimizers(document)
     apply_overrides(document, parsed)
-    try:
-        suite = Suite.model_validate(document.value)
-    except ValidationError as error:
-        raise_faults(validation_faults(error, document))
-    faults = list(_size_faults(suite, document)) or [
-        *_optimizer_faults(suite, document, check_optimizer),
-        *_name_faults(suite, document),
-        *_tune_faults(suite, document),
-        *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
-        *_pairs_faults(suite, document),
-        *_twins_faults(suite, document),
-    ]
-    with using(_metric_sources(suite, path.parent)):
-        faults += _metric_faults(suite, document, check_metric, check_pair_metric)
+    with contextlib.nullcontext() if as_written else using(_sources(document, find or _next_to(path))):
+        try:
+            suite = Suite.model_validate(document.value, context=AS_WRITTEN if as_written else None)
+        except ValidationError as error:
+            raise_faults(validation_faults(error, document))
+        faults = list(_size_faults(suite, document)) or [
+            *_optimizer_faults(suite, document, check_optimizer),
+            *_name_faults(suite, document),
+            *_tune_faults(suite, document),
+            *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
+            *_pairs_faults(suite, document),
+            *_twins_faults(suite, document),
+            *_metric_faults(suite, document, check_metric, check_pair_metric),
+        ]
     if faults:
         raise_faults(faults)
     return suite
+
+
+def _next_to(path: Path) -> FindSource:
+    return lambda target: read_source(target, [path.parent])
+
+
+def _sources(document: Document, find: FindSource) -> dict[str, Source]:
+    """Read the users' files behind kinds and metrics, by what stands before the colon. A missing one is left out."""
+    experiments = document.value.get("experiments")
+    sources: dict[str, Source] = {}
+    for experiment in experiments.values() if isinstance(experiments, dict) else ():
+        for target in _named(experiment) if isinstance(experiment, dict) else ():
+            with contextlib.suppress(TargetError):
+                if is_file(where := split(target)[0]) and where not in sources and (found := find(target)) is not None:
+                    sources[where] = found
+    return sources
+
+
+def _named(experiment: dict[str, Any]) -> Iterator[str]:
+    """Yield the kinds and metrics that a part of a document names, which has not been validated."""
+    models, metrics = experiment.get("models"), experiment.get("metrics")
+    models = models.values() if isinstance(models, dict) else ()
+    metrics = metrics if isinstance(metrics, list) else ()
+    for value in (experiment.get("dataset"), experiment.get("tasks"), *models, *metrics):
+        kind = value.get("kind") if isinstance(value, dict) else value
+        if isinstance(kind, str):
+            yield kind
 
 
 def _note_listed_optimizers(document: Document) -> None:
@@ -207,16 +242,6 @@ def _twins_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
     return None if name in (names := list(valid)) else unknown(what, name, names)
-
-
-def _metric_sources(suite: Suite, folder: Path) -> dict[str, Source]:
-    """The users' files behind metrics, next to the suite or in the working directory. A missing one is left out."""
-    found = {}
-    for target in {target for experiment in suite.experiments.values() for target in experiment.own_metrics.values()}:
-        with contextlib.suppress(TargetError):
-            if source := read_source(target, [folder]):
-                found[split(target)[0]] = source
-    return found
 
 
 def _metric_faults(

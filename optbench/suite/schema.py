@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from optbench.data.catalog import DATASETS
+from optbench.kinds import MODELS, TASKS, Kind, PlainValue, Registry, Whole
 from optbench.suite.seed_ranges import instead_of_range
 
 Stage = Literal["tune", "eval"]
-Scalar = bool | int | float | str | None
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 # A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
@@ -27,33 +28,9 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
-def _whole(value: Any) -> Any:
-    """`1e5` is a whole number too."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
-def _plain_value(value: Any) -> Any:
-    """Hyper-parameters are stored as JSON and YAML: finite scalars, lists, and mappings with text keys."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"needs a finite number; {value} came")
-    if isinstance(value, list):
-        return [_plain_value(item) for item in value]
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("needs text as keys")
-        return {key: _plain_value(item) for key, item in value.items()}
-    if not isinstance(value, Scalar):
-        raise ValueError(f"needs a number, text, true, false, null, a list or a mapping; {type(value).__name__} came")
-    return value
-
-
 # A hyper-parameter becomes a keyword argument, and a part of a variant's name.
 HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
-PlainValue = Annotated[Any, AfterValidator(_plain_value)]
 Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
@@ -134,59 +111,23 @@ class OptimizerSettings(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Permuted(_Settings):
-    """Permuted images: each task applies one fixed random permutation of the pixels."""
+class TaskSettings(Kind):
+    """A task sequence, ours or a user's."""
 
-    kind: Literal["permuted"]
-    count: Annotated[Whole, Field(ge=1, le=10_000)] = 3
-    first: Literal["permuted", "identity"] = "permuted"
-    permutations: Literal["per-seed", "shared"] = "per-seed"
+    registry = TASKS
 
 
-class ClassIncremental(_Settings):
-    """Groups of classes, one group after the other; all tasks share one head."""
+class ModelSettings(Kind):
+    """A model, ours or a user's."""
 
-    kind: Literal["class-incremental"]
-    group_size: Annotated[Whole, Field(ge=1)] = 2
-    order: Literal["fixed", "shuffled"] = "fixed"
+    registry = MODELS
 
 
-class Rotated(_Settings):
-    """Rotated images: task i turns them counter-clockwise by angles[i] degrees."""
+class DatasetSettings(Kind):
+    """A dataset, ours or a user's; a name alone stands for one without settings."""
 
-    kind: Literal["rotated"]
-    angles: Annotated[list[Annotated[float, Field(ge=-360, le=360)]], Field(min_length=1)] = [0.0, 30.0, 60.0]
-
-
-TaskSettings = Annotated[Permuted | ClassIncremental | Rotated, Field(discriminator="kind")]
-
-
-Initialisation = Literal["uniform", "truncated-normal"]
-"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights of standard deviation
-1/√fan_in, cut at two of the untruncated ones, biases 0 (as in the reference implementation of Powerpropagation)."""
-
-
-class Mlp(_Settings):
-    """Fully connected network; `hidden` lists the widths of its hidden layers."""
-
-    kind: Literal["mlp"]
-    hidden: list[Annotated[Whole, Field(ge=1, le=100_000)]] = [100]
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
-    normalisation: Literal["none", "layer"] = "none"
-    initialisation: Initialisation = "uniform"
-
-
-class Cnn(_Settings):
-    """Small convolutional network: 3x3 convolutions with 2x2 max-pooling, then one hidden linear layer."""
-
-    kind: Literal["cnn"]
-    channels: Annotated[list[Annotated[Whole, Field(ge=1, le=4096)]], Field(min_length=1, max_length=4)] = [16, 32]
-    hidden: Annotated[Whole, Field(ge=1, le=100_000)] = 64
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
-    initialisation: Initialisation = "uniform"
-
-
-ModelSettings = Annotated[Mlp | Cnn, Field(discriminator="kind")]
+    registry = Registry("dataset", (), dict.fromkeys(DATASETS, ""))
+    short = True
 
 
 def _none_for_false(value: Any) -> Any:
@@ -323,7 +264,7 @@ Twins = Annotated[list[Name], AfterValidator(_two)]
 class ExperimentSettings(_Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
-    dataset: Name = "mnist"
+    dataset: DatasetSettings = DatasetSettings(kind="mnist")
     tasks: TaskSettings
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
     protocol: Protocol = Protocol()

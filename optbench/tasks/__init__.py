@@ -2,5 +2,6 @@
 
 from optbench.tasks.examples import Examples, Parts
 from optbench.tasks.family import TaskFamily, TaskSequence
+from optbench.tasks.kind import Outline, outline_of
 
-__all__ = ["Examples", "Parts", "TaskFamily", "TaskSequence"]
+__all__ = ["Examples", "Outline", "Parts", "TaskFamily", "TaskSequence", "outline_of"]

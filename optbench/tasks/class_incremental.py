@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Annotated, Literal
 
-import torch
+from pydantic import Field
 
 from optbench.counting import count
 from optbench.errors import UsageError
+from optbench.kinds import Whole
+from optbench.late import torch
 from optbench.streams import generator
-from optbench.suite.schema import ClassIncremental
 from optbench.tasks.examples import PARTS, Examples, Part, Parts
+from optbench.tasks.kind import Outline
 
 Group = tuple[int, ...]
 
 
-class ClassIncrementalTasks:
-    """Task i holds the examples of the i-th group of classes; labels stay what they are in the dataset.
+class ClassIncremental:
+    """Groups of classes, one group after the other; all tasks share one head.
 
-    In fixed order the groups are 0..k−1, k..2k−1, and so on. Shuffled, each trial seed shuffles the classes before
-    they are grouped: both who is with whom and who comes when differ between seeds.
+    Task i holds the examples of the i-th group of classes; targets stay what they are in the dataset. In fixed order
+    the groups are 0..k−1, k..2k−1, and so on. Shuffled, each trial seed shuffles the classes before they are grouped:
+    both which classes share a group and the order of the groups differ between seeds.
     """
 
-    def __init__(self, settings: ClassIncremental, parts: Parts, classes: int, suite_seed: int) -> None:
-        """Raises UsageError where the groups do not come out even, or some task would have no examples."""
-        size = settings.group_size
-        if classes % size:
-            fitting = ", ".join(str(divisor) for divisor in range(1, classes + 1) if classes % divisor == 0)
+    def __init__(
+        self,
+        data: Parts,
+        seed: int,
+        *,
+        group_size: Annotated[Whole, Field(ge=1)] = 2,
+        order: Literal["fixed", "shuffled"] = "fixed",
+    ) -> None:
+        """Raises UsageError if the classes cannot be divided into such groups, or some task would have no examples."""
+        if data.classes % group_size:
+            fitting = ", ".join(str(size) for size in range(1, data.classes + 1) if data.classes % size == 0)
             raise UsageError(
-                f"tasks.group_size: {count(classes, 'class')} cannot be divided into groups of {size}; valid: {fitting}"
+                f"tasks.group_size: {count(data.classes, 'class')} cannot be divided into groups of {group_size}; "
+                f"valid: {fitting}"
             )
-        self._parts = parts
-        self._size = size
-        self._classes = classes
-        self._shuffled = settings.order == "shuffled"
-        self._suite_seed = suite_seed
-        self._fixed = _groups(list(range(classes)), size)
-        self.names = [
-            f"group {number}" if self._shuffled else f"classes {_listing(group)}"
-            for number, group in enumerate(self._fixed, start=1)
-        ]
+        self._parts, self._suite_seed = data, seed
+        self._size, self._classes, self._shuffled = group_size, data.classes, order == "shuffled"
+        self._fixed = _groups(list(range(data.classes)), group_size)
+        self.names = self.outline(data.classes, group_size=group_size, order=order).names
         self._check_none_empty()
+
+    @staticmethod
+    def outline(classes: int, *, group_size: int, order: str) -> Outline:
+        groups = _groups(list(range(classes - classes % group_size)), group_size)
+        if order == "shuffled":
+            return Outline(tuple(f"group {i + 1}" for i in range(len(groups))), group_size, disjoint=True)
+        names = tuple(f"classes {_listing(group)}" for group in groups)
+        ticks = tuple(",".join(map(str, g)) if group_size <= 3 else f"{g[0]}–{g[-1]}" for g in groups)
+        return Outline(names, group_size, True, ticks, "classes of the task")
 
     def key(self, trial_seed: int, task: int) -> Hashable:
         return "classes", self.groups(trial_seed)[task]

@@ -6,15 +6,17 @@ Shapes: N examples, C channels, H rows, W columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from optbench.data.dataset import Dataset, Split
 from optbench.errors import UsageError
+from optbench.late import torch
 from optbench.streams import generator
-from optbench.suite.schema import Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optbench.data.dataset import Dataset, InputSpec, Split
+    from optbench.suite.schema import Protocol
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -43,11 +45,18 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The three disjoint parts of a dataset: `validation` comes out of the training half, `test` is the test half."""
+    """The three disjoint parts of a dataset: `validation` comes out of the training half, `test` is the test half.
+
+    Attributes:
+        classes: the number of classes.
+        spec: what a model sees of one example.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
+    classes: int
+    spec: InputSpec
 
     def __getitem__(self, part: Part) -> Examples:
         examples: Examples = getattr(self, part)
@@ -79,6 +88,8 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
         train=_on_device(dataset.train, train, device),
         validation=_on_device(dataset.train, validation.sort().values, device),
         test=_on_device(dataset.test, test, device),
+        classes=dataset.classes,
+        spec=dataset.inputs,
     )
 
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from optbench.tasks.examples import Examples, Part, split_dataset
+from optbench.tasks.kind import Outline, Tasks
 
-from optbench.data.dataset import Dataset
-from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated, TaskSettings
-from optbench.tasks.class_incremental import ClassIncrementalTasks
-from optbench.tasks.examples import Examples, Part, Parts, split_dataset
-from optbench.tasks.kind import TaskKind
-from optbench.tasks.permuted import PermutedTasks
-from optbench.tasks.rotated import RotatedTasks
+if TYPE_CHECKING:
+    import torch
 
-
-def _kind(settings: TaskSettings, parts: Parts, classes: int, suite_seed: int) -> TaskKind:
-    match settings:
-        case Permuted():
-            return PermutedTasks(settings, parts, suite_seed)
-        case ClassIncremental():
-            return ClassIncrementalTasks(settings, parts, classes, suite_seed)
-        case Rotated():
-            return RotatedTasks(settings, parts)
+    from optbench.data.dataset import Dataset
+    from optbench.suite.schema import Protocol, TaskSettings
 
 
 class TaskFamily:
@@ -34,7 +24,7 @@ class TaskFamily:
         parts: the dataset's examples before any task changes them.
         classes: the number of classes; targets are global, so it is the width of the one head.
         inputs: what a model sees of one example.
-        task_names: one name per task, such as `permutation 1`, `classes 0,1`, `30 degrees`.
+        outline: the tasks' names and what else tables need of them.
     """
 
     def __init__(
@@ -49,12 +39,13 @@ class TaskFamily:
 
         Raises:
             UsageError: the protocol asks for examples that are not there, or a task would have none.
+            KindError: a user's kind lacks something.
+            Exception: whatever it raises.
         """
         self.parts = split_dataset(dataset, protocol, suite_seed, device)
         self.classes = dataset.classes
         self.inputs = dataset.inputs
-        self._kind = _kind(settings, self.parts, dataset.classes, suite_seed)
-        self.task_names = list(self._kind.names)
+        self._tasks = Tasks(settings, self.parts, suite_seed)
         self._kept: dict[tuple[Hashable, Part], Examples] = {}
         # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then let go.
         self._in_use: weakref.WeakValueDictionary[tuple[Hashable, Part], Examples] = weakref.WeakValueDictionary()
@@ -62,11 +53,20 @@ class TaskFamily:
     @property
     def count(self) -> int:
         """T, the number of tasks."""
-        return len(self.task_names)
+        return self.outline.count
+
+    @property
+    def outline(self) -> Outline:
+        return self._tasks.outline
+
+    @property
+    def task_names(self) -> list[str]:
+        """One per task, such as `permutation 1`, `classes 0,1`, `30 degrees`."""
+        return list(self.outline.names)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seed, task (from 0) and its number of training examples, as `TaskKind` has it."""
-        return self._kind.train_sizes(trial_seeds)
+        """Yield trial seed, task (from 0) and its number of training examples, as `Tasks` has it."""
+        return self._tasks.train_sizes(trial_seeds)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
         """The tasks as the trials with this seed see them, whatever their optimizer."""
@@ -74,16 +74,16 @@ class TaskFamily:
 
     def _key(self, trial_seed: int, task: int) -> Hashable:
         assert 0 <= task < self.count, f"task {task} of {self.count}"
-        return self._kind.key(trial_seed, task)
+        return self._tasks.key(trial_seed, task)
 
     def _examples(self, trial_seed: int, task: int, part: Part) -> Examples:
         key = self._key(trial_seed, task)
         place = (key, part)
         found = self._in_use.get(place)
         if found is None:
-            found = self._kind.examples(trial_seed, task, part)
+            found = self._tasks.examples(trial_seed, task, part)
             self._in_use[place] = found
-            if self._kind.keeps(key):
+            if self._tasks.keeps(key):
                 self._kept[place] = found
         return found
 

@@ -1,33 +1,161 @@
-"""What one kind of task sequence has to say; `TaskFamily` does the rest."""
+"""A task sequence of any kind: what is known of it beforehand, and defaults for what its class need not have.
+
+A kind is a class `(data: Parts, seed: int, **settings)` with
+
+    names: one per task, for tables; where tasks differ between trial seeds, a name that holds for all.
+    examples(trial_seed, task, part): the examples of a part of task `task` (from 0), as Examples or (inputs, targets).
+
+and perhaps
+
+    outline(classes, **settings), a static method: the Outline, before there are data.
+    disjoint_classes: whether no two tasks share a class.
+    key(trial_seed, task): what a task's arrays depend on, hashable; equal keys, equal arrays.
+    keeps(key): whether the arrays are held for the run; else for as long as they are in use.
+    train_sizes(trial_seeds): yields trial seed, task and its number of training examples, without making arrays; of
+        tasks whose numbers agree, one is enough.
+
+What it draws comes from `seed` (the suite's), the trial seed and a purpose, as `optbench.streams` has it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Protocol
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from optbench.tasks.examples import Examples, Part
+from pydantic import TypeAdapter
+
+from optbench.errors import KindError
+from optbench.kinds import calling
+from optbench.late import torch
+from optbench.streams import stream_seed
+from optbench.tasks.examples import Examples
+
+if TYPE_CHECKING:
+    from optbench.suite.schema import TaskSettings
+    from optbench.tasks.examples import Part, Parts
 
 
-class TaskKind(Protocol):
-    """The tasks of one experiment, for every trial seed.
+@dataclass(frozen=True)
+class Outline:
+    """What tables and figures need of a task sequence.
 
-    Whatever it draws comes from the suite seed, the trial seed and a purpose; never from the optimizer.
+    Attributes:
+        names: (T,) one per task; none: not known.
+        classes: among the examples of one task.
+        disjoint: whether no two tasks share a class.
+        ticks: (T,) names on an axis; empty: the tasks' numbers.
+        axis: what the axis is called.
     """
 
-    names: list[str]
-    """One name per task, for tables; where tasks differ from seed to seed, a name that holds for all."""
+    names: tuple[str, ...] = ()
+    classes: int = 0
+    disjoint: bool = False
+    ticks: tuple[str, ...] = ()
+    axis: str = "task"
+
+    @property
+    def count(self) -> int:
+        """T, the number of tasks."""
+        return len(self.names)
+
+    def record(self) -> dict[str, Any]:
+        """Return it as `run.json` holds it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Outline:
+        """Raises ValueError if it is not what `record` returns."""
+        return TypeAdapter(Outline).validate_python(record)
+
+
+def outline_of(settings: TaskSettings, classes: int) -> Outline:
+    """Return what can be known of the tasks before there are data; nothing of a kind that does not say.
+
+    classes: of the dataset; 0: unknown, which a kind of ours needs.
+    """
+    find = getattr(settings.registry.load(settings.kind), "outline", None)
+    if find is None or not (classes or settings.is_users):
+        return Outline()
+    with _around(settings, 0):
+        found = find(classes, **settings.arguments)
+    if not isinstance(found, Outline):
+        raise KindError(f"{settings.kind}: outline: expected an optbench.Outline, got {type(found).__name__}")
+    return found
+
+
+def _around(settings: TaskSettings, seed: int) -> AbstractContextManager[None]:
+    return calling(seed) if settings.is_users else contextlib.nullcontext()
+
+
+class Tasks:
+    """The tasks of one experiment, for every trial seed.
+
+    Attributes:
+        outline: what they are.
+    """
+
+    def __init__(self, settings: TaskSettings, parts: Parts, suite_seed: int) -> None:
+        """Raises KindError where the kind lacks something, UsageError where settings do not fit the data."""
+        self._settings, self._parts, self._suite_seed = settings, parts, suite_seed
+        self._kind = settings.make(parts, suite_seed, seed=stream_seed(suite_seed, None, "task sequence"))
+        with _around(settings, 0):
+            names = getattr(self._kind, "names", None)
+            if isinstance(names, str) or not isinstance(names, Iterable):
+                raise KindError(f"{settings.kind}: expected 'names', one text per task, got {type(names).__name__}")
+            names = tuple(names)
+            disjoint = bool(getattr(self._kind, "disjoint_classes", False))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise KindError(f"{settings.kind}: expected 'names', one text per task, got {list(names)!r}")
+        if not callable(getattr(self._kind, "examples", None)):
+            raise KindError(f"{settings.kind}: expected a method 'examples(trial_seed, task, part)', got none")
+        known = outline_of(settings, parts.classes)
+        self.outline = known if known.count == len(names) else Outline(names, parts.classes, disjoint)
 
     def key(self, trial_seed: int, task: int) -> Hashable:
-        """What the arrays of task `task` (from 0) depend on: equal keys, equal arrays."""
-
-    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Makes the arrays of one part of a task."""
-
-    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seed, task (from 0) and its number of training examples; of tasks that must agree, one will do.
-
-        Makes no arrays.
-        """
+        found: Hashable = self._call("key", (trial_seed, task), trial_seed, task)
+        return found
 
     def keeps(self, key: Hashable) -> bool:
-        """Whether the arrays are to be held for the family's life; else for as long as somebody uses them."""
+        return bool(self._call("keeps", False, key))
+
+    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        """Raises KindError where a user's kind returns what are no examples."""
+        with _around(self._settings, stream_seed(self._suite_seed, trial_seed, f"task {task} {part}")):
+            found = self._kind.examples(trial_seed, task, part)
+            where = f"{self._settings.kind}: examples({trial_seed}, {task}, '{part}')"
+            return _checked(found, self._parts, where) if self._settings.is_users else found
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield trial seed, task and its number of training examples; where a kind does not say, of the first."""
+        found = self._call("train_sizes", None, trial_seeds)
+        yield from found or [(trial_seeds[0], 0, len(self.examples(trial_seeds[0], 0, "train")))]
+
+    def _call(self, name: str, otherwise: Any, *arguments: Any) -> Any:
+        with _around(self._settings, 0):
+            method = getattr(self._kind, name, None)
+            return otherwise if method is None else method(*arguments)
+
+
+def _checked(found: Any, parts: Parts, where: str) -> Examples:
+    """Return what a user's kind made as examples on the device of the data.
+
+    Raises:
+        KindError: it is something else, or does not fit the dataset.
+    """
+    from optbench.data.dataset import Split, fault_of, form_of  # late, because it imports torch
+
+    pair: Any = (
+        found if isinstance(found, tuple | list) else [getattr(found, name, None) for name in ("inputs", "targets")]
+    )
+    if len(pair) != 2 or not all(isinstance(tensor, torch.Tensor) for tensor in pair):
+        raise KindError(f"{where}: expected Examples, or tensors (inputs, targets), got {type(found).__name__}")
+    split, plain = Split(pair[0].detach(), pair[1].detach()), Split(parts.train.inputs, parts.train.targets)
+    if (fault := fault_of(split, parts.classes, parts.spec.vocabulary)) is not None:
+        raise KindError(f"{where}{fault}")
+    if (form := form_of(split)) != (expected := form_of(plain)):
+        raise KindError(f"{where}: expected examples like those of the dataset, {expected}, got {form}")
+    device = plain.inputs.device
+    return Examples(split.inputs.to(device).contiguous(), split.targets.to(device).contiguous())

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
 
+from optbench.kinds import Whole
+from optbench.late import torch
 from optbench.streams import generator
-from optbench.suite.schema import Permuted
 from optbench.tasks.examples import Examples, Part, Parts
+from optbench.tasks.kind import Outline
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class PermutedTasks:
-    """Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts.
+class Permuted:
+    """Permuted images: each task applies one fixed random permutation of the pixels.
 
-    The same p serves every channel: a colour image stays made of its own colours.
+    Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts. The same p
+    serves every channel: a colour image stays made of its own colours.
     """
 
-    def __init__(self, settings: Permuted, parts: Parts, suite_seed: int) -> None:
-        self.names = [f"permutation {task + 1}" for task in range(settings.count)]
-        if settings.first == "identity":
-            self.names[0] = "identity"
-        self._settings = settings
-        self._parts = parts
-        self._suite_seed = suite_seed
+    def __init__(
+        self,
+        data: Parts,
+        seed: int,
+        *,
+        count: Annotated[Whole, Field(ge=1, le=10_000)] = 3,
+        first: Literal["permuted", "identity"] = "permuted",
+        permutations: Literal["per-seed", "shared"] = "per-seed",
+    ) -> None:
+        self.names = _names(count, first)
+        self._first, self._permutations = first, permutations
+        self._parts, self._suite_seed = data, seed
+
+    @staticmethod
+    def outline(classes: int, *, count: int, first: str, permutations: str) -> Outline:
+        return Outline(_names(count, first), classes)
 
     def key(self, trial_seed: int, task: int) -> Hashable:
         if self._is_identity(task):
@@ -55,10 +70,14 @@ class PermutedTasks:
         return torch.randperm(places, generator=drawn)
 
     def _is_identity(self, task: int) -> bool:
-        return task == 0 and self._settings.first == "identity"
+        return task == 0 and self._first == "identity"
 
     def _drawn_by(self, trial_seed: int) -> int | None:
-        return trial_seed if self._settings.permutations == "per-seed" else None
+        return trial_seed if self._permutations == "per-seed" else None
+
+
+def _names(count: int, first: str) -> tuple[str, ...]:
+    return ("identity" if first == "identity" else "permutation 1", *(f"permutation {i + 1}" for i in range(1, count)))
 
 
 def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:

@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from pydantic import Field
 
-from optbench.suite.schema import Rotated
+from optbench.late import nn, torch
 from optbench.tasks.examples import Examples, Part, Parts
+from optbench.tasks.kind import Outline
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Angle = Annotated[float, Field(ge=-360, le=360)]
 _CHUNK = 4096  # images at a time: bounds the float copy to some 13 MB for MNIST
 
 
-class RotatedTasks:
-    """Task i turns the images counter-clockwise by `angles[i]` degrees; the same for every trial seed."""
+class Rotated:
+    """Rotated images: task i turns them counter-clockwise by angles[i] degrees.
 
-    def __init__(self, settings: Rotated, parts: Parts) -> None:
-        self.names = [f"{angle:g} degrees" for angle in settings.angles]
-        self._angles = [angle % 360 for angle in settings.angles]
-        self._parts = parts
+    They are the same for every trial seed.
+    """
+
+    def __init__(
+        self,
+        data: Parts,
+        seed: int,
+        *,
+        angles: Annotated[tuple[Angle, ...], Field(min_length=1)] = (0.0, 30.0, 60.0),
+    ) -> None:
+        self.names = self.outline(data.classes, angles=angles).names
+        self._angles = [angle % 360 for angle in angles]
+        self._parts = data
+
+    @staticmethod
+    def outline(classes: int, *, angles: Sequence[float]) -> Outline:
+        names, ticks = (tuple(f"{angle:g}{unit}" for angle in angles) for unit in (" degrees", "°"))
+        return Outline(names, classes, ticks=ticks, axis="rotation")
 
     def key(self, trial_seed: int, task: int) -> Hashable:
         return "degrees", self._angles[task]
@@ -37,7 +55,7 @@ class RotatedTasks:
         yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images
 
     def keeps(self, key: Hashable) -> bool:
-        # Dear to make, and every seed needs the same ones.
+        # Expensive to make, and every seed needs the same ones.
         return True
 
 
@@ -63,10 +81,10 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
     # `theta` takes a place in the result to its place in the source: the inverse rotation, in coordinates that
     # run from -1 to 1 along each axis (hence the aspect ratios), y downwards.
     theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
-    grid = affine_grid(theta[None], [1, 1, height, width], align_corners=False)
+    grid = nn.functional.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
     turned = torch.empty(images.shape, dtype=torch.uint8)
     for source, target in zip(torch.split(images, _CHUNK), torch.split(turned, _CHUNK), strict=True):
-        sampled = grid_sample(
+        sampled = nn.functional.grid_sample(
             source.to("cpu", torch.float32),
             grid.expand(len(source), -1, -1, -1),
             mode="bilinear",

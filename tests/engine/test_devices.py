@@ -31,7 +31,7 @@ from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow
 from optbench.streams import generator
 from optbench.suite import Suite, load_suite, shipped_suites
-from optbench.suite.schema import Cnn, Mlp, Permuted, Protocol
+from optbench.suite.schema import ModelSettings, Protocol, TaskSettings
 from optbench.tasks import TaskFamily
 from tests.conftest import PoolHere, assert_same_tables, same_bits, small_suite, tables, timeless, trial_row
 from tests.engine.test_interim import BASES, stored
@@ -85,7 +85,7 @@ def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> N
     protocol = Protocol(batch_size=32)
     orders = []
     for where in ("cpu", device):
-        family = TaskFamily(Permuted(kind="permuted", count=2), mnist, protocol, 0, torch.device(where))
+        family = TaskFamily(TaskSettings.of("permuted", count=2), mnist, protocol, 0, torch.device(where))
         stream = BatchStream(family.sequence(3).train(1), 32, 0, 3, 1)
         orders.append([stream.indices(step).tolist() for step in (0, 1, stream.steps_per_epoch)])
         images = stream.examples.inputs[:50].cpu()
@@ -162,9 +162,11 @@ def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 @pytest.mark.parametrize("name", sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable))
-@pytest.mark.parametrize("model", [Mlp(kind="mlp", hidden=[20]), Cnn(kind="cnn", channels=[4], hidden=10)])
+@pytest.mark.parametrize(
+    "model", [ModelSettings.of("mlp", hidden=[20]), ModelSettings.of("cnn", channels=[4], hidden=10)]
+)
 def test_steps_are_recorded_and_replays_are_the_steps(
-    name: str, model: Mlp | Cnn, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+    name: str, model: ModelSettings, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU `test_recording.py` has the same, with a tape in the place of CUDA graphs."""
     more = {"root": "newton", "epsilon": 1e-4} if name == "shampoo" else {}
@@ -195,8 +197,8 @@ def stack_of(
 ) -> LockStep:
     """What the engine does in the steps of four members, with nothing around it."""
     protocol = Protocol(batch_size=32, train_examples=train_examples)
-    family = TaskFamily(Permuted(kind="permuted", count=2), mnist, protocol, 0, device)
-    network = build(Mlp(kind="mlp", hidden=[20]), family.inputs, family.classes)
+    family = TaskFamily(TaskSettings.of("permuted", count=2), mnist, protocol, 0, device)
+    network = build(ModelSettings.of("mlp", hidden=[20]), family.inputs, family.classes)
     layout = Layout.of({n: p.shape for n, p in network.named_parameters()})
     buffer = BatchBuffer(32, Normaliser.of(mnist, protocol, device))
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(4)]

@@ -26,7 +26,7 @@ from optbench.optimizers.registry import OPTIMIZERS, find
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SimilarityRow, SpectrumRow
 from optbench.streams import generator
-from optbench.suite.schema import Cnn, Mlp, Protocol
+from optbench.suite.schema import ModelSettings, Protocol
 from optbench.tasks import Examples
 from tests.conftest import PAIRS, PERMUTED, same_bits, small_suite, train_suite, trial_row
 from tests.twin import train_twin
@@ -257,16 +257,16 @@ def test_a_batch_larger_than_a_task_is_an_error_of_the_user(mnist: Dataset) -> N
 @pytest.mark.parametrize(
     "model",
     [
-        Mlp(kind="mlp", hidden=[20]),
-        Mlp(kind="mlp", hidden=[]),
-        Mlp(kind="mlp", hidden=[12, 7, 9], activation="tanh"),
-        Mlp(kind="mlp", hidden=[12, 8], activation="gelu", normalisation="layer"),
-        Cnn(kind="cnn", channels=[3, 4], hidden=11),
+        ModelSettings.of("mlp", hidden=[20]),
+        ModelSettings.of("mlp", hidden=[]),
+        ModelSettings.of("mlp", hidden=[12, 7, 9], activation="tanh"),
+        ModelSettings.of("mlp", hidden=[12, 8], activation="gelu", normalisation="layer"),
+        ModelSettings.of("cnn", channels=[3, 4], hidden=11),
     ],
     ids=["mlp", "linear", "deep tanh", "normalised gelu", "cnn"],
 )
 @pytest.mark.parametrize("shared", [[0, 1, 2], [0, 0, 0], [1, 0, 1]], ids=["own", "one", "two share"])
-def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> None:
+def test_the_ways_to_gradients_agree(model: ModelSettings, shared: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     network = build(model, InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
@@ -301,7 +301,7 @@ def test_the_ways_to_gradients_agree(model: Mlp | Cnn, shared: list[int]) -> Non
 def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks on the same examples and on others, one of them diverged, more examples than fit a chunk."""
     generator = torch.Generator().manual_seed(0)
-    network = build(Cnn(kind="cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
+    network = build(ModelSettings.of("cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     rows = [layout.pack(initialise(network, generator)) for _ in range(7)]
     rows[3] = rows[3] * math.nan

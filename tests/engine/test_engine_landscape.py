@@ -26,7 +26,7 @@ from optbench.models import build, initialise
 from optbench.store.tables import MetricRow
 from optbench.streams import generator
 from optbench.suite import Suite, dump_suite
-from optbench.suite.schema import Cnn, ModelSettings
+from optbench.suite.schema import ModelSettings
 from optbench.tasks import Examples, TaskFamily
 from tests.conftest import small_suite, train_suite
 
@@ -190,7 +190,7 @@ def network_and_loss(model: ModelSettings) -> tuple[Layout, Tensor, Callable[[Te
 
 
 def test_a_convolutional_network_is_measured_on_its_first_thousand_examples() -> None:
-    layout, row, loss, plain = network_and_loss(Cnn(kind="cnn", channels=[3, 5], hidden=7))
+    layout, row, loss, plain = network_and_loss(ModelSettings.of("cnn", channels=[3, 5], hidden=7))
     weights = flat(layout, row)
     assert weights.dtype == torch.float64
     assert weights.numel() == layout.parameters < layout.width, "padding, or the test shows less than it says"

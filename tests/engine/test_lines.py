@@ -16,22 +16,22 @@ from optbench.engine.landscape import flat
 from optbench.engine.lines import POINTS, Lines
 from optbench.engine.stack import Layout
 from optbench.models import Network, build, initialise
-from optbench.suite.schema import Cnn, Mlp, Protocol
+from optbench.suite.schema import ModelSettings, Protocol
 from optbench.tasks import Examples
 
 CPU = torch.device("cpu")
-MODELS: list[Mlp | Cnn] = [
-    Mlp(kind="mlp", hidden=[16]),
-    Mlp(kind="mlp", hidden=[12, 9], activation="tanh", normalisation="layer"),
-    Mlp(kind="mlp", hidden=[]),
-    Cnn(kind="cnn", channels=[3], hidden=8),
+MODELS: list[ModelSettings] = [
+    ModelSettings.of("mlp", hidden=[16]),
+    ModelSettings.of("mlp", hidden=[12, 9], activation="tanh", normalisation="layer"),
+    ModelSettings.of("mlp", hidden=[]),
+    ModelSettings.of("cnn", channels=[3], hidden=8),
 ]
 
 
 class Made:
     """Two networks of one model some way apart, and examples to read them on."""
 
-    def __init__(self, model: Mlp | Cnn, dataset: Dataset) -> None:
+    def __init__(self, model: ModelSettings, dataset: Dataset) -> None:
         self.network: Network = build(model, dataset.inputs, dataset.classes)
         self.layout = Layout.of({name: p.shape for name, p in self.network.named_parameters()})
         self.normalise = Normaliser.of(dataset, Protocol(), CPU)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optbench.data import Dataset
 from optbench.data.dataset import Split
 from optbench.errors import UsageError
-from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated
+from optbench.suite.schema import Protocol, TaskSettings
 from optbench.tasks import TaskFamily
 from tests.execution.test_run_directories import QUICK
 from tests.refusals import refusal
@@ -66,10 +66,10 @@ def test_a_fault_of_the_last_experiment_is_found_before_the_first_is_trained(
 @settings(max_examples=60, deadline=None)
 @given(
     st.one_of(
-        st.builds(Permuted, kind=st.just("permuted"), count=st.integers(1, 4)),
-        st.builds(Rotated, kind=st.just("rotated"), angles=st.lists(st.floats(0, 90), min_size=1, max_size=3)),
+        st.builds(TaskSettings.of, kind=st.just("permuted"), count=st.integers(1, 4)),
+        st.builds(TaskSettings.of, kind=st.just("rotated"), angles=st.lists(st.floats(0, 90), min_size=1, max_size=3)),
         st.builds(
-            ClassIncremental,
+            TaskSettings.of,
             kind=st.just("class-incremental"),
             group_size=st.sampled_from([1, 2, 3, 6]),
             order=st.sampled_from(["fixed", "shuffled"]),
@@ -80,7 +80,7 @@ def test_a_fault_of_the_last_experiment_is_found_before_the_first_is_trained(
     st.lists(st.integers(0, 2**40), min_size=1, max_size=3, unique=True),
 )
 def test_the_sizes_are_those_of_the_tasks_that_are_trained(
-    tasks: Permuted | Rotated | ClassIncremental, labels: list[int], batch: int, seeds: list[int]
+    tasks: TaskSettings, labels: list[int], batch: int, seeds: list[int]
 ) -> None:
     """The least of them, and each that is named, counted from the arrays of every task of every seed."""
     half = Split(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), torch.tensor(labels))

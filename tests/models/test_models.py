@@ -11,13 +11,14 @@ import torch
 from optbench.data import InputSpec
 from optbench.engine.stack import digest
 from optbench.models import build, initialise
-from optbench.suite.schema import Cnn, Initialisation, Mlp
+from optbench.models.network import Initialisation
+from optbench.suite.schema import ModelSettings
 
 
 def drawn(initialisation: Initialisation, model: str = "mlp", seed: int = 0) -> dict[str, torch.Tensor]:
     settings = {
-        "mlp": Mlp(kind="mlp", hidden=[300, 100], initialisation=initialisation),
-        "cnn": Cnn(kind="cnn", channels=[8], hidden=16, initialisation=initialisation),
+        "mlp": ModelSettings.of("mlp", hidden=[300, 100], initialisation=initialisation),
+        "cnn": ModelSettings.of("cnn", channels=[8], hidden=16, initialisation=initialisation),
     }[model]
     return initialise(build(settings, InputSpec((1, 28, 28)), 10), torch.Generator().manual_seed(seed))
 

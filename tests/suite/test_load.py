@@ -12,7 +12,7 @@ import pytest
 from optbench.errors import OptimizerError, SuiteError, UsageError
 from optbench.suite import load_suite
 from optbench.suite.document import parse_yaml
-from optbench.suite.schema import ClassIncremental, Cnn, EarlyStopping, LogGrid, Mlp, Protocol, Rotated
+from optbench.suite.schema import EarlyStopping, LogGrid, ModelSettings, Protocol, TaskSettings
 
 TEXT = """\
 name: full-1.0
@@ -59,11 +59,14 @@ def test_everything_arrives(file: Path) -> None:
     assert heavy.hyperparameters == {"lr": [0.1, 10, 16, 100.0], "nesterov": False, "momentum": 0.9}
     assert suite.optimizers["on"].hyperparameters["base"] == {"target": "adam", "lr": 1}
     rotated, pairs = suite.experiments["rotated.v2"], suite.experiments["pairs"]
-    assert rotated.tasks == Rotated(kind="rotated", angles=[0.0, 45.0])
-    assert rotated.models == {"m": Mlp(kind="mlp", hidden=[5, 10], activation="tanh"), "c": Cnn(kind="cnn")}
+    assert rotated.tasks == TaskSettings.of("rotated", angles=[0.0, 45.0])
+    assert rotated.models == {
+        "m": ModelSettings.of("mlp", hidden=[5, 10], activation="tanh"),
+        "c": ModelSettings.of("cnn"),
+    }
     assert rotated.protocol == Protocol(max_steps=100_000, early_stopping=EarlyStopping(on="test", patience=2))
     assert rotated.optimizers == {"sgd": {}, "heavy": {"lr": 5}}
-    assert pairs.tasks == ClassIncremental(kind="class-incremental")
+    assert pairs.tasks == TaskSettings.of("class-incremental")
     assert pairs.protocol == Protocol(early_stopping=None)
     assert pairs.optimizers is None
 

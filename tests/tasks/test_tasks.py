@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from optbench.data import Dataset, Split
 from optbench.errors import UsageError
-from optbench.suite.schema import ClassIncremental, Permuted, Protocol, Rotated, TaskSettings
+from optbench.suite.schema import Protocol, TaskSettings
 from optbench.tasks import Examples, TaskFamily, TaskSequence
 from optbench.tasks.examples import PARTS
 from optbench.tasks.permuted import permute_pixels
@@ -24,12 +24,12 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 CLASSES = 6
 KINDS: dict[str, TaskSettings] = {
-    "permuted": Permuted(kind="permuted", count=3),
-    "permuted shared": Permuted(kind="permuted", count=3, permutations="shared"),
-    "permuted after identity": Permuted(kind="permuted", count=3, first="identity"),
-    "class-incremental": ClassIncremental(kind="class-incremental", group_size=2),
-    "class-incremental shuffled": ClassIncremental(kind="class-incremental", group_size=2, order="shuffled"),
-    "rotated": Rotated(kind="rotated", angles=[0, 30, 90]),
+    "permuted": TaskSettings.of("permuted", count=3),
+    "permuted shared": TaskSettings.of("permuted", count=3, permutations="shared"),
+    "permuted after identity": TaskSettings.of("permuted", count=3, first="identity"),
+    "class-incremental": TaskSettings.of("class-incremental", group_size=2),
+    "class-incremental shuffled": TaskSettings.of("class-incremental", group_size=2, order="shuffled"),
+    "rotated": TaskSettings.of("rotated", angles=[0, 30, 90]),
 }
 
 
@@ -214,7 +214,7 @@ def test_identity_first_shows_the_plain_images_and_the_same_permutations_afterwa
 
 
 def test_a_longer_sequence_begins_like_a_shorter_one() -> None:
-    longer = family(Permuted(kind="permuted", count=5)).sequence(0)
+    longer = family(TaskSettings.of("permuted", count=5)).sequence(0)
     shorter = family(KINDS["permuted"]).sequence(0)
     for task in range(3):
         assert torch.equal(longer.test(task).inputs, shorter.test(task).inputs)
@@ -281,7 +281,7 @@ def test_shuffled_groups_mix_classes_and_are_named_without_them() -> None:
 
 
 def test_one_group_of_all_classes_is_a_single_task_with_a_short_name() -> None:
-    tasks = family(ClassIncremental(kind="class-incremental", group_size=6))
+    tasks = family(TaskSettings.of("class-incremental", group_size=6))
     assert tasks.task_names == ["classes 0-5"]
     assert rows(tasks.sequence(0).train(0).inputs) == rows(tasks.parts.train.inputs)
 
@@ -289,12 +289,12 @@ def test_one_group_of_all_classes_is_a_single_task_with_a_short_name() -> None:
 @pytest.mark.parametrize("size", [4, 5, 7, 100])
 def test_groups_that_do_not_come_out_even_are_a_usage_error(size: int) -> None:
     with pytest.raises(UsageError, match=rf"tasks\.group_size: 6 classes .* groups of {size}; valid: 1, 2, 3, 6"):
-        family(ClassIncremental(kind="class-incremental", group_size=size))
+        family(TaskSettings.of("class-incremental", group_size=size))
 
 
 @pytest.mark.parametrize("order", ["fixed", "shuffled"])
 def test_a_task_without_examples_is_a_usage_error_before_training(order: str) -> None:
-    tasks = ClassIncremental.model_validate({"kind": "class-incremental", "group_size": 1, "order": order})
+    tasks = TaskSettings.model_validate({"kind": "class-incremental", "group_size": 1, "order": order})
     for part, protocol in (
         ("validation", Protocol(validation_examples=3)),
         ("train", Protocol(validation_examples=30, train_examples=2)),
@@ -308,7 +308,7 @@ def test_a_task_without_examples_is_a_usage_error_before_training(order: str) ->
 
 
 def test_rotated_tasks_turn_all_parts_by_their_angle() -> None:
-    tasks = family(Rotated(kind="rotated", angles=[0, 30, 90, -90, 12.5]))
+    tasks = family(TaskSettings.of("rotated", angles=[0, 30, 90, -90, 12.5]))
     assert tasks.task_names == ["0 degrees", "30 degrees", "90 degrees", "-90 degrees", "12.5 degrees"]
     sequence = tasks.sequence(0)
     assert sequence.train(0) is tasks.parts.train

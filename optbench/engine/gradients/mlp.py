@@ -36,7 +36,7 @@ class MlpGradients:
         self._buffer = buffer
         self._streams = bound.streams
         self._sharing = sharing(bound.streams)
-        self._relu = network.settings.activation == "relu"
+        self._relu = network.activation == "relu"
         self._weights = [_layers(layout, row) for row in bound.weights.detach().unbind()]
         self._grads = [_layers(layout, row) for row in bound.grads.unbind()]
         self._transposed = [[w.t() for w, _ in layers] for layers in self._weights]
@@ -46,11 +46,7 @@ class MlpGradients:
 
     @classmethod
     def supports(cls, network: Network) -> bool:
-        return (
-            isinstance(network, Mlp)
-            and network.settings.normalisation == "none"
-            and network.settings.activation in cls.ACTIVATIONS
-        )
+        return isinstance(network, Mlp) and network.normalisation == "none" and network.activation in cls.ACTIVATIONS
 
     def __call__(self, step: int, losses: Tensor) -> None:
         with torch.no_grad():

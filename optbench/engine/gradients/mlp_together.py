@@ -22,7 +22,7 @@ class MlpTogether:
 
     def __init__(self, network: Network, layout: Layout, bound: Bound) -> None:
         assert isinstance(network, Mlp)
-        self._relu = network.settings.activation == "relu"
+        self._relu = network.activation == "relu"
         views, targets = list(layout.views(bound.weights.detach()).values()), list(layout.views(bound.grads).values())
         self._layers = list(zip(views[::2], views[1::2], strict=True))
         self._targets = list(zip(targets[::2], targets[1::2], strict=True))

@@ -117,7 +117,7 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
     panels = []
     for series, values in drawn:
         tasks = values.shape[1]
-        columns = task_names(series.arm.settings.tasks, tasks)
+        columns = task_names(series.arm.tasks, tasks)
         rows = TaskNames(("none", *columns.names), "after training on")
         title = "accuracy on " + columns.title.split(" ")[0].rstrip(",")
         panels.append(draw_heat_map(series.label, HeatMap(values, 0.0, 1.0, rows, TaskNames(columns.names, title))))

@@ -55,7 +55,7 @@ def _figure(group: Group) -> Figure | None:
 
 def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
     tasks = max(len(row) for series in part for row in _ends(series))
-    names = task_names(part[0].arm.settings.tasks, tasks)
+    names = task_names(part[0].arm.tasks, tasks)
     step = 0.8 / len(part)
 
     def draw(axes: Axes) -> None:

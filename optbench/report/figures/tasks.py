@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optbench.suite.schema import ClassIncremental, Rotated, TaskSettings
+from optbench.tasks import Outline
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -22,16 +22,10 @@ class TaskNames:
     title: str
 
 
-def task_names(settings: TaskSettings, tasks: int) -> TaskNames:
+def task_names(outline: Outline, tasks: int) -> TaskNames:
     """`0,1` and so on where every seed has the same classes in a task, `30°` for rotations, else a number."""
-    if isinstance(settings, ClassIncremental) and settings.order == "fixed":
-        size = settings.group_size
-        groups = [range(i * size, (i + 1) * size) for i in range(tasks)]
-        names = [",".join(map(str, group)) if size <= 3 else f"{group[0]}–{group[-1]}" for group in groups]
-        return TaskNames(tuple(names), "classes of the task, in order of training")
-    if isinstance(settings, Rotated) and len(settings.angles) == tasks:
-        return TaskNames(tuple(f"{angle:g}°" for angle in settings.angles), "rotation, in order of training")
-    return TaskNames(tuple(str(i + 1) for i in range(tasks)), "task, in order of training")
+    names = outline.ticks if len(outline.ticks) == tasks else tuple(str(i + 1) for i in range(tasks))
+    return TaskNames(names, f"{outline.axis}, in order of training")
 
 
 def task_axis(axis: Axis, names: TaskNames, inches: float, *, offset: float = 0.0) -> None:

@@ -18,7 +18,6 @@ from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 from optbench.studies.switching.statistics import steps_setting
 from optbench.studies.tuning.statistics import tunings
-from optbench.suite.schema import ClassIncremental
 from optbench.suite.variants import leaves, value_name
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def learning_rates(results: Sequence[Results]) -> list[Figure]:
     for group in groups(results):
         for name, found in _by_hyperparameter(group).items():
             if is_rate(name):
-                classes = isinstance(found[0].series.arm.settings.tasks, ClassIncremental)
+                classes = found[0].series.arm.tasks.disjoint
                 figures += _figure(group, name, found, {**LEARNING, **(PARTS if classes else {})}, "sweep")
     return figures
 

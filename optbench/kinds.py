@@ -1,0 +1,323 @@
+"""Kinds: what a suite names by `kind:`, ours or a user's, and the settings next to it.
+
+A kind is a callable. Its first arguments are given by the program (`Registry.given`), the others are its settings:
+read from its signature and validated strictly by a pydantic model made of it. Ours are registered below, a line each;
+a user's is a target. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from optbench import targets
+from optbench.errors import KindError, unknown
+
+AS_WRITTEN = {"as_written": True}
+"""Validation context of suites whose kinds are not looked up: no user's code is executed, no torch imported."""
+
+Scalar = bool | int | float | str | None
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value that JSON and YAML can hold: finite scalars, lists, and mappings with text keys.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value}")
+    if isinstance(value, list):
+        return [plain_value(item) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("expected text as keys")
+        return {key: plain_value(item) for key, item in value.items()}
+    if not isinstance(value, Scalar):
+        raise ValueError(f"expected a number, text, true, false, null, a list or a mapping, got {type(value).__name__}")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """`1e5` is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+PlainValue = Annotated[Any, AfterValidator(plain_value)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """The kinds of one sort that are known by name.
+
+    Attributes:
+        what: `task sequence`.
+        given: names of the arguments that the program gives, which come first and by position.
+        names: targets by name; "" for a kind without settings that is made elsewhere.
+    """
+
+    what: str
+    given: tuple[str, ...]
+    names: Mapping[str, str]
+
+    def is_users(self, kind: str) -> bool:
+        return kind not in self.names
+
+    def load(self, kind: str) -> Callable[..., Any]:
+        """Return the callable behind a kind.
+
+        Raises:
+            KindError: it is neither registered nor a target, cannot be imported, or cannot be called as this sort is.
+        """
+        if self.is_users(kind) and ":" not in kind:
+            raise KindError(unknown("kind", kind, self.names) + ", or module:attribute, or ./file.py:attribute")
+        try:
+            found = targets.load(self.names.get(kind, kind))
+        except targets.TargetError as error:
+            raise KindError(*error.args) from error.__cause__
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise KindError(f"{kind}: the class is abstract; it lacks {', '.join(missing)}")
+        if not callable(found):
+            raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
+        made: Callable[..., Any] = found
+        return made
+
+    def settings(self, kind: str) -> type[BaseModel]:
+        """Return the model of a kind's settings, its fields in the order of the signature.
+
+        Raises:
+            KindError: as `load`; or the signature does not allow it.
+        """
+        return _own_settings(self, kind) if kind in self.names else self._settings(kind)
+
+    def _settings(self, kind: str) -> type[BaseModel]:
+        if not self.names.get(kind, kind):
+            return create_model("Settings", __config__=ConfigDict(extra="forbid"))
+        found = self.load(kind)
+        form = f"({', '.join((*self.given, '**settings'))})"
+        try:
+            parameters, scope = _parameters(found)
+        except (ValueError, TypeError) as error:
+            raise KindError(f"{kind}: its arguments cannot be read: {targets.said(error)}") from error
+        by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(by_position) < len(self.given) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            raise KindError(f"{kind}: expected a {self.what} {form}, got ({', '.join(p.name for p in parameters)})")
+        fields: dict[str, Any] = {}
+        for p in parameters:
+            if p in by_position[: len(self.given)] or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                continue
+            if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith(("_", "model_")):
+                raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
+            annotation = _annotation(p.annotation, scope)
+            if p.default is None:
+                annotation = annotation | None if annotation is not PlainValue else annotation
+            fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
+        extra = "allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "forbid"
+        config = ConfigDict(extra=extra, frozen=True, allow_inf_nan=False, strict=True, arbitrary_types_allowed=True)  # type: ignore[typeddict-item]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a setting may be called as a method of pydantic's is
+                model: type[BaseModel] = create_model("Settings", __config__=config, **fields)
+        except Exception as error:
+            raise KindError(f"{kind}: its annotations cannot be read: {targets.said(error)}") from error
+        return model
+
+    def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings as plain values, with the defaults that can be written down.
+
+        Raises:
+            KindError: as `settings`.
+            ValidationError: they are not what the signature takes.
+        """
+        model = self.settings(kind)
+        value = _validated(model, given)
+        written = value.model_dump(mode="json", exclude_unset=True, warnings=False)
+        defaults: dict[str, Any] = {}
+        for name, field in model.model_fields.items():
+            if name not in written:
+                with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
+                    default = _as_json(field.get_default(call_default_factory=True))
+                    _validated(model, {**written, name: default})
+                    defaults[name] = default
+        everything = written | defaults
+        return {name: everything[name] for name in (*model.model_fields, *everything) if name in everything}
+
+    def arguments(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments that complete settings mean.
+
+        Raises:
+            KindError, ValidationError: as `complete`.
+        """
+        value = _validated(self.settings(kind), settings)
+        return {name: getattr(value, name) for name in value.model_fields_set}
+
+
+@functools.cache
+def _own_settings(registry: Registry, kind: str) -> type[BaseModel]:
+    return registry._settings(kind)
+
+
+def _validated(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
+    # As JSON, in which a list may stand for a tuple and text for an enumeration's member.
+    return model.model_validate_json(json.dumps(_as_json(dict(given))))
+
+
+def _as_json(value: Any) -> Any:
+    """Return the plain value that JSON makes of it; raises ValueError if there is none."""
+    try:
+        return plain_value(json.loads(json.dumps(value)))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parameters(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return the parameters of a callable, without `self`, and the names that its annotations may use."""
+    own = found.__init__ if inspect.isclass(found) and inspect.isfunction(found.__init__) else found
+    parameters = list(inspect.signature(own).parameters.values())
+    inside = inspect.unwrap(own)
+    inside = getattr(inside, "func", inside)  # of a partial
+    return parameters[1:] if own is not found else parameters, getattr(inside, "__globals__", {})
+
+
+def _annotation(annotation: Any, scope: dict[str, Any]) -> Any:
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, scope)
+        except Exception:  # a name for type checkers alone
+            return PlainValue
+    return PlainValue if annotation in (inspect.Parameter.empty, Any, object) else annotation
+
+
+class Kind(BaseModel):
+    """`{kind: ..., setting: ...}` in a suite: a kind and its settings, defaults included."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
+
+    __pydantic_extra__: dict[str, PlainValue] = Field(init=False)
+
+    registry: ClassVar[Registry]
+    short: ClassVar[bool] = False
+    """Whether a name alone may stand for a kind without settings."""
+
+    kind: Annotated[str, Field(min_length=1, max_length=400)]
+
+    @classmethod
+    def of(cls, kind: str, **settings: Any) -> Self:
+        """Raises ValidationError where the kind does not take these settings."""
+        return cls.model_validate({"kind": kind, **settings})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checked(cls, value: Any, info: ValidationInfo) -> Any:
+        if cls.short and isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict):
+            return value
+        if "kind" not in value:
+            raise PydanticCustomError("kind_missing", "expected the key 'kind'")
+        kind, given = value["kind"], {key: item for key, item in value.items() if key != "kind"}
+        if not isinstance(kind, str) or not kind or (info.context or {}).get("as_written"):
+            return value
+        try:
+            return {"kind": kind, **cls.registry.complete(kind, given)}
+        except KindError as error:
+            raise PydanticCustomError("kind_refused", "{reason}", {"reason": str(error)}) from None
+
+    @model_serializer(mode="plain")
+    def _written(self) -> dict[str, Any] | str:
+        return self.kind if self.short and not self.settings else {"kind": self.kind, **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What stands next to `kind`."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the callable.
+
+        Raises:
+            KindError: it cannot be loaded, or does not take these settings.
+        """
+        try:
+            return self.registry.arguments(self.kind, self.registry.complete(self.kind, self.settings))
+        except ValueError as error:
+            raise KindError(f"{self.kind}: does not take its settings any more: {targets.said(error)}") from error
+
+    @property
+    def is_users(self) -> bool:
+        return self.registry.is_users(self.kind)
+
+    @property
+    def users_target(self) -> tuple[str, ...]:
+        """The target, if it is a user's."""
+        return (self.kind,) if self.is_users else ()
+
+    def make(self, *given: Any, seed: int = 0) -> Any:
+        """Call the kind with what the program gives and with its settings. seed: of what a user's code draws.
+
+        Raises:
+            KindError: it cannot be loaded, or does not take its settings any more.
+            Exception: whatever a user's code raises.
+        """
+        found, arguments = self.registry.load(self.kind), self.arguments
+        with calling(seed) if self.is_users else contextlib.nullcontext():
+            return found(*given, **arguments)
+
+
+@contextlib.contextmanager
+def calling(seed: int) -> Iterator[None]:
+    """Enclose a call of a user's code: seeded, silent on standard output, the process afterwards as it was.
+
+    Raises:
+        KindError: the code tries to end the program.
+    """
+    from optbench.isolation import isolated, seed_generators  # late, because it imports torch
+
+    try:
+        with isolated(), contextlib.redirect_stdout(sys.stderr):
+            seed_generators(seed % 2**31)
+            yield
+    except (SystemExit, GeneratorExit) as error:
+        raise KindError(targets.said(error)) from error
+
+
+TASKS = Registry(
+    "task sequence",
+    ("data", "seed"),
+    {
+        "permuted": "optbench.tasks.permuted:Permuted",
+        "class-incremental": "optbench.tasks.class_incremental:ClassIncremental",
+        "rotated": "optbench.tasks.rotated:Rotated",
+    },
+)
+MODELS = Registry(
+    "model",
+    ("inputs", "outputs"),
+    {
+        "mlp": "optbench.models.mlp:Mlp",
+        "cnn": "optbench.models.cnn:Cnn",
+    },
+)

@@ -1,0 +1,18 @@
+"""torch for modules that declare the settings of a kind: imported when first used, so that a suite is read without."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch as torch
+    from torch import nn as nn
+else:
+
+    class _Late(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)
+
+    torch, nn = _Late("torch"), _Late("torch.nn")
