@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import json
 import math
@@ -91,10 +92,15 @@ class Registry:
         Raises:
             KindError: it is neither registered nor a target, cannot be imported, or cannot be called as this sort is.
         """
-        if self.is_users(kind) and ":" not in kind:
-            raise KindError(unknown("kind", kind, self.names) + ", or module:attribute, or ./file.py:attribute")
+        if kind in self.names:
+            module, _, attribute = self.names[kind].partition(":")
+            own: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+            return own
+        if ":" not in kind:
+            what = "kind" if self.given else self.what
+            raise KindError(unknown(what, kind, self.names) + ", or module:attribute, or ./file.py:attribute")
         try:
-            found = targets.load(self.names.get(kind, kind))
+            found = targets.load(kind)
         except targets.TargetError as error:
             raise KindError(*error.args) from error.__cause__
         if missing := sorted(getattr(found, "__abstractmethods__", ())):

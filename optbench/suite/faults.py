@@ -118,7 +118,7 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)
     if what == "kind_missing":
-        allowed = ", ".join(sorted(_model(kind).registry.names))  # type: ignore[attr-defined]
+        allowed = ", ".join(_model(kind).registry.names)  # type: ignore[attr-defined]
         return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind' (one of: {allowed})"))
     if what == "kind_refused":
         path = (*path, "kind") if isinstance(value, dict) else path
