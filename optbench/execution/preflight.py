@@ -15,12 +15,13 @@ from optbench.errors import UsageError
 from optbench.execution.schedule import Plan
 from optbench.metrics.own import resolve
 from optbench.optimizers.registry import find, user_targets
-from optbench.plan import Trial, task_count
+from optbench.plan import Trial
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import Source, is_file, read_file, read_source, source_hash, split
+from optbench.tasks import Outline
 
 if TYPE_CHECKING:
     from optbench.data import Dataset
@@ -97,8 +98,8 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
     return Code(sources, notes, new, plan.suite)
 
 
-def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> None:
-    """Check everything that the trials need that a plan has left to train.
+def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> dict[str, Outline]:
+    """Check everything that the trials need that a plan has left to train; return what the tasks of experiments are.
 
     data_dir: as for `optbench.data.load`. notify: called with one line if a dataset is downloaded.
 
@@ -115,11 +116,13 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> N
     for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
         check_arguments(trial.target, trial.hyperparameters)
         resolve_spec(find(trial.target), trial.hyperparameters)
+    outlines = {}
     for name, experiment in plan.suite.experiments.items():
         dataset = load(experiment.dataset, data_dir, notify=notify)
         _check_models(name, experiment, dataset)
-        _check_metrics(name, experiment, dataset)
-        _check_tasks(name, experiment, dataset, plan.suite)
+        outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
+        _check_metrics(name, experiment, dataset, outlines[name].count)
+    return outlines
 
 
 def left_of(plan: Plan) -> list[Trial]:
@@ -137,15 +140,16 @@ def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -
             raise UsageError(f"experiments.{name}.models.{model}: {error}") from error
 
 
-def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> None:
-    """Check that every task has a full batch, from the labels alone."""
+def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
+    """Check that every task has a full batch, from the targets alone if the tasks are of our own."""
     import torch
 
     from optbench.tasks import TaskFamily
 
     protocol = experiment.protocol
     try:
-        family = TaskFamily(experiment.tasks, dataset.without_pixels(), protocol, suite.seed, torch.device("cpu"))
+        data = dataset if experiment.tasks.is_users else dataset.without_pixels()
+        family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
     except UsageError as error:
         raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
     for seed, task, count in family.train_sizes(suite.seeds):
@@ -154,15 +158,16 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
                 f"experiments.{name}.protocol.batch_size: {protocol.batch_size} is more than the {count} training "
                 f"examples of task {task + 1} ({family.task_names[task]}, seed {seed})"
             )
+    return family.outline
 
 
-def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:
+def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
     """Try the users' metrics on random numbers."""
     if experiment.own_metrics:
         from optbench.engine.own_metrics import try_metrics
 
         try:
-            try_metrics(resolve(experiment.metrics), experiment, dataset, task_count(experiment))
+            try_metrics(resolve(experiment.metrics), experiment, dataset, tasks)
         except UsageError as error:
             raise UsageError(f"experiments.{name}.metrics: {error}") from error
 

@@ -192,7 +192,7 @@ class Session:
         plan = make_plan(suite, options.resume, grown=grown)
         self._code = find_code(plan, options.resume, options.suite_folder, force=options.force)
         self._exits.enter_context(using(self._code.sources))
-        self._prepare(plan)
+        plan = self._prepare(plan)
         if options.resume is not None:
             self._writer = RunWriter.resume(
                 options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock
@@ -211,6 +211,7 @@ class Session:
             "command": list(options.command),
             "seeds": plan.suite.seeds,
             "provenance": record,
+            "experiments": {name: {"tasks": tasks.record()} for name, tasks in plan.outlines.items()},
             **({PLUGINS: plugins} if plugins else {}),
             **({METRICS: described} if (described := _own_metrics(plan.suite)) else {}),
             **(extra or {}),
@@ -233,7 +234,7 @@ class Session:
             OptbenchError: as for the first plan.
         """
         plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
-        self._prepare(plan)
+        plan = self._prepare(plan)
         self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
         return plan
 
@@ -268,13 +269,14 @@ class Session:
         os.write(2, f"\n{text}\n".encode())
         os._exit(130)
 
-    def _prepare(self, plan: Plan) -> None:
-        """Check whatever can be wrong with settings and data, before anything is trained."""
-        check(plan, self._options.data_dir, self._view.message)
+    def _prepare(self, plan: Plan) -> Plan:
+        """Check whatever can be wrong with settings and data, before anything is trained; the plan, its tasks known."""
+        plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
         if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
             from optbench.engine.constructors import try_constructors
 
             try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
+        return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: Comparisons) -> None:
         rows = [(trial, self._with_source(trial, row)) for trial, row in rows]

@@ -96,7 +96,7 @@ def admits_null(path: KeyPath) -> bool:
     """Return whether null is a value at `path`, a key of the suite itself rather than of a kind or an optimizer."""
     kind: Any = Suite
     for part in path:
-        if kind is None or any(_is_model(option) and _tag(option) for option in _options(kind)):
+        if kind is None or any(isinstance(option, type) and issubclass(option, Kind) for option in _options(kind)):
             return False
         kind = _inside(kind, part)
     return _admits_null(kind)

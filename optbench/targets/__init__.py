@@ -50,7 +50,7 @@ _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Let targets mean these sources, by what stands before their colon, in the block; others what they meant before."""
+    """Let targets mean these sources, by what stands before their colon, in the block, besides those before."""
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
         yield
