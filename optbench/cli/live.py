@@ -17,8 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from optbench.cli.progress import Group as TrialGroup
-from optbench.cli.progress import Tracker, duration
+from optbench.cli.progress import Tracker, TrialGroup, duration
 from optbench.counting import count
 from optbench.errors import escaped
 from optbench.execution.schedule import Plan

@@ -19,12 +19,12 @@ from optbench.cli.standard_streams import discard
 from optbench.errors import StoreError, escaped
 
 if TYPE_CHECKING:  # `list` and a dry run need no results
-    from optbench.report import Document
+    from optbench.report import Report
 
 PIPE_WIDTH = 80
 
 
-def deliver(document: Document, chosen: str, output: str | None) -> None:
+def deliver(document: Report, chosen: str, output: str | None) -> None:
     """Send a document to standard output, or to the file `output` (`-`: standard output).
 
     Raises:

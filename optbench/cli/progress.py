@@ -18,7 +18,7 @@ ENOUGH = 0.02
 
 
 @dataclass
-class Group:
+class TrialGroup:
     """The trials of one experiment, model and optimizer."""
 
     name: tuple[str, str, str]
@@ -49,16 +49,16 @@ class Tracker:
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
-        self._group_of: dict[str, Group] = {}
+        self._group_of: dict[str, TrialGroup] = {}
         self._fraction: dict[str, float] = {}
         """Of every trial that this run has to train, how much is done, 0..1."""
         self._cost: dict[str, float] = {}
         """Likewise: its share of what its training is expected to cost."""
-        groups: dict[tuple[str, str, str], Group] = {}
+        groups: dict[tuple[str, str, str], TrialGroup] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
             if key not in groups:
-                groups[key] = Group(key, 0, plan.outlines[trial.experiment].count)
+                groups[key] = TrialGroup(key, 0, plan.outlines[trial.experiment].count)
             group = groups[key]
             group.total += 1
             self._group_of[trial.id] = group

@@ -16,7 +16,7 @@ from optbench.streams import generator
 from optbench.suite.schema import ExperimentSettings
 
 
-class Sketches:
+class Sketcher:
     """Records the members of one cohort; nothing of an optimizer that is nobody's twin.
 
     All trials of a suite on networks of P weights share one draw, so that any two of them can be compared.

@@ -21,7 +21,7 @@ from optbench.engine.stack import Layout
 from optbench.engine.train import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.metrics.landscape import NotedValue
-from optbench.metrics.pairs import Pair, Solution
+from optbench.metrics.pairs import Solution, TwoSolutions
 from optbench.models import build, initialise
 from optbench.plan import PairedSolutions, Trial, TrialPair
 from optbench.precision import exact_device
@@ -56,7 +56,7 @@ def compare(
     """
     names = setting.experiment.pairs.metrics if setting.experiment.pairs else None
     chosen = PAIR_METRICS if names is None else tuple(names)
-    reader = _Reader(comparison, setting, chosen)
+    reader = _SolutionReader(comparison, setting, chosen)
     solutions = _Kept(lambda trial: reader.solution(weights(trial)), budget)
     there = [pair for pair in comparison.pairs if pair.a.id not in missing and pair.b.id not in missing]
     measured: dict[tuple[str, str], list[NotedValue]] = {}
@@ -86,7 +86,7 @@ class _Read:
         return self.end.bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _Reader:
+class _SolutionReader:
     """Reads solutions, and the lines between them, on the examples of one seed."""
 
     def __init__(self, comparison: PairedSolutions, setting: Workspace, metrics: Sequence[str]) -> None:
@@ -114,8 +114,8 @@ class _Reader:
         read = Solution.of(point, pooled.to(self.exact), predictions.to(self.exact))
         return _Read(read, self.lines.end(point))
 
-    def between(self, a: _Read, b: _Read) -> Pair:
-        return Pair(a.solution, b.solution, self.start, *self.lines.between(a.end, b.end))
+    def between(self, a: _Read, b: _Read) -> TwoSolutions:
+        return TwoSolutions(a.solution, b.solution, self.start, *self.lines.between(a.end, b.end))
 
 
 class _Kept:

@@ -36,7 +36,7 @@ from optbench.engine.members import Member, Notify, Schedule, TrialResult
 from optbench.engine.plain import NotPlain, Plain, to_plain
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
-from optbench.engine.sketches import Sketches
+from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import Layout, digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import UsageError
@@ -127,7 +127,7 @@ class CohortTraining:
         gradients = gradients_for(network, self.layout, buffer, recordings, together=execution.together)
         self.machinery = Machinery(self.spec, network, self.layout, buffer, gradients, recordings, execution)
         self.evaluator = Evaluator(network, self.layout, normalise, batched=execution.together)
-        self.sketches = Sketches(setting.experiment, self.layout, setting.suite_seed)
+        self.sketches = Sketcher(setting.experiment, self.layout, setting.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }

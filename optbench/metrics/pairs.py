@@ -2,8 +2,8 @@
 
 Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
 
-Everything is computed in float64. Each measure takes a `Pair` and returns a `NotedValue`: a number, NaN where it is
-undefined, and then the reason. None of them is better in either direction, and none says much without its null: the
+Everything is computed in float64. Each measure takes `TwoSolutions` and returns a `NotedValue`: a number, or NaN with
+the reason why it is undefined. None of them is better in either direction, and none says much without its null: the
 same optimizer from the same initial weights with another data order.
 """
 
@@ -54,7 +54,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TwoSolutions:
     """Two solutions, their common start (P,), and what lies on the straight line from a to b.
 
     losses, accuracies: (K,) at K evenly spaced points, both ends included; None where no barrier is asked for.
@@ -67,7 +67,7 @@ class Pair:
     accuracies: Tensor | None = None
 
 
-def linear_cka(pair: Pair, *, debiased: bool = False) -> NotedValue:
+def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
     """Linear CKA of the two representations: `similarity.linear_cka`, with what each has alone taken from it."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
@@ -79,7 +79,7 @@ def linear_cka(pair: Pair, *, debiased: bool = False) -> NotedValue:
     return _reading(cross / (math.sqrt(one) * math.sqrt(other)), "the features overflow")
 
 
-def subspace_overlap(pair: Pair) -> NotedValue:
+def subspace_overlap(pair: TwoSolutions) -> NotedValue:
     """`similarity.subspace_overlap` of the k = 10 leading directions of the features, as they are (not centred)."""
     if pair.a.directions is None or pair.b.directions is None:
         return NotedValue(math.nan, _too_narrow(pair))
@@ -88,32 +88,32 @@ def subspace_overlap(pair: Pair) -> NotedValue:
     return _reading(overlap, f"the {DIRECTIONS} leading directions of a solution are not determined")
 
 
-def subspace_overlap_chance(pair: Pair) -> NotedValue:
+def subspace_overlap_chance(pair: TwoSolutions) -> NotedValue:
     """k / d: the overlap of two random subspaces, on average."""
     if pair.a.width < DIRECTIONS:
         return NotedValue(math.nan, _too_narrow(pair))
     return NotedValue(DIRECTIONS / pair.a.width, None)
 
 
-def prediction_disagreement(pair: Pair) -> NotedValue:
+def prediction_disagreement(pair: TwoSolutions) -> NotedValue:
     """`similarity.prediction_disagreement`: share of the examples that the two label differently."""
     share = similarity.prediction_disagreement(pair.a.predictions, pair.b.predictions).item()
     return _reading(share, "no examples")
 
 
-def loss_barrier(pair: Pair) -> NotedValue:
+def loss_barrier(pair: TwoSolutions) -> NotedValue:
     """`landscape.barrier` of the training loss on the line between the two."""
     assert pair.losses is not None
     return _reading(landscape.barrier(pair.losses).item(), landscape.barrier_note(pair.losses))
 
 
-def accuracy_barrier(pair: Pair) -> NotedValue:
+def accuracy_barrier(pair: TwoSolutions) -> NotedValue:
     """`landscape.accuracy_barrier` of the test accuracy on the line between the two."""
     assert pair.accuracies is not None
     return _reading(landscape.accuracy_barrier(pair.accuracies).item(), landscape.barrier_note(pair.accuracies))
 
 
-def weight_distance(pair: Pair) -> NotedValue:
+def weight_distance(pair: TwoSolutions) -> NotedValue:
     """‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for the same weights, at most 2; √2 for equally long ways at 90°."""
     apart = torch.linalg.vector_norm(pair.a.weights - pair.b.weights).item()
     ways = [landscape.distance_from_init(solution.weights, pair.start).item() for solution in (pair.a, pair.b)]
@@ -122,7 +122,7 @@ def weight_distance(pair: Pair) -> NotedValue:
     return _reading(2.0 * apart / sum(ways), "the weights are not finite")
 
 
-def displacement_angle(pair: Pair) -> NotedValue:
+def displacement_angle(pair: TwoSolutions) -> NotedValue:
     """`landscape.displacement_angle`: degrees between the ways of the two from their start."""
     angle = landscape.displacement_angle(pair.start, pair.a.weights, pair.b.weights).item()
     return _reading(angle, "a solution has not moved, or is not finite")
@@ -134,7 +134,7 @@ def _self_alignment(centred: Tensor, debiased: bool) -> float:
     return similarity.alignment(centred, centred, debiased).item()
 
 
-def _too_narrow(pair: Pair) -> str:
+def _too_narrow(pair: TwoSolutions) -> str:
     return f"needs at least {DIRECTIONS} features; d = {pair.a.width}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import nearest
 
 Lane = Literal["elementwise", "batched", "per-member"]
-Source = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
+Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
     "create_graph",
@@ -120,7 +120,7 @@ class OptimizerSpec:
     nothing and decides nothing. Such a step can be recorded and replayed."""
     conflict: Callable[[Mapping[str, Any]], str | None] | None = None
     """What is wrong with values that are fine one by one, if anything."""
-    source: Source = "optbench"
+    source: Origin = "optbench"
     """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
     """What it asks of whoever trains with it, beyond gradients and `step()`."""

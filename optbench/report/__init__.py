@@ -1,14 +1,14 @@
 """From results to what a person reads, or a program. Imports no torch.
 
-A `Summary` of runs, or a `Comparison`, becomes a `Document`; `formats` render documents. What a study adds to a report
+A `Summary` of runs, or a `Comparison`, becomes a `Report`; `formats` render documents. What a study adds to a report
 comes to it as a `Study`: no module here knows one by name.
 """
 
 from __future__ import annotations
 
 from optbench.report.comparison_report import comparison_report
-from optbench.report.document import Document, Illustration
+from optbench.report.document import Illustration, Report
 from optbench.report.run_report import run_report
 from optbench.report.summary import Summary, summarise
 
-__all__ = ["Document", "Illustration", "Summary", "comparison_report", "run_report", "summarise"]
+__all__ = ["Illustration", "Report", "Summary", "comparison_report", "run_report", "summarise"]

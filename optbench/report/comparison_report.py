@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
-from optbench.report.document import Block, Cell, Column, Document, Heading, Items, Paragraph, Table, Tone
+from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Report, Table, Tone
 from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, name_with_arrow, p_value, signed
 from optbench.report.records import COMPARISON_COLUMNS, comparison_records
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
@@ -24,9 +24,7 @@ MANY_PAIRS = 12
 """With more pairs of arms than this, nobody reads the exploratory metrics of each."""
 
 
-def comparison_report(
-    comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()
-) -> Document:
+def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:
     """The document of a comparison. metrics: show only these (all of them where empty)."""
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
@@ -45,7 +43,7 @@ def comparison_report(
         blocks.append(Paragraph(said, "quiet"))
     blocks.append(Items(_LEGEND, "quiet"))
     blocks += comparison_records(comparison, gates, metrics)
-    return Document("optbench compare", tuple(blocks), "optbench-comparison", COMPARISON_COLUMNS)
+    return Report("optbench compare", tuple(blocks), "optbench-comparison", COMPARISON_COLUMNS)
 
 
 def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:

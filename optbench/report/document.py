@@ -57,7 +57,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Code:
+class Commands:
     """Commands that a reader may copy, one a line."""
 
     text: str
@@ -128,13 +128,13 @@ class Records:
 
 
 Record: TypeAlias = Mapping[str, Any]
-Shown: TypeAlias = Heading | Paragraph | Items | Code | Table | Illustration | Fold
+Shown: TypeAlias = Heading | Paragraph | Items | Commands | Table | Illustration | Fold
 """What formats for people render."""
 Block: TypeAlias = Shown | Part | Records
 
 
 @dataclass(frozen=True)
-class Document:
+class Report:
     """name, columns: of its records: what JSON calls itself, and what csv begins with."""
 
     title: str

@@ -23,7 +23,7 @@ def title_lines(column: Column) -> list[str]:
 
 
 def code_lines(text: str) -> list[str]:
-    """The lines of a `Code` block; control characters are blanks."""
+    """The lines of a `Commands` block; control characters are blanks."""
     return [CONTROL.sub(" ", line).rstrip() for line in text.strip("\n").split("\n")]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from optbench.report.document import Document, Record, Records, listed
+from optbench.report.document import Record, Records, Report, listed
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
@@ -61,7 +61,7 @@ def comparison_records(
     ]
 
 
-def with_trials(document: Document, results: Sequence[Results]) -> Document:
+def with_trials(document: Report, results: Sequence[Results]) -> Report:
     """`document` with a record per trial and metric, without controls: in csv in place of all others."""
     trials = listed("trials", lambda: (line for result in results for line in _trials(result)))
     blocks = (replace(block, lines=None) if isinstance(block, Records) else block for block in document.blocks)

@@ -10,15 +10,15 @@ from optbench.report.claims import claim_blocks
 from optbench.report.document import (
     Block,
     Cell,
-    Code,
     Column,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
     Part,
+    Report,
     Table,
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
@@ -47,7 +47,7 @@ RANKED = {"global": "of all", "layer": "by layer"}
 """How weights are ranked for pruning, in a table."""
 
 
-def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic: Statistic = "mean") -> Document:
+def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic: Statistic = "mean") -> Report:
     """The document for one run, or several side by side.
 
     figures: to be shown after the tables. statistic: what the tables hold, mean±sd or median [quartiles].
@@ -74,7 +74,7 @@ def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic
     for run in summary.runs:
         blocks += claim_blocks(run, several)
     blocks += [*_how(summary), *report_records(summary)]
-    return Document(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
+    return Report(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[Block]:
@@ -326,7 +326,7 @@ def _how(summary: Summary) -> Iterable[Block]:
         ]
         yield Items(tuple(line for line in lines if line), "quiet")
         yield Paragraph("Run with, and to train the same again:", "quiet")
-        yield Code("\n".join(line for line in (run.command, run.repeat) if line))
+        yield Commands("\n".join(line for line in (run.command, run.repeat) if line))
 
 
 def _words(measure: Measure) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optbench.report.figures import Figure
 
 Found = TypeVar("Found")
-Place: TypeAlias = tuple[str, str, str, str, str, str]
+ResultKey: TypeAlias = tuple[str, str, str, str, str, str]
 """Run, experiment, model, optimizer, variant and metric of a result."""
 
 
@@ -45,7 +45,7 @@ class Study(Generic[Found]):
     records: Callable[[Sequence[Found]], Iterable[Record]]
     lines: Callable[[Sequence[Found]], Iterable[Record]] | None = None
     columns: tuple[str, ...] = ()
-    beside: Callable[[Sequence[Found]], Mapping[Place, Record]] | None = None
+    beside: Callable[[Sequence[Found]], Mapping[ResultKey, Record]] | None = None
     figures: tuple[FigureKind, ...] = ()
     leads: bool = False
     provenance: Callable[[Results], Iterable[str]] | None = None

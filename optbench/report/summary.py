@@ -23,7 +23,7 @@ from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import Shortcoming, without_learning
 from optbench.stats.power import shortage_text, suite_shortages
-from optbench.stats.results import Results, Split
+from optbench.stats.results import Results, SplitName
 from optbench.store.values import Matrix
 from optbench.suite.schema import Protocol, Stage
 from optbench.tasks import Outline
@@ -53,7 +53,7 @@ class SummaryRow:
     """What else its trials' results depended on, in words: in how many of them."""
     shortcoming: Shortcoming | None
     """What its trials did not learn; None where each of them learnt every task."""
-    split: Split
+    split: SplitName
     """The data that accuracies are of."""
     mixed_code: str | None
     """What to say where its trials are of several states of a user's code."""

@@ -14,7 +14,7 @@ import numpy as np
 from optbench.errors import ComparisonError, UsageError, unknown
 from optbench.metrics import PRIMARY_METRICS, Metric
 from optbench.stats.arms import Arm, arms
-from optbench.stats.paired import PairedResult, Pairs, compare_paired
+from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import comparison_shortages, shortage_text
 from optbench.stats.results import Results
 from optbench.stats.verdict import Judgement, Question, judge
@@ -149,14 +149,14 @@ def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
     return starts[0] == starts[1] if seeds else None
 
 
-def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric) -> Pairs:
+def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric) -> PairedValues:
     """The metric on both sides, a value per seed (n,); a number as `b` stands for every seed."""
     left = np.array([a.value(metric.name, seed) for seed in seeds], np.float64)
     lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
     if not isinstance(b, Arm):
-        return Pairs(left, np.full(len(seeds), float(b)), lost, np.zeros(len(seeds), np.bool_))
+        return PairedValues(left, np.full(len(seeds), float(b)), lost, np.zeros(len(seeds), np.bool_))
     right = np.array([b.value(metric.name, seed) for seed in seeds], np.float64)
-    return Pairs(left, right, lost, np.array([b.status(seed) == "diverged" for seed in seeds], np.bool_))
+    return PairedValues(left, right, lost, np.array([b.status(seed) == "diverged" for seed in seeds], np.bool_))
 
 
 def obstacles(a: Results, b: Results) -> list[str]:

@@ -23,7 +23,7 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedValues:
     """One metric of optimizers A and B over the same seeds, in the same order.
 
     a, b: (n,) values, NaN where undefined; the value of a diverged trial is not looked at.
@@ -78,7 +78,7 @@ class PairedResult:
     diverged_both: int = 0
 
 
-def compare_paired(pairs: Pairs, direction: Direction) -> PairedResult:
+def compare_paired(pairs: PairedValues, direction: Direction) -> PairedResult:
     """Compare A with B over their pairs by the exact signed-rank test and the interval that matches it.
 
     direction: which values are better; it decides what a diverged seed counts and what a win is.
@@ -112,7 +112,7 @@ def compare_paired(pairs: Pairs, direction: Direction) -> PairedResult:
     )
 
 
-def _differences(pairs: Pairs, both: Flags, direction: Direction) -> Array:
+def _differences(pairs: PairedValues, both: Flags, direction: Direction) -> Array:
     """d of every pair, (n,); meaningless where a pair is not used."""
     d = np.zeros(len(pairs.a))
     a, b = pairs.a[both], pairs.b[both]

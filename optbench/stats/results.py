@@ -37,7 +37,7 @@ from optbench.store.values import (
 from optbench.suite import Suite, load_suite
 from optbench.tasks import Outline
 
-Split = Literal["test", "validation"]
+SplitName = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Results:
     """As `rows`, of the controls."""
 
     @property
-    def split(self) -> Split:
+    def split(self) -> SplitName:
         """The data that accuracies are of: a tuning run chooses settings, and test data must never do that."""
         return "validation" if self.suite.stage == "tune" else "test"
 

@@ -86,7 +86,7 @@ def is_optimizer_list(path: KeyPath, value: Any) -> TypeGuard[list[str]]:
     return is_experiment and is_name_list(value) and len(set(value)) == len(value)
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """Composes nodes with the scalars of YAML 1.2; constructs nothing."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
@@ -117,8 +117,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_scalar_node(anchor)
 
 
-add_scalar_rules(_Loader)
-_Loader.add_implicit_resolver(TAG + "merge", re.compile(r"<<\Z"), ["<"])
+add_scalar_rules(_YamlLoader)
+_YamlLoader.add_implicit_resolver(TAG + "merge", re.compile(r"<<\Z"), ["<"])
 
 
 def parse_yaml(text: str, source: str) -> Document:
@@ -131,7 +131,7 @@ def parse_yaml(text: str, source: str) -> Document:
     if odd:
         place = _place_of_offset(text, odd.start(), source)
         raise SuiteError(f"{place}: the character U+{ord(odd.group()):04X} is not allowed in YAML")
-    loader = _Loader(text)
+    loader = _YamlLoader(text)
     with _yaml_errors(loader, source):
         node = loader.get_single_node()
     if node is None:
@@ -160,7 +160,7 @@ def _place(mark: Any, source: str) -> Place:
 
 
 @contextmanager
-def _yaml_errors(loader: _Loader, source: str) -> Iterator[None]:
+def _yaml_errors(loader: _YamlLoader, source: str) -> Iterator[None]:
     try:
         yield
     except yaml.MarkedYAMLError as error:

@@ -23,15 +23,15 @@ from rich.console import Console
 from optbench.report import layout
 from optbench.report.document import (
     Cell,
-    Code,
     Column,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
     Part,
+    Report,
     Table,
     Tone,
 )
@@ -56,7 +56,7 @@ PANEL = (
 )
 
 
-def sample() -> Document:
+def sample() -> Report:
     """A report with all that a real one may have, and with names that nobody should choose."""
     numbers = tuple(Column(f"measure\nno {i}{' ↑' if i % 2 else ''}") for i in range(14))
     wide = Table(
@@ -111,7 +111,7 @@ def sample() -> Document:
     command = "optbench run continual --experiment permuted-mnist --optimizer 'mine=./mine.py:My_Opt*' " + (
         "--set 'optimizers.mine.lr={log: [1e-4, 1e-1], points: 7}' --seeds 0,1,2,3,4,5,6,7,8,9"
     )
-    return Document(
+    return Report(
         "continual-20260101T000000: complete, 90 trials: 88 ok, 2 diverged (cpu)",
         (
             Paragraph("Ten seeds; every optimizer starts from the same weights and sees the same batches."),
@@ -140,10 +140,10 @@ def sample() -> Document:
             Illustration("none", "No file", "Not written anywhere.", "nothing"),
             Fold(
                 "Accuracy <matrices>",
-                (Paragraph("Mean over seeds."), empty, Code("optbench report\n\\end{verbatim} ±")),
+                (Paragraph("Mean over seeds."), empty, Commands("optbench report\n\\end{verbatim} ±")),
             ),
             Heading("How to repeat it", 1),
-            Code(f"{command}\noptbench report latest   # ``` and <b>"),
+            Commands(f"{command}\noptbench report latest   # ``` and <b>"),
             Part("numbers", Paragraph("Only on paper.")),
             Part("chart", Paragraph("Only in a log.")),
             Items(("effective rank: exp of the entropy of the feature covariance's spectrum", "sd: sample"), "quiet"),
@@ -164,7 +164,7 @@ MARKUP = "ab1 |\\`*_~[](){}<>!#&;$%^\"'-+=.,:@/\n\t\x1b\x00é±θ"
 texts = st.text(st.sampled_from(MARKUP), max_size=12) | st.text(max_size=8)
 
 
-def blocks(document: Document, kind: type) -> list[Any]:
+def blocks(document: Report, kind: type) -> list[Any]:
     """Every block of a kind, those in folds and those for some formats too."""
     found = []
     pending = list(document.blocks)
@@ -179,13 +179,13 @@ def blocks(document: Document, kind: type) -> list[Any]:
     return found
 
 
-def table_of(names: list[str], tone: str = "plain") -> Document:
+def table_of(names: list[str], tone: str = "plain") -> Report:
     """A document of one table, with these texts as its captions, titles and cells."""
     columns = (Column(names[0], numeric=False), Column(names[1]))
-    return Document("t", (Table(names[2], columns, tuple((Cell(n), Cell(n, cast(Tone, tone))) for n in names)),))
+    return Report("t", (Table(names[2], columns, tuple((Cell(n), Cell(n, cast(Tone, tone))) for n in names)),))
 
 
-def terminal(document: Document, width: int, **options: Any) -> str:
+def terminal(document: Report, width: int, **options: Any) -> str:
     printed = Console(width=width, file=io.StringIO(), **options)
     console.show(document, printed)
     assert isinstance(printed.file, io.StringIO)
@@ -195,7 +195,7 @@ def terminal(document: Document, width: int, **options: Any) -> str:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_terminal_fits_its_width_with_every_number_whole(width: int) -> None:
     lines = terminal(sample(), width).splitlines()
-    commands = {f"  {line}" for block in blocks(sample(), Code) for line in block.text.split("\n")}
+    commands = {f"  {line}" for block in blocks(sample(), Commands) for line in block.text.split("\n")}
     assert max(cell_len(line) for line in lines if line not in commands) <= width
     words = Counter(" ".join(lines).split())
     shown = [block for block in sample().blocks if isinstance(block, Table)]
@@ -220,7 +220,7 @@ def test_a_terminal_too_narrow_for_a_column_still_shows_it_whole() -> None:
 
 
 def test_a_command_stays_one_line_on_a_terminal() -> None:
-    code = [block for block in sample().blocks if isinstance(block, Code)]
+    code = [block for block in sample().blocks if isinstance(block, Commands)]
     for line in code[0].text.split("\n"):
         assert f"  {line}\n" in terminal(sample(), 60)
 
@@ -261,7 +261,7 @@ def test_pack_shares_equal_columns_evenly(columns: int, share: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def parsed(document: Document) -> list[Token]:
+def parsed(document: Report) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(markdown.render(document))
 
 
@@ -313,7 +313,7 @@ def test_markdown_tables_hold_any_characters(names: list[str], tone: str) -> Non
 @example("<http://e.org> &lt; &#35;")
 def test_markdown_texts_stay_texts(text: str) -> None:
     line = layout.one_line(text)
-    document = Document(
+    document = Report(
         text, (Heading(text), Paragraph(text), Items((text, text)), Items((text,)), Paragraph(text, "good"))
     )
     tokens = parsed(document)
@@ -342,7 +342,7 @@ def test_markdown_lets_no_html_through_but_its_own() -> None:
 
 def test_markdown_code_survives_fences_in_it() -> None:
     code = "echo 1\n```\n  ````` <b>"
-    fences = [token for token in parsed(Document("t", (Code(code), Paragraph("after")))) if token.type == "fence"]
+    fences = [token for token in parsed(Report("t", (Commands(code), Paragraph("after")))) if token.type == "fence"]
     assert [fence.content for fence in fences] == [f"{code}\n"]
 
 
@@ -443,7 +443,7 @@ def test_latex_is_sound_as_it_stands() -> None:
 
 def test_latex_cuts_a_table_that_no_page_holds() -> None:
     rows = tuple((Cell(f"row {i}"), Cell(str(i))) for i in range(100))
-    found = tabulars(latex.render(Document("t", (Table("c", (Column("a", numeric=False), Column("b")), rows),))))
+    found = tabulars(latex.render(Report("t", (Table("c", (Column("a", numeric=False), Column("b")), rows),))))
     assert [len(rows) - 1 for _, rows in found] == [40, 40, 20]
 
 
@@ -451,12 +451,12 @@ def test_latex_cuts_a_table_that_no_page_holds() -> None:
 def test_latex_compiles(tmp_path: Path) -> None:
     characters = [chr(code) for code in range(0x20, 0x2C00) if chr(code).isprintable()]
     every = [" ".join(characters[i : i + 64]) for i in range(0, len(characters), 64)]
-    document = Document(
+    document = Report(
         sample().title,
         (
             *(block for block in sample().blocks if not isinstance(block, Illustration)),
             *map(Paragraph, every),
-            *map(Code, every[:4]),
+            *map(Commands, every[:4]),
             table_of(["[2cm]", "*", "&"]).blocks[0],
         ),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from optbench.report.document import Cell, Column, Document, Illustration, Paragraph, Part, Table
+from optbench.report.document import Cell, Column, Illustration, Paragraph, Part, Report, Table
 from optbench.report.formats import html as page
 from optbench.report.layout import one_line
 from tests.report.test_formats import NASTY, PANEL, blocks, sample, table_of, texts
@@ -122,7 +122,7 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 @given(texts)
 def test_any_name_is_a_text(name: str) -> None:
     document = table_of([name] * 3, "warning")
-    elements = Elements(page.render(Document(name, (*document.blocks, Paragraph(name, "warning")))))
+    elements = Elements(page.render(Report(name, (*document.blocks, Paragraph(name, "warning")))))
     line = one_line(name)
     assert elements.texts("h1", "caption", "td", "p") == [line] * 6
     assert next(a["aria-label"] for tag, a, _ in elements.found if a.get("role") == "region") == line
@@ -307,7 +307,7 @@ def test_long_names_and_large_figures_stay_within_a_phone(tmp_path: Path) -> Non
     long = "averyveryverylongnamewithnoblankinit" * 5
     table = Table(long, (Column(long, numeric=False), Column("value")), ((Cell(long), Cell("1")),))
     figure = Illustration("f", long, long, long, (PANEL.format(width=2000, height=1000, colour="#000", title="t"),))
-    text = page.render(Document(long, (Paragraph(long, "warning"), table, figure)))
+    text = page.render(Report(long, (Paragraph(long, "warning"), table, figure)))
     seen = measured(tmp_path, [(360, text)])
     assert seen.results[0]["scroll"] <= 360
     assert not seen.console

@@ -14,7 +14,7 @@ import pytest
 
 from optbench.cli import main
 from optbench.plan import Trial
-from optbench.stats.paired import Pairs, compare_paired
+from optbench.stats.paired import PairedValues, compare_paired
 from optbench.stats.power import claim_shortages, comparison_shortages, seeds_needed, shortage_text
 from optbench.stats.verdict import Question, Verdict, judge
 from optbench.store.tables import Row
@@ -71,7 +71,7 @@ def test_the_number_of_seeds_is_the_first_that_the_test_itself_finds_enough(fami
 
     def verdicts(n: int) -> set[Verdict]:
         # The clearest result that there is: all seeds agree, in every metric.
-        pairs = Pairs(np.arange(1.0, n + 1), np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_))
+        pairs = PairedValues(np.arange(1.0, n + 1), np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_))
         found = judge([Question(compare_paired(pairs, "higher"), "higher", 0.0)] * family)
         told = needed if n < needed else None
         assert {judgement.seeds_needed for judgement in found} == {told}

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from optbench.metrics.catalog import Direction
-from optbench.stats.paired import Pairs, compare_paired
+from optbench.stats.paired import PairedValues, compare_paired
 from optbench.stats.signed_rank import interval
 from optbench.stats.verdict import Judgement, Question, Verdict, judge
 
@@ -54,7 +54,7 @@ def experiment(
     fell = rng.random((n, 2)) < diverging
     questions = []
     for i, direction in enumerate(FAMILY):
-        pairs = Pairs(values[:, 0, i], values[:, 1, i], fell[:, 0], fell[:, 1])
+        pairs = PairedValues(values[:, 0, i], values[:, 1, i], fell[:, 0], fell[:, 1])
         questions.append(Question(compare_paired(pairs, direction), direction, margin=0.001))
     return judge(questions)
 
@@ -95,6 +95,6 @@ def test_equivalence_is_rarely_said_of_a_difference_as_large_as_the_margin() -> 
     said = 0
     for d in margin + rng.normal(0.0, 0.005, (replicates, 10)):
         never = np.zeros(10, dtype=bool)
-        result = compare_paired(Pairs(0.9 + d, np.full(10, 0.9), never, never), "neutral")
+        result = compare_paired(PairedValues(0.9 + d, np.full(10, 0.9), never, never), "neutral")
         said += judge([Question(result, "neutral", margin)])[0].verdict == Verdict.EQUIVALENT
     assert said / replicates <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / replicates)

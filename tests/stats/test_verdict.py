@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from optbench.metrics.catalog import Direction
-from optbench.stats.paired import PairedResult, Pairs, compare_paired
+from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import ALPHA, MIN_PAIRS
 from optbench.stats.signed_rank import detectable, smallest_p
 from optbench.stats.verdict import Judgement, Question, Verdict, judge
@@ -33,11 +33,11 @@ MIRRORED = {
 
 def pairs(
     a: Sequence[float] | Array, b: Sequence[float] | Array, fell_a: Sequence[int] = (), fell_b: Sequence[int] = ()
-) -> Pairs:
+) -> PairedValues:
     """Pairs in which the seeds `fell_a` of A and `fell_b` of B diverged, NaN as the store gives them."""
     a, b = np.array(a, dtype=np.float64), np.array(b, dtype=np.float64)
     diverged_a, diverged_b = np.isin(np.arange(len(a)), fell_a), np.isin(np.arange(len(b)), fell_b)
-    return Pairs(np.where(diverged_a, np.nan, a), np.where(diverged_b, np.nan, b), diverged_a, diverged_b)
+    return PairedValues(np.where(diverged_a, np.nan, a), np.where(diverged_b, np.nan, b), diverged_a, diverged_b)
 
 
 def shifted(d: Sequence[float] | Array, direction: Direction = "higher", **fell: Sequence[int]) -> PairedResult:
@@ -54,7 +54,7 @@ def only(result: PairedResult, direction: Direction = "higher", margin: float = 
 
 
 @st.composite
-def some_pairs(draw: st.DrawFn) -> Pairs:
+def some_pairs(draw: st.DrawFn) -> PairedValues:
     """Coarse accuracies with a common difference, ties, undefined values and diverged seeds."""
     n = draw(st.integers(0, 12))
     ahead = draw(st.integers(-4, 4))
@@ -63,11 +63,11 @@ def some_pairs(draw: st.DrawFn) -> Pairs:
     share = draw(st.sampled_from([0.0, 0.0, 0.1, 0.5]))
     a[rng.random(n) < share / 2] = np.nan
     fell_a, fell_b = rng.random(n) < share, rng.random(n) < share
-    return Pairs(np.where(fell_a, np.nan, a), np.where(fell_b, np.nan, b), fell_a, fell_b)
+    return PairedValues(np.where(fell_a, np.nan, a), np.where(fell_b, np.nan, b), fell_a, fell_b)
 
 
-def swap(p: Pairs) -> Pairs:
-    return Pairs(p.b, p.a, p.diverged_b, p.diverged_a)
+def swap(p: PairedValues) -> PairedValues:
+    return PairedValues(p.b, p.a, p.diverged_b, p.diverged_a)
 
 
 def test_worked_example() -> None:
@@ -214,7 +214,7 @@ def test_a_question_without_a_test_still_counts() -> None:
 
 
 @given(st.lists(some_pairs(), max_size=5), st.sampled_from(DIRECTIONS))
-def test_a_larger_family_never_says_more(family: list[Pairs], direction: Direction) -> None:
+def test_a_larger_family_never_says_more(family: list[PairedValues], direction: Direction) -> None:
     questions = [Question(compare_paired(p, direction), direction, 0.005) for p in family]
     together = judge(questions)
     for question, judgement in zip(questions, together, strict=True):
@@ -245,7 +245,7 @@ def test_a_diverged_value_is_not_looked_at() -> None:
     a = np.linspace(0.5, 0.6, 7)
     garbage = a.copy()
     garbage[0] = 1e30
-    clean, dirty = (compare_paired(Pairs(x, a - 0.1, flags, none), "higher") for x in (a, garbage))
+    clean, dirty = (compare_paired(PairedValues(x, a - 0.1, flags, none), "higher") for x in (a, garbage))
     assert clean == dirty
 
 
@@ -337,7 +337,7 @@ def test_diverging_alike_is_not_being_equivalent() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS))
-def test_every_pair_is_accounted_for(p: Pairs, direction: Direction) -> None:
+def test_every_pair_is_accounted_for(p: PairedValues, direction: Direction) -> None:
     result = compare_paired(p, direction)
     fell = p.diverged_a | p.diverged_b
     unused_by_divergence = int((fell & (np.isfinite(p.a) | p.diverged_a)).sum()) if direction == "neutral" else 0
@@ -350,7 +350,9 @@ def test_every_pair_is_accounted_for(p: Pairs, direction: Direction) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS), st.integers(1, 4), st.sampled_from([0.0, 0.005, 0.03]))
-def test_swapping_the_optimizers_mirrors_the_verdict(p: Pairs, direction: Direction, m: int, margin: float) -> None:
+def test_swapping_the_optimizers_mirrors_the_verdict(
+    p: PairedValues, direction: Direction, m: int, margin: float
+) -> None:
     one, other = compare_paired(p, direction), compare_paired(swap(p), direction)
     assert other.p == one.p
     assert other.interval == (None if one.interval is None else (-one.interval[1], -one.interval[0]))
@@ -365,9 +367,9 @@ def test_swapping_the_optimizers_mirrors_the_verdict(p: Pairs, direction: Direct
 
 @settings(max_examples=100, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS), st.integers(0, 2**32 - 1))
-def test_the_order_of_seeds_does_not_matter(p: Pairs, direction: Direction, seed: int) -> None:
+def test_the_order_of_seeds_does_not_matter(p: PairedValues, direction: Direction, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(p.a))
-    permuted = Pairs(p.a[order], p.b[order], p.diverged_a[order], p.diverged_b[order])
+    permuted = PairedValues(p.a[order], p.b[order], p.diverged_a[order], p.diverged_b[order])
     one, other = compare_paired(p, direction), compare_paired(permuted, direction)
     assert sorted(other.differences) == sorted(one.differences)
     assert other.d_z == (None if one.d_z is None else pytest.approx(one.d_z, rel=1e-9, abs=1e-12))
@@ -377,7 +379,7 @@ def test_the_order_of_seeds_does_not_matter(p: Pairs, direction: Direction, seed
 
 @settings(max_examples=200, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS), st.integers(1, 4), st.sampled_from([0.0, 0.005, 0.03]))
-def test_verdicts_keep_their_definitions(p: Pairs, direction: Direction, m: int, margin: float) -> None:
+def test_verdicts_keep_their_definitions(p: PairedValues, direction: Direction, m: int, margin: float) -> None:
     result = compare_paired(p, direction)
     judgement = judge([Question(result, direction, margin)] * m)[0]
     said = judgement.verdict
@@ -415,4 +417,4 @@ def test_five_pairs_say_nothing_however_clear(sizes: list[int]) -> None:
 
 def test_pairs_of_different_lengths_are_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="different lengths"):
-        Pairs(np.zeros(3), np.zeros(4), np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
+        PairedValues(np.zeros(3), np.zeros(4), np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))

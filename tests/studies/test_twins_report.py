@@ -34,7 +34,7 @@ from optbench.store import RunWriter, read_run
 from optbench.store.columns import vectors
 from optbench.store.tables import CurveRow, Row, SketchRow
 from optbench.streams import generator
-from optbench.studies.twins.statistics import START, Place, Twins, evenly, sketches, twins
+from optbench.studies.twins.statistics import START, Moment, Twins, evenly, sketches, twins
 from optbench.studies.twins.tables import TITLE, place_text
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from tests.conftest import FORMATS, run_file, same_bits, small_suite, train_suite
@@ -144,7 +144,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 """One for each of two lanes."""
 
 
-def recorded(result: TrialResult) -> dict[Place, np.ndarray]:
+def recorded(result: TrialResult) -> dict[Moment, np.ndarray]:
     return {(row.task, row.step): np.array(row.sketch) for row in result.rows if isinstance(row, SketchRow)}
 
 
@@ -258,7 +258,7 @@ experiments:
     models: {net: {kind: mlp, hidden: [10]}}
     twins: [[a, b], [a, c]]
 """
-PATHS: dict[str, list[tuple[Place, tuple[float, ...]]]] = {
+PATHS: dict[str, list[tuple[Moment, tuple[float, ...]]]] = {
     "a": [((1, 0), (1, 1)), ((1, 5), (4, 5)), ((1, 10), (1, 6)), ((2, 5), (1, 11))],  # ways of 5, 5, 10
     "b": [((1, 0), (1, 1)), ((1, 5), (1, 6)), ((1, 10), (1, -4)), ((2, 5), (1, 11))],  # and 5, 5, 10
     "c": [((1, 0), (1, 1)), ((1, 5), (1, 1)), ((1, 10), (1.003, 6))],

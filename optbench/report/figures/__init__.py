@@ -13,7 +13,7 @@ from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.final_accuracy import final_accuracy
 from optbench.report.figures.heat_maps import accuracy_matrix, class_cosine
 from optbench.report.figures.pruning import pruning
-from optbench.report.figures.rendering import FORMATS, FileFormat, save, to_svg
+from optbench.report.figures.rendering import FILE_FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
 from optbench.report.figures.task_accuracy import task_accuracy
 from optbench.report.figures.weight_magnitudes import weight_magnitudes
@@ -53,4 +53,4 @@ def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[F
     return found
 
 
-__all__ = ["FORMATS", "Figure", "FigureKind", "FileFormat", "Panel", "figure_kinds", "figures", "save", "to_svg"]
+__all__ = ["FILE_FORMATS", "Figure", "FigureKind", "FileFormat", "Panel", "figure_kinds", "figures", "save", "to_svg"]

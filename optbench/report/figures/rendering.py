@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 FileFormat = Literal["svg", "png", "pdf"]
-FORMATS: tuple[FileFormat, ...] = ("svg", "png", "pdf")
+FILE_FORMATS: tuple[FileFormat, ...] = ("svg", "png", "pdf")
 PER_ROW = 3
 DPI = 200
 
@@ -41,7 +41,7 @@ def to_svg(figure: Figure) -> tuple[str, ...]:
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))
 
 
-def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FORMATS) -> dict[str, Path]:
+def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORMATS) -> dict[str, Path]:
     """Write all panels, side by side, as one file per format; the paths by format.
 
     Raises:
@@ -51,7 +51,7 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FORMATS) 
         folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for suffix in formats:
-        assert suffix in FORMATS, suffix
+        assert suffix in FILE_FORMATS, suffix
         data = io.BytesIO()
         options = {"svg.fonttype": "path", "svg.hashsalt": figure.name, "savefig.facecolor": "white"}
         with _style(options):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from optbench.errors import UsageError, unknown
-from optbench.report.document import Document
+from optbench.report.document import Report
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def choose_format(name: str | None, output: str | None) -> str:
     return name
 
 
-def render_text(document: Document, chosen: str) -> str:
+def render_text(document: Report, chosen: str) -> str:
     """The document as text in one of `FORMATS`."""
     text: str = importlib.import_module(f"optbench.report.formats.{chosen}").render(document)
     return text

@@ -6,11 +6,11 @@ import csv
 import io
 
 from optbench.errors import escaped
-from optbench.report.document import Document
+from optbench.report.document import Report
 from optbench.report.formats.json import plain
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The lines of the document's records, under its columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, document.columns, lineterminator="\n")

@@ -11,14 +11,14 @@ from rich.cells import cell_len
 from optbench.report.document import (
     Block,
     Cell,
-    Code,
     Column,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
+    Report,
     Role,
     Shown,
     Table,
@@ -53,7 +53,7 @@ WIDE = 130
 """A table of more characters is printed on a page in landscape."""
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The document as a page. An illustration without panels is left out: its files may not travel with the page.
 
     Panels are ours, and trusted: nothing in them is escaped.
@@ -88,7 +88,7 @@ def _block(block: Shown) -> Iterator[str]:
             yield f"<ul{_class(tone)}>"
             yield from (f"<li>{escape(item)}</li>" for item in items)
             yield "</ul>"
-        case Code(text):
+        case Commands(text):
             lines = "\n".join(map(html.escape, code_lines(text)))
             yield f'<pre tabindex="0"><code>{lines}</code></pre>'
         case Table():

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from optbench.errors import CONTROL
-from optbench.report.document import Document
+from optbench.report.document import Report
 
 VERSION = 1
 """Goes up when a key or a column changes its meaning or goes."""
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The document's records by their keys, after the name of the format and its version."""
     tree = {"format": document.name, "version": VERSION, **{found.key: found.tree() for found in document.records}}
     text = json.dumps(plain(tree), indent=2, ensure_ascii=False, allow_nan=False)

@@ -14,13 +14,13 @@ from rich.cells import cell_len, chop_cells
 from optbench.report.document import (
     Block,
     Cell,
-    Code,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
+    Report,
     Role,
     Shown,
     Table,
@@ -110,7 +110,7 @@ LETTERS = set("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŐőŒœ�
 """The letters beyond ASCII that T1 fonts have."""
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The document as a complete LaTeX file. An illustration whose PDF was not written is left out."""
     labels: set[str] = set()
     lines = [PREAMBLE, rf"\title{{{escape(document.title)}}}", r"\author{}", r"\date{}"]
@@ -166,7 +166,7 @@ def _block(block: Shown, labels: set[str]) -> list[str]:
             entries = [rf"\item {_toned(item, 'plain' if tone == 'quiet' else tone)}" for item in items]
             listed = "\n".join([r"\begin{itemize}", *entries, r"\end{itemize}"])
             return [f"{{\\footnotesize\n{listed}\n\\par}}" if tone == "quiet" else listed] if items else []
-        case Code(text):
+        case Commands(text):
             return ["\n".join(_code(text))]
         case Table():
             return list(_tables(block, labels))

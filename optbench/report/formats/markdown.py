@@ -12,13 +12,13 @@ from rich.cells import cell_len
 from optbench.report.document import (
     Block,
     Cell,
-    Code,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
+    Report,
     Role,
     Shown,
     Table,
@@ -36,7 +36,7 @@ LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
 """What makes a line a heading, a quotation, a rule or a list; for a number, the point after it is what acts."""
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The document as Markdown. An illustration whose file was not written is left out."""
     return "\n\n".join([f"# {_heading(document.title)}", *_blocks(document.blocks)]) + "\n"
 
@@ -85,7 +85,7 @@ def _block(block: Shown) -> list[str]:
         case Items(items, tone):
             lines = [f"- {_bold(item) if tone in ('good', 'bad') else _line(item)}" for item in items]
             return ["\n".join(["> [!WARNING]", *(f"> {line}" for line in lines)] if tone == "warning" else lines)]
-        case Code(text):
+        case Commands(text):
             return [_code(text)]
         case Table():
             return [_bold(block.caption), _table(block)]

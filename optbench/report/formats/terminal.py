@@ -15,14 +15,14 @@ from rich.text import Text
 
 from optbench.report.document import (
     Block,
-    Code,
     Column,
-    Document,
+    Commands,
     Fold,
     Heading,
     Illustration,
     Items,
     Paragraph,
+    Report,
     Role,
     Shown,
     Table,
@@ -40,14 +40,14 @@ LABEL_WIDTH = 24
 STYLES: dict[Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
 
 
-def render(document: Document) -> str:
+def render(document: Report) -> str:
     """The document for a file: `FILE_WIDTH` columns, without colours."""
     file = io.StringIO()
     show(document, Console(file=file, width=FILE_WIDTH))
     return re.sub(" +$", "", file.getvalue(), flags=re.MULTILINE)
 
 
-def show(document: Document, console: Console) -> None:
+def show(document: Report, console: Console) -> None:
     """Print `document` on `console`, as wide as it is. Folds and illustrations are left out."""
     console.print(Text(one_line(document.title), style="bold"))
     before: Shown | None = None
@@ -74,7 +74,7 @@ def _apart(before: Shown, block: Shown) -> bool:
         return not isinstance(block, Paragraph | Items)
     if isinstance(before, Paragraph | Items) and before.tone == "plain":
         return True
-    return not footnote or isinstance(before, Code)
+    return not footnote or isinstance(before, Commands)
 
 
 def _print(block: Shown, console: Console) -> None:
@@ -89,7 +89,7 @@ def _print(block: Shown, console: Console) -> None:
         case Items(items, tone):
             for item in items:
                 _hanging("! " if tone == "warning" else "- ", item, tone, console)
-        case Code(text):
+        case Commands(text):
             for line in code_lines(text):
                 # soft_wrap: a long command stays one line when it is copied.
                 console.print(Text(f"  {line}"), soft_wrap=True)

@@ -9,7 +9,7 @@ from optbench.metrics import METRICS
 from optbench.report.document import Record
 from optbench.report.records import KEYS, PAIR, spread_record
 from optbench.report.spread import Spread
-from optbench.studies.pairs.statistics import Side, SolutionPair
+from optbench.studies.pairs.statistics import ArmName, SolutionPair
 
 
 def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
@@ -28,8 +28,8 @@ def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
 
 def _pair(
     place: tuple[str, str, str],
-    a: Side,
-    b: Side,
+    a: ArmName,
+    b: ArmName,
     kind: str,
     metric: str,
     planned: int,

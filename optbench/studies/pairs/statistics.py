@@ -12,12 +12,12 @@ from optbench.plan import PairedSolutions, comparisons
 from optbench.stats.results import Results
 from optbench.store.columns import codes, numbers
 
-Values = Mapping[int, float]
+SeedValues = Mapping[int, float]
 """Seed -> value; NaN where undefined."""
 
 
 @dataclass(frozen=True)
-class Side:
+class ArmName:
     """An arm of a pair."""
 
     optimizer: str
@@ -29,7 +29,7 @@ class Side:
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
 
-Place: TypeAlias = tuple[str, str, Side, Side]
+ArmPair: TypeAlias = tuple[str, str, ArmName, ArmName]
 """Experiment, model, and the two arms."""
 
 
@@ -37,9 +37,9 @@ Place: TypeAlias = tuple[str, str, Side, Side]
 class Measured:
     """One measure of a pair of arms: between them, and between each and its controls; no null where there are none."""
 
-    values: Values
-    null_a: Values | None
-    null_b: Values | None
+    values: SeedValues
+    null_a: SeedValues | None
+    null_b: SeedValues | None
 
     @property
     def null_range(self) -> tuple[float, float] | None:
@@ -68,8 +68,8 @@ class SolutionPair:
     run: str
     experiment: str
     model: str
-    a: Side
-    b: Side
+    a: ArmName
+    b: ArmName
     planned: int
     measures: Mapping[str, Measured]
     notes: tuple[str, ...]
@@ -89,7 +89,7 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     if not planned:
         return []
     found, notes = _values(results)
-    seeds: dict[Place, int] = {}
+    seeds: dict[ArmPair, int] = {}
     for comparison in planned:
         for place in _places(comparison):
             seeds[place] = seeds.get(place, 0) + 1
@@ -106,15 +106,20 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     return pairs
 
 
-def _places(comparison: PairedSolutions) -> list[Place]:
+def _places(comparison: PairedSolutions) -> list[ArmPair]:
     return [
-        (comparison.experiment, comparison.model, Side(p.a.optimizer, p.a.variant), Side(p.b.optimizer, p.b.variant))
+        (
+            comparison.experiment,
+            comparison.model,
+            ArmName(p.a.optimizer, p.a.variant),
+            ArmName(p.b.optimizer, p.b.variant),
+        )
         for p in comparison.pairs
         if p.kind == "pair"
     ]
 
 
-def _values(results: Results) -> tuple[dict[Place, dict[str, dict[int, float]]], dict[Place, dict[str, None]]]:
+def _values(results: Results) -> tuple[dict[ArmPair, dict[str, dict[int, float]]], dict[ArmPair, dict[str, None]]]:
     """place -> metric -> seed -> value, and place -> reasons; the null of an arm stands between it and itself."""
     table = results.run.pairs
     sides = ("optimizer_a", "variant_a", "optimizer_b", "variant_b")
@@ -123,12 +128,12 @@ def _values(results: Results) -> tuple[dict[Place, dict[str, dict[int, float]]],
         code, names = codes(table[name])
         columns.append([names[i] for i in code.tolist()])
     seeds = [int(seed) for seed in table["seed"].to_pylist()]
-    found: dict[Place, dict[str, dict[int, float]]] = {}
-    notes: dict[Place, dict[str, None]] = {}
+    found: dict[ArmPair, dict[str, dict[int, float]]] = {}
+    notes: dict[ArmPair, dict[str, None]] = {}
     values = numbers(table["value"]).tolist()
     for *place, metric, seed, value, note in zip(*columns, seeds, values, table["note"].to_pylist(), strict=True):
         experiment, model, optimizer_a, variant_a, optimizer_b, variant_b = place
-        key = (experiment, model, Side(optimizer_a, variant_a), Side(optimizer_b, variant_b))
+        key = (experiment, model, ArmName(optimizer_a, variant_a), ArmName(optimizer_b, variant_b))
         found.setdefault(key, {}).setdefault(metric, {})[seed] = value
         if note:
             notes.setdefault(key, {})[note] = None

@@ -9,7 +9,7 @@ from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.spread import Spread, SpreadText
-from optbench.studies.pairs.statistics import Measured, SolutionPair, Values
+from optbench.studies.pairs.statistics import Measured, SeedValues, SolutionPair
 
 MANY_PAIRS = 12
 """So many pairs of an experiment and model are shown; the others are counted, and csv and json have them."""
@@ -102,11 +102,11 @@ def _title(name: str, pair: SolutionPair) -> str:
     return f"{title} (chance {fixed(chance[0], 2)})" if chance else title
 
 
-def _three(measured: Measured) -> tuple[Values | None, ...]:
+def _three(measured: Measured) -> tuple[SeedValues | None, ...]:
     return measured.values, measured.null_a, measured.null_b
 
 
-def _text(values: Values | None, digits: int, spread_text: SpreadText) -> str:
+def _text(values: SeedValues | None, digits: int, spread_text: SpreadText) -> str:
     return spread_text(Spread.of(values.values()) if values else None, digits)
 
 
@@ -135,5 +135,5 @@ def _more(labels: Sequence[str]) -> str:
     return f" and {len(labels) - MANY_PAIRS} more" if len(labels) > MANY_PAIRS else ""
 
 
-def _finite(values: Values) -> list[float]:
+def _finite(values: SeedValues) -> list[float]:
     return [value for value in values.values() if math.isfinite(value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.report.document import Record
-from optbench.report.study import Place
+from optbench.report.study import ResultKey
 from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchPoint
 
 SWITCH = ("switch_step", "switch_statistic", "switch_value", "switch_low", "switch_high", "switch_n")
@@ -17,7 +17,7 @@ def switching_records(found: Sequence[Switching]) -> Iterable[Record]:
     return map(_record, found)
 
 
-def beside_results(found: Sequence[Switching]) -> Mapping[Place, Record]:
+def beside_results(found: Sequence[Switching]) -> Mapping[ResultKey, Record]:
     """The values of `SWITCH` for every result of a switched optimizer."""
     return {
         (one.results.run.id, *one.place, point.arm.optimizer, point.arm.variant, metric): _switched(one, point, metric)

@@ -31,7 +31,7 @@ from optbench.studies.switching.barriers import barriers_between, loss_barriers
 from optbench.suite.variants import value_name
 
 Array: TypeAlias = NDArray[np.float64]
-Kind = Literal["switch", "control", "noise"]
+SwitchKind = Literal["switch", "control", "noise"]
 """`switch`: from A to another B; `control`: from A to A, where only the switch itself acts; `noise`: disturbed."""
 Side = Literal["first", "then"]
 Statistic = Literal["rho", "difference"]
@@ -85,7 +85,7 @@ class Switching:
     barriers: two trials -> the loss barrier between them; empty where none was measured.
     """
 
-    kind: Kind
+    kind: SwitchKind
     optimizer: str
     first: str
     then: str
@@ -237,7 +237,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
     at_all = next((point.arm for point in reversed(points) if point.whole), None)
     at_none = next((point.arm for point in points if point.k == 0), None)
     first, then = named_first or at_all, named_then or at_none
-    kind: Kind = "switch"
+    kind: SwitchKind = "switch"
     if one == other:
         kind, first, then = "control", first or then, then or first
     names = _name(one, named_first), _name(other, named_then)

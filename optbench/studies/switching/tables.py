@@ -10,7 +10,7 @@ from optbench.report.measures import MEASURES
 from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed
 from optbench.report.spread import SpreadText
 from optbench.stats.bootstrap import RESAMPLES
-from optbench.studies.switching.statistics import Estimate, Kind, Side, Switching, SwitchPoint
+from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchKind, SwitchPoint
 
 TITLE = "Switching optimizers"
 RHO_DIGITS = 2
@@ -19,7 +19,7 @@ TITLES = {measure.name: measure.title for measure in MEASURES}
 SIDES: tuple[Side, ...] = ("first", "then")
 LETTERS: dict[Side, str] = {"first": "A", "then": "B"}
 
-MEANINGS: dict[Kind, str] = {
+MEANINGS: dict[SwitchKind, str] = {
     "switch": "ρ(k) = (m_AB(k) - m_B) / (m_A - m_B), after k steps with A and all others with B: 0 where the solution "
     "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds that all three have. There is "
     "none where A and B do not differ: signed-rank p above .05, uncorrected; of 5 seeds all must agree in sign, and "

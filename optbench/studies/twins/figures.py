@@ -15,7 +15,7 @@ from optbench.report.figures.series import MAX_SERIES, Group, Series, groups, me
 from optbench.report.figures.wording import caption, means
 from optbench.stats.arms import Arm
 from optbench.stats.results import Results
-from optbench.studies.twins.statistics import Place, Twins
+from optbench.studies.twins.statistics import Moment, Twins
 from optbench.studies.twins.statistics import twins as twins_of
 from optbench.studies.twins.tables import accuracy, digits_of, place_text, task_count
 
@@ -29,7 +29,7 @@ WIDE = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class DrawnTwins:
     """Twins as a figure shows them. series: how their line looks, and its label; sides: their arms."""
 
     twins: Twins
@@ -37,7 +37,7 @@ class Pair:
     sides: tuple[Series, Series]
 
     @property
-    def shared(self) -> list[Place]:
+    def shared(self) -> list[Moment]:
         """Where all of its seeds have a distance."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
@@ -53,7 +53,7 @@ def twins(results: Sequence[Results]) -> list[Figure]:
     return figures
 
 
-def _pairs(found: Sequence[Twins], group: Group) -> list[Pair]:
+def _pairs(found: Sequence[Twins], group: Group) -> list[DrawnTwins]:
     # Whoever reads results makes their arms anew: run, optimizer and variant tell them apart.
     known = {_key(series.arm): series for series in group.series}
     met: Counter[int] = Counter()
@@ -64,7 +64,7 @@ def _pairs(found: Sequence[Twins], group: Group) -> list[Pair]:
         run = first.label.removeprefix(first.arm.label)
         look = replace(first, label=f"{one.label}{run}", turn=met[first.colour])
         met[first.colour] += 1
-        pairs.append(Pair(one, look, (first, second)))
+        pairs.append(DrawnTwins(one, look, (first, second)))
     return pairs
 
 
@@ -72,7 +72,7 @@ def _key(arm: Arm) -> tuple[object, ...]:
     return arm.results.run.path, arm.optimizer, arm.variant
 
 
-def _figure(group: Group, pairs: Sequence[Pair]) -> Figure:
+def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
     sides = tuple({side.label: side for pair in pairs for side in pair.sides}.values())
     tasks = task_count(pair.twins for pair in pairs)
     what = (
@@ -99,7 +99,7 @@ def _figure(group: Group, pairs: Sequence[Pair]) -> Figure:
     )
 
 
-def _starts(pairs: Sequence[Pair]) -> Mapping[int, int]:
+def _starts(pairs: Sequence[DrawnTwins]) -> Mapping[int, int]:
     """Task -> where it begins on the axis: after the longest of every task before it."""
     places = [place for pair in pairs for place in pair.twins.places]
     count = task_count(pair.twins for pair in pairs)
@@ -107,7 +107,7 @@ def _starts(pairs: Sequence[Pair]) -> Mapping[int, int]:
     return dict(enumerate(itertools.accumulate(longest, initial=0), start=1))
 
 
-def _panel(part: Sequence[Pair], starts: Mapping[int, int], wide: bool) -> Panel:
+def _panel(part: Sequence[DrawnTwins], starts: Mapping[int, int], wide: bool) -> Panel:
     series = [pair.series for pair in part]
 
     def draw(axes: Axes) -> None:

@@ -23,19 +23,19 @@ from optbench.stats.results import Results
 from optbench.store.columns import codes, numbers, vectors
 
 Array: TypeAlias = NDArray[np.float64]
-Place: TypeAlias = tuple[int, int]
+Moment: TypeAlias = tuple[int, int]
 """Task, and the steps taken in it."""
-Distances: TypeAlias = Mapping[Place, float]
+Distances: TypeAlias = Mapping[Moment, float]
 """By ascending place; NaN where it is undefined."""
 
-START: Place = (1, 0)
+START: Moment = (1, 0)
 
 
 @dataclass(frozen=True)
 class Sketches:
     """What was recorded of one trial: places (E,) ascending, and the sketch (E, K) at each."""
 
-    places: tuple[Place, ...]
+    places: tuple[Moment, ...]
     values: Array
 
 
@@ -68,11 +68,11 @@ class Twins:
         return len(self.results.suite.seeds)
 
     @functools.cached_property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[Moment, ...]:
         """Where any seed has a distance, ascending."""
         return tuple(sorted({place for found in self.distances.values() for place in found}))
 
-    def at(self, place: Place) -> list[float]:
+    def at(self, place: Moment) -> list[float]:
         """The distance of every seed that has one there."""
         found = (distances.get(place, math.nan) for distances in self.distances.values())
         return [value for value in found if math.isfinite(value)]
@@ -118,7 +118,7 @@ def sketches(results: Results) -> dict[str, Sketches]:
     return found
 
 
-def distances(a: Sketches, b: Sketches) -> dict[Place, float]:
+def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
     """2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every place after the start that both have, ascending.
 
     0 where the two are the same, at most 2, √2 for equally long ways at a right angle; NaN where neither has moved.
@@ -137,7 +137,7 @@ def distances(a: Sketches, b: Sketches) -> dict[Place, float]:
     return dict(zip(shared, ratios.tolist(), strict=True))
 
 
-def evenly(places: Iterable[Place], count: int) -> list[Place]:
+def evenly(places: Iterable[Moment], count: int) -> list[Moment]:
     """The first of the places, the last, and those nearest to even parts of the way between; at most `count` > 1.
 
     The way is counted in evaluations, since the tasks of a sequence may end after different numbers of steps.

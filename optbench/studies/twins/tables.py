@@ -10,7 +10,7 @@ from statistics import fmean
 from optbench.report.document import Block, Cell, Column, Heading, Items, Table
 from optbench.report.numbers import decimals
 from optbench.report.spread import Spread, SpreadText
-from optbench.studies.twins.statistics import Place, Twins, evenly
+from optbench.studies.twins.statistics import Moment, Twins, evenly
 
 TITLE = "Twins"
 METRIC = "weight_distance"
@@ -50,7 +50,7 @@ def accuracy(sizes: Iterable[int]) -> str:
     return f"Distances are read from sketches of {fewest:,} numbers, and good to about {share:.0f}% of themselves."
 
 
-def place_text(place: Place, tasks: int) -> str:
+def place_text(place: Moment, tasks: int) -> str:
     """`step 469`, or `task 2, step 469` where there are several tasks."""
     task, step = place
     return f"step {step}" if tasks == 1 else f"task {task}, step {step}"
@@ -82,7 +82,7 @@ def _table(shown: Sequence[Twins], where: str, spread_text: SpreadText) -> Table
     return Table(f"{where}: twins, their distance from each other", tuple(columns), tuple(rows), keys=2)
 
 
-def _reached(shown: Sequence[Twins]) -> Iterable[Place]:
+def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
     """Where at least half of all seeds of all pairs were still in training: later columns would be nearly empty."""
     reached = Counter(place for twins in shown for distances in twins.distances.values() for place in distances)
     seeds = sum(len(twins.distances) for twins in shown)
