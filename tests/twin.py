@@ -16,22 +16,37 @@ from optbench.tasks import Examples, TaskFamily
 
 
 def train_twin(
-    suite: Suite, dataset: Dataset, seed: int, make_optimizer: Callable[[Network], torch.optim.Optimizer]
+    suite: Suite,
+    dataset: Dataset,
+    seed: int,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    module: nn.Module | None = None,
+    before: Callable[[int, int], object] = lambda task, step: None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[float]]]:
-    """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite."""
+    """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite.
+
+    module: of a user's, with its initial weights. before: called with task and step before each training step.
+    """
     experiment = suite.experiments["small"]
     protocol = experiment.protocol
     family = TaskFamily(experiment.tasks, dataset, protocol, suite.seed, torch.device("cpu"))
     sequence = family.sequence(seed)
-    network = build(experiment.models["net"], family.inputs, family.classes).to_empty(device="cpu")
-    start = initialise(network, generator(suite.seed, seed, "initial weights"))
-    network.load_state_dict(start)
+    network: nn.Module
+    if module is None:
+        ours: Network = build(experiment.models["net"], family.inputs, family.classes)
+        start = initialise(ours, generator(suite.seed, seed, "initial weights"))
+        network = ours.to_empty(device="cpu")
+        network.load_state_dict(start)
+    else:
+        network = module
+        start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     optimizer = make_optimizer(network)
 
     def inputs(raw: Tensor) -> Tensor:
         return (raw / 255 - dataset.mean[0]) / dataset.std[0]
 
     def accuracy(examples: Examples) -> float:
+        network.eval()
         with torch.no_grad():
             return (network(inputs(examples.inputs)).argmax(1) == examples.targets).double().mean().item()
 
@@ -46,9 +61,12 @@ def train_twin(
         for step in range(1, round(protocol.max_epochs * stream.steps_per_epoch) + 1):
             rows = stream.indices(step - 1)
             optimizer.zero_grad()
+            network.train()
+            before(task, step - 1)
             nn.functional.cross_entropy(network(inputs(train.inputs[rows])), train.targets[rows]).backward()
             optimizer.step()
             if step % interval == 0:
+                network.eval()
                 with torch.no_grad():
                     loss = nn.functional.cross_entropy(network(inputs(held_out.inputs)), held_out.targets).item()
                 if loss < best:
@@ -60,4 +78,4 @@ def train_twin(
                     break
         network.load_state_dict(kept)
         matrix.append([accuracy(sequence.test(j)) for j in range(family.count)])
-    return start, dict(network.named_parameters()), matrix
+    return start, network.state_dict(), matrix

@@ -200,7 +200,10 @@ class Problem:
         return nn.functional.cross_entropy(logits.double(), self.labels).item()
 
     def _build(self) -> Network:
-        return build(self.setting.experiment.models[MODEL], self.setting.family.inputs, self.setting.family.classes)
+        family = self.setting.family
+        network = build(self.setting.experiment.models[MODEL], family.inputs, family.classes)
+        assert isinstance(network, Network)
+        return network
 
 
 @functools.lru_cache(maxsize=2)

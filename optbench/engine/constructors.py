@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.data import Dataset, load
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.faults import of_the_machine
 from optbench.engine.members import Schedule
 from optbench.engine.randomness import SEEDS
 from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError
-from optbench.models import Network, build, initialise
+from optbench.models import materialised
 from optbench.optimizers.explain import explained, spoken
 from optbench.optimizers.make import maker, resolve_spec
 from optbench.optimizers.registry import find, user_targets
@@ -92,9 +93,10 @@ class _Place:
         self._suite_seed = suite.seed
         self._experiment: ExperimentSettings = suite.experiments[experiment]
         self._dataset = dataset
-        self._settings = self._experiment.models[model]
-        self._weights: Mapping[str, Tensor] | None = None
-        self._networks: dict[torch.device, Network] = {}
+        self._model, self._place = model, f"experiments.{experiment}.models.{model}"
+        self._blueprint: Blueprint | None = None
+        self._weights: Mapping[str, Tensor] = {}
+        self._networks: dict[torch.device, nn.Module] = {}
         self._steps: int | None = None
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
@@ -132,19 +134,16 @@ class _Place:
             return error
         return None
 
-    def _network(self, device: torch.device) -> Network:
+    def _network(self, device: torch.device) -> nn.Module:
         """A network of its own: a constructor may keep hooks on it, or change its weights."""
-        try:
-            network = build(self._settings, self._dataset.inputs, self._dataset.classes)
-        except ValueError as error:
-            raise OptimizerError(str(error)) from error
-        if self._weights is None:
-            self._weights = initialise(network, generator(self._suite_seed, 0, "initial weights"))
-        network.to_empty(device=device)
-        network.load_state_dict(dict(self._weights))
+        if self._blueprint is None:
+            self._blueprint = Blueprint.of(self._experiment, self._model, self._dataset, self._place)
+            self._weights = self._blueprint.start(self._suite_seed, 0)
+        network, layout = materialised(self._blueprint.network, device), self._blueprint.layout
+        layout.copy_to(network, layout.pack(self._weights))
         return network
 
-    def _shared(self, device: torch.device) -> Network:
+    def _shared(self, device: torch.device) -> nn.Module:
         """One network for all registered optimizers: their constructors leave parameters as they are."""
         if device not in self._networks:
             self._networks[device] = self._network(device)

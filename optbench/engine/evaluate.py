@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from optbench.engine.batches import Normaliser, places, sharing
-from optbench.engine.stack import Layout
-from optbench.models import Network
+from optbench.engine.blueprint import METHOD, Blueprint, own_features
+from optbench.engine.faults import of_the_machine
+from optbench.engine.randomness import seeded
+from optbench.models import materialised
 from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
@@ -56,13 +58,29 @@ class ScoreWithFeatures(Score):
 class _Reader(nn.Module):
     """Returns features and logits of the network it holds."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(blueprint.network)
+        self._ours, self._features = blueprint.ours, blueprint.features
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.features(inputs)
-        return features, self.network.head(features)
+        if self._ours:
+            features = self.network.features(inputs)  # type: ignore[operator]  # it is a `Network`
+            return features, self.network.head(features)  # type: ignore[operator]
+        # Copies: a network may work on its inputs in place. Seeded: one may draw in eval mode, too.
+        with seeded(0, inputs.device):
+            if self._features == METHOD:
+                own = own_features(self.network)
+                assert own is not None
+                return own(inputs.clone()), self.network(inputs.clone())
+            caught: list[Tensor] = []
+            layer = self.network.get_submodule(self._features)
+            handle = layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
+            try:
+                logits = self.network(inputs.clone())
+            finally:
+                handle.remove()
+            return caught[-1], logits
 
 
 class Evaluator:
@@ -72,11 +90,12 @@ class Evaluator:
     none meets another's numbers.
     """
 
-    def __init__(self, network: Network, layout: Layout, normalise: Normaliser, *, batched: bool | None = None) -> None:
-        self.network = network
+    def __init__(self, blueprint: Blueprint, normalise: Normaliser, *, batched: bool | None = None) -> None:
+        self.blueprint = blueprint
         self.normalise = normalise
-        self._reader = _Reader(network).eval()
-        self._layout = layout
+        self._reader = _Reader(blueprint).eval()
+        self.network = self._reader.network
+        self._layout = blueprint.layout
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
@@ -89,7 +108,7 @@ class Evaluator:
         for inputs, targets in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
             _count(totals[:, 0], logits, targets)
-            parts.append(features.flatten(0, targets.ndim - 1))
+            parts.append(features.flatten(0, targets.ndim - 1).flatten(1))
             if with_logits:
                 outputs.append(logits.flatten(0, -2))
         loss, correct = totals[:, 0].tolist()
@@ -100,9 +119,8 @@ class Evaluator:
 
     def with_weights(self, row: Tensor) -> nn.Module:
         """A copy of the network with weights `row` (P,), in eval mode."""
-        network = copy.deepcopy(self.network).eval()
-        weights = {name: view.clone() for name, view in self._layout.views(row).items()}
-        network.load_state_dict(weights, strict=False, assign=True)
+        network = materialised(self.network, row.device).eval()
+        self._layout.copy_to(network, row)
         return network
 
     @torch.no_grad()
@@ -115,6 +133,17 @@ class Evaluator:
         losses, correct = totals.tolist()
         counts = [own.targets.numel() for own in examples]
         return [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
+
+    def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
+        """As `score`, but with what a user's model raised in the place of its score."""
+        try:
+            return list(self.score(rows, examples))
+        except Exception as error:
+            if self.blueprint.ours or of_the_machine(error):
+                raise
+            if len(rows) == 1:
+                return [error]
+        return [found for row, own in zip(rows, examples, strict=True) for found in self.try_score([row], [own])]
 
     def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
         """Those on the same examples one after the other on each part of them."""
@@ -150,7 +179,7 @@ class Evaluator:
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
-        return {f"network.{name}": view for name, view in self._layout.views(row).items()}
+        return {f"network.{name}": view for name, view in self._layout.tensors(row).items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(examples), CHUNK):

@@ -7,6 +7,14 @@ import torch
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
 
 
+class ModelError(Exception):
+    """A user's model raised `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """PyTorch has a class of its own for it on accelerators only."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (

@@ -6,18 +6,24 @@ Legend: P the network's parameters, without padding; N examples.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from optbench.engine.batches import Normaliser
+from optbench.engine.evaluate import Evaluator
+from optbench.engine.faults import of_the_machine
+from optbench.engine.randomness import seeded
 from optbench.engine.stack import Layout
+from optbench.metrics import Measurement, Metric
 from optbench.metrics.landscape import Loss
-from optbench.metrics.measuring import Reading
-from optbench.models import Network
-from optbench.precision import exact
+from optbench.metrics.measuring import Ask, Reading, measurement
+from optbench.models import cross_entropy
+from optbench.optimizers.explain import spoken
+from optbench.precision import exact, exact_device
 from optbench.tasks import Examples
 
 EXAMPLES = 1000
@@ -28,22 +34,40 @@ those, about a second. On all 55,000 of MNIST they would cost more than the trai
 """
 
 
-def training_loss(network: Network, layout: Layout, normalise: Normaliser, examples: Examples) -> Loss:
+def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss:
     """Mean cross-entropy on the first `EXAMPLES` of `examples` as a function of the weights (P,), in float64.
 
-    The weights lie one parameter after the other in the order of `layout`, as `flat` gives them.
+    The weights lie one parameter after the other in the order of the layout, as `flat` gives them. Buffers are those of
+    `row` (P + Q,), and the network is in eval mode: running statistics stay as they are.
     """
+    network, layout = evaluator.network, evaluator.blueprint.layout
     # Bytes become float32 first, as in training: the very inputs that the network was trained on.
-    inputs = exact(normalise(examples.inputs[:EXAMPLES]))
-    labels = examples.targets[:EXAMPLES].to(inputs.device)
-    network.eval()
+    inputs = exact_inputs(evaluator.normalise(examples.inputs[:EXAMPLES]))
+    targets = examples.targets[:EXAMPLES].to(inputs.device)
+    buffers = {name: exact_inputs(view) for name, view in layout.buffer_views(row).items()}
 
     def loss(weights: Tensor) -> Tensor:
         parts = torch.split(weights, [slot.numel for slot in layout.slots])
         parameters = {slot.name: part.view(slot.shape) for slot, part in zip(layout.slots, parts, strict=True)}
-        return nn.functional.cross_entropy(functional_call(network, parameters, (inputs,)), labels)
+        if evaluator.blueprint.ours:
+            return cross_entropy(functional_call(network, parameters, (inputs,)), targets)
+        return cross_entropy(in_float64(network, {**parameters, **buffers}, inputs), targets)
 
     return loss
+
+
+def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Logits of a user's model in eval mode with these parameters and buffers, which stay as they are."""
+    # Copies and a seed: as in `Evaluator`. The fused kernels of attention have no second derivative.
+    given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
+    with sdpa_kernel(SDPBackend.MATH), seeded(0, inputs.device):
+        logits: Tensor = functional_call(network, given, (inputs.clone(),))
+        return logits
+
+
+def exact_inputs(values: Tensor) -> Tensor:
+    """Floats in float64; tokens, counts and masks as they are, on the same device."""
+    return exact(values) if values.is_floating_point() else values.detach().to(exact_device(values.device))
 
 
 def flat(layout: Layout, row: Tensor) -> Tensor:
@@ -57,15 +81,31 @@ class Landscape(Reading):
     kinds = frozenset({"landscape"})
 
     def __init__(
-        self, weights: Tensor, start: Tensor, make_loss: Callable[[], Loss], draws: Callable[[], torch.Generator]
+        self,
+        weights: Tensor,
+        start: Tensor,
+        make_loss: Callable[[], Loss],
+        draws: Callable[[], torch.Generator],
+        *,
+        ours: bool = True,
     ) -> None:
-        """make_loss: makes the loss; called only if a metric reads it.
+        """make_loss: makes the loss; called only if a metric reads it. ours: whether the network is one of our own.
 
         draws: a generator at the start of the trial's stream, so that no value depends on what else is measured.
         """
         super().__init__()
         self.weights, self.start = weights, start
-        self._make_loss, self._draws = make_loss, draws
+        self._make_loss, self._draws, self._ours = make_loss, draws, ours
+
+    def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
+        """As every reading; but a user's model may have no second derivative, or none in float64."""
+        try:
+            return super().measure(metric, ask)
+        except Exception as error:
+            if self._ours or of_the_machine(error):
+                raise
+            said = " ".join(f"the model raised {type(error).__name__}: {spoken(error)}".split())
+            return [measurement(metric, None, math.nan, said)]
 
     @functools.cached_property
     def loss(self) -> Loss:

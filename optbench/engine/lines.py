@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.engine.evaluate import Evaluator
-from optbench.engine.stack import Layout
+from optbench.engine.landscape import exact_inputs, in_float64
 from optbench.metrics.landscape import BARRIER_POINTS, interpolate
+from optbench.models import cross_entropy
 from optbench.models.mlp import Mlp
 from optbench.tasks import Examples
 
@@ -30,11 +31,13 @@ _FIRST = "layers.0."
 class End:
     """One end of lines: what is read there once, however many lines end there.
 
-    weights: (P,) float64. loss, accuracy: NaN where nobody asks. opened: (N, W), the outputs of an MLP's first layer,
-    before normalisation and activation; None for other networks, and where nobody asks for the loss.
+    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN where nobody asks. opened: (N, W),
+    the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and where nobody
+    asks for the loss.
     """
 
     weights: Tensor
+    row: Tensor
     loss: float
     accuracy: float
     opened: Tensor | None
@@ -57,7 +60,6 @@ class Lines:
     def __init__(
         self,
         evaluator: Evaluator,
-        layout: Layout,
         train: Sequence[Examples],
         test: Examples | None,
         exact: torch.device,
@@ -67,7 +69,7 @@ class Lines:
         test: those of the accuracy; None likewise. exact: a device that has float64.
         """
         self._evaluator = evaluator
-        self._layout = layout
+        self._layout = evaluator.blueprint.layout
         self._train, self._test = train, test
         self._exact = exact
         self._alphas = torch.linspace(0.0, 1.0, POINTS, dtype=torch.float64)
@@ -80,23 +82,26 @@ class Lines:
             self._network = rest
 
     @torch.no_grad()
-    def end(self, weights: Tensor) -> End:
-        """What lines need of the solution with weights (P,) float64."""
-        parameters = self._parameters(weights)
+    def end(self, weights: Tensor, row: Tensor) -> End:
+        """What lines need of the solution with weights (P,) float64, which lies in `row` (P + Q,)."""
+        parameters = self._parameters(weights) | self._layout.buffer_views(row)
         opened = None
         if self._train and self._opens:
             layer = parameters[f"{_FIRST}weight"], parameters[f"{_FIRST}bias"]
             opened = torch.cat([nn.functional.linear(self._inputs(part).flatten(1), *layer) for part in self._train])
         (loss,) = self._losses([parameters], [0.0], opened, opened)
         (accuracy,) = self._accuracies([parameters])
-        return End(weights, loss, accuracy, opened)
+        return End(weights, row, loss, accuracy, opened)
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
         """Mean cross-entropy and share labelled correctly from a to b, (K,) float64 each; None where nobody asks."""
         # The ends are known; only what lies between them is read.
         inner = self._alphas[1:-1]
-        points = [self._parameters(point) for point in interpolate(a.weights, b.weights, inner)]
+        points = [
+            self._parameters(point) | self._buffers(a.row, b.row, alpha)
+            for point, alpha in zip(interpolate(a.weights, b.weights, inner), inner.tolist(), strict=True)
+        ]
         losses = accuracies = None
         if self._train:
             found = self._losses(points, inner.tolist(), a.opened, b.opened)
@@ -118,14 +123,17 @@ class Lines:
         totals, count = [0.0] * len(points), 0
         # Part by part, so that no more than one part's floats are held.
         for part in self._train:
-            labels = part.targets.to(self._exact)
-            rows = slice(count, count + len(part))
+            targets = part.targets.to(self._exact)
+            rows = slice(count, count + len(part))  # of an MLP, which has one target for each example
             inputs = self._inputs(part) if a is None else a[rows]
             for k, point in enumerate(points):
                 given = inputs if b is None else torch.lerp(inputs, b[rows], alphas[k])
-                logits = functional_call(self._network, point, (given,))
-                totals[k] += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            count += len(part)
+                if self._evaluator.blueprint.ours:
+                    logits = functional_call(self._network, point, (given,))
+                else:
+                    logits = in_float64(self._network, {n: exact_inputs(t) for n, t in point.items()}, given)
+                totals[k] += cross_entropy(logits, targets, reduction="sum").item()
+            count += targets.numel()
         return [total / count if count else math.nan for total in totals]
 
     def _accuracies(self, points: Sequence[dict[str, Tensor]]) -> list[float]:
@@ -136,7 +144,13 @@ class Lines:
         return [score.accuracy for score in self._evaluator.score(rows, [self._test] * len(rows))]
 
     def _inputs(self, part: Examples) -> Tensor:
-        return self._evaluator.normalise(part.inputs).to(self._exact).double()
+        return exact_inputs(self._evaluator.normalise(part.inputs))
+
+    def _buffers(self, a: Tensor, b: Tensor, alpha: float) -> dict[str, Tensor]:
+        """Buffers at `alpha` between two rows: floats such as running statistics likewise, all others those of `a`."""
+        there = self._layout.buffer_views(b)
+        found = self._layout.buffer_views(a)
+        return {n: torch.lerp(x, there[n], alpha) if x.is_floating_point() else x for n, x in found.items()}
 
     def _parameters(self, weights: Tensor) -> dict[str, Tensor]:
         parts = torch.split(weights, [slot.numel for slot in self._layout.slots])

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
-from optbench.engine.lanes import Follower, LaneMember, MemberState, build_lane
+from optbench.engine.lanes import Evaluate, Follower, LaneMember, MemberState, build_lane
+from optbench.engine.passes import Passes
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.stopwatch import Stopwatch
-from optbench.models import Network
+from optbench.models import cross_entropy
 from optbench.optimizers.spec import OptimizerSpec
 
 
@@ -29,7 +30,7 @@ class Machinery:
     """What all stacks of a cohort work with."""
 
     spec: OptimizerSpec
-    network: Network
+    network: nn.Module
     """Of the members' shape, without weights of its own."""
     layout: Layout
     buffer: BatchBuffer
@@ -69,8 +70,9 @@ class LockStep:
         *,
         begin: bool,
         followers: Sequence[Sequence[Follower]] = (),
+        passes: Sequence[Passes] = (),
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. followers: of each member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. followers, passes: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -78,9 +80,10 @@ class LockStep:
         self._machinery = machinery
         self._streams = streams
         self._followers = [(i, follower) for i, own in enumerate(followers) for follower in own]
-        self._weights = torch.stack(list(rows))
+        self._passes = passes
+        self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
         self._grads = grads = torch.zeros_like(self._weights)
-        self._gradients = machinery.gradients(Bound(self._weights, grads, streams))
+        self._gradients = machinery.gradients(Bound(self._weights, grads, streams, passes))
         self._lane = build_lane(
             machinery.spec,
             members,
@@ -113,18 +116,20 @@ class LockStep:
         """
         losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
         for k in range(until - step):
-            self._gradients(step + k, losses[k])
+            for own in self._passes:
+                own.begin(step + k)
+            broken = self._gradients(step + k, losses[k]) or {}
             following = [(i, follower) for i, follower in self._followers if i in of and not follower.over]
             for i, follower in following:
                 follower.take(self._grads[i])
             self._stopwatch.start()
-            failures = self._lane.step(partial(self._loss, step + k))
+            failures = {**self._lane.step(partial(self._loss, step + k)), **broken}
             self._stopwatch.stop()
             for i, follower in following:
                 if i in failures:
                     follower.end()
                 else:
-                    follower.follow(partial(self._own_loss, step + k, i), self._weights[i])
+                    follower.follow(self._own_loss(step + k, i), self._weights[i])
             raised = {i: error for i, error in failures.items() if i in of}
             if raised:
                 return losses[: k + 1], raised
@@ -139,11 +144,11 @@ class LockStep:
         for member, follower in self._followers:
             if member == i and not follower.over:
                 follower.measured()
-        return found
+        return self._passes[i].whole(found) if self._passes else found
 
     def row(self, i: int) -> Tensor:
-        """The weights (P,) that member `i` trains, in memory of their own."""
-        return self._weights[i].clone()
+        """The weights (P,) that member `i` trains, and its buffers, in memory of their own."""
+        return self._passes[i].whole(self._weights[i]) if self._passes else self._weights[i].clone()
 
     def state(self, i: int) -> MemberState:
         """What the optimizer of member `i` has come to."""
@@ -156,12 +161,20 @@ class LockStep:
         """How often a factorisation of member `i` had to be replaced."""
         return self._lane.fallbacks(i)
 
-    def _own_loss(self, step: int, i: int, alone: int, network: Network) -> Tensor:
-        """As `_loss`, for a lane in which member `i` is the only one."""
-        assert alone == 0
-        return self._loss(step, i, network)
+    def _own_loss(self, step: int, i: int) -> Evaluate:
+        """As `_loss`, for a lane in which member `i` is the only one; of its buffers nothing is kept."""
+        aside = self._passes[i].aside() if self._passes else None
 
-    def _loss(self, step: int, i: int, network: Network) -> Tensor:
+        def loss(alone: int, network: nn.Module) -> Tensor:
+            assert alone == 0
+            return self._of_batch(step, i, network, aside)
+
+        return loss
+
+    def _loss(self, step: int, i: int, network: nn.Module) -> Tensor:
         """The mean cross-entropy of `network` on the batch of this step of member `i`."""
-        inputs, labels = self._machinery.buffer.take(self._streams[i], step)
-        return nn.functional.cross_entropy(network(inputs), labels)
+        return self._of_batch(step, i, network, self._passes[i] if self._passes else None)
+
+    def _of_batch(self, step: int, i: int, network: nn.Module, passes: Passes | None) -> Tensor:
+        inputs, targets = self._machinery.buffer.take(self._streams[i], step)
+        return cross_entropy(passes.again(network, inputs) if passes is not None else network(inputs), targets)

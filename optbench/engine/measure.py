@@ -57,8 +57,11 @@ def score_held_out(
     found: list[list[Score]] = [[] for _ in members]
     for task in range(count):
         data = [sequences[members[i].trial.seed].validation(task) for i in asked]
-        for i, score in zip(asked, evaluator.score([members[i].row for i in asked], data), strict=True):
-            found[i].append(score)
+        for i, score in zip(asked, evaluator.try_score([members[i].row for i in asked], data), strict=True):
+            if isinstance(score, Score):
+                found[i].append(score)
+            elif members[i].running:
+                members[i].fail(score)
     return found
 
 
@@ -168,8 +171,9 @@ def _landscape(
     reading = Landscape(
         flat(layout, member.row),
         flat(layout, member.start),
-        lambda: training_loss(evaluator.network, layout, evaluator.normalise, sequence.train(count - 1)),
+        lambda: training_loss(evaluator, sequence.train(count - 1), member.row),
         lambda: generator(suite_seed, member.trial.seed, "landscape"),
+        ours=evaluator.blueprint.ours,
     )
     member.rows += _metric_rows(take(metrics, reading), count, count)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optbench.engine.lanes import Follower, MemberState
+from optbench.optimizers.explain import spoken
 from optbench.plan import Trial
 from optbench.store.tables import Row
 from optbench.suite.schema import Protocol
@@ -47,14 +48,14 @@ class Member:
 
     trials: tuple[Trial, ...]
     row: Tensor
-    """Weights (P,), up to date whenever the member is not in a stack."""
+    """Weights and buffers (P + Q,), up to date whenever the member is not in a stack."""
     init_hash: str
     generator: torch.Generator
     """For an optimizer that draws random numbers: the trial's own."""
     state: MemberState = None
     status: str = "running"
     failure: tuple[str, str] | None = None
-    """Type and message of what its optimizer raised."""
+    """Type and message of what its optimizer or its model raised."""
     last_step: int = 0
     steps: int = 0
     train_seconds: float = 0.0
@@ -67,7 +68,7 @@ class Member:
     followers: list[Follower] = field(default_factory=list)
     """What takes its next steps after it."""
     start: Tensor = field(init=False)
-    """The initial weights (P,): the first `row`, which is replaced but never written to."""
+    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to."""
 
     def __post_init__(self) -> None:
         self.start = self.row
@@ -76,6 +77,10 @@ class Member:
     def trial(self) -> Trial:
         """Any of its trials: the first."""
         return self.trials[0]
+
+    def fail(self, error: Exception) -> None:
+        """Note what its model raised."""
+        self.status, self.failure = "failed", (type(error).__name__, spoken(error))
 
     @property
     def running(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import SEEDS, seeded
 from optbench.engine.user_code import ended
@@ -25,7 +26,7 @@ from optbench.isolation import isolated
 from optbench.metrics import Metric
 from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Reading, Weights, take
 from optbench.metrics.own import RAISED
-from optbench.models import build, initialise
+from optbench.models import materialised
 from optbench.streams import stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import said
@@ -97,9 +98,10 @@ def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, datas
     accuracy = torch.rand(tasks + 1, tasks, generator=draws, dtype=torch.float64).numpy()
     readings: list[Reading] = [Features(features, targets, logits), Accuracy(accuracy)]
     inputs = Normaliser.of(dataset, experiment.protocol, cpu)(dataset.test.inputs[:EXAMPLES])
-    for settings in experiment.models.values():
-        network = build(settings, dataset.inputs, dataset.classes).eval()
-        network.load_state_dict(initialise(network, draws), strict=False, assign=True)
+    for name in experiment.models:
+        blueprint = Blueprint.of(experiment, name, dataset, f"models.{name}")
+        network = materialised(blueprint.network, cpu).eval()
+        blueprint.layout.copy_to(network, blueprint.layout.pack(blueprint.start(0, 0)))
         weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
         readings += [Weights(weights), Model(network, inputs, dataset.test.targets[:EXAMPLES])]
     for found in [found for reading in readings for found in take(own, reading, asked(cpu, 0, 0, "tried"))]:

@@ -10,9 +10,6 @@ from optbench.metrics.pruning import KEEP, SCOPES, Ranking, rank_weights
 from optbench.store.tables import PruningRow
 from optbench.tasks import TaskSequence
 
-OUTPUT = "head.weight"
-"""The output layer of every `models.Network`."""
-
 
 def pruning_rows(
     row: Tensor, layout: Layout, evaluator: Evaluator, sequence: TaskSequence, after_task: int
@@ -23,7 +20,7 @@ def pruning_rows(
     test data: 4.3 s for LeNet-300-100 on 10,000 images of MNIST on one thread, nine tenths of it in matrix products.
     """
     weights = layout.views(row)
-    rankings = {scope: rank_weights(weights, scope, OUTPUT) for scope in SCOPES}
+    rankings = {scope: rank_weights(weights, scope, evaluator.blueprint.output) for scope in SCOPES}
     correct = {(scope, keep): 0 for scope in SCOPES for keep in KEEP}
     examples = 0
     # Task by task, so that no more than one task's data are held: a sequence may be hundreds of tasks long.

@@ -17,16 +17,13 @@ from optbench.engine.batches import Normaliser
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import End, Lines
-from optbench.engine.stack import Layout
 from optbench.engine.train import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.metrics.landscape import NotedValue
 from optbench.metrics.pairs import Solution, TwoSolutions
-from optbench.models import build, initialise
 from optbench.plan import PairedSolutions, Trial, TrialPair
 from optbench.precision import exact_device
 from optbench.store.pairs_table import PairRow
-from optbench.streams import generator
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
@@ -90,29 +87,36 @@ class _SolutionReader:
     """Reads solutions, and the lines between them, on the examples of one seed."""
 
     def __init__(self, comparison: PairedSolutions, setting: Workspace, metrics: Sequence[str]) -> None:
-        network = build(setting.experiment.models[comparison.model], setting.family.inputs, setting.family.classes)
-        self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
+        self.blueprint = setting.blueprint(comparison.experiment, comparison.model)
+        self.layout = self.blueprint.layout
         normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
-        self.evaluator = Evaluator(network, self.layout, normalise)
+        self.evaluator = Evaluator(self.blueprint, normalise)
         self.device = setting.device
         self.exact = exact_device(setting.device)
         self.sequence = setting.family.sequence(comparison.seed)
         self.tasks = range(setting.family.count)
-        start = initialise(network, generator(setting.suite_seed, comparison.seed, "initial weights"))
-        self.start = flat(self.layout, self.layout.pack(start).to(self.device))
+        self._initial = self.blueprint.start(setting.suite_seed, comparison.seed)
+        self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
         # Bytes, not floats: of a hundred tasks, too.
         train = [_first(self.sequence.train(task)) for task in self.tasks] if "loss_barrier" in metrics else []
         test = [_spread(self.sequence.test(task)) for task in self.tasks] if "accuracy_barrier" in metrics else []
-        self.lines = Lines(self.evaluator, self.layout, train, _pooled(test) if test else None, self.exact)
+        self.lines = Lines(self.evaluator, train, _pooled(test) if test else None, self.exact)
 
     def solution(self, weights: Weights) -> _Read:
-        row = self.layout.pack(weights).to(self.device)
-        pooled = torch.cat([self.evaluator.read(row, self.sequence.test(task)).features for task in self.tasks])
-        head = self.layout.views(row)
-        predictions = nn.functional.linear(pooled, head["head.weight"], head.get("head.bias")).argmax(1)
+        # A checkpoint lacks the buffers that are not persistent: those of the beginning serve.
+        row = self.layout.pack({**self._initial, **weights}).to(self.device)
+        ours = self.blueprint.ours
+        tests = (self.sequence.test(task) for task in self.tasks)
+        readings = [self.evaluator.read(row, test, with_logits=not ours) for test in tests]
+        pooled = torch.cat([reading.features for reading in readings])
+        if ours:
+            head = self.layout.views(row)
+            predictions = nn.functional.linear(pooled, head["head.weight"], head.get("head.bias")).argmax(1)
+        else:
+            predictions = torch.cat([r.logits.argmax(1) for r in readings if r.logits is not None])
         point = flat(self.layout, row)
         read = Solution.of(point, pooled.to(self.exact), predictions.to(self.exact))
-        return _Read(read, self.lines.end(point))
+        return _Read(read, self.lines.end(point, row))
 
     def between(self, a: _Read, b: _Read) -> TwoSolutions:
         return TwoSolutions(a.solution, b.solution, self.start, *self.lines.between(a.end, b.end))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optbench.engine.batches import BatchStream
 from optbench.engine.evaluate import Score
-from optbench.engine.faults import of_the_machine
+from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep
 from optbench.engine.members import Member, Progress, Schedule, Stopper
@@ -42,6 +42,7 @@ class TaskTraining:
         orders: dict[tuple[int, int], BatchStream] = {}
         patience = protocol.early_stopping.patience if protocol.early_stopping else None
         on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
+        self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)
@@ -97,9 +98,12 @@ class TaskTraining:
                         if of_the_machine(error):
                             raise
                         self._leave(member, "failed", step, error)
-            scores = cohort.evaluator.score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
+            scores = cohort.evaluator.try_score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
             for (i, row), score in zip(due.items(), scores, strict=True):
-                self._evaluated(here[i], row, score, step)
+                if isinstance(score, Exception):
+                    self._leave(here[i], "failed", step, ModelError(score))
+                else:
+                    self._evaluated(here[i], row, score, step)
             for i in [i for i, member in here.items() if member not in self.active]:
                 self._take_out(stack, i, here.pop(i))
             cohort.look_at_followers()
@@ -119,6 +123,7 @@ class TaskTraining:
                     [self.streams[member.trial.id] for member in members],
                     begin=begin,
                     followers=[member.followers for member in members],
+                    passes=[own for member in members if (own := self.passes[member.trial.id]) is not None],
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
@@ -172,7 +177,10 @@ class TaskTraining:
     def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
         """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
         member.status = status
-        member.failure = explained(error, member.trial.target, member.trial.hyperparameters) if error else None
+        if isinstance(error, ModelError):
+            member.fail(error.error)
+        elif error is not None:
+            member.failure = explained(error, member.trial.target, member.trial.hyperparameters)
         member.steps += step
         member.last_step = member.steps
         self.active.remove(member)

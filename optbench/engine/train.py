@@ -10,6 +10,7 @@ Legend: P padded parameter count.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -18,13 +19,16 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import gradients_for
+from optbench.engine.gradients.tried import together_refused
 from optbench.engine.interim import Interim, Keep, Write
 from optbench.engine.lanes import LaneMember, plain_state
 from optbench.engine.lanes.rehearsal import Rehearsal
@@ -33,15 +37,15 @@ from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
+from optbench.engine.passes import Passes
 from optbench.engine.plain import NotPlain, Plain, to_plain
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
 from optbench.engine.sketches import Sketcher
-from optbench.engine.stack import Layout, digest
+from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
-from optbench.errors import UsageError
+from optbench.errors import OptbenchError
 from optbench.metrics.own import RAISED, resolve
-from optbench.models import build, initialise
 from optbench.optimizers.make import resolve_shared
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort
@@ -69,6 +73,10 @@ class Workspace:
     def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Workspace:
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
         return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device))
+
+    def blueprint(self, experiment: str, model: str) -> Blueprint:
+        """A model of the experiment, as `Blueprint.of` has it."""
+        return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
 
 
 def train(
@@ -114,28 +122,32 @@ class CohortTraining:
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].hyperparameters for equal in cohort.trainings]
         self.spec = resolve_shared(find(cohort.trials[0].target), settings, believed=self.apart is None)
-        try:
-            network = build(setting.experiment.models[cohort.model], setting.family.inputs, setting.family.classes)
-        except ValueError as error:
-            raise UsageError(f"experiments.{cohort.experiment}.models.{cohort.model}: {error}") from error
-        self.network = network
+        self.blueprint = setting.blueprint(cohort.experiment, cohort.model)
+        self.network, self.layout = self.blueprint.network, self.blueprint.layout
         self.metrics = resolve(setting.experiment.metrics)
-        self.layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
         execution, recordings = setting.execution, Recordings(setting.execution.record)
-        gradients = gradients_for(network, self.layout, buffer, recordings, together=execution.together)
-        self.machinery = Machinery(self.spec, network, self.layout, buffer, gradients, recordings, execution)
-        self.evaluator = Evaluator(network, self.layout, normalise, batched=execution.together)
+        self.alone = self.blueprint.alone
+        if execution.together and self.alone is None and not self.blueprint.ours:
+            self.alone = together_refused(self.blueprint, setting.family.parts.train, normalise, setting.suite_seed)
+        if self.alone is not None:
+            execution = dataclasses.replace(execution, together=False)
+        gradients = gradients_for(self.network, self.layout, buffer, recordings, together=execution.together)
+        self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
+        self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together)
         self.sketches = Sketcher(setting.experiment, self.layout, setting.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
         self.places = {trial.id: i for i, trial in enumerate(cohort.trials)}
         self.members: list[Member] = []
+        starts: dict[int, dict[str, Tensor]] = {}
         for equal in cohort.trainings:
             trial = equal[0]
-            weights = initialise(network, generator(setting.suite_seed, trial.seed, "initial weights"))
+            if trial.seed not in starts:
+                starts[trial.seed] = self.blueprint.start(setting.suite_seed, trial.seed)
+            weights = starts[trial.seed]
             row = self.layout.pack(weights).to(setting.device)
             noise = generator(setting.suite_seed, trial.seed, "optimizer")
             self.members.append(Member(equal, row, digest(weights), noise))
@@ -179,6 +191,17 @@ class CohortTraining:
             partial(self._draws, member.trial.seed, {"made": made}, task),
         )
 
+    def passes(self, member: Member, task: int) -> Passes | None:
+        """What a user's model keeps between its forward passes in `task`, 0..T-1; our own networks keep nothing."""
+        if self.blueprint.ours:
+            return None
+        suite, trial = self.setting.suite_seed, member.trial.seed
+
+        def draws(step: int, evaluation: int) -> int:
+            return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
+
+        return Passes(copy.deepcopy(self.network), self.layout, member.row, draws)
+
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
@@ -218,7 +241,9 @@ class CohortTraining:
             if settings[key] <= VERIFIED:
                 lane_member = self.lane_member(member, 0)
                 try:
-                    member.followers = [Verification(self.spec, lane_member, self.network, member.row, self.layout)]
+                    member.followers = [
+                        Verification(self.spec, lane_member, self.network, self.layout.weights(member.row), self.layout)
+                    ]
                 except Exception as error:  # what its constructor raises is its lane's to report
                     if of_the_machine(error):
                         raise
@@ -255,7 +280,7 @@ class CohortTraining:
         plain = plain_state(self.spec, before, self.network)
         if self.spec.lane != "per-member" or before.state is None:
             return plain, None
-        return plain, Rehearsal(self.spec, before, plain, self.network, member.row, self.layout)
+        return plain, Rehearsal(self.spec, before, plain, self.network, self.layout.weights(member.row), self.layout)
 
     def _judged(self, interim: Interim, rehearsal: Rehearsal | None) -> Interim:
         """What is kept of a member after its rehearsal."""
@@ -282,7 +307,9 @@ class CohortTraining:
         count = self.setting.family.count
         held_out = score_held_out(self.members, self.sequences, count, after_task, self.evaluator, self.metrics)
         for member, scores in zip(self.members, held_out, strict=True):
-            measure(
+            before = len(member.rows)
+            measured = partial(
+                measure,
                 member,
                 self.sequences[member.trial.seed],
                 count,
@@ -293,6 +320,14 @@ class CohortTraining:
                 self.setting.suite_seed,
                 scores,
             )
+            try:
+                measured()
+            except Exception as error:
+                if self.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
+                    raise
+                del member.rows[before:]
+                member.fail(error)
+                measured()  # what a trial that failed has
 
     def _results(self, member: Member) -> list[TrialResult]:
         finished = member.running
@@ -313,7 +348,7 @@ class CohortTraining:
             fallbacks=member.fallbacks,
             note="; ".join(self._notes(member)) or None,
         )
-        weights = self.layout.unpack(member.row) if finished else None
+        weights = self.blueprint.checkpoint(member.row) if finished else None
         unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]
         results = []
         for trial in member.trials:
@@ -330,6 +365,8 @@ class CohortTraining:
             r.metric: r.note for r in member.rows if isinstance(r, MetricRow) and (r.note or "").startswith(RAISED)
         }
         found += [f"{name} {note}" for name, note in raised.items()]
+        if self.alone is not None:
+            found.append(f"trained member by member: {self.alone}")
         if self.apart is not None:
             found.append(f"{NOT_ELEMENTWISE}: {self.apart}")
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]

@@ -131,13 +131,10 @@ def left_of(plan: Plan) -> list[Trial]:
 
 
 def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:
-    from optbench.models import build
+    from optbench.engine.blueprint import Blueprint
 
-    for model, settings in experiment.models.items():
-        try:
-            build(settings, dataset.inputs, dataset.classes)
-        except ValueError as error:
-            raise UsageError(f"experiments.{name}.models.{model}: {error}") from error
+    for model in experiment.models:
+        Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
 
 
 def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from optbench.models.build import build, initialise
-from optbench.models.network import Network
+from optbench.models.network import Network, cross_entropy, materialised
 
-__all__ = ["Network", "build", "initialise"]
+__all__ = ["Network", "build", "cross_entropy", "initialise", "materialised"]

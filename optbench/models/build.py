@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -13,18 +14,20 @@ if TYPE_CHECKING:
     from optbench.suite.schema import ModelSettings
 
 
-def build(settings: ModelSettings, inputs: InputSpec, outputs: int) -> Network:
-    """The module that `settings` describes, on the meta device: its weights come from `initialise`.
+def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 0) -> nn.Module:
+    """The module that `settings` describes: one of ours on the meta device, with weights to come from `initialise`.
+
+    A user's draws its initial weights itself, on the CPU and from the global generators, which start at `seed`.
 
     Raises:
-        ValueError: the settings do not fit such inputs.
+        ValueError: the settings do not fit such inputs. Or whatever a user's code does.
     """
-    with torch.device("meta"):
-        network: Network = settings.make(inputs, outputs)
+    with contextlib.nullcontext() if settings.is_users else torch.device("meta"):
+        network: nn.Module = settings.make(inputs, outputs, seed=seed)
     return network
 
 
-def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Initial weights on the CPU, by parameter name, drawn from `generator` in the order of the modules.
 
     Linear and convolution layers get what the model's settings say (`optbench.models.network.Initialisation`), by
@@ -32,6 +35,7 @@ def initialise(model: Network, generator: torch.Generator) -> dict[str, torch.Te
     `nn.Linear.reset_parameters` does). Normalisations start at one and zero.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.
     """
+    assert isinstance(model, Network), "a user's module draws its own"
     draw = _DRAWS[model.initialisation]
     weights: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():

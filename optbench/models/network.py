@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,17 @@ Activation = Literal["relu", "tanh", "gelu"]
 Initialisation = Literal["uniform", "truncated-normal"]
 """`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights of standard deviation
 1/√fan_in, cut at two of the untruncated ones, biases 0 (as in the reference implementation of Powerpropagation)."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Of logits (..., C) and targets (...), over all that lie before the last axis."""
+    return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+def materialised(network: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on the device; the weights of one without any (on the meta device) are undefined."""
+    copied = copy.deepcopy(network)
+    return copied.to_empty(device=device) if next(copied.parameters()).is_meta else copied.to(device)
 
 
 class Network(Module):

@@ -10,6 +10,7 @@ import torch
 
 from optbench.data import Dataset, InputSpec
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.gradients import Bound
 from optbench.engine.gradients.loop import LoopGradients
@@ -314,11 +315,11 @@ def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, m
     )
     normalise = Normaliser.of(mnist, Protocol(), torch.device("cpu"))
     examples = [one, other, one, one, other, third, third]
-    single = Evaluator(network, layout, normalise)
+    single = Evaluator(Blueprint.of_ours(network), normalise)
     readings = [single.read(row, own) for row, own in zip(rows, examples, strict=True)]
     for batched, most in ((False, 50), (True, 50), (True, 2)):
         monkeypatch.setattr("optbench.engine.evaluate.MOST", most)
-        scores = Evaluator(network, layout, normalise, batched=batched).score(rows, examples)
+        scores = Evaluator(Blueprint.of_ours(network), normalise, batched=batched).score(rows, examples)
         for i, (score, reading) in enumerate(zip(scores, readings, strict=True)):
             assert score.accuracy == reading.accuracy
             assert math.isnan(score.loss) if i == 3 else score.loss == pytest.approx(reading.loss, rel=1e-6 * batched)

@@ -16,9 +16,11 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from optbench.cli import main
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
 from optbench.engine import TrialResult
 from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
+from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.stack import Layout
 from optbench.metrics import DEFAULT_METRICS, METRICS, select, take
@@ -173,14 +175,15 @@ def network_and_loss(model: ModelSettings) -> tuple[Layout, Tensor, Callable[[Te
     """A network on 1,100 random images: its layout, a row of weights, the loss measured, and the same by a module."""
     noise = torch.Generator().manual_seed(0)
     shape = (3, 8, 8)
-    network = build(model, shape, 5)
+    network = build(model, InputSpec(shape), 5)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     weights = initialise(network, noise)
     images = torch.randint(0, 256, (1100, *shape), generator=noise, dtype=torch.uint8)
     labels = torch.randint(0, 5, (1100,), generator=noise)
     scale, shift = torch.tensor([0.01, 0.02, 0.03]).view(3, 1, 1), torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)
-    loss = training_loss(network, layout, Normaliser(scale, shift, None), Examples(images, labels))
-    module = build(model, shape, 5).to_empty(device="cpu").double()
+    evaluator = Evaluator(Blueprint.of_ours(network), Normaliser(scale, shift, None))
+    loss = training_loss(evaluator, Examples(images, labels), layout.pack(weights))
+    module = build(model, InputSpec(shape), 5).to_empty(device="cpu").double()
     module.load_state_dict(weights)
 
     def plain() -> Tensor:

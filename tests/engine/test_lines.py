@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import POINTS, Lines
@@ -35,7 +36,7 @@ class Made:
         self.network: Network = build(model, dataset.inputs, dataset.classes)
         self.layout = Layout.of({name: p.shape for name, p in self.network.named_parameters()})
         self.normalise = Normaliser.of(dataset, Protocol(), CPU)
-        self.evaluator = Evaluator(self.network, self.layout, self.normalise)
+        self.evaluator = Evaluator(Blueprint.of_ours(self.network), self.normalise)
         split = dataset.train
         self.parts = [Examples(split.inputs[a:b], split.targets[a:b]) for a, b in ((0, 70), (70, 200))]
         self.test = Examples(dataset.test.inputs[:150], dataset.test.targets[:150])
@@ -43,10 +44,10 @@ class Made:
 
     def lines(self, *, loss: bool = True, accuracy: bool = True) -> Lines:
         parts = self.parts if loss else []
-        return Lines(self.evaluator, self.layout, parts, self.test if accuracy else None, CPU)
+        return Lines(self.evaluator, parts, self.test if accuracy else None, CPU)
 
     def between(self, lines: Lines, first: int = 0, last: int = 1) -> tuple[Tensor | None, Tensor | None]:
-        a, b = (lines.end(flat(self.layout, self.rows[i])) for i in (first, last))
+        a, b = (lines.end(flat(self.layout, self.rows[i]), self.rows[i]) for i in (first, last))
         return lines.between(a, b)
 
     def by_hand(self, alpha: float) -> tuple[float, float]:
@@ -104,14 +105,14 @@ def test_only_what_is_asked_for_is_read(made: Made, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Evaluator, "score", fail)
     made.between(made.lines(accuracy=False))
-    end = made.lines(loss=False, accuracy=False).end(flat(made.layout, made.rows[0]))
+    end = made.lines(loss=False, accuracy=False).end(flat(made.layout, made.rows[0]), made.rows[0])
     assert end.opened is None
     assert end.bytes == 8 * made.layout.parameters
 
 
 def test_the_first_layer_of_an_mlp_is_applied_at_the_ends_only(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = made.lines(accuracy=False)
-    a, b = (lines.end(flat(made.layout, row)) for row in made.rows)
+    a, b = (lines.end(flat(made.layout, row), row) for row in made.rows)
     converted: list[int] = []
     plain = Normaliser.__call__
     monkeypatch.setattr(

@@ -44,9 +44,9 @@ def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatc
     read: list[bytes] = []
     plain, score = Evaluator.read, Evaluator.score
 
-    def counting(self: Evaluator, row: Tensor, examples: Examples) -> ScoreWithFeatures:
+    def counting(self: Evaluator, row: Tensor, examples: Examples, *, with_logits: bool = False) -> ScoreWithFeatures:
         read.append(row.numpy().tobytes())
-        return plain(self, row, examples)
+        return plain(self, row, examples, with_logits=with_logits)
 
     def counting_scores(self: Evaluator, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
         read.extend(row.numpy().tobytes() for row in rows)

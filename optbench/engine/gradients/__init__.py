@@ -3,7 +3,7 @@
 | module         | for                  | how                                                                         |
 |----------------|----------------------|-----------------------------------------------------------------------------|
 | `mlp`          | plain MLPs, CPU      | forward and backward written out, member after member, no allocation        |
-| `loop`         | any network, CPU     | autograd, member after member                                               |
+| `loop`         | any network, CPU     | autograd, member after member; on any device where the network needs it     |
 | `mlp_together` | plain MLPs, GPU      | forward and backward written out, one call for all members                  |
 | `vmap`         | any network, GPU     | `torch.func`, one call for all members                                      |
 
@@ -17,6 +17,8 @@ In all of them, members that share a stream (those of one seed) share its batche
 
 from __future__ import annotations
 
+from torch import nn
+
 from optbench.engine.batches import BatchBuffer
 from optbench.engine.gradients.bound import Bound, Gradients, GradientsFactory
 from optbench.engine.gradients.loop import LoopGradients
@@ -26,13 +28,12 @@ from optbench.engine.gradients.together import TogetherGradients
 from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
-from optbench.models import Network
 
 __all__ = ["Bound", "Gradients", "GradientsFactory", "gradients_for"]
 
 
 def gradients_for(
-    network: Network, layout: Layout, buffer: BatchBuffer, recordings: Recordings, *, together: bool
+    network: nn.Module, layout: Layout, buffer: BatchBuffer, recordings: Recordings, *, together: bool
 ) -> GradientsFactory:
     """The fastest way for this network.
 

@@ -5,13 +5,14 @@ Legend: M members, P padded parameter count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
+from optbench.engine.passes import Passes
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,18 @@ class Bound:
     """(M, P), written to."""
     streams: Sequence[BatchStream]
     """Where each member's batches come from; members with the same object (those of one seed) share its batches."""
+    passes: Sequence[Passes] = ()
+    """Of each member of a user's model; none for our own networks."""
 
 
 class Gradients(Protocol):
     """Fills a cohort's gradient matrix for one step."""
 
-    def __call__(self, step: int, losses: Tensor) -> None:
-        """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,)."""
+    def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
+        """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,).
+
+        Returns what the models of members raised, if any did.
+        """
         ...
 
 

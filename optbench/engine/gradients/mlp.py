@@ -9,12 +9,11 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.batches import BatchBuffer, sharing
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
-from optbench.models import Network
 from optbench.models.mlp import Mlp
 
 
@@ -31,7 +30,7 @@ class MlpGradients:
 
     ACTIVATIONS = ("relu", "tanh")
 
-    def __init__(self, network: Network, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
+    def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
         assert isinstance(network, Mlp)
         self._buffer = buffer
         self._streams = bound.streams
@@ -45,7 +44,7 @@ class MlpGradients:
         self._deltas: list[Tensor] = []
 
     @classmethod
-    def supports(cls, network: Network) -> bool:
+    def supports(cls, network: nn.Module) -> bool:
         return isinstance(network, Mlp) and network.normalisation == "none" and network.activation in cls.ACTIVATIONS
 
     def __call__(self, step: int, losses: Tensor) -> None:

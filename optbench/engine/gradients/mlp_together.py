@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
-from optbench.models import Network
 from optbench.models.mlp import Mlp
 
 
@@ -20,7 +19,7 @@ class MlpTogether:
     Half the kernels that `torch.func` makes of the same network, and gradients are written where they belong.
     """
 
-    def __init__(self, network: Network, layout: Layout, bound: Bound) -> None:
+    def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
         assert isinstance(network, Mlp)
         self._relu = network.activation == "relu"
         views, targets = list(layout.views(bound.weights.detach()).values()), list(layout.views(bound.grads).values())

@@ -17,8 +17,8 @@ from optbench.engine.gradients.feed import Feed
 from optbench.engine.recording import Recorded, Recordings
 
 Way: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
-"""way(inputs (M, B, C, H, W), labels (M, B), losses (M,)) writes losses and the bound gradients, the same work at every
-call. Inputs may be one batch expanded."""
+"""way(inputs (M, B, ...), targets (M, B) or (M, B, T), losses (M,)) writes losses and the bound gradients, the same
+work at every call. Inputs may be one batch expanded."""
 
 
 class TogetherGradients:
@@ -44,7 +44,8 @@ class TogetherGradients:
         losses.copy_(self._losses)
 
     def _fill(self) -> None:
-        inputs, labels = self._feed.take()
+        inputs, targets = self._feed.take()
         if self._stream_of is not None:
-            inputs, labels = inputs.index_select(0, self._stream_of), labels.index_select(0, self._stream_of)
-        self._way(inputs.expand(self._members, *inputs.shape[1:]), labels.expand(self._members, -1), self._losses)
+            inputs, targets = inputs.index_select(0, self._stream_of), targets.index_select(0, self._stream_of)
+        inputs, targets = (t.expand(self._members, *t.shape[1:]) for t in (inputs, targets))
+        self._way(inputs, targets, self._losses)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
-from optbench.models import Network
+from optbench.models import cross_entropy
 
 
 class Vmap:
     """A `Way` by `torch.func`: one forward and backward with the member axis added."""
 
-    def __init__(self, network: Network, layout: Layout, bound: Bound) -> None:
+    def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
         self._weights = layout.views(bound.weights)
         self._grads = layout.views(bound.grads)
+        # Buffers that stay as they are: a network that changes them is not trained together.
+        rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
+        self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 
-        def loss(parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(functional_call(network, parameters, (inputs,)), labels)
+        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            return cross_entropy(functional_call(network, {**parameters, **buffers}, (inputs,)), targets)
 
         self._found = vmap(grad_and_value(loss))
 
-    def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> None:
-        found, values = self._found(self._weights, inputs, labels)
+    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
+        found, values = self._found(self._weights, self._buffers, inputs, targets)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
@@ -21,7 +21,6 @@ from optbench.engine.plain import Plain, from_plain, to_plain
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
-from optbench.models import Network
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
@@ -32,7 +31,7 @@ __all__ = ["Evaluate", "Follower", "Lane", "LaneMember", "MemberState", "Refused
 def build_lane(
     spec: OptimizerSpec,
     members: Sequence[LaneMember],
-    network: Network,
+    network: nn.Module,
     weights: Tensor,
     grads: Tensor,
     layout: Layout,
@@ -59,7 +58,7 @@ def build_lane(
     return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, recordings)
 
 
-def plain_state(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
+def plain_state(spec: OptimizerSpec, member: LaneMember, network: nn.Module) -> Plain:
     """A member's state, as `export` gave it, as plain data; a lane takes it in the place of the state itself.
 
     network: as for `build_lane`.

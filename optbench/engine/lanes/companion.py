@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
@@ -17,7 +17,6 @@ from optbench.engine.plain import Plain
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
-from optbench.models import Network
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
@@ -29,7 +28,9 @@ class Companion:
     It shares nothing with that member: weights, gradients, network and generator are its own.
     """
 
-    def __init__(self, spec: OptimizerSpec, member: LaneMember, network: Network, row: Tensor, layout: Layout) -> None:
+    def __init__(
+        self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
+    ) -> None:
         """At the beginning of a task, from `row` (P,).
 
         Raises whatever a user's constructor or `begin_task` raises.

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-
-from optbench.models import Network
+from torch import Tensor, nn
 
 Optimizer = torch.optim.Optimizer
-Evaluate = Callable[[int, Network], Tensor]
+Evaluate = Callable[[int, nn.Module], Tensor]
 """evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
 MemberState = Any
 """One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start, and `Plain`

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer
@@ -19,7 +18,7 @@ from optbench.engine.lanes.reach import state_bytes
 from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
-from optbench.models import Network
+from optbench.models import materialised
 from optbench.optimizers.explain import spoken
 from optbench.optimizers.make import begin_task, maker, resolve_made
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
@@ -37,7 +36,7 @@ class PerMemberLane:
         self,
         spec: OptimizerSpec,
         members: Sequence[LaneMember],
-        network: Network,
+        network: nn.Module,
         weights: Tensor,
         grads: Tensor,
         layout: Layout,
@@ -65,7 +64,7 @@ class PerMemberLane:
             self._instances.append(instance)
 
     def _taken_up(
-        self, spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor], *, begin: bool
+        self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> _Instance:
         """The instance of a member, new or as it was; weights that it changes go to `views`.
 
@@ -237,13 +236,13 @@ class _Instance:
     """A member's own optimizer, the network it trains, and how it is called."""
 
     optimizer: Optimizer
-    network: Network
+    network: nn.Module
     parameters: list[torch.nn.Parameter]
     needs: frozenset[Need]
     call: StepCall
 
     @staticmethod
-    def of(spec: OptimizerSpec, member: LaneMember, optimizer: Optimizer, network: Network) -> _Instance:
+    def of(spec: OptimizerSpec, member: LaneMember, optimizer: Optimizer, network: nn.Module) -> _Instance:
         spec = resolve_made(spec, optimizer, member.hyperparameters)
         return _Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
 
@@ -255,7 +254,7 @@ class _Instance:
         return around
 
 
-def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) -> Plain:
+def plain_instance(spec: OptimizerSpec, member: LaneMember, network: nn.Module) -> Plain:
     """The state that a member has come to, as plain data; proven by restoring it into another instance.
 
     Raises:
@@ -280,10 +279,10 @@ def plain_instance(spec: OptimizerSpec, member: LaneMember, network: Network) ->
 
 
 def _made(
-    spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor]
-) -> tuple[Optimizer, Network]:
+    spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
+) -> tuple[Optimizer, nn.Module]:
     """An instance that has taken no step, and the network it works on, with these weights."""
-    own = copy.deepcopy(network).to_empty(device=views[0].device)
+    own = materialised(network, views[0].device)
     parameters = list(own.parameters())
     _copy(views, parameters)
     given = {
@@ -296,15 +295,15 @@ def _made(
         return maker(spec, member.hyperparameters, given)(parameters), own
 
 
-def written(spec: OptimizerSpec, optimizer: Optimizer, own: Network, generator: torch.Generator) -> Plain:
+def written(spec: OptimizerSpec, optimizer: Optimizer, own: nn.Module, generator: torch.Generator) -> Plain:
     """The instance, and where it keeps others for measuring the weights that it trains."""
     weights = [p.detach().clone() for p in own.parameters()] if "modes" in spec.needs else []
     return to_plain([optimizer, weights], _known(own, generator))
 
 
 def _restored(
-    spec: OptimizerSpec, member: LaneMember, network: Network, views: Sequence[Tensor]
-) -> tuple[Optimizer, Network]:
+    spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
+) -> tuple[Optimizer, nn.Module]:
     """An instance with the member's plain state, and the network it works on, with these weights.
 
     Raises:
@@ -319,7 +318,7 @@ def _restored(
     return optimizer, own
 
 
-def _known(network: Network, generator: torch.Generator) -> list[object]:
+def _known(network: nn.Module, generator: torch.Generator) -> list[object]:
     """What an optimizer is given, and does not have of itself."""
     return [*network.parameters(), *network.buffers(), *network.modules(), generator]
 

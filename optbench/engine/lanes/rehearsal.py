@@ -16,7 +16,7 @@ import dataclasses
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.faults import is_broken_device, is_out_of_memory, of_the_machine
 from optbench.engine.lanes.companion import Companion, same_bits
@@ -25,7 +25,6 @@ from optbench.engine.lanes.per_member import written
 from optbench.engine.outside import OutsideState
 from optbench.engine.plain import NotPlain, Plain
 from optbench.engine.stack import Layout
-from optbench.models import Network
 from optbench.optimizers.explain import spoken
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.optimizers.takeover import classes_inside
@@ -45,7 +44,7 @@ class Rehearsal:
         spec: OptimizerSpec,
         member: LaneMember,
         state: Plain,
-        network: Network,
+        network: nn.Module,
         row: Tensor,
         layout: Layout,
     ) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.companion import Companion, same_bits
 from optbench.engine.lanes.lane import Evaluate, LaneMember
 from optbench.engine.stack import Layout
-from optbench.models import Network
 from optbench.optimizers.explain import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
@@ -38,7 +37,9 @@ class Verification:
     The first must agree to the last bit, or else trials would depend on their companions; the second up to rounding.
     """
 
-    def __init__(self, spec: OptimizerSpec, member: LaneMember, network: Network, row: Tensor, layout: Layout) -> None:
+    def __init__(
+        self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
+    ) -> None:
         """At the beginning of the first task, from its initial weights `row` (P,).
 
         Raises whatever a user's constructor raises.

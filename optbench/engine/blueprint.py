@@ -1,0 +1,221 @@
+"""A model of an experiment as the engine knows it: our own networks, and any module of a user's.
+
+What a user's module does is found out by running it on a few training examples: where its features are, whether it
+keeps buffers or draws random numbers, and what is wrong with it.
+
+Legend: B batch, T positions, d features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from optbench.data import Dataset
+from optbench.engine.batches import Normaliser
+from optbench.engine.faults import of_the_machine
+from optbench.engine.randomness import SEEDS, seeded
+from optbench.engine.stack import Layout
+from optbench.errors import UsageError
+from optbench.isolation import AMBIENT, Snapshot, isolated
+from optbench.models import Network, build, cross_entropy, initialise
+from optbench.optimizers.explain import spoken
+from optbench.streams import generator, stream_seed
+from optbench.suite.schema import ExperimentSettings
+
+PROBED = 4
+"""Training examples that a user's model is tried on: batch norm needs two."""
+METHOD = "features()"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What all members of a model share.
+
+    Attributes:
+        network: in training mode. Its own weights say nothing; those of ours are on the meta device.
+        layout: of its parameters and buffers.
+        features: the last linear layer, whose input they are; `METHOD` where the module returns them.
+        output: the name of the output layer's weight; None where there is none.
+        alone: why members cannot be trained together even where that is possible; None if they can, so far.
+        aliases: other names of parameters, which layers share (an embedding tied to the head), and theirs.
+    """
+
+    network: nn.Module
+    layout: Layout
+    features: str
+    output: str | None
+    alone: str | None
+    aliases: Mapping[str, str]
+    _start: Callable[[int, int], dict[str, Tensor]]
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of our own: without buffers, without draws, and alone with its weights."""
+        return isinstance(self.network, Network)
+
+    def start(self, suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
+        """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed."""
+        return self._start(suite_seed, trial_seed)
+
+    def checkpoint(self, row: Tensor) -> dict[str, Tensor]:
+        """What `load_state_dict` takes, from a row (P + Q,): on the CPU, in memory of their own."""
+        found = self.layout.unpack(row)
+        return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
+
+    @staticmethod
+    def of_ours(network: Network) -> Blueprint:
+        """The blueprint of one of our own networks."""
+
+        def start(suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
+            return initialise(network, generator(suite_seed, trial_seed, "initial weights"))
+
+        layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
+        return Blueprint(network, layout, "head", "head.weight", None, {}, start)
+
+    @staticmethod
+    def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str) -> Blueprint:
+        """The blueprint of the model `name`. place: of its settings in the suite, for messages.
+
+        Raises:
+            UsageError: it does not fit the data, or is not what a model has to be.
+        """
+
+        def make(seed: int = 0) -> nn.Module:
+            return build(experiment.models[name], dataset.inputs, dataset.classes, seed)
+
+        try:
+            network = make()
+            if isinstance(network, Network):
+                if dataset.inputs.vocabulary is not None or dataset.train.targets.ndim > 1:
+                    raise ValueError("expected images or vectors with one target each, got sequences")
+                return Blueprint.of_ours(network)
+            normalise = Normaliser.of(dataset, experiment.protocol, torch.device("cpu"))
+            inputs, targets = normalise(dataset.train.inputs[:PROBED]), dataset.train.targets[:PROBED]
+            with isolated(), seeded(0, torch.device("cpu")):
+                return _probed(network, make, inputs, targets, dataset.classes)
+        except UsageError:
+            raise
+        except Exception as error:  # a user's module may raise anything
+            if of_the_machine(error):
+                raise
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {spoken(error)}"
+            raise UsageError(f"{place}: {' '.join(said.split())}") from error
+
+
+def _probed(
+    module: nn.Module, make: Callable[[int], nn.Module], inputs: Tensor, targets: Tensor, outputs: int
+) -> Blueprint:
+    _check_parts(module)
+    start = _copies(module)
+    module.train()
+    generators = Snapshot(AMBIENT[:3])
+    logits = module(inputs.clone())
+    expected = (*targets.shape, outputs)
+    _check("logits", logits, expected, len(inputs))
+    cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
+    moved = [name for name, buffer in module.named_buffers() if not _same(buffer, start[name])]
+    module.eval()
+    linear, method = _last_linear(module, inputs), own_features(module)
+    if method is None and linear is None:
+        raise ValueError("expected an nn.Linear, whose input is the features, or a method features(x), got neither")
+    with torch.no_grad():
+        _check("logits", module(inputs.clone()), expected, len(inputs))
+        if method is not None:
+            _check("features(x)", method(inputs.clone()), (*targets.shape, None), len(inputs))
+    alone = []
+    if moved:
+        norm = any(isinstance(part, _BatchNorm) for part in module.modules())
+        alone.append("batch norm" if norm else f"buffers that change ({moved[0]})")
+    if generators.changed():
+        dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())
+        alone.append("dropout" if dropout else "random numbers in its forward pass")
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    aliases = {name: names[id(p)] for name, p in every if name != names[id(p)]}
+    persistent = module.state_dict().keys()
+    buffers = dict(module.named_buffers())
+    layout = Layout.of({name: p.shape for name, p in module.named_parameters()}, buffers, persistent)
+
+    def begin(suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
+        seed = stream_seed(suite_seed, trial_seed, "initial weights") % SEEDS
+        return _copies(make(seed))
+
+    module.train().zero_grad()
+    network = copy.deepcopy(module)  # as every member's is made: some modules cannot be copied
+    output = name if (name := f"{linear}.weight") in start else None
+    return Blueprint(
+        network, layout, METHOD if method else linear or "", output, ", ".join(alone) or None, aliases, begin
+    )
+
+
+def own_features(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The method `features` of a module; a submodule of that name, as torchvision's have, is none."""
+    found = getattr(module, "features", None)
+    return None if isinstance(found, nn.Module) or not callable(found) else found
+
+
+def _check_parts(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"expected an nn.Module, got {type(module).__name__}")
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        raise ValueError("expected parameters to train, got none")
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name}: expected a parameter with a shape, got a lazy one")
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise ValueError(f"{name}: expected float32 on the CPU, got {parameter.dtype} on {parameter.device}")
+        if not parameter.requires_grad:
+            raise ValueError(f"{name}: expected parameters that are trained, got requires_grad=False; make it a buffer")
+
+
+def _check(what: str, found: object, expected: tuple[int | None, ...], batch: int) -> None:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"expected {what} of shape {_shape(expected)}, got {type(found).__name__}")
+    open_end = expected[-1] is None  # features may have any number, and any shape
+    same = found.shape[: len(expected) - 1] == expected[:-1] and found.ndim >= len(expected)
+    if not same or (not open_end and found.shape != expected):
+        arrived = ("B", *found.shape[1:]) if found.ndim and len(found) == batch else tuple(found.shape)
+        raise ValueError(f"expected {what} of shape {_shape(expected)}, got {_shape(arrived)}")
+    if found.dtype != torch.float32:
+        raise ValueError(f"expected {what} in float32, got {found.dtype}")
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"expected finite {what}, got NaN or infinity at the initial weights")
+
+
+def _shape(shape: tuple[object, ...]) -> str:
+    return f"({', '.join(str(size or 'd') for size in ('B', *shape[1:]))})"
+
+
+def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:
+    """The name of the linear layer that is executed last, in eval mode."""
+    called: list[str] = []
+
+    def noting(name: str) -> Callable[[nn.Module, object], None]:
+        return lambda *_: called.append(name)
+
+    linears = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_pre_hook(noting(name)) for name, part in linears]
+    try:
+        with torch.no_grad():
+            module(inputs.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called[-1] if called else None
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)

@@ -1,0 +1,94 @@
+"""Forward passes of a user's model in training: its own buffers, its own random draws, and nobody else's.
+
+Legend: P padded parameter count, Q floats that the buffers take, B batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optbench.engine.randomness import seeded
+from optbench.engine.stack import EMPTY, Layout
+
+Draws = Callable[[int, int], int]
+"""draws(step, evaluation) -> the seed of what a forward pass draws; the same for every optimizer of a trial seed."""
+
+
+class Passes:
+    """The forward passes of one member in one task.
+
+    As in a plain loop, an optimizer that evaluates the loss several times a step (SAM, L-BFGS) meets new dropout masks
+    and updates running statistics at every evaluation. An optimizer whose first evaluation is at the very weights that
+    the gradients of the step were taken at repeats that pass, with the same masks and once more from the same
+    statistics: a plain loop would not have taken those gradients before.
+    """
+
+    def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:
+        """network: a copy of the member's own. row: (P + Q,), whose buffers are copied."""
+        self.network = network
+        self._layout = layout
+        # Not views of one row: autograd would take a change of one buffer for a change of all.
+        self._buffers = _copies(layout.buffer_views(row))
+        self._before = self._after = self._buffers
+        self._draws = draws
+        self._weights: Mapping[str, Tensor] = EMPTY
+        self._step = self._evaluations = 0
+        self._opening: tuple[Mapping[str, Tensor], int] | None = None
+        """Buffers and number of the first evaluation of the optimizer's own in this step."""
+
+    def begin(self, step: int) -> None:
+        """A step begins, counted within the task."""
+        self._before = self._after = _copies(self._buffers)
+        self._step, self._opening = step, None
+
+    def first(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Logits for the gradients of the step, of the member's network with these weights."""
+        self._weights = weights
+        logits = self._run(self.network, weights, inputs, 0)
+        self._after = _copies(self._buffers)
+        return logits
+
+    def again(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits for an optimizer that evaluates the loss itself, of its own network."""
+        if self._opening is None:
+            own = dict(network.named_parameters())
+            repeats = all(torch.equal(own[name], weight) for name, weight in self._weights.items())
+            self._open((self._before, 0) if repeats else (self._after, 1))
+        self._evaluations += 1
+        return self._run(network, EMPTY, inputs, self._evaluations - 1)
+
+    def aside(self) -> Passes:
+        """Another that evaluates what this one did in its step, for what repeats the step on the side."""
+        found = copy.copy(self)
+        found._open(self._opening or (self._after, 1))
+        return found
+
+    def _open(self, opening: tuple[Mapping[str, Tensor], int]) -> None:
+        self._opening = opening
+        self._buffers, self._evaluations = _copies(opening[0]), opening[1]
+
+    def whole(self, weights: Tensor) -> Tensor:
+        """Weights (P,) and the buffers as they are now, (P + Q,) in memory of their own."""
+        row = weights.new_zeros(self._layout.whole)
+        row[: self._layout.width] = weights
+        for name, view in self._layout.buffer_views(row).items():
+            view.copy_(self._buffers[name])
+        return row
+
+    def _run(self, network: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, evaluation: int) -> Tensor:
+        given = {**weights, **self._buffers}
+        # A copy: a network may work on its inputs in place, and others read them.
+        with seeded(self._draws(self._step, evaluation), inputs.device):
+            logits: Tensor = functional_call(network, given, (inputs.clone(),))
+        # Buffers may have been assigned rather than changed in place; `functional_call` puts those into `given`.
+        self._buffers = {name: given[name].detach() for name in self._buffers}
+        return logits
+
+
+def _copies(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: buffer.detach().clone() for name, buffer in buffers.items()}

@@ -1,0 +1,324 @@
+"""Models of a user's: any module, with buffers, random draws and an initialisation of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from optbench.data import Dataset, InputSpec, Split
+from optbench.engine import Workspace, train
+from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
+from optbench.engine.gradients.tried import together_refused
+from optbench.engine.interim import Interim
+from optbench.engine.randomness import SEEDS, seeded
+from optbench.errors import DataError, UsageError
+from optbench.kinds import calling
+from optbench.plan import cohorts, trials
+from optbench.store.tables import AccuracyRow, CurveRow, MetricRow
+from optbench.streams import stream_seed
+from optbench.suite import Suite
+from tests import own_models
+from tests.conftest import same_bits, small_suite, train_suite, trial_row
+from tests.twin import train_twin
+
+CPU = torch.device("cpu")
+MODELS = (own_models.ResNet, own_models.VisionTransformer, own_models.InPlace)
+SMALL: dict[str, Any] = {"train_examples": 192, "test_examples": 60, "validation_examples": 60, "max_epochs": 1}
+Use = Callable[[Callable[..., object]], None]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Have a class of a user's built in the place of the model `net`."""
+
+    def put(make: Callable[..., object]) -> None:
+        def build(settings: object, inputs: InputSpec, outputs: int, seed: int = 0) -> object:
+            with calling(seed):
+                return make(inputs, outputs)
+
+        monkeypatch.setattr("optbench.engine.blueprint.build", build)
+
+    return put
+
+
+def opt(target: str, **hyperparameters: Any) -> dict[str, Any]:
+    return {"target": target, **hyperparameters}
+
+
+def sam(lr: float, rho: float) -> dict[str, Any]:
+    return opt("sam", base={"target": "sgd", "lr": lr}, rho=rho)
+
+
+def suite_of(optimizers: tuple[str, ...] = ("adamw",), seeds: list[int] | int = 2, **protocol: Any) -> Suite:
+    return small_suite({name: opt(name, lr=0.02) for name in optimizers}, seeds=seeds, **{**SMALL, **protocol})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_trial_alone_equals_the_trial_among_others(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
+    use(model)
+    suite = suite_of(("adamw", "sgd"))
+    together = train_suite(suite, mnist)
+    assert all(trial_row(result).status == "ok" for result in together)
+    for i in (0, 3):
+        assert same_bits(train_suite(suite, mnist, only=i)[0], together[i])
+    hashes = {(result.trial.seed, trial_row(result).init_hash) for result in together}
+    assert len(hashes) == 2, "one start for all optimizers of a seed"
+
+
+def test_every_optimizer_of_a_seed_meets_the_same_dropout(mnist: Dataset, use: Use) -> None:
+    """At a learning rate of nothing, all optimizers see the same losses at every step, those with a closure too."""
+    use(own_models.ResNet)
+    optimizers = {name: opt(name, lr=1e-30) for name in ("adamw", "sgd")} | {"sam": sam(1e-30, rho=1e-30)}
+    results = train_suite(small_suite(optimizers, seeds=1, **SMALL), mnist)
+    losses = [[row.train_loss for row in result.rows if isinstance(row, CurveRow)] for result in results]
+    assert losses[0] == losses[1] == losses[2]
+    assert len(set(losses[0])) > 1
+
+
+@pytest.mark.parametrize("model", [own_models.ResNet, own_models.InPlace])
+def test_agrees_with_a_plain_loop(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
+    """Running statistics and dropout included, with early stopping."""
+    use(model)
+    suite = small_suite({"sgd": opt("sgd", lr=0.05)}, seeds=1, **{**SMALL, "max_epochs": 3})
+    (result,) = train_suite(suite, mnist)
+    seed = stream_seed(suite.seed, 0, "initial weights") % SEEDS
+    with seeded(seed, CPU):
+        module = model(mnist.inputs, mnist.classes)
+
+    def before(task: int, step: int) -> None:
+        torch.manual_seed(stream_seed(suite.seed, 0, f"forward/task {task}/step {step}/evaluation 0") % SEEDS)
+
+    start, final, matrix = train_twin(
+        suite, mnist, 0, lambda network: torch.optim.SGD(network.parameters(), lr=0.05), module, before
+    )
+    assert result.weights is not None
+    assert result.weights.keys() == final.keys() == start.keys()
+    for name, tensor in result.weights.items():
+        assert tensor.dtype == final[name].dtype
+        torch.testing.assert_close(tensor, final[name], rtol=1e-4, atol=1e-5)
+    found = [row.accuracy for row in result.rows if isinstance(row, AccuracyRow)]
+    assert found == pytest.approx([value for row in matrix for value in row])
+    module.load_state_dict(result.weights)  # a checkpoint is what `load_state_dict` takes
+
+
+@pytest.mark.parametrize("model", [own_models.ResNet, own_models.InPlace])
+def test_goes_on_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
+    use(model)
+    suite = suite_of(("sgd",))
+    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, CPU)
+    (cohort,) = cohorts(trials(suite))
+    kept: dict[str, Interim] = {}
+
+    def keep(take: Callable[[Callable[..., None]], None]) -> None:
+        take(lambda interims: kept.update({interim.trials[0]: interim for interim in interims}))
+
+    whole = train(cohort, setting, lambda progress: None, keep)
+    again = {}
+    for name, interim in kept.items():
+        record, tensors = interim.record()
+        again[name] = Interim.from_record(record, tensors, interim.rows)
+    rest = train(cohort, setting, lambda progress: None, None, again)
+    assert len(kept) == 2
+    assert all(map(same_bits, whole, rest))
+
+
+class Repeating(torch.optim.SGD):
+    """Evaluates the loss itself, at the weights that it was given gradients of, as L-BFGS does."""
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        loss = closure()
+        super().step()
+        return loss
+
+
+def test_closures_meet_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, use: Use) -> None:
+    """One evaluation at the step's weights is the pass that a plain loop has taken; SAM's is another."""
+    use(own_models.ResNet)
+    suite = small_suite(
+        {
+            "sgd": opt("sgd", lr=0.05),
+            "repeating": opt(f"{__name__}:Repeating", lr=0.05, needs="closure"),
+            "sam": sam(1e-30, rho=0.05),
+        },
+        seeds=1,
+        **{**SMALL, "early_stopping": None},
+    )
+    a, b, c = (result.weights for result in train_suite(suite, mnist))
+    assert a is not None
+    assert b is not None
+    assert c is not None
+    assert all(map(torch.equal, a.values(), b.values()))
+    name = "blocks.0.norms.0.num_batches_tracked"
+    assert (int(a[name]), int(c[name])) == (12, 24)
+
+
+def test_one_that_raises_or_diverges_touches_no_other(mnist: Dataset, use: Use) -> None:
+    use(own_models.RaisesLater)
+    suite = small_suite({"sgd": opt("sgd", lr=[0.01, 5.0])}, seeds=1, **SMALL)
+    calm, wild = train_suite(suite, mnist)
+    assert trial_row(calm).status == "ok"
+    row = trial_row(wild)
+    assert (row.status, row.error_type, row.error_message) == ("failed", "ArithmeticError", "weights above one half")
+    assert same_bits(train_suite(suite, mnist, only=0)[0], calm)
+
+
+def test_sequences_have_a_target_for_every_position(use: Use) -> None:
+    use(own_models.NextToken)
+    data = own_models.cycles()
+    suite = small_suite(
+        {"adamw": opt("adamw", lr=0.1)},
+        tasks={"kind": "permuted", "count": 1, "first": "identity"},
+        seeds=1,
+        batch_size=16,
+        **{**SMALL, "train_examples": 100, "max_epochs": 5},
+    )
+    experiment = suite.experiments["small"].model_copy(update={"metrics": ["effective_rank", "landscape_loss"]})
+    suite = suite.model_copy(update={"experiments": {"small": experiment}})
+    setting = Workspace.of(experiment, data, suite.seed, CPU)
+    examples = setting.family.parts.test
+    (cohort,) = cohorts(trials(suite))
+    (result,) = train(cohort, setting, lambda progress: None)
+    last = [row for row in result.rows if isinstance(row, AccuracyRow)][-1]
+    assert last.accuracy == 1.0
+    assert last.examples == examples.targets.numel() == 60 * 7
+    assert last.majority == pytest.approx(0.2, abs=0.03)
+    metrics = {row.metric: row.value for row in result.rows if isinstance(row, MetricRow) and row.after_task == 1}
+    assert 0 < metrics["effective_rank"] <= 6
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (own_models.Narrow, "expected logits of shape (B, 10), got (B, 7)"),
+        (own_models.Raising, "RuntimeError: no attention to pay"),
+        (own_models.NotFinite, "expected finite logits, got NaN or infinity at the initial weights"),
+        (
+            own_models.NoLinear,
+            "expected an nn.Linear, whose input is the features, or a method features(x), got neither",
+        ),
+        (own_models.Frozen, "fc.bias: expected parameters that are trained, got requires_grad=False; make it a buffer"),
+        (own_models.function, "expected an nn.Module, got list"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_training(
+    model: Callable[..., object], message: str, mnist: Dataset, use: Use
+) -> None:
+    use(model)
+    place = "experiments.x.models.own"
+    with pytest.raises(UsageError) as error:
+        Blueprint.of(suite_of().experiments["small"], "net", mnist, place)
+    assert str(error.value) == f"{place}: {message}"
+
+
+def test_features_are_the_input_of_the_last_linear_layer_or_the_method(mnist: Dataset, use: Use) -> None:
+    experiment = suite_of().experiments["small"]
+    for model, features, output in (
+        (own_models.ResNet, "fc", "fc.weight"),
+        (own_models.VisionTransformer, "head", "head.weight"),
+        (own_models.OwnFeatures, "features()", None),
+    ):
+        use(model)
+        found = Blueprint.of(experiment, "net", mnist, "here")
+        assert (found.features, found.output) == (features, output)
+
+
+def test_what_cannot_be_put_in_lock_step_is_found_out_and_said(mnist: Dataset, use: Use) -> None:
+    experiment = suite_of().experiments["small"]
+    normalise = Normaliser.of(mnist, experiment.protocol, CPU)
+    examples = Workspace.of(experiment, mnist, 0, CPU).family.parts.train
+    for model, alone in (
+        (own_models.ResNet, "batch norm, dropout"),
+        (own_models.InPlace, "buffers that change (mean)"),
+        (own_models.VisionTransformer, None),
+    ):
+        use(model)
+        found = Blueprint.of(experiment, "net", mnist, "here")
+        assert found.alone == alone
+        if alone is None:
+            assert together_refused(found, examples, normalise, 0) is None
+    use(own_models.ResNet)
+    (result, _) = train_suite(suite_of(), mnist)
+    assert "trained member by member: batch norm, dropout" in str(trial_row(result).note)
+
+
+def test_a_model_that_torch_func_refuses_is_trained_member_by_member(mnist: Dataset, use: Use) -> None:
+    class Asking(own_models.Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if float(x.sum()) > 0 else -x)
+
+    use(Asking)
+    experiment = suite_of().experiments["small"]
+    found = Blueprint.of(experiment, "net", mnist, "here")
+    examples = Workspace.of(experiment, mnist, 0, CPU).family.parts.train
+    refused = together_refused(found, examples, Normaliser.of(mnist, experiment.protocol, CPU), 0)
+    assert refused is not None
+    assert refused.startswith("RuntimeError in lock-step: vmap")
+
+
+def test_landscape_and_pruning_of_a_model_with_buffers(mnist: Dataset, use: Use) -> None:
+    use(own_models.ResNet)
+    suite = suite_of(seeds=1)
+    names = ["effective_rank", "hessian_trace", "landscape_loss", "pruning_area_global"]
+    experiment = suite.experiments["small"].model_copy(update={"metrics": names})
+    (result,) = train_suite(suite.model_copy(update={"experiments": {"small": experiment}}), mnist)
+    found = {row.metric: row for row in result.rows if isinstance(row, MetricRow) and row.after_task == 2}
+    assert found["landscape_loss"].value is not None
+    assert found["hessian_trace"].value is not None
+    # By hand: in eval mode, with the running statistics of the checkpoint, in float64.
+    assert result.weights is not None
+    setting = Workspace.of(experiment, mnist, suite.seed, CPU)
+    examples = setting.family.sequence(0).train(1)
+    module = own_models.ResNet(mnist.inputs, mnist.classes)
+    module.load_state_dict(result.weights)
+    module.eval().double()
+    inputs = Normaliser.of(mnist, experiment.protocol, CPU)(examples.inputs)
+    loss = nn.functional.cross_entropy(module(inputs.double()), examples.targets).item()
+    assert found["landscape_loss"].value == pytest.approx(loss, rel=1e-9)
+
+
+def split(inputs: torch.Tensor, targets: list[int]) -> Split:
+    return Split(inputs, torch.tensor(targets))
+
+
+@pytest.mark.parametrize(
+    ("train_split", "message"),
+    [
+        (split(torch.zeros(2, 3).double(), [0, 1]), "train.inputs: expected uint8, float32 or int64, got float64"),
+        (split(torch.zeros(2, 3), [0, 2]), "train.targets: expected integers in 0..1, got 0..2"),
+        (split(torch.zeros(3, 3), [0, 1]), "train: expected as many inputs as targets, and at least one, got 3 and 2"),
+        (split(torch.full((2, 3), torch.nan), [0, 1]), "train.inputs: expected finite numbers, got NaN or infinity"),
+        (
+            split(torch.zeros(2, 4), [0, 1]),
+            "expected test examples like those of train, float32 (4,) with one target, got "
+            "float32 (3,) with one target",
+        ),
+        (split(torch.tensor([[0, 9]]), [0]), "train.inputs: expected integers in 0..1, got 0..9"),
+    ],
+)
+def test_a_wrong_dataset_is_refused(train_split: Split, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        Dataset("moons", train_split, split(torch.zeros(2, 3), [0, 1]), 2)
+    assert str(error.value) == f"dataset moons: {message}"
+
+
+def test_float_inputs_stay_as_they_are_or_are_standardised() -> None:
+    values = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    data = Dataset("moons", Split(values, torch.arange(50) % 2), Split(values, torch.arange(50) % 2), 2)
+    assert data.inputs == InputSpec((2,))
+    protocol = suite_of().experiments["small"].protocol
+    unit, standard = (
+        Normaliser.of(data, protocol.model_copy(update={"normalisation": kind}), CPU)(values)
+        for kind in ("unit", "standard")
+    )
+    assert torch.equal(unit, values)
+    assert unit is not values
+    torch.testing.assert_close(standard, (values - values.mean()) / values.std(correction=0))
+    own = dataclasses.replace(data, mean=(1.0, 2.0), std=(3.0, 4.0))
+    found = Normaliser.of(own, protocol.model_copy(update={"normalisation": "standard"}), CPU)(values)
+    torch.testing.assert_close(found, (values - torch.tensor([1.0, 2.0])) / torch.tensor([3.0, 4.0]))
