@@ -182,7 +182,7 @@ def _suite(context: typer.Context) -> Path | None:
 
 
 def _runs_dir(context: typer.Context) -> Path:
-    return Path(next(iter(_given(context, "runs_dir")), "runs"))
+    return Path(next(iter(_given(context, "runs_dir")), "runs")).expanduser()
 
 
 def _ids(context: typer.Context) -> list[str]:
@@ -194,7 +194,7 @@ def _ids(context: typer.Context) -> list[str]:
 def _run(context: typer.Context, run: str) -> Path | None:
     """The suite of a run."""
     names = [*_ids(context)[:1]] if run == "latest" else [run]
-    places = [place for name in names for place in (Path(name), _runs_dir(context) / name)]
+    places = [place for name in names for place in (Path(name).expanduser(), _runs_dir(context) / name)]
     return next((place / "suite.yaml" for place in places if (place / "run.json").is_file()), None)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
-from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, p_value, signed
+from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, p_value, signed
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
@@ -63,7 +63,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
 
 
 def _part_verdict(part: ClaimPart) -> str:
-    return f"{part.verdict} {NOT_LEARNT}" if part.not_learnt else part.verdict
+    return marked(part.verdict, part.not_learnt)
 
 
 def _shortcomings(run: RunSummary) -> Iterable[str]:
@@ -103,7 +103,7 @@ def _verdict(claim: JudgedClaim) -> str:
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
     counts += [f"{len(claim.left_out)} left out"] if claim.left_out else []
     text = f"{claim.verdict} ({'; '.join(counts)})" if counts else str(claim.verdict)
-    return f"{text} {NOT_LEARNT}" if any(part.not_learnt for part in claim.parts) else text
+    return marked(text, any(part.not_learnt for part in claim.parts))
 
 
 def _parts(claims: Sequence[JudgedClaim]) -> Table:

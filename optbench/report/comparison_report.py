@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Report, Table, Tone
-from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, name_with_arrow, p_value, signed
+from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, name_with_arrow, p_value, signed
 from optbench.report.records import COMPARISON_COLUMNS, comparison_records
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import GateResult, JudgedGate
@@ -106,8 +106,8 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
     columns += [Column(name_with_arrow(metric), numeric=False) for metric in judged.values()]
     rows = []
     for pair in comparison.pairs:
-        marked = [f"{arm.label} {NOT_LEARNT}" if arm.shortcoming else arm.label for arm in (pair.a, pair.b)]
-        who = marked[0] if pair.a.label == pair.b.label else " against ".join(marked)
+        labels = [marked(arm.label, arm.shortcoming) for arm in (pair.a, pair.b)]
+        who = labels[0] if pair.a.label == pair.b.label else " against ".join(labels)
         cells = [_verdict_cell(pair.metric(name), with_size=True) for name in judged]
         rows.append((Cell(place(pair)), Cell(who), *cells))
     yield Table("Verdicts", tuple(columns), tuple(rows), keys=2)

@@ -59,6 +59,11 @@ def p_value(p: float | None) -> str:
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
 
 
+def marked(text: str, not_learnt: object) -> str:
+    """`text`, with a dagger that no line break parts from it where `not_learnt`."""
+    return f"{text}\N{NO-BREAK SPACE}{NOT_LEARNT}" if not_learnt else text
+
+
 def name_with_arrow(metric: Metric) -> str:
     """`forgetting ↓`; a neutral metric has no arrow."""
     words = metric.name.replace("_", " ") + (f" ({metric.unit})" if metric.unit else "")

@@ -22,7 +22,7 @@ from optbench.report.document import (
     Table,
 )
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
-from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, name_with_arrow
+from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, marked, name_with_arrow
 from optbench.report.records import report_records, result_columns
 from optbench.report.sparks import bar, spark
 from optbench.report.spread import SpreadText, Statistic, spread_text
@@ -189,12 +189,7 @@ def _row_columns(several: bool) -> list[Column]:
 
 def _row_cells(row: SummaryRow, several: bool) -> list[Cell]:
     count = Cell(str(row.ok)) if row.ok == row.planned else Cell(f"{row.ok} of {row.planned}", "warning")
-    return [*([Cell(row.run)] if several else []), Cell(_marked(row, row.label)), count]
-
-
-def _marked(row: SummaryRow, label: str) -> str:
-    """The label, with a dagger where trials of the row did not learn their tasks."""
-    return f"{label} {NOT_LEARNT}" if row.shortcoming else label
+    return [*([Cell(row.run)] if several else []), Cell(marked(row.label, row.shortcoming)), count]
 
 
 def _sparks(section: Section, several: bool) -> Iterable[Block]:
@@ -243,7 +238,7 @@ def _sweeps(section: Section, several: bool) -> Iterable[Block]:
         for row in rows:
             spreads = [row.values[metric.name] for metric in swept_by]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
-            lines.append((Cell(_marked(row, row.variant)), *map(Cell, cells)))
+            lines.append((Cell(marked(row.variant, row.shortcoming)), *map(Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
         table = Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
         yield Part("chart", table)

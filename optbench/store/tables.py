@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from optbench.errors import escaped
 from optbench.plan import Trial
 
 SCHEMA_VERSION = 1
@@ -202,5 +203,9 @@ def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Ta
         for name, value in zip(KEY_COLUMNS, keys, strict=True):
             columns[name].append(value)
         for name in names:
-            columns[name].append(getattr(row, name))
+            value = getattr(row, name)
+            if isinstance(value, str) and not value.isprintable():
+                # A user's message may hold what acts on the terminal of whoever reads the table.
+                value = "\n".join(map(escaped, value.split("\n")))
+            columns[name].append(value)
     return pa.table(columns, schema=arrow_schema(row_type))

@@ -139,6 +139,11 @@ def test_a_broken_suite_offers_nothing(content: str, ask: Ask, folder: Path) -> 
     assert ask("optbench compare second:") == []
 
 
+def test_runs_at_home_are_found(ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "elsewhere"))
+    assert ask("optbench run --runs-dir ~/runs --resume th") == ["third"]
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_other_shells_are_offered_the_same(
     shell: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -180,7 +180,7 @@ def test_tables_mark_them_in_every_format(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["report", str(trained), "--format", form]) == 0
     mark = r"\textdagger{}" if form == "latex" else "†"
-    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    shown = re.sub(r"[\s~]+", " ", capsys.readouterr().out)
     assert f"slow {mark}" in shown
     assert f"wild {mark}" in shown
     assert f"good {mark}" not in shown
@@ -254,7 +254,7 @@ def test_no_claim_counts_forgetting_nothing_without_saying_that_nothing_was_lear
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["report", str(claims), "--format", form]) == 0
     mark = r"\textdagger{}" if form == "latex" else "†"
-    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    shown = re.sub(r"[\s~]+", " ", capsys.readouterr().out)
     assert f"supported (2 of 2) {mark}" in shown
     assert (
         f"{mark} claim 1, small, adam lr=0.1: 8 of 8 trials: {GUESSED}; "

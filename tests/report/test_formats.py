@@ -37,6 +37,7 @@ from optbench.report.document import (
 )
 from optbench.report.formats import latex, markdown
 from optbench.report.formats import terminal as console
+from optbench.report.numbers import marked
 
 NASTY = (
     "my_opt*",
@@ -259,6 +260,13 @@ def test_pack_needs_the_fewest_pieces(widths: list[int], room: int) -> None:
 def test_pack_shares_equal_columns_evenly(columns: int, share: int) -> None:
     sizes = [len(piece) for piece in layout.pack([7] * columns, 7 * share)]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("width", range(15, 30))
+def test_no_line_break_parts_a_dagger_from_its_name(width: int) -> None:
+    columns = (Column("x", numeric=False), Column("n"))
+    table = Table("c", columns, ((Cell(marked("rates lr=0.1", True)), Cell("12345")),))
+    assert "lr=0.1\N{NO-BREAK SPACE}†" in terminal(Report("t", (table,)), width)
 
 
 def parsed(document: Report) -> list[Token]:

@@ -34,6 +34,8 @@ from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 ROLES: frozenset[Role] = frozenset({"chart"})
 FILE_WIDTH = 120
 
+HELD = ("\N{NO-BREAK SPACE}", "\ue000")
+"""rich would break a line at the first of them; the second, in its place while lines are broken, is no blank."""
 LABEL_WIDTH = 24
 """A longer text than this is folded rather than given the room of more columns."""
 
@@ -109,7 +111,7 @@ def _hanging(mark: str, text: str, tone: Tone, console: Console) -> None:
 
 def _print_table(table: Table, console: Console) -> None:
     titles = [title_lines(column) for column in table.columns]
-    texts = [[one_line(row[i].text) for row in table.rows] for i in range(len(table.columns))]
+    texts = [[one_line(row[i].text).replace(*HELD) for row in table.rows] for i in range(len(table.columns))]
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
     least = [_least(*entry) for entry in zip(table.columns, titles, texts, natural, strict=True)]
     wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
@@ -127,7 +129,8 @@ def _print_table(table: Table, console: Console) -> None:
         # A terminal narrower than the keys and one column wraps the lines itself: no number is ever cut short.
         total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(pieces_shown[i]) - 1)
         options = console.options.update(width=max(console.width, total))
-        console.print(Segments(console.render(grid, options)), crop=False, soft_wrap=True, end="")
+        segments = (part._replace(text=part.text.replace(*HELD[::-1])) for part in console.render(grid, options))
+        console.print(Segments(segments), crop=False, soft_wrap=True, end="")
 
 
 def _least(column: Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
