@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,9 +21,9 @@ from optbench.errors import OptbenchError, StoreError, SuiteError, UsageError, e
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
-from optbench.suite import Suite, load_suite, resolve_suite_path, shipped_suites
+from optbench.suite import Suite, resolve_suite_path, shipped_suites
 from optbench.suite.dump import dump
-from optbench.suite.extends import read_document, relative
+from optbench.suite.extends import difference, read_document, relative
 from optbench.suite.schema import Sampler
 from optbench.tuning.space import tuning_seeds, untuned_lines
 from optbench.tuning.tuned_suite import tuned_suite, tuned_text
@@ -84,23 +84,22 @@ def tune_suite(request: TuneRequest) -> int:
         tuner.propose([])
         show_plan(first_plan(tuner, options), resume)
         return DONE
-    extends, text = _source(what, path)
+    extends, raw = _source(what, path)
     with watched(run) as view:
-        outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: text})
+        outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: dump(raw)})
     if outcome.interrupted:
         return conclude(outcome, run.quiet, command="tune")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
     seeds = ", ".join(map(str, tuner.seeds))
     header = [what.command, f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
     meant = tuned_suite(_whole(what, path), tuner, found)
+    changes = difference(raw, chosen_suite(path, Choice()), meant)
     kept = outcome.path / TUNED
-    write_text(kept, tuned_text(meant, load_suite(outcome.path / SOURCE), SOURCE, header))
-    assert load_suite(kept) == meant
+    write_text(kept, tuned_text(SOURCE, changes, header))
     if (target := request.output or kept) != kept:
-        folders = (path.parent, Path())
         base = extends if isinstance(extends, str) else relative(extends or outcome.path / SOURCE, target.parent)
         try:
-            write_text(target, tuned_text(meant, load_suite(path), base, header, folders, target.parent))
+            write_text(target, tuned_text(base, changes, header, (path.parent, Path()), target.parent))
         except StoreError as error:
             raise StoreError(*error.args, f"the tuned suite is in {kept}") from error
     code = conclude(outcome, run.quiet, command="tune")
@@ -181,15 +180,15 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
     return list(seeds) if "," in text else tuning_seeds(suite, len(seeds))
 
 
-def _source(what: _What, path: Path) -> tuple[str | Path | None, str]:
-    """The suite that a tuned one extends, a shipped name or a file; and its text, which extends nothing itself.
+def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
+    """What a tuned suite extends, a shipped suite's name or a file, and the content of the suite that is tuned.
 
     None: the file that was tuned is not there any more, or says something else.
     """
-    value = read_document(path).value
+    raw = read_document(path).value
     try:
         named = resolve_suite_path(what.file)
-        same = read_document(named).value == value
+        same = read_document(named).value == raw
     except OptbenchError:
         same = False
-    return (what.file if what.file in shipped_suites() else named) if same else None, dump(value)
+    return (what.file if what.file in shipped_suites() else named) if same else None, raw

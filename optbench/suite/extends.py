@@ -68,13 +68,15 @@ def read_document(path: Path) -> Document:
     return document
 
 
-def difference(base: Suite, meant: Suite) -> dict[str, Any]:
-    """Return what a suite file says besides `extends: base` for it to be `meant`; only what differs.
+def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, Any]:
+    """Return what a suite file says besides `extends:` for it to be `meant`; only what differs.
 
     Removed keys are None; values that are null themselves, where None would remove the key, are `ExplicitNull`.
+
+    raw: the value of the base's document. base: what it means.
     """
     set_only, every = meant.model_dump(exclude_unset=True), meant.model_dump()
-    return _difference(base.model_dump(exclude_unset=True), set_only, every, ())
+    return _difference(raw, base.model_dump(exclude_unset=True), set_only, every, ())
 
 
 def rebased(value: Any, folder: Path, to: Path) -> Any:
@@ -188,20 +190,23 @@ class _Merger:
 
 
 def _difference(
-    base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
+    raw: Mapping[str, Any], base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """every: `meant` with its defaults."""
+    """raw: what is written in the base, all that can be removed from it. every: `meant` with its defaults."""
     found: dict[str, Any] = {}
-    for key in {**base, **meant}:
+    for key in {**raw, **meant}:
         inner = (*path, key)
         nullable = admits_null(inner)
+        written: Any = raw.get(key)
+        if is_optimizer_list(inner, written):
+            written = dict.fromkeys(written)
         if key not in meant:
             found[key] = every[key] if nullable else None  # a default that null would not mean
-        elif key not in base:
-            found[key] = meant[key]
-        elif isinstance(base[key], dict) and isinstance(meant[key], dict):
-            if changed := _difference(base[key], meant[key], every[key], inner):
+        elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # tells 1, 1.0 and true apart
+            pass
+        elif all(isinstance(value, dict) for value in (written, base.get(key), meant[key])):
+            if changed := _difference(written, base[key], meant[key], every[key], inner):
                 found[key] = changed
-        elif json.dumps(base[key]) != json.dumps(meant[key]):  # unlike `==`, this tells 1, 1.0 and true apart
-            found[key] = ExplicitNull() if meant[key] is None and not nullable else meant[key]
+        else:
+            found[key] = ExplicitNull() if meant[key] is None and key in raw and not nullable else meant[key]
     return found

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from optbench.errors import escaped
+from optbench.kinds import AS_WRITTEN
 from optbench.studies.tuning.statistics import TunedOptimizer
 from optbench.suite import Suite
 from optbench.suite.dump import dump
-from optbench.suite.extends import KEY, difference, rebased
+from optbench.suite.extends import KEY, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
 from optbench.tuning.space import Search, Tie, effective
 from optbench.tuning.tuner import Tuner
@@ -23,17 +24,16 @@ Chosen = dict[tuple[str, str], dict[KeyPath, Any]]
 
 
 def tuned_text(
-    meant: Suite, base: Suite, extends: str, header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
+    extends: str, changes: Mapping[str, Any], header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
 ) -> str:
-    """The text of a suite file that extends `base`, called `extends` in it, and says what else `meant` has.
+    """The text of a suite file that says only what changes in the suite that it extends.
 
-    folders: where files of code that `meant` names are looked for, to be named relative to the folder `to`.
+    folders: where files of code that the changes name are looked for, to be named relative to the folder `to`.
     """
-    changes: Any = difference(base, meant)
+    said: Any = changes
     for folder in folders:
-        changes = rebased(changes, folder, to)
-    lines = [MARKER, *(f"#   {escaped(line)}" for line in header), "", dump({KEY: extends, **changes})]
-    return "\n".join(lines)
+        said = rebased(said, folder, to)
+    return "\n".join([MARKER, *(f"#   {escaped(line)}" for line in header), "", dump({KEY: extends, **said})])
 
 
 def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
@@ -56,7 +56,7 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
     plain["tune"] = {**(plain.get("tune") or {}), "seeds": seeds}
     for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
         _place(suite, optimizer, {e: values for (e, o), values in chosen.items() if o == optimizer}, plain)
-    meant = Suite.model_validate(plain)
+    meant = Suite.model_validate(plain, context=AS_WRITTEN)  # its kinds have been looked up
     assert not (wrong := misplaced(meant, chosen)), wrong
     return meant
 
