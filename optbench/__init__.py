@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset, InputSpec, Split
     from optbench.errors import OptbenchError
+    from optbench.interface.results import Run, compare, read_run
+    from optbench.interface.run import load_suite, run
     from optbench.metrics.own import metric
     from optbench.tasks.examples import Examples
 
@@ -20,13 +22,31 @@ _PUBLIC = {
     "Examples": "optbench.tasks.examples",
     "InputSpec": "optbench.data.dataset",
     "OptbenchError": "optbench.errors",
+    "Run": "optbench.interface.results",
     "Split": "optbench.data.dataset",
+    "compare": "optbench.interface.results",
+    "load_suite": "optbench.interface.run",
     "metric": "optbench.metrics.own",
+    "read_run": "optbench.interface.results",
+    "run": "optbench.interface.run",
 }
 """Where each public name is defined."""
 
 # ruff and mypy read no computed list; a test compares.
-__all__ = ["Dataset", "Examples", "InputSpec", "OptbenchError", "Split", "__version__", "metric"]
+__all__ = [
+    "Dataset",
+    "Examples",
+    "InputSpec",
+    "OptbenchError",
+    "Run",
+    "Split",
+    "__version__",
+    "compare",
+    "load_suite",
+    "metric",
+    "read_run",
+    "run",
+]
 
 
 if not TYPE_CHECKING:  # otherwise any name would pass for one of this module

@@ -114,14 +114,19 @@ def check_name(name: str | None) -> None:
         raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
 
 
+def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:
+    """Raises UsageError unless these options go together, and a new run may have this name."""
+    if name is not None and resume is not None:
+        raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
+    check_name(name)
+    if force and resume is None:
+        raise UsageError("--force is for --resume: there is nothing else to continue")
+
+
 def _suite(request: Request, resume: Path | None) -> Suite:
     if request.suite is None and resume is None:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
-    if request.name is not None and resume is not None:
-        raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
-    check_name(request.name)
-    if request.force and resume is None:
-        raise UsageError("--force is for --resume: there is nothing else to go on with")
+    check_directory(request.name, resume, force=request.force)
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)

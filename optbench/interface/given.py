@@ -1,0 +1,133 @@
+"""Suites and optimizers as Python gives them: names, paths, mappings, and objects in the place of targets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
+from optbench.errors import OptbenchError, UsageError
+from optbench.suite import Suite, dump_suite, resolve_suite_path
+from optbench.suite.extends import KEY as EXTENDS
+from optbench.targets import Objects
+
+GivenSuite: TypeAlias = str | Path | Mapping[str, Any] | Suite
+GivenOptimizers: TypeAlias = Sequence[str] | Mapping[str, Any]
+
+_ARGUMENTS = {"experiment": "experiments", "optimizer": "optimizers", "model": "models", "force": "force=True"}
+"""Arguments that are called otherwise than the options of the command line."""
+
+
+@contextlib.contextmanager
+def suite_file(suite: GivenSuite, objects: Objects) -> Iterator[Path]:
+    """The file of a suite: its own, or in the block one that has what was given.
+
+    Raises:
+        OptbenchError: there is no such suite, or it holds something else than text, numbers, lists, mappings, classes
+            and functions; errors in the block speak of `suite`, and of arguments instead of options.
+    """
+    own: Path | None = None
+    try:
+        if isinstance(suite, str | Path):
+            yield resolve_suite_path(str(suite))
+            return
+        with tempfile.TemporaryDirectory(prefix="optbench-") as folder:
+            own = Path(folder) / "suite.yaml"
+            own.write_text(_text(suite, objects), encoding="utf-8")
+            yield own
+    except OptbenchError as error:
+        place = rf"{re.escape(str(own))}(:\d+:\d+)?" if own is not None else "$^"
+        lines = (re.sub(place, "suite", str(line)) for line in error.args)
+        raise type(error)(*(re.sub(r"--([a-z-]+)", _argument, line) for line in lines)) from error.__cause__
+
+
+def _argument(option: re.Match[str]) -> str:
+    return _ARGUMENTS.get(option[1], option[1].replace("-", "_"))
+
+
+def _text(suite: Mapping[str, Any] | Suite, objects: Objects) -> str:
+    if isinstance(suite, Suite):
+        return dump_suite(suite)
+    if not isinstance(suite, Mapping):
+        raise UsageError(f"suite: expected a name, a path, a mapping or a suite, got {type(suite).__name__}")
+    plain = written(suite, objects, "suite")
+    if isinstance(base := plain.get(EXTENDS), str):
+        plain[EXTENDS] = str(resolve_suite_path(base).absolute())
+    return json.dumps(plain, ensure_ascii=False)  # which is YAML, too
+
+
+def written(value: Any, objects: Objects, place: str) -> Any:
+    """Return a value as a suite file has it, with targets for classes and functions.
+
+    Raises:
+        OptbenchError: it cannot be written, or an object not be sent to worker processes.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): written(item, objects, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item, objects, f"{place}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return objects.target(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UsageError(f"{place}: expected a number, text, list, mapping, class or function, got {type(value).__name__}")
+
+
+def choice_of(
+    seeds: int | Sequence[int] | None,
+    optimizers: GivenOptimizers | None,
+    experiments: Sequence[str],
+    models: Sequence[str],
+    settings: Mapping[str, Any],
+    objects: Objects,
+    *,
+    only_known: bool = False,
+) -> Choice:
+    """Return what is chosen of a suite and added to it.
+
+    optimizers: a list of names keeps only these. A mapping adds optimizers: name -> class, function, target, or a
+    mapping with one of them as `target` and hyper-parameters next to it; None keeps one of the suite's own, and only
+    those. only_known: the suite has them already, as that of a run to continue has.
+
+    Raises:
+        OptbenchError: a name, a seed or a setting is not valid.
+    """
+    optimizers, experiments, models = (
+        [given] if isinstance(given, str) else given for given in (optimizers, experiments, models)
+    )
+    added: dict[str, Any] = written(optimizers, objects, "optimizers") if isinstance(optimizers, Mapping) else {}
+    texts = [name for name in optimizers or () if added.get(name) is None]
+    overrides: dict[str, Any] = written(settings, objects, "set")
+    for name, given in ({} if only_known else added).items():
+        target, own = (given.get("target"), given) if isinstance(given, dict) else (given, {})
+        if given is not None and not isinstance(target, str):
+            raise UsageError(f"optimizers.{name}: expected a class, a function, a target, or a mapping with 'target'")
+        texts += [f"{name}={target}"] if given is not None else []
+        overrides |= {f"optimizers.{name}.{key}": value for key, value in own.items() if key != "target"}
+    names, additions = parse_optimizers(texts)
+    return Choice(
+        seeds=_seeds(seeds),
+        experiments=tuple(experiments),
+        models=tuple(models),
+        optimizers=names,
+        additions=additions,
+        settings=tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()),
+    )
+
+
+def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
+    if seeds is None:
+        return ()
+    listed = not isinstance(seeds, int | np.integer)
+    return parse_seeds(",".join(map(str, seeds)) + "," if listed else str(seeds))  # type: ignore[arg-type]

@@ -1,0 +1,209 @@
+"""A run's results in Python: tables, values and verdicts as pandas has them."""
+
+from __future__ import annotations
+
+import functools
+import html
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from optbench.counting import count
+from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.report import records
+from optbench.report.summary import Spread, Summary, summarise
+from optbench.stats import comparison as pairing
+from optbench.stats.results import Results, read_results
+from optbench.store import Run as StoredRun
+from optbench.store import find_run, read_runs
+from optbench.store import read_run as read_stored
+from optbench.store.tables import ALL_TABLES, KEY_COLUMNS
+from optbench.store.values import SUMMARY, summary_table
+
+ARM = ["experiment", "model", "optimizer", "variant"]
+_COUNTS = ("ok", "diverged", "failed", "missing")
+
+
+class Run:
+    """A run: its tables, and what reports and comparisons are made of. Controls are left out unless asked for."""
+
+    def __init__(self, stored: StoredRun) -> None:
+        self._stored = stored
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self._stored.path
+
+    @property
+    def id(self) -> str:
+        """Its name: that of its directory."""
+        return self._stored.id
+
+    @property
+    def status(self) -> str:
+        """`complete`, `interrupted`, `failed`, or `running`, also of a run that was killed."""
+        return str(self._stored.record.get("status"))
+
+    def table(self, name: str, *, controls: bool = False) -> pd.DataFrame:
+        """Return a table of the run: `trials`, `accuracy`, `summary`, `metrics`, `pairs`, ...
+
+        controls: with the trials that were trained only to be compared with, whose stage is `control`.
+
+        Raises:
+            UsageError: no table has this name.
+            StoreError: it is damaged.
+        """
+        stored = self._stored
+        if name == SUMMARY:
+            trials, accuracy, metrics = map(stored.table, ("trials", "accuracy", "metrics"))
+            found = summary_table(trials, accuracy, metrics, self._results.metrics)
+        elif name in ALL_TABLES:
+            found = stored.table(name)
+        elif name == "pairs":
+            found = stored.pairs
+        else:
+            raise UsageError(unknown("table", name, [*ALL_TABLES, SUMMARY, "pairs"]))
+        table: pd.DataFrame = found.to_pandas()
+        return table if controls or "stage" not in table else _numbered(table[table["stage"] != "control"])
+
+    def values(self, *, controls: bool = False) -> pd.DataFrame:
+        """Return a row per trial and metric: key columns, `status`, `metric`, and the `value` at the end.
+
+        Derived metrics (forgetting, ...) are among them; NaN where undefined, as nearly all of a diverged trial is.
+        """
+        rows = []
+        for found in self._results.trial_values(controls=controls):
+            t = found.trial
+            keys = (t.id, t.experiment, t.model, t.optimizer, t.variant, t.seed, t.stage)
+            rows.append((*keys, found.status, found.metric, found.value))
+        return pd.DataFrame(rows, columns=[*KEY_COLUMNS, "status", "metric", "value"])
+
+    def summary(self, metric: str | None = None) -> pd.DataFrame:
+        """Return n, mean, sd, median and quartiles over the seeds of each setting that are ok, as reports show them.
+
+        metric: only this one.
+
+        Raises:
+            UsageError: it was not taken.
+        """
+        rows = []
+        for section in self._summary.sections:
+            for row in section.rows:
+                keys = (section.experiment, section.model, row.optimizer, row.variant)
+                counts = [getattr(row, key) for key in _COUNTS]
+                rows += [(*keys, name, *_spread(row.values[name]), *counts) for name in section.metrics]
+        spread = ["n", "mean", "sd", "median", "q1", "q3"]
+        table = pd.DataFrame(rows, columns=[*ARM, "metric", *spread, *_COUNTS])
+        if metric is None:
+            return table
+        if metric not in set(table["metric"]):
+            raise UsageError(unknown("metric", metric, table["metric"].unique()))
+        return _numbered(table[table["metric"] == metric])
+
+    @functools.cached_property
+    def _results(self) -> Results:
+        return read_results(self._stored)
+
+    @functools.cached_property
+    def _summary(self) -> Summary:
+        return summarise([self._results])
+
+    def _overview(self) -> pd.DataFrame:
+        """A row per setting: mean ± standard deviation of what reports show first."""
+        lines = []
+        for section in self._summary.sections:
+            shown = [measure for measure in section.measures if measure.topic in ("learning", "solution")]
+            for row in section.rows:
+                keys = (section.experiment, section.model, row.optimizer, row.variant)
+                counts = {"trials": row.ok} | {key: n for key in _COUNTS[1:] if (n := getattr(row, key))}
+                values = {measure.name: _short(row.values[measure.name]) for measure in shown}
+                lines.append(dict(zip(ARM, keys, strict=True)) | counts | values)
+        return pd.DataFrame(lines).fillna("")
+
+    def __repr__(self) -> str:
+        counts = Counter(self._stored.table("trials")["status"].to_pylist())
+        said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items(), key=lambda one: one[0] != "ok"))
+        return f"Run({str(self.path)!r}): {self.status}, {count(sum(counts.values()), 'trial')} ({said or 'none'})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self._overview().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self._overview().to_html(index=False)}"
+
+
+def read_run(run: str | Path | Run, runs_dir: str | Path = "runs") -> Run:
+    """Read a run: `latest`, an id in `runs_dir`, or a directory.
+
+    Raises:
+        StoreError: there is no such run, or it cannot be read.
+    """
+    return run if isinstance(run, Run) else Run(read_stored(find_run(str(run), Path(runs_dir))))
+
+
+def compare(
+    run: str | Path | Run,
+    a: str | None = None,
+    b: str | None = None,
+    *,
+    against: str | Path | Run | None = None,
+    metric: str | Sequence[str] | None = None,
+    experiments: Sequence[str] = (),
+    force: bool = False,
+    runs_dir: str | Path = "runs",
+) -> pd.DataFrame:
+    """Compare two optimizers of a run seed by seed, or those of two runs, with the verdicts of `optbench compare`.
+
+    Args:
+        run: the run of `a`, which is judged.
+        a, b: OPTIMIZER or OPTIMIZER/VARIANT; None: every optimizer that both runs have.
+        against: the run of `b`; None: the same.
+        metric: only this metric, or these.
+        experiments: only these; all of them where empty.
+        force: compare runs of different suites, seeds or versions of the metrics.
+
+    Returns a row per experiment, model, pair of settings and metric; `verdict` is None for exploratory metrics.
+
+    Raises:
+        UsageError: something named is not there.
+        ComparisonError: the runs cannot be compared, or no seed has ended on both sides.
+    """
+    first = read_run(run, runs_dir)
+    second = first if against is None else read_run(against, runs_dir)
+    if first is not second:
+        first, second = (Run(stored) for stored in read_runs([first.path, second.path]))  # which tells equal ids apart
+    sides = []
+    for side, named in ((first, a), (second, b)):
+        optimizer, _, variant = (named or "").partition("/")
+        sides.append(pairing.Selection(side._results, optimizer or None, variant or None))
+    metrics = [metric] if isinstance(metric, str) else list(metric or ())
+    for name in metrics:
+        if name not in {**first._results.metrics, **second._results.metrics}:
+            raise UsageError(unknown("metric", name, first._results.metrics))
+    found = pairing.compare(*sides, experiments=experiments, force=force)
+    if not any(pair.seeds for pair in found.pairs):
+        raise ComparisonError("nothing to compare: no seed has ended on both sides")
+    for remark in found.remarks:
+        warnings.warn(remark, stacklevel=2)
+    return pd.DataFrame(list(records._comparisons(found, metrics)))
+
+
+def _spread(spread: Spread | None) -> tuple[Any, ...]:
+    if spread is None:
+        return (0, None, None, None, None, None)
+    return (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles)
+
+
+def _short(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:.3f}" + (f"±{spread.sd:.3f}" if spread.sd is not None else "")
+
+
+def _numbered(table: pd.DataFrame) -> pd.DataFrame:
+    return table.reset_index(drop=True)

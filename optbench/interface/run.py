@@ -1,0 +1,133 @@
+"""`optbench.run` and `optbench.load_suite`."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optbench.cli.selection import Choice
+from optbench.cli.training import Request, check_directory, chosen_suite, kept, watched
+from optbench.counting import count
+from optbench.errors import UsageError
+from optbench.execution.session import Options
+from optbench.execution.session import run as train
+from optbench.execution.view import View
+from optbench.interface.given import GivenOptimizers, GivenSuite, choice_of, suite_file
+from optbench.interface.results import Run, read_run
+from optbench.suite import Suite, resolve_suite_path
+from optbench.suite.extends import rebased
+from optbench.targets import Objects, using
+
+
+def run(
+    suite: GivenSuite | None = None,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    optimizers: GivenOptimizers | None = None,
+    experiments: Sequence[str] = (),
+    models: Sequence[str] = (),
+    set: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    data_dir: str | Path | None = None,
+    resume: str | Path | Run | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Train a suite in worker processes and return what was found; trials that failed are rows of it, and a warning.
+
+    Args:
+        suite: a shipped name, a path, a mapping (as in a suite file; classes and functions may stand for targets), or
+            what `load_suite` returned. May be left out with `resume`.
+        seeds: how many, or which.
+        optimizers: names: only these. A mapping adds optimizers: name -> class, function, target, or a mapping with
+            one of them as `target` and hyper-parameters next to it; None as value keeps one of the suite's own, and
+            only those.
+        experiments, models: only these.
+        set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
+        device, jobs, runs_dir, name, data_dir, force: as the options of `optbench run`.
+        resume: a run to continue. Objects that were given to it must be given again.
+        progress: show it on standard error.
+
+    Raises:
+        OptbenchError: the suite, the device, the data or the directory do not allow it.
+        KeyboardInterrupt: interrupted; what was finished is kept.
+    """
+    objects = Objects()
+    existing = read_run(resume, runs_dir).path if resume is not None else None
+    if suite is None and existing is None:
+        raise UsageError("suite: expected a name, a path or a mapping; it may be left out with 'resume' only")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs: expected at least 1, got {jobs}")
+    with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file, using(objects.sources):
+        check_directory(name, existing, force=force)
+        choice = choice_of(seeds, optimizers, experiments, models, set or {}, objects, only_known=suite is None)
+        folder = Path.cwd() if isinstance(suite, Mapping | Suite) else file.parent
+        options = Options(
+            device=str(device),
+            runs_dir=Path(runs_dir),
+            name=name,
+            data_dir=Path(data_dir) if data_dir is not None else None,
+            jobs=jobs,
+            resume=existing,
+            force=force,
+            suite_folder=folder if suite is not None else None,
+            command=(_call(suite, choice),),
+        )
+        notes: list[str] = []
+        with watched(Request()) if progress else contextlib.nullcontext(_Noting(notes)) as view:
+            outcome = train(chosen_suite(file, choice), options, view)
+    if outcome.interrupted:
+        finished = sum(outcome.statuses.values())
+        raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
+    found = read_run(outcome.path)
+    for text in (*notes, *_failures(found)):
+        warnings.warn(text, stacklevel=2)
+    return found
+
+
+def load_suite(suite: str | Path) -> Suite:
+    """Load a suite by its shipped name or its path, for `run` or to look at; its files are found wherever one is.
+
+    Raises:
+        OptbenchError: there is no such suite, or it is not valid.
+    """
+    path = resolve_suite_path(str(suite))
+    loaded = chosen_suite(path, Choice())
+    return Suite.model_validate(rebased(loaded.model_dump(), path.parent, Path()))
+
+
+class _Noting(View):
+    """Keeps what a reader should know until the run has ended."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+
+    def warning(self, text: str) -> None:
+        self._notes.append(text)
+
+
+def _failures(run: Run) -> list[str]:
+    trials = run.table("trials", controls=True)
+    failed = trials[trials["status"] == "failed"]
+    first = failed.iloc[0] if len(failed) else None
+    if first is None:
+        return []
+    said = " ".join(str(first["error_message"]).split())
+    return [
+        f"{len(failed)} of {count(len(trials), 'trial')} failed, {first['trial']} with {first['error_type']}: {said}; "
+        "the table 'trials' has all errors"
+    ]
+
+
+def _call(suite: GivenSuite | None, choice: Choice) -> str:
+    """What `run.json` keeps as the command: the call, with the targets of objects."""
+    named = [repr(str(suite)) if isinstance(suite, str | Path) else type(suite).__name__] if suite is not None else []
+    chosen = [f"{name}={list(value)!r}" for name, value in vars(choice).items() if value and name != "additions"]
+    added = {addition.name: addition.target for addition in choice.additions}
+    return f"optbench.run({', '.join([*named, *chosen, *([f'additions={added!r}'] if added else [])])})"
