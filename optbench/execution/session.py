@@ -118,7 +118,7 @@ class Session:
         devices = worker_devices(options.device, self._device, options.jobs, cores)
         self._jobs = len(devices)
         self._pool = Pool([str(device) for device in devices])
-        self._signals = Interrupts(self._leave_at_once if options.leaves else self._pool.kill)
+        self._signals = Interrupts(self._interrupted_again)
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._lock: RunLock | None = None
@@ -261,8 +261,10 @@ class Session:
         else:
             self._view.progress(event)
 
-    def _leave_at_once(self) -> None:
+    def _interrupted_again(self) -> None:
         self._pool.kill()
+        if not self._options.leaves:
+            return
         text = "optbench: left at once; what was finished is kept"
         if self._writer is not None:
             text += f"; go on with --resume {self._writer.path}"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,11 +103,8 @@ def choice_of(
     Raises:
         OptbenchError: a name, a seed or a setting is not valid.
     """
-    optimizers, experiments, models = (
-        [given] if isinstance(given, str) else given for given in (optimizers, experiments, models)
-    )
     added: dict[str, Any] = written(optimizers, objects, "optimizers") if isinstance(optimizers, Mapping) else {}
-    texts = [name for name in optimizers or () if added.get(name) is None]
+    texts = [name for name in _names(optimizers or ()) if added.get(name) is None]
     overrides: dict[str, Any] = written(settings, objects, "set")
     for name, given in ({} if only_known else added).items():
         target, own = (given.get("target"), given) if isinstance(given, dict) else (given, {})
@@ -118,12 +115,16 @@ def choice_of(
     names, additions = parse_optimizers(texts)
     return Choice(
         seeds=_seeds(seeds),
-        experiments=tuple(experiments),
-        models=tuple(models),
+        experiments=_names(experiments),
+        models=_names(models),
         optimizers=names,
         additions=additions,
         settings=tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()),
     )
+
+
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -14,8 +14,9 @@ import pandas as pd
 
 from optbench.counting import count
 from optbench.errors import ComparisonError, UsageError, unknown
-from optbench.report import records
-from optbench.report.summary import Spread, Summary, summarise
+from optbench.report.records import comparison_rows
+from optbench.report.spread import Spread
+from optbench.report.summary import Summary, summarise
 from optbench.stats import comparison as pairing
 from optbench.stats.results import Results, read_results
 from optbench.store import Run as StoredRun
@@ -111,7 +112,7 @@ class Run:
 
     @functools.cached_property
     def _summary(self) -> Summary:
-        return summarise([self._results])
+        return summarise([self._results], ())
 
     def _overview(self) -> pd.DataFrame:
         """A row per setting: mean ± standard deviation of what reports show first."""
@@ -123,7 +124,7 @@ class Run:
                 counts = {"trials": row.ok} | {key: n for key in _COUNTS[1:] if (n := getattr(row, key))}
                 values = {measure.name: _short(row.values[measure.name]) for measure in shown}
                 lines.append(dict(zip(ARM, keys, strict=True)) | counts | values)
-        return pd.DataFrame(lines).fillna("")
+        return pd.DataFrame(lines, dtype=object).fillna("")
 
     def __repr__(self) -> str:
         counts = Counter(self._stored.table("trials")["status"].to_pylist())
@@ -190,7 +191,7 @@ def compare(
         raise ComparisonError("nothing to compare: no seed has ended on both sides")
     for remark in found.remarks:
         warnings.warn(remark, stacklevel=2)
-    return pd.DataFrame(list(records._comparisons(found, metrics)))
+    return pd.DataFrame(list(comparison_rows(found, metrics)))
 
 
 def _spread(spread: Spread | None) -> tuple[Any, ...]:

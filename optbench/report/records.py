@@ -56,7 +56,7 @@ def comparison_records(
         Records("a", lambda: comparison.a.results.run.id),
         Records("b", lambda: comparison.b.results.run.id),
         Records("remarks", lambda: list(comparison.remarks)),
-        listed("results", lambda: _comparisons(comparison, metrics)),
+        listed("results", lambda: comparison_rows(comparison, metrics)),
         Records("gates", lambda: [_gate(judged) for judged in gates]),
     ]
 
@@ -221,7 +221,7 @@ def _part(part: ClaimPart) -> dict[str, Any]:
     }
 
 
-def _comparisons(comparison: Comparison, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
+def comparison_rows(comparison: Comparison, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
     for pair in comparison.pairs:
         for found in pair.metrics:
             if not metrics or found.metric.name in metrics:
