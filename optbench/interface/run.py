@@ -64,7 +64,7 @@ def run(
         raise UsageError("suite: expected a name, a path or a mapping; it may be left out with 'resume' only")
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs: expected at least 1, got {jobs}")
-    with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file, using(objects.sources):
+    with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file:
         check_directory(name, existing, force=force)
         choice = choice_of(seeds, optimizers, experiments, models, set or {}, objects, only_known=suite is None)
         folder = Path.cwd() if isinstance(suite, Mapping | Suite) else file.parent
@@ -80,7 +80,8 @@ def run(
             command=(_call(suite, choice),),
         )
         notes: list[str] = []
-        with watched(Request()) if progress else contextlib.nullcontext(_Noting(notes)) as view:
+        watching = watched(Request()) if progress else contextlib.nullcontext(_Noting(notes))
+        with using(objects.sources), watching as view:
             outcome = train(chosen_suite(file, choice), options, view)
     if outcome.interrupted:
         finished = sum(outcome.statuses.values())
