@@ -18,7 +18,7 @@ from optbench.counting import count
 from optbench.errors import OptbenchError, StoreError, UsageError
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
-from optbench.metrics import check_pair_metric
+from optbench.metrics import check_pair_metric, check_taken
 from optbench.metrics.own import check_loaded
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
@@ -144,7 +144,7 @@ def chosen_suite(path: Path, choice: Choice) -> Suite:
     Raises:
         SuiteError, UsageError: as `selection.choose`.
     """
-    return choose(path, choice, check_settings, check_loaded, check_pair_metric)
+    return choose(path, choice, check_settings, check_loaded, check_pair_metric, check_taken)
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:

@@ -15,6 +15,7 @@ from optbench.metrics.catalog import (
     Metric,
     check_metric,
     check_pair_metric,
+    check_taken,
     select,
 )
 from optbench.metrics.measuring import Measurement, measurement, take
@@ -30,6 +31,7 @@ __all__ = [
     "Metric",
     "check_metric",
     "check_pair_metric",
+    "check_taken",
     "measurement",
     "select",
     "take",

@@ -300,6 +300,8 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
+_DERIVED = ("continual", "cost", "pruning")
+
 DEFAULT = "default"
 """In a suite's list of metrics: the default set."""
 
@@ -348,6 +350,15 @@ def check_metric(name: str) -> None:
         check_name(name)
     elif select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
+
+
+def check_taken(name: str, listed: Iterable[str] | None) -> None:
+    """Raises UsageError unless trials have the registered metric `name` where a suite lists these metrics."""
+    chosen = {one for entry in listed or (DEFAULT,) for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
+    # Of the accuracy matrix and the clock everything is derived, and of one pruning curve all of its measures.
+    derived = {"continual", "cost", *(METRICS[one].kind for one in chosen if one in METRICS)} & {*_DERIVED}
+    if name in METRICS and name not in chosen and METRICS[name].kind not in derived:
+        raise UsageError(f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'")
 
 
 def check_pair_metric(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from optbench.targets import Source, TargetError, is_file, read_source, split, u
 FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 MetricCheck = Callable[[str], object]
+TakenCheck = Callable[..., object]
 
 MAX_TRIALS = 200_000
 """Over seeds, models and settings; the largest of shipped suites has less than a hundredth of it."""
@@ -36,6 +38,7 @@ def load_suite(
     check_optimizer: OptimizerCheck | None = None,
     check_metric: MetricCheck | None = None,
     check_pair_metric: MetricCheck | None = None,
+    check_taken: TakenCheck | None = None,
     find: FindSource | None = None,
     as_written: bool = False,
 ) -> Suite:
@@ -43,9 +46,9 @@ def load_suite(
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
     and as each experiment overrides it; it raises OptimizerError for what it refuses. `check_metric(name)` is called
-    for every metric that is named, and `check_pair_metric(name)` for those of `pairs`; they raise UsageError. The
-    suite's layer lies below the registries, hence the arguments; without them targets, hyper-parameters and names of
-    metrics are not looked at.
+    for every metric that is named, `check_pair_metric(name)` for those of `pairs`, and `check_taken(name, listed)` for
+    those of claims, with the metrics that their experiment lists; they raise UsageError. The suite's layer lies below
+    the registries, hence the arguments; without them targets, hyper-parameters and names of metrics are not looked at.
 
     `find(target)` reads the file behind a user's kind or metric; by default one next to the suite, else in the working
     directory. as_written: kinds are taken as they are written, which executes no user's code and imports no torch: for
@@ -72,7 +75,7 @@ def load_suite(
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *_pairs_faults(suite, document),
             *_twins_faults(suite, document),
-            *_metric_faults(suite, document, check_metric, check_pair_metric),
+            *_metric_faults(suite, document, check_metric, check_pair_metric, check_taken),
         ]
     if faults:
         raise_faults(faults)
@@ -245,10 +248,13 @@ def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
 
 
 def _metric_faults(
-    suite: Suite, document: Document, check: MetricCheck | None, check_pair: MetricCheck | None
+    suite: Suite,
+    document: Document,
+    check: MetricCheck | None,
+    check_pair: MetricCheck | None,
+    check_taken: TakenCheck | None,
 ) -> Iterator[Fault]:
-    named: list[tuple[KeyPath, str]] = []
-    of_pairs: list[tuple[KeyPath, str]] = []
+    named: list[tuple[KeyPath, str, MetricCheck | None]] = []
     own: dict[str, str] = {}
     for name, experiment in suite.experiments.items():
         for i, target in enumerate(experiment.metrics or ()):
@@ -258,28 +264,29 @@ def _metric_faults(
                 yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
         if experiment.pairs is not None:
             chosen = enumerate(experiment.pairs.metrics or ())
-            of_pairs += [(("experiments", name, "pairs", "metrics", i), metric) for i, metric in chosen]
+            named += [(("experiments", name, "pairs", "metrics", i), metric, check_pair) for i, metric in chosen]
         for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
             known = {"default"} if key == "metrics" else experiment.own_metrics.keys()
             entries = enumerate(metrics or ())
-            named += [(("experiments", name, key, i), metric) for i, metric in entries if metric not in known]
+            named += [(("experiments", name, key, i), metric, check) for i, metric in entries if metric not in known]
     if suite.tune is not None:
-        named.append((("tune", "metric"), suite.tune.metric))
+        named.append((("tune", "metric"), suite.tune.metric, check))
     for name, claim in suite.claims.items():
-        taken = suite.experiments[claim.experiment].own_metrics if claim.experiment in suite.experiments else {}
+        where = suite.experiments.get(claim.experiment)
+        taken = functools.partial(check_taken, listed=where.metrics) if check_taken and where else None
         listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)]
         listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
         listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
-        named += [(path, metric) for path, metric in listed if metric not in taken]
-    for paths, checked in ((named, check), (of_pairs, check_pair)):
-        for path, metric in paths if checked is not None else ():
-            assert checked is not None
-            try:
+        listed = [(path, metric) for path, metric in listed if where is None or metric not in where.own_metrics]
+        named += [(path, metric, checked) for path, metric in listed for checked in (check, taken)]
+    for path, metric, checked in named:
+        try:
+            if checked is not None:
                 checked(metric)
-            except UsageError as error:
-                is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
-                place = document.key_place(path) if is_key else document.value_place(path)
-                yield Fault(place, f"{shown_path(path[:-1])}: {error}")
+        except UsageError as error:
+            is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
+            place = document.key_place(path) if is_key else document.value_place(path)
+            yield Fault(place, f"{shown_path(path[:-1])}: {error}")
 
 
 def _settings_faults(
