@@ -336,6 +336,17 @@ def check(
     _leave(lambda: check_optimizer(target, set_ or ()))
 
 
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")],
+    debug: Debug = False,
+) -> None:
+    """Write a plug-in file and a suite to start from; both run as they are."""
+    from optbench.cli.starting import init as write
+
+    _leave(lambda: write(folder))
+
+
 @app.command("list")
 def list_(
     kind: Annotated[

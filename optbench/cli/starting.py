@@ -1,0 +1,47 @@
+"""`optbench init`: files to start from."""
+
+from __future__ import annotations
+
+import importlib.resources
+import shlex
+from pathlib import Path
+
+from optbench.cli.output import results
+from optbench.errors import StoreError, UsageError
+
+FILES = ("mine.py", "suite.yaml")
+
+
+def init(folder: Path) -> int:
+    """Write a plug-in file and a suite that uses it into a folder, which is made if it is not there.
+
+    Raises:
+        UsageError: one of the files exists, or the folder cannot be made.
+        StoreError: a file cannot be written.
+    """
+    templates = importlib.resources.files("optbench") / "templates"
+    if there := [name for name in FILES if (folder / name).exists()]:
+        raise UsageError(f"{folder / there[0]}: this file exists; expected a folder without {' and '.join(FILES)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: expected a folder, or a place for one: {error.strerror}") from None
+    for name in FILES:
+        try:
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write((templates / name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StoreError(f"{folder / name}: cannot write: {error.strerror}") from None
+    plugin, suite = (shlex.quote(str(folder / name)) for name in FILES)
+    plugin = plugin if plugin.startswith(("/", ".")) else f"./{plugin}"
+    with results() as console:
+        for line in (
+            f"{plugin}: an optimizer, a model and a metric to replace by yours",
+            f"{suite}: a suite that compares them with known ones",
+            "",
+            "Next:",
+            f"  optbench check {plugin}:Mine",
+            f"  optbench run {suite}",
+        ):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,44 @@
+"""`optbench init`: what it writes runs as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from optbench.cli import main
+from tests.refusals import refusal
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "lab"
+
+
+@pytest.mark.usefixtures("_train_here")
+def test_what_init_writes_runs_as_it_is(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "lab"]) == 0
+    said = capsys.readouterr().out
+    commands = [line.split()[1:] for line in said.splitlines() if line.startswith("  optbench")]
+    assert commands == [["check", "./lab/mine.py:Mine"], ["run", "lab/suite.yaml"]]
+    # Fewer examples than a user has, for the time it takes.
+    small = ["--set", "experiments.permuted-mnist.protocol={train_examples: 300, test_examples: 200, max_epochs: 1}"]
+    assert main([*commands[1], "--name", "r", "--seeds", "1", "--quiet", *small]) == 0
+    trials = pd.read_parquet("runs/r/trials.parquet")
+    assert set(trials["optimizer"]) == {"sgd", "adamw", "shampoo", "mine"}
+    assert set(trials["model"]) == {"small"}
+    assert set(trials["status"]) == {"ok"}
+    quiet = pd.read_parquet("runs/r/metrics.parquet").query("metric == 'quiet_units'")["value"]
+    assert len(quiet) >= 4
+    assert quiet.between(0, 1).all()
+
+
+def test_nothing_is_overwritten(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.mkdir()
+    (lab / "suite.yaml").write_text("mine")
+    assert refusal(capsys, lab.parent, "init", lab).startswith(f"{lab}/suite.yaml: this file exists; expected a folder")
+    (lab.parent / "file").write_text("")
+    assert "file: expected a folder, or a place for one" in refusal(capsys, lab.parent, "init", "file")
+    assert "expected a folder" in refusal(capsys, lab.parent, "init", "file/below")
