@@ -19,12 +19,13 @@ from optbench.errors import OptbenchError, StoreError, UsageError
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
 from optbench.metrics import check_pair_metric, check_taken
-from optbench.metrics.own import check_loaded
+from optbench.metrics.own import KEY as OWN_METRICS
+from optbench.metrics.own import RAISED, check_loaded
 from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
 from optbench.stats.results import read_results
-from optbench.store import find_run, read_run
+from optbench.store import Run, find_run, read_run
 from optbench.studies import STUDIES
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.schema import is_name
@@ -167,10 +168,23 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             say(f"optbench: warning: {count(len(names), 'trial')} {status}: {', '.join(names[:NAMED])}{more}")
+    raised = metrics_that_raised(recorded)
+    for name, (note, trials_of) in raised.items():
+        say(f"optbench: warning: metric {name} {note}: undefined in {count(len(trials_of), 'trial')}")
     if outcome.statuses.get("failed", 0) == finished:
         say("optbench: nothing was measured")
         return NOTHING_MEASURED
-    return SOME_FAILED if outcome.statuses.get("failed") else DONE
+    return SOME_FAILED if raised or outcome.statuses.get("failed") else DONE
+
+
+def metrics_that_raised(recorded: Run) -> dict[str, tuple[str, set[str]]]:
+    """The users' metrics whose functions raised: by name what the first one said, and in which trials."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    if recorded.record.get(OWN_METRICS):
+        for row in recorded.table("metrics", "trial", "metric", "note").to_pylist():
+            if row["note"] is not None and row["note"].startswith(RAISED):
+                found.setdefault(row["metric"], (row["note"], set()))[1].add(row["trial"])
+    return found
 
 
 def kept(trials: int) -> str:
