@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
 from optbench.engine.landscape import Landscape, flat, training_loss
@@ -125,9 +125,7 @@ def measure(
             _representation(member, _pool([reading]), after_task, task, metrics, ask(task))
     if "model" in kinds:
         tasks = range(count) if final else (after_task - 1,)
-        member.rows += _of_model(
-            evaluator.with_weights(member.row), evaluator, sequence, tasks, after_task, metrics, ask
-        )
+        member.rows += _of_model(member, evaluator, sequence, tasks, after_task, metrics, ask)
     pooled = _pool(readings)
     if final:
         _representation(member, pooled, after_task, None, metrics, ask())
@@ -179,7 +177,7 @@ def _landscape(
 
 
 def _of_model(
-    network: nn.Module,
+    member: Member,
     evaluator: Evaluator,
     sequence: TaskSequence,
     tasks: Sequence[int],
@@ -189,6 +187,7 @@ def _of_model(
 ) -> list[MetricRow]:
     """Measures of the network itself on each task's test data, and after the last task their means."""
     rows: list[MetricRow] = []
+    network = evaluator.with_weights(member.row)
     for task in tasks:
         test = sequence.test(task)
         reading = Model(network, evaluator.normalise(test.inputs), test.targets)

@@ -8,7 +8,6 @@ import math
 import numbers
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,37 +36,21 @@ EXAMPLES, WIDTH = 512, 32
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
     """Return how the metrics of one reading are called. purpose: tells it from the trial's other readings."""
-    return partial(_noted, device, stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS)
+    seed = stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS
 
+    def ask(metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:
+        function, copies = metric.function(), [_copied(argument) for argument in arguments]
+        try:
+            with contextlib.redirect_stdout(sys.stderr), seeded(seed, device), isolated():
+                value = _number(function(*copies))
+        except BaseException as error:
+            said_of = error if isinstance(error, Exception) else ended(error)
+            if not isinstance(said_of, Exception) or of_the_machine(said_of):
+                raise said_of from error
+            return math.nan, f"{RAISED} {said(said_of)}"
+        return value, None if math.isfinite(value) else f"the function returned {value}"
 
-def _noted(device: torch.device, seed: int, metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:
-    """Return the value of a metric; NaN with a note if it is undefined or the function raises."""
-    try:
-        value = call(metric, arguments, seed, device)
-    except Exception as error:
-        if of_the_machine(error):
-            raise
-        return math.nan, f"{RAISED} {said(error)}"
-    return value, None if math.isfinite(value) else f"the function returned {value}"
-
-
-def call(metric: Metric, arguments: Sequence[Any], seed: int, device: torch.device) -> float:
-    """Return what a user's metric makes of copies of its arguments.
-
-    seed: of the global generators in the call.
-
-    Raises:
-        TypeError: it returns something else than one number.
-        Exception: whatever it raises itself.
-    """
-    function, copies = metric.function(), [_copied(argument) for argument in arguments]
-    try:
-        with contextlib.redirect_stdout(sys.stderr), seeded(seed, device), isolated():
-            return _number(function(*copies))
-    except Exception:
-        raise
-    except BaseException as error:
-        raise ended(error) from error
+    return ask
 
 
 def _copied(value: Any) -> Any:

@@ -107,119 +107,75 @@ _PAPER = "Pascanu et al. 2025, Figure 4"
 _SIZES = ("features_n", "features_d")
 """Without N and d no measure of features can be read."""
 _LOSS = "landscape_loss"
-_PAIRS = MappingProxyType({"over_pairs": True})
-_CENTRED = MappingProxyType({"centred": True})
 
-_continual = partial(
-    Metric,
-    margin=0.005,
-    kind="continual",
-    subject="continual",
-    reads=("accuracy",),
-    note_arguments={"over_pairs": False},
-    remarks=True,
-)
-_rank = partial(
-    Metric,
-    kind="features",
-    subject="rank",
-    reads=("spectrum",),
-    note_arguments={"centred": False},
-    remarks=True,
-    alongside=_SIZES,
-)
-_recorded = partial(Metric, margin=0.0, kind="features", subject="rank", reads=("spectrum",), alongside=_SIZES)
-_units = partial(
-    Metric, kind="features", subject="sparsity", reads=("features",), note="activation_note", alongside=_SIZES
-)
-_similarity = partial(
-    Metric, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True, alongside=_SIZES
-)
+_continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
+_of_tasks = partial(_continual, note_arguments={"over_pairs": False})
+_of_pairs = partial(_continual, note_arguments={"over_pairs": True})
+_features = partial(Metric, kind="features", alongside=_SIZES)
+_rank = partial(_features, subject="rank", reads=("spectrum",), remarks=True, note_arguments={"centred": False})
+_centred = partial(_rank, note_arguments={"centred": True})
+_size = partial(_features, source="recorded", margin=0.0, subject="rank", reads=("spectrum",))
+_units = partial(_features, subject="sparsity", reads=("features",), note="activation_note")
+_dormant = partial(_units, source="Sokar et al. 2023", called="dormant")
+_cosine = partial(_features, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True)
 _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
 # No margin, here and below: what is far or sharp depends on the model and its loss.
-_distance = partial(
-    Metric, margin=0.0, kind="landscape", subject="landscape", reads=("weights", "start"), note="displacement_note"
-)
-_sharpness = partial(
-    Metric,
-    margin=0.0,
-    kind="landscape",
-    subject="landscape",
-    reads=("loss", "weights"),
-    cost="dear",
-    default=False,
-    result="value",
-    alongside=(_LOSS,),
-)
-_hessian = partial(_sharpness, reads=("loss", "weights", "generator"))
+_landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
+_distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
+_dear = partial(_landscape, cost="dear", default=False, result="value", reads=("loss", "weights"), alongside=(_LOSS,))
+_hessian = partial(_dear, reads=("loss", "weights", "generator"))
+_top = partial(_hessian, called="hessian_top_eigenvalue", alongside=(_LOSS, "hessian_top_residual"))
+_trace = partial(_hessian, called="hessian_trace", alongside=(_LOSS, "hessian_trace_error"))
 # No margin: what a second is worth depends on the machine.
-_cost = partial(Metric, direction="lower", margin=0.0, kind="cost", subject="cost")
+_cost = partial(Metric, source="recorded", direction="lower", margin=0.0, kind="cost", subject="cost")
 # Read beside its null, which differs with the network and the data: no margin.
 _pair = partial(Metric, margin=0.0, kind="pair", subject="pairs", default=False)
+_debiased = partial(_pair, called="linear_cka", arguments={"debiased": True})
 
 
-def _pruning(called: str, scope: str, formula: str, **arguments: float) -> Metric:
-    return Metric(
-        f"{'_'.join([called, *(f'{value:g}' for value in arguments.values())])}_{scope}",
-        f"{formula}, {'all weights ranked together' if scope == 'global' else 'each layer ranked alone'}",
-        "Schwarz et al. 2021",
-        "higher",
-        kind="pruning",
-        subject="pruning",
-        cost="dear",
-        default=False,
-        called=called,
-        arguments=arguments,
-        scope=scope,
-    )
-
-
-def _pruned(scope: str) -> tuple[Metric, ...]:
+def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
     """What is read off one pruning curve; a suite that names any of them has both curves taken."""
+    read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
+    read = partial(read, cost="dear", default=False, scope=scope)
+    accuracy = partial(read, called="pruned_accuracy")
+    area, holding = "∫ accuracy d(sparsity), sparsity 0 to .99", "largest sparsity with ≥ .99 dense accuracy up to it"
     return (
         *(
-            _pruning("pruned_accuracy", scope, f"accuracy with the largest {100 * keep:g}% of weights", keep=keep)
+            accuracy(
+                f"pruned_accuracy_{keep:g}_{scope}",
+                f"accuracy with the largest {100 * keep:g}% of weights, {how}",
+                arguments={"keep": keep},
+            )
             for keep in (1.0, 0.1, 0.05, 0.02)
         ),
-        _pruning("pruning_area", scope, "∫ accuracy d(sparsity), sparsity 0 to .99"),
-        _pruning("holding_sparsity", scope, "largest sparsity with ≥ .99 dense accuracy up to it"),
+        read(f"pruning_area_{scope}", f"{area}, {how}", called="pruning_area"),
+        read(f"holding_sparsity_{scope}", f"{holding}, {how}", called="holding_sparsity"),
     )
-
-
-def _dormant(tau: float) -> Metric:
-    formula = f"share of units with mean|h_i| / mean_k mean|h_k| ≤ {tau}"
-    return _units(f"dormant_{tau}", formula, "Sokar et al. 2023", called="dormant", arguments={"tau": tau})
 
 
 _TABLE = (
-    _continual("average_accuracy", "mean_j R[T,j]", _GEM, "higher"),
-    _continual(
-        "forgetting",
-        "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])",
-        "Chaudhry et al. 2018",
-        "lower",
-        note_arguments=_PAIRS,
-    ),
-    _continual("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher", note_arguments=_PAIRS),
-    _continual("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher", note_arguments=_PAIRS),
-    _continual("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
-    _continual("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
-    _continual("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher", note_arguments=_PAIRS),
-    _rank("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5, note_arguments=_CENTRED),
-    _rank("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005, note_arguments=_CENTRED),
+    _of_tasks("average_accuracy", "mean_j R[T,j]", _GEM, "higher"),
+    _of_pairs("forgetting", "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "Chaudhry et al. 2018", "lower"),
+    _of_pairs("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher"),
+    _of_pairs("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher"),
+    _of_tasks("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
+    _of_tasks("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
+    _of_pairs("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
+    _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
+    _centred("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
     _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", margin=0.1),
-    _rank("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5, note_arguments=_CENTRED),
+    _centred("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5),
     _rank("srank", "smallest k with Σ_{i≤k} σ_i ≥ .99 Σσ", "Kumar et al. 2020", margin=1.0, default=False),
     _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", margin=1.0, default=False),
-    _recorded("features_n", "N, the examples behind the features", "recorded", called="feature_examples"),
-    _recorded("features_d", "d, the width of the features", "recorded", called="feature_width"),
+    _size("features_n", "N, the examples behind the features", called="feature_examples"),
+    _size("features_d", "d, the width of the features", called="feature_width"),
     _units("activation_zero_share", "share of activations that are exactly 0", "counted"),
-    _dormant(0.025),
-    _dormant(0.1),
+    _dormant("dormant_0.025", "share of units with mean|h_i| / mean_k mean|h_k| ≤ 0.025", arguments={"tau": 0.025}),
+    _dormant("dormant_0.1", "share of units with mean|h_i| / mean_k mean|h_k| ≤ 0.1", arguments={"tau": 0.1}),
     _units("dead_share", "share of units that are 0 on every example", "counted"),
-    _similarity("class_cosine_mean", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
-    _similarity(
+    _cosine("class_cosine_mean", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
+    _cosine(
         "pairwise_class_cosine",
         "mean cosine of pairs of examples of different classes, every pair counted once",
         _PAPER,
@@ -229,48 +185,21 @@ _TABLE = (
     _weights("kurtosis", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
     _weights("zero_share", "share of weights that are exactly 0", "counted"),
     _weights("near_zero_share", "share of weights with |w| < .01 rms(layer)", "counted", averaged=True),
-    _distance("distance_from_init", "‖w - w₀‖₂, all parameters", "Nagarajan & Kolter 2019"),
-    _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂", "Nagarajan & Kolter 2019"),
-    _sharpness(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
-    _hessian(
-        "hessian_top_eigenvalue",
-        "largest λ of ∇²L(w), by Lanczos' method",
-        "Ghorbani et al. 2019",
-        alongside=(_LOSS, "hessian_top_residual"),
+    _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
+    _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
+    _dear(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
+    _top("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
+    _top("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", result="residual"),
+    _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
+    _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
+    _dear("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}),
+    _dear(
+        "adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", arguments={"rho": 0.5}
     ),
-    _hessian(
-        "hessian_top_residual",
-        "‖Hv - λv‖ / |λ| of that λ",
-        "recorded",
-        called="hessian_top_eigenvalue",
-        result="residual",
-    ),
-    _hessian(
-        "hessian_trace",
-        "tr ∇²L(w), mean of vᵀHv, v random signs",
-        "Hutchinson 1990",
-        alongside=(_LOSS, "hessian_trace_error"),
-    ),
-    _hessian("hessian_trace_error", "standard error of that mean", "recorded", called="hessian_trace", result="error"),
-    _sharpness(
-        "sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}
-    ),
-    _sharpness(
-        "adaptive_sam_sharpness",
-        "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5",
-        "Kwon et al. 2021",
-        arguments={"rho": 0.5},
-    ),
-    *_pruned("global"),
-    *_pruned("layer"),
+    *_pruned("global", "all weights ranked together"),
+    *_pruned("layer", "each layer ranked alone"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", "Kornblith et al. 2019"),
-    _pair(
-        "linear_cka_debiased",
-        "the same, each term estimated without bias",
-        "Song et al. 2012",
-        called="linear_cka",
-        arguments={"debiased": True},
-    ),
+    _debiased("linear_cka_debiased", "the same, each term estimated without bias", "Song et al. 2012"),
     _pair(
         "subspace_overlap",
         "‖UᵀV‖²_F / k, U and V the k = 10 leading directions of the features",
@@ -282,11 +211,11 @@ _TABLE = (
     _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), likewise", "Frankle et al. 2020"),
     _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the start", "Fort et al. 2019"),
     _pair("displacement_angle", "degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
-    _cost("train_seconds", "seconds of batches, gradients and updates", "recorded"),
-    _cost("milliseconds_per_step", "1000 · train_seconds / steps", "recorded"),
-    _cost("optimizer_share", "seconds in the optimizer / train_seconds", "recorded", direction="neutral"),
-    _cost("steps", "optimizer steps, all tasks", "recorded", direction="neutral"),
-    _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters", "recorded"),
+    _cost("train_seconds", "seconds of batches, gradients and updates"),
+    _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
+    _cost("optimizer_share", "seconds in the optimizer / train_seconds", direction="neutral"),
+    _cost("steps", "optimizer steps, all tasks", direction="neutral"),
+    _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters"),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _TABLE})
@@ -327,18 +256,18 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def name_of(target: str) -> str:
-    """Return what the metric behind a target is called: its attribute."""
-    return target.rpartition(":")[2]
+def check_name(target: str) -> str:
+    """Return what the metric behind a target is called: its attribute.
 
-
-def check_name(target: str) -> None:
-    """Raises UsageError unless the metric behind a target has a name of its own."""
-    name = name_of(target)
+    Raises:
+        UsageError: a registered metric has that name, or files cannot.
+    """
+    name = target.rpartition(":")[2]
     if name in METRICS or name == DEFAULT:
         raise UsageError(f"{target}: expected a name of its own, got that of a registered metric, '{name}'; rename it")
-    if not name.isascii() or name.startswith("_"):
+    if not name.isascii() or not name[:1].isalpha():
         raise UsageError(f"{target}: expected a name of ASCII letters, digits and _ that starts with a letter")
+    return name
 
 
 def check_metric(name: str) -> None:
@@ -346,9 +275,7 @@ def check_metric(name: str) -> None:
 
     No user's code is executed.
     """
-    if is_own(name):
-        check_name(name)
-    elif select([name])[0].kind == "pair":
+    if not is_own(name) and select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 

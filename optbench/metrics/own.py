@@ -14,20 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from optbench import targets
 from optbench.errors import UsageError
-from optbench.metrics.catalog import (
-    DEFAULT,
-    METRICS,
-    Direction,
-    Kind,
-    Metric,
-    check_metric,
-    check_name,
-    is_own,
-    name_of,
-    select,
-)
+from optbench.metrics.catalog import DEFAULT, METRICS, Direction, Metric, check_metric, check_name, is_own, select
 
-Of = Literal["features", "weights", "logits", "accuracy", "model"]
+Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
@@ -35,29 +24,14 @@ KEY = "metrics"
 RAISED = "raised"
 """How the note of a value begins where the function of a user's metric raised something."""
 MARK = "__optbench_metric__"
-_KINDS: Mapping[str, Kind] = MappingProxyType({**{of: of for of in get_args(Of)}, "accuracy": "continual"})
-_OF = {kind: of for of, kind in _KINDS.items()}
-_READS: Mapping[Of, tuple[str, ...]] = MappingProxyType(
-    {
-        "features": ("features", "targets"),
-        "logits": ("logits", "targets"),
-        "weights": ("weights",),
-        "accuracy": ("accuracy",),
-        "model": ("model", "inputs", "targets"),
-    }
-)
-"""What functions take; targets of features and logits need not be taken."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What `metric` was told."""
-
-    of: Of
-    direction: Direction
-    unit: str
-    margin: float
-    formula: str
+_READS: Mapping[Of, tuple[str, ...]] = {
+    "features": ("features", "targets"),
+    "logits": ("logits", "targets"),
+    "weights": ("weights",),
+    "accuracy": ("accuracy",),
+    "model": ("model", "inputs", "targets"),
+}
+_RECORDED = ("direction", "unit", "margin", "formula")
 
 
 def metric(
@@ -66,8 +40,8 @@ def metric(
     """Mark a function as a metric: it takes tensors of one trial and returns one number; NaN means undefined.
 
     Args:
-        of: what the function takes. Tensors are float64, and copies; targets (N,) follow where it has a second
-            parameter without a default.
+        of: what the function takes. Tensors are float64, and copies; targets (N,) follow features and logits where it
+            has a second parameter without a default.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
@@ -95,26 +69,12 @@ def metric(
 
     def mark(function: Function) -> Function:
         said = formula or next(iter((function.__doc__ or "").strip().splitlines()), "")
-        setattr(function, MARK, Description(of, direction, unit, float(margin), said))
+        kind = "continual" if of == "accuracy" else of
+        found = Metric("", said, "yours", direction, float(margin), kind=kind, default=False, unit=unit)
+        setattr(function, MARK, dataclasses.replace(found, reads=_READS[of]))
         return function
 
     return mark
-
-
-def described(target: str, found: Description, source_hash: str | None = None) -> Metric:
-    """Return a user's metric as the catalog has its own."""
-    return Metric(
-        name_of(target),
-        found.formula,
-        "yours",
-        found.direction,
-        found.margin,
-        kind=_KINDS[found.of],
-        default=False,
-        unit=found.unit,
-        target=target,
-        source_hash=source_hash,
-    )
 
 
 def load_metric(target: str) -> Metric:
@@ -129,28 +89,25 @@ def load_metric(target: str) -> Metric:
     except targets.TargetError as error:
         raise UsageError(*error.args) from error.__cause__
     found = getattr(function, MARK, None)
-    if not isinstance(found, Description):
-        got = "a class" if inspect.isclass(function) else f"a value of type {type(function).__name__}"
-        got = "a function without it" if inspect.isfunction(function) else got
+    if not isinstance(found, Metric):
+        got = "a function without it" if inspect.isfunction(function) else f"a value of type {type(function).__name__}"
         raise UsageError(f"{target}: expected a function marked with @optbench.metric, got {got}")
-    check_name(target)
-    own = described(target, found, targets.source_hash([target]))
-    return dataclasses.replace(own, reads=_taken(target, function, found.of))
+    reads, source = _taken(target, function, found.reads), targets.source_hash([target])
+    return dataclasses.replace(found, name=check_name(target), target=target, source_hash=source, reads=reads)
 
 
-def _taken(target: str, function: Callable[..., Any], of: Of) -> tuple[str, ...]:
-    """Return what a function takes by position.
+def _taken(target: str, function: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a function takes of what it may.
 
     Raises:
         UsageError: its signature cannot be read, or does not allow it.
     """
-    reads = _READS[of]
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError) as error:
         raise UsageError(f"{target}: its arguments cannot be read: {targets.said(error)}") from error
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    fewest = 1 if of in ("features", "logits") else len(reads)
+    fewest = 1 if len(reads) == 2 else len(reads)
     if any(p.kind is p.KEYWORD_ONLY for p in needed) or not fewest <= len(needed) <= len(reads):
         form = f"({', '.join(reads)})" + (f" or ({reads[0]})" if fewest < len(reads) else "")
         raise UsageError(f"{target}: expected a function of {form}, got ({', '.join(p.name for p in parameters)})")
@@ -163,10 +120,7 @@ def check_loaded(name: str) -> None:
     Raises:
         UsageError: as `check_metric` or `load_metric`.
     """
-    if is_own(name):
-        load_metric(name)
-    else:
-        check_metric(name)
+    (load_metric if is_own(name) else check_metric)(name)
 
 
 def resolve(entries: Iterable[str] | None) -> tuple[Metric, ...]:
@@ -177,16 +131,16 @@ def resolve(entries: Iterable[str] | None) -> tuple[Metric, ...]:
     """
     found: dict[str, Metric] = {}
     for entry in (DEFAULT,) if entries is None else entries:
-        more = [load_metric(entry)] if is_own(entry) else select(None if entry == DEFAULT else [entry])
-        for one in more:
+        for one in [load_metric(entry)] if is_own(entry) else select(None if entry == DEFAULT else [entry]):
             found.setdefault(one.name, one)
     return tuple(found.values())
 
 
-def metric_record(metric: Metric) -> dict[str, Any]:
+def metric_record(found: Metric) -> dict[str, Any]:
     """Return what `run.json` says of a user's metric."""
-    found = {name: getattr(metric, name) for name in ("name", "target", "direction", "unit", "margin", "formula")}
-    return {**found, "of": _OF[metric.kind], "source_hash": metric.source_hash}
+    of = "accuracy" if found.kind == "continual" else found.kind
+    about = {name: getattr(found, name) for name in _RECORDED}
+    return {"name": found.name, "target": found.target, "of": of, **about, "source_hash": found.source_hash}
 
 
 def from_record(record: Mapping[str, Any]) -> Metric:
@@ -195,22 +149,18 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     Raises:
         ValueError: it describes none.
     """
-    texts = ("name", "target", "of", "direction", "unit", "formula")
-    margin, source = record.get("margin"), record.get("source_hash")
-    if not all(isinstance(record.get(key), str) for key in texts) or not isinstance(source, str | None):
+    name, target, source = (record.get(key) for key in ("name", "target", "source_hash"))
+    if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):
         raise ValueError("expected texts")
-    if record["name"] != name_of(record["target"]) or record["name"] in METRICS:
-        raise ValueError("expected a name of its own")
-    metric(**{key: record[key] for key in ("of", "direction", "unit", "margin", "formula")})  # for its checks
-    assert isinstance(margin, int | float)
-    found = Description(record["of"], record["direction"], record["unit"], float(margin), record["formula"])
-    return described(record["target"], found, source)
+    marked = metric(**{key: record.get(key) for key in ("of", *_RECORDED)})(lambda: None)  # type: ignore[arg-type]
+    found: Metric = getattr(marked, MARK)
+    return dataclasses.replace(found, name=name, target=target, source_hash=source)
 
 
 def is_metric_record(value: Any) -> bool:
     """Return whether a value is what `metric_record` makes."""
     try:
-        return bool(from_record(value))
+        return from_record(value).target is not None
     except (ValueError, TypeError, AttributeError):
         return False
 

@@ -1,4 +1,4 @@
-"""A user's own metrics, through the command line: trained, stored, reported, compared, and what is said of wrong ones."""
+"""A user's own metrics, through the command line: trained, stored, reported, compared; and wrong ones, refused."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_compare_has_verdicts_and_gates_on_them(run: Path, capsys: pytest.Captur
     sides = [f"{run}:adam", f"{run}:sgd", "--format", "json", "--metric", "margin"]
     assert main(["compare", *sides, "--fail-on", "margin:+0.1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    (judged,) = found["comparisons"]
+    (judged,) = found["results"]
     medians = final(run, "margin").groupby(lambda trial: "adam" in trial).median()
     assert (judged["metric"], judged["direction"], judged["primary"]) == ("margin", "higher", True)
     assert (judged["median_a"], judged["median_b"]) == pytest.approx((medians[True], medians[False]))
@@ -247,10 +247,10 @@ def ends(features): sys.exit(3)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("unmarked", "s.yaml:10:14: experiments.e.metrics: ./mine.py:unmarked: expected a function marked with @optb"),
+        ("unmarked", "s.yaml:10:15: experiments.e.metrics: ./mine.py:unmarked: expected a function marked with @optb"),
         (
             "margine",
-            "s.yaml:10:14: experiments.e.metrics: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
+            "s.yaml:10:15: experiments.e.metrics: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
         ),
         ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets)"),
         ("forgetting", "./mine.py:forgetting: expected a name of its own, got that of a registered metric"),
@@ -271,7 +271,7 @@ def test_wrong_metrics_are_refused_before_training(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('of="featurs"', "of: expected one of features, weights, logits, accuracy, model, got 'featurs'"),
+        ('of="featurs"', "of: expected one of features, logits, weights, accuracy, model, got 'featurs'"),
         ('of="features", direction="up"', "direction: expected one of higher, lower, neutral, got 'up'"),
         ('of="features", margin=-1', "margin: expected a finite number of at least 0, got -1"),
     ],
