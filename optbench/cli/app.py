@@ -8,26 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from optbench.cli import completion
-from optbench.cli.options import (
-    DataDir,
-    Debug,
-    Device,
-    DryRun,
-    ForceResume,
-    FormatOption,
-    Jobs,
-    OnlyExperiments,
-    OnlyModels,
-    OnlyOptimizers,
-    OutputOption,
-    Quiet,
-    RunName,
-    RunsDir,
-    SetOption,
-    Suite,
-    path_option,
-)
+from optbench.cli import completion, options
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -62,7 +43,7 @@ def optbench(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Options that come before a command."""
 
@@ -70,30 +51,30 @@ def optbench(
 @app.command()
 def run(
     context: typer.Context,
-    suite: Suite = None,
-    device: Device = "auto",
-    runs_dir: RunsDir = Path("runs"),
-    name: RunName = None,
+    suite: options.Suite = None,
+    device: options.Device = "auto",
+    runs_dir: options.RunsDir = Path("runs"),
+    name: options.RunName = None,
     seeds: Annotated[
         str | None,
         typer.Option(metavar="N", help="How many (10: seeds 0 to 9), or which (0,1,2; with a comma, even one: 7,)."),
     ] = None,
-    experiment: OnlyExperiments = None,
-    model: OnlyModels = None,
-    optimizer: OnlyOptimizers = None,
-    set_: SetOption = None,
-    data_dir: DataDir = None,
-    jobs: Jobs = None,
+    experiment: options.OnlyExperiments = None,
+    model: options.OnlyModels = None,
+    optimizer: options.OnlyOptimizers = None,
+    set_: options.SetOption = None,
+    data_dir: options.DataDir = None,
+    jobs: options.Jobs = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="RUN", autocompletion=completion.runs, help="Continue a run: its directory, its id, or latest."
         ),
     ] = None,
-    force: ForceResume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    force: options.ForceResume = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Train a suite and show what each optimizer found."""
     from optbench.cli.training import Request, train_suite
@@ -122,12 +103,12 @@ def run(
 @app.command()
 def tune(
     context: typer.Context,
-    suite: Suite = None,
+    suite: options.Suite = None,
     sampler: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=completion.samplers,
+            autocompletion=completion.one_of(completion.SAMPLERS),
             help="grid: all of the suite's grids; random or tpe: draw from them (Optuna).",
         ),
     ] = "grid",
@@ -148,32 +129,32 @@ def tune(
             "--output",
             "-o",
             metavar="FILE",
-            parser=path_option("--output"),
+            parser=options.path_option("--output"),
             help="Write the tuned suite to this new file, too.",
         ),
     ] = None,
-    device: Device = "auto",
-    runs_dir: RunsDir = Path("runs"),
-    name: RunName = None,
+    device: options.Device = "auto",
+    runs_dir: options.RunsDir = Path("runs"),
+    name: options.RunName = None,
     seeds: Annotated[
         str | None,
         typer.Option(metavar="N", help="How many tuning seeds, or which (1000,1001); none of the suite's own."),
     ] = None,
-    experiment: OnlyExperiments = None,
-    optimizer: OnlyOptimizers = None,
-    set_: SetOption = None,
-    data_dir: DataDir = None,
-    jobs: Jobs = None,
+    experiment: options.OnlyExperiments = None,
+    optimizer: options.OnlyOptimizers = None,
+    set_: options.SetOption = None,
+    data_dir: options.DataDir = None,
+    jobs: options.Jobs = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="RUN", autocompletion=completion.runs, help="Continue a tuning: its directory, its id, or latest."
         ),
     ] = None,
-    force: ForceResume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    force: options.ForceResume = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Choose hyper-parameters for every optimizer of a suite, by validation data on seeds of their own.
 
@@ -222,8 +203,8 @@ def compare(
             help="What it is judged against.",
         ),
     ],
-    runs_dir: RunsDir = Path("runs"),
-    experiment: OnlyExperiments = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    experiment: options.OnlyExperiments = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC", autocompletion=completion.metrics, help="Show only this metric. Repeatable."),
@@ -240,9 +221,9 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs of different suites, seeds or versions of the metrics.")
     ] = False,
-    format_: FormatOption = None,
-    output: OutputOption = None,
-    debug: Debug = False,
+    format_: options.FormatOption = None,
+    output: options.OutputOption = None,
+    debug: options.Debug = False,
 ) -> None:
     """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
 
@@ -276,13 +257,15 @@ def report(
             help="Run directories, run ids, or latest (the default).",
         ),
     ] = None,
-    runs_dir: RunsDir = Path("runs"),
-    format_: FormatOption = None,
-    output: OutputOption = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    format_: options.FormatOption = None,
+    output: options.OutputOption = None,
     figures: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", parser=path_option("--figures"), help="Write the figures there too, as SVG, PNG and PDF."
+            metavar="DIR",
+            parser=options.path_option("--figures"),
+            help="Write the figures there too, as SVG, PNG and PDF.",
         ),
     ] = None,
     median: Annotated[
@@ -295,7 +278,7 @@ def report(
             help="With json or csv: a record per trial and metric; in csv instead of those over seeds. No controls.",
         ),
     ] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show what runs have found: tables, claims with verdicts, figures; several runs side by side."""
     from optbench.cli.reporting import report_runs
@@ -325,7 +308,7 @@ def check(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter of it. Repeatable."),
     ] = None,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Try an optimizer on a small problem: what it keeps of what a run relies on, line by line.
 
@@ -353,12 +336,12 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            autocompletion=completion.kinds,
+            autocompletion=completion.one_of(completion.KINDS),
             help="optimizers, datasets, tasks, models, metrics, suites or runs.",
         ),
     ],
-    runs_dir: RunsDir = Path("runs"),
-    debug: Debug = False,
+    runs_dir: options.RunsDir = Path("runs"),
+    debug: options.Debug = False,
 ) -> None:
     """List optimizers, datasets, metrics, suites, runs, ..."""
     from optbench.cli.listing import list_kind

@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 SAMPLERS = ("grid", "random", "tpe")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
@@ -138,24 +139,13 @@ def metrics(incomplete: str) -> list[str]:
     return _starting(incomplete, found)
 
 
-def devices(incomplete: str) -> list[str]:
-    """Kinds of devices."""
-    return _starting(incomplete, lambda: ("auto", "cpu", "cuda", "mps"))
+def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """The completion of an option with a fixed set of values."""
 
+    def offered(incomplete: str) -> list[str]:
+        return _starting(incomplete, lambda: names)
 
-def samplers(incomplete: str) -> list[str]:
-    """Samplers of `optbench tune`."""
-    return _starting(incomplete, lambda: SAMPLERS)
-
-
-def formats(incomplete: str) -> list[str]:
-    """Formats of reports."""
-    return _starting(incomplete, lambda: FORMATS)
-
-
-def kinds(incomplete: str) -> list[str]:
-    """What `optbench list` lists."""
-    return _starting(incomplete, lambda: KINDS)
+    return offered
 
 
 def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:

@@ -34,7 +34,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        autocompletion=completion.formats,
+        autocompletion=completion.one_of(completion.FORMATS),
         help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, or terminal.",
     ),
 ]
@@ -46,7 +46,7 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        autocompletion=completion.devices,
+        autocompletion=completion.one_of(completion.DEVICES),
         help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.",
     ),
 ]

@@ -91,37 +91,12 @@ _LEARNING = ("guessed", "exploded")
 how many the training loss exceeded ten times its start."""
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
-    "pairs",
-    "n",
-    "diverged_a",
-    "diverged_b",
-    "undefined",
-    "median_a",
-    "median_b",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "holm_p",
-    "wins",
-    "d_z",
-    "rank_biserial",
+    *("pairs", "n", "diverged_a", "diverged_b", "undefined", "median_a", "median_b", "difference", "low", "high"),
+    *("p", "holm_p", "wins", "d_z", "rank_biserial"),
 )
 COMPARISON_COLUMNS = (
-    "experiment",
-    "model",
-    *_SIDES,
-    "metric",
-    "direction",
-    "primary",
-    "verdict",
-    "reason",
-    "detectable",
-    "same_start",
-    "planned",
-    *_PAIRED,
-    "seeds_needed",
-    *(f"{name}_{side}" for side in "ab" for name in _LEARNING),
+    *("experiment", "model", *_SIDES, "metric", "direction", "primary", "verdict", "reason", "detectable"),
+    *("same_start", "planned", *_PAIRED, "seeds_needed", *(f"{name}_{side}" for side in "ab" for name in _LEARNING)),
 )
 
 

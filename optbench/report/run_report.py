@@ -6,21 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from optbench.counting import count
+from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
-from optbench.report.document import (
-    Block,
-    Cell,
-    Column,
-    Commands,
-    Fold,
-    Heading,
-    Illustration,
-    Items,
-    Paragraph,
-    Part,
-    Report,
-    Table,
-)
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
 from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, marked, name_with_arrow
 from optbench.report.records import report_records, result_columns
@@ -47,39 +34,39 @@ RANKED = {"global": "of all", "layer": "by layer"}
 """How weights are ranked for pruning, in a table."""
 
 
-def run_report(summary: Summary, figures: Sequence[Illustration] = (), statistic: Statistic = "mean") -> Report:
+def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), statistic: Statistic = "mean") -> doc.Report:
     """The document for one run, or several side by side.
 
     figures: to be shown after the tables. statistic: what the tables hold, mean±sd or median [quartiles].
     """
     several = len(summary.runs) > 1
     title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
-    blocks: list[Block] = []
+    blocks: list[doc.Block] = []
     for run in summary.runs:
-        blocks += [Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
+        blocks += [doc.Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
         if run.too_few_seeds:
-            blocks.append(Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
+            blocks.append(doc.Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
     if not summary.measured:
-        blocks.append(Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
+        blocks.append(doc.Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
     text = partial(spread_text, statistic=statistic)
     leading = _studied(summary, text, leads=True)
-    blocks += [*leading, Heading("Results") if leading else Part("outline", Heading("Results"))]
+    blocks += [*leading, doc.Heading("Results") if leading else doc.Part("outline", doc.Heading("Results"))]
     for section in summary.sections:
         blocks += _section(section, several, statistic)
     blocks += _legend(summary, statistic)
     blocks += _troubles(summary)
     blocks += _studied(summary, text, leads=False)
     if figures:
-        blocks += [Heading("Figures"), *figures]
+        blocks += [doc.Heading("Figures"), *figures]
     for run in summary.runs:
         blocks += claim_blocks(run, several)
     blocks += [*_how(summary), *report_records(summary)]
-    return Report(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
+    return doc.Report(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
 
 
-def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[Block]:
+def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
     """What the studies have found that stand before the results, or after them."""
-    blocks: list[Block] = []
+    blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
             found = [one for run in summary.runs for one in run.studied[study.name]]
@@ -114,32 +101,32 @@ def exclusions(row: SummaryRow) -> str | None:
     return f"{row.label}: {row.ok} of {row.planned}; {', '.join(parts)}" if parts else None
 
 
-def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
-    yield Part("outline", Heading(f"{section.experiment}, {section.model}", 2))
+def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[doc.Block]:
+    yield doc.Part("outline", doc.Heading(f"{section.experiment}, {section.model}", 2))
     if len(section.rows) > MANY_SETTINGS and any(row.split == "validation" for row in section.rows):
         # What tuning has chosen must not drown in the settings that it has not.
         said = f"{section.experiment}, {section.model}: {count(len(section.rows), 'setting')}; {FOLDED}"
         every = f"Results of all {count(len(section.rows), 'setting')}: {section.experiment}, {section.model}"
-        yield Fold(every, tuple(_results(section, several, statistic)), instead=said)
+        yield doc.Fold(every, tuple(_results(section, several, statistic)), instead=said)
     else:
         yield from _results(section, several, statistic)
     yield from _matrices(section, several)
     # Nobody prints every measure; csv has them all.
-    yield Part("details", _details(section, several))
+    yield doc.Part("details", _details(section, several))
 
 
-def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[Block]:
+def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[doc.Block]:
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
             show = _pruned if topic == "pruning" else _measures
             table = show(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
-            yield Part("minor", table) if topic == "cost" else table
+            yield doc.Part("minor", table) if topic == "cost" else table
     yield from _sparks(section, several)
     yield from _sweeps(section, several)
     for sentence in section.stopping:
-        yield Paragraph(sentence, "quiet")
+        yield doc.Paragraph(sentence, "quiet")
     warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
     for row in section.rows:
         if row.shortcoming:
@@ -153,46 +140,50 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {row.mixed_code}.")
         warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]
     if warnings:
-        yield Items(tuple(warnings), "warning")
+        yield doc.Items(tuple(warnings), "warning")
 
 
-def _measures(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
-    columns = [*_row_columns(several), *(Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in measures)]
+def _measures(
+    section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
+) -> doc.Table:
+    columns = [*_row_columns(several), *(doc.Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in measures)]
     rows = []
     for row in section.rows:
-        cells = [Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in measures]
+        cells = [doc.Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in measures]
         rows.append((*_row_cells(row, several), *cells))
     caption = f"{section.experiment}, {section.model}: {title}"
-    return Table(caption, tuple(columns), tuple(rows), keys=len(_row_columns(several)))
+    return doc.Table(caption, tuple(columns), tuple(rows), keys=len(_row_columns(several)))
 
 
-def _pruned(section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic) -> Table:
+def _pruned(
+    section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
+) -> doc.Table:
     """A row per scope of the ranking, below each other for each optimizer."""
     scopes: dict[str, list[Measure]] = {}
     for measure in measures:
         assert measure.metric.scope, measure.name
         scopes.setdefault(measure.metric.scope, []).append(measure)
-    keys = [*_row_columns(several), Column("largest\nweights", numeric=False)]
-    columns = [*keys, *(Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in next(iter(scopes.values())))]
+    keys = [*_row_columns(several), doc.Column("largest\nweights", numeric=False)]
+    columns = [*keys, *(doc.Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in next(iter(scopes.values())))]
     rows = []
     for row in section.rows:
         for scope, chosen in scopes.items():
-            cells = [Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in chosen]
-            rows.append((*_row_cells(row, several), Cell(RANKED[scope]), *cells))
-    return Table(f"{section.experiment}, {section.model}: {title}", tuple(columns), tuple(rows), keys=len(keys))
+            cells = [doc.Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in chosen]
+            rows.append((*_row_cells(row, several), doc.Cell(RANKED[scope]), *cells))
+    return doc.Table(f"{section.experiment}, {section.model}: {title}", tuple(columns), tuple(rows), keys=len(keys))
 
 
-def _row_columns(several: bool) -> list[Column]:
-    first = [Column("\nrun", numeric=False)] if several else []
-    return [*first, Column("\noptimizer", numeric=False), Column("\ntrials")]
+def _row_columns(several: bool) -> list[doc.Column]:
+    first = [doc.Column("\nrun", numeric=False)] if several else []
+    return [*first, doc.Column("\noptimizer", numeric=False), doc.Column("\ntrials")]
 
 
-def _row_cells(row: SummaryRow, several: bool) -> list[Cell]:
-    count = Cell(str(row.ok)) if row.ok == row.planned else Cell(f"{row.ok} of {row.planned}", "warning")
-    return [*([Cell(row.run)] if several else []), Cell(marked(row.label, row.shortcoming)), count]
+def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
+    count = doc.Cell(str(row.ok)) if row.ok == row.planned else doc.Cell(f"{row.ok} of {row.planned}", "warning")
+    return [*([doc.Cell(row.run)] if several else []), doc.Cell(marked(row.label, row.shortcoming)), count]
 
 
-def _sparks(section: Section, several: bool) -> Iterable[Block]:
+def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
     """Accuracy matrices as sparklines: a character per row of the matrix, then the value at the end."""
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
@@ -205,21 +196,21 @@ def _sparks(section: Section, several: bool) -> Iterable[Block]:
         assert row.matrix is not None
         head = _row_cells(row, several)[:-1]
         if count > MANY_TASKS:
-            lines.append((*head, Cell(spark(row.matrix[-1].tolist()))))
+            lines.append((*head, doc.Cell(spark(row.matrix[-1].tolist()))))
         else:
             cells = [f"{spark(row.matrix[:, j].tolist())} {fixed(float(row.matrix[-1, j]), 2)}" for j in range(count)]
-            lines.append((*head, *map(Cell, cells)))
+            lines.append((*head, *map(doc.Cell, cells)))
     if count > MANY_TASKS:
-        columns = [Column(f"tasks 1 to {count}", numeric=False)]
+        columns = [doc.Column(f"tasks 1 to {count}", numeric=False)]
         caption = f"{section.experiment}, {section.model}: accuracy on each task at the end, 0 to 1"
     else:
-        columns = [Column(f"task {j + 1}") for j in range(count)]
+        columns = [doc.Column(f"task {j + 1}") for j in range(count)]
         caption = f"{section.experiment}, {section.model}: accuracy on each task, as training goes on"
-    table = Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
-    yield Part("chart", table)
+    table = doc.Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
+    yield doc.Part("chart", table)
 
 
-def _sweeps(section: Section, several: bool) -> Iterable[Block]:
+def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
     """Swept settings as bars, so that who is too slow to forget because too slow to learn is seen at once.
 
     Those of a tuning run stand where it is said what it chooses.
@@ -231,39 +222,39 @@ def _sweeps(section: Section, several: bool) -> Iterable[Block]:
     for (run, optimizer), rows in swept.items():
         if len(rows) < FEWEST_SWEPT:
             continue
-        columns = [Column("setting", numeric=False)]
+        columns = [doc.Column("setting", numeric=False)]
         swept_by = [section.metrics[name] for name in SWEPT if name in section.metrics]
-        columns += [Column(name_with_arrow(metric), numeric=False) for metric in swept_by]
+        columns += [doc.Column(name_with_arrow(metric), numeric=False) for metric in swept_by]
         lines = []
         for row in rows:
             spreads = [row.values[metric.name] for metric in swept_by]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
-            lines.append((Cell(marked(row.variant, row.shortcoming)), *map(Cell, cells)))
+            lines.append((doc.Cell(marked(row.variant, row.shortcoming)), *map(doc.Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
-        table = Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
-        yield Part("chart", table)
+        table = doc.Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
+        yield doc.Part("chart", table)
 
 
-def _matrices(section: Section, several: bool) -> Iterable[Block]:
+def _matrices(section: Section, several: bool) -> Iterable[doc.Block]:
     tables = []
     for row in section.rows:
         if row.matrix is None or row.matrix.shape[1] > MOST_TASKS:
             continue
-        columns = (Column("", numeric=False), *(Column(f"task {j + 1}") for j in range(row.matrix.shape[1])))
+        columns = (doc.Column("", numeric=False), *(doc.Column(f"task {j + 1}") for j in range(row.matrix.shape[1])))
         rows = []
         for i, line in enumerate(row.matrix.tolist()):
             when = "before training" if i == 0 else f"after task {i}"
-            rows.append((Cell(when), *(Cell(fixed(value, 3)) for value in line)))
+            rows.append((doc.Cell(when), *(doc.Cell(fixed(value, 3)) for value in line)))
         who = f"{row.run}, {row.label}" if several else row.label
-        tables.append(Table(f"{who}: mean {row.split} accuracy over {count(row.ok, 'seed')}", columns, tuple(rows)))
+        tables.append(doc.Table(f"{who}: mean {row.split} accuracy over {count(row.ok, 'seed')}", columns, tuple(rows)))
     if tables:
-        yield Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
+        yield doc.Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
 
 
-def _details(section: Section, several: bool) -> Block:
+def _details(section: Section, several: bool) -> doc.Block:
     titles = ("metric", "n", "mean", "sd", "median", "quartiles", "extremes")
     keys = _row_columns(several)[:-1]
-    columns = (*keys, *(Column(title, numeric=title != "metric") for title in titles))
+    columns = (*keys, *(doc.Column(title, numeric=title != "metric") for title in titles))
     rows = []
     for row in section.rows:
         for metric in section.metrics.values():
@@ -278,13 +269,13 @@ def _details(section: Section, several: bool) -> Block:
                 interval(spread.quartiles, digits),
                 interval(spread.extremes, digits),
             )
-            name = Cell(name_with_arrow(metric))
-            rows.append((*_row_cells(row, several)[:-1], name, *map(Cell, values)))
-    table = Table(f"{section.experiment}, {section.model}: every measure", columns, tuple(rows), keys=len(keys) + 1)
-    return Fold(f"Every measure: {section.experiment}, {section.model}", (table,))
+            name = doc.Cell(name_with_arrow(metric))
+            rows.append((*_row_cells(row, several)[:-1], name, *map(doc.Cell, values)))
+    table = doc.Table(f"{section.experiment}, {section.model}: every measure", columns, tuple(rows), keys=len(keys) + 1)
+    return doc.Fold(f"Every measure: {section.experiment}, {section.model}", (table,))
 
 
-def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
+def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
     measures = {measure.name: measure for section in summary.sections for measure in section.measures}
     if not measures:
         return
@@ -296,21 +287,21 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[Block]:
     split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
     lines = [what, *(text.format(split=split) for name, text in LEGENDS.items() if name in measures)]
     lines += [own_legend(measure.metric) for measure in measures.values() if measure.metric.target]
-    yield Items(tuple(lines), "quiet")
+    yield doc.Items(tuple(lines), "quiet")
 
 
-def _troubles(summary: Summary) -> Iterable[Block]:
+def _troubles(summary: Summary) -> Iterable[doc.Block]:
     if not summary.troubles:
         return
-    yield Heading("Diverged and failed trials")
+    yield doc.Heading("Diverged and failed trials")
     lines = [f"{t.run}: {t.trial} {t.status} {t.reason}" for t in summary.troubles[:MANY_TROUBLES]]
     if len(summary.troubles) > MANY_TROUBLES:
         lines.append(f"and {len(summary.troubles) - MANY_TROUBLES} more; trials.parquet lists all")
-    yield Items(tuple(lines), "warning")
+    yield doc.Items(tuple(lines), "warning")
 
 
-def _how(summary: Summary) -> Iterable[Block]:
-    yield Heading("What was run")
+def _how(summary: Summary) -> Iterable[doc.Block]:
+    yield doc.Heading("What was run")
     for run in summary.runs:
         seeds = count(len(run.seeds), "seed")
         times = f"{run.created} to {run.finished}" if run.finished else f"since {run.created}"
@@ -319,9 +310,9 @@ def _how(summary: Summary) -> Iterable[Block]:
             f"on {run.machine}; {run.versions}" + (f"; commit {run.commit}" if run.commit else ""),
             *run.provenance,
         ]
-        yield Items(tuple(line for line in lines if line), "quiet")
-        yield Paragraph("Run with, and to train the same again:", "quiet")
-        yield Commands("\n".join(line for line in (run.command, run.repeat) if line))
+        yield doc.Items(tuple(line for line in lines if line), "quiet")
+        yield doc.Paragraph("Run with, and to train the same again:", "quiet")
+        yield doc.Commands("\n".join(line for line in (run.command, run.repeat) if line))
 
 
 def _words(measure: Measure) -> str:

@@ -8,25 +8,10 @@ from importlib import metadata, resources
 
 from rich.cells import cell_len
 
-from optbench.report.document import (
-    Block,
-    Cell,
-    Column,
-    Commands,
-    Fold,
-    Heading,
-    Illustration,
-    Items,
-    Paragraph,
-    Report,
-    Role,
-    Shown,
-    Table,
-    shown,
-)
+from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, title_lines
 
-ROLES: frozenset[Role] = frozenset({"outline", "minor", "numbers", "details"})
+ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "numbers", "details"})
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content security policy: the browser itself holds the page to fetching and running nothing."""
@@ -53,7 +38,7 @@ WIDE = 130
 """A table of more characters is printed on a page in landscape."""
 
 
-def render(document: Report) -> str:
+def render(document: doc.Report) -> str:
     """The document as a page. An illustration without panels is left out: its files may not travel with the page.
 
     Panels are ours, and trusted: nothing in them is escaped.
@@ -72,30 +57,30 @@ def escape(text: str) -> str:
     return html.escape(one_line(text))
 
 
-def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
-    for block in shown(blocks, ROLES):
+def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
+    for block in doc.shown(blocks, ROLES):
         yield from _block(block)
 
 
-def _block(block: Shown) -> Iterator[str]:
+def _block(block: doc.Shown) -> Iterator[str]:
     match block:
-        case Heading(text, level):
+        case doc.Heading(text, level):
             tag = f"h{min(level + 1, 6)}"
             yield f"<{tag}>{escape(text)}</{tag}>"
-        case Paragraph(text, tone):
+        case doc.Paragraph(text, tone):
             yield f"<p{_class(tone)}>{escape(text)}</p>"
-        case Items(items, tone):
+        case doc.Items(items, tone):
             yield f"<ul{_class(tone)}>"
             yield from (f"<li>{escape(item)}</li>" for item in items)
             yield "</ul>"
-        case Commands(text):
+        case doc.Commands(text):
             lines = "\n".join(map(html.escape, code_lines(text)))
             yield f'<pre tabindex="0"><code>{lines}</code></pre>'
-        case Table():
+        case doc.Table():
             yield from _table(block)
-        case Illustration():
+        case doc.Illustration():
             yield from _illustration(block)
-        case Fold(title, inner):
+        case doc.Fold(title, inner):
             yield "<details>"
             yield f"<summary>{escape(title)}</summary>"
             yield from _blocks(inner)
@@ -107,7 +92,7 @@ def _class(*names: str) -> str:
     return f' class="{" ".join(shown)}"' if shown else ""
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: doc.Table) -> Iterator[str]:
     caption = escape(table.caption)
     # Who reads with the keyboard scrolls it too, once it can have the focus.
     total = _characters(table)
@@ -126,23 +111,23 @@ def _table(table: Table) -> Iterator[str]:
     yield "</div>"
 
 
-def _title(column: Column) -> str:
+def _title(column: doc.Column) -> str:
     title = "<br>".join(map(html.escape, title_lines(column)))
     return f'<th scope="col"{_class(_kind(column))}>{title}</th>'
 
 
-def _cell(cell: Cell, table: Table, i: int) -> str:
+def _cell(cell: doc.Cell, table: doc.Table, i: int) -> str:
     classes = _class(_kind(table.columns[i]), cell.tone)
     if i < table.keys:
         return f'<th scope="row"{classes}>{escape(cell.text)}</th>'
     return f"<td{classes}>{escape(cell.text)}</td>"
 
 
-def _kind(column: Column) -> str:
+def _kind(column: doc.Column) -> str:
     return "number" if column.numeric else "text"
 
 
-def _characters(table: Table) -> int:
+def _characters(table: doc.Table) -> int:
     """The width of a table in characters, as print needs it."""
     total = 0
     for i, column in enumerate(table.columns):
@@ -151,7 +136,7 @@ def _characters(table: Table) -> int:
     return total
 
 
-def _illustration(figure: Illustration) -> Iterator[str]:
+def _illustration(figure: doc.Illustration) -> Iterator[str]:
     if not figure.panels:
         return
     yield "<figure>"

@@ -11,24 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, chop_cells
 
-from optbench.report.document import (
-    Block,
-    Cell,
-    Commands,
-    Fold,
-    Heading,
-    Illustration,
-    Items,
-    Paragraph,
-    Report,
-    Role,
-    Shown,
-    Table,
-    shown,
-)
+from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 
-ROLES: frozenset[Role] = frozenset({"outline", "minor", "numbers"})
+ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "numbers"})
 
 LINE_WIDTH = 104
 """Characters of a table's line, in \\small on A4 with the margins below; the blanks between columns count as two."""
@@ -110,7 +96,7 @@ LETTERS = set("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŐőŒœ�
 """The letters beyond ASCII that T1 fonts have."""
 
 
-def render(document: Report) -> str:
+def render(document: doc.Report) -> str:
     """The document as a complete LaTeX file. An illustration whose PDF was not written is left out."""
     labels: set[str] = set()
     lines = [PREAMBLE, rf"\title{{{escape(document.title)}}}", r"\author{}", r"\date{}"]
@@ -149,30 +135,30 @@ def _maths(character: str) -> str | None:
     return None
 
 
-def _blocks(blocks: Sequence[Block], labels: set[str]) -> list[str]:
-    return [part for block in shown(blocks, ROLES) for part in _block(block, labels)]
+def _blocks(blocks: Sequence[doc.Block], labels: set[str]) -> list[str]:
+    return [part for block in doc.shown(blocks, ROLES) for part in _block(block, labels)]
 
 
-def _block(block: Shown, labels: set[str]) -> list[str]:
+def _block(block: doc.Shown, labels: set[str]) -> list[str]:
     match block:
-        case Heading(text, level):
+        case doc.Heading(text, level):
             return [
                 rf"\{'section' if level <= 1 else 'subsection' if level == 2 else 'subsubsection'}{{{escape(text)}}}"
             ]
-        case Paragraph(text, tone):
+        case doc.Paragraph(text, tone):
             return [_toned(text, tone)]
-        case Items(items, tone):
+        case doc.Items(items, tone):
             # Not \item[...]: brackets in an item are in braces.
             entries = [rf"\item {_toned(item, 'plain' if tone == 'quiet' else tone)}" for item in items]
             listed = "\n".join([r"\begin{itemize}", *entries, r"\end{itemize}"])
             return [f"{{\\footnotesize\n{listed}\n\\par}}" if tone == "quiet" else listed] if items else []
-        case Commands(text):
+        case doc.Commands(text):
             return ["\n".join(_code(text))]
-        case Table():
+        case doc.Table():
             return list(_tables(block, labels))
-        case Illustration():
+        case doc.Illustration():
             return _illustration(block, labels)
-        case Fold(title, inner):
+        case doc.Fold(title, inner):
             # Without the empty box the title would wait for a text to run into, and come after the tables.
             return [rf"\paragraph{{{escape(title)}}}\mbox{{}}", *_blocks(inner, labels)]
 
@@ -203,7 +189,7 @@ def _code(text: str) -> Iterator[str]:
     yield r"\end{flushleft}"
 
 
-def _tables(table: Table, labels: set[str]) -> Iterator[str]:
+def _tables(table: doc.Table, labels: set[str]) -> Iterator[str]:
     texts = [[one_line(row[i].text) for row in table.rows] for i in range(len(table.columns))]
     widths = [
         max(map(cell_len, (*title_lines(column), *entries)))
@@ -221,7 +207,7 @@ def _tables(table: Table, labels: set[str]) -> Iterator[str]:
             first = False
 
 
-def _pages(table: Table, widths: Sequence[int]) -> list[list[int]]:
+def _pages(table: doc.Table, widths: Sequence[int]) -> list[list[int]]:
     """The rows that each page shows: a row is as high as its longest folded text."""
     pages: list[list[int]] = [[]]
     lines = 0
@@ -238,7 +224,7 @@ def _pages(table: Table, widths: Sequence[int]) -> list[list[int]]:
 
 
 def _piece(
-    table: Table, shown: Sequence[int], widths: Sequence[int], rows: Sequence[int], caption: str, label: str
+    table: doc.Table, shown: Sequence[int], widths: Sequence[int], rows: Sequence[int], caption: str, label: str
 ) -> str:
     titles = {i: title_lines(table.columns[i]) for i in shown}
     height = max(map(len, titles.values()))
@@ -276,7 +262,7 @@ def _row(cells: Iterator[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(cell: Cell, width: int | None) -> str:
+def _cell(cell: doc.Cell, width: int | None) -> str:
     text = one_line(cell.text)
     if width is None:
         escaped = escape(text)
@@ -299,7 +285,7 @@ def _label(kind: str, text: str, labels: set[str]) -> str:
     return label
 
 
-def _illustration(figure: Illustration, labels: set[str]) -> list[str]:
+def _illustration(figure: doc.Illustration, labels: set[str]) -> list[str]:
     file = figure.files.get("pdf")
     if file is None:
         return []

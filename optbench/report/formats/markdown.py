@@ -9,24 +9,10 @@ from urllib.parse import quote
 
 from rich.cells import cell_len
 
-from optbench.report.document import (
-    Block,
-    Cell,
-    Commands,
-    Fold,
-    Heading,
-    Illustration,
-    Items,
-    Paragraph,
-    Report,
-    Role,
-    Shown,
-    Table,
-    shown,
-)
+from optbench.report import document as doc
 from optbench.report.layout import code_lines, one_line, title_lines
 
-ROLES: frozenset[Role] = frozenset({"outline", "minor", "chart", "details"})
+ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "chart", "details"})
 
 ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 """What acts anywhere in a line. Not there: an underscore within a word, `<` before a blank or a digit, and brackets
@@ -36,7 +22,7 @@ LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
 """What makes a line a heading, a quotation, a rule or a list; for a number, the point after it is what acts."""
 
 
-def render(document: Report) -> str:
+def render(document: doc.Report) -> str:
     """The document as Markdown. An illustration whose file was not written is left out."""
     return "\n\n".join([f"# {_heading(document.title)}", *_blocks(document.blocks)]) + "\n"
 
@@ -65,9 +51,9 @@ def _bold(text: str) -> str:
     return f"**{escaped}**" if escaped else ""
 
 
-def _blocks(blocks: Sequence[Block]) -> list[str]:
+def _blocks(blocks: Sequence[doc.Block]) -> list[str]:
     parts: list[str] = []
-    for block in shown(blocks, ROLES):
+    for block in doc.shown(blocks, ROLES):
         for part in _block(block):
             if parts and part.startswith("- ") and parts[-1].startswith("- "):
                 parts.append("<!-- -->")  # else two lists become one
@@ -75,23 +61,23 @@ def _blocks(blocks: Sequence[Block]) -> list[str]:
     return parts
 
 
-def _block(block: Shown) -> list[str]:
+def _block(block: doc.Shown) -> list[str]:
     match block:
-        case Heading(text, level):
+        case doc.Heading(text, level):
             return [f"{'#' * min(level + 1, 6)} {_heading(text)}"]
-        case Paragraph(text, tone):
+        case doc.Paragraph(text, tone):
             line = _bold(text) if tone in ("good", "bad") else _line(text)
             return [f"> [!WARNING]\n> {line}" if tone == "warning" else line]
-        case Items(items, tone):
+        case doc.Items(items, tone):
             lines = [f"- {_bold(item) if tone in ('good', 'bad') else _line(item)}" for item in items]
             return ["\n".join(["> [!WARNING]", *(f"> {line}" for line in lines)] if tone == "warning" else lines)]
-        case Commands(text):
+        case doc.Commands(text):
             return [_code(text)]
-        case Table():
+        case doc.Table():
             return [_bold(block.caption), _table(block)]
-        case Illustration():
+        case doc.Illustration():
             return _illustration(block)
-        case Fold(title, inner):
+        case doc.Fold(title, inner):
             # Text on the summary's line is HTML, not Markdown; the empty lines make Markdown of what follows.
             summary = html.escape(one_line(title), quote=False)
             return [f"<details>\n<summary>{summary}</summary>", *_blocks(inner), "</details>"]
@@ -104,7 +90,7 @@ def _code(text: str) -> str:
     return "\n".join([f"{fence}bash", *lines, fence])
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     header = [escape(" ".join(title_lines(column))) for column in table.columns]
     rows = [header, *([_cell(cell) for cell in row] for row in table.rows)]
     # Padded, so that it reads as a table where nothing renders it; 3 is the shortest delimiter.
@@ -123,11 +109,11 @@ def _table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: doc.Cell) -> str:
     return escape(cell.text) if cell.tone in ("plain", "quiet") else _bold(cell.text)
 
 
-def _illustration(figure: Illustration) -> list[str]:
+def _illustration(figure: doc.Illustration) -> list[str]:
     file = figure.files.get("svg") or figure.files.get("png")
     if file is None:
         return []

@@ -13,25 +13,10 @@ from rich.segment import Segments
 from rich.table import Table as Grid
 from rich.text import Text
 
-from optbench.report.document import (
-    Block,
-    Column,
-    Commands,
-    Fold,
-    Heading,
-    Illustration,
-    Items,
-    Paragraph,
-    Report,
-    Role,
-    Shown,
-    Table,
-    Tone,
-    shown,
-)
+from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 
-ROLES: frozenset[Role] = frozenset({"chart"})
+ROLES: frozenset[doc.Role] = frozenset({"chart"})
 FILE_WIDTH = 120
 
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
@@ -39,20 +24,20 @@ HELD = ("\N{NO-BREAK SPACE}", "\ue000")
 LABEL_WIDTH = 24
 """A longer text than this is folded rather than given the room of more columns."""
 
-STYLES: dict[Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
+STYLES: dict[doc.Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
 
 
-def render(document: Report) -> str:
+def render(document: doc.Report) -> str:
     """The document for a file: `FILE_WIDTH` columns, without colours."""
     file = io.StringIO()
     show(document, Console(file=file, width=FILE_WIDTH))
     return re.sub(" +$", "", file.getvalue(), flags=re.MULTILINE)
 
 
-def show(document: Report, console: Console) -> None:
+def show(document: doc.Report, console: Console) -> None:
     """Print `document` on `console`, as wide as it is. Folds and illustrations are left out."""
     console.print(Text(one_line(document.title), style="bold"))
-    before: Shown | None = None
+    before: doc.Shown | None = None
     for block in _printed(document.blocks):
         if before is None or _apart(before, block):
             console.print()
@@ -60,48 +45,48 @@ def show(document: Report, console: Console) -> None:
         before = block
 
 
-def _printed(blocks: Sequence[Block]) -> Iterator[Shown]:
-    for block in shown(blocks, ROLES):
-        if isinstance(block, Fold):
+def _printed(blocks: Sequence[doc.Block]) -> Iterator[doc.Shown]:
+    for block in doc.shown(blocks, ROLES):
+        if isinstance(block, doc.Fold):
             if block.instead:
-                yield Paragraph(block.instead, "quiet")
-        elif not isinstance(block, Illustration):
+                yield doc.Paragraph(block.instead, "quiet")
+        elif not isinstance(block, doc.Illustration):
             yield block
 
 
-def _apart(before: Shown, block: Shown) -> bool:
+def _apart(before: doc.Shown, block: doc.Shown) -> bool:
     """Whether an empty line stands between two blocks: footnotes and warnings stay with what they are about."""
-    footnote = isinstance(block, Paragraph | Items) and block.tone in ("quiet", "warning")
-    if isinstance(before, Heading):
-        return not isinstance(block, Paragraph | Items)
-    if isinstance(before, Paragraph | Items) and before.tone == "plain":
+    footnote = isinstance(block, doc.Paragraph | doc.Items) and block.tone in ("quiet", "warning")
+    if isinstance(before, doc.Heading):
+        return not isinstance(block, doc.Paragraph | doc.Items)
+    if isinstance(before, doc.Paragraph | doc.Items) and before.tone == "plain":
         return True
-    return not footnote or isinstance(before, Commands)
+    return not footnote or isinstance(before, doc.Commands)
 
 
-def _print(block: Shown, console: Console) -> None:
+def _print(block: doc.Shown, console: Console) -> None:
     match block:
-        case Heading(text):
+        case doc.Heading(text):
             console.print(Text(one_line(text), style="bold"))
-        case Paragraph(text, tone):
+        case doc.Paragraph(text, tone):
             if tone == "warning":  # to be seen without colours too
                 _hanging("! ", text, tone, console)
             else:
                 console.print(Text(one_line(text), style=STYLES[tone]))
-        case Items(items, tone):
+        case doc.Items(items, tone):
             for item in items:
                 _hanging("! " if tone == "warning" else "- ", item, tone, console)
-        case Commands(text):
+        case doc.Commands(text):
             for line in code_lines(text):
                 # soft_wrap: a long command stays one line when it is copied.
                 console.print(Text(f"  {line}"), soft_wrap=True)
-        case Table():
+        case doc.Table():
             _print_table(block, console)
         case _:
             raise AssertionError(block)
 
 
-def _hanging(mark: str, text: str, tone: Tone, console: Console) -> None:
+def _hanging(mark: str, text: str, tone: doc.Tone, console: Console) -> None:
     grid = Grid.grid(padding=0)
     grid.add_column(width=len(mark), no_wrap=True)
     grid.add_column(overflow="fold")
@@ -109,7 +94,7 @@ def _hanging(mark: str, text: str, tone: Tone, console: Console) -> None:
     console.print(grid)
 
 
-def _print_table(table: Table, console: Console) -> None:
+def _print_table(table: doc.Table, console: Console) -> None:
     titles = [title_lines(column) for column in table.columns]
     texts = [[one_line(row[i].text).replace(*HELD) for row in table.rows] for i in range(len(table.columns))]
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
@@ -133,7 +118,7 @@ def _print_table(table: Table, console: Console) -> None:
         console.print(Segments(segments), crop=False, soft_wrap=True, end="")
 
 
-def _least(column: Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
+def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
     """The width below which a column does not go: numbers whole, texts folded at blanks, or in longer words."""
     if column.numeric:
         return natural
@@ -141,7 +126,7 @@ def _least(column: Column, title: Sequence[str], texts: Sequence[str], natural: 
     return min(max(map(cell_len, words)), LABEL_WIDTH)
 
 
-def _pieces(table: Table, widths: Sequence[int], room: int) -> list[range]:
+def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
     """The columns of each piece after the keys, which every piece repeats."""
     keys = sum(widths[: table.keys]) + GAP * (table.keys - 1)
     packed = pack([GAP + width for width in widths[table.keys :]], room - keys)
@@ -160,7 +145,7 @@ def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int
 
 
 def _grid(
-    table: Table,
+    table: doc.Table,
     chosen: Sequence[int],
     titles: Sequence[Sequence[str]],
     texts: Sequence[Sequence[str]],
