@@ -276,13 +276,8 @@ class Kind(BaseModel):
     def is_users(self) -> bool:
         return self.registry.is_users(self.kind)
 
-    @property
-    def users_target(self) -> tuple[str, ...]:
-        """The target, if it is a user's."""
-        return (self.kind,) if self.is_users else ()
-
-    def make(self, *given: Any, seed: int = 0) -> Any:
-        """Call the kind with what the program gives and with its settings. seed: of what a user's code draws.
+    def make(self, *given: Any, seed: int | None = None) -> Any:
+        """Call the kind with what the program gives and with its settings. seed: as `calling` has it.
 
         Raises:
             KindError: it cannot be loaded, or does not take its settings any more.
@@ -294,8 +289,10 @@ class Kind(BaseModel):
 
 
 @contextlib.contextmanager
-def calling(seed: int) -> Iterator[None]:
-    """Enclose a call of a user's code: seeded, silent on standard output, the process afterwards as it was.
+def calling(seed: int | None) -> Iterator[None]:
+    """Enclose a call of a user's code: silent on standard output, the process afterwards as it was.
+
+    seed: of the global random generators; None: as they are.
 
     Raises:
         KindError: the code tries to end the program.
@@ -304,7 +301,8 @@ def calling(seed: int) -> Iterator[None]:
 
     try:
         with isolated(), contextlib.redirect_stdout(sys.stderr):
-            seed_generators(seed % 2**31)
+            if seed is not None:
+                seed_generators(seed % 2**31)
             yield
     except (SystemExit, GeneratorExit) as error:
         raise KindError(targets.said(error)) from error

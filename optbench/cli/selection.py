@@ -18,7 +18,7 @@ from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
 from optbench.suite.extends import read_document
-from optbench.suite.load import MetricCheck, OptimizerCheck, TakenCheck
+from optbench.suite.load import FindSource, MetricCheck, OptimizerCheck, TakenCheck
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
@@ -105,6 +105,7 @@ def choose(
     check_metric: MetricCheck | None = None,
     check_pair_metric: MetricCheck | None = None,
     check_taken: TakenCheck | None = None,
+    find: FindSource | None = None,
 ) -> Suite:
     """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
 
@@ -132,6 +133,7 @@ def choose(
             check_metric=check_metric,
             check_pair_metric=check_pair_metric,
             check_taken=check_taken,
+            find=find,
         )
     except OptbenchError as error:
         raise type(error)(*(_in_the_users_words(str(line), choice.additions) for line in error.args)) from None

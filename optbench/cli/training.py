@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from optbench.cli.dry_run import show_plan
@@ -16,6 +17,7 @@ from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.counting import count
 from optbench.errors import OptbenchError, StoreError, UsageError
+from optbench.execution.preflight import find_source
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
 from optbench.metrics import check_pair_metric, check_taken
@@ -136,16 +138,19 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     else:
         assert resume is not None
         path = resume / "suite.yaml"
-    return chosen_suite(path, choice)
+    return chosen_suite(path, choice, resume if request.suite is None else None)
 
 
-def chosen_suite(path: Path, choice: Choice) -> Suite:
-    """The suite in the file `path` with the choice applied, checked as far as that goes without torch.
+def chosen_suite(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
+    """The suite in the file `path` with the choice applied, checked as far as that goes without training.
+
+    resume: the run that the suite is of, and that is resumed.
 
     Raises:
         SuiteError, UsageError: as `selection.choose`.
     """
-    return choose(path, choice, check_settings, check_loaded, check_pair_metric, check_taken)
+    find = partial(find_source, suite_folder=None if resume is not None else path.parent, resume=resume)
+    return choose(path, choice, check_settings, check_loaded, check_pair_metric, check_taken, find)
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:

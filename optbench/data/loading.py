@@ -75,7 +75,7 @@ def _users(kind: Kind) -> Dataset:
     from optbench.data.dataset import Dataset  # late, as above
 
     try:
-        found = kind.make()
+        found = kind.make(seed=0)
     except DataError as error:  # what it made checks itself
         raise KindError(f"{kind.kind}: {error}") from None
     if not isinstance(found, Dataset):

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.interim import Begun
 from optbench.store.pairs_table import PairRow
@@ -55,7 +54,7 @@ class Train:
     @property
     def user_code(self) -> frozenset[str]:
         """Targets of the user's own that it runs."""
-        return frozenset().union(*(user_targets(trial.target, trial.hyperparameters) for trial in self.cohort.trials))
+        return frozenset().union(*(trial.user_code for trial in self.cohort.trials))
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ class Compare:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """Targets of the user's own that it runs: none."""
-        return frozenset()
+        """Targets of the user's own that it runs: no optimizer's."""
+        return frozenset().union(*(trial.kinds for trial in self.comparison.trials))
 
 
 Unit: TypeAlias = Train | Compare

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from optbench.errors import OptbenchError
+from optbench.errors import KindError, OptbenchError
 from optbench.execution.messages import (
     Answer,
     Compare,
@@ -233,6 +233,8 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
                 settings[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
             setting = settings[unit.experiment]
             _answer(do(unit, setting, connection.send, job.interim), connection)
+        except KindError as error:
+            _answer(failed(unit, error), connection)
         except OptbenchError as error:
             connection.send(error)
         except Exception as error:  # in making the setting, or in sending: nothing is sent until all of it is pickled

@@ -6,21 +6,23 @@ it is: what targets mean in a run, and whether that has changed since the run be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optbench.errors import UsageError
+from optbench.errors import KindError, OptbenchError, UsageError
 from optbench.execution.schedule import Plan
+from optbench.kinds import Kind
 from optbench.metrics.own import resolve
-from optbench.optimizers.registry import find, user_targets
+from optbench.optimizers.registry import find
 from optbench.plan import Trial
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentSettings
-from optbench.targets import Source, is_file, read_file, read_source, source_hash, split
+from optbench.targets import Source, is_file, read_file, read_source, said, source_hash, split
 from optbench.tasks import Outline
 
 if TYPE_CHECKING:
@@ -40,11 +42,10 @@ class Code:
     sources: Mapping[str, Source] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     unrecorded: Mapping[str, Source] = field(default_factory=dict)
-    suite: Suite | None = None
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
         """Return the source hash of a trial, and what is to be said of it."""
-        targets = _targets(trial, self.suite)
+        targets = sorted(trial.user_code)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
 
@@ -61,26 +62,12 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         UsageError: trials are left whose code has changed since the run began.
         OptbenchError: a file is missing, or cannot be read.
     """
-    named = {split(target)[0]: target for trial in plan.trials for target in _targets(trial, plan.suite)}
+    named = {split(target)[0]: target for trial in plan.trials for target in trial.user_code}
     recorded = plugins_of(read_json(resume)) if resume is not None and named else {}
-    origins = recorded if suite_folder is None else {}
-    copies = plugins_of(read_json(suite_folder)) if named and suite_folder is not None and is_run(suite_folder) else {}
-    sources: dict[str, Source] = {}
-    for where, target in named.items():
-        if is_file(where) and where in origins:
-            assert resume is not None
-            found: Source | None = _original(resume, origins[where])
-        elif is_file(where) and where in copies:
-            assert suite_folder is not None
-            found = read_copy(suite_folder, copies[where])
-        else:
-            found = read_source(target, [suite_folder] if suite_folder is not None else [])
-        if found is not None:
-            sources[where] = found
+    found = {where: find_source(target, suite_folder, resume) for where, target in named.items()}
+    sources = {where: source for where, source in found.items() if source is not None}
     changed = {w: s for w, s in sources.items() if w in recorded and s.hash != recorded[w].source_hash}
-    left = {
-        split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in _targets(trial, plan.suite)
-    }
+    left = {split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in trial.user_code}
     for where in changed:
         if where in left and not force:
             raise UsageError(
@@ -95,7 +82,20 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         if where in first and source.hash != first[where]
     }
     new = {where: source for where, source in sources.items() if where not in recorded or where in changed}
-    return Code(sources, notes, new, plan.suite)
+    return Code(sources, notes, new)
+
+
+def find_source(target: str, suite_folder: Path | None, resume: Path | None = None) -> Source | None:
+    """Read the code behind one target, as `find_code` does.
+
+    Raises:
+        OptbenchError: a file is missing, or cannot be read.
+    """
+    where = split(target)[0]
+    run = resume if suite_folder is None else suite_folder if is_run(suite_folder) else None
+    if is_file(where) and run is not None and (plugin := plugins_of(read_json(run)).get(where)) is not None:
+        return _original(run, plugin) if suite_folder is None else read_copy(run, plugin)
+    return read_source(target, [] if suite_folder is None else [suite_folder])
 
 
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> dict[str, Outline]:
@@ -118,7 +118,8 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
         resolve_spec(find(trial.target), trial.hyperparameters)
     outlines = {}
     for name, experiment in plan.suite.experiments.items():
-        dataset = load(experiment.dataset, data_dir, notify=notify)
+        with _reported(f"experiments.{name}.dataset", experiment.dataset):
+            dataset = load(experiment.dataset, data_dir, notify=notify)
         _check_models(name, experiment, dataset)
         outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
@@ -137,6 +138,23 @@ def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -
         Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
 
 
+@contextlib.contextmanager
+def _reported(place: str, kind: Kind) -> Iterator[None]:
+    """Report what a user's kind raises in the block. place: of its settings in the suite.
+
+    Raises:
+        KindError: it raised something, or does not keep its contract.
+    """
+    try:
+        yield
+    except KindError as error:
+        raise KindError(*(f"{place}: {line}" for line in error.args)) from error
+    except Exception as error:
+        if not kind.is_users or isinstance(error, OptbenchError | MemoryError):
+            raise
+        raise KindError(f"{place}: {kind.kind} raised {said(error)}") from error
+
+
 def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
     """Check that every task has a full batch, from the targets alone if the tasks are of our own."""
     import torch
@@ -144,12 +162,18 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
     from optbench.tasks import TaskFamily
 
     protocol = experiment.protocol
-    try:
-        data = dataset if experiment.tasks.is_users else dataset.without_pixels()
-        family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
-    except UsageError as error:
-        raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
-    for seed, task, count in family.train_sizes(suite.seeds):
+    with _reported(f"experiments.{name}.tasks", experiment.tasks):
+        try:
+            data = dataset if experiment.tasks.is_users else dataset.without_pixels()
+            family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
+        except UsageError as error:
+            raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
+        sizes = list(family.train_sizes(suite.seeds))
+        if experiment.tasks.is_users:  # the first task stands for all
+            first = family.sequence(suite.seeds[0])
+            for part in (first.train, first.validation, first.test):
+                part(0)
+    for seed, task, count in sizes:
         if count < protocol.batch_size:
             raise UsageError(
                 f"experiments.{name}.protocol.batch_size: {protocol.batch_size} is more than the {count} training "
@@ -167,11 +191,6 @@ def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, 
             try_metrics(resolve(experiment.metrics), experiment, dataset, tasks)
         except UsageError as error:
             raise UsageError(f"experiments.{name}.metrics: {error}") from error
-
-
-def _targets(trial: Trial, suite: Suite | None) -> list[str]:
-    metrics = suite.experiments[trial.experiment].own_metrics.values() if suite else ()
-    return sorted({*user_targets(trial.target, trial.hyperparameters), *metrics})
 
 
 def _original(resume: Path, plugin: Plugin) -> Source:

@@ -49,15 +49,17 @@ def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], inter
     interim: the folder in which what cohorts have come to is kept at the end of a task.
 
     Raises:
-        OptbenchError: the settings are to blame, other than an optimizer's; or `interim` cannot be written or read.
+        OptbenchError: the settings are to blame, other than an optimizer's, and no user's code is used; or `interim`
+            cannot be written or read.
     """
     try:
         with isolated():
             return _train(unit, setting, notify, interim) if isinstance(unit, Train) else _compare(unit, setting)
-    except OptimizerError as error:  # its file is gone, say: no other trial depends on it
+    except OptbenchError as error:
+        # Other trials do not depend on what a user's code does, or on whether its file is there.
+        if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
+            raise
         answer = failed(unit, error)
-    except OptbenchError:
-        raise
     except Exception as error:
         answer = failed(unit, error)
     # Outside of the handler, whose traceback would keep what has been allocated.
@@ -109,7 +111,11 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
 
 
 def _outside(unit: Train) -> OutsideState:
-    return OutsideState.of(load_factory(target) for target in unit.user_code)
+    return OutsideState.of(
+        load_factory(target)
+        for trial in unit.cohort.trials
+        for target in user_targets(trial.target, trial.hyperparameters)
+    )
 
 
 def _compare(work: Compare, setting: Workspace) -> Compared:
@@ -184,9 +190,7 @@ class _Keeper:
 
 def _code(cohort: Cohort) -> str | None:
     """Return the hash of the users' code that a cohort is trained with; None where there is none."""
-    return source_hash(
-        target for trial in cohort.trials for target in user_targets(trial.target, trial.hyperparameters)
-    )
+    return source_hash(target for trial in cohort.trials for target in trial.user_code)
 
 
 def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:

@@ -32,6 +32,8 @@ class Trial:
     stage: str
     target: str
     hyperparameters: Mapping[str, Any]
+    kinds: tuple[str, ...] = ()
+    """Targets of the user's own behind dataset, tasks, model and metrics."""
     order: int = 0
     """Which of the data orders of its seed it sees; all that is compared sees the first, 0."""
 
@@ -40,6 +42,11 @@ class Trial:
         """The words that its id is made of; they name its files."""
         order = (f"order={self.order}",) if self.order else ()
         return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
+
+    @property
+    def user_code(self) -> frozenset[str]:
+        """Targets of the user's own that it uses."""
+        return registry.user_targets(self.target, self.hyperparameters) | frozenset(self.kinds)
 
     @property
     def is_control(self) -> bool:
@@ -147,6 +154,7 @@ def trials(suite: Suite) -> list[Trial]:
                                 stage=CONTROL if order else suite.stage,
                                 target=settings.target,
                                 hyperparameters=variant.hyperparameters,
+                                kinds=experiment.user_targets(model),
                                 order=order,
                             )
                         )

@@ -294,6 +294,11 @@ class ExperimentSettings(_Settings):
             return {key: {} if item is None else item for key, item in value.items()}
         return value
 
+    def user_targets(self, model: str) -> tuple[str, ...]:
+        """Targets of the user's own that training a model uses, its optimizer's aside."""
+        kinds = (self.dataset, self.tasks, self.models[model])
+        return (*(kind.kind for kind in kinds if kind.is_users), *self.own_metrics.values())
+
     @property
     def own_metrics(self) -> dict[str, str]:
         """Targets of users' metrics by name, which is the attribute."""
