@@ -34,7 +34,7 @@ _NEEDS = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "finite_number": "a finite number",
-    "greater_than": "a number above {gt:g}",
+    "greater_than": "a number above {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
@@ -85,9 +85,12 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
         for path, kind, detail in ((*_locate(detail["loc"], document)[:2], detail) for detail in details)
         if detail["type"] == "extra_forbidden" and (guess := nearest(str(path[-1]), _keys(_model(kind)))) is not None
     }
+    # A file that cannot be imported is one fault, however many kinds are in it.
+    refused = [d["ctx"]["reason"].partition(": ")[2] if d["type"] == "kind_refused" else None for d in details]
     return [
         fault
-        for fault, detail in zip(faults, details, strict=True)
+        for i, (fault, detail) in enumerate(zip(faults, details, strict=True))
+        if not (refused[i] and refused[i] in refused[:i])
         if detail["type"] != "missing" or (_locate(detail["loc"], document)[0][:-1], detail["loc"][-1]) not in meant
     ]
 
@@ -154,7 +157,8 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
     if what in _NEEDS:
         # What may be null is often switched off by another word: `off`, `none`, 0.
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
-        return f"needs {_NEEDS[what].format(**context)}{null}; {_shown(value)} came"
+        bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        return f"needs {_NEEDS[what].format(**bounds)}{null}; {_shown(value)} came"
     return f"{fallback}; {_shown(value)} came"
 
 
