@@ -14,7 +14,7 @@ import torch
 from optbench.cli import main
 from optbench.data import Dataset, load
 from optbench.engine import TrialResult, Workspace, train
-from optbench.execution.messages import Compare, Compared, Failed, Finished, Job, TooLarge, Train, Unit, halved
+from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.execution.work import do
 from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.interim import Begun
@@ -54,8 +54,8 @@ class PoolHere:
                 dataset = load(experiment.dataset)
                 settings[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device)
             answer = do(unit, settings[unit.experiment], lambda progress: None, job.interim)
-            if isinstance(answer, TooLarge):
-                waiting += reversed(halved(answer.unit, places))
+            if isinstance(answer, Divide):
+                waiting += reversed(halved(answer, places))
             else:
                 yield answer
                 waiting[:0] = reversed(more())

@@ -104,10 +104,11 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class TooLarge:
-    """A cohort of several members that memory does not hold."""
+class Divide:
+    """A cohort to be trained in parts: it does not fit in memory, or a user's code raised, perhaps for one member."""
 
     unit: Train
+    too_large: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,16 @@ class Failed:
     details: str = ""
 
 
-Answer: TypeAlias = Finished | Compared | TooLarge | Failed
+Answer: TypeAlias = Finished | Compared | Divide | Failed
 """How a unit ended."""
 
 
-def halved(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
-    """Both halves of a unit that was too large. No result depends on it, as none does on its companions; the notes of
-    the trials say so all the same. places: where the trials of a piece go on."""
-    note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
-    if unit.note is not None and unit.note.startswith(OUT_OF_MEMORY):  # the whole it was a part of says more
-        note = unit.note
+def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
+    """Both halves of a unit. No result depends on it, as none does on its companions; where it was too large, the notes
+    of the trials say so all the same. places: where the trials of a piece go on."""
+    unit, note = answer.unit, answer.unit.note
+    if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # else the whole it was a part of says more
+        note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
     return [Train(half, places(half), note) for half in unit.cohort.split(2)]
 
 

@@ -21,10 +21,10 @@ from optbench.execution.messages import (
     Answer,
     Compare,
     Compared,
+    Divide,
     Failed,
     Finished,
     Job,
-    TooLarge,
     Train,
     Unit,
     halved,
@@ -88,8 +88,8 @@ class Pool:
                 else:
                     if isinstance(event, OptbenchError):
                         raise event
-                    if isinstance(event, TooLarge):
-                        waiting += reversed(halved(event.unit, places))
+                    if isinstance(event, Divide):
+                        waiting += reversed(halved(event, places))
                     else:
                         yield event
                         if not isinstance(event, Finished | Compared | Failed):

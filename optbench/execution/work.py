@@ -23,7 +23,7 @@ from optbench.engine.outside import OutsideState
 from optbench.engine.plain import NotPlain
 from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
-from optbench.execution.messages import Answer, Compare, Compared, Failed, Finished, TooLarge, Train, Unit, Weights
+from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Train, Unit, Weights
 from optbench.isolation import isolated
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.registry import user_targets
@@ -70,12 +70,13 @@ def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], inter
     return answer
 
 
-def failed(unit: Unit, error: Exception) -> TooLarge | Failed:
-    """What a unit in which `error` was raised comes to."""
-    if not is_out_of_memory(error):
+def failed(unit: Unit, error: Exception) -> Divide | Failed:
+    """How a unit ended in which `error` was raised."""
+    too_large = is_out_of_memory(error)
+    if isinstance(unit, Train) and len(unit.cohort.trainings) > 1 and (too_large or unit.cohort.trials[0].kinds):
+        return Divide(unit, too_large)
+    if not too_large:
         return Failed(unit, type(error).__name__, str(error), traceback.format_exc())
-    if isinstance(unit, Train) and len(unit.cohort.trainings) > 1:
-        return TooLarge(unit)
     what = "train one trial alone" if isinstance(unit, Train) else "compare the solutions of one seed"
     reason = str(error).strip().partition("\n")[0]
     return Failed(unit, "OutOfMemory", f"not enough memory to {what}" + (f": {reason}" if reason else ""))
