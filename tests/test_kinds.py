@@ -300,7 +300,6 @@ def test_a_changed_task_sequence_is_resumed_only_by_force_and_said_in_plain_sigh
     file.write_text(MINE.replace("\n    def examples(self, trial_seed, task, part):\n", RAISES))
     more = "optimizers: {adam: {target: adam, lr: 0.01}, "
     Path("suites/s.yaml").write_text(SUITE.replace("seeds: 2", "seeds: 4").replace("optimizers: {", more))
-    )
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 3
     file.write_text(MINE)
     for words in (["run", "--resume", "a"], ["run", "suites/s.yaml", "--resume", "a"]):
