@@ -322,7 +322,7 @@ def check(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")],
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Write a plug-in file and a suite to start from; both run as they are."""
     from optbench.cli.starting import init as write
