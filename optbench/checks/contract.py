@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from optbench.checks.evidence import PLAIN_STEPS, Evidence, difference, largest_difference, said
+from optbench.checks.evidence import Evidence, difference, largest_difference, said
 from optbench.checks.finding import Finding, Outcome
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
@@ -131,14 +131,6 @@ def _resume(evidence: Evidence) -> Found:
     if differs is None:
         return "passed", "a trial that is interrupted between two tasks and resumed agrees to the last bit"
     return "failed", f"a trial that is interrupted between two tasks and resumed differs: {differs}"
-
-
-def _state_dict(evidence: Evidence) -> Found:
-    distance = largest_difference(*evidence.resumption())
-    how = f"{PLAIN_STEPS} steps, saved, loaded into a fresh instance, {PLAIN_STEPS} more"
-    if distance is None:
-        return "information", f"{how}: the weights agree with those of training on, to the last bit"
-    return "information", f"{how}: weights differ by up to {distance:.2g} from training on; optbench does not use it"
 
 
 def _alone_and_among_others(evidence: Evidence) -> Found:
@@ -270,7 +262,6 @@ CHECKS: tuple[Check, ...] = (
     Check("lowers the loss", _lowers_the_loss),
     Check("deterministic", _deterministic, after="training"),
     Check("resume", _resume, after="determinism"),
-    Check("state_dict", _state_dict, after="determinism", can_fail=False),
     Check("alone or in company", _alone_and_among_others, after="determinism"),
     Check("diverged neighbour", _diverged_neighbour, after="determinism"),
     Check("gradients", _gradients, after="training", can_fail=False),

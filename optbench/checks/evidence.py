@@ -16,8 +16,7 @@ from optbench.checks.global_draws import GlobalDraws
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
 from optbench.engine import TrialResult
-from optbench.engine.interim import Interim
-from optbench.engine.plain import NotPlain
+from optbench.engine.interim import CannotResume, Interim
 from optbench.optimizers.explain import explained
 from optbench.store.tables import TrialRow
 
@@ -123,24 +122,15 @@ class Evidence:
         """The trial interrupted after its first task and resumed, or why it would be trained from its start instead."""
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
-        self.problem.train(trials, lambda take: take(kept.extend))
+        self.problem.train(trials, lambda take: kept.extend(take()))
         assert kept, "it trained to its end"
-        record, tensors = kept[0].record()
-        read = Interim.from_record(json.loads(json.dumps(record)), tensors, kept[0].rows)
+        read = Interim.from_record(json.loads(json.dumps(kept[0].record())), kept[0].state, kept[0].rows)
         if read.refused is not None:
             return self.alone, read.refused
         try:
             return Ending(self.problem.train(trials, begun={trials[0].id: read})[0]), None
-        except NotPlain as error:
+        except CannotResume as error:
             return self.alone, str(error)
-
-    def resumption(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights after more steps from `plain`: by a fresh instance that loaded its state, and without a stop."""
-        training = self.plain.training
-        other = training.resumed()
-        other.run(PLAIN_STEPS, PLAIN_STEPS)
-        training.run(PLAIN_STEPS, PLAIN_STEPS)
-        return other.weights(), training.weights()
 
     def _alone(self) -> tuple[Ending, list[str]]:
         draws = GlobalDraws.now()

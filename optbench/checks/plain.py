@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -88,17 +87,6 @@ class PlainTraining:
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are in training, in tensors of their own."""
         return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
-
-    def resumed(self) -> PlainTraining:
-        """A fresh instance over a copy of the weights, its state loaded from a file that this one's was saved to."""
-        file = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), file)
-        file.seek(0)
-        other = PlainTraining(self._problem, self.weights())
-        other.noise.set_state(self.noise.get_state())
-        other.optimizer.load_state_dict(torch.load(file, weights_only=False))  # our own bytes, and any type in them
-        other._train()
-        return other
 
     def _train(self) -> None:
         if "modes" in self._needs:

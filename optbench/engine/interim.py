@@ -1,16 +1,14 @@
-"""What a training has come to at the end of a task: all that it needs to go on in another process."""
+"""Where a training was at the end of a task: all that it needs to be resumed in another process."""
 
 from __future__ import annotations
 
-import dataclasses
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from optbench.engine.plain import NotPlain, Plain
 from optbench.store.tables import Row
 
 if TYPE_CHECKING:
@@ -29,6 +27,37 @@ COUNTERS = (
 """Fields of a member that are kept as they are."""
 
 
+class CannotResume(Exception):
+    """A training cannot be resumed from what was saved of it, or from what could be."""
+
+
+def saved(value: Any) -> bytes:
+    """Return nested containers of tensors and numbers as `torch.save` writes them."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def loaded(data: bytes, device: torch.device) -> Any:
+    """Return what `saved` was given; tensors that were on an accelerator are on `device`. Executes nothing.
+
+    Raises:
+        CannotResume: it holds something other than tensors, numbers, texts and containers of these.
+    """
+    try:
+        return torch.load(io.BytesIO(data), lambda storage, at: _at(storage, at, device), weights_only=True)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).strip().partition("Unsupported")[2].partition("\n")[0]
+        raise CannotResume(f"torch.load(weights_only=True) refuses it: {reason or type(error).__name__}") from error
+
+
+def _at(storage: Any, at: str, device: torch.device) -> Any:
+    restore: Callable[[Any, str], Any] = torch.serialization.default_restore_location
+    return storage if at == "cpu" else restore(storage, str(device))
+
+
 @dataclass(frozen=True)
 class Interim:
     """One training between two tasks. Early stopping has no state there: every task begins with a count of its own."""
@@ -38,74 +67,58 @@ class Interim:
     task: int
     """How many tasks it has finished, 1..T-1."""
     counters: dict[str, Any]
-    row: Tensor
-    """Weights (P,), on the CPU."""
-    draws: Tensor
-    """State of its generator, bytes."""
-    state: Plain
-    """Of its optimizer."""
+    state: bytes
+    """Weights (P,), state of the generator, and state of the optimizer, as `saved` returns them."""
     rows: tuple[Row, ...]
     """What it has found so far."""
     refused: str | None = None
     """Why it cannot be resumed and must be trained from the start; nothing else is kept then."""
     apart: str | None = None
     """Why its trainings have an instance each, of an optimizer that is declared elementwise."""
-    seconds: float = 0.0
-    """Time spent on checking the state."""
 
     @staticmethod
-    def of(member: Member, task: int, state: Plain) -> Interim:
+    def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
+        """optimizer: the state of its optimizer, in containers, tensors and numbers."""
         counters = {name: getattr(member, name) for name in COUNTERS}
+        state = {"weights": member.row.detach().cpu(), "draws": member.generator.get_state(), "optimizer": optimizer}
         trials = tuple(trial.id for trial in member.trials)
-        row = member.row.detach().cpu().clone()
-        return Interim(trials, task, counters, row, member.generator.get_state(), state, tuple(member.rows))
+        return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
     @staticmethod
     def unkept(member: Member, task: int, reason: str) -> Interim:
-        """What is kept of a member whose state cannot be: why not."""
-        found = Interim.of(member, task, Plain(None, ()))
-        return dataclasses.replace(found, row=torch.empty(0), rows=(), refused=reason)
+        """What is kept of a member that cannot be resumed: why not."""
+        counters = {name: getattr(member, name) for name in COUNTERS}
+        return Interim(tuple(trial.id for trial in member.trials), task, counters, b"", (), refused=reason)
 
     def restore(self, member: Member) -> None:
         """Put a member that was just made where this one was.
 
         Raises:
-            NotPlain: it is of another network, or was not kept.
+            CannotResume: it is of another network, or was not kept.
         """
         if self.refused is not None:
-            raise NotPlain(self.refused)
+            raise CannotResume(self.refused)
+        state = loaded(self.state, member.row.device)
+        if state["weights"].shape != member.row.shape:
+            raise CannotResume("weights of another network")
         for name in COUNTERS:
             value = self.counters[name]
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
-        if self.row.shape != member.row.shape:
-            raise NotPlain("weights of another network")
-        member.row = self.row.to(member.row.device)
-        member.generator.set_state(self.draws)
-        member.state = self.state
+        member.row = state["weights"].to(member.row.device)
+        member.generator.set_state(state["draws"])
+        member.state = state["optimizer"]
         member.rows = list(self.rows)
 
-    def record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All but the rows, as JSON has it, and as tensors by name."""
-        tensors = {"row": self.row, "draws": self.draws}
-        tensors |= {f"state.{i}": storage for i, storage in enumerate(self.state.storages)}
-        record = {"trials": list(self.trials), "task": self.task, "counters": self.counters, "state": self.state.tree}
-        record |= {"refused": self.refused, "apart": self.apart}
-        return record, tensors
+    def record(self) -> dict[str, Any]:
+        """All but the state and the rows, as JSON has it."""
+        return {name: getattr(self, name) for name in ("trials", "task", "counters", "refused", "apart")}
 
     @staticmethod
-    def from_record(record: dict[str, Any], tensors: dict[str, Tensor], rows: Sequence[Row]) -> Interim:
-        count = sum(name.startswith("state.") for name in tensors)
-        state = Plain(record["state"], tuple(tensors[f"state.{i}"] for i in range(count)))
-        # In memory of its own: what was read from a file lies anywhere.
-        row = torch.empty_like(tensors["row"]).copy_(tensors["row"])
+    def from_record(record: dict[str, Any], state: bytes, rows: Sequence[Row]) -> Interim:
         trials, task, counters = tuple(record["trials"]), record["task"], record["counters"]
-        draws, refused, apart = tensors["draws"].clone(), record.get("refused"), record.get("apart")
-        return Interim(trials, task, counters, row, draws, state, tuple(rows), refused, apart)
+        return Interim(trials, task, counters, state, tuple(rows), record.get("refused"), record.get("apart"))
 
 
-Write = Callable[[Sequence[Interim]], None]
-"""Writes the interims of all trainings of a cohort, from the same task."""
-Keep = Callable[[Callable[[Write], None]], None]
-"""Is called with `take` at the end of every task but the last. `take(write)` writes the states of the cohort down,
-which costs time, and calls `write` with them once they can be trusted: at once, or after they have been rehearsed in
-the first steps of the next task; never, where the training ends before."""
+Keep = Callable[[Callable[[], list[Interim]]], None]
+"""Is called with `take` at the end of every task but the last; `take()` returns the interims of all trainings of the
+cohort, which costs time."""

@@ -6,8 +6,6 @@ It is shared by all trials that are trained in one process, which nothing can un
 from __future__ import annotations
 
 import collections
-import hashlib
-import json
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optbench.engine.plain import to_plain
+from optbench.engine.contents import digest
 from optbench.targets import PACKAGE
 
 _LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
@@ -38,7 +36,7 @@ class OutsideState:
             for name, value in _values(names):
                 if isinstance(value, _STATEFUL):
                     try:
-                        found[f"{place}.{name}"] = _digest(value)
+                        found[f"{place}.{name}"] = digest(value)
                     except Exception:  # values that hold code are not state, and a user's may raise on being read
                         continue
         return OutsideState(found)
@@ -72,11 +70,3 @@ def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}, default {i}", default) for i, default in enumerate(defaults, start=1))
         elif not name.startswith("__"):
             yield name, value
-
-
-def _digest(value: Any) -> bytes:
-    plain = to_plain(value)
-    found = hashlib.blake2b(json.dumps(plain.tree).encode(), digest_size=16)
-    for storage in plain.storages:
-        found.update(storage.numpy().tobytes())
-    return found.digest()

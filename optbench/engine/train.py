@@ -22,32 +22,33 @@ import torch
 from torch import Tensor
 
 from optbench.data import Dataset
-from optbench.engine.batches import BatchBuffer, Normaliser
+from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
 from optbench.engine.gradients import gradients_for
 from optbench.engine.gradients.tried import together_refused
-from optbench.engine.interim import Interim, Keep, Write
-from optbench.engine.lanes import LaneMember, plain_state
-from optbench.engine.lanes.rehearsal import Rehearsal
+from optbench.engine.interim import CannotResume, Interim, Keep
+from optbench.engine.lanes import LaneMember, MemberState
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
 from optbench.engine.learning import not_learnt
 from optbench.engine.lockstep import Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
+from optbench.engine.outside import OutsideState
 from optbench.engine.passes import Passes
-from optbench.engine.plain import NotPlain, Plain, to_plain
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
+from optbench.engine.resuming import obstacle, proven_state
 from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import OptbenchError
 from optbench.metrics.own import RAISED, resolve
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
-from optbench.optimizers.registry import find
+from optbench.optimizers.registry import find, user_targets
 from optbench.plan import Cohort
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
@@ -95,7 +96,7 @@ def train(
 
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
-        NotPlain: `begun` does not fit the optimizer as it is now.
+        CannotResume: `begun` does not fit the optimizer as it is now.
     """
     try:
         return CohortTraining(cohort, setting, notify, begun).run(keep)
@@ -118,7 +119,7 @@ class CohortTraining:
         self.protocol = setting.experiment.protocol
         self.notify = notify
         if len(aparts := {interim.apart for interim in begun.values()}) > 1:
-            raise NotPlain("some of its trials were trained in another lane")
+            raise CannotResume("some of its trials were trained in another lane")
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].hyperparameters for equal in cohort.trainings]
         self.spec = resolve_shared(find(cohort.trials[0].target), settings, believed=self.apart is None)
@@ -155,7 +156,8 @@ class CohortTraining:
         for member in self.members:
             if self.finished:
                 begun[member.trial.id].restore(member)
-        self._rehearsed: tuple[list[Interim], dict[str, Rehearsal], Write] | None = None
+        self._obstacles: dict[str, str | None] = {}
+        self._outside = self._outside_now()
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
         count = self.setting.family.count
@@ -191,8 +193,11 @@ class CohortTraining:
             partial(self._draws, member.trial.seed, {"made": made}, task),
         )
 
-    def passes(self, member: Member, task: int) -> Passes | None:
-        """What a user's model keeps between its forward passes in `task`, 0..T-1; our own networks keep nothing."""
+    def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
+        """What a user's model keeps between its forward passes in `task`, 0..T-1; our own networks keep nothing.
+
+        row: (P + Q,) at its beginning, the member's own unless given.
+        """
         if self.blueprint.ours:
             return None
         suite, trial = self.setting.suite_seed, member.trial.seed
@@ -200,7 +205,7 @@ class CohortTraining:
         def draws(step: int, evaluation: int) -> int:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
-        return Passes(copy.deepcopy(self.network), self.layout, member.row, draws)
+        return Passes(copy.deepcopy(self.network), self.layout, member.row if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
@@ -223,11 +228,6 @@ class CohortTraining:
             for follower in member.followers:
                 if isinstance(follower, Verification) and follower.difference:
                     raise NotElementwise(follower.difference)
-        if self._rehearsed is not None:
-            interims, rehearsals, write = self._rehearsed
-            if at_end or all(rehearsal.over for rehearsal in rehearsals.values()):
-                self._rehearsed = None
-                write([self._judged(interim, rehearsals.get(interim.trials[0])) for interim in interims])
         if at_end:
             for member in self.members:
                 member.followers = []
@@ -248,51 +248,53 @@ class CohortTraining:
                     if of_the_machine(error):
                         raise
 
-    def _take(self, write: Write) -> None:
+    def _take(self) -> list[Interim]:
         """As `Keep` has it."""
-        interims, rehearsals = [], {}
-        for member in self.members:
-            try:
-                state, rehearsal = self._written(member)
-            except NotPlain as error:
-                member.unkept = str(error)
-            if member.unkept is not None:
-                interims.append(Interim.unkept(member, self.finished, member.unkept))
-                continue
-            interims.append(dataclasses.replace(Interim.of(member, self.finished, state), apart=self.apart))
-            if rehearsal is not None:
-                rehearsals[member.trial.id] = rehearsal
-                member.followers = [rehearsal]
-        if rehearsals:
-            self._rehearsed = interims, rehearsals, write
-        else:
-            write(interims)
+        return [self._interim(member) for member in self.members]
 
-    def _written(self, member: Member) -> tuple[Plain, Rehearsal | None]:
-        """A member's optimizer state as plain data, and what has still to be seen of it.
+    def _interim(self, member: Member) -> Interim:
+        if member.unkept is None:
+            try:
+                return Interim.of(member, self.finished, self._state(member), self.apart)
+            except CannotResume as error:
+                member.unkept = " ".join(str(error).split())
+        return Interim.unkept(member, self.finished, member.unkept)
+
+    def _state(self, member: Member) -> MemberState:
+        """The state of a member's optimizer, in containers, tensors and numbers.
 
         Raises:
-            NotPlain: it cannot be written down, or not restored.
+            CannotResume: it could not be resumed from such a state.
         """
-        if not member.running or self.protocol.optimizer_state == "reset" or member.unkept is not None:
-            return to_plain(None), None
-        before = self.lane_member(member, self.finished)
-        plain = plain_state(self.spec, before, self.network)
-        if self.spec.lane != "per-member" or before.state is None:
-            return plain, None
-        return plain, Rehearsal(self.spec, before, plain, self.network, self.layout.weights(member.row), self.layout)
+        if not member.running or member.state is None or self.protocol.optimizer_state == "reset":
+            return None
+        if self.spec.lane != "per-member":
+            return member.state
+        if name := self._outside.changed(self._outside_now()):
+            raise CannotResume(f"it keeps state outside of its instances: {name}")
+        if (reason := self.obstacle(member)) is not None:
+            raise CannotResume(reason)
+        return proven_state(self.machinery, self.lane_member(member, self.finished), member.row)
 
-    def _judged(self, interim: Interim, rehearsal: Rehearsal | None) -> Interim:
-        """What is kept of a member after its rehearsal."""
-        if rehearsal is None:
-            return interim
-        if rehearsal.reason is None and rehearsal.steps:
-            return dataclasses.replace(interim, seconds=rehearsal.seconds)
-        member = next(member for member in self.members if member.trial.id == interim.trials[0])
-        if rehearsal.reason is None:
-            return Interim.unkept(member, interim.task, "it raised before its state could be tried")
-        member.unkept = rehearsal.reason
-        return dataclasses.replace(Interim.unkept(member, interim.task, rehearsal.reason), seconds=rehearsal.seconds)
+    def obstacle(self, member: Member) -> str | None:
+        """Why members with settings of this kind cannot be resumed, found out by trying; None if they can."""
+        settings = member.trial.hyperparameters.items()
+        key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
+        if key not in self._obstacles:
+            seeds = (self.setting.suite_seed, member.trial.seed)
+            examples = self.sequences[member.trial.seed].train(0)
+            stream = BatchStream(examples, self.protocol.batch_size, *seeds, 0, member.trial.order)
+            noise = generator(*seeds, "optimizer")
+            fresh = dataclasses.replace(self.lane_member(member, 0), state=None, generator=noise)
+            self._obstacles[key] = obstacle(
+                self.machinery, fresh, member.start, stream, partial(self.passes, member, 0)
+            )
+        return self._obstacles[key]
+
+    def _outside_now(self) -> OutsideState:
+        """State outside of instances; read before any is made, and not where a trial is not resumed from it."""
+        trial = self.members[0].trial
+        return OutsideState.of(load_factory(target) for target in user_targets(trial.target, trial.hyperparameters))
 
     def _total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""

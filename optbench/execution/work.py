@@ -7,20 +7,18 @@ import dataclasses
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from optbench.engine import train
 from optbench.engine.determinism import alerts
 from optbench.engine.faults import is_out_of_memory
-from optbench.engine.interim import Interim, Write
+from optbench.engine.interim import CannotResume, Interim
 from optbench.engine.outside import OutsideState
-from optbench.engine.plain import NotPlain
 from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Train, Unit, Weights
@@ -89,7 +87,7 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
         begun = _read_begun(unit, keeper)
         try:
             results = train(unit.cohort, setting, notify, keeper, begun)
-        except NotPlain as error:
+        except CannotResume as error:
             keeper.anew(unit.begun, f"what was kept does not fit the optimizer as it is now: {error}")
             results = train(unit.cohort, setting, notify, keeper, {})
     results = [_noted(result, note) for result in results for note in [keeper.own.get(result.trial.id)]]
@@ -154,12 +152,16 @@ class _Keeper:
         """Remember why trials are trained from the start, although a part of it had been done."""
         self.own |= dict.fromkeys(trials, f"{ANEW}: {reason}")
 
-    def __call__(self, take: Callable[[Write], None]) -> None:
+    def __call__(self, take: Callable[[], list[Interim]]) -> None:
         started = time.monotonic()
         if not self._possible or started - self._written_at < max(LEAST_SECONDS, self._seconds / SHARE):
             return
+        trials = {trial.id: trial for trial in self._cohort.trials}
         try:
-            take(self._write)
+            interims = take()
+            write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
+            # Where no optimizer's state can be kept, that is all there is to write.
+            self._possible = any(interim.refused is None for interim in interims)
         except StoreError:
             raise
         except Exception:  # no room for another copy, say: to keep it is for the worst case, and no reason to fail
@@ -167,26 +169,12 @@ class _Keeper:
         self._written_at = time.monotonic()
         self._seconds = self._written_at - started
 
-    def _write(self, interims: Sequence[Interim]) -> None:
-        started = time.monotonic()
-        trials = {trial.id: trial for trial in self._cohort.trials}
-        try:
-            write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
-        except StoreError:
-            raise
-        except Exception:  # as above
-            gc.collect()
-        # Where no optimizer's state can be kept, that is all there is to write.
-        self._possible = any(interim.refused is None for interim in interims)
-        self._written_at = time.monotonic()
-        self._seconds += self._written_at - started + sum(interim.seconds for interim in interims)
-
     def _kept(self, interim: Interim) -> Kept:
-        record, tensors = interim.record()
+        record = interim.record()
         own = {trial: self.own[trial] for trial in interim.trials if trial in self.own}
         record |= {"notes": self.notes, "own_notes": own, "operations": sorted(self.operations)}
         record["made_with"] = self.made_with
-        return Kept(record, {name: tensor.numpy() for name, tensor in tensors.items()}, interim.rows)
+        return Kept(record, interim.state, interim.rows)
 
 
 def _code(cohort: Cohort) -> str | None:
@@ -231,8 +219,7 @@ def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
             notes += [str(note) for note in record["notes"]]
             own |= {str(trial): str(note) for trial, note in record.get("own_notes", {}).items()}
             operations.update(map(str, record["operations"]))
-            tensors = {name: torch.from_numpy(np.array(array)) for name, array in kept.tensors.items()}
-            found |= dict.fromkeys(ids, Interim.from_record(record, tensors, kept.rows))
+            found |= dict.fromkeys(ids, Interim.from_record(record, kept.state, kept.rows))
     if found.keys() != unit.begun.keys():
         return "what was kept is gone"
     keeper.notes = list(dict.fromkeys([*notes, *keeper.notes]))

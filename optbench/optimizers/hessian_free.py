@@ -43,6 +43,8 @@ class HessianFree(torch.optim.Optimizer):
     Reference: Martens 2010, "Deep learning via Hessian-free optimization"; Kiros 2013, arXiv:1301.3641.
     """
 
+    SCRATCH = ("_inputs",)  # of the last forward pass
+
     def __init__(
         self,
         model: nn.Module,

@@ -279,6 +279,8 @@ class Row(torch.optim.Optimizer):
     to the last bit: a kernel may round the last few elements of a tensor, which fill no vector, differently.
     """
 
+    SCRATCH = ("_row", "_grad")  # written anew in each step
+
     def __init__(self, make: Maker, parameters: Sequence[Tensor]) -> None:
         offsets = [0]
         for p in parameters:
@@ -328,8 +330,11 @@ class Together(torch.optim.Optimizer):
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
-        self.state.update({p: s for part in self.parts for p, s in getattr(part, "state", {}).items()})
+        self._gather()
         return loss
+
+    def _gather(self) -> None:
+        self.state.update({p: s for part in self.parts for p, s in getattr(part, "state", {}).items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -337,3 +342,4 @@ class Together(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
+        self._gather()

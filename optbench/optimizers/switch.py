@@ -87,6 +87,7 @@ class Switch(torch.optim.Optimizer):
         self.first.load_state_dict(state_dict["first"])
         self.then.load_state_dict(state_dict["then"])
         self.taken, self._pending = state_dict["taken"], state_dict["pending"]
+        self._at_start = self._at_start if self._pending else {}
         self.state = getattr(self._active, "state", self.state)
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from optbench.errors import StoreError
 from optbench.plan import Trial
@@ -22,7 +20,7 @@ from optbench.store.parts import find_parts, remove, table_files, write_part
 from optbench.store.read import read_rows
 from optbench.store.tables import ALL_TABLES, Row, arrow_table
 
-MEMBERS, TENSORS = "members.json", "tensors.safetensors"
+MEMBERS = "members.json"
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,10 @@ class Begun:
 @dataclass(frozen=True)
 class Kept:
     """One training between two tasks: a record of what JSON has, with its `trials` (ids) and its `task` (how many are
-    finished); tensors by name; the rows found so far."""
+    finished); its state, as `torch.save` writes it; the rows found so far."""
 
     record: Mapping[str, Any]
-    tensors: Mapping[str, NDArray[Any]]
+    state: bytes
     rows: Sequence[Row]
 
 
@@ -56,11 +54,10 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
     for table, row_type in ALL_TABLES.items():
         if own := [(trial, row) for trial, row in rows if isinstance(row, row_type)]:
             tables[table] = arrow_table(row_type, own)
-    tensors = {f"{i}.{key}": value for i, one in enumerate(kept) for key, value in one.tensors.items()}
     text = json.dumps([one.record for one in kept])
     files: dict[str, Callable[[Path], object]] = {
         MEMBERS: functools.partial(Path.write_text, data=text, encoding="utf-8"),
-        TENSORS: functools.partial(save_file, tensors),
+        **{_state(i): functools.partial(Path.write_bytes, data=one.state) for i, one in enumerate(kept)},
         **table_files(tables),
     }
     new = f"{cohort}.{kept[0].record['task']}"
@@ -77,17 +74,18 @@ def read_interim(part: Path) -> list[Kept]:
         StoreError: a table is unreadable.
     """
     records = json.loads((part / MEMBERS).read_text(encoding="utf-8"))
-    tensors = load_file(part / TENSORS)
     rows: dict[str, list[Row]] = {record["trials"][0]: [] for record in records}
     for name, row_type in ALL_TABLES.items():
         for trial, row in read_rows(part / f"{name}.parquet", row_type):
             rows[trial].append(row)
     found = []
     for i, record in enumerate(records):
-        prefix = f"{i}."
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        found.append(Kept(record, own, rows[record["trials"][0]]))
+        found.append(Kept(record, (part / _state(i)).read_bytes(), rows[record["trials"][0]]))
     return found
+
+
+def _state(i: int) -> str:
+    return f"{i}.pt"
 
 
 def find_begun(folder: Path) -> dict[str, Begun]:

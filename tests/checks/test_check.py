@@ -248,14 +248,13 @@ def test_every_registered_optimizer_keeps_the_contract(name: str) -> None:
     assert with_outcome(findings, "failed") == [], findings
     assert before.moved(GlobalDraws.now()) == [], "optimizers of the registry leave the global generators alone"
     trained = ("lowers the loss", "deterministic", "resume", "alone or in company")
-    assert "the weights agree" in findings["state_dict"].text
     assert all(findings[check].outcome == "passed" for check in trained)
 
 
 def test_an_optimizer_that_keeps_everything(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Plain", lr=0.03)
-    assert with_outcome(findings, "passed") == [name for name in ALL[:8] if name != "state_dict"]
-    assert with_outcome(findings, "information") == ["state_dict", "lane", "state", "step time"]
+    assert with_outcome(findings, "passed") == list(ALL[:7])
+    assert with_outcome(findings, "information") == ["lane", "state", "step time"]
     assert list(findings) == [name for name in ALL if name in findings], "in the order of the table"
     assert findings["loads"].text == "Plain takes lr=0.03"
     assert findings["lane"].text.startswith("per-member: ")
@@ -489,7 +488,7 @@ def test_on_a_terminal_the_words_fold_beside_the_name() -> None:
 
     file = io.StringIO()
     console = Console(file=file, width=60, force_terminal=True, color_system="standard")
-    console.print(_line(Finding("state_dict", "failed", "it forgets its momentum [bold] " * 3), folded=True))
+    console.print(_line(Finding("resume", "failed", "it forgets its momentum [bold] " * 3), folded=True))
     lines = [line.rstrip() for line in Console(width=60).render_str(file.getvalue()).plain.splitlines()]
     assert "\x1b[" in file.getvalue()
     assert "[bold]" in file.getvalue(), "what a check says is no markup"

@@ -158,9 +158,7 @@ def test_what_a_resumed_trial_does_decides(checked: Callable[..., tuple[int, dic
     code, lines, _ = checked("Keyed")
     assert code == 0, "its numbers are right, whatever happens"
     assert lines["resume"].startswith("· an interrupted trial is trained from its start, and its numbers are the same")
-    assert "id(p)" in lines["resume"]
-    assert lines["state_dict"].startswith("· ")
-    assert "weights differ" in lines["state_dict"]
+    assert "Keyed.load_state_dict(state_dict()) does not restore `own`" in lines["resume"]
 
 
 def test_the_state_of_an_optimizer_inside_another_counts(
@@ -170,7 +168,7 @@ def test_the_state_of_an_optimizer_inside_another_counts(
     assert code == 0
     # Two moments of Adam and the slow weights, which have two names; four step counts of four bytes.
     assert "12.0 bytes per parameter (3.0 float32 numbers)" in lines["state"]
-    assert lines["resume"].startswith("✓")
+    assert "Outer.load_state_dict(state_dict()) does not restore `" in lines["resume"]
 
 
 def test_a_declaration_that_is_not_so_fails(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:

@@ -97,7 +97,7 @@ def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> N
 def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Dataset) -> None:
     suite = suite_of(name)
     kept: list[Interim] = []
-    whole = trained(suite, mnist, device, keep=lambda take: take(lambda interims: kept.extend(map(stored, interims))))
+    whole = trained(suite, mnist, device, keep=lambda take: kept.extend(map(stored, take())))
     begun = {trial: interim for interim in kept for trial in interim.trials}
     assert all(map(same_bits, whole, trained(suite, mnist, device, begun=begun)))
 

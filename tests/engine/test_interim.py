@@ -12,8 +12,7 @@ import torch
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult, Workspace, train
-from optbench.engine.interim import Interim
-from optbench.engine.plain import to_plain
+from optbench.engine.interim import Interim, loaded, saved
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.plan import Cohort, cohorts, trials
 from optbench.suite import Suite
@@ -21,9 +20,12 @@ from tests.conftest import same_bits, small_suite, trial_row
 
 
 def stored(interim: Interim) -> Interim:
-    """As it comes back from a file: JSON and tensors, rows aside."""
-    record, tensors = interim.record()
-    return Interim.from_record(json.loads(json.dumps(record)), tensors, interim.rows)
+    """As it comes back from a file: JSON and bytes, rows aside."""
+    return Interim.from_record(json.loads(json.dumps(interim.record())), interim.state, interim.rows)
+
+
+def changed(interim: Interim, **state: Any) -> Interim:
+    return dataclasses.replace(interim, state=saved({**loaded(interim.state, torch.device("cpu")), **state}))
 
 
 def cut_and_whole(
@@ -38,7 +40,7 @@ def cut_and_whole(
             if interims[0].task == cut_after:
                 kept += [stored(interim) for interim in interims]
 
-        whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take, write=write: take(write))
+        whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take, write=write: write(take()))
         assert kept, "nothing was kept"
         begun = {trial: interim for interim in kept for trial in interim.trials}
         again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
@@ -79,9 +81,10 @@ def test_what_is_kept_matters(mnist: Dataset) -> None:
     suite = small_suite({"it": {"target": "sgd", "lr": 0.05, "momentum": 0.9}}, seeds=2, train_examples=200)
     (cohort,) = cohorts(trials(suite))
     kept: list[Interim] = []
-    whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take: take(kept.extend))
-    fresh = [dataclasses.replace(one, state=to_plain(None)) for one in kept]
-    swapped = [dataclasses.replace(one, row=other.row) for one, other in zip(kept, reversed(kept), strict=True)]
+    whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take: kept.extend(take()))
+    fresh = [changed(one, optimizer=None) for one in kept]
+    weights = [loaded(one.state, torch.device("cpu"))["weights"] for one in kept]
+    swapped = [changed(one, weights=other) for one, other in zip(kept, reversed(weights), strict=True)]
     for wrong in (fresh, swapped):
         begun = {trial: one for one in wrong for trial in one.trials}
         again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
@@ -112,7 +115,7 @@ def test_members_of_another_company_go_on_together(mnist: Dataset) -> None:
             piece,
             setting_of(suite, mnist),
             lambda progress: None,
-            lambda take: take(lambda interims: kept.extend(map(stored, interims))),
+            lambda take: kept.extend(map(stored, take())),
         )
     begun = {trial: one for one in kept for trial in one.trials}
     again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)

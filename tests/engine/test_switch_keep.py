@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.data import Dataset
-from optbench.engine.plain import from_plain, to_plain
+from optbench.engine.interim import loaded, saved
 from optbench.optimizers.make import maker
 from optbench.optimizers.registry import complete, find
 from optbench.optimizers.switch import Switch
@@ -321,10 +321,10 @@ def test_another_power_of_powerpropagation_starts_from_the_weights_of_the_first(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["FILE:Attributes", "FILE:Around", "FILE:Decays", "prodigy", "muon", "adam"])
+@pytest.mark.parametrize("name", ["FILE:Decays", "prodigy", "muon", "adam"])
 @pytest.mark.parametrize("cut", [AT - 1, AT, AT + 1])
 def test_a_switch_is_resumed_to_the_same_bits(name: str, cut: int, file: Path) -> None:
-    """Written down after some steps and restored into a new instance, as the engine does between two tasks."""
+    """Saved after some steps and loaded into a new instance, as the engine does between two tasks."""
     target = name.replace("FILE", str(file))
     settings = {
         "first": {"target": target, "lr": 0.1},
@@ -337,10 +337,10 @@ def test_a_switch_is_resumed_to_the_same_bits(name: str, cut: int, file: Path) -
     optimizer = made("switch", settings, parameters)
     for step in range(STEPS):
         if step == cut:
-            plain_state = to_plain(optimizer, parameters)
-            continued = [nn.Parameter(p.detach().clone()) for p in parameters]
-            fresh = made("switch", settings, continued)
-            optimizer, parameters = from_plain(plain_state, continued, fresh), continued
+            state = loaded(saved(optimizer.state_dict()), torch.device("cpu"))
+            parameters = [nn.Parameter(p.detach().clone()) for p in parameters]
+            optimizer = made("switch", settings, parameters)
+            optimizer.load_state_dict(state)
         for p in parameters:
             p.grad = torch.randn(p.shape, generator=random)
         optimizer.step()

@@ -24,10 +24,10 @@ import torch
 class Base(torch.optim.Optimizer):
     def __init__(self, params, lr=0.05):
         super().__init__(params, {"lr": lr})
-        self.taken = 0
+    def count(self): ...
     @torch.no_grad()
     def step(self, closure=None):
-        self.taken += 1
+        self.count()
         for group in self.param_groups:
             for p in group["params"]:
                 m = self.state[p].setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(p.grad)
@@ -37,9 +37,11 @@ class Kept(Base):
     def shaped(self, p, m): return m
 
 class Counts(Base):
+    taken = 0
+    def count(self): self.taken += 1
     def shaped(self, p, m): return m / self.taken
 
-class CountsLater(Base):
+class CountsLater(Counts):
     def shaped(self, p, m): return m / max(self.taken - 51, 1)
 
 class Late(Base):

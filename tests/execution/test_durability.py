@@ -346,7 +346,7 @@ def test_trials_go_on_from_their_last_finished_task(
         assert entry["provenance"]["torch"] == record["provenance"]["torch"]
 
 
-@pytest.mark.parametrize("name", ["members.json", "tensors.safetensors", "accuracy.parquet", "sha256.json"])
+@pytest.mark.parametrize("name", ["members.json", "0.pt", "accuracy.parquet", "sha256.json"])
 def test_a_damaged_interim_state_is_named_and_its_trials_begin_anew(
     name: str, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 import optbench
+from optbench.engine.interim import CannotResume, loaded, saved
 
 ROOT = Path(optbench.__file__).parent
 MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle"}
@@ -28,9 +34,9 @@ EXEMPT = {
     ("execution/pool.py", "pickle"),
     # Objects that Python gives to a run reach our own processes by value, through our own pipes.
     ("targets/objects.py", "cloudpickle"),
-    # `optbench check` restores the state of an optimizer it has saved itself a moment ago, from memory.
-    ("checks/plain.py", "torch.load"),
-    ("checks/plain.py", "torch.save"),
+    # Optimizers' states: read with `weights_only=True`, which executes nothing (see below).
+    ("engine/interim.py", "torch.load"),
+    ("engine/interim.py", "torch.save"),
 }
 
 
@@ -64,6 +70,25 @@ def test_the_package_executes_nothing_that_it_reads() -> None:
         for name in found_in(ast.parse(file.read_text(encoding="utf-8")))
     }
     assert found <= EXEMPT, found - EXEMPT
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("value", [Evil(), [{"state": Evil()}], print, Path("x"), Fraction(1, 2)])
+def test_a_state_with_code_in_it_is_refused(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CannotResume, match=r"^torch\.load\(weights_only=True\) refuses it"):
+        loaded(saved(value), torch.device("cpu"))
+    assert capsys.readouterr().out == ""
+
+
+def test_states_are_read_as_data_alone() -> None:
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {word.arg: ast.unparse(word.value) for word in node.keywords}["weights_only"] == "True", file
 
 
 def test_the_scan_sees_what_it_looks_for() -> None:

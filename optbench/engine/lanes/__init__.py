@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Follower, Lane, LaneMember, MemberState, RefusedError
-from optbench.engine.lanes.per_member import PerMemberLane, plain_instance
-from optbench.engine.plain import Plain, from_plain, to_plain
+from optbench.engine.lanes.per_member import Instance, PerMemberLane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
@@ -25,7 +24,17 @@ from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import arguments_on, constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
-__all__ = ["Evaluate", "Follower", "Lane", "LaneMember", "MemberState", "RefusedError", "build_lane", "plain_state"]
+__all__ = [
+    "Evaluate",
+    "Follower",
+    "Instance",
+    "Lane",
+    "LaneMember",
+    "MemberState",
+    "PerMemberLane",
+    "RefusedError",
+    "build_lane",
+]
 
 
 def build_lane(
@@ -47,7 +56,7 @@ def build_lane(
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
     cls = load_factory(spec.target)
-    states = [from_plain(m.state, device=weights.device) if isinstance(m.state, Plain) else m.state for m in members]
+    states = [member.state for member in members]
     more = arguments_on(spec, weights.device)
     settings = [constructor_arguments(spec, member.hyperparameters) | more for member in members]
     if not spec.recordable:
@@ -56,16 +65,3 @@ def build_lane(
         code = UserCode(spec, members[0].hyperparameters, weights.device)
         return ElementwiseLane(cls, settings, weights, grads, states, recordings, code)
     return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, recordings)
-
-
-def plain_state(spec: OptimizerSpec, member: LaneMember, network: nn.Module) -> Plain:
-    """A member's state, as `export` gave it, as plain data; a lane takes it in the place of the state itself.
-
-    network: as for `build_lane`.
-
-    Raises:
-        NotPlain: it cannot be written down, or not restored.
-    """
-    if spec.lane == "per-member" and member.state is not None:
-        return plain_instance(spec, member, network)
-    return to_plain(member.state)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from optbench.engine.lanes.elementwise import ElementwiseLane
 from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState
-from optbench.engine.lanes.per_member import PerMemberLane, written
-from optbench.engine.plain import Plain
+from optbench.engine.lanes.per_member import PerMemberLane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
@@ -37,9 +36,7 @@ class Companion:
         """
         self._weights = row.detach().clone()[None]
         self._grads = torch.zeros_like(self._weights)
-        self.generator = torch.Generator()
-        self.generator.set_state(member.generator.get_state())
-        member = dataclasses.replace(member, generator=self.generator)
+        member = dataclasses.replace(member, generator=member.generator.clone_state())
         self._spec, self._member = spec, member
         self._lane: Lane
         if spec.lane == "elementwise":
@@ -58,15 +55,6 @@ class Companion:
             UserCode(self._spec, self._member.hyperparameters, self._weights.device),
         )
         return ElementwiseLane(cls, settings, self._weights, self._grads, [state], unrecorded, code)
-
-    def written(self) -> Plain:
-        """The state of its instance, written down; only in the lane with an instance per member.
-
-        Raises:
-            NotPlain: it cannot be.
-        """
-        optimizer, network = self._lane.export(0)
-        return written(self._spec, optimizer, network, self.generator)
 
     def renew(self) -> None:
         """Rebuild its elementwise lane from the exported state, as happens between tasks and when members stop."""

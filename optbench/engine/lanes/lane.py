@@ -13,8 +13,8 @@ Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module], Tensor]
 """evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
 MemberState = Any
-"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start, and `Plain`
-one that was written down at the end of a task."""
+"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start. One that
+was saved at the end of a task is in containers, tensors and numbers."""
 
 
 def _unseeded(purpose: str) -> int:

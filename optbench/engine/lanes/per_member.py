@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.contents import digest, parts
 from optbench.engine.faults import of_the_machine
+from optbench.engine.interim import CannotResume
 from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer
 from optbench.engine.lanes.reach import state_bytes
-from optbench.engine.plain import NotPlain, Plain, from_plain, to_plain
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.models import materialised
@@ -50,12 +50,12 @@ class PerMemberLane:
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
         self.raised_early: dict[int, Exception] = {}
-        self._instances: list[_Instance | None] = []
+        self._instances: list[Instance | None] = []
         for i, (member, views) in enumerate(zip(members, self._targets, strict=True)):
-            instance: _Instance | None = None
+            instance: Instance | None = None
             try:
                 instance = self._taken_up(spec, member, network, views, begin=begin)
-            except NotPlain:
+            except CannotResume:
                 raise
             except Exception as error:  # as in `step`
                 if of_the_machine(error):
@@ -65,29 +65,17 @@ class PerMemberLane:
 
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
-    ) -> _Instance:
+    ) -> Instance:
         """The instance of a member, new or as it was; weights that it changes go to `views`.
 
         Raises:
-            NotPlain: what was written down does not fit. Or whatever the optimizer does.
+            CannotResume: a saved state does not fit. Or whatever the optimizer does.
         """
         if member.state is None:
-            instance = _Instance.of(spec, member, *_made(spec, member, network, views))
-            self._switch(instance, "train", member)
-            return instance
-        if isinstance(member.state, Plain):
-            try:
-                optimizer, own = _restored(spec, member, network, views)
-            except NotPlain:
-                raise
-            except Exception as error:  # a constructor that does not expect to be called again: the trial starts anew
-                if of_the_machine(error):
-                    raise
-                raise NotPlain(f"{type(error).__name__}: {spoken(error)}") from error
-        else:
-            # The instance itself is kept: `load_state_dict` would cast its state to the parameters' type.
-            optimizer, own = member.state
-        instance = _Instance.of(spec, member, optimizer, own)
+            return self._new(spec, member, network, views)
+        # A live instance stays as it is: `load_state_dict` would cast its state to the type of the parameters.
+        is_live = isinstance(member.state, Instance)
+        instance = member.state if is_live else self._restored(spec, member, network, views)
         # At the start of a task the rows hold the measured weights, within one the trained weights.
         if begin:
             self._switch(instance, "eval", member)
@@ -95,6 +83,45 @@ class PerMemberLane:
         if begin:
             self._switch(instance, "train", member)
             _copy(instance.parameters, views)
+        return instance
+
+    def _new(self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]) -> Instance:
+        """An instance that has taken no step, and the network it works on, with these weights."""
+        own = materialised(network, views[0].device)
+        parameters = list(own.parameters())
+        _copy(views, parameters)
+        given = {
+            "generator": member.generator,
+            "model": own,
+            "total_steps": member.total_steps,
+            "examples": member.examples,
+        }
+        with self._code.aside(member.draws("made"), quiet=True):
+            optimizer = maker(spec, member.hyperparameters, given)(parameters)
+        instance = Instance.of(spec, member, optimizer, own)
+        self._switch(instance, "train", member)
+        return instance
+
+    def _restored(
+        self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
+    ) -> Instance:
+        """A new instance with the state that another one's `saved` returned.
+
+        Raises:
+            CannotResume: it is of another optimizer, or either of the two does not expect to be made again.
+        """
+        draws = member.generator.get_state()
+        try:
+            instance = self._new(spec, member, network, views)
+            if weights := member.state["weights"]:
+                _copy(weights, instance.parameters)
+            with self._code.aside(member.draws("made"), quiet=True):
+                instance.optimizer.load_state_dict(member.state["state"])
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            raise CannotResume(f"restoring it raised {type(error).__name__}: {spoken(error)}") from error
+        member.generator.set_state(draws)
         return instance
 
     def begin_task(self) -> None:
@@ -126,7 +153,7 @@ class PerMemberLane:
             _copy(instance.parameters, self._targets[i])
         return raised
 
-    def _step(self, i: int, instance: _Instance, evaluate: Evaluate) -> None:
+    def _step(self, i: int, instance: Instance, evaluate: Evaluate) -> None:
         needs = instance.needs
         # Those that the optimizer has frozen have no gradient, as in a plain loop.
         trained = [(p, grad) for p, grad in zip(instance.parameters, self._grads[i], strict=True) if p.requires_grad]
@@ -182,7 +209,7 @@ class PerMemberLane:
         _copy(kept, instance.parameters)
         return found
 
-    def _switch(self, instance: _Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
+    def _switch(self, instance: Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
         """Switch an optimizer that has modes; one that has the methods only by inheritance may not implement them."""
         if "modes" not in instance.needs:
             return
@@ -194,8 +221,7 @@ class PerMemberLane:
                 raise
 
     def export(self, index: int) -> MemberState:
-        instance = self._instances[index]
-        return None if instance is None else (instance.optimizer, instance.network)
+        return self._instances[index]
 
     def state_bytes(self, index: int) -> int:
         instance = self._instances[index]
@@ -232,7 +258,7 @@ class StepCall:
 
 
 @dataclass(frozen=True)
-class _Instance:
+class Instance:
     """A member's own optimizer, the network it trains, and how it is called."""
 
     optimizer: Optimizer
@@ -242,9 +268,36 @@ class _Instance:
     call: StepCall
 
     @staticmethod
-    def of(spec: OptimizerSpec, member: LaneMember, optimizer: Optimizer, network: nn.Module) -> _Instance:
+    def of(spec: OptimizerSpec, member: LaneMember, optimizer: Optimizer, network: nn.Module) -> Instance:
         spec = resolve_made(spec, optimizer, member.hyperparameters)
-        return _Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
+        return Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
+
+    def saved(self) -> dict[str, Any]:
+        """Its `state_dict()`, and where it keeps others for measuring the weights that it trains.
+
+        Raises whatever the optimizer does.
+        """
+        weights = [p.detach() for p in self.parameters] if "modes" in self.needs else []
+        return {"state": self.optimizer.state_dict(), "weights": weights}
+
+    def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
+        """Return the name of an attribute that holds other data in another instance; None if all hold the same.
+
+        noise: the trial's generator. Weights and generators are not compared. Raises what `contents.digest` raises.
+        """
+        known, its_known = self._known(noise), other._known(its_noise)
+        if digest([self.optimizer, *self._frozen()], known) == digest([other.optimizer, *other._frozen()], its_known):
+            return None
+        mine, its = dict(parts(self.optimizer)), dict(parts(other.optimizer))
+        names = [name for name in mine if digest(mine[name], known) != digest(its.get(name), its_known)]
+        return f"`{names[0]}`" if names else "all of its state"
+
+    def _known(self, noise: torch.Generator) -> list[object]:
+        """What an optimizer is given, and does not have of itself."""
+        return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
+
+    def _frozen(self) -> list[bool]:
+        return [not parameter.requires_grad for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:
         """Around a forward and backward pass in training."""
@@ -252,75 +305,6 @@ class _Instance:
             return contextlib.nullcontext()
         around: AbstractContextManager[Any] = self.optimizer.around_forward()  # type: ignore[attr-defined]
         return around
-
-
-def plain_instance(spec: OptimizerSpec, member: LaneMember, network: nn.Module) -> Plain:
-    """The state that a member has come to, as plain data; proven by restoring it into another instance.
-
-    Raises:
-        NotPlain: it cannot be written down, or not restored.
-    """
-    optimizer, own = member.state
-    # Making an optimizer may draw random numbers, which are not the trial's here.
-    draws = torch.Generator()
-    draws.set_state(member.generator.get_state())
-    try:
-        found = written(spec, optimizer, own, member.generator)
-        twin = dataclasses.replace(member, state=found, generator=draws)
-        restored, its_own = _restored(spec, twin, network, [p.detach() for p in own.parameters()])
-        same = written(spec, restored, its_own, draws).equals(found)
-    except NotPlain:
-        raise
-    except Exception as error:  # code of the user's that does not expect to be made once more, or to be looked into
-        raise NotPlain(f"the state of {type(optimizer).__name__}: {spoken(error)}") from error
-    if not same:
-        raise NotPlain(f"the state of {type(optimizer).__name__}, which is another after it was restored")
-    return found
-
-
-def _made(
-    spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
-) -> tuple[Optimizer, nn.Module]:
-    """An instance that has taken no step, and the network it works on, with these weights."""
-    own = materialised(network, views[0].device)
-    parameters = list(own.parameters())
-    _copy(views, parameters)
-    given = {
-        "generator": member.generator,
-        "model": own,
-        "total_steps": member.total_steps,
-        "examples": member.examples,
-    }
-    with UserCode(spec, member.hyperparameters, views[0].device).aside(member.draws("made"), quiet=True):
-        return maker(spec, member.hyperparameters, given)(parameters), own
-
-
-def written(spec: OptimizerSpec, optimizer: Optimizer, own: nn.Module, generator: torch.Generator) -> Plain:
-    """The instance, and where it keeps others for measuring the weights that it trains."""
-    weights = [p.detach().clone() for p in own.parameters()] if "modes" in spec.needs else []
-    return to_plain([optimizer, weights], _known(own, generator))
-
-
-def _restored(
-    spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
-) -> tuple[Optimizer, nn.Module]:
-    """An instance with the member's plain state, and the network it works on, with these weights.
-
-    Raises:
-        NotPlain: the state is of another optimizer.
-    """
-    before = member.generator.get_state()
-    made, own = _made(spec, member, network, views)
-    optimizer, weights = from_plain(member.state, _known(own, member.generator), [made, None], views[0].device)
-    if weights:
-        _copy(weights, list(own.parameters()))
-    member.generator.set_state(before)
-    return optimizer, own
-
-
-def _known(network: nn.Module, generator: torch.Generator) -> list[object]:
-    """What an optimizer is given, and does not have of itself."""
-    return [*network.parameters(), *network.buffers(), *network.modules(), generator]
 
 
 @torch.no_grad()

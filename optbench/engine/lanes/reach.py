@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import collections
-import functools
 import types
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.contents import parts, place
+
 _KNOWN = ("torch", "optbench", "pytorch_optimizer")
 """Packages whose optimizers keep their state in `state`; other tensors of theirs are working copies."""
-_CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 _LEAVES = (int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType, torch.Generator)
 
 
@@ -26,7 +24,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    excluded = {_place(tensor) for tensor in (*network.parameters(), *network.buffers(), *gradients)}
+    excluded = {place(tensor) for tensor in (*network.parameters(), *network.buffers(), *gradients)}
     found: dict[int, int] = {}
     met = {id(thing) for thing in known}
     waiting: list[Any] = [optimizer] if users else [optimizer.state, *_users_inside(optimizer)]
@@ -36,12 +34,12 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
             continue
         met.add(id(item))
         if isinstance(item, Tensor):
-            if item.layout is torch.strided and (place := _place(item)) not in excluded:
-                found[place] = item.untyped_storage().nbytes()
+            if item.layout is torch.strided and (where := place(item)) not in excluded:
+                found[where] = item.untyped_storage().nbytes()
             elif item.layout is not torch.strided:  # as sparse ones are: a storage each for indices and values
                 found[id(item)] = item.element_size() * item._nnz()
         else:
-            waiting += _parts(item)
+            waiting += [part for _, part in parts(item)]
     return sum(found.values())
 
 
@@ -53,30 +51,3 @@ def _users_inside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimize
             own = type(inside).__module__.partition(".")[0] not in _KNOWN
             found += [inside] if own else _users_inside(inside)
     return found
-
-
-def _place(tensor: Tensor) -> int:
-    storage = tensor.untyped_storage()
-    return storage.data_ptr() or id(storage)
-
-
-def _parts(item: Any) -> Iterable[Any]:
-    """What an object that is no tensor holds."""
-    if isinstance(item, Mapping):
-        # A tensor that is a key stands for a parameter, be it a copy that a wrapper works with.
-        return [*(key for key in item if not isinstance(key, Tensor)), *item.values()]
-    if isinstance(item, _CONTAINERS):
-        return list(item)
-    if isinstance(item, functools.partial):
-        return [item.func, item.args, item.keywords]
-    if isinstance(item, types.MethodType):
-        return [item.__self__]
-    if isinstance(item, types.FunctionType):
-        return [cell.cell_contents for cell in item.__closure__ or () if cell != types.CellType()]
-    fields = dict(getattr(item, "__dict__", {}))
-    slots = {name for cls in type(item).__mro__ for name in _names(vars(cls).get("__slots__", ()))}
-    return [*fields.values(), *(getattr(item, name, None) for name in slots)]
-
-
-def _names(slots: Any) -> Iterable[str]:
-    return [slots] if isinstance(slots, str) else slots

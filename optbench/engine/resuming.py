@@ -1,0 +1,113 @@
+"""Whether an optimizer with an instance per member can be resumed from its `state_dict()`: found out by trying.
+
+Two things can go wrong. A state that is not all in `state_dict()` shows at once: an instance that was restored from it
+holds other data. One that is restored and not found again (looked up by `id(p)`, say) shows in the steps that follow.
+So what is saved is always compared with what is restored from it, and once per target and settings an instance is
+restored on trial and takes steps next to the one that was saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from optbench.engine.batches import BatchStream
+from optbench.engine.faults import of_the_machine
+from optbench.engine.interim import CannotResume, loaded, saved
+from optbench.engine.lanes import Instance, LaneMember, MemberState, PerMemberLane
+from optbench.engine.lanes.companion import same_bits
+from optbench.engine.lockstep import LockStep, Machinery
+from optbench.engine.passes import Passes
+from optbench.optimizers.explain import spoken
+
+BEFORE, AFTER = 12, 12
+"""Steps that are taken on trial before an instance is saved, and after: no multiple of the usual refresh intervals."""
+UNTRIED = "it raised before its state could be tried"
+
+
+def proven_state(machinery: Machinery, member: LaneMember, row: Tensor) -> MemberState:
+    """Return the state of a member's instance, after an instance was restored from it that holds the same.
+
+    Raises:
+        CannotResume: none was.
+    """
+    instance: Instance = member.state
+    name = type(instance.optimizer).__name__
+    methods = ("state_dict", "load_state_dict")
+    if missing := [each for each in methods if not callable(getattr(instance.optimizer, each, None))]:
+        raise CannotResume(f"{name} has no {' and no '.join(missing)}")
+    try:
+        state = instance.saved()
+        noise = member.generator.clone_state()
+        own = dataclasses.replace(member, state=loaded(saved(state), row.device), generator=noise)
+        weights = machinery.layout.weights(row).clone()[None]
+        lane = PerMemberLane(
+            machinery.spec, [own], machinery.network, weights, weights.clone(), machinery.layout, begin=False
+        )
+        _compare(instance, member.generator, lane.export(0), noise)
+    except Exception as error:
+        if of_the_machine(error) or isinstance(error, CannotResume):
+            raise
+        raise CannotResume(f"{name}: {type(error).__name__}: {spoken(error)}") from error
+    return state
+
+
+def obstacle(
+    machinery: Machinery,
+    member: LaneMember,
+    row: Tensor,
+    stream: BatchStream,
+    passes: Callable[[Tensor], Passes | None],
+) -> str | None:
+    """Return why trials of this optimizer cannot be resumed, or None if they can.
+
+    member: one that has taken no step. row: its initial weights and buffers (P + Q,). stream: its batches.
+    passes: its forward passes from the weights and buffers of a row.
+    """
+    noise = member.generator
+
+    def stack(state: MemberState, row: Tensor, noise: torch.Generator) -> LockStep:
+        own = dataclasses.replace(member, state=state, generator=noise)
+        kept = [found] if (found := passes(row)) is not None else []
+        return LockStep(machinery, [row], [own], [stream], begin=True, passes=kept)
+
+    try:
+        original = stack(None, row, noise)
+        if _raised(original, 0, BEFORE) is not None:
+            return UNTRIED
+        row, live = original.measured(0).clone(), original.state(0)
+        state = proven_state(machinery, dataclasses.replace(member, state=live), row)
+        name, draws = type(live.optimizer).__name__, noise.clone_state()
+        copy = stack(loaded(saved(state), row.device), row, draws)
+        original = stack(live, row, noise)
+        for step in range(BEFORE, BEFORE + AFTER):
+            if _raised(original, step, step + 1) is not None:
+                return UNTRIED
+            if (error := _raised(copy, step, step + 1)) is not None:
+                return f"{name}, restored, raised {type(error).__name__}: {spoken(error)}"
+            same = same_bits(original.row(0), copy.row(0)) and torch.equal(noise.get_state(), draws.get_state())
+            if not same:
+                return f"{name}, restored, takes other steps: it may look its state up by id(p), or keep it elsewhere"
+        _compare(original.state(0), noise, copy.state(0), draws)
+    except CannotResume as error:
+        return str(error)
+    except Exception as error:  # of the optimizer's own code
+        if of_the_machine(error):
+            raise
+        return f"on trial it raised {type(error).__name__}: {spoken(error)}"
+    return None
+
+
+def _raised(stack: LockStep, step: int, until: int) -> Exception | None:
+    raised = stack.raised_early or stack.take(step, until, {0})[1]
+    return next(iter(raised.values()), None)
+
+
+def _compare(a: Instance, noise_a: torch.Generator, b: Instance, noise_b: torch.Generator) -> None:
+    """Raise CannotResume where the two hold different data."""
+    if (where := a.differs(noise_a, b, noise_b)) is not None:
+        name = type(a.optimizer).__name__
+        raise CannotResume(f"{name}.load_state_dict(state_dict()) does not restore {where}")
