@@ -38,6 +38,9 @@ class PoolHere:
     def __init__(self, devices: Sequence[str]) -> None:
         self.device = torch.device(devices[0])
 
+    def kill(self) -> None:
+        """There are no processes."""
+
     def train(
         self,
         units: Sequence[Train],
