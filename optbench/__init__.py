@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from optbench.interface.results import Run, compare, read_run
     from optbench.interface.run import load_suite, run
     from optbench.metrics.own import metric
-    from optbench.tasks.examples import Examples
+    from optbench.tasks.examples import Examples, Parts
+    from optbench.tasks.kind import Outline
 
     __version__: str
 
@@ -22,6 +23,8 @@ _PUBLIC = {
     "Examples": "optbench.tasks.examples",
     "InputSpec": "optbench.data.dataset",
     "OptbenchError": "optbench.errors",
+    "Outline": "optbench.tasks.kind",
+    "Parts": "optbench.tasks.examples",
     "Run": "optbench.interface.results",
     "Split": "optbench.data.dataset",
     "compare": "optbench.interface.results",
@@ -38,6 +41,8 @@ __all__ = [
     "Examples",
     "InputSpec",
     "OptbenchError",
+    "Outline",
+    "Parts",
     "Run",
     "Split",
     "__version__",
