@@ -36,6 +36,11 @@ class Arm:
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from the other arms of its experiment and model, however often its results are read."""
+        return self.results.run.path, self.optimizer, self.variant
+
+    @property
     def settings(self) -> ExperimentSettings:
         return self.results.suite.experiments[self.experiment]
 

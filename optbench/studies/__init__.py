@@ -13,5 +13,5 @@ from optbench.studies.switching import SWITCHING
 from optbench.studies.tuning import TUNING
 from optbench.studies.twins import TWINS
 
-STUDIES: tuple[Study[Any], ...] = (SWITCHING, TWINS, PAIRS, TUNING)
+STUDIES: tuple[Study[Any], ...] = (SWITCHING, PAIRS, TWINS, TUNING)
 """In the order of a report."""

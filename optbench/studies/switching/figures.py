@@ -73,9 +73,8 @@ def switching(results: Sequence[Results]) -> list[Figure]:
 
 
 def _path(found: Switching, group: Group) -> Path:
-    # Whoever reads results makes their arms anew: run, optimizer and variant tell them apart.
-    known = {_key(series.arm): series for series in group.series}
-    arms = [known[_key(point.arm)] for point in found.points]
+    known = {series.arm.key: series for series in group.series}
+    arms = [known[point.arm.key] for point in found.points]
     run = arms[0].label.removeprefix(arms[0].arm.label)
     taken = max((one.arm.results.rows[trial.id].steps for one in arms for trial in one.trials), default=0)
     points = tuple((min(point.k, taken), arm) for point, arm in zip(found.points, arms, strict=True))
@@ -87,20 +86,16 @@ def _path(found: Switching, group: Group) -> Path:
     for end, arm, name in ends:
         if arm is not None:
             # The ends of a sweep may stand for pure arms: then they have its colour.
-            turn = sum(known[_key(arm)].colour == other.colour for other in (look, *(level.series for level in levels)))
-            levels.append(Level(end, replace(known[_key(arm)], label=f"{name} alone{run}", turn=turn)))
+            turn = sum(known[arm.key].colour == other.colour for other in (look, *(level.series for level in levels)))
+            levels.append(Level(end, replace(known[arm.key], label=f"{name} alone{run}", turn=turn)))
     return Path(found, look, points, tuple(levels))
-
-
-def _key(arm: Arm) -> tuple[object, ...]:
-    return arm.results.run.path, arm.optimizer, arm.variant
 
 
 def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     first = paths[0]
     (experiment, model), words = first.switching.place, heading(first.switching)
     arms = [arm for path in paths for arm in (*(arm for _, arm in path.points), *_pure(path))]
-    shown = tuple({_key(arm.arm): arm for arm in arms}.values())
+    shown = tuple({arm.arm.key: arm for arm in arms}.values())
     group = Group(experiment, model, shown)
     what = f"The solution of {experiment}, {model} against k: {words}; a dot is a seed, a line goes through the means."
     if names := [one.label for path in paths for one in _pure(path)]:

@@ -13,7 +13,6 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import MAX_SERIES, Group, Series, groups, mean, split
 from optbench.report.figures.wording import caption, means
-from optbench.stats.arms import Arm
 from optbench.stats.results import Results
 from optbench.studies.twins.statistics import Moment, Twins
 from optbench.studies.twins.statistics import twins as twins_of
@@ -54,22 +53,17 @@ def twins(results: Sequence[Results]) -> list[Figure]:
 
 
 def _pairs(found: Sequence[Twins], group: Group) -> list[DrawnTwins]:
-    # Whoever reads results makes their arms anew: run, optimizer and variant tell them apart.
-    known = {_key(series.arm): series for series in group.series}
+    known = {series.arm.key: series for series in group.series}
     met: Counter[int] = Counter()
     pairs = []
     for one in found:
         assert one.sides is not None
-        first, second = (known[_key(arm)] for arm in one.sides)
+        first, second = (known[arm.key] for arm in one.sides)
         run = first.label.removeprefix(first.arm.label)
         look = replace(first, label=f"{one.label}{run}", turn=met[first.colour])
         met[first.colour] += 1
         pairs.append(DrawnTwins(one, look, (first, second)))
     return pairs
-
-
-def _key(arm: Arm) -> tuple[object, ...]:
-    return arm.results.run.path, arm.optimizer, arm.variant
 
 
 def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
