@@ -231,3 +231,43 @@ def test_comparisons_are_those_of_the_command(basins: optbench.Run, capsys: pyte
 def test_run_directories_have_names_of_their_own() -> None:
     first, second = (path for path, _ in zip(places(Path("runs"), None, "small"), range(2), strict=False))
     assert second.name == f"{first.name}-2"
+
+
+def test_every_kind_of_a_suite_may_be_an_object() -> None:
+    classes = 3
+
+    def blobs(spread: float = 0.5) -> optbench.Dataset:
+        def part(seed: int, count: int) -> optbench.Split:
+            generator = torch.Generator().manual_seed(seed)
+            targets = torch.arange(count) % classes
+            return optbench.Split(targets[:, None] + spread * torch.randn(count, 4, generator=generator), targets)
+
+        return optbench.Dataset("blobs", part(0, 200), part(1, 60), classes)
+
+    class Net(torch.nn.Module):
+        def __init__(self, inputs: optbench.InputSpec, outputs: int, width: int = 8) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(inputs.shape[0], width), torch.nn.Linear(width, outputs)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.tanh(self.first(x)))
+
+    @optbench.metric(of="accuracy", direction="higher")
+    def last_row(accuracy: Any) -> float:
+        """mean_j R[T,j]"""
+        return float(accuracy[-1].mean())
+
+    experiment = {
+        **SMALL["experiments"]["permuted"],
+        "dataset": {"kind": blobs, "spread": 0.1},
+        "models": {"net": {"kind": Net, "width": 6}},
+        "metrics": ["average_accuracy", last_row],
+        "protocol": {"max_steps": 3, "batch_size": 32, "validation_examples": 40},
+    }
+    run = optbench.run({**SMALL, "experiments": {"own": experiment}}, device="cpu", jobs=1)
+    assert set(run.table("trials")["status"]) == {"ok"}
+    values = run.values().pivot(index="trial", columns="metric", values="value")
+    assert len(values) == 2
+    assert values["last_row"].to_numpy() == pytest.approx(values["average_accuracy"].to_numpy())
+    assert {file.name for file in (run.path / "plugins").iterdir()} == {"blobs.py", "Net.py", "last_row.py"}
+    assert set(run.table("summary")["metric"]) >= {"last_row", "forgetting"}
