@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from optbench.targets.executing import importing, on_its_own, said
@@ -99,16 +101,24 @@ def lost(target: str) -> NoReturn:
 
 def _read(value: Any, name: str, target: str) -> InMemory:
     import cloudpickle
+    from cloudpickle.cloudpickle import subimport
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Pickles modules of types of their own by name: `torch.classes` is taken along where a `classes` is used."""
+
+        def reducer_override(self, one: Any) -> Any:
+            return (subimport, (one.__name__,)) if isinstance(one, ModuleType) else super().reducer_override(one)
 
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     try:
         if module is not None and not is_found(module):
             cloudpickle.register_pickle_by_value(module)  # it would be pickled as the name of a module otherwise
-        pickled: bytes = cloudpickle.dumps(value)
+        buffer = io.BytesIO()
+        Pickler(buffer).dump(value)
     except Exception as error:
         raise TargetError(f"{target}: cannot be sent to worker processes: {said(error)}") from error
     texts = list(dict.fromkeys(source_texts(value)))
     if None in texts:  # not all of its source is found: another pickle is another object
-        texts.append(f"# pickled: {hashlib.sha256(pickled).hexdigest()[:DIGITS]}")
+        texts.append(f"# pickled: {hashlib.sha256(buffer.getvalue()).hexdigest()[:DIGITS]}")
     content = "\n\n".join(filter(None, texts)).encode(errors="surrogatepass")
-    return InMemory(Path("<python>"), f"{name}.py", {f"{name}.py": content}, pickled=pickled, value=value)
+    return InMemory(Path("<python>"), f"{name}.py", {f"{name}.py": content}, pickled=buffer.getvalue(), value=value)

@@ -240,17 +240,18 @@ def test_every_kind_of_a_suite_may_be_an_object() -> None:
         def part(seed: int, count: int) -> optbench.Split:
             generator = torch.Generator().manual_seed(seed)
             targets = torch.arange(count) % classes
-            return optbench.Split(targets[:, None] + spread * torch.randn(count, 4, generator=generator), targets)
+            noise = torch.randn(count, 1, 2, 2, generator=generator)
+            return optbench.Split(targets[:, None, None, None] + spread * noise, targets)
 
         return optbench.Dataset("blobs", part(0, 200), part(1, 60), classes)
 
     class Net(torch.nn.Module):
         def __init__(self, inputs: optbench.InputSpec, outputs: int, width: int = 8) -> None:
             super().__init__()
-            self.first, self.last = torch.nn.Linear(inputs.shape[0], width), torch.nn.Linear(width, outputs)
+            self.first, self.last = torch.nn.Linear(math.prod(inputs.shape), width), torch.nn.Linear(width, outputs)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.tanh(self.first(x)))
+            return self.last(torch.tanh(self.first(x.flatten(1))))
 
     @optbench.metric(of="accuracy", direction="higher")
     def last_row(accuracy: Any) -> float:

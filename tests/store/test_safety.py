@@ -34,6 +34,7 @@ EXEMPT = {
     ("execution/pool.py", "pickle"),
     # Objects that Python gives to a run reach our own processes by value, through our own pipes.
     ("targets/objects.py", "cloudpickle"),
+    ("targets/objects.py", "cloudpickle.cloudpickle"),
     # Optimizers' states: read with `weights_only=True`, which executes nothing (see below).
     ("engine/interim.py", "torch.load"),
     ("engine/interim.py", "torch.save"),

@@ -56,7 +56,10 @@ def test_objects_get_names_in_their_order_and_keep_them() -> None:
 
 def test_another_process_gets_a_copy_and_no_pickle_is_read_for_it_before_it_is_loaded() -> None:
     objects = Objects()
-    target = objects.target(in_main("BASE = 2\ndef helper(x): return x + BASE\ndef mine(x): return helper(x)")["mine"])
+    text = (
+        "import torch\nclasses = 2\ndef helper(x): return x + torch.tensor(classes)\ndef mine(x): return int(helper(x))"
+    )
+    target = objects.target(in_main(text)["mine"])
     sent = pickle.dumps(objects.sources)
     code = "import pickle, sys; from optbench.targets import load, use; use(pickle.loads(sys.stdin.buffer.read())); "
     code += (
