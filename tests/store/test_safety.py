@@ -136,6 +136,8 @@ def test_plug_ins_are_imported_in_one_place_only() -> None:
             text = file.read_text(encoding="utf-8")
             assert "optimizers.load" not in text, file
             for node in ast.walk(ast.parse(text)):
+                if file == ROOT / "suite" / "load.py":
+                    continue  # the suite to be run; that of a run that is read is taken as it is written
                 if isinstance(node, ast.ImportFrom) and node.module == "optbench.targets":
                     assert not {name.name for name in node.names} & {"load", "read_source", "source_hash"}, file
                 assert not (isinstance(node, ast.ImportFrom) and "targets" in {name.name for name in node.names}), file
