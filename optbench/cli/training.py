@@ -27,7 +27,7 @@ from optbench.optimizers.registry import check_settings
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
 from optbench.stats.results import read_results
-from optbench.store import Run, find_run, read_run
+from optbench.store import RunDirectory, find_run, read_run
 from optbench.studies import STUDIES
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.schema import is_name
@@ -182,7 +182,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
     return SOME_FAILED if raised or outcome.statuses.get("failed") else DONE
 
 
-def metrics_that_raised(recorded: Run) -> dict[str, tuple[str, set[str]]]:
+def metrics_that_raised(recorded: RunDirectory) -> dict[str, tuple[str, set[str]]]:
     """The users' metrics whose functions raised: by name what the first one said, and in which trials."""
     found: dict[str, tuple[str, set[str]]] = {}
     if recorded.record.get(OWN_METRICS):

@@ -55,7 +55,7 @@ class ScoreWithFeatures(Score):
     """(N, C) or (N T, C), where they were asked for."""
 
 
-class _Reader(nn.Module):
+class _FeatureReader(nn.Module):
     """Returns features and logits of the network it holds."""
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -93,7 +93,7 @@ class Evaluator:
     def __init__(self, blueprint: Blueprint, normalise: Normaliser, *, batched: bool | None = None) -> None:
         self.blueprint = blueprint
         self.normalise = normalise
-        self._reader = _Reader(blueprint).eval()
+        self._reader = _FeatureReader(blueprint).eval()
         self.network = self._reader.network
         self._layout = blueprint.layout
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched

@@ -19,8 +19,7 @@ from optbench.report.spread import Spread
 from optbench.report.summary import Summary, summarise
 from optbench.stats import comparison as pairing
 from optbench.stats.results import Results, read_results
-from optbench.store import Run as StoredRun
-from optbench.store import find_run, read_runs
+from optbench.store import RunDirectory, find_run, read_runs
 from optbench.store import read_run as read_stored
 from optbench.store.tables import ALL_TABLES, KEY_COLUMNS
 from optbench.store.values import SUMMARY, summary_table
@@ -32,7 +31,7 @@ _COUNTS = ("ok", "diverged", "failed", "missing")
 class Run:
     """A run: its tables, and what reports and comparisons are made of. Controls are left out unless asked for."""
 
-    def __init__(self, stored: StoredRun) -> None:
+    def __init__(self, stored: RunDirectory) -> None:
         self._stored = stored
 
     @property

@@ -22,7 +22,7 @@ from optbench.metrics.own import metrics_of
 from optbench.optimizers.registry import check_names
 from optbench.plan import Trial, outline, trials
 from optbench.stats.learning import Held, not_learnt
-from optbench.store import Run
+from optbench.store import RunDirectory
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import TrialRow
 from optbench.store.values import (
@@ -54,7 +54,7 @@ class TrialValue:
 class Results:
     """One run, its suite, and what each of its trials found."""
 
-    run: Run
+    run: RunDirectory
     suite: Suite
     trials: tuple[Trial, ...]
     """All that were planned, in the suite's order; not the controls, which are part of no arm."""
@@ -156,7 +156,7 @@ class Results:
         return self.rows[trial].status if trial in self.rows else "missing"
 
 
-def read_results(run: Run, suite: Suite | None = None) -> Results:
+def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
     """The results of a run.
 
     suite: to look at these of its trials only, instead of those of its own `suite.yaml`.

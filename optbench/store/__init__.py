@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optbench.store.read import Run, find_run, read_run, read_runs, run_ids
+from optbench.store.read import RunDirectory, find_run, read_run, read_runs, run_ids
 from optbench.store.run import RunWriter
 
-__all__ = ["Run", "RunWriter", "find_run", "read_run", "read_runs", "run_ids"]
+__all__ = ["RunDirectory", "RunWriter", "find_run", "read_run", "read_runs", "run_ids"]

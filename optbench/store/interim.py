@@ -122,7 +122,7 @@ def drop_begun(folder: Path, ended: Iterable[str]) -> None:
             remove(part)
 
 
-class Member(NamedTuple):
+class StoredMember(NamedTuple):
     """One training in a part: its trials (ids), how many tasks it had finished, whether it still ran, and why it cannot
     be resumed, if so."""
 
@@ -132,7 +132,7 @@ class Member(NamedTuple):
     refused: str | None
 
 
-def read_members(part: Path) -> list[Member]:
+def read_members(part: Path) -> list[StoredMember]:
     """The trainings in a part.
 
     Raises:
@@ -142,7 +142,7 @@ def read_members(part: Path) -> list[Member]:
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
         found = [
-            Member(tuple(record["trials"]), record["task"], record["counters"]["status"], record.get("refused"))
+            StoredMember(tuple(record["trials"]), record["task"], record["counters"]["status"], record.get("refused"))
             for record in records
         ]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -156,7 +156,7 @@ def read_members(part: Path) -> list[Member]:
     return found
 
 
-def _members_or_none(part: Path) -> list[Member]:
+def _members_or_none(part: Path) -> list[StoredMember]:
     try:
         return read_members(part)
     except StoreError:

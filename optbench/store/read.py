@@ -37,7 +37,7 @@ from optbench.store.tables import (
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDirectory:
     """A run as it lies on the disk. Its tables are read when they are asked for, and once."""
 
     path: Path
@@ -102,16 +102,16 @@ class Run:
         return merged
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunDirectory:
     """The run in directory `path`.
 
     Raises:
         StoreError: it is not a run directory, or another schema version wrote it.
     """
-    return Run(path, read_json(path), read_parts(path))
+    return RunDirectory(path, read_json(path), read_parts(path))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
     """Read runs that are shown side by side: those of one id in different folders are told apart by their folders.
 
     Raises:
@@ -246,7 +246,7 @@ def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
     """The rows of one table file with their trials' ids; none where there is no file.
 
     Raises:
-        StoreError: as `Run.table`.
+        StoreError: as `RunDirectory.table`.
     """
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []

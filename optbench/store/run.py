@@ -31,7 +31,7 @@ from optbench.store.pairs_table import NAME as PAIRS
 from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
 from optbench.store.plugins import KEY as PLUGINS
-from optbench.store.read import Run, done_trials, only, read_json, read_parts, without
+from optbench.store.read import RunDirectory, done_trials, only, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 from optbench.store.values import SUMMARY, summary_table
 
@@ -56,7 +56,7 @@ class RunWriter:
         self._lock = lock
         self._record = record
         self._order = {trial.id: i for i, trial in enumerate(order)}
-        found = Run(path, record, read_parts(path))
+        found = RunDirectory(path, record, read_parts(path))
         self._tables = {name: found.table(name) for name in ALL_TABLES}
         self._pairs = found.pairs
         self._merged_at = time.monotonic()

@@ -31,7 +31,7 @@ from optbench.report.figures.tasks import TaskNames
 from optbench.report.figures.weight_magnitudes import magnitudes
 from optbench.report.sparks import bar, spark
 from optbench.stats.results import Results
-from optbench.store import Run
+from optbench.store import RunDirectory
 from optbench.studies import STUDIES
 from optbench.studies.tuning.figures import sweeps
 from tests.made_runs import KEEPS, SUITE, Found, made_run
@@ -293,8 +293,8 @@ def test_magnitudes_are_of_five_seeds_at_most_and_of_weights_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    checkpoint = Run.checkpoint
-    monkeypatch.setattr(Run, "checkpoint", lambda run, place: read.append(place) or checkpoint(run, place))
+    checkpoint = RunDirectory.checkpoint
+    monkeypatch.setattr(RunDirectory, "checkpoint", lambda run, place: read.append(place) or checkpoint(run, place))
     series = groups([made_run(tmp_path, SUITE.replace("seeds: 3", "seeds: 7"))])[0].series[0]
     found = magnitudes(series)
     assert len(series.trials) == 7

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from optbench.stats.arms import Arm
-from optbench.store import Run
+from optbench.store import RunDirectory
 from optbench.store.columns import codes, numbers
 
 KIND, METRIC = "pair", "loss_barrier"
 
 
-def loss_barriers(run: Run) -> dict[frozenset[str], float]:
+def loss_barriers(run: RunDirectory) -> dict[frozenset[str], float]:
     """Two trials -> the loss barrier on the line between their solutions; NaN where undefined.
 
     Nothing for a run whose solutions were not compared.
