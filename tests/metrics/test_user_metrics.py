@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
 from optbench.cli import main
+from optbench.store import read_run
 from tests.refusals import refusal
 
 pytestmark = pytest.mark.usefixtures("_train_here")
@@ -298,3 +301,16 @@ def test_one_that_raises_in_training_leaves_its_trial_and_is_said(
     assert set(pd.read_parquet(tmp_path / "a" / "trials.parquet").status) == {"ok"}
     assert final(tmp_path / "a", "margin").isna().all()
     assert final(tmp_path / "a", "effective_rank").notna().all()
+
+
+def test_a_changed_file_is_refused_on_resumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run.parent / "mine.py"
+    whole = read_run(run).table("trials")
+    statuses = pa.array(["failed", *whole["status"].to_pylist()[1:]])
+    place = whole.column_names.index("status")
+    pq.write_table(whole.set_column(place, whole.schema.field("status"), statuses), run / "trials.parquet")
+    file.write_text(MINE.replace("px", "mm"), encoding="utf-8")
+    said = refusal(capsys, run.parent, "run", "--resume", str(run), "--runs-dir", str(run.parent))
+    assert f"{file} has changed since the run was made" in said
+    file.write_text(MINE, encoding="utf-8")
+    assert main(["run", "--resume", str(run), "--runs-dir", str(run.parent), "--quiet"]) == 0
