@@ -1,4 +1,4 @@
-"""`optbench run --dry-run`: what would be trained. Imports no torch and runs no code of the user's."""
+"""`optbench run --dry-run`: what would be trained. Imports torch for users' models alone, which are tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
 from optbench.counting import count
-from optbench.errors import escaped
+from optbench.errors import DataError, escaped
 from optbench.execution.schedule import Plan
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort
@@ -22,9 +22,16 @@ MANY_VARIANTS = 4
 WIDEST_NAME = 16
 """Characters of a name that are kept together, so that three names leave room for the rest in 80 columns."""
 
+LOCK_STEP = "trained in lock-step where torch.func agrees with each member alone, which is tried on an accelerator"
 
-def show_plan(plan: Plan, resume: Path | None) -> None:
-    """Print experiments, cohorts and trials, and which of them are done already."""
+
+def show_plan(plan: Plan, resume: Path | None, data_dir: Path | None = None) -> None:
+    """Print experiments, cohorts and trials, and which of them are done already.
+
+    Raises:
+        OptbenchError: a user's model does not fit its data.
+    """
+    models = _models(plan, data_dir)
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
         planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
@@ -45,12 +52,38 @@ def show_plan(plan: Plan, resume: Path | None) -> None:
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
             line = f"  {name}: {tasks} of {experiment.dataset.kind}, {task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
+        if models:
+            console.print("\nModels")
+            for line in models:
+                console.print(Text(f"  {line}"), soft_wrap=True)
         console.print("\nCohorts")
         console.print(_cohorts(plan, resumed=resume is not None), highlight=False)
         console.print("\nTrials")
         for trial in plan.trials:
             state = "done  " if trial.id in plan.done else "to do "
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
+
+
+def _models(plan: Plan, data_dir: Path | None) -> list[str]:
+    """How each user's model is trained, found out by trying it on a few examples, where those need no download."""
+    lines = []
+    for name, experiment in plan.suite.experiments.items():
+        users = [model for model, settings in experiment.models.items() if settings.is_users]
+        if not users:
+            continue
+        from optbench.data import load
+        from optbench.engine.blueprint import Blueprint
+
+        try:
+            dataset = load(experiment.dataset, data_dir, download=False)
+        except DataError:
+            lines += [f"{name}, {model}: not tried, since the data are missing" for model in users]
+            continue
+        for model in users:
+            alone = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}").alone
+            how = f"trained member by member: {alone}" if alone else LOCK_STEP
+            lines.append(f"{name}, {model}: {how}")
+    return lines
 
 
 def _pairs(plan: Plan) -> str:

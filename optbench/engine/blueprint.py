@@ -22,7 +22,7 @@ from optbench.engine.batches import Normaliser
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import SEEDS, seeded
 from optbench.engine.stack import Layout
-from optbench.errors import UsageError
+from optbench.errors import OptbenchError, UsageError
 from optbench.isolation import AMBIENT, Snapshot, isolated
 from optbench.models import Network, build, cross_entropy, initialise
 from optbench.optimizers.explain import spoken
@@ -100,8 +100,8 @@ class Blueprint:
             inputs, targets = normalise(dataset.train.inputs[:PROBED]), dataset.train.targets[:PROBED]
             with isolated(), seeded(0, torch.device("cpu")):
                 return _probed(network, make, inputs, targets, dataset.classes)
-        except UsageError:
-            raise
+        except OptbenchError as error:
+            raise UsageError(*(f"{place}: {line}" for line in error.args)) from error
         except Exception as error:  # a user's module may raise anything
             if of_the_machine(error):
                 raise

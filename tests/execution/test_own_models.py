@@ -1,0 +1,119 @@
+"""Runs of users' models through the command line: trained, killed and resumed, wrong ones refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from optbench.cli import main
+from optbench.data import InputSpec
+from tests import own_models
+from tests.conftest import assert_same_tables
+
+pytestmark = pytest.mark.usefixtures("_train_here")
+SUITE = """
+name: own
+seeds: 2
+optimizers:
+  sgd: {target: sgd, lr: 0.05}
+  sam: {target: sam, base: {target: adamw, lr: 0.01}}
+experiments:
+  nets:
+    tasks: {kind: permuted, count: 3}
+    models: {resnet: {kind: "./own_models.py:ResNet", dropout: 0.3}}
+    metrics: [effective_rank, landscape_loss, pruning_area_global]
+    protocol: &protocol
+      {batch_size: 32, max_epochs: 1, evaluate_every: 0.5, validation_examples: 60, train_examples: 128,
+       test_examples: 60}
+"""
+# As `PoolHere`, with an interim state after every task, in a process that can be killed.
+KILLED = """
+import sys
+import optbench.execution.session, optbench.execution.work
+from optbench.cli import main
+from tests.conftest import PoolHere
+optbench.execution.session.Pool = PoolHere
+optbench.execution.work.LEAST_SECONDS, optbench.execution.work.SHARE = 0.0, 1e9
+import torch
+torch.set_num_threads(1)
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(own_models.__file__, tmp_path / "own_models.py")
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    return tmp_path / "suite.yaml"
+
+
+def words(suite: Path, name: str) -> list[str]:
+    return ["run", str(suite), "--runs-dir", str(suite.parent), "--name", name, "--device", "cpu", "--quiet"]
+
+
+def test_a_killed_run_of_a_network_with_batch_norm_and_dropout_is_resumed_to_the_same_bits(suite: Path) -> None:
+    assert main(words(suite, "whole")) == 0
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, *words(suite, "cut")], env=here)
+    deadline = time.monotonic() + 120
+    while not list(suite.parent.glob("cut/interim/*")) and time.monotonic() < deadline:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert main(["run", str(suite), "--device", "cpu", "--quiet", "--resume", str(suite.parent / "cut")]) == 0
+    assert_same_tables(suite.parent / "whole", suite.parent / "cut")
+    trials = pd.read_parquet(suite.parent / "whole" / "trials.parquet")
+    assert trials.groupby("seed")["init_hash"].nunique().tolist() == [1, 1]
+    assert trials["note"].str.contains("trained member by member: batch norm, dropout").all()
+    for name in trials["checkpoint"]:
+        whole, cut = (load_file(suite.parent / run / name) for run in ("whole", "cut"))
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+        own_models.ResNet(InputSpec((1, 28, 28)), 10).load_state_dict(whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("Narrow", "expected logits of shape (B, 10), got (B, 7)"),
+        ("Raising", "RuntimeError: no attention to pay"),
+        ("function", "expected an nn.Module, got list"),
+    ],
+)
+def test_a_wrong_model_costs_no_training(
+    model: str, message: str, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite.write_text(SUITE.replace('ResNet", dropout: 0.3', f'{model}"'))
+    assert main(words(suite, "wrong")) == 2
+    assert capsys.readouterr().err == f"optbench: experiments.nets.models.resnet: {message}\n"
+
+
+def test_a_model_that_raises_later_fails_alone(suite: Path) -> None:
+    text = SUITE.replace('ResNet", dropout: 0.3', 'RaisesLater"').replace("lr: 0.05", "lr: [0.01, 5.0]")
+    suite.write_text(text)
+    assert main(words(suite, "some")) == 3
+    trials = pd.read_parquet(suite.parent / "some" / "trials.parquet")
+    failed = trials[trials["status"] == "failed"]
+    assert len(failed) == 2
+    assert set(failed["variant"]) == {"lr=5"}
+    assert set(failed["error_type"] + ": " + failed["error_message"]) == {"ArithmeticError: weights above one half"}
+
+
+def test_a_dry_run_says_how_users_models_are_trained(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = '{resnet: {kind: "./own_models.py:ResNet"}, vit: {kind: "./own_models.py:VisionTransformer"}}'
+    suite.write_text(SUITE.replace('{resnet: {kind: "./own_models.py:ResNet", dropout: 0.3}}', models))
+    assert main([*words(suite, "dry"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "  nets, resnet: trained member by member: batch norm, dropout\n" in out
+    assert "  nets, vit: trained in lock-step where torch.func agrees with each member alone" in out
