@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from optbench.cli import main
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
+from optbench.kinds import calling
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.store.tables import MetricRow
 from optbench.suite import load_suite, shipped_suites
-from tests import simulated_device
+from tests import own_models, simulated_device
 from tests.conftest import PoolHere, tables, trial_row
 from tests.engine.test_devices import accuracies, stack_of, suite_of, trained
 from tests.engine.test_recording import ALL, RECORDABLE
@@ -150,3 +151,26 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     if (tmp_path / "cpu/pairs.parquet").exists():
         pairs = [pd.read_parquet(tmp_path / place / "pairs.parquet") for place in ("cpu", simulated_device.NAME)]
         assert pairs[0]["note"].isna().tolist() == pairs[1]["note"].isna().tolist()
+
+
+@pytest.mark.parametrize(
+    ("model", "note"), [(own_models.VisionTransformer, None), (own_models.ResNet, "batch norm, dropout")]
+)
+def test_a_users_model_trains_there_as_on_the_cpu(
+    model: type[torch.nn.Module], note: str | None, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together where that is possible, else member by member, which is said."""
+
+    def build(settings: object, inputs: InputSpec, outputs: int, seed: int = 0) -> object:
+        with calling(seed):
+            return model(inputs, outputs)
+
+    monkeypatch.setattr("optbench.engine.blueprint.build", build)
+    suite = suite_of("adamw")
+    here, there = (trained(suite, mnist, place) for place in ("cpu", DEVICE))
+    for a, b in zip(here, there, strict=True):
+        assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
+        assert trial_row(a).init_hash == trial_row(b).init_hash
+        assert accuracies(b) == pytest.approx(accuracies(a), abs=2 * EXAMPLES / 200)
+        found = str(trial_row(b).note)
+        assert f"trained member by member: {note}" in found if note else "member by member" not in found
