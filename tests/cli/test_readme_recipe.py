@@ -52,7 +52,7 @@ def test_the_recipe_has_the_means_of_the_report_and_no_controls(
     monkeypatch.chdir(tmp_path)
     stages = pd.read_parquet("runs/made/trials.parquet").stage
     assert set(stages) == {"eval", "control"}
-    (recipe,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (recipe,) = re.findall(r"```python\n(import pandas.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     found = result_of(recipe.replace("<id>", "made"))
     assert main(["report", "made", "--format", "csv", "-o", "report.csv"]) == 0
     report = pd.read_csv("report.csv")
