@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from optbench.counting import count
-from optbench.errors import OptimizerError, UsageError, unknown
+from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
@@ -286,7 +286,11 @@ def _metric_faults(
         except UsageError as error:
             is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
             place = document.key_place(path) if is_key else document.value_place(path)
-            yield Fault(place, f"{shown_path(path[:-1])}: {error}")
+            of_suite = {"default"} if path[-2] == "metrics" else own
+            what = str(error)
+            if what.startswith("unknown") and "did you mean" not in what and (guess := nearest(metric, of_suite)):
+                what = f"unknown metric '{metric}'; did you mean '{guess}'?"
+            yield Fault(place, f"{shown_path(path[:-1])}: {what}")
 
 
 def _settings_faults(

@@ -282,6 +282,20 @@ def test_wrong_marks_are_refused(line: str, said: str, tmp_path: Path, capsys: p
     assert said in refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
 
 
+@pytest.mark.parametrize(
+    ("metrics", "primary", "said"),
+    [
+        ("[defaul]", "forgetting", "experiments.e.metrics: unknown metric 'defaul'; did you mean 'default'?"),
+        ('["./mine.py:margin"]', "margn", "experiments.e.primary: unknown metric 'margn'; did you mean 'margin'?"),
+    ],
+)
+def test_a_slip_is_refused_with_the_nearest_name(
+    metrics: str, primary: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = written(tmp_path, metrics, primary)
+    assert said in refusal(capsys, tmp_path, "run", suite, "--runs-dir", tmp_path / "runs", lines=2)
+
+
 def test_two_metrics_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = written(tmp_path, '["./mine.py:margin", "./other.py:margin"]')
     (tmp_path / "other.py").write_text(MINE, encoding="utf-8")
