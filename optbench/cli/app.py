@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from optbench.cli import completion, options
+
+if TYPE_CHECKING:
+    from optbench.cli.training import Request
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -24,6 +28,19 @@ def _leave(command: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         raise typer.Abort from None  # Typer would leave in silence
     raise typer.Exit(code)
+
+
+def _request(context: typer.Context) -> Request:
+    """The options that `run` and `tune` share, as they were given."""
+    from optbench.cli.training import Request
+
+    many = {"experiments": "experiment", "models": "model", "optimizers": "optimizer", "settings": "set_"}
+    given: dict[str, Any] = {
+        field.name: context.params.get(many.get(field.name, field.name)) for field in fields(Request)
+    }
+    given |= {name: tuple(given[name] or ()) for name in many}
+    given["debug"] = bool(given["debug"] or context.find_root().params.get("debug"))
+    return Request(**given)
 
 
 def _show_version(wanted: bool) -> None:
@@ -77,27 +94,9 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Train a suite and show what each optimizer found."""
-    from optbench.cli.training import Request, train_suite
+    from optbench.cli.training import train_suite
 
-    request = Request(
-        suite=suite,
-        device=device,
-        runs_dir=runs_dir,
-        name=name,
-        seeds=seeds,
-        experiments=tuple(experiment or ()),
-        models=tuple(model or ()),
-        optimizers=tuple(optimizer or ()),
-        settings=tuple(set_ or ()),
-        data_dir=data_dir,
-        jobs=jobs,
-        resume=resume,
-        force=force,
-        dry_run=dry_run,
-        quiet=quiet,
-        debug=debug or bool(context.find_root().params.get("debug")),
-    )
-    _leave(lambda: train_suite(request))
+    _leave(lambda: train_suite(_request(context)))
 
 
 @app.command()
@@ -161,27 +160,9 @@ def tune(
     What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
     every setting that was tried; the tuned suite is a copy of the file with the chosen values in it.
     """
-    from optbench.cli.training import Request
     from optbench.cli.tuning import TuneRequest, tune_suite
 
-    run_options = Request(
-        suite=suite,
-        device=device,
-        runs_dir=runs_dir,
-        name=name,
-        seeds=seeds,
-        experiments=tuple(experiment or ()),
-        optimizers=tuple(optimizer or ()),
-        settings=tuple(set_ or ()),
-        data_dir=data_dir,
-        jobs=jobs,
-        resume=resume,
-        force=force,
-        dry_run=dry_run,
-        quiet=quiet,
-        debug=debug or bool(context.find_root().params.get("debug")),
-    )
-    request = TuneRequest(run_options, sampler, trials, widen, output)
+    request = TuneRequest(_request(context), sampler, trials, widen, output)
     _leave(lambda: tune_suite(request))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
-from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, p_value, signed
+from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, p_value, signed, words
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
@@ -148,7 +148,7 @@ def expectation(claim: JudgedClaim) -> str:
     said = claim.claim
     right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
-    return f"{_words(said.metric)} of {said.left} {said.expect} {right}{by}"
+    return f"{words(said.metric)} of {said.left} {said.expect} {right}{by}"
 
 
 def part_label(part: ClaimPart) -> str:
@@ -164,13 +164,13 @@ def arm_label(arm: Arm) -> str:
 
 def condition(claim: Claim) -> str:
     """`where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
-    said = [f"the mean {_words(metric)} is {_bounds(bounds)}" for metric, bounds in claim.where.items()]
+    said = [f"the mean {words(metric)} is {_bounds(bounds)}" for metric, bounds in claim.where.items()]
     return f"where {' and '.join(said)}" if said else ""
 
 
 def unmet_text(unmet: Unmet) -> str:
     """`mean last task accuracy 0.374, not above 0.9`, with the number of seeds where it is not all of them."""
-    metric, seeds = _words(unmet.metric), count(unmet.planned, "seed")
+    metric, seeds = words(unmet.metric), count(unmet.planned, "seed")
     if unmet.mean is None:
         return f"{metric} has no value on any of {seeds}"
     over = f" over {unmet.n} of {seeds}" if unmet.n < unmet.planned else ""
@@ -180,7 +180,3 @@ def unmet_text(unmet: Unmet) -> str:
 def _bounds(bounds: Bounds) -> str:
     sides = (("above", bounds.above), ("below", bounds.below))
     return " and ".join(f"{side} {value:g}" for side, value in sides if value is not None)
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")

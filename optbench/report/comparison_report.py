@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Report, Table, Tone
-from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, name_with_arrow, p_value, signed
+from optbench.report.numbers import (
+    NOT_LEARNT,
+    decimals,
+    fixed,
+    interval,
+    losses,
+    marked,
+    name_with_arrow,
+    p_value,
+    signed,
+)
 from optbench.report.records import COMPARISON_COLUMNS, comparison_records
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
 from optbench.stats.gates import GateResult, JudgedGate
@@ -176,14 +186,8 @@ def _header(pair: ArmComparison) -> Iterable[str]:
 
 def _warnings(pair: ArmComparison) -> Iterable[str]:
     for side, arm in (("A", pair.a), ("B", pair.b)):
-        counts = [
-            (arm.count("diverged"), "diverged"),
-            (arm.count("failed"), "failed"),
-            (arm.count("missing"), "not finished"),
-        ]
-        parts = [f"{n} {what}" for n, what in counts if n]
-        if parts:
-            yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {', '.join(parts)}"
+        if lost := losses(arm.count("diverged"), arm.count("failed"), arm.count("missing")):
+            yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {lost}"
         if arm.shortcoming:
             yield f"{NOT_LEARNT} {side} ({arm.label}): {arm.shortcoming}. What was not learnt cannot be forgotten."
 

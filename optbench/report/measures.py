@@ -63,6 +63,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("state_bytes_per_parameter", "state bytes /\nparameter", "cost"),
 )
 
+TITLES = {measure.name: measure.title for measure in MEASURES}
+
 TOPICS: dict[Topic, str] = {
     "learning": "learning and forgetting",
     "solution": "the solution: its representation and weights",

@@ -59,12 +59,23 @@ def p_value(p: float | None) -> str:
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
 
 
+def words(name: str) -> str:
+    """The name of a metric in a sentence: `last task accuracy`."""
+    return name.replace("_", " ")
+
+
 def marked(text: str, not_learnt: object) -> str:
     """`text`, with a dagger that no line break parts from it where `not_learnt`."""
     return f"{text}\N{NO-BREAK SPACE}{NOT_LEARNT}" if not_learnt else text
 
 
+def losses(diverged: int, failed: int, missing: int, of: str = "") -> str:
+    """`2 diverged, 1 not finished`: what became of the trials that are not ok. of: after each number, as in ` of 3`."""
+    kinds = ((diverged, "diverged"), (failed, "failed"), (missing, "not finished"))
+    return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
+
+
 def name_with_arrow(metric: Metric) -> str:
     """`forgetting ↓`; a neutral metric has no arrow."""
-    words = metric.name.replace("_", " ") + (f" ({metric.unit})" if metric.unit else "")
-    return words if metric.direction == "neutral" else f"{words} {metric.arrow}"
+    text = words(metric.name) + (f" ({metric.unit})" if metric.unit else "")
+    return text if metric.direction == "neutral" else f"{text} {metric.arrow}"

@@ -9,7 +9,7 @@ from optbench.counting import count
 from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
-from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, marked, name_with_arrow
+from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, losses, marked, name_with_arrow
 from optbench.report.records import report_records, result_columns
 from optbench.report.sparks import bar, spark
 from optbench.report.spread import SpreadText, Statistic, spread_text
@@ -96,9 +96,8 @@ def _ended(ended: int, planned: int, noun: str) -> str:
 
 def exclusions(row: SummaryRow) -> str | None:
     """What became of the trials that are not in a row's means, or None."""
-    kinds = [(row.diverged, "diverged"), (row.failed, "failed"), (row.missing, "not finished")]
-    parts = [f"{n} {what}" for n, what in kinds if n]
-    return f"{row.label}: {row.ok} of {row.planned}; {', '.join(parts)}" if parts else None
+    lost = losses(row.diverged, row.failed, row.missing)
+    return f"{row.label}: {row.ok} of {row.planned}; {lost}" if lost else None
 
 
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[doc.Block]:

@@ -12,7 +12,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups, mean
 from optbench.report.figures.wording import caption, means
-from optbench.report.numbers import decimals
+from optbench.report.numbers import decimals, words
 from optbench.stats.arms import Arm
 from optbench.stats.results import Results
 from optbench.studies.switching.statistics import Switching, switchings
@@ -93,11 +93,11 @@ def _path(found: Switching, group: Group) -> Path:
 
 def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     first = paths[0]
-    (experiment, model), words = first.switching.place, heading(first.switching)
+    (experiment, model), told = first.switching.place, heading(first.switching)
     arms = [arm for path in paths for arm in (*(arm for _, arm in path.points), *_pure(path))]
     shown = tuple({arm.arm.key: arm for arm in arms}.values())
     group = Group(experiment, model, shown)
-    what = f"The solution of {experiment}, {model} against k: {words}; a dot is a seed, a line goes through the means."
+    what = f"The solution of {experiment}, {model} against k: {told}; a dot is a seed, a line goes through the means."
     if names := [one.label for path in paths for one in _pure(path)]:
         what += f" Horizontal: {', '.join(names)}: the mean with a band of one standard deviation to either side."
     metric = first.metrics[0]
@@ -108,9 +108,9 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
         numbers += [(one.label, mean(one.values(metric))) for one in _pure(path)]
     return Figure(
         name=_unused(group, first.switching.optimizer, used),
-        title=f"{experiment}, {model}: {words}",
+        title=f"{experiment}, {model}: {told}",
         caption=caption(what, [(group, shown)]),
-        alt=f"Mean {_words(metric)} by k: {means(numbers, decimals(metric))}.",
+        alt=f"Mean {words(metric)} by k: {means(numbers, decimals(metric))}.",
         panels=tuple(_panel(path, metric) for path in paths for metric in path.metrics),
     )
 
@@ -139,7 +139,7 @@ def _panel(path: Path, metric: str) -> Panel:
         x = [k for k, values in drawn for _ in values]
         style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
         what = "noise" if path.switching.kind == "noise" else path.switching.first
-        style.labels(axes, f"k, steps with {what}", _words(metric))
+        style.labels(axes, f"k, steps with {what}", words(metric))
         style.header(axes, WIDTH, "", series)
 
     return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, series))
@@ -153,7 +153,3 @@ def _horizontal(axes: Axes, values: Sequence[float], shown: style.Look, end: flo
         sd = statistics.stdev(values)
         axes.axhspan(middle - sd, middle + sd, color=shown.colour, alpha=BAND, linewidth=0, label="_band")
     axes.plot([end], [middle], linestyle="none", **{**shown.marks, "markersize": 6.5}, label="_end")
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")

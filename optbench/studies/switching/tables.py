@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from optbench.report.document import Block, Cell, Column, Heading, Items, Table
-from optbench.report.measures import MEASURES
+from optbench.report.measures import TITLES
 from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed
 from optbench.report.spread import SpreadText
 from optbench.stats.bootstrap import RESAMPLES
@@ -15,7 +15,6 @@ from optbench.studies.switching.statistics import Estimate, Side, Switching, Swi
 TITLE = "Switching optimizers"
 RHO_DIGITS = 2
 BARRIER_DIGITS = 3
-TITLES = {measure.name: measure.title for measure in MEASURES}
 SIDES: tuple[Side, ...] = ("first", "then")
 LETTERS: dict[Side, str] = {"first": "A", "then": "B"}
 

@@ -10,8 +10,8 @@ from typing import Any
 from optbench.counting import count
 from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table
-from optbench.report.measures import MEASURES
-from optbench.report.numbers import UNDEFINED, decimals, fixed
+from optbench.report.measures import TITLES
+from optbench.report.numbers import UNDEFINED, decimals, fixed, losses, words
 from optbench.report.sparks import bar
 from optbench.report.spread import Spread, SpreadText
 from optbench.stats.arms import Arm, arms
@@ -27,7 +27,6 @@ MANY_NAMES = 6
 """So many settings are named in a sentence; the others are counted."""
 FEW_VALUES = 2
 """So many numbers are listed; more are a range."""
-TITLES = {measure.name: measure.title for measure in MEASURES}
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
@@ -69,7 +68,7 @@ def rule_text(tuned: TunedOptimizer) -> str:
         else f", among the settings whose learning accuracy is within {tuned.margin:g} of the optimizer's best"
     )
     return (
-        f"Chosen is the setting with the {best} {_words(tuned.metric)}{among}; means over {seeds}. A setting with a "
+        f"Chosen is the setting with the {best} {words(tuned.metric)}{among}; means over {seeds}. A setting with a "
         "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
     )
 
@@ -175,7 +174,7 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
 def _why_none(tuned: TunedOptimizer) -> str:
     if all(setting.ok < setting.planned for setting in tuned.settings):
         return "each has a trial that diverged, failed or has not finished"
-    return f"{_words(tuned.metric)} is undefined in those whose trials ended well"
+    return f"{words(tuned.metric)} is undefined in those whose trials ended well"
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
@@ -242,10 +241,8 @@ def _bar_text(setting: TriedSetting, metric: str) -> str:
 def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
     if setting is tuned.chosen:
         return Cell("chosen", "good")
-    bad = [(setting.diverged, "diverged"), (setting.failed, "failed"), (setting.missing, "not finished")]
-    said = ", ".join(f"{count} of {setting.planned} {what}" for count, what in bad if count)
-    if said:
-        return Cell(said, "warning")
+    if lost := losses(setting.diverged, setting.failed, setting.missing, f" of {setting.planned}"):
+        return Cell(lost, "warning")
     return Cell("" if setting.learns else "learns little", "quiet")
 
 
@@ -304,7 +301,3 @@ def _title(metric: str) -> str:
     """In two lines where the tables of results have two."""
     title = TITLES.get(metric, metric.replace("_", "\n", 1))
     return f"{title} {METRICS[metric].arrow}"
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
