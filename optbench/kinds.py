@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -94,8 +94,7 @@ class Registry:
         """
         if kind in self.names:
             module, _, attribute = self.names[kind].partition(":")
-            own: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-            return own
+            return cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
         if ":" not in kind:
             what = "kind" if self.given else self.what
             raise KindError(unknown(what, kind, self.names) + ", or module:attribute, or ./file.py:attribute")
@@ -105,10 +104,9 @@ class Registry:
             raise KindError(*error.args) from error.__cause__
         if missing := sorted(getattr(found, "__abstractmethods__", ())):
             raise KindError(f"{kind}: the class is abstract; it lacks {', '.join(missing)}")
-        if not callable(found):
-            raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
-        made: Callable[..., Any] = found
-        return made
+        if callable(found):
+            return cast(Callable[..., Any], found)
+        raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
 
     def settings(self, kind: str) -> type[BaseModel]:
         """Return the model of a kind's settings, its fields in the order of the signature.
@@ -122,26 +120,31 @@ class Registry:
         if not self.names.get(kind, kind):
             return create_model("Settings", __config__=ConfigDict(extra="forbid"))
         found = self.load(kind)
-        form = f"({', '.join((*self.given, '**settings'))})"
         try:
             parameters, scope = _parameters(found)
         except (ValueError, TypeError) as error:
             raise KindError(f"{kind}: its arguments cannot be read: {targets.said(error)}") from error
         by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(by_position) < len(self.given) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            raise KindError(f"{kind}: expected a {self.what} {form}, got ({', '.join(p.name for p in parameters)})")
+            form = f"({', '.join((*self.given, '**settings'))}), got ({', '.join(p.name for p in parameters)})"
+            raise KindError(f"{kind}: expected a {self.what} {form}")
         fields: dict[str, Any] = {}
         for p in parameters:
             if p in by_position[: len(self.given)] or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
-            if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith(("_", "model_")):
+            if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
                 raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
             annotation = _annotation(p.annotation, scope)
-            if p.default is None:
-                annotation = annotation | None if annotation is not PlainValue else annotation
+            # `seed: int = None` means that None is a value, too.
+            annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
-        extra = "allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "forbid"
-        config = ConfigDict(extra=extra, frozen=True, allow_inf_nan=False, strict=True, arbitrary_types_allowed=True)  # type: ignore[typeddict-item]
+        config = ConfigDict(
+            extra="allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "forbid",
+            allow_inf_nan=False,
+            strict=True,
+            arbitrary_types_allowed=True,
+            protected_namespaces=(),
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a setting may be called as a method of pydantic's is

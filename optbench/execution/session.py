@@ -211,7 +211,7 @@ class Session:
             "command": list(options.command),
             "seeds": plan.suite.seeds,
             "provenance": record,
-            "experiments": {name: {"tasks": tasks.record()} for name, tasks in plan.outlines.items()},
+            "experiments": {name: {"tasks": dataclasses.asdict(tasks)} for name, tasks in plan.outlines.items()},
             **({PLUGINS: plugins} if plugins else {}),
             **({METRICS: described} if (described := _own_metrics(plan.suite)) else {}),
             **(extra or {}),

@@ -3,16 +3,14 @@
 A kind is a class `(data: Parts, seed: int, **settings)` with
 
     names: one per task, for tables; where tasks differ between trial seeds, a name that holds for all.
-    examples(trial_seed, task, part): the examples of a part of task `task` (from 0), as Examples or (inputs, targets).
+    examples(trial_seed, task, part): of a part of task `task` (from 0), as Examples or tensors (inputs, targets).
 
 and perhaps
 
-    outline(classes, **settings), a static method: the Outline, before there are data.
-    disjoint_classes: whether no two tasks share a class.
-    key(trial_seed, task): what a task's arrays depend on, hashable; equal keys, equal arrays.
-    keeps(key): whether the arrays are held for the run; else for as long as they are in use.
-    train_sizes(trial_seeds): yields trial seed, task and its number of training examples, without making arrays; of
-        tasks whose numbers agree, one is enough.
+    outline(classes, **settings), a static method: the Outline. Or disjoint_classes: whether no two tasks share a class.
+    key(trial_seed, task): hashable; equal keys, equal arrays. By default the arguments.
+    keeps(key): whether the arrays are held for the run; else, as by default, while they are in use.
+    train_sizes(trial_seeds): yields trial seed, task and its number of training examples, of equal ones only one.
 
 What it draws comes from `seed` (the suite's), the trial seed and a purpose, as `optbench.streams` has it.
 """
@@ -22,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -61,13 +59,9 @@ class Outline:
         """T, the number of tasks."""
         return len(self.names)
 
-    def record(self) -> dict[str, Any]:
-        """Return it as `run.json` holds it."""
-        return asdict(self)
-
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Outline:
-        """Raises ValueError if it is not what `record` returns."""
+        """Return the outline that `run.json` holds. Raises ValueError if it is none."""
         return TypeAdapter(Outline).validate_python(record)
 
 
