@@ -77,7 +77,7 @@ def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
     if not colon or is_run(Path(text)) or is_run(runs_dir / text):
         run, named = text, ""
     elif not named or not run:
-        raise UsageError(f"'{text}': needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT")
+        raise UsageError(f"'{text}': expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT")
     return find_run(run, runs_dir), named
 
 

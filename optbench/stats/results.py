@@ -199,9 +199,9 @@ def check_matrices(place: Path, accuracy: pa.Table, tasks: Mapping[str, int]) ->
     rows = np.bincount(trial, minlength=len(ids))
     if len(wrong := np.flatnonzero((reached != needed) | (rows != (needed + 1) * needed))):
         t = int(needed[wrong[0]])
-        what = f"needs {(t + 1) * t} rows, after tasks 0 to {t} on tasks 1 to {t}"
-        came = f"{rows[wrong[0]]} rows up to task {reached[wrong[0]]} came"
-        raise StoreError(f"{place}: {ids[wrong[0]]}: {what}; {came}")
+        what = f"expected {(t + 1) * t} rows, after tasks 0 to {t} on tasks 1 to {t}"
+        came = f"got {rows[wrong[0]]} rows up to task {reached[wrong[0]]}"
+        raise StoreError(f"{place}: {ids[wrong[0]]}: {what}, {came}")
     starts = np.concatenate([[0], np.cumsum(rows)])
     times = np.bincount(starts[trial] + after * needed[trial] + task - 1)
     if len(twice := np.flatnonzero(times > 1)):

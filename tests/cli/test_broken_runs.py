@@ -149,7 +149,7 @@ SUITES: dict[str, tuple[Damage, str]] = {
         lambda run: swap(run / "suite.yaml", "seeds: [0, 1]", "seeds: 100000"),
         "more than 200000",
     ),
-    "more tasks than were trained": (lambda run: swap(run / "suite.yaml", "count: 2", "count: 3"), "needs 12 rows"),
+    "more tasks than were trained": (lambda run: swap(run / "suite.yaml", "count: 2", "count: 3"), "expected 12 rows"),
 }
 
 
@@ -289,17 +289,17 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "after one task more": (
         cell("accuracy", "after_task", 3),
         JSON,
-        "needs 6 rows, after tasks 0 to 2 on tasks 1 to 2",
+        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2",
     ),
     "task 0": (cell("accuracy", "task", 0), JSON, "'task' needs a whole number from 1"),
-    "task beyond all": (cell("accuracy", "task", 9999), JSON, "needs 6 rows, after tasks 0 to 2 on tasks 1 to 2"),
+    "task beyond all": (cell("accuracy", "task", 9999), JSON, "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2"),
     "accuracy twice": (cell("accuracy", "task", 1), JSON, "the accuracy on task 1 after task 0 is listed twice"),
     "accuracy missing": (
         lambda run: change_rows(run, "accuracy", lambda rows: rows.pop()),
         JSON,
-        "needs 6 rows, after tasks 0 to 2 on tasks 1 to 2; 5 rows up to task 2 came",
+        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2, got 5 rows up to task 2",
     ),
-    "accuracy of a trial more than once": (twice("accuracy"), JSON, "needs 6 rows"),
+    "accuracy of a trial more than once": (twice("accuracy"), JSON, "expected 6 rows"),
     "accuracy above 1": (
         cell("accuracy", "accuracy", 1.5),
         JSON,

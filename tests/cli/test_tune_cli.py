@@ -153,7 +153,7 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
         (["planted.yaml", "--sampler", "tpe", "--widen"], r"--widen is for grids"),
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
-        (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: needs a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
         (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
         (["planted.yaml", "--resume", "x"], r"no run 'x'"),
         ([], r"tune needs a SUITE"),

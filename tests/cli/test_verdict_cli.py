@@ -89,7 +89,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["compare", "base", "base"], 4, "compared with itself it says nothing"),
         (["compare", "base", "bse"], 2, "no run 'bse' in runs; did you mean 'base'?"),
         (["compare", "base:sgdd", "base:adam"], 2, "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
-        (["compare", "base:", "base:adam"], 2, "needs RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
+        (["compare", "base:", "base:adam"], 2, "expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
         (["compare", "base", "proposal", "--metric", "forgeting"], 2, "did you mean 'forgetting'?"),
         (["compare", "base", "proposal", "--fail-on", "forgeting:+1"], 2, "did you mean 'forgetting'?"),
         (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "needs METRIC:+SIZE or METRIC:-SIZE"),

@@ -334,7 +334,7 @@ def test_edges_are_those_of_what_was_chosen(tmp_path: Path, metric: str, end: st
 
 def test_a_metric_that_is_not_of_accuracies_is_refused(tmp_path: Path) -> None:
     results = results_of(tuned_run(tmp_path, SUITE + TUNE.format(metric="hoyer")))
-    with pytest.raises(SuiteError, match=r"suite\.yaml: tune\.metric: needs a measure of accuracies .*; hoyer came"):
+    with pytest.raises(SuiteError, match=r"suite\.yaml: tune\.metric: expected a measure of accuracies .*, got hoyer"):
         tunings(results)
 
 

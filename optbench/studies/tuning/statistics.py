@@ -132,7 +132,7 @@ def check_rule(rule: Tune) -> None:
     """Raises SuiteError unless the rule's metric is one of the accuracy matrix, which validation data have, too."""
     if rule.metric not in METRICS or METRICS[rule.metric].kind != "continual":
         names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
-        raise SuiteError(f"tune.metric: needs a measure of accuracies ({names}); {rule.metric} came")
+        raise SuiteError(f"tune.metric: expected a measure of accuracies ({names}), got {rule.metric}")
 
 
 def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
