@@ -35,6 +35,8 @@ class ClassIncremental:
         order: Literal["fixed", "shuffled"] = "fixed",
     ) -> None:
         """Raises UsageError if the classes cannot be divided into such groups, or some task would have no examples."""
+        if data.train.targets.ndim > 1:
+            raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         if data.classes % group_size:
             fitting = ", ".join(str(size) for size in range(1, data.classes + 1) if data.classes % size == 0)
             raise UsageError(

@@ -1,13 +1,15 @@
-"""Permuted images: each task shuffles the pixels by one fixed random permutation (Goodfellow et al. 2013)."""
+"""Permuted inputs: each task shuffles the pixels by one fixed random permutation (Goodfellow et al. 2013)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
+from optbench.errors import UsageError
 from optbench.kinds import Whole
 from optbench.late import torch
 from optbench.streams import generator
@@ -22,7 +24,7 @@ class Permuted:
     """Permuted images: each task applies one fixed random permutation of the pixels.
 
     Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts. The same p
-    serves every channel: a colour image stays made of its own colours.
+    serves every channel: a colour image stays made of its own colours. Of other inputs it moves every number.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Permuted:
         first: Literal["permuted", "identity"] = "permuted",
         permutations: Literal["per-seed", "shared"] = "per-seed",
     ) -> None:
+        if data.train.targets.ndim > 1 and (count > 1 or first == "permuted"):
+            raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         self.names = _names(count, first)
         self._first, self._permutations = first, permutations
         self._parts, self._suite_seed = data, seed
@@ -61,9 +65,9 @@ class Permuted:
         return key == "identity"
 
     def permutation(self, trial_seed: int, task: int) -> Tensor:
-        """The permutation of a task: int64, (H·W,), on the CPU."""
-        height, width = self._parts.train.inputs.shape[-2:]
-        places = height * width
+        """The permutation of a task: int64, (H·W,) of images, on the CPU."""
+        shape = self._parts.train.inputs.shape
+        places = math.prod(shape[2:] if len(shape) == 4 else shape[1:])
         if self._is_identity(task):
             return torch.arange(places)
         drawn = generator(self._suite_seed, self._drawn_by(trial_seed), f"permutation {task}")
@@ -81,8 +85,11 @@ def _names(count: int, first: str) -> tuple[str, ...]:
 
 
 def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:
-    """Images (N, C, H, W) with place j (of H·W, row by row) taken from place `permutation[j]`, in every channel."""
-    rows = images.reshape(-1, images.shape[-2] * images.shape[-1])
+    """Images (N, C, H, W) with place j (of H·W, row by row) taken from place `permutation[j]`, in every channel.
+
+    Likewise other inputs (N, ...), of as many numbers as the permutation has.
+    """
+    rows = images.reshape(-1, len(permutation))
     if images.device.type == "cpu":
         # NumPy gathers bytes along the last axis about four times as fast as torch does (67 ms against 250 ms for
         # 60,000 MNIST images on one core).

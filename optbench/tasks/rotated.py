@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from optbench.errors import UsageError
 from optbench.late import nn, torch
 from optbench.tasks.examples import Examples, Part, Parts
 from optbench.tasks.kind import Outline
@@ -32,6 +33,10 @@ class Rotated:
         *,
         angles: Annotated[tuple[Angle, ...], Field(min_length=1)] = (0.0, 30.0, 60.0),
     ) -> None:
+        inputs = data.train.inputs
+        if inputs.dtype != torch.uint8 or inputs.ndim != 4:
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            raise UsageError(f"tasks.kind: expected images of bytes, got {dtype} {tuple(inputs.shape[1:])}")
         self.names = self.outline(data.classes, angles=angles).names
         self._angles = [angle % 360 for angle in angles]
         self._parts = data

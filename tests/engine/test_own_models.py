@@ -14,8 +14,11 @@ from optbench.data import Dataset, InputSpec, Split
 from optbench.engine import Workspace, train
 from optbench.engine.batches import Normaliser
 from optbench.engine.blueprint import Blueprint
+from optbench.engine.evaluate import Evaluator
 from optbench.engine.gradients.tried import together_refused
 from optbench.engine.interim import Interim
+from optbench.engine.landscape import flat
+from optbench.engine.lines import Lines
 from optbench.engine.randomness import SEEDS, seeded
 from optbench.errors import DataError, UsageError
 from optbench.kinds import calling
@@ -322,3 +325,51 @@ def test_float_inputs_stay_as_they_are_or_are_standardised() -> None:
     own = dataclasses.replace(data, mean=(1.0, 2.0), std=(3.0, 4.0))
     found = Normaliser.of(own, protocol.model_copy(update={"normalisation": "standard"}), CPU)(values)
     torch.testing.assert_close(found, (values - torch.tensor([1.0, 2.0])) / torch.tensor([3.0, 4.0]))
+
+
+def test_running_statistics_lie_on_the_line_between_two_solutions(mnist: Dataset, use: Use) -> None:
+    use(own_models.ResNet)
+    suite = small_suite({"sgd": opt("sgd", lr=0.05)}, seeds=2, **{**SMALL, "early_stopping": None})
+    experiment = suite.experiments["small"]
+    blueprint = Blueprint.of(experiment, "net", mnist, "here")
+    weights = [result.weights for result in train_suite(suite, mnist)]
+    a, b = (blueprint.layout.pack(found) for found in weights if found is not None)
+    normalise = Normaliser.of(mnist, experiment.protocol, CPU)
+    examples = Workspace.of(experiment, mnist, 0, CPU).family.parts.test
+    lines = Lines(Evaluator(blueprint, normalise), [examples], examples, CPU)
+    losses, accuracies = lines.between(*(lines.end(flat(blueprint.layout, row), row) for row in (a, b)))
+    assert losses is not None
+    assert accuracies is not None
+    middle = len(losses) // 2
+    own, others = blueprint.checkpoint(a), blueprint.checkpoint(b)
+    module = own_models.ResNet(mnist.inputs, mnist.classes)
+    module.load_state_dict({k: torch.lerp(v, others[k], 0.5) if v.is_floating_point() else v for k, v in own.items()})
+    logits = module.eval().double()(normalise(examples.inputs).double())
+    assert float(losses[middle]) == pytest.approx(
+        nn.functional.cross_entropy(logits, examples.targets).item(), rel=1e-5
+    )
+    correct = (logits.argmax(1) == examples.targets).double().mean().item()
+    assert float(accuracies[middle]) == pytest.approx(correct, abs=1.5 / 60)
+
+
+class Tied(own_models.NextToken):
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.out.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "shampoo", "torch.optim:ASGD"])
+def test_layers_may_share_weights(optimizer: str, use: Use) -> None:
+    use(Tied)
+    data = own_models.cycles()
+    suite = small_suite(
+        {"opt": opt(optimizer)},
+        tasks={"kind": "permuted", "count": 1, "first": "identity"},
+        seeds=1,
+        **{**SMALL, "train_examples": 64, "validation_examples": 20},
+    )
+    (result,) = train_suite(suite, data)
+    assert trial_row(result).status == "ok", trial_row(result).error_message
+    assert result.weights is not None
+    assert torch.equal(result.weights["out.weight"], result.weights["embed.weight"])
+    Tied(data.inputs, data.classes).load_state_dict(result.weights)

@@ -364,3 +364,34 @@ def test_what_lies_outside_is_zero_and_a_flat_middle_stays_flat() -> None:
     turned = rotate(white, 45)[0, 0]
     assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
     assert (turned[7:14, 7:14] == 255).all()
+
+
+def made(inputs: torch.Tensor, targets: torch.Tensor) -> Dataset:
+    return Dataset("made", Split(inputs, targets), Split(inputs, targets), CLASSES)
+
+
+def test_a_permutation_moves_every_number_of_a_vector() -> None:
+    values = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
+    tasks = family(KINDS["permuted"], made(values, torch.arange(90) % CLASSES))
+    sequence = tasks.sequence(0)
+    plain, moved = tasks.parts.train.inputs, sequence.train(1).inputs
+    assert not torch.equal(plain, moved)
+    assert torch.equal(plain.sort(1).values, moved.sort(1).values)
+    order = [int((plain[0] == value).nonzero()) for value in moved[0]]
+    assert torch.equal(plain[:, order], moved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        ("rotated", made(torch.zeros(90, 5), torch.arange(90) % CLASSES), "expected images of bytes, got float32 (5,)"),
+        *(
+            (kind, made(torch.zeros(90, 4).long(), torch.zeros(90, 4).long()), "expected one target for each example")
+            for kind in ("permuted", "class-incremental")
+        ),
+    ],
+)
+def test_data_that_do_not_fit_a_kind_are_refused(kind: str, data: Dataset, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        family(KINDS[kind], data)
+    assert str(error.value).startswith(f"tasks.kind: {message}")
