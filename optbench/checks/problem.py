@@ -1,4 +1,4 @@
-"""The small problem that an optimizer is checked on: shrunken MNIST, a small MLP, a few dozen steps.
+"""The small problem that an optimizer is checked on: shrunken MNIST, a small MLP, a few dozen steps; or another model.
 
 Shapes: N examples, S pixels on a side.
 """
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optbench.data import Dataset, Split, load
 from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.interim import Interim, Keep
 from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError
-from optbench.models import Network, build, initialise
+from optbench.models import cross_entropy, materialised
 from optbench.optimizers.explain import explained
 from optbench.optimizers.load import check_arguments
 from optbench.optimizers.make import maker, resolve_made, resolve_spec
@@ -67,17 +67,25 @@ class Problem:
     spec: OptimizerSpec
     size: Size
     setting: Workspace
+    blueprint: Blueprint
     inputs: Tensor
-    """(N, 1, S, S) float32, the training examples as the network sees them."""
+    """(N, ...), the training examples as the network sees them; by default (N, 1, S, S) float32."""
     labels: Tensor
-    """(N,)"""
+    """(N,), or (N, T)"""
 
     @staticmethod
-    def of(target: str, hyperparameters: Mapping[str, Any], size: Size = SMALL) -> Problem:
-        """Load the optimizer and make it once; nothing is trained.
+    def of(
+        target: str,
+        hyperparameters: Mapping[str, Any],
+        size: Size = SMALL,
+        model: ModelSettings | None = None,
+        dataset: Dataset | None = None,
+    ) -> Problem:
+        """Load the optimizer and make it once; nothing is trained. model, dataset: other than the usual ones.
 
         Raises:
             OptimizerError: it cannot be loaded, or does not take its hyper-parameters.
+            UsageError: the model is not what a model has to be.
         """
         check_settings(target, hyperparameters)
         completed = complete(target, hyperparameters)
@@ -85,7 +93,7 @@ class Problem:
         spec = resolve_spec(find(target), completed)
         experiment = ExperimentSettings(
             tasks=TaskSettings.of("rotated", angles=[0.0] * TASKS),
-            models={MODEL: ModelSettings.of("mlp", hidden=[size.hidden])},
+            models={MODEL: model or ModelSettings.of("mlp", hidden=[size.hidden])},
             protocol=Protocol(
                 batch_size=size.batch_size,
                 max_epochs=size.steps * size.batch_size / size.examples,
@@ -98,11 +106,19 @@ class Problem:
             metrics=[],
             checkpoints=False,
         )
-        setting = Workspace.of(experiment, shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
+        setting = Workspace.of(experiment, dataset or shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
         examples: Examples = setting.family.sequence(0).train(0)
         normalise = Normaliser.of(setting.dataset, experiment.protocol, setting.device)
         problem = Problem(
-            target, hyperparameters, completed, spec, size, setting, normalise(examples.inputs), examples.targets
+            target,
+            hyperparameters,
+            completed,
+            spec,
+            size,
+            setting,
+            setting.blueprint(EXPERIMENT, MODEL),
+            normalise(examples.inputs),
+            examples.targets,
         )
         try:
             optimizer = problem.make(problem.network(problem.start(0)))
@@ -157,7 +173,7 @@ class Problem:
 
     def make(
         self,
-        network: Network,
+        network: nn.Module,
         noise: torch.Generator | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
@@ -178,13 +194,12 @@ class Problem:
 
     def start(self, seed: int) -> dict[str, Tensor]:
         """The initial weights of a seed: those the engine starts at."""
-        return initialise(self._build(), generator(SUITE_SEED, seed, "initial weights"))
+        return self.blueprint.start(SUITE_SEED, seed)
 
-    def network(self, weights: Mapping[str, Tensor]) -> Network:
+    def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A network of its own with a copy of these weights."""
-        network = self._build()
-        network.to_empty(device="cpu")
-        network.load_state_dict(dict(weights))
+        network = materialised(self.blueprint.network, torch.device("cpu"))
+        network.load_state_dict(dict(weights), strict=False)  # buffers that are not saved, names of shared weights
         return network
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -195,15 +210,9 @@ class Problem:
 
     @torch.no_grad()
     def loss(self, weights: Mapping[str, Tensor]) -> float:
-        """Mean cross-entropy over all training examples."""
-        logits = functional_call(self._build(), dict(weights), (self.inputs,))
-        return nn.functional.cross_entropy(logits.double(), self.labels).item()
-
-    def _build(self) -> Network:
-        family = self.setting.family
-        network = build(self.setting.experiment.models[MODEL], family.inputs, family.classes)
-        assert isinstance(network, Network)
-        return network
+        """Mean cross-entropy over all training examples, of the network in eval mode."""
+        logits = self.network(weights).eval()(self.inputs.clone())
+        return cross_entropy(logits.double(), self.labels).item()
 
 
 @functools.lru_cache(maxsize=2)

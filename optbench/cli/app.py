@@ -282,22 +282,28 @@ def check(
         typer.Argument(
             metavar="TARGET",
             autocompletion=completion.registered,
-            help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class.",
+            help="A name that `optbench list` shows, module:attribute or ./file.py:attribute.",
         ),
     ],
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="KIND", help="optimizer, model, dataset, tasks or metric, where it cannot be told."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter of it. Repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter or a setting of it. Repeatable."),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Try an optimizer on a small problem: what it keeps of what a run relies on, line by line.
+    """Try an optimizer, model, dataset, task sequence or metric: what it keeps of what a run relies on, line by line.
 
     Leaves with 1 when something is not kept.
     """
-    from optbench.cli.checking import check_optimizer
+    from optbench.cli.checking import check_target
 
-    _leave(lambda: check_optimizer(target, set_ or ()))
+    _leave(lambda: check_target(target, set_ or (), as_))
 
 
 @app.command()

@@ -1,60 +1,92 @@
-"""`optbench check`: one line for each thing that an optimizer has to keep, as soon as it is known."""
+"""`optbench check`: one line for each thing that a target has to keep, as soon as it is known."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from optbench.checks import CHECKERS, Finding, findings, recognise
 from optbench.cli.output import results
-from optbench.errors import UsageError
+from optbench.errors import UsageError, unknown
+from optbench.kinds import MODELS, TASKS
 from optbench.optimizers.registry import check_settings
 from optbench.suite.overrides import parse_override
-
-if TYPE_CHECKING:  # the checks bring torch
-    from optbench.checks import Finding
+from optbench.suite.schema import DatasetSettings
 
 KEPT, BROKEN = 0, 1
 MARKS = {"passed": "✓", "failed": "✗", "information": "·", "skipped": "–"}
 STYLES = {"passed": "green", "failed": "bold red", "information": "", "skipped": "yellow"}
 NAME_WIDTH = 19
+KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DatasetSettings.registry}
 
 
-def check_optimizer(target: str, settings: Sequence[str] = ()) -> int:
-    """Try the optimizer on a small problem and say line by line what was found; the exit code, 1 where a check failed.
+def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:
+    """Try a target on a small problem and say line by line what was found; the exit code, 1 where a check failed.
+
+    kind: what the target is, where that cannot be told.
 
     Raises:
-        UsageError: a setting that is not of the form name=value.
-        OptimizerError: the optimizer cannot be loaded, or does not take its hyper-parameters; nothing is trained then.
+        UsageError: a setting that is not of the form name=value, or no such kind.
+        OptbenchError: the target cannot be loaded, or does not take its settings; nothing is tried then.
     """
-    hyperparameters = parse_settings(settings)
-    check_settings(target, hyperparameters)  # before torch is imported, so that a slip costs no time
-    from optbench.checks import Problem, check
-
-    # What an optimizer of somebody else's prints is not a result.
-    with contextlib.redirect_stdout(sys.stderr):
-        findings = check(Problem.of(target, hyperparameters))
+    given = parse_settings(settings)
+    if kind is not None and kind not in CHECKERS:
+        raise UsageError(f"--as: {unknown('kind', kind, CHECKERS)}")
     seen: list[Finding] = []
+    warned: list[warnings.WarningMessage] = []
+    with _users_code(warned):
+        kind = kind or recognise(target)
+        if kind == "optimizer":
+            check_settings(target, given)  # before torch is imported, so that a slip costs no time
+        try:
+            found = findings(kind, target, given)
+        except ValidationError as error:
+            raise UsageError(f"{target}: {_said(error, KINDS[kind].settings(target).model_fields)}") from None
     while True:
-        with contextlib.redirect_stdout(sys.stderr):
-            finding = next(findings, None)
+        with _users_code(warned):
+            finding = next(found, None)
         if finding is None:
             break
-        seen.append(finding)
-        with results() as console:
-            console.print(
-                _line(finding, folded=console.is_terminal), highlight=False, soft_wrap=not console.is_terminal
-            )
+        _show(seen, finding)
+    for text in dict.fromkeys(f"{one.category.__name__}: {' '.join(str(one.message).split())}" for one in warned):
+        _show(seen, Finding("warning", "information", text))
     failed = [finding.name for finding in seen if finding.outcome == "failed"]
     verdict = f"does not keep the contract: {', '.join(failed)}" if failed else "keeps the contract"
     with results() as console:
         console.print(Text(f"{target} {verdict}", style="bold"), soft_wrap=True)
     return BROKEN if failed else KEPT
+
+
+@contextlib.contextmanager
+def _users_code(warned: list[warnings.WarningMessage]) -> Iterator[None]:
+    """What somebody else's code prints is no result; what it warns of is a finding."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    warned += caught
+
+
+def _show(seen: list[Finding], finding: Finding) -> None:
+    seen.append(finding)
+    with results() as console:
+        console.print(_line(finding, folded=console.is_terminal), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _said(error: ValidationError, settings: Iterable[str]) -> str:
+    """The first thing that is wrong with a kind's settings: `depth: expected a valid integer, got 'deep'`."""
+    first = error.errors(include_url=False)[0]
+    where, words = ".".join(map(str, first["loc"])), first["msg"].lower().replace("input should be", "expected")
+    if first["type"] == "extra_forbidden":
+        return unknown("setting", where, settings)
+    return f"{where}: {words}" + (f", got {first['input']!r}" if first["type"] != "missing" else "")
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

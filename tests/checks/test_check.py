@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from optbench.checks import CHECKS, Finding, Problem, Size, check
+from optbench.checks import Finding
 from optbench.checks.evidence import largest_difference
 from optbench.checks.global_draws import GlobalDraws
+from optbench.checks.optimizer import CHECKS, check
 from optbench.checks.plain import PlainTraining
+from optbench.checks.problem import Problem, Size
 from optbench.cli import main
 from optbench.cli.checking import MARKS, NAME_WIDTH, parse_settings
 from optbench.errors import OptimizerError, UsageError

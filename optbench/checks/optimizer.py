@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from optbench.checks.problem import Problem
 from optbench.checks.remedies import what_works
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE
 from optbench.optimizers.load import load_factory
+from optbench.optimizers.registry import check_settings
 from optbench.optimizers.spec import Need
 
 Found = tuple[Outcome, str]
@@ -58,10 +59,20 @@ class Check:
     """Left out where there is nothing to tell."""
 
 
-def check(problem: Problem) -> Iterator[Finding]:
+def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Try an optimizer on the small problem.
+
+    Raises:
+        OptimizerError: it cannot be loaded, or does not take its hyper-parameters; nothing is trained then.
+    """
+    check_settings(target, settings)
+    return check(Problem.of(target, settings))
+
+
+def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
     """Try the optimizer of `problem`, check by check, on one thread; no exception of the optimizer gets out."""
     evidence = Evidence(problem)
-    for entry in CHECKS:
+    for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():
             found = _found(entry, evidence)
         if found is not None and not (entry.only_if_seen and found[0] == "skipped"):
@@ -100,7 +111,7 @@ def _loads(evidence: Evidence) -> Found:
     return "passed", f"{getattr(factory, '__name__', problem.target)} takes {settings}"
 
 
-def _lowers_the_loss(evidence: Evidence) -> Found:
+def lowers_the_loss(evidence: Evidence) -> Found:
     problem, ending = evidence.problem, evidence.alone
     if ending.obstacle:
         return "failed", ending.obstacle + what_works(problem)
@@ -114,7 +125,7 @@ def _lowers_the_loss(evidence: Evidence) -> Found:
     return ("passed", numbers) if after < before else ("failed", numbers + what_works(problem))
 
 
-def _deterministic(evidence: Evidence) -> Found:
+def deterministic(evidence: Evidence) -> Found:
     other, drawn = evidence.again
     differs = difference(evidence.alone, other)
     if differs is None:
@@ -123,7 +134,7 @@ def _deterministic(evidence: Evidence) -> Found:
     return "failed", f"two trainings with one seed differ: {differs}{source}"
 
 
-def _resume(evidence: Evidence) -> Found:
+def resume(evidence: Evidence) -> Found:
     resumed, refused = evidence.resumed
     if refused is not None:
         return "information", f"an interrupted trial is trained from its start, and its numbers are the same: {refused}"
@@ -133,7 +144,7 @@ def _resume(evidence: Evidence) -> Found:
     return "failed", f"a trial that is interrupted between two tasks and resumed differs: {differs}"
 
 
-def _alone_and_among_others(evidence: Evidence) -> Found:
+def alone_and_among_others(evidence: Evidence) -> Found:
     differs = difference(evidence.alone, evidence.among)
     if differs is None:
         return "passed", "a member on its own and between two others agree to the last bit"
@@ -259,10 +270,10 @@ def _block_seconds(training: PlainTraining, block: int) -> float:
 
 CHECKS: tuple[Check, ...] = (
     Check("loads", _loads),
-    Check("lowers the loss", _lowers_the_loss),
-    Check("deterministic", _deterministic, after="training"),
-    Check("resume", _resume, after="determinism"),
-    Check("alone or in company", _alone_and_among_others, after="determinism"),
+    Check("lowers the loss", lowers_the_loss),
+    Check("deterministic", deterministic, after="training"),
+    Check("resume", resume, after="determinism"),
+    Check("alone or in company", alone_and_among_others, after="determinism"),
     Check("diverged neighbour", _diverged_neighbour, after="determinism"),
     Check("gradients", _gradients, after="training", can_fail=False),
     Check("p.data", _rebinding, after="training", can_fail=False, only_if_seen=True),

@@ -1,0 +1,115 @@
+"""The contract of a metric: one number, the same for the same arguments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from optbench.checks.finding import Finding, Found, lines
+from optbench.checks.global_draws import GlobalDraws
+from optbench.checks.problem import Problem
+from optbench.engine.own_metrics import asked
+from optbench.errors import UsageError
+from optbench.metrics import METRICS, Measurement, Metric, take
+from optbench.metrics.catalog import is_own
+from optbench.metrics.measuring import Accuracy, Features, Model, Reading, Weights
+from optbench.metrics.own import RAISED, load_metric
+
+EXAMPLES, WIDTH, CLASSES, TASKS = 512, 32, 10, 3
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    metric: Metric
+
+    @cached_property
+    def reading(self) -> Reading | None:
+        """Random features, logits and accuracies; an untrained network's weights."""
+        draws = torch.Generator().manual_seed(0)
+        targets = torch.arange(EXAMPLES) % CLASSES
+        features = torch.randn(EXAMPLES, WIDTH, generator=draws).relu()
+        accuracy = torch.rand(TASKS + 1, TASKS, generator=draws, dtype=torch.float64)
+        problem = Problem.of("sgd", {"lr": 0.1})
+        network = problem.network(problem.start(0)).eval()
+        readings: list[Reading] = [
+            Features(features, targets, torch.randn(EXAMPLES, CLASSES, generator=draws)),
+            Accuracy(accuracy.numpy()),
+            Weights({name: parameter.detach() for name, parameter in network.named_parameters()}),
+            Model(network, problem.inputs, problem.labels),
+        ]
+        return next((reading for reading in readings if self.metric.kind in reading.kinds), None)
+
+    @property
+    def arguments(self) -> list[Any]:
+        return [getattr(self.reading, name) for name in self.metric.reads]
+
+    def take(self) -> list[Measurement]:
+        if self.reading is None:
+            raise UsageError(f"a measure of {self.metric.kind}, which a run takes while it trains")
+        found = take([self.metric], self.reading, asked(torch.device("cpu"), 0, 0, "checked"))
+        return [one for one in found if one.metric == self.metric.name]  # some come with others
+
+
+def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Call a metric on random numbers and an untrained network.
+
+    Raises:
+        UsageError: it cannot be loaded, or is not marked as a metric.
+    """
+    if settings:
+        raise UsageError(f"--set {next(iter(settings))}: a metric has no settings")
+    metric = load_metric(target) if is_own(target) else METRICS[target]
+    return lines(_Subject(metric), OF_USERS if is_own(target) else CHECKS)
+
+
+def _of(subject: _Subject) -> Found:
+    metric = subject.metric
+    better = {"higher": "higher is better", "lower": "lower is better"}.get(metric.direction, "neither end is better")
+    unit, margin = f", in {metric.unit}" if metric.unit else "", f", margin {metric.margin:g}" if metric.margin else ""
+    return "passed", f"{metric.kind} ({', '.join(metric.reads)}); {better}{unit}{margin}"
+
+
+def _number(subject: _Subject) -> Found:
+    found = subject.take()
+    if raised := next((m.note for m in found if m.note and m.note.startswith(RAISED)), None):
+        return "failed", f"it {raised}"
+    of_trial = found[-1]
+    if of_trial.value is None:
+        return "information", f"undefined on random numbers: {of_trial.note}"
+    layers = f" ({len(found) - 1} layers, and all of them)" if len(found) > 1 else ""
+    return "passed", f"{of_trial.value:.6g} on {'an untrained network' if layers else 'made-up numbers'}{layers}"
+
+
+def _same_twice(subject: _Subject) -> Found:
+    one, other = subject.take(), subject.take()
+    if repr(one) != repr(other):
+        return "failed", f"two calls give {one[-1].value} and {other[-1].value}; seed what it draws, and keep no state"
+    return "passed", "called twice: the same number"
+
+
+def _leaves_inputs(subject: _Subject) -> Found:
+    function, (given, kept) = subject.metric.function(), (copy.deepcopy(subject.arguments) for _ in range(2))
+    before = GlobalDraws.now()
+    function(*given)
+    draws = "".join(f"; it draws from {name}, seeded by the trial" for name in before.moved(GlobalDraws.now()))
+    changed = [name for name, a, b in zip(subject.metric.reads, given, kept, strict=True) if not _equal(a, b)]
+    if changed:
+        return "information", f"it changes its {' and '.join(changed)}; no harm here, since it gets copies{draws}"
+    return "passed", f"it leaves them as they were{draws}"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.nn.Module):
+        a, b = a.state_dict(), b.state_dict()
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+    return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+CHECKS = (("taken of", _of), ("a number", _number), ("the same twice", _same_twice))
+OF_USERS = (*CHECKS, ("its arguments", _leaves_inputs))

@@ -1,0 +1,93 @@
+"""The contract of a model: built for some form of data, trained there like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from optbench.checks.evidence import Evidence
+from optbench.checks.finding import Finding, Found
+from optbench.checks.optimizer import Check, alone_and_among_others, check, deterministic, lowers_the_loss, resume
+from optbench.checks.problem import SMALL, Problem
+from optbench.checks.samples import first_that_fits
+from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import METHOD
+from optbench.engine.gradients.tried import together_refused
+from optbench.kinds import MODELS
+from optbench.models.network import Network
+from optbench.suite.schema import ModelSettings
+
+OPTIMIZER = {"target": "adam", "lr": 3e-3}
+
+
+def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Try a model on digits, vectors and tokens, and train it on the first that it takes.
+
+    Raises:
+        KindError, ValidationError: it cannot be loaded, or does not take its settings.
+    """
+    MODELS.complete(target, settings)
+    given = ModelSettings.of(target, **settings)
+
+    def problem(dataset: Any) -> Problem:
+        return Problem.of("adam", {"lr": OPTIMIZER["lr"]}, SMALL, given, dataset)
+
+    return _lines(first_that_fits(problem))
+
+
+def _lines(tried: Iterator[tuple[str, Any, Problem | str]]) -> Iterator[Finding]:
+    refused = []
+    for name, dataset, found in tried:
+        if isinstance(found, str):
+            refused.append(f"{name}: {found}")
+            continue
+        spec = dataset.inputs
+        yield Finding("builds", "passed", f"for {name}: inputs (B, {', '.join(map(str, spec.shape))}), {spec.dtype}")
+        yield from check(found, CHECKS)
+        return
+    yield Finding("builds", "failed", "; ".join(dict.fromkeys(refused)))
+
+
+def _output(evidence: Evidence) -> Found:
+    problem = evidence.problem
+    logits = problem.network(problem.start(0))(problem.inputs[:4].clone())
+    return "passed", f"({', '.join(map(str, ('B', *logits.shape[1:])))}), float32 and finite"
+
+
+def _features(evidence: Evidence) -> Found:
+    where = evidence.problem.blueprint.features
+    return "passed", "what features(x) returns" if where == METHOD else f"the input of the last nn.Linear, '{where}'"
+
+
+def _initialisation(evidence: Evidence) -> Found:
+    one, same, other = (evidence.problem.start(seed) for seed in (0, 0, 1))
+    if wrong := [name for name in one if not torch.equal(one[name], same[name])]:
+        return "failed", f"'{wrong[0]}' differs between two models made under one seed; draw from torch's generator"
+    if all(torch.equal(one[name], other[name]) for name in one):
+        return "information", "the same for every seed: seeds then differ in the order of data alone"
+    return "passed", "made twice under one seed: the same bits; under another seed: others"
+
+
+def _lockstep(evidence: Evidence) -> Found:
+    problem = evidence.problem
+    why = problem.blueprint.alone
+    if why is None and not isinstance(problem.blueprint.network, Network):
+        normalise = Normaliser.of(problem.setting.dataset, problem.setting.experiment.protocol, torch.device("cpu"))
+        why = together_refused(problem.blueprint, problem.setting.family.parts.train, normalise, 0)
+    if why is None:
+        return "information", "members can be trained together, which accelerators do"
+    return "information", f"trained member by member ({why}): slower on accelerators, the numbers are right"
+
+
+CHECKS = (
+    Check("output", _output),
+    Check("features", _features),
+    Check("initialisation", _initialisation),
+    Check("lowers the loss", lowers_the_loss),
+    Check("deterministic", deterministic, after="training"),
+    Check("resume", resume, after="determinism"),
+    Check("alone or in company", alone_and_among_others, after="determinism"),
+    Check("lock-step", _lockstep),
+)

@@ -1,0 +1,66 @@
+"""Which kind of thing a target is, found out from what it is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from optbench import targets
+from optbench.data.catalog import DATASETS
+from optbench.errors import UsageError, unknown
+from optbench.kinds import MODELS, TASKS
+from optbench.metrics import METRICS
+from optbench.metrics.own import MARK
+from optbench.optimizers.needs import PARAMETERS, first_given
+from optbench.optimizers.registry import OPTIMIZERS
+
+NAMES = {"optimizer": OPTIMIZERS, "model": MODELS.names, "dataset": DATASETS, "tasks": TASKS.names, "metric": METRICS}
+
+
+def recognise(target: str) -> str:
+    """Return `optimizer`, `model`, `dataset`, `tasks` or `metric`.
+
+    Raises:
+        UsageError: it is none that could be told, or cannot be imported.
+    """
+    if ":" not in target:
+        for known, names in NAMES.items():
+            if target in names:
+                return known
+        every = [name for names in NAMES.values() for name in names]
+        raise UsageError(unknown("name", target, every) + ", or module:attribute, or ./file.py:attribute")
+    try:
+        found = targets.load(target)
+    except targets.TargetError as error:
+        raise UsageError(*error.args) from error.__cause__
+    kind = _kind_of(found)
+    if kind is None:
+        raise UsageError(f"{target}: cannot tell what it is; say it with --as {'|'.join(NAMES)}")
+    return kind
+
+
+def _kind_of(found: Any) -> str | None:
+    import torch  # late: what is known by name needs none
+
+    if hasattr(found, MARK):
+        return "metric"
+    if inspect.isclass(found):
+        for base, kind in ((torch.optim.Optimizer, "optimizer"), (torch.nn.Module, "model")):
+            if issubclass(found, base):
+                return kind
+        for method, kind in (("examples", "tasks"), ("step", "optimizer")):
+            if callable(getattr(found, method, None)):
+                return kind
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return None
+    names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    by_arguments = {MODELS.given: "model", TASKS.given: "tasks"}
+    if (by_name := by_arguments.get(tuple(names[:2]))) is not None:
+        return by_name
+    if names[:1] and (names[0] in PARAMETERS or first_given(found) is not None):
+        return "optimizer"
+    returned = str(getattr(signature.return_annotation, "__name__", signature.return_annotation)).rpartition(".")[2]
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.name in names]
+    return "dataset" if returned == "Dataset" or not needed else None

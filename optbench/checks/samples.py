@@ -1,0 +1,70 @@
+"""Small datasets of every form that models and task sequences are tried on: images, vectors and sequences of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+
+from optbench.checks.problem import SMALL, shrunken_mnist
+from optbench.data import Dataset, Split
+from optbench.data.mnist import embedded_mnist
+from optbench.errors import OptbenchError
+from optbench.targets import said
+
+FEATURES, CLASSES, LENGTH, VOCABULARY = 20, 5, 12, 30
+Made = TypeVar("Made")
+
+
+def _images() -> Dataset:
+    """The digits at their own size: convolutions and poolings need some."""
+    mnist, most = embedded_mnist(), SMALL.examples + SMALL.batch_size
+    train, test = (Split(half.inputs[:most], half.targets[:most]) for half in (mnist.train, mnist.test))
+    return Dataset("images", train, test, mnist.classes)
+
+
+def _vectors() -> Dataset:
+    draws = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(CLASSES, FEATURES, generator=draws)
+
+    def half(count: int) -> Split:
+        targets = torch.arange(count) % CLASSES
+        return Split(centres[targets] + torch.randn(count, FEATURES, generator=draws), targets)
+
+    return Dataset("vectors", half(SMALL.examples + SMALL.batch_size), half(SMALL.batch_size), CLASSES)
+
+
+def _tokens(*, every_position: bool) -> Dataset:
+    """Counting upwards from a random number: the next token, or whether the first is in the lower half."""
+    draws = torch.Generator().manual_seed(0)
+
+    def half(count: int) -> Split:
+        first = torch.randint(VOCABULARY, (count, 1), generator=draws)
+        text = (first + torch.arange(LENGTH + 1)) % VOCABULARY
+        return Split(text[:, :-1], text[:, 1:] if every_position else (first[:, 0] < VOCABULARY // 2).long())
+
+    halves = half(SMALL.examples + SMALL.batch_size), half(SMALL.batch_size)
+    classes, name = (VOCABULARY, "text") if every_position else (2, "tokens")
+    return Dataset(name, *halves, classes, vocabulary=VOCABULARY)
+
+
+SAMPLES: Mapping[str, Callable[[], Dataset]] = {
+    "images": _images,
+    "small images": lambda: shrunken_mnist(SMALL),
+    "vectors": _vectors,
+    "text": lambda: _tokens(every_position=True),
+    "tokens": lambda: _tokens(every_position=False),
+}
+
+
+def first_that_fits(make: Callable[[Dataset], Made]) -> Iterator[tuple[str, Dataset, Made | str]]:
+    """Yield name, dataset and what is made of it, or in words why nothing can be, for each form of data."""
+    for name, sample in SAMPLES.items():
+        dataset = sample()
+        try:
+            yield name, dataset, make(dataset)
+        except OptbenchError as error:
+            yield name, dataset, " ".join(str(error).split())
+        except Exception as error:  # a user's code may raise anything
+            yield name, dataset, said(error)

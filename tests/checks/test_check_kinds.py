@@ -1,0 +1,291 @@
+"""`optbench check` of models, datasets, task sequences and metrics: what is kept, and what is said of what is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from optbench.checks import CHECKERS, recognise
+from optbench.checks.recognise import NAMES
+from optbench.cli import main
+from optbench.errors import UsageError
+from tests.refusals import refusal
+
+FILE = '''
+import itertools
+import math
+import random
+import warnings
+
+import torch
+from torch import nn
+
+import optbench
+from optbench import Dataset, InputSpec, Split
+
+MADE = itertools.count()
+
+
+class Residual(nn.Module):
+    def __init__(self, inputs: InputSpec, outputs: int, width: int = 8):
+        super().__init__()
+        self.stem = nn.Conv2d(inputs.shape[0], width, 3, stride=4)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        return self.head(self.drop(x + torch.relu(x)).mean((2, 3)))
+
+
+def reader(inputs, outputs, width=16):
+    """Of tokens alone: the next one at every place."""
+    return nn.Sequential(nn.Embedding(inputs.vocabulary, width), nn.Linear(width, outputs))
+
+
+class Narrow(Residual):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs - 1)
+
+
+class Headless(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(math.prod(inputs.shape), outputs))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
+
+
+class Otherwise(Residual):
+    """Initial weights that no seed decides."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        with torch.no_grad():
+            self.head.weight.add_(1e-3 * random.SystemRandom().random())
+
+
+def moons(noise: float = 0.1, count: int = 200) -> Dataset:
+    def half(seed):
+        draws = torch.Generator().manual_seed(seed)
+        targets = torch.arange(count) % 2
+        angle = math.pi * torch.rand(count, generator=draws)
+        sign = 1 - 2 * targets
+        points = torch.stack([sign * angle.cos() + targets, sign * angle.sin() + targets / 2], 1)
+        return Split(points + noise * torch.randn(count, 2, generator=draws), targets)
+
+    return Dataset("moons", half(0), half(1), classes=2)
+
+
+def drawn():
+    """Other examples whenever it is made."""
+    inputs = torch.full((8, 2), random.SystemRandom().random())
+    halves = Split(inputs, torch.arange(8) % 2), Split(inputs, torch.arange(8) % 2)
+    return Dataset("drawn", *halves, classes=2)
+
+
+def doubles():
+    half = Split(torch.zeros(8, 2, dtype=torch.float64), torch.arange(8) % 2)
+    return Dataset("doubles", half, half, classes=2)
+
+
+def nothing() -> Dataset:
+    warnings.warn("a warning of the file's own")
+
+
+class Drift:
+    """Inputs are shifted a little further with every task."""
+
+    def __init__(self, data, seed, count: int = 3):
+        self.data, self.seed, self.names = data, seed, [f"drift {i}" for i in range(count)]
+
+    def examples(self, trial_seed, task, part):
+        found = self.data[part]
+        return found.inputs.roll(task, -1), found.targets
+
+
+class Draws(Drift):
+    """What a task is depends on how many have been made."""
+
+    def __init__(self, data, seed):
+        super().__init__(data, seed)
+        self.made = 0
+
+    def examples(self, trial_seed, task, part):
+        self.made += 1
+        inputs, targets = super().examples(trial_seed, task, part)
+        return inputs.roll(self.made, -2), targets
+
+
+class Writes(Drift):
+    def examples(self, trial_seed, task, part):
+        self.data[part].inputs[0] += 1
+        return super().examples(trial_seed, task, part)
+
+
+class OneKey(Drift):
+    def key(self, trial_seed, task):
+        return 0
+
+
+class Nameless:
+    def __init__(self, data, seed):
+        pass
+
+    def examples(self, trial_seed, task, part):
+        return None
+
+
+@optbench.metric(of="features", direction="higher", unit="bits", margin=0.1)
+def spread(features, targets):
+    return features.var(dim=0).mean()
+
+
+@optbench.metric(of="weights")
+def counted(weights):
+    return float(next(MADE))
+
+
+@optbench.metric(of="logits")
+def rows(logits):
+    return logits.mean(dim=1)
+
+
+@optbench.metric(of="accuracy")
+def cut(accuracy):
+    accuracy[0] = 0
+    return accuracy.mean()
+
+
+@optbench.metric(of="model")
+def loudness(model, inputs, targets):
+    return model(inputs).abs().mean().item()
+
+
+@optbench.metric(of="features")
+def empty(features):
+    return math.nan
+
+
+def riddle(a, b):
+    return a
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """The exit code, and mark and text of each line by its name."""
+    code = main(["check", f"./mine.py:{name}", *words])
+    out, err = capsys.readouterr()
+    assert "Warning" not in err, "a warning is a finding"
+    *found, verdict = out.splitlines()
+    assert ("does not keep the contract" in verdict) == bool(code)
+    return code, {line[2:22].strip(): (line[0], line[22:]) for line in found}
+
+
+KEPT = {
+    "Residual": {"builds": "for images", "features": "'head'", "lock-step": "member by member (batch norm, dropout)"},
+    "reader": {"builds": "for text", "output": "(B, 12, 30)", "lock-step": "members can be trained together"},
+    "moons": {"inputs": "float32 (2,) with one target", "targets": "2 classes, of 100 to 100", "reproducible": "same"},
+    "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "whatever order"},
+    "spread": {"taken of": "features (features, targets); higher is better, in bits, margin 0.1"},
+    "loudness": {"a number": "made-up numbers", "its arguments": "leaves them"},
+    "cut": {"its arguments": "it changes its accuracy; no harm here"},
+    "empty": {"a number": "undefined on random numbers: the function returned nan"},
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_keeps_the_contract(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = said(capsys, name)
+    assert code == 0, lines
+    assert {mark for mark, _ in lines.values()} <= {"✓", "·"}
+    for line, words in KEPT[name].items():
+        assert words in lines[line][1], lines[line]
+
+
+BROKEN = {
+    "Narrow": ("builds", "expected logits of shape (B, 10), got (B, 9)"),
+    "Headless": ("builds", "expected an nn.Linear, whose input is the features, or a method features(x), got neither"),
+    "Otherwise": ("initialisation", "'head.weight' differs between two models made under one seed"),
+    "drawn": ("reproducible", "train differs when it is made once more; draw from torch.Generator()"),
+    "doubles": ("makes a dataset", "train.inputs: expected uint8, float32 or int64, got float64"),
+    "nothing": ("makes a dataset", "expected an optbench.Dataset, got NoneType"),
+    "Draws": ("order of calls", "train of task 1, trial seed 0, depends on which tasks were asked for before"),
+    "Writes": ("data", "examples() changes the dataset's train examples; work on a clone()"),
+    "OneKey": ("keys", "task 2 of trial seed 0 has the key of other examples"),
+    "Nameless": ("builds", "expected 'names', one text per task, got NoneType"),
+    "counted": ("the same twice", "two calls give"),
+    "rows": ("a number", "expected one number, got Tensor of shape (512,)"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_breaks_it_is_named_in_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = said(capsys, name)
+    assert code == 1
+    line, words = BROKEN[name]
+    mark, text = lines[line]
+    assert mark == "✗"
+    assert words in text
+    before = list(lines)[: list(lines).index(line)]
+    assert all(lines[name][0] != "✗" for name in before), "the first fault is the cause"
+
+
+def test_a_warning_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = said(capsys, "nothing")
+    assert lines["warning"] == ("·", "UserWarning: a warning of the file's own")
+
+
+OURS = [*NAMES["model"], *NAMES["tasks"], "mnist", "effective_rank", "forgetting", "hoyer"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_keep_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", name]) == 0, capsys.readouterr().out
+
+
+def test_settings_are_those_of_the_kind(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "5 tasks" in said(capsys, "Drift", "--set", "count=5")[1]["names"][1]
+    for words, message in (
+        (["Residual", "--set", "wide=3"], "unknown setting 'wide'; did you mean 'width'?"),
+        (["moons", "--set", "noise=loud"], "noise: expected a valid number, got 'loud'"),
+        (["spread", "--set", "x=1"], "--set x: a metric has no settings"),
+        (["riddle"], r"cannot tell what it is; say it with --as optimizer|model|dataset|tasks|metric"),
+        (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got a function without it"),
+        (["riddle", "--as", "metrik"], "--as: unknown kind 'metrik'; did you mean 'metric'?"),
+        (["Nobody"], "./mine.py has no 'Nobody'"),
+    ):
+        target, *rest = words
+        assert message in refusal(capsys, folder, "check", f"./mine.py:{target}", *rest)
+    assert "unknown name 'adamm'; did you mean 'adam'?" in refusal(capsys, folder, "check", "adamm")
+
+
+RECOGNISED = {
+    "./mine.py:Residual": "model",
+    "./mine.py:reader": "model",
+    "./mine.py:moons": "dataset",
+    "./mine.py:Drift": "tasks",
+    "./mine.py:spread": "metric",
+    "torch.optim:SGD": "optimizer",
+    "adam": "optimizer",
+    "cnn": "model",
+    "rotated": "tasks",
+}
+
+
+def test_a_kind_is_told_from_what_the_target_is() -> None:
+    assert {target: recognise(target) for target in RECOGNISED} == RECOGNISED
+    assert CHECKERS.keys() == NAMES.keys()
+    with pytest.raises(UsageError, match=re.escape("cannot tell what it is")):
+        recognise("./mine.py:riddle")
