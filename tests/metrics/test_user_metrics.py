@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from optbench.cli import main
+from optbench.metrics import METRICS
+from optbench.metrics.own import from_record, is_metric_record, metric_record
 from optbench.store import read_run
 from tests.refusals import refusal
 
@@ -328,3 +331,26 @@ def test_a_changed_file_is_refused_on_resumption(run: Path, capsys: pytest.Captu
     assert f"{file} has changed since the run was made" in said
     file.write_text(MINE, encoding="utf-8")
     assert main(["run", "--resume", str(run), "--runs-dir", str(run.parent), "--quiet"]) == 0
+
+
+def test_a_tuning_run_takes_metrics_of_accuracy_on_validation_data(tmp_path: Path) -> None:
+    suite = written(tmp_path, '["./mine.py:worst_drop"]', "worst_drop")
+    words = ["run", str(suite), "--runs-dir", str(tmp_path), "--name", "t", "--quiet", "--set", "stage=tune"]
+    assert main(words) == 0
+    table = pd.read_parquet(tmp_path / "t" / "accuracy.parquet").sort_values(["after_task", "task"])
+    for trial, rows in table.groupby("trial"):
+        matrix = rows.validation_accuracy.to_numpy().reshape(3, 2)
+        assert final(tmp_path / "t", "worst_drop")[trial] == (matrix[1:].max(0) - matrix[-1]).max()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"of": "all"}, {"direction": None}, {"margin": "1"}, {"margin": -1}, {"unit": 3}, {"name": None}, {"target": 1}],
+    ids=str,
+)
+def test_a_record_that_describes_no_metric_is_none(wrong: dict[str, object]) -> None:
+    right = metric_record(dataclasses.replace(METRICS["hoyer"], name="mine", target="./mine.py:mine"))
+    assert is_metric_record(right)
+    assert metric_record(from_record(right)) == right
+    assert not is_metric_record({**right, **wrong})
+    assert not is_metric_record([right])
