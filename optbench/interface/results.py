@@ -15,7 +15,7 @@ import pandas as pd
 from optbench.counting import count
 from optbench.errors import ComparisonError, UsageError, unknown
 from optbench.report.records import comparison_rows
-from optbench.report.spread import Spread
+from optbench.report.spread import Spread, spread_text
 from optbench.report.summary import Summary, summarise
 from optbench.stats import comparison as pairing
 from optbench.stats.results import Results, read_results
@@ -121,7 +121,7 @@ class Run:
             for row in section.rows:
                 keys = (section.experiment, section.model, row.optimizer, row.variant)
                 counts = {"trials": row.ok} | {key: n for key in _COUNTS[1:] if (n := getattr(row, key))}
-                values = {measure.name: _short(row.values[measure.name]) for measure in shown}
+                values = {measure.name: spread_text(row.values[measure.name], 3) for measure in shown}
                 lines.append(dict(zip(ARM, keys, strict=True)) | counts | values)
         return pd.DataFrame(lines, dtype=object).fillna("")
 
@@ -197,12 +197,6 @@ def _spread(spread: Spread | None) -> tuple[Any, ...]:
     if spread is None:
         return (0, None, None, None, None, None)
     return (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles)
-
-
-def _short(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return f"{spread.mean:.3f}" + (f"±{spread.sd:.3f}" if spread.sd is not None else "")
 
 
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:

@@ -115,14 +115,12 @@ class _Noting(View):
 
 def _failures(run: Run) -> list[str]:
     trials = run.table("trials", controls=True)
-    failed = trials[trials["status"] == "failed"]
-    first = failed.iloc[0] if len(failed) else None
-    if first is None:
-        return []
-    said = " ".join(str(first["error_message"]).split())
+    failed = trials[trials["status"] == "failed"].to_dict("records")
+    said = f"{len(failed)} of {count(len(trials), 'trial')} failed"
     return [
-        f"{len(failed)} of {count(len(trials), 'trial')} failed, {first['trial']} with {first['error_type']}: {said}; "
+        f"{said}, {one['trial']} with {one['error_type']}: {' '.join(str(one['error_message']).split())}; "
         "the table 'trials' has all errors"
+        for one in failed[:1]
     ]
 
 

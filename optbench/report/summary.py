@@ -241,7 +241,7 @@ def _run(results: Results, studies: Sequence[Study[Any]]) -> RunSummary:
         status=str(record.get("status")),
         created=str(record.get("created") or ""),
         finished=str(record.get("finished") or ""),
-        command=shlex.join(str(word) for word in command) if isinstance(command, list) else "",
+        command=_command(command) if isinstance(command, list) else "",
         repeat=shlex.join(["optbench", "run", str(results.run.path / "suite.yaml")]),
         device=str(provenance.get("device", "")),
         machine=", ".join(
@@ -259,6 +259,11 @@ def _run(results: Results, studies: Sequence[Study[Any]]) -> RunSummary:
         studied={study.name: study.find(results) for study in studies},
         provenance=tuple(line for study in studies if study.provenance for line in study.provenance(results)),
     )
+
+
+def _command(words: Sequence[object]) -> str:
+    """As a shell takes it; a call from Python is a single word, as it is."""
+    return shlex.join(map(str, words)) if len(words) > 1 else "".join(map(str, words))
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
