@@ -18,7 +18,7 @@ from optbench.engine.interim import Interim
 from optbench.optimizers.load import load_factory
 from optbench.plan import cohorts, trials
 from optbench.suite import Suite, dump_suite
-from tests.conftest import same_bits, small_suite, tables
+from tests.conftest import same_bits, small_suite, tables, trial_row
 from tests.engine.test_interim import cut_and_whole, setting_of
 
 pytestmark = pytest.mark.usefixtures("_train_here")
@@ -134,6 +134,100 @@ def test_the_original_takes_no_notice_of_a_copy_that_fails(name: str, plugins: P
             load_factory(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
         ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
     assert same_bits(*ends)
+
+
+STATES: dict[str, tuple[str, str | None]] = {
+    "SGD with momentum": ("SGD", None),
+    "Adam": ("Adam", None),
+    "state in state_dict": ("Honest", None),
+    "a duck with state_dict": ("Proper", None),
+    "state in an attribute": ("Attribute", "does not restore `velocity`"),
+    "a load_state_dict that raises": ("Unloadable", "raised KeyError"),
+    "a duck without state_dict": ("Duck", "Duck has no state_dict and no load_state_dict"),
+    "a state that is not read as data": ("Custom", "torch.load(weights_only=True) refuses it"),
+    "Lookahead over another": ("lookahead", None),
+    "a wrapper of schedulefree": ("schedule_free", None),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_resumed_trial_is_identical_or_begins_again(name: str, states: Path, mnist: Dataset) -> None:
+    attribute, words = STATES[name]
+    for package in {"lookahead": ["pytorch_optimizer"], "schedule_free": ["schedulefree"]}.get(attribute, []):
+        pytest.importorskip(package)
+    suite = suite_of(f"{states}:{attribute}", seeds=1)
+    refused = {interim.refused for interim in kept_of(suite, mnist)}
+    if words is None:
+        assert refused == {None}
+        for _, whole, again in cut_and_whole(suite, mnist):
+            assert [trial_row(result).status for result in whole] == ["ok"]
+            assert all(map(same_bits, whole, again))
+    else:
+        (reason,) = refused
+        assert reason is not None
+        assert words in reason
+
+
+STATES_FILE = """
+import torch
+
+def SGD(params, lr=0.05):
+    return torch.optim.SGD(params, lr=lr, momentum=0.9)
+
+def Adam(params, lr=0.005):
+    return torch.optim.Adam(params, lr=lr)
+
+class Honest(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.05):
+        super().__init__(params, {"lr": lr})
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            m = self.state[p].setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(p.grad)
+            p.sub_(m, alpha=self.param_groups[0]["lr"])
+
+class Duck:
+    def __init__(self, params, lr=0.05):
+        self.params, self.lr = list(params), lr
+        self.velocity = [torch.zeros_like(p) for p in self.params]
+    def zero_grad(self): ...
+    @torch.no_grad()
+    def step(self):
+        for p, m in zip(self.params, self.velocity):
+            p.sub_(m.mul_(0.9).add_(p.grad), alpha=self.lr)
+
+class Proper(Duck):
+    def state_dict(self):
+        return {"velocity": self.velocity}
+    def load_state_dict(self, state):
+        self.velocity = [m.clone() for m in state["velocity"]]
+
+class Attribute(Proper):
+    def load_state_dict(self, state): ...
+
+class Unloadable(Proper):
+    def load_state_dict(self, state):
+        raise KeyError("velocity")
+
+class Custom(Proper):
+    def state_dict(self):
+        return {"velocity": self}
+
+def lookahead(params, lr=0.05):
+    from pytorch_optimizer import Lookahead
+    return Lookahead(torch.optim.SGD(params, lr=lr, momentum=0.9))
+
+def schedule_free(params, lr=0.05):
+    from schedulefree import ScheduleFreeWrapper
+    return ScheduleFreeWrapper(torch.optim.SGD(params, lr=lr), momentum=0.9)
+"""
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("states") / "states.py"
+    path.write_text(STATES_FILE)
+    return path
 
 
 COUNTER = list(KEYS).index("a counter of the class")

@@ -281,6 +281,13 @@ class DrawsAside(Plain):
         for p in self.parameters:
             p.data.add_((self.made + self.told + self.switched) * 1e-3)
 
+    def state_dict(self):
+        return {**super().state_dict(), "drawn": [self.made, self.told, self.switched]}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.made, self.told, self.switched = state["drawn"]
+
 
 class DrawsInSteps(Plain):
     def step(self):
