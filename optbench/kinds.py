@@ -121,7 +121,7 @@ class Registry:
             return create_model("Settings", __config__=ConfigDict(extra="forbid"))
         found = self.load(kind)
         try:
-            parameters, scope = _parameters(found)
+            parameters, scope = signature(found)
         except (ValueError, TypeError) as error:
             raise KindError(f"{kind}: its arguments cannot be read: {targets.said(error)}") from error
         by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -134,7 +134,7 @@ class Registry:
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
                 raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
-            annotation = _annotation(p.annotation, scope)
+            annotation = meant(p.annotation, scope)
             # `seed: int = None` means that None is a value, too.
             annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
@@ -201,7 +201,7 @@ def _as_json(value: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
-def _parameters(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+def signature(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """Return the parameters of a callable, without `self`, and the names that its annotations may use."""
     own = found.__init__ if inspect.isclass(found) and inspect.isfunction(found.__init__) else found
     parameters = list(inspect.signature(own).parameters.values())
@@ -210,7 +210,7 @@ def _parameters(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dic
     return parameters[1:] if own is not found else parameters, getattr(inside, "__globals__", {})
 
 
-def _annotation(annotation: Any, scope: dict[str, Any]) -> Any:
+def meant(annotation: Any, scope: dict[str, Any]) -> Any:
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, scope)

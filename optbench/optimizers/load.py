@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from optbench import targets
 from optbench.errors import OptimizerError, unknown
+from optbench.kinds import meant, signature
 from optbench.optimizers.needs import PARAMETERS, first_given, given_name
 from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
@@ -18,6 +21,7 @@ EXTRAS = {"pytorch_optimizer": "optimizers"}
 """Packages that the registry knows of but a plain install lacks, and the extra that brings them."""
 
 
+CONFIG = ConfigDict(arbitrary_types_allowed=True)
 EXPECTED = "a torch.optim.Optimizer, or a class or function that makes an object with `step` and `zero_grad`"
 
 
@@ -79,10 +83,37 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     for name in hyperparameters:
         if name not in names and not takes_any and name not in DECLARATIONS:
             raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
-    given = {*hyperparameters, *GIVEN}  # the trial's own, where they are asked for
+    # The trial's own, where they are asked for.
+    given = {*hyperparameters, *GIVEN, *([first.name] if first_given(factory) is not None else [])}
     missing = [name for name, p in names.items() if p.default is p.empty and name not in given]
     if missing:
         raise OptimizerError(f"{target} needs a value for {', '.join(missing)}, as in {missing[0]}: ...")
+    _check_types(factory, target, {name: value for name, value in hyperparameters.items() if name in names})
+
+
+def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Check values against the annotations of a signature, as far as these say what YAML could hold.
+
+    Raises:
+        OptimizerError: one is of another type.
+    """
+    parameters, scope = signature(factory)
+    for p in parameters:
+        value = hyperparameters.get(p.name)
+        if value is None or p.annotation is p.empty or given_name(value) is not None:
+            continue
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(meant(p.annotation, scope), config=CONFIG)
+            adapter.validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            # Values of an annotation that is a class, such as `Tensor`, are not written in YAML.
+            if all(each["type"] != "needs_python_object" for each in error.errors()):
+                expected = inspect.formatannotation(p.annotation)
+                raise OptimizerError(
+                    f"hyper-parameter '{p.name}' of {target}: expected {expected}, got {value!r}"
+                ) from None
+        except Exception:  # annotations are what a user writes there
+            continue
 
 
 def default_of(target: str, argument: str) -> Any:

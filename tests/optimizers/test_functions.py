@@ -260,6 +260,8 @@ def test_a_function_may_be_declared_elementwise(file: str, mnist: Dataset) -> No
         ("number", [], "'number' is of type int"),
         ("plain", ["--set", "optimizers.x.lrr=1"], "unknown hyper-parameter of ./mine.py:plain 'lrr'"),
         ("groups", ["--set", "optimizers.x.bias_ls=1"], "did you mean 'bias_lr'?"),
+        ("by_text", ["--set", "optimizers.x.lr=fast"], "'lr' of ./mine.py:by_text: expected float, got 'fast'"),
+        ("by_text", ["--set", "optimizers.x.lr=true"], "'lr' of ./mine.py:by_text: expected float, got True"),
         ("nothign", [], "did you mean 'nothing'?"),
     ],
 )
