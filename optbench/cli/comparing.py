@@ -41,12 +41,13 @@ def compare_runs(
             reported first.
     """
     chosen = choose_format(format, output)
+    parsed = [parse_gate(text) for text in gates]
     sides = _selections([_side(text, runs_dir) for text in (a, b)])
     known = {**sides[1].results.metrics, **sides[0].results.metrics}
-    for metric in metrics:
+    named = [("--metric", metric) for metric in metrics]
+    for option, metric in (*named, *((f"--fail-on '{gate.text}'", gate.metric) for gate in parsed)):
         if metric not in known:
-            raise UsageError(f"--metric: {unknown('metric', metric, known)}")
-    parsed = [parse_gate(text, known) for text in gates]
+            raise UsageError(f"{option}: {unknown('metric', metric, known)}")
     comparison = compare(*sides, experiments=experiments, force=force)
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")

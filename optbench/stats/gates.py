@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from optbench.counting import count
-from optbench.errors import UsageError, unknown
-from optbench.metrics import METRICS, Metric
+from optbench.errors import UsageError
 from optbench.stats.comparison import ArmComparison
 
 _PATTERN = re.compile(
@@ -45,20 +44,16 @@ class JudgedGate:
     reason: str
 
 
-def parse_gate(text: str, metrics: Mapping[str, Metric] = METRICS) -> Gate:
+def parse_gate(text: str) -> Gate:
     """`METRIC:+SIZE` or `METRIC:-SIZE`, the size in the metric's unit or with `%` of B's median.
 
-    metrics: those that there are, by name.
-
     Raises:
-        UsageError: it is written otherwise, or there is no such metric.
+        UsageError: it is written otherwise.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
         needed = "needs METRIC:+SIZE or METRIC:-SIZE, as in forgetting:+0.02 or average_accuracy:-1%"
         raise UsageError(f"--fail-on '{text}': {needed}")
-    if match["metric"] not in metrics:
-        raise UsageError(f"--fail-on '{text}': {unknown('metric', match['metric'], metrics)}")
     size = float(f"{match['sign']}{match['size']}") / (100 if match["percent"] else 1)
     return Gate(text.strip(), match["metric"], match["sign"] == "+", size, bool(match["percent"]))
 

@@ -190,9 +190,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "report in no format": (["report", "--format", "docx"], "--format: unknown format 'docx'"),
     "compare nobody": (["compare", "a", "b"], "no run 'a' in runs"),
     "compare half": (["compare", "a:", "b"], "'a:': expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
-    "compare by no metric": (["compare", "a", "b", "--metric", "fame"], "--metric: unknown metric 'fame'"),
     "a gate that is none": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': needs METRIC:+SIZE"),
-    "a gate of no metric": (["compare", "a", "b", "--fail-on", "fame:+1"], "unknown metric 'fame'"),
     "a gate with an escape": (["compare", "a", "b", "--fail-on", "\x1b[2J"], r"--fail-on '\x1b[2J': needs"),
 }
 
