@@ -161,17 +161,17 @@ class Registry:
             ValidationError: they are not what the signature takes.
         """
         model = self.settings(kind)
-        value = _validated(model, given)
-        written = value.model_dump(mode="json", exclude_unset=True, warnings=False)
-        defaults: dict[str, Any] = {}
+        written = _validated(model, given).model_dump(mode="json", exclude_unset=True, warnings=False)
+        everything = {}
         for name, field in model.model_fields.items():
-            if name not in written:
-                with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
-                    default = _as_json(field.get_default(call_default_factory=True))
-                    _validated(model, {**written, name: default})
-                    defaults[name] = default
-        everything = written | defaults
-        return {name: everything[name] for name in (*model.model_fields, *everything) if name in everything}
+            if name in written:
+                everything[name] = written.pop(name)
+                continue
+            with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
+                default = _as_json(field.get_default(call_default_factory=True))
+                _validated(model, {**given, name: default})
+                everything[name] = default
+        return everything | written
 
     def arguments(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments that complete settings mean.
