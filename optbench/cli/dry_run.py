@@ -13,10 +13,13 @@ from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
 from optbench.counting import count
 from optbench.errors import DataError, escaped
+from optbench.execution.preflight import find_code
 from optbench.execution.schedule import Plan
+from optbench.execution.session import Options
 from optbench.optimizers.registry import find
 from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
+from optbench.targets import using
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
@@ -25,13 +28,13 @@ WIDEST_NAME = 16
 LOCK_STEP = "trained in lock-step where torch.func agrees with each member alone, which is tried on an accelerator"
 
 
-def show_plan(plan: Plan, resume: Path | None, data_dir: Path | None = None) -> None:
+def show_plan(plan: Plan, options: Options) -> None:
     """Print experiments, cohorts and trials, and which of them are done already.
 
     Raises:
         OptbenchError: a user's model does not fit its data.
     """
-    models = _models(plan, data_dir)
+    models, resume = _models(plan, options), options.resume
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
         planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
@@ -64,8 +67,15 @@ def show_plan(plan: Plan, resume: Path | None, data_dir: Path | None = None) -> 
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
 
 
-def _models(plan: Plan, data_dir: Path | None) -> list[str]:
+def _models(plan: Plan, options: Options) -> list[str]:
     """How each user's model is trained, found out by trying it on a few examples, where those need no download."""
+    if not any(model.is_users for settings in plan.suite.experiments.values() for model in settings.models.values()):
+        return []
+    with using(find_code(plan, options.resume, options.suite_folder, force=True).sources):
+        return _tried(plan, options.data_dir)
+
+
+def _tried(plan: Plan, data_dir: Path | None) -> list[str]:
     lines = []
     for name, experiment in plan.suite.experiments.items():
         users = [model for model, settings in experiment.models.items() if settings.is_users]

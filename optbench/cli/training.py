@@ -70,7 +70,7 @@ def train_suite(request: Request) -> int:
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
     suite = _suite(request, resume)
     if request.dry_run:
-        show_plan(make_plan(suite, resume), resume, request.data_dir)
+        show_plan(make_plan(suite, resume), options_of(request, resume))
         return DONE
     with watched(request) as view:
         outcome = run(suite, options_of(request, resume), view)

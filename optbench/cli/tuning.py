@@ -82,7 +82,7 @@ def tune_suite(request: TuneRequest) -> int:
     options = options_of(run, resume)
     if run.dry_run:
         tuner.propose([])
-        show_plan(first_plan(tuner, options), resume, run.data_dir)
+        show_plan(first_plan(tuner, options), options)
         return DONE
     extends, raw = _source(what, path)
     with watched(run) as view:
