@@ -17,7 +17,6 @@ from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
 from optbench.engine import TrialResult
 from optbench.engine.interim import CannotResume, Interim
-from optbench.optimizers.explain import explained
 from optbench.store.tables import TrialRow
 
 SEED = 0
@@ -137,7 +136,7 @@ class Evidence:
         try:
             ending = Ending(self.problem.train([self.problem.trial(SEED)])[0])
         except Exception as error:  # an optimizer in a shared lane raises for its whole cohort
-            ending = Ending(None, said(error, self.problem))
+            ending = Ending(None, self.problem.in_words(error))
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
@@ -147,13 +146,8 @@ class Evidence:
         try:
             results = [Ending(result) for result in problem.train(trials)]
         except Exception as error:  # as in `_alone`
-            return Ending(None, said(error, self.problem)), True
+            return Ending(None, self.problem.in_words(error)), True
         return results[1], all(results[i].row.status != "ok" for i in (0, 2))
-
-
-def said(error: Exception, problem: Problem) -> str:
-    """What the optimizer raised: its type, and its message or the line that raised it."""
-    return " ".join(": ".join(explained(error, problem.target, problem.hyperparameters)).split())
 
 
 def difference(a: Ending, b: Ending) -> str | None:

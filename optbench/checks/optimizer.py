@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from optbench.checks.evidence import Evidence, difference, largest_difference, said
+from optbench.checks.evidence import Evidence, difference, largest_difference
 from optbench.checks.finding import Finding, Outcome
 from optbench.checks.plain import PlainTraining
 from optbench.checks.problem import Problem
@@ -87,7 +87,7 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
     try:
         return entry.look(evidence)
     except Exception as error:  # in a plain loop too an optimizer may raise anything
-        raised = f"it raised in a plain PyTorch loop: {said(error, evidence.problem)}"
+        raised = f"it raised in a plain PyTorch loop: {evidence.problem.in_words(error)}"
         return ("failed", raised) if entry.can_fail else ("skipped", f"not checked: {raised}")
 
 

@@ -23,7 +23,7 @@ from optbench.engine.interim import Interim, Keep
 from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError
 from optbench.models import cross_entropy, materialised
-from optbench.optimizers.explain import explained
+from optbench.optimizers.explain import in_words
 from optbench.optimizers.load import check_arguments
 from optbench.optimizers.make import maker, resolve_made, resolve_spec
 from optbench.optimizers.registry import check_settings, complete, find
@@ -126,8 +126,9 @@ class Problem:
             raise
         except Exception as error:  # a user's constructor may raise anything
             works = "" if completed.get("only_matrices") is True else problem._if_only_matrices()
-            said = " ".join(": ".join(explained(error, target, completed)).split())
-            raise OptimizerError(f"{target} does not take its hyper-parameters: {said}{works}") from error
+            raise OptimizerError(
+                f"{target} does not take its hyper-parameters: {in_words(error, target, completed)}{works}"
+            ) from error
         return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
@@ -145,6 +146,10 @@ class Problem:
         except OptimizerError:
             return ""
         return "; it can be made with --set only_matrices=true"
+
+    def in_words(self, error: Exception) -> str:
+        """What the optimizer raised: its type, and its message or the line that raised it."""
+        return in_words(error, self.target, self.hyperparameters)
 
     def trial(self, seed: int, changed: Mapping[str, Any] | None = None) -> Trial:
         """A trial of this optimizer, with some of its hyper-parameters changed."""

@@ -20,7 +20,7 @@ from optbench.engine.randomness import SEEDS
 from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError
 from optbench.models import materialised
-from optbench.optimizers.explain import explained, spoken
+from optbench.optimizers.explain import in_words, spoken
 from optbench.optimizers.make import maker, resolve_spec
 from optbench.optimizers.registry import find, user_targets
 from optbench.optimizers.spec import OptimizerSpec
@@ -108,8 +108,7 @@ class _Place:
             return None
         if isinstance(error, OptimizerError):
             return spoken(error)
-        kind, message = explained(error, trial.target, trial.hyperparameters)
-        return f"{kind}: {message}"
+        return in_words(error, trial.target, trial.hyperparameters)
 
     def _raised(self, trial: Trial, device: torch.device) -> Exception | None:
         try:

@@ -49,6 +49,11 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
     return kind, f"{message}; commonly missing: {missing}" if missing else message
 
 
+def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> str:
+    """As `explained`, on one line."""
+    return " ".join(": ".join(explained(error, target, hyperparameters)).split())
+
+
 def spoken(error: BaseException) -> str:
     """`str(error)`, which an exception of the user's may refuse."""
     try:

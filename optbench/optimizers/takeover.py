@@ -8,13 +8,14 @@ to it later is state.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from optbench.optimizers.needs import parameters_of
 
 Path = tuple[tuple[str, str | int], ...]
 """From an optimizer to a value in it: attributes (`.`) and items (`[`), as in `((".", "param_groups"), ("[", 0))`."""
@@ -55,7 +56,7 @@ def take_settings(
     setting (Prodigy's `d` from `d0`).
     """
     now, new = held(kept), held(fresh)
-    names = {*named}.union(*map(_arguments, classes_inside(kept).values()))
+    names = {*named}.union(*map(parameters_of, classes_inside(kept).values()))
     for path, value in new.items():
         if path not in at_start or path not in now or _equal(at_start[path], value):
             continue
@@ -123,14 +124,6 @@ def classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
 
     visit(optimizer, (), set())
     return found
-
-
-def _arguments(cls: type) -> Set[str]:
-    """The names of a constructor's arguments, as far as they can be read."""
-    try:
-        return inspect.signature(cls).parameters.keys()
-    except (ValueError, TypeError):  # compiled, say
-        return frozenset()
 
 
 def _equal(a: Any, b: Any) -> bool:
