@@ -8,7 +8,9 @@ Legend: B batch, T positions, d features.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -98,7 +100,7 @@ class Blueprint:
                 return Blueprint.of_ours(network)
             normalise = Normaliser.of(dataset, experiment.protocol, torch.device("cpu"))
             inputs, targets = normalise(dataset.train.inputs[:PROBED]), dataset.train.targets[:PROBED]
-            with isolated(), seeded(0, torch.device("cpu")):
+            with contextlib.redirect_stdout(sys.stderr), isolated(), seeded(0, torch.device("cpu")):
                 return _probed(network, make, inputs, targets, dataset.classes)
         except OptbenchError as error:
             raise UsageError(*(f"{place}: {line}" for line in error.args)) from error

@@ -118,14 +118,13 @@ def test_goes_on_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, 
     (cohort,) = cohorts(trials(suite))
     kept: dict[str, Interim] = {}
 
-    def keep(take: Callable[[Callable[..., None]], None]) -> None:
-        take(lambda interims: kept.update({interim.trials[0]: interim for interim in interims}))
+    def keep(take: Callable[[], list[Interim]]) -> None:
+        kept.update({interim.trials[0]: interim for interim in take()})
 
     whole = train(cohort, setting, lambda progress: None, keep)
     again = {}
     for name, interim in kept.items():
-        record, tensors = interim.record()
-        again[name] = Interim.from_record(record, tensors, interim.rows)
+        again[name] = Interim.from_record(interim.record(), interim.state, interim.rows)
     rest = train(cohort, setting, lambda progress: None, None, again)
     assert len(kept) == 2
     assert all(map(same_bits, whole, rest))

@@ -29,9 +29,9 @@ optimizers:
   sam: {target: sam, base: {target: adamw, lr: 0.01}}
 experiments:
   nets:
-    tasks: {kind: permuted, count: 3}
+    tasks: {kind: permuted, count: 2}
     models: {resnet: {kind: "./own_models.py:ResNet", dropout: 0.3}}
-    metrics: [effective_rank, landscape_loss, pruning_area_global]
+    metrics: [effective_rank]
     protocol: &protocol
       {batch_size: 32, max_epochs: 1, evaluate_every: 0.5, validation_examples: 60, train_examples: 128,
        test_examples: 60}
