@@ -28,7 +28,7 @@ def recognise(target: str) -> str:
             if target in names:
                 return known
         every = [name for names in NAMES.values() for name in names]
-        raise UsageError(unknown("name", target, every) + ", or module:attribute, or ./file.py:attribute")
+        raise UsageError(f"{unknown('name', target, every)} Else give module:attribute or ./file.py:attribute")
     try:
         found = targets.load(target)
     except targets.TargetError as error:

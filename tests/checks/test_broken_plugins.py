@@ -51,7 +51,7 @@ FILES: dict[str, tuple[str | bytes, str, str]] = {
     "no such class": (CLASS + "pass\n", "Mien", "plugin.py has no 'Mien'; did you mean 'Mine'?"),
     "a class inside another": (CLASS + "pass\n", "Mine.Inner", "plugin.py has no 'Mine.Inner'"),
     "no class named": (CLASS + "pass\n", "", "needs module:Class or ./file.py:Class"),
-    "a function": ("def Mine(params): ...\n", "Mine", "'Mine' is of type function"),
+    "a function": ("def Mine(params): ...\n", "Mine", "an optimizer with `step` and `zero_grad`, got None"),
     "a number": ("Mine = 5\n", "Mine", "'Mine' is of type int"),
     "none": ("Mine = None\n", "Mine", "plugin.py has no 'Mine'"),
     "a module": ("import torch as Mine\n", "Mine", "'Mine' is of type module"),
@@ -61,7 +61,7 @@ FILES: dict[str, tuple[str | bytes, str, str]] = {
         "Mine",
         "'Mine' is of type SGD",
     ),
-    "a schedule": (HEAD + "Mine = torch.optim.lr_scheduler.StepLR\n", "Mine", "'Mine' is the class StepLR"),
+    "a schedule": (HEAD + "Mine = torch.optim.lr_scheduler.StepLR\n", "Mine", "Mine needs a value for step_size"),
     "abstract": (
         HEAD + "import abc\nclass Mine(torch.optim.Optimizer, abc.ABC):\n"
         "    @abc.abstractmethod\n    def update(self): ...\n    @abc.abstractmethod\n    def begin(self): ...\n",
@@ -174,7 +174,7 @@ def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["run", "s.yaml", "--optimizer", "mine=./plugin.py:Mine", "--device", "cpu", "--quiet"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("hello\nto you\noptbench: ./plugin.py:Mine: needs a subclass")
+    assert printed.err.startswith("hello\nto you\noptbench: ./plugin.py:Mine: expected a torch.optim.Optimizer")
 
 
 def test_a_file_that_a_dry_run_only_names_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

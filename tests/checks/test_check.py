@@ -465,7 +465,7 @@ def test_a_broken_contract_leaves_with_1(plugins: Callable[[str], str], capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["adamm"], "unknown optimizer 'adamm'"),
+        (["adamm"], "unknown name 'adamm'; did you mean 'adam'?"),
         (["adam", "--set", "rate=1"], "unknown hyper-parameter of adam 'rate'"),
         (["adam", "--set", "lr"], "needs the form"),
         (["./no_such_file.py:Sgd"], "there is no file"),
