@@ -12,6 +12,7 @@ from optbench.checks.finding import Finding, Found
 from optbench.checks.optimizer import Check, alone_and_among_others, check, deterministic, lowers_the_loss, resume
 from optbench.checks.problem import SMALL, Problem
 from optbench.checks.samples import first_that_fits
+from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
 from optbench.engine.blueprint import METHOD
 from optbench.engine.gradients.tried import together_refused
@@ -19,7 +20,8 @@ from optbench.kinds import MODELS
 from optbench.models.network import Network
 from optbench.suite.schema import ModelSettings
 
-OPTIMIZER = {"target": "adam", "lr": 3e-3}
+RATE = 3e-3
+"""Of Adam, which trains it."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -31,13 +33,13 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     MODELS.complete(target, settings)
     given = ModelSettings.of(target, **settings)
 
-    def problem(dataset: Any) -> Problem:
-        return Problem.of("adam", {"lr": OPTIMIZER["lr"]}, SMALL, given, dataset)
+    def problem(dataset: Dataset) -> Problem:
+        return Problem.of("adam", {"lr": RATE}, SMALL, given, dataset)
 
     return _lines(first_that_fits(problem))
 
 
-def _lines(tried: Iterator[tuple[str, Any, Problem | str]]) -> Iterator[Finding]:
+def _lines(tried: Iterator[tuple[str, Dataset, Problem | str]]) -> Iterator[Finding]:
     refused = []
     for name, dataset, found in tried:
         if isinstance(found, str):
