@@ -31,7 +31,7 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort, Trial
 from optbench.streams import generator
 from optbench.suite.schema import ExperimentSettings, ModelSettings, Protocol, TaskSettings
-from optbench.tasks import Examples
+from optbench.tasks.examples import Examples, Part, Parts
 
 EXPERIMENT, MODEL = "check", "mlp"
 SUITE_SEED = 0
@@ -53,6 +53,18 @@ class Size:
 
 
 SMALL = Size()
+
+
+class Same:
+    """The tasks of data of any form: the examples as they are, again and again."""
+
+    names = tuple(f"again {i}" for i in range(TASKS))
+
+    def __init__(self, data: Parts, seed: int) -> None:
+        self._parts = data
+
+    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        return self._parts[part]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +104,7 @@ class Problem:
         check_arguments(target, completed)
         spec = resolve_spec(find(target), completed)
         experiment = ExperimentSettings(
-            tasks=TaskSettings.of("rotated", angles=[0.0] * TASKS),
+            tasks=TaskSettings.of(f"{__name__}:Same") if dataset else TaskSettings.of("rotated", angles=[0.0] * TASKS),
             models={MODEL: model or ModelSettings.of("mlp", hidden=[size.hidden])},
             protocol=Protocol(
                 batch_size=size.batch_size,
