@@ -190,4 +190,4 @@ def test_an_optimizer_that_fails_when_it_is_made_is_refused(tmp_path: Path, caps
     )
     words = ["--optimizer", "mine=./plugin.py:Mine", "--optimizer", "mine", "--seeds", "1"]
     said = refusal(capsys, tmp_path, "run", "s.yaml", *words, "--device", "cpu")
-    assert said == r"optimizers.mine default: ValueError: no \x1b[31m way\nat all"
+    assert said == r"optimizers.mine default: ValueError: no \x1b[31m way at all"

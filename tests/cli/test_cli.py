@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -405,6 +406,14 @@ def test_views_say_what_they_should_where_they_should(plan: Plan, tmp_path: Path
     assert len(failures([(trial, broken) for trial in plan.trials])) == 1, "one line for the same error"
 
 
+def _all_of(terminal: int) -> str:
+    """What has been written to a terminal: a read returns only what came in one piece."""
+    found = b""
+    while select.select([terminal], [], [], 0.5)[0]:
+        found += os.read(terminal, 1 << 16)
+    return found.decode()
+
+
 @pytest.mark.parametrize("columns", [12, 80])
 def test_on_a_terminal_the_view_is_live_and_leaves_the_terminal_as_it_was(
     plan: Plan, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
@@ -421,7 +430,7 @@ def test_on_a_terminal_the_view_is_live_and_leaves_the_terminal_as_it_was(
             view.progress(news(plan.trials[0], 1, 0.25, 0.5))
             view.finished([(trial, OK_ROW) for trial in plan.cohorts[0].trials])
         stream.flush()
-        shown = os.read(ours, 1 << 16).decode()
+        shown = _all_of(ours)
     os.close(ours)
     assert "\x1b[?25l" in shown, "the cursor is hidden"
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "and shown again at the end"
