@@ -6,40 +6,37 @@ where a stack of members that go on after different numbers of steps has no room
 
 from __future__ import annotations
 
-from optbench.optimizers.spec import Hyper, OptimizerSpec
+from functools import partial
 
-LR = Hyper(1e-3, above=True)
-BETAS = Hyper((0.9, 0.999), "betas")
-WEIGHT_DECAY = Hyper(0.0)
+from optbench.optimizers.spec import ADAM, BETAS, LR, OFF, ON, WEIGHT_DECAY, Hyper, OptimizerSpec
+
+_spec = partial(OptimizerSpec, lane="per-member", source="pytorch-optimizer")
 
 PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
-    OptimizerSpec(
+    _spec(
         name="soap",
         target="pytorch_optimizer:SOAP",
-        lane="per-member",
         summary="Adam in the eigenbasis of Shampoo's preconditioner; its first step only looks at the gradient",
         reference="Vyas et al. 2024, arXiv:2409.11321",
         state="2, and 2(m²+n²) per m×n matrix",
         hyperparameters={
+            **ADAM,
             "lr": Hyper(3e-3, above=True),
             "betas": Hyper((0.95, 0.95), "betas"),
-            "eps": Hyper(1e-8),
             "weight_decay": Hyper(1e-2),
             "precondition_frequency": Hyper(10, "integer", low=1),
             "shampoo_beta": Hyper(None, high=1.0, optional=True),
             "max_precondition_dim": Hyper(10000, "integer", low=1),
-            "merge_dims": Hyper(False, "boolean"),
-            "precondition_1d": Hyper(False, "boolean"),
-            "correct_bias": Hyper(True, "boolean"),
-            "normalize_gradient": Hyper(False, "boolean"),
+            "merge_dims": OFF,
+            "precondition_1d": OFF,
+            "correct_bias": ON,
+            "normalize_gradient": OFF,
         },
-        source="pytorch-optimizer",
         step_cost=12.0,
     ),
-    OptimizerSpec(
+    _spec(
         name="kron",
         target="pytorch_optimizer:Kron",
-        lane="per-member",
         summary="PSGD: SGD whitened by Kronecker factors, fitted to momenta and random probes; diagonal on long sides",
         reference="Li 2018, arXiv:1512.04202; Pooladzandi & Li 2024, arXiv:2402.04553",
         state="1, and m²+n² per m×n matrix",
@@ -47,20 +44,18 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "lr": LR,
             "momentum": Hyper(0.9, high=0.9999),
             "weight_decay": WEIGHT_DECAY,
-            "weight_decouple": Hyper(True, "boolean"),
+            "weight_decouple": ON,
             "max_size_triangular": Hyper(512, "integer", low=1),
             "min_ndim_triangular": Hyper(2, "integer", low=1),
-            "momentum_into_precondition_update": Hyper(True, "boolean"),
+            "momentum_into_precondition_update": ON,
             "balance_prob": Hyper(0.01, high=1.0),
         },
-        source="pytorch-optimizer",
         needs=frozenset({"random"}),
         step_cost=25.0,
     ),
-    OptimizerSpec(
+    _spec(
         name="lion",
         target="pytorch_optimizer:Lion",
-        lane="per-member",
         summary="steps of one size along the sign of a momentum",
         reference="Chen et al. 2023, arXiv:2302.06675",
         state="1",
@@ -68,14 +63,12 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "lr": Hyper(1e-4, above=True),
             "betas": Hyper((0.9, 0.99), "betas"),
             "weight_decay": WEIGHT_DECAY,
-            "weight_decouple": Hyper(True, "boolean"),
+            "weight_decouple": ON,
         },
-        source="pytorch-optimizer",
     ),
-    OptimizerSpec(
+    _spec(
         name="prodigy",
         target="pytorch_optimizer:Prodigy",
-        lane="per-member",
         summary="Adam that estimates its own step length from the distance travelled; lr multiplies it",
         reference="Mishchenko & Defazio 2024, arXiv:2306.06101",
         state="4",
@@ -85,38 +78,32 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "beta3": Hyper(None, high=1.0, optional=True),
             "eps": Hyper(1e-8),
             "weight_decay": WEIGHT_DECAY,
-            "weight_decouple": Hyper(True, "boolean"),
+            "weight_decouple": ON,
             "d0": Hyper(1e-6, above=True),
             "d_coef": Hyper(1.0, above=True),
-            "bias_correction": Hyper(False, "boolean"),
-            "safeguard_warmup": Hyper(False, "boolean"),
+            "bias_correction": OFF,
+            "safeguard_warmup": OFF,
         },
-        source="pytorch-optimizer",
         step_cost=2.0,
     ),
-    OptimizerSpec(
+    _spec(
         name="adabelief",
         target="pytorch_optimizer:AdaBelief",
-        lane="per-member",
         summary="Adam with the variance of the gradient about its mean in place of the second moment",
         reference="Zhuang et al. 2020, arXiv:2010.07468",
         state="2 (3 with ams_bound)",
         hyperparameters={
-            "lr": LR,
-            "betas": BETAS,
+            **ADAM,
             "eps": Hyper(1e-16),
-            "weight_decay": WEIGHT_DECAY,
-            "weight_decouple": Hyper(True, "boolean"),
-            "rectify": Hyper(False, "boolean"),
-            "ams_bound": Hyper(False, "boolean"),
+            "weight_decouple": ON,
+            "rectify": OFF,
+            "ams_bound": OFF,
         },
-        source="pytorch-optimizer",
         step_cost=1.5,
     ),
-    OptimizerSpec(
+    _spec(
         name="ademamix",
         target="pytorch_optimizer:AdEMAMix",
-        lane="per-member",
         summary="Adam with a second, much slower momentum",
         reference="Pagliardini, Ablin & Grangier 2024, arXiv:2409.03137",
         state="3",
@@ -128,53 +115,43 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-8),
             "weight_decay": WEIGHT_DECAY,
             # As in the paper's Algorithm 1; the package would add it to the gradient.
-            "weight_decouple": Hyper(True, "boolean"),
+            "weight_decouple": ON,
         },
-        source="pytorch-optimizer",
         step_cost=1.5,
     ),
-    OptimizerSpec(
+    _spec(
         name="lamb",
         target="pytorch_optimizer:Lamb",
-        lane="per-member",
         summary="Adam with steps in proportion to the norm of each weight tensor, without bias correction",
         reference="You et al. 2020, arXiv:1904.00962",
         state="2",
         hyperparameters={
-            "lr": LR,
-            "betas": BETAS,
+            **ADAM,
             "eps": Hyper(1e-6),
-            "weight_decay": WEIGHT_DECAY,
             # As in the paper's Algorithm 2, where the decay is part of the step that is scaled.
-            "weight_decouple": Hyper(False, "boolean"),
-            "grad_averaging": Hyper(True, "boolean"),
+            "weight_decouple": OFF,
+            "grad_averaging": ON,
             # Else the package divides the scaled step by 1 - β1^t: first steps ten times too long, in no version of
             # the paper.
-            "adam_debias": Hyper(True, "boolean"),
+            "adam_debias": ON,
         },
-        source="pytorch-optimizer",
     ),
-    OptimizerSpec(
+    _spec(
         name="adan",
         target="pytorch_optimizer:Adan",
-        lane="per-member",
         summary="Adam with Nesterov's momentum from differences of gradients",
         reference="Xie et al. 2022, arXiv:2208.06677",
         state="4",
         hyperparameters={
-            "lr": LR,
+            **ADAM,
             "betas": Hyper((0.98, 0.92, 0.99), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": WEIGHT_DECAY,
-            "weight_decouple": Hyper(False, "boolean"),
+            "weight_decouple": OFF,
             "max_grad_norm": Hyper(0.0),
         },
-        source="pytorch-optimizer",
     ),
-    OptimizerSpec(
+    _spec(
         name="schedule-free",
         target="pytorch_optimizer:ScheduleFreeAdamW",
-        lane="per-member",
         summary="AdamW without a schedule: trains at an interpolation, is measured at the average",
         reference="Defazio et al. 2024, arXiv:2405.15682",
         state="2",
@@ -187,13 +164,11 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "warmup_steps": Hyper(0, "integer"),
             "eps": Hyper(1e-8),
         },
-        source="pytorch-optimizer",
         needs=frozenset({"modes"}),
     ),
-    OptimizerSpec(
+    _spec(
         name="adahessian",
         target="pytorch_optimizer:AdaHessian",
-        lane="per-member",
         summary="Adam with the diagonal of the Hessian, from random probes, for a second moment",
         reference="Yao et al. 2021, arXiv:2006.00719",
         state="3",
@@ -206,7 +181,6 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "num_samples": Hyper(1, "integer", low=1),
             "eps": Hyper(1e-16),
         },
-        source="pytorch-optimizer",
         needs=frozenset({"create_graph", "random"}),
         step_cost=5.0,
     ),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from optbench.optimizers.spec import Hyper, OptimizerSpec
+from functools import partial
 
-LR = Hyper(1e-3, above=True)
-WEIGHT_DECAY = Hyper(0.0)
+from optbench.optimizers.spec import ADAM, LR, OFF, ON, WEIGHT_DECAY, Hyper, OptimizerSpec
+
 ONE_PASS = {"fused": True}  # over memory; the same update rule
 COUNTS_ON_DEVICE = {"capturable": True}  # the step count, so that a step can be recorded
 MOMENTS_ON = {"cpu": ONE_PASS, "cuda": ONE_PASS | COUNTS_ON_DEVICE}
 
+_stacked = partial(
+    OptimizerSpec, lane="elementwise", source="torch", recordable=True, arguments_on={"cuda": COUNTS_ON_DEVICE}
+)
+_each = partial(OptimizerSpec, lane="per-member", source="torch")
+
 TORCH: tuple[OptimizerSpec, ...] = (
-    OptimizerSpec(
+    _stacked(
         name="sgd",
         target="torch.optim:SGD",
-        lane="elementwise",
         summary="stochastic gradient descent, with optional momentum",
         reference="Robbins & Monro 1951; Sutskever et al. 2013",
         state="0 (1 with momentum)",
@@ -23,52 +27,31 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "momentum": Hyper(0.0, high=1.0),
             "dampening": Hyper(0.0, high=1.0),
             "weight_decay": WEIGHT_DECAY,
-            "nesterov": Hyper(False, "boolean"),
+            "nesterov": OFF,
         },
         arguments_on={"cpu": ONE_PASS, "cuda": ONE_PASS},
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _stacked(
         name="adam",
         target="torch.optim:Adam",
-        lane="elementwise",
         summary="first and second moments per weight, L2 regularisation in the gradient",
         reference="Kingma & Ba 2015, arXiv:1412.6980",
         state="2",
-        hyperparameters={
-            "lr": LR,
-            "betas": Hyper((0.9, 0.999), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": WEIGHT_DECAY,
-            "amsgrad": Hyper(False, "boolean"),
-        },
+        hyperparameters={**ADAM, "amsgrad": OFF},
         arguments_on=MOMENTS_ON,
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _stacked(
         name="adamw",
         target="torch.optim:AdamW",
-        lane="elementwise",
         summary="Adam with decoupled weight decay",
         reference="Loshchilov & Hutter 2019, arXiv:1711.05101",
         state="2",
-        hyperparameters={
-            "lr": LR,
-            "betas": Hyper((0.9, 0.999), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": Hyper(1e-2),
-            "amsgrad": Hyper(False, "boolean"),
-        },
+        hyperparameters={**ADAM, "weight_decay": Hyper(1e-2), "amsgrad": OFF},
         arguments_on=MOMENTS_ON,
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _stacked(
         name="adagrad",
         target="torch.optim:Adagrad",
-        lane="elementwise",
         summary="divides by the root of the summed squared gradients: diagonal Shampoo with a sum",
         reference="Duchi et al. 2011",
         state="1",
@@ -80,66 +63,40 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-10),
         },
         arguments_on={"cpu": ONE_PASS},  # elsewhere only newer versions of torch have it
-        source="torch",
+        recordable=False,
     ),
-    OptimizerSpec(
+    _stacked(
         name="nadam",
         target="torch.optim:NAdam",
-        lane="elementwise",
         summary="Adam with Nesterov's momentum",
         reference="Dozat 2016, ICLR workshop",
         state="2",
         hyperparameters={
+            **ADAM,
             "lr": Hyper(2e-3, above=True),
-            "betas": Hyper((0.9, 0.999), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": WEIGHT_DECAY,
             "momentum_decay": Hyper(4e-3),
-            "decoupled_weight_decay": Hyper(False, "boolean"),
+            "decoupled_weight_decay": OFF,
         },
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _stacked(
         name="radam",
         target="torch.optim:RAdam",
-        lane="elementwise",
         summary="Adam that rectifies its step while the second moment rests on few gradients",
         reference="Liu et al. 2020, arXiv:1908.03265",
         state="2",
-        hyperparameters={
-            "lr": LR,
-            "betas": Hyper((0.9, 0.999), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": WEIGHT_DECAY,
-            "decoupled_weight_decay": Hyper(False, "boolean"),
-        },
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
+        hyperparameters={**ADAM, "decoupled_weight_decay": OFF},
     ),
-    OptimizerSpec(
+    _stacked(
         name="adamax",
         target="torch.optim:Adamax",
-        lane="elementwise",
         summary="Adam with a decaying maximum of the gradient's size in place of the second moment",
         reference="Kingma & Ba 2015, section 7.1, arXiv:1412.6980",
         state="2",
-        hyperparameters={
-            "lr": Hyper(2e-3, above=True),
-            "betas": Hyper((0.9, 0.999), "betas"),
-            "eps": Hyper(1e-8),
-            "weight_decay": WEIGHT_DECAY,
-        },
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
+        hyperparameters={**ADAM, "lr": Hyper(2e-3, above=True)},
     ),
-    OptimizerSpec(
+    _stacked(
         name="adadelta",
         target="torch.optim:Adadelta",
-        lane="elementwise",
         summary="divides by the root mean square of gradients and multiplies by that of earlier steps",
         reference="Zeiler 2012, arXiv:1212.5701",
         state="2",
@@ -149,14 +106,10 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-6),
             "weight_decay": WEIGHT_DECAY,
         },
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _stacked(
         name="rmsprop",
         target="torch.optim:RMSprop",
-        lane="elementwise",
         summary="divides by the root mean square of recent gradients, with optional momentum and centring",
         reference="Tieleman & Hinton 2012, lecture 6.5; centred: Graves 2013, arXiv:1308.0850",
         state="1 (1 more with momentum, 1 more centred)",
@@ -166,16 +119,13 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-8),
             "weight_decay": WEIGHT_DECAY,
             "momentum": Hyper(0.0, high=1.0),
-            "centered": Hyper(False, "boolean"),
+            "centered": OFF,
         },
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _each(
         name="adafactor",
         target="torch.optim:Adafactor",
-        lane="per-member",  # its row and column means and its step length are taken over a whole tensor
+        # its row and column means and its step length are taken over a whole tensor
         summary="second moments of a matrix as an outer product of row and column means; steps relative to the weights",
         reference="Shazeer & Stern 2018, arXiv:1804.04235",
         state="m+n per m×n matrix, n per vector",
@@ -185,25 +135,19 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "d": Hyper(1.0, low=1.0),
             "weight_decay": WEIGHT_DECAY,
         },
-        source="torch",
         step_cost=2.0,
     ),
-    OptimizerSpec(
+    _stacked(
         name="rprop",
         target="torch.optim:Rprop",
-        lane="elementwise",
         summary="each weight has a step length of its own: longer while its gradient keeps its sign, else shorter",
         reference="Riedmiller & Braun 1993",
         state="2",
         hyperparameters={"lr": Hyper(1e-2, above=True)},
-        arguments_on={"cuda": COUNTS_ON_DEVICE},
-        recordable=True,
-        source="torch",
     ),
-    OptimizerSpec(
+    _each(
         name="muon",
         target="torch.optim:Muon",
-        lane="per-member",
         summary="orthogonalised momentum for weight matrices; all other parameters by AdamW (fallback_*)",
         reference="Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982",
         state="1 (2 by AdamW)",
@@ -211,20 +155,18 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "lr": LR,
             "weight_decay": Hyper(0.1),
             "momentum": Hyper(0.95, high=1.0),
-            "nesterov": Hyper(True, "boolean"),
+            "nesterov": ON,
             "eps": Hyper(1e-7),
             "ns_steps": Hyper(5, "integer", low=1),
             "fallback_lr": LR,
             "fallback_weight_decay": Hyper(1e-2),
         },
-        source="torch",
         only_matrices=True,
         step_cost=8.0,
     ),
-    OptimizerSpec(
+    _each(
         name="lbfgs",
         target="torch.optim:LBFGS",
-        lane="per-member",
         summary="limited-memory quasi-Newton, several evaluations of each mini-batch; here with its line search",
         reference="Liu & Nocedal 1989",
         state="2 history_size + 4",
@@ -236,7 +178,6 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "history_size": Hyper(10, "integer", low=1),
             "line_search_fn": Hyper("strong_wolfe", "choice", choices=("strong_wolfe",), optional=True),
         },
-        source="torch",
         needs=frozenset({"closure"}),
         step_cost=15.0,
     ),

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from optbench.optimizers.presets import SHAMPOO_PRESETS
-from optbench.optimizers.spec import Hyper, OptimizerSpec
+from optbench.optimizers.spec import OFF, Hyper, OptimizerSpec
+
+_each = partial(OptimizerSpec, lane="per-member")
+_wrapper = partial(_each, needs=frozenset({"random"}))  # of a base that may draw
 
 LEAST_FOR_NEWTON = 1e-15
 """Below, what is added to a factor's eigenvalues is lost in the rounding of float64."""
+
+SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Gupta, Koren & Singer 2018, Algorithm 1.
+    "gupta": {
+        "lr": 1e-1,
+        "momentum": 0.0,
+        "beta2": 1.0,
+        "initial_epsilon": 1e-6,
+        "momentum_form": "heavy-ball",
+        "grafting": "none",
+    },
+    # Anil et al. 2020, with Adam's step lengths: against Adam, only the direction differs.
+    "adam-grafted": {
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "beta2": 0.999,
+        "initial_epsilon": 0.0,
+        "momentum_form": "average",
+        "grafting": "adam",
+    },
+}
+"""Which form of the method, as values of its hyper-parameters."""
 
 
 def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
@@ -68,10 +93,9 @@ OURS: tuple[OptimizerSpec, ...] = (
         recordable=True,
         step_cost=2.5,
     ),
-    OptimizerSpec(
+    _wrapper(
         name="powerpropagation",
         target="optbench.optimizers.powerpropagation:Powerpropagation",
-        lane="per-member",
         summary="a base optimizer on φ, weights being φ|φ|^(α-1): the reparameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
         state="3, and its base's",
@@ -79,26 +103,19 @@ OURS: tuple[OptimizerSpec, ...] = (
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "alpha": Hyper(2.0, low=1.0),
         },
-        needs=frozenset({"random"}),
         step_cost=2.0,
     ),
-    OptimizerSpec(
+    _wrapper(
         name="l1",
         target="optbench.optimizers.l1:L1",
-        lane="per-member",
         summary="an L1 penalty on the weights of a base optimizer, by soft-thresholding",
         reference="Daubechies et al. 2004, arXiv:math/0307152",
         state="its base's",
-        hyperparameters={
-            "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
-            "strength": Hyper(1e-5),
-        },
-        needs=frozenset({"random"}),
+        hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
     ),
-    OptimizerSpec(
+    _wrapper(
         name="switch",
         target="optbench.optimizers.switch:Switch",
-        lane="per-member",
         summary="one optimizer for the first steps, another for the rest: which of them decides the basin",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 1",
         state="that of the one whose turn it is",
@@ -108,27 +125,24 @@ OURS: tuple[OptimizerSpec, ...] = (
             "at": Hyper(100, "integer"),
             "state": Hyper("reset", "choice", choices=("reset", "keep")),
         },
-        needs=frozenset({"random"}),
     ),
-    OptimizerSpec(
+    _wrapper(
         name="sam",
         target="optbench.optimizers.sam:Sam",
-        lane="per-member",
         summary="sharpness-aware minimisation over a base optimizer: two gradients a step",
         reference="Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600",
         state="its base's",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "rho": Hyper(0.05),
-            "adaptive": Hyper(False, "boolean"),
+            "adaptive": OFF,
         },
         needs=frozenset({"closure", "random"}),
         step_cost=2.0,
     ),
-    OptimizerSpec(
+    _each(
         name="kfac",
         target="optbench.optimizers.kfac:Kfac",
-        lane="per-member",
         summary="natural gradient with a Kronecker product per layer, from activations and sampled labels",
         reference="Martens & Grosse 2015, arXiv:1503.05671; convolutions: Grosse & Martens 2016, arXiv:1602.01407",
         state="1, and 2(m²+n²) per m×n matrix",
@@ -145,17 +159,16 @@ OURS: tuple[OptimizerSpec, ...] = (
         needs=frozenset({"model", "generator"}),
         step_cost=10.0,
     ),
-    OptimizerSpec(
+    _each(
         name="hessian-free",
         target="optbench.optimizers.hessian_free:HessianFree",
-        lane="per-member",
         summary="damped natural gradient by a few conjugate-gradient steps on every mini-batch",
         reference="Martens 2010; on mini-batches: Kiros 2013, arXiv:1301.3641",
         state="1",
         hyperparameters={
             "lr": Hyper(1.0, above=True),
             "damping": Hyper(1.0, above=True),
-            "adapt_damping": Hyper(False, "boolean"),
+            "adapt_damping": OFF,
             "iterations": Hyper(5, "integer", low=1),
             "tolerance": Hyper(1e-3),
             "carry": Hyper(0.9, high=1.0),
@@ -163,10 +176,9 @@ OURS: tuple[OptimizerSpec, ...] = (
         needs=frozenset({"closure", "model"}),
         step_cost=15.0,
     ),
-    OptimizerSpec(
+    _wrapper(
         name="gradient-noise",
         target="optbench.optimizers.gradient_noise:GradientNoise",
-        lane="per-member",
         summary="annealed Gaussian noise on the gradients of a base optimizer",
         reference="Neelakantan et al. 2015, arXiv:1511.06807",
         state="its base's",

@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from optbench.errors import unknown
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.newton_root import iterations_for
-from optbench.optimizers.presets import SHAMPOO_PRESETS
+from optbench.optimizers.ours import SHAMPOO_PRESETS
 from optbench.optimizers.roots import accumulate, norms, one_by_one, precondition, update_inverse_roots
 from optbench.precision import exact, widest
 

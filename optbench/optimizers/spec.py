@@ -94,6 +94,12 @@ class Hyper:
         return None if ok or (value is None and self.optional) else f"needs {needed}; {value!r} came"
 
 
+LR, WEIGHT_DECAY = Hyper(1e-3, above=True), Hyper(0.0)
+BETAS = Hyper((0.9, 0.999), "betas")
+ADAM = {"lr": LR, "betas": BETAS, "eps": Hyper(1e-8), "weight_decay": WEIGHT_DECAY}
+ON, OFF = Hyper(True, "boolean"), Hyper(False, "boolean")
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """What optbench knows of an optimizer without importing it.

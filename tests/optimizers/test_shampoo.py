@@ -13,7 +13,7 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 
-from optbench.optimizers.presets import SHAMPOO_PRESETS
+from optbench.optimizers.ours import SHAMPOO_PRESETS
 from optbench.optimizers.shampoo import Shampoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
