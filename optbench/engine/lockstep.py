@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
-from optbench.engine.lanes import Evaluate, Follower, LaneMember, MemberState, build_lane
+from optbench.engine.lanes import Evaluate, LaneMember, MemberState, build_lane
+from optbench.engine.lanes.verification import Verification
 from optbench.engine.passes import Passes
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
@@ -69,7 +70,7 @@ class LockStep:
         streams: Sequence[BatchStream],
         *,
         begin: bool,
-        followers: Sequence[Sequence[Follower]] = (),
+        followers: Sequence[Verification | None] = (),
         passes: Sequence[Passes] = (),
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. followers, passes: of each member.
@@ -79,7 +80,7 @@ class LockStep:
         """
         self._machinery = machinery
         self._streams = streams
-        self._followers = [(i, follower) for i, own in enumerate(followers) for follower in own]
+        self._followers = {i: follower for i, follower in enumerate(followers) if follower is not None}
         self._passes = passes
         self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
         self._grads = grads = torch.zeros_like(self._weights)
@@ -119,13 +120,13 @@ class LockStep:
             for own in self._passes:
                 own.begin(step + k)
             broken = self._gradients(step + k, losses[k]) or {}
-            following = [(i, follower) for i, follower in self._followers if i in of and not follower.over]
-            for i, follower in following:
+            following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
+            for i, follower in following.items():
                 follower.take(self._grads[i])
             self._stopwatch.start()
             failures = {**self._lane.step(partial(self._loss, step + k)), **broken}
             self._stopwatch.stop()
-            for i, follower in following:
+            for i, follower in following.items():
                 if i in failures:
                     follower.end()
                 else:
@@ -141,9 +142,6 @@ class LockStep:
         Raises whatever a user's optimizer does on changing its mode.
         """
         found = self._lane.measured(i, self._weights[i])
-        for member, follower in self._followers:
-            if member == i and not follower.over:
-                follower.measured()
         return self._passes[i].whole(found) if self._passes else found
 
     def row(self, i: int) -> Tensor:

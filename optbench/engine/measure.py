@@ -9,14 +9,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
 from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
 from optbench.engine.own_metrics import asked
 from optbench.engine.prune import pruning_rows
-from optbench.engine.stack import Layout
 from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.learning import majority_share
 from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Weights
@@ -35,15 +33,14 @@ _UNTRAINED: WeakKeyDictionary[TaskFamily, dict[tuple[object, ...], list[Row]]] =
 def score_held_out(
     members: Sequence[Member],
     sequences: Mapping[int, TaskSequence],
-    count: int,
     after_task: int,
     evaluator: Evaluator,
     metrics: Sequence[Metric],
 ) -> list[list[Score]]:
-    """What each member comes to on the validation data of all `count` tasks, all members scored together.
+    """Score each member on the validation data of all tasks, all members together.
 
-    Nothing for those of whom it is not asked: who is not running any more, or begins at a network that was measured
-    before, or is measured for a member before them.
+    No scores for a member that is not running, or that begins at a network which was measured before, or is measured
+    for another member.
     """
     asked: list[int] = []
     begun: set[tuple[object, ...]] = set()
@@ -55,7 +52,7 @@ def score_held_out(
             asked.append(i)
             begun.add(network)
     found: list[list[Score]] = [[] for _ in members]
-    for task in range(count):
+    for task in range(next(iter(sequences.values())).family.count):
         data = [sequences[members[i].trial.seed].validation(task) for i in asked]
         for i, score in zip(asked, evaluator.try_score([members[i].row for i in asked], data), strict=True):
             if isinstance(score, Score):
@@ -68,15 +65,13 @@ def score_held_out(
 def measure(
     member: Member,
     sequence: TaskSequence,
-    count: int,
     after_task: int,
     evaluator: Evaluator,
-    layout: Layout,
     metrics: Sequence[Metric],
     suite_seed: int,
     held_out: Sequence[Score],
 ) -> None:
-    """Append the rows of one member after `after_task` of `count` tasks (0: before any training).
+    """Append the rows of one member after `after_task` of all tasks (0: before any training).
 
     held_out: what it comes to on the validation data of every task, see `score_held_out`.
 
@@ -85,6 +80,7 @@ def measure(
     class similarity on all tasks pooled. Pruning curves are taken after the last task, where `metrics` has a measure of
     them. A network that is not running any more (diverged, failed) gets its accuracies as nulls.
     """
+    count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:
         member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
         return
@@ -130,10 +126,18 @@ def measure(
     if final:
         _representation(member, pooled, after_task, None, metrics, ask())
         if "pruning" in kinds:
-            member.rows += pruning_rows(member.row, layout, evaluator, sequence, after_task)
-    _similarity(member, pooled.features, pooled.targets, after_task)
+            member.rows += pruning_rows(member.row, evaluator, sequence)
+    classes, cosines = sorted(set(pooled.targets.tolist())), class_cosine(pooled.features, pooled.targets).tolist()
+    member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
     if final:
-        _landscape(member, sequence, count, evaluator, layout, metrics, suite_seed)
+        landscape = Landscape(
+            flat(layout, member.row),
+            flat(layout, member.start),
+            lambda: training_loss(evaluator, sequence.train(count - 1), member.row),
+            lambda: generator(suite_seed, member.trial.seed, "landscape"),
+            ours=evaluator.blueprint.ours,
+        )
+        member.rows += _metric_rows(take(metrics, landscape), count, count)
         own = [metric for metric in metrics if metric.target is not None]  # ours are derived when they are read
         member.rows += _metric_rows(take(own, Accuracy(_matrix(member, count)), ask()), after_task, None)
 
@@ -149,31 +153,6 @@ def _representation(
     member.rows += _metric_rows(take(metrics, reading, ask), after_task, task, FEATURES)
     eigenvalues = reading.spectrum.lam.tolist()
     member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
-
-
-def _similarity(member: Member, features: Tensor, labels: Tensor, after_task: int) -> None:
-    classes = sorted(set(labels.tolist()))
-    cosines = class_cosine(features, labels).tolist()
-    member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
-
-
-def _landscape(
-    member: Member,
-    sequence: TaskSequence,
-    count: int,
-    evaluator: Evaluator,
-    layout: Layout,
-    metrics: Sequence[Metric],
-    suite_seed: int,
-) -> None:
-    reading = Landscape(
-        flat(layout, member.row),
-        flat(layout, member.start),
-        lambda: training_loss(evaluator, sequence.train(count - 1), member.row),
-        lambda: generator(suite_seed, member.trial.seed, "landscape"),
-        ours=evaluator.blueprint.ours,
-    )
-    member.rows += _metric_rows(take(metrics, reading), count, count)
 
 
 def _of_model(

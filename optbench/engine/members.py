@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from optbench.engine.lanes import Follower, MemberState
+from optbench.engine.lanes import MemberState
+from optbench.engine.lanes.verification import Verification
 from optbench.optimizers.explain import spoken
 from optbench.plan import Trial
 from optbench.store.tables import Row
@@ -65,7 +66,7 @@ class Member:
     rows: list[Row] = field(default_factory=list)
     unkept: str | None = None
     """Why its optimizer's state cannot be kept between tasks, once that is known."""
-    followers: list[Follower] = field(default_factory=list)
+    follower: Verification | None = None
     """What takes its next steps after it."""
     start: Tensor = field(init=False)
     """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to."""

@@ -11,26 +11,24 @@ from optbench.store.tables import PruningRow
 from optbench.tasks import TaskSequence
 
 
-def pruning_rows(
-    row: Tensor, layout: Layout, evaluator: Evaluator, sequence: TaskSequence, after_task: int
-) -> list[PruningRow]:
+def pruning_rows(row: Tensor, evaluator: Evaluator, sequence: TaskSequence) -> list[PruningRow]:
     """The accuracy of the network with weights `row` (P,) on the test data of all tasks pooled, pruned in either scope.
 
     Fractions and scopes are those of `metrics.pruning`. `row` stays as it is. The time is that of 40 passes over the
     test data: 4.3 s for LeNet-300-100 on 10,000 images of MNIST on one thread, nine tenths of it in matrix products.
     """
-    weights = layout.views(row)
-    rankings = {scope: rank_weights(weights, scope, evaluator.blueprint.output) for scope in SCOPES}
+    layout, tasks = evaluator.blueprint.layout, sequence.family.count
+    rankings = {scope: rank_weights(layout.views(row), scope, evaluator.blueprint.output) for scope in SCOPES}
     correct = {(scope, keep): 0 for scope in SCOPES for keep in KEEP}
     examples = 0
     # Task by task, so that no more than one task's data are held: a sequence may be hundreds of tasks long.
-    for task in range(sequence.family.count):
+    for task in range(tasks):
         test = sequence.test(task)
         examples += len(test)
         for scope, keep in correct:
             (score,) = evaluator.score([_pruned(row, layout, rankings[scope], keep)], [test])
             correct[scope, keep] += score.correct
-    return [PruningRow(after_task, scope, keep, count / examples) for (scope, keep), count in correct.items()]
+    return [PruningRow(tasks, scope, keep, count / examples) for (scope, keep), count in correct.items()]
 
 
 def _pruned(row: Tensor, layout: Layout, ranking: Ranking, keep: float) -> Tensor:

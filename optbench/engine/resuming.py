@@ -18,7 +18,7 @@ from optbench.engine.batches import BatchStream
 from optbench.engine.faults import of_the_machine
 from optbench.engine.interim import CannotResume, loaded, saved
 from optbench.engine.lanes import Instance, LaneMember, MemberState, PerMemberLane
-from optbench.engine.lanes.companion import same_bits
+from optbench.engine.lanes.verification import same_bits
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.passes import Passes
 from optbench.optimizers.explain import spoken

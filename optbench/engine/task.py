@@ -122,7 +122,7 @@ class TaskTraining:
                     [cohort.lane_member(member, self.task) for member in members],
                     [self.streams[member.trial.id] for member in members],
                     begin=begin,
-                    followers=[member.followers for member in members],
+                    followers=[member.follower for member in members],
                     passes=[own for member in members if (own := self.passes[member.trial.id]) is not None],
                 )
             except RefusedError as refused:

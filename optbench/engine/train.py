@@ -219,18 +219,16 @@ class CohortTraining:
         return len(self.sequences[member.trial.seed].train(task))
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
-        """What members' followers have found, if anything. at_end: of the task, after which they follow no more.
+        """See what members' followers have found. at_end: of the task, after which they follow no more.
 
         Raises:
             NotElementwise: the optimizer does not do what it is declared to do.
         """
         for member in self.members:
-            for follower in member.followers:
-                if isinstance(follower, Verification) and follower.difference:
-                    raise NotElementwise(follower.difference)
-        if at_end:
-            for member in self.members:
-                member.followers = []
+            if member.follower is not None and member.follower.difference:
+                raise NotElementwise(member.follower.difference)
+            if at_end:
+                member.follower = None
 
     def _verify(self) -> None:
         """Two members of every setting are trained by instances of their own as well, for one task."""
@@ -241,9 +239,8 @@ class CohortTraining:
             if settings[key] <= VERIFIED:
                 lane_member = self.lane_member(member, 0)
                 try:
-                    member.followers = [
-                        Verification(self.spec, lane_member, self.network, self.layout.weights(member.row), self.layout)
-                    ]
+                    row = self.layout.weights(member.row)
+                    member.follower = Verification(self.spec, lane_member, self.network, row, self.layout)
                 except Exception as error:  # what its constructor raises is its lane's to report
                     if of_the_machine(error):
                         raise
@@ -306,30 +303,18 @@ class CohortTraining:
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
     def _measure(self, after_task: int) -> None:
-        count = self.setting.family.count
-        held_out = score_held_out(self.members, self.sequences, count, after_task, self.evaluator, self.metrics)
+        held_out = score_held_out(self.members, self.sequences, after_task, self.evaluator, self.metrics)
         for member, scores in zip(self.members, held_out, strict=True):
-            before = len(member.rows)
-            measured = partial(
-                measure,
-                member,
-                self.sequences[member.trial.seed],
-                count,
-                after_task,
-                self.evaluator,
-                self.layout,
-                self.metrics,
-                self.setting.suite_seed,
-                scores,
-            )
+            before, sequence = len(member.rows), self.sequences[member.trial.seed]
+            context = after_task, self.evaluator, self.metrics, self.setting.suite_seed, scores
             try:
-                measured()
+                measure(member, sequence, *context)
             except Exception as error:
                 if self.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
                     raise
                 del member.rows[before:]
                 member.fail(error)
-                measured()  # what a trial that failed has
+                measure(member, sequence, *context)  # what a trial that failed has
 
     def _results(self, member: Member) -> list[TrialResult]:
         finished = member.running

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optbench.engine.lanes.batched import BatchedLane
 from optbench.engine.lanes.elementwise import ElementwiseLane
-from optbench.engine.lanes.lane import Evaluate, Follower, Lane, LaneMember, MemberState, RefusedError
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState, RefusedError
 from optbench.engine.lanes.per_member import Instance, PerMemberLane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
@@ -26,7 +26,6 @@ from optbench.optimizers.spec import OptimizerSpec
 
 __all__ = [
     "Evaluate",
-    "Follower",
     "Instance",
     "Lane",
     "LaneMember",

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, MemberState, RefusedError, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, Lane, MemberState, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import without_warnings
 from optbench.precision import widest
 
 
-class BatchedLane:
+class BatchedLane(Lane):
     """One instance of an optimizer of ours, which knows the member axis (`stacked=True`).
 
     Beside `step` it has `begin_task`, `fallbacks`, and its step in two parts: `work`, on the device, and `advance`,
@@ -98,9 +98,6 @@ class BatchedLane:
     def _changed(self) -> list[Tensor]:
         states = [value for p in self._parameters for value in self._optimizer.state[p].values()]
         return [*self._parameters, *states]
-
-    def measured(self, index: int, row: Tensor) -> Tensor:
-        return row
 
     def export(self, index: int) -> MemberState:
         # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.

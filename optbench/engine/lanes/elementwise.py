@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.lane import Evaluate, MemberState, Optimizer, RefusedError, tensor_bytes
+from optbench.engine.lanes.lane import Evaluate, Lane, MemberState, Optimizer, RefusedError, tensor_bytes
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.user_code import UserCode
 
 
-class ElementwiseLane:
+class ElementwiseLane(Lane):
     """Rows of the stack with the same settings and step count share a leaf tensor, and each leaf has an instance.
 
     Not one instance for all: what raises because of its settings must not stop the others.
@@ -57,9 +57,6 @@ class ElementwiseLane:
             raise RefusedError(refused)
         self._work: Recorded[dict[int, Exception]] = Recorded("update", recordings)
 
-    def begin_task(self) -> None:
-        """Elementwise optimizers know nothing of tasks."""
-
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         return self._work(self._step, self._changed)
 
@@ -81,9 +78,6 @@ class ElementwiseLane:
         kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*self._leaves, *(leaf.grad for leaf in self._leaves if leaf.grad is not None), *kept]
 
-    def measured(self, index: int, row: Tensor) -> Tensor:
-        return row
-
     def export(self, index: int) -> MemberState:
         block = next(b for b, (_, stop) in enumerate(self._blocks) if index < stop)
         state = self._optimizers[block].state.get(self._leaves[block])
@@ -95,9 +89,6 @@ class ElementwiseLane:
 
     def state_bytes(self, index: int) -> int:
         return tensor_bytes(self.export(index))
-
-    def fallbacks(self, index: int) -> int:
-        return 0
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:

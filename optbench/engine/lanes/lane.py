@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class RefusedError(Exception):
         self.errors = dict(errors)
 
 
-class Lane(Protocol):
+class Lane(ABC):
     """An optimizer at work on a cohort.
 
     Its constructor raises RefusedError where members share an instance and some of them have settings that cannot be.
@@ -56,55 +57,31 @@ class Lane(Protocol):
     raised_early: dict[int, Exception]
     """Exceptions from the constructor, restoring or `begin_task`, by member; these members take no step."""
 
-    def begin_task(self) -> None:
-        """Tell the optimizer that a new task begins."""
-        ...
-
+    @abstractmethod
     def step(self, evaluate: Evaluate) -> dict[int, Exception]:
         """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
 
         evaluate: for an optimizer that asks for more than gradients.
         """
-        ...
+
+    @abstractmethod
+    def export(self, index: int) -> MemberState:
+        """The state of a member, in tensors of its own."""
+
+    @abstractmethod
+    def state_bytes(self, index: int) -> int:
+        """Bytes of a member's optimizer state."""
+
+    def begin_task(self) -> None:  # noqa: B027
+        """Tell the optimizer that a new task begins; most know nothing of tasks."""
 
     def measured(self, index: int, row: Tensor) -> Tensor:
         """The weights (P,) to measure a member at; `row` itself unless its optimizer keeps others for training."""
-        ...
-
-    def export(self, index: int) -> MemberState:
-        """The state of a member, in tensors of its own."""
-        ...
-
-    def state_bytes(self, index: int) -> int:
-        """Bytes of a member's optimizer state."""
-        ...
+        return row
 
     def fallbacks(self, index: int) -> int:
         """How often a factorisation of a member had to be replaced."""
-        ...
-
-
-class Follower(Protocol):
-    """Repeats a member's steps on its own copy, until it is over."""
-
-    @property
-    def over(self) -> bool: ...
-
-    def take(self, grads: Tensor) -> None:
-        """Copy the member's gradients (P,) of the step to come."""
-        ...
-
-    def follow(self, evaluate: Evaluate, row: Tensor) -> None:
-        """Take the step that has led the member to the weights `row` (P,)."""
-        ...
-
-    def measured(self) -> None:
-        """Follow a measurement within the task, for which an optimizer with modes switches them."""
-        ...
-
-    def end(self) -> None:
-        """The member's optimizer raised."""
-        ...
+        return 0
 
 
 def tensor_bytes(value: Any) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from optbench.engine.contents import digest, parts
 from optbench.engine.faults import of_the_machine
 from optbench.engine.interim import CannotResume
-from optbench.engine.lanes.lane import Evaluate, LaneMember, MemberState, Optimizer
+from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState, Optimizer
 from optbench.engine.lanes.reach import state_bytes
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
@@ -25,7 +25,7 @@ from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_
 from optbench.optimizers.spec import Need, OptimizerSpec
 
 
-class PerMemberLane:
+class PerMemberLane(Lane):
     """One unmodified instance per member, over a network of its own whose weights are copied back to the stack.
 
     The copies are the price of trusting nobody: an optimizer may rebind `p.data`, keep references to its gradients or
@@ -226,9 +226,6 @@ class PerMemberLane:
     def state_bytes(self, index: int) -> int:
         instance = self._instances[index]
         return 0 if instance is None else state_bytes(instance.optimizer, instance.network, users=self._users)
-
-    def fallbacks(self, index: int) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from optbench.engine.faults import of_the_machine
-from optbench.engine.lanes.companion import Companion, same_bits
-from optbench.engine.lanes.lane import Evaluate, LaneMember
+from optbench.engine.lanes import Evaluate, Lane, LaneMember, build_lane
+from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.optimizers.explain import spoken
 from optbench.optimizers.spec import OptimizerSpec
@@ -46,8 +46,8 @@ class Verification:
         """
         self._start = row.detach().clone()
         per_member = dataclasses.replace(spec, lane="per-member")
-        self._alone = Companion(spec, member, network, row, layout)
-        self._apart = Companion(per_member, member, network, row, layout)
+        self._alone = _Companion(spec, member, network, row, layout)
+        self._apart = _Companion(per_member, member, network, row, layout)
         self._steps = 0
         self._over = False
         self.difference: str | None = None
@@ -58,12 +58,9 @@ class Verification:
         return self._over or self.difference is not None
 
     def take(self, grads: Tensor) -> None:
-        """Copy the gradients (P,) of the next step."""
-        self._alone.take(grads)
-        self._apart.take(grads)
-
-    def measured(self) -> None:
-        """Do nothing: an elementwise optimizer has no modes."""
+        """Copy the gradients (P,) of the next step, before anything can change them."""
+        for companion in (self._alone, self._apart):
+            companion.grads[0].copy_(grads)
 
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
         """The step that has led the member to the weights `row` (P,)."""
@@ -94,3 +91,42 @@ class Verification:
     def end(self) -> None:
         """Stop following: the member's optimizer raised, so there is nothing to compare with."""
         self._over = True
+
+
+class _Companion:
+    """A lane with one member, fed with the gradients of a member of another stack.
+
+    It shares nothing with that member: weights, gradients, network and generator are its own.
+    """
+
+    def __init__(
+        self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
+    ) -> None:
+        """At the beginning of a task, from `row` (P,).
+
+        Raises whatever a user's constructor or `begin_task` raises.
+        """
+        weights = row.detach().clone()[None]
+        self.row, self.grads = weights[0], torch.zeros_like(weights)
+        self._member = dataclasses.replace(member, generator=member.generator.clone_state())
+
+        def lane(member: LaneMember, *, begin: bool) -> Lane:
+            return build_lane(spec, [member], network, weights, self.grads, layout, Recordings(None), begin=begin)
+
+        self._build, self._lane = lane, lane(self._member, begin=True)
+        self._lane.begin_task()
+        for error in self._lane.raised_early.values():
+            raise error
+
+    def renew(self) -> None:
+        """Rebuild its elementwise lane from the exported state, as happens between tasks and when members stop."""
+        self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
+
+    def step(self, evaluate: Evaluate) -> Exception | None:
+        """Take one step; return what the optimizer raised, if anything."""
+        return self._lane.step(evaluate).get(0)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """True if two float32 tensors have the same bits; NaNs are compared by their bits, too."""
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
