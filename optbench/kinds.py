@@ -134,7 +134,9 @@ class Registry:
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
                 raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
-            annotation = meant(p.annotation, scope)
+            # JSON has no tuples: what is annotated by nothing is of the type that its default has.
+            unsaid = p.annotation is p.empty and isinstance(p.default, tuple)
+            annotation = tuple[PlainValue, ...] if unsaid else meant(p.annotation, scope)
             # `seed: int = None` means that None is a value, too.
             annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
@@ -154,7 +156,7 @@ class Registry:
         return model
 
     def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings as plain values, with the defaults that can be written down.
+        """Return the settings as plain values, with the defaults that can be written down and read back.
 
         Raises:
             KindError: as `settings`.
@@ -168,9 +170,10 @@ class Registry:
                 everything[name] = written.pop(name)
                 continue
             with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
-                default = _as_json(field.get_default(call_default_factory=True))
-                _validated(model, {**given, name: default})
-                everything[name] = default
+                default = field.get_default(call_default_factory=True)
+                as_json = _as_json(default)
+                if _same(getattr(_validated(model, {**given, name: as_json}), name), default):
+                    everything[name] = as_json
         return everything | written
 
     def arguments(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,6 +202,11 @@ def _as_json(value: Any) -> Any:
         return plain_value(json.loads(json.dumps(value)))
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def _same(found: Any, default: Any) -> bool:
+    """Whether a default was read back as it is: a tuple within a list, or 1 as a key, is not."""
+    return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 
 def signature(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:

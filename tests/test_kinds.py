@@ -114,6 +114,16 @@ def test_defaults_are_written_out_where_they_can_be(monkeypatch: pytest.MonkeyPa
     assert registry.arguments("./x.py:made", written)["pair"] == (1, 2.0)
 
 
+def test_defaults_without_annotations_reach_the_function_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(sizes=(4, 5), table={1: 2}, corners=[(0, 1)]): ...  # type: ignore[no-untyped-def]  # noqa: B006
+
+    registry = of(made, monkeypatch)
+    written = registry.complete("./x.py:made", {})
+    assert written == {"sizes": [4, 5]}  # JSON has no numbers as keys, and no tuples within lists
+    assert registry.arguments("./x.py:made", written) == {"sizes": (4, 5)}
+    assert registry.arguments("./x.py:made", {"sizes": [6]}) == {"sizes": (6,)}
+
+
 @given(
     depth=st.integers(-(2**53), 2**53),
     rate=st.floats(allow_nan=False, allow_infinity=False),

@@ -41,6 +41,7 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield value.__qualname__, None
         cells = [cell for cell in value.__closure__ or () if cell != types.CellType()]
         yield from ((f"{value.__qualname__} {i}", cell.cell_contents) for i, cell in enumerate(cells))
+        yield from (("defaults", (value.__defaults__, value.__kwdefaults__)), ("attributes", vars(value)))
     if not isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         yield from _fields(value)
 
@@ -61,7 +62,7 @@ def digest(value: Any, known: Sequence[object] = ()) -> bytes:
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if kind.__module__.partition(".")[0] in sys.stdlib_module_names:  # a logger, say, leads to all others
+    if _is_standard(kind):  # a logger, say, leads to all others; what it is reduced to tells what it holds
         return
     slots = {name for cls in kind.__mro__ for name in _names(vars(cls).get("__slots__", ()))}
     found = {**{name: getattr(value, name, None) for name in slots}, **getattr(value, "__dict__", {})}
@@ -69,6 +70,10 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, torch.optim.Optimizer):  # hooks have keys that the process counts up
         names = {name for name in names if name not in _DERIVED and not name.startswith("_optimizer_")}
     yield from ((name, found[name]) for name in sorted(names))
+
+
+def _is_standard(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in sys.stdlib_module_names
 
 
 def _names(slots: Any) -> Iterable[str]:
@@ -137,6 +142,7 @@ class _Reader:
                 self._known.setdefault(id(getattr(value, name, None)), len(self._known))
             self._parts(value)
             own = any("__reduce__" in vars(cls) or "__reduce_ex__" in vars(cls) for cls in kind.__mro__[:-1])
+            own = own or _is_standard(kind)
             in_code = isinstance(value, types.FunctionType | types.MethodType | functools.partial)
             if (own or not hasattr(value, "__dict__")) and not in_code and not isinstance(value, nn.Module):
                 self.read("reduced", value.__reduce_ex__(4))

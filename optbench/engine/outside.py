@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from optbench.engine.contents import digest
 from optbench.targets import PACKAGE
 
 _LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
-_STATEFUL = (int, float, Tensor, list, dict, set, collections.deque, torch.Generator)
+_STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque, torch.Generator)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class OutsideState:
         found: dict[str, bytes] = {}
         for place, names in _places(code):
             for name, value in _values(names):
-                if isinstance(value, _STATEFUL):
+                # Also objects of classes that are defined there: one may hold the state of all instances.
+                own = type(value).__module__ in (names.get("__name__"), names.get("__module__"))
+                if isinstance(value, _STATEFUL) or own:
                     try:
                         found[f"{place}.{name}"] = digest(value)
                     except Exception:  # values that hold code are not state, and a user's may raise on being read

@@ -17,6 +17,7 @@ from optbench.execution.session import run as train
 from optbench.execution.view import View
 from optbench.interface.given import GivenOptimizers, GivenSuite, choice_of, suite_file
 from optbench.interface.results import Run, read_run
+from optbench.kinds import AS_WRITTEN
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.extends import rebased
 from optbench.targets import Objects, using
@@ -82,7 +83,7 @@ def run(
         notes: list[str] = []
         watching = watched(Request()) if progress else contextlib.nullcontext(_Noting(notes))
         with using(objects.sources), watching as view:
-            outcome = train(chosen_suite(file, choice), options, view)
+            outcome = train(_moved(chosen_suite(file, choice), file.parent, folder), options, view)
     if outcome.interrupted:
         finished = sum(outcome.statuses.values())
         raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
@@ -99,8 +100,12 @@ def load_suite(suite: str | Path) -> Suite:
         OptbenchError: there is no such suite, or it is not valid.
     """
     path = resolve_suite_path(str(suite))
-    loaded = chosen_suite(path, Choice())
-    return Suite.model_validate(rebased(loaded.model_dump(), path.parent, Path()))
+    return _moved(chosen_suite(path, Choice()), path.parent, Path())
+
+
+def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
+    """A suite of `folder` whose files are named relative to the folder `to`."""
+    return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
 
 
 class _Noting(View):

@@ -233,6 +233,17 @@ def test_run_directories_have_names_of_their_own() -> None:
     assert second.name == f"{first.name}-2"
 
 
+def test_a_mapping_extends_a_suite_whose_files_lie_next_to_it(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "mine.py").write_text("import torch\nclass Mine(torch.optim.SGD): pass\n", encoding="utf-8")
+    mine = {"optimizers": {"mine": {"target": "./mine.py:Mine", "lr": 0.1}}}
+    (base / "suite.yaml").write_text(json.dumps(SMALL | mine), encoding="utf-8")
+    run = optbench.run({"extends": "base/suite.yaml", "seeds": 1}, device="cpu", jobs=1)
+    assert list(run.table("trials")["status"]) == ["ok"]
+    assert "target: ./base/mine.py:Mine" in (run.path / "suite.yaml").read_text()
+
+
 def test_every_kind_of_a_suite_may_be_an_object() -> None:
     classes = 3
 
