@@ -163,16 +163,16 @@ class LockStep:
         """As `_loss`, for a lane in which member `i` is the only one; of its buffers nothing is kept."""
         aside = self._passes[i].aside() if self._passes else None
 
-        def loss(alone: int, network: nn.Module) -> Tensor:
+        def loss(alone: int, network: nn.Module, given: bool) -> Tensor:
             assert alone == 0
-            return self._of_batch(step, i, network, aside)
+            return self._of_batch(step, i, network, given, aside)
 
         return loss
 
-    def _loss(self, step: int, i: int, network: nn.Module) -> Tensor:
+    def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
         """The mean cross-entropy of `network` on the batch of this step of member `i`."""
-        return self._of_batch(step, i, network, self._passes[i] if self._passes else None)
+        return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
-    def _of_batch(self, step: int, i: int, network: nn.Module, passes: Passes | None) -> Tensor:
+    def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:
         inputs, targets = self._machinery.buffer.take(self._streams[i], step)
-        return cross_entropy(passes.again(network, inputs) if passes is not None else network(inputs), targets)
+        return cross_entropy(passes.again(network, inputs, given) if passes is not None else network(inputs), targets)

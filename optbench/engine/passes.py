@@ -24,8 +24,8 @@ class Passes:
 
     As in a plain loop, an optimizer that evaluates the loss several times a step (SAM, L-BFGS) meets new dropout masks
     and updates running statistics at every evaluation. An optimizer whose first evaluation is at the very weights that
-    the gradients of the step were taken at repeats that pass, with the same masks and once more from the same
-    statistics: a plain loop would not have taken those gradients before.
+    the gradients of the step were taken at, or that was not given these gradients, repeats that pass, with the same
+    masks and once more from the same statistics: a plain loop would not have taken those gradients before.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:
@@ -53,11 +53,11 @@ class Passes:
         self._after = _copies(self._buffers)
         return logits
 
-    def again(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits for an optimizer that evaluates the loss itself, of its own network."""
+    def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
+        """Logits for an optimizer that evaluates the loss itself, of its own network; given: as `Evaluate` has it."""
         if self._opening is None:
             own = dict(network.named_parameters())
-            repeats = all(torch.equal(own[name], weight) for name, weight in self._weights.items())
+            repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())
             self._open((self._before, 0) if repeats else (self._after, 1))
         self._evaluations += 1
         return self._run(network, EMPTY, inputs, self._evaluations - 1)

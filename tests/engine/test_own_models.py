@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -139,6 +140,22 @@ class Repeating(torch.optim.SGD):
         return loss
 
 
+class Around(torch.optim.SGD):
+    """Moves the weights while the gradients are taken, as IVON does."""
+
+    @contextlib.contextmanager
+    def around_forward(self) -> Iterator[None]:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        kept = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p in parameters:
+                p.mul_(1.01)
+        yield
+        with torch.no_grad():
+            for p, before in zip(parameters, kept, strict=True):
+                p.copy_(before)
+
+
 def test_closures_meet_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, use: Use) -> None:
     """One evaluation at the step's weights is the pass that a plain loop has taken; SAM's is another."""
     use(own_models.ResNet)
@@ -147,17 +164,19 @@ def test_closures_meet_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, 
             "sgd": opt("sgd", lr=0.05),
             "repeating": opt(f"{__name__}:Repeating", lr=0.05, needs="closure"),
             "sam": sam(1e-30, rho=0.05),
+            "around": opt(f"{__name__}:Around", lr=0.05),
         },
         seeds=1,
         **{**SMALL, "early_stopping": None},
     )
-    a, b, c = (result.weights for result in train_suite(suite, mnist))
+    a, b, c, d = (result.weights for result in train_suite(suite, mnist))
     assert a is not None
     assert b is not None
     assert c is not None
+    assert d is not None
     assert all(map(torch.equal, a.values(), b.values()))
     name = "blocks.0.norms.0.num_batches_tracked"
-    assert (int(a[name]), int(c[name])) == (12, 24)
+    assert (int(a[name]), int(c[name]), int(d[name])) == (12, 24, 12)
 
 
 def test_one_that_raises_or_diverges_touches_no_other(mnist: Dataset, use: Use) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 Optimizer = torch.optim.Optimizer
-Evaluate = Callable[[int, nn.Module], Tensor]
-"""evaluate(member, network) -> mean cross-entropy on its batch of this step, a scalar to take gradients of."""
+Evaluate = Callable[[int, nn.Module, bool], Tensor]
+"""evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a scalar to take gradients of.
+given: whether its optimizer has been given the gradients of the step; if not, its first evaluation stands for them."""
 MemberState = Any
 """One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start. One that
 was saved at the end of a task is in containers, tensors and numbers."""

@@ -158,11 +158,12 @@ class PerMemberLane(Lane):
         # Those that the optimizer has frozen have no gradient, as in a plain loop.
         trained = [(p, grad) for p, grad in zip(instance.parameters, self._grads[i], strict=True) if p.requires_grad]
         parameters = [parameter for parameter, _ in trained]
+        given = not (instance.call.loss or needs & {"loss", "create_graph", "model", "around_forward"})
 
         def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
             """Evaluate the loss; other arguments that optimizers give to a closure change nothing."""
             with instance.around_forward(), self._code.closure(), torch.enable_grad():
-                loss = evaluate(i, instance.network)
+                loss = evaluate(i, instance.network, given)
                 for parameter in parameters:
                     parameter.grad = None
                 if "loss" in needs:
@@ -180,14 +181,14 @@ class PerMemberLane(Lane):
             return loss.detach()
 
         loss: Tensor | None = None
-        if "loss" in needs:
-            for parameter in parameters:
-                parameter.grad = None
-        elif instance.call.loss or needs & {"create_graph", "model", "around_forward"}:
-            loss = closure()
-        else:
+        if given:
             for parameter, grad in trained:
                 parameter.grad = grad.clone()
+        elif "loss" in needs:
+            for parameter in parameters:
+                parameter.grad = None
+        else:
+            loss = closure()
         if instance.call.loss and loss is None:
             loss = closure()
         instance.call(instance.optimizer, closure, loss)
