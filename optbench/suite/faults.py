@@ -209,8 +209,10 @@ def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
         value = document.value
         for part in path:
             value = value[part]
-        with contextlib.suppress(KindError):
-            return kind.registry.settings(value["kind"])
+        named = value.get("kind") if isinstance(value, dict) else value
+        if isinstance(named, str):
+            with contextlib.suppress(KindError):
+                return kind.registry.settings(named)
     return kind
 
 

@@ -159,6 +159,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "tasks misspelt": ("    tasks:", "    taks:", "10:5", "unknown key 'taks'; did you mean 'tasks'?"),
     "kind missing": ("kind: permuted, ", "", "10:12", "(one of: permuted, class-incremental, rotated)"),
     "kind unknown": ("kind: permuted", "kind: permutd", "10:19", "unknown kind 'permutd'; did you mean 'permuted'?"),
+    "kind a list": ("kind: permuted", "kind: [permuted]", "10:19", "needs text; a list came"),
     "key of another kind": ("count: 2", "angles: [1]", "10:29", "tasks: unknown key 'angles'"),
     "count is text": ("count: 2", "count: '2'", "10:36", "tasks.count: needs a whole number; '2' came"),
     "count is zero": ("count: 2", "count: 0", "10:36", "needs a number of at least 1; 0 came"),
