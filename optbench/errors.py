@@ -19,6 +19,14 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def spoken(error: BaseException) -> str:
+    """`str(error)`, which an exception of a user's may refuse."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 class OptbenchError(Exception):
     """Base of all errors meant for the user's eyes: one or two lines, no traceback.
 

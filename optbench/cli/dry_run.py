@@ -16,7 +16,6 @@ from optbench.errors import DataError, escaped
 from optbench.execution.preflight import find_code
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
-from optbench.optimizers.registry import find
 from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.targets import using
@@ -120,7 +119,7 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
             Text(cohort.experiment),
             Text(cohort.model),
             Text(", ".join(cohort.optimizers)),
-            find(cohort.trials[0].target).lane,
+            cohort.trials[0].spec.lane,
             str(len(cohort.trials)),
             *([str(sum(trial.id in plan.done for trial in cohort.trials))] if resumed else []),
             number_ranges(sorted({trial.seed for trial in cohort.trials})),

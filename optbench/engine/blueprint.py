@@ -24,10 +24,9 @@ from optbench.engine.batches import Normaliser
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import SEEDS, seeded
 from optbench.engine.stack import Layout
-from optbench.errors import OptbenchError, UsageError
+from optbench.errors import OptbenchError, UsageError, spoken
 from optbench.isolation import AMBIENT, Snapshot, isolated
 from optbench.models import Network, build, cross_entropy, initialise
-from optbench.optimizers.explain import spoken
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 

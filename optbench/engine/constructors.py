@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +19,10 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.members import Schedule
 from optbench.engine.randomness import SEEDS
 from optbench.engine.user_code import UserCode
-from optbench.errors import OptimizerError
+from optbench.errors import OptimizerError, spoken
 from optbench.models import materialised
-from optbench.optimizers.explain import in_words, spoken
+from optbench.optimizers.explain import in_words
 from optbench.optimizers.make import maker, resolve_spec
-from optbench.optimizers.registry import find, user_targets
-from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Trial
 from optbench.streams import generator, stream_seed
 from optbench.suite import Suite
@@ -94,10 +93,7 @@ class _Place:
         self._experiment: ExperimentSettings = suite.experiments[experiment]
         self._dataset = dataset
         self._model, self._place = model, f"experiments.{experiment}.models.{model}"
-        self._blueprint: Blueprint | None = None
-        self._weights: Mapping[str, Tensor] = {}
         self._networks: dict[torch.device, nn.Module] = {}
-        self._steps: int | None = None
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
         """What the constructor raises, in words; None if it takes the settings."""
@@ -112,14 +108,14 @@ class _Place:
 
     def _raised(self, trial: Trial, device: torch.device) -> Exception | None:
         try:
-            spec = resolve_spec(find(trial.target), trial.hyperparameters)
-            alone = "model" in spec.needs or user_targets(trial.target, trial.hyperparameters)
+            spec = resolve_spec(trial.spec, trial.hyperparameters)
+            alone = "model" in spec.needs or trial.user_optimizers
             network = self._network(device) if alone else self._shared(device)
             given = {
                 "generator": generator(self._suite_seed, trial.seed, "optimizer"),
                 "model": network,
-                "total_steps": self._total_steps(spec, trial),
-                "examples": self._examples(spec, trial),
+                "total_steps": self._total_steps() if "total_steps" in spec.needs else 0,
+                "examples": self._first_task if "examples" in spec.needs else 0,
             }
             seed = stream_seed(self._suite_seed, trial.seed, "optimizer/made/task 0") % SEEDS
             with (
@@ -135,12 +131,17 @@ class _Place:
 
     def _network(self, device: torch.device) -> nn.Module:
         """A network of its own: a constructor may keep hooks on it, or change its weights."""
-        if self._blueprint is None:
-            self._blueprint = Blueprint.of(self._experiment, self._model, self._dataset, self._place)
-            self._weights = self._blueprint.start(self._suite_seed, 0)
-        network, layout = materialised(self._blueprint.network, device), self._blueprint.layout
-        layout.copy_to(network, layout.pack(self._weights))
+        network = materialised(self._blueprint.network, device)
+        self._blueprint.layout.copy_to(network, self._start)
         return network
+
+    @functools.cached_property
+    def _blueprint(self) -> Blueprint:
+        return Blueprint.of(self._experiment, self._model, self._dataset, self._place)
+
+    @functools.cached_property
+    def _start(self) -> Tensor:
+        return self._blueprint.layout.pack(self._blueprint.start(self._suite_seed, 0))
 
     def _shared(self, device: torch.device) -> nn.Module:
         """One network for all registered optimizers: their constructors leave parameters as they are."""
@@ -148,23 +149,18 @@ class _Place:
             self._networks[device] = self._network(device)
         return self._networks[device]
 
-    def _total_steps(self, spec: OptimizerSpec, trial: Trial) -> int:
+    def _total_steps(self) -> int:
         """Total steps, as if all tasks were as long as the first one, the only one that is generated here."""
-        if "total_steps" not in spec.needs:
-            return 0
         protocol = self._experiment.protocol
-        per_epoch = self._first_task(trial) // protocol.batch_size
-        tasks = 1 if protocol.optimizer_state == "reset" else self._tasks().count
-        return tasks * Schedule.of(protocol, max(1, per_epoch)).total
+        tasks = 1 if protocol.optimizer_state == "reset" else self._tasks.count
+        return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total
 
-    def _examples(self, spec: OptimizerSpec, trial: Trial) -> int:
-        return self._first_task(trial) if "examples" in spec.needs else 0
+    @functools.cached_property
+    def _first_task(self) -> int:
+        """Its training examples."""
+        return len(self._tasks.sequence(self.trials[0].seed).train(0))
 
-    def _first_task(self, trial: Trial) -> int:
-        if self._steps is None:
-            self._steps = len(self._tasks().sequence(trial.seed).train(0))
-        return self._steps
-
+    @functools.cached_property
     def _tasks(self) -> TaskFamily:
         settings = self._experiment
         return TaskFamily(settings.tasks, self._dataset, settings.protocol, self._suite_seed, torch.device("cpu"))

@@ -79,16 +79,12 @@ class Interim:
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
         """optimizer: the state of its optimizer, in containers, tensors and numbers."""
-        counters = {name: getattr(member, name) for name in COUNTERS}
-        state = {"weights": member.row.detach().cpu(), "draws": member.generator.get_state(), "optimizer": optimizer}
         trials = tuple(trial.id for trial in member.trials)
-        return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
-
-    @staticmethod
-    def unkept(member: Member, task: int, reason: str) -> Interim:
-        """What is kept of a member that cannot be resumed: why not."""
         counters = {name: getattr(member, name) for name in COUNTERS}
-        return Interim(tuple(trial.id for trial in member.trials), task, counters, b"", (), refused=reason)
+        if member.unkept is not None:
+            return Interim(trials, task, counters, b"", (), refused=member.unkept)
+        state = {"weights": member.row.detach().cpu(), "draws": member.generator.get_state(), "optimizer": optimizer}
+        return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
     def restore(self, member: Member) -> None:
         """Put a member that was just made where this one was.

@@ -18,11 +18,11 @@ from optbench.engine.evaluate import Evaluator
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import seeded
 from optbench.engine.stack import Layout
+from optbench.errors import spoken
 from optbench.metrics import Measurement, Metric
 from optbench.metrics.landscape import Loss
 from optbench.metrics.measuring import Ask, Reading, measurement
 from optbench.models import cross_entropy
-from optbench.optimizers.explain import spoken
 from optbench.precision import exact, exact_device
 from optbench.tasks import Examples
 

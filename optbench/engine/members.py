@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optbench.engine.lanes import MemberState
 from optbench.engine.lanes.verification import Verification
-from optbench.optimizers.explain import spoken
+from optbench.errors import spoken
 from optbench.plan import Trial
 from optbench.store.tables import Row
 from optbench.suite.schema import Protocol

@@ -6,10 +6,10 @@ It is shared by all trials that are trained in one process, which nothing can un
 from __future__ import annotations
 
 import collections
+import contextlib
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,36 +17,37 @@ import torch
 from torch import Tensor
 
 from optbench.engine.contents import digest
+from optbench.optimizers.load import load_factory
+from optbench.plan import Trial
 from optbench.targets import PACKAGE
 
 _LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
 _STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque, torch.Generator)
 
 
-@dataclass(frozen=True)
 class OutsideState:
-    """Digests of the numbers, tensors and containers that a user's code holds outside of instances, by name."""
+    """Digests of the numbers, tensors and containers that users' optimizers hold outside of instances, by name."""
 
-    digests: Mapping[str, bytes]
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        """Read the attributes of their classes, bases and functions, and of their modules and neighbours."""
+        self._code = [load_factory(target) for target in {t: None for trial in trials for t in trial.user_optimizers}]
+        self._digests = self._now()
 
-    @staticmethod
-    def of(code: Iterable[Any]) -> OutsideState:
-        """Read the attributes of these classes, their bases and functions, and of their modules and neighbours."""
+    def _now(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        for place, names in _places(code):
+        for place, names in _places(self._code):
             for name, value in _values(names):
                 # Also objects of classes that are defined there: one may hold the state of all instances.
                 own = type(value).__module__ in (names.get("__name__"), names.get("__module__"))
                 if isinstance(value, _STATEFUL) or own:
-                    try:
+                    # Values that hold code are not state, and a user's may raise on being read.
+                    with contextlib.suppress(Exception):
                         found[f"{place}.{name}"] = digest(value)
-                    except Exception:  # values that hold code are not state, and a user's may raise on being read
-                        continue
-        return OutsideState(found)
+        return found
 
-    def changed(self, later: OutsideState) -> str | None:
-        """Return the name of a value that is new or different later, or None."""
-        return next((name for name, digest in later.digests.items() if self.digests.get(name) != digest), None)
+    def changed(self) -> str | None:
+        """Return the name of a value that is new or different by now, or None."""
+        return next((name for name, digest in self._now().items() if self._digests.get(name) != digest), None)
 
 
 def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

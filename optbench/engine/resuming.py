@@ -21,7 +21,7 @@ from optbench.engine.lanes import Instance, LaneMember, MemberState, PerMemberLa
 from optbench.engine.lanes.verification import same_bits
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.passes import Passes
-from optbench.optimizers.explain import spoken
+from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
 """Steps that are taken on trial before an instance is saved, and after: no multiple of the usual refresh intervals."""

@@ -46,9 +46,7 @@ from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import OptbenchError
 from optbench.metrics.own import RAISED, resolve
-from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
-from optbench.optimizers.registry import find, user_targets
 from optbench.plan import Cohort
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
@@ -122,7 +120,7 @@ class CohortTraining:
             raise CannotResume("some of its trials were trained in another lane")
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].hyperparameters for equal in cohort.trainings]
-        self.spec = resolve_shared(find(cohort.trials[0].target), settings, believed=self.apart is None)
+        self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)
         self.blueprint = setting.blueprint(cohort.experiment, cohort.model)
         self.network, self.layout = self.blueprint.network, self.blueprint.layout
         self.metrics = resolve(setting.experiment.metrics)
@@ -157,7 +155,8 @@ class CohortTraining:
             if self.finished:
                 begun[member.trial.id].restore(member)
         self._obstacles: dict[str, str | None] = {}
-        self._outside = self._outside_now()
+        # Read before any instance is made.
+        self._outside = OutsideState(cohort.trials)
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
         count = self.setting.family.count
@@ -250,12 +249,13 @@ class CohortTraining:
         return [self._interim(member) for member in self.members]
 
     def _interim(self, member: Member) -> Interim:
+        state = None
         if member.unkept is None:
             try:
-                return Interim.of(member, self.finished, self._state(member), self.apart)
+                state = self._state(member)
             except CannotResume as error:
                 member.unkept = " ".join(str(error).split())
-        return Interim.unkept(member, self.finished, member.unkept)
+        return Interim.of(member, self.finished, state, self.apart)
 
     def _state(self, member: Member) -> MemberState:
         """The state of a member's optimizer, in containers, tensors and numbers.
@@ -267,7 +267,7 @@ class CohortTraining:
             return None
         if self.spec.lane != "per-member":
             return member.state
-        if name := self._outside.changed(self._outside_now()):
+        if name := self._outside.changed():
             raise CannotResume(f"it keeps state outside of its instances: {name}")
         if (reason := self.obstacle(member)) is not None:
             raise CannotResume(reason)
@@ -287,11 +287,6 @@ class CohortTraining:
                 self.machinery, fresh, member.start, stream, partial(self.passes, member, 0)
             )
         return self._obstacles[key]
-
-    def _outside_now(self) -> OutsideState:
-        """State outside of instances; read before any is made, and not where a trial is not resumed from it."""
-        trial = self.members[0].trial
-        return OutsideState.of(load_factory(target) for target in user_targets(trial.target, trial.hyperparameters))
 
     def _total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""

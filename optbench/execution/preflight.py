@@ -16,7 +16,6 @@ from optbench.errors import KindError, OptbenchError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.kinds import Kind
 from optbench.metrics.own import resolve
-from optbench.optimizers.registry import find
 from optbench.plan import Trial
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
@@ -115,7 +114,7 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     left = left_of(plan)
     for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
         check_arguments(trial.target, trial.hyperparameters)
-        resolve_spec(find(trial.target), trial.hyperparameters)
+        resolve_spec(trial.spec, trial.hyperparameters)
     outlines = {}
     for name, experiment in plan.suite.experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):

@@ -23,8 +23,6 @@ from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Train, Unit, Weights
 from optbench.isolation import isolated
-from optbench.optimizers.load import load_factory
-from optbench.optimizers.registry import user_targets
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, find_refused, read_interim, write_interim
 from optbench.store.tables import Row, TrialRow
@@ -81,7 +79,7 @@ def failed(unit: Unit, error: Exception) -> Divide | Failed:
 
 
 def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
-    outside = _outside(unit)
+    outside = OutsideState(unit.cohort.trials)
     with alerts() as operations:
         keeper = _Keeper(unit, interim, setting, operations)
         begun = _read_begun(unit, keeper)
@@ -95,7 +93,7 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
     if operations:
         names = ", ".join(sorted(operations))
         notes.append(f"may not repeat to the last bit: on {setting.device.type} {names} is not deterministic")
-    if name := outside.changed(_outside(unit)):
+    if name := outside.changed():
         notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
     for note in notes:
         results = [_noted(result, note) for result in results]
@@ -107,14 +105,6 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
             if result.weights is not None
         )
     return Finished(unit.cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
-
-
-def _outside(unit: Train) -> OutsideState:
-    return OutsideState.of(
-        load_factory(target)
-        for trial in unit.cohort.trials
-        for target in user_targets(trial.target, trial.hyperparameters)
-    )
 
 
 def _compare(work: Compare, setting: Workspace) -> Compared:

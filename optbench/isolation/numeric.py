@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,32 +15,22 @@ import torch.optim.optimizer as _optimizers
 from optbench.isolation.snapshot import ProcessSetting
 
 
-def _private(name: str, *, reads: str = "_get_", writes: str = "_set_") -> list[ProcessSetting]:
-    """A setting that PyTorch keeps behind `torch._C._get_<name>` and `_set_<name>`; none where this build lacks it."""
-    get, set_ = getattr(torch._C, reads + name, None), getattr(torch._C, writes + name, None)
-    if get is None or set_ is None:
-        return []
-    try:
-        get()
-    except (RuntimeError, AttributeError):  # of a back end that is not there
-        return []
-    return [ProcessSetting(name.strip("_"), get, set_)]
+def _private(*names: str, reads: str = "_get_{}", writes: str = "_set_{}") -> Iterator[ProcessSetting]:
+    """Settings that PyTorch keeps behind private functions of `torch._C`, without those that this build lacks.
+
+    A value that is a tuple is set as several arguments.
+    """
+    for name in names:
+        get, set_ = (getattr(torch._C, form.format(name), None) for form in (reads, writes))
+        if get is None or set_ is None:
+            continue
+        with contextlib.suppress(RuntimeError, AttributeError):  # of a back end that is not there
+            get()
+            yield ProcessSetting(reads.format(name).removeprefix("_get_").removeprefix("_is_"), get, _setter(set_))
 
 
-def _sdp(name: str) -> list[ProcessSetting]:
-    """Whether attention may use a kernel of this name."""
-    get = getattr(torch._C, f"_get_{name}_sdp_enabled", None)
-    set_ = getattr(torch._C, f"_set_sdp_use_{name}", None)
-    return [ProcessSetting(f"{name}_sdp_enabled", get, set_)] if get and set_ else []
-
-
-def _reduced_precision(dtype: str) -> list[ProcessSetting]:
-    """Whether sums in products of this type may be rounded on the way: a pair of flags, set as two arguments."""
-    name = f"cublas_allow_{dtype}_reduced_precision_reduction"
-    get, set_ = (getattr(torch._C, f"_{verb}_{name}", None) for verb in ("get", "set"))
-    if get is None or set_ is None:
-        return []
-    return [ProcessSetting(name, get, lambda value: set_(*value) if isinstance(value, tuple) else set_(value))]
+def _setter(set_: Callable[..., object]) -> Callable[[Any], object]:
+    return lambda value: set_(*value) if isinstance(value, tuple) else set_(value)
 
 
 def _precisions() -> list[ProcessSetting]:
@@ -82,6 +73,9 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
     return ProcessSetting(name, read, write)
 
 
+_REDUCED = "cublas_allow_{}_reduced_precision_reduction"
+"""Whether sums in products of a type may be rounded on the way: a pair of flags, set as two arguments."""
+_KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
 """A denormal: multiplied by 1 it gives 0 in a thread that flushes denormals, for which PyTorch has no getter."""
 
@@ -221,8 +215,7 @@ def _deterministic() -> tuple[bool, bool]:
 NUMERIC: tuple[ProcessSetting, ...] = (
     ProcessSetting("inference_mode", torch.is_inference_mode_enabled, _set_inference_mode),
     ProcessSetting("grad_mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
-    *_private("fwd_grad_enabled", reads="_is_"),
-    *_private("multithreading_enabled", reads="_is_"),
+    *_private("fwd_grad_enabled", "multithreading_enabled", reads="_is_{}"),
     ProcessSetting("default_device", _default_device, torch.set_default_device),
     _stack(
         "torch function modes",
@@ -253,19 +246,11 @@ NUMERIC: tuple[ProcessSetting, ...] = (
         lambda value: torch.set_anomaly_enabled(*value),
     ),
     *_precisions(),
-    *_private("cudnn_enabled"),
-    *_private("cudnn_benchmark"),
-    *_private("cudnn_deterministic"),
-    *_private("mkldnn_enabled"),
-    *_private("mkldnn_deterministic"),
-    *_private("nnpack_enabled"),
-    *_private("cublas_allow_fp16_accumulation"),
-    *_private("cpu_allow_fp16_reduced_precision_reduction"),
-    *_private("linalg_preferred_backend"),
-    *_private("blas_preferred_backend"),
-    *_reduced_precision("fp16"),
-    *_reduced_precision("bf16"),
-    *(setting for name in ("flash", "mem_efficient", "math", "cudnn", "overrideable") for setting in _sdp(name)),
+    *_private("cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic", "mkldnn_enabled", "mkldnn_deterministic"),
+    *_private("nnpack_enabled", "cublas_allow_fp16_accumulation", "cpu_allow_fp16_reduced_precision_reduction"),
+    *_private("linalg_preferred_backend", "blas_preferred_backend"),
+    *_private("fp16", "bf16", reads=f"_get_{_REDUCED}", writes=f"_set_{_REDUCED}"),
+    *_private("flash", "mem_efficient", "math", "cudnn", "overrideable", **_KERNELS_OF_ATTENTION),
     *_hooks(),
     ProcessSetting("numpy errors", np.geterr, lambda value: np.seterr(**value)),
     ProcessSetting("warning filters", lambda: list(warnings.filters), _set_filters),

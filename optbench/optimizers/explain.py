@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optbench.errors import escaped
+from optbench.errors import escaped, spoken
 from optbench.optimizers.needs import declared_needs
 from optbench.optimizers.registry import user_targets
 
@@ -52,14 +52,6 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
 def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> str:
     """As `explained`, on one line."""
     return " ".join(": ".join(explained(error, target, hyperparameters)).split())
-
-
-def spoken(error: BaseException) -> str:
-    """`str(error)`, which an exception of the user's may refuse."""
-    try:
-        return str(error)
-    except Exception:
-        return ""
 
 
 def raised_at(error: BaseException) -> str | None:

@@ -108,9 +108,15 @@ def update_inverse_roots(
         )
     if not one_by_one(factors) and factors.dtype == torch.float64:
         return _update_batched(roots, factors, order, epsilon, scale, precision)
+    return _update_each(roots, factors, order, epsilon, scale, precision)
+
+
+def _update_each(
+    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, precision: torch.dtype
+) -> Tensor:
+    """`update_inverse_roots` one by one, on the CPU, also for devices without float64; epsilon and scale are (M,)."""
     kept = []
     for root, factor, eps, by in zip(roots, factors, epsilon.tolist(), scale.tolist(), strict=True):
-        # Also the route of devices without float64 (MPS): the decomposition itself happens on the CPU.
         new = _inverse_root(factor.to("cpu", torch.float64), order, eps, by, root.dtype, precision)
         if new is not None:
             root.copy_(new)
@@ -119,12 +125,7 @@ def update_inverse_roots(
 
 
 def _inverse_root(
-    factor: Tensor,
-    order: int,
-    epsilon: float,
-    scale: float,
-    dtype: torch.dtype,
-    precision: torch.dtype = torch.float64,
+    factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype, precision: torch.dtype
 ) -> Tensor | None:
     """The inverse root of one factor, shape (n, n) or (n,), float64; None where there is none to be had."""
     if not factor.isfinite().all():
@@ -184,24 +185,10 @@ def _update_batched(
         try:
             spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
-            return _update_after_failure(roots, matrices, finite, order, epsilon, scale)
+            # Another routine, which often converges where the batched one did not.
+            return _update_each(roots, factors, order, epsilon, scale, torch.float64)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
     return _take(new, finite, roots)
-
-
-def _update_after_failure(
-    roots: Tensor, matrices: Tensor, finite: Tensor, order: int, epsilon: Tensor, scale: Tensor
-) -> Tensor:
-    """One by one, through the CPU: another routine, which often converges where the batched one did not."""
-    kept = []
-    for root, matrix, fine, eps, by in zip(
-        roots, matrices, finite.tolist(), epsilon.tolist(), scale.tolist(), strict=True
-    ):
-        new = _inverse_root(matrix.cpu(), order, eps, by, root.dtype) if fine else None
-        if new is not None:
-            root.copy_(new)
-        kept.append(new is None)
-    return torch.tensor(kept, device=roots.device)
 
 
 def _symmetrised(matrix: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 from optbench.file_names import label
 from optbench.optimizers import registry
-from optbench.optimizers.spec import DECLARATIONS
+from optbench.optimizers.spec import DECLARATIONS, OptimizerSpec
 from optbench.suite import Suite, variants
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
@@ -43,10 +44,20 @@ class Trial:
         order = (f"order={self.order}",) if self.order else ()
         return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
 
+    @functools.cached_property
+    def spec(self) -> OptimizerSpec:
+        """What is known of its optimizer without importing it."""
+        return registry.find(self.target)
+
+    @functools.cached_property
+    def user_optimizers(self) -> frozenset[str]:
+        """Targets of the user's own among its optimizer and those inside it."""
+        return registry.user_targets(self.target, self.hyperparameters)
+
     @property
     def user_code(self) -> frozenset[str]:
         """Targets of the user's own that it uses."""
-        return registry.user_targets(self.target, self.hyperparameters) | frozenset(self.kinds)
+        return self.user_optimizers | frozenset(self.kinds)
 
     @property
     def is_control(self) -> bool:
@@ -183,8 +194,7 @@ def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
 
 def _shared_settings(trial: Trial) -> str:
     """What the trials of one cohort have in common of their settings, as text."""
-    spec = registry.find(trial.target)
-    settings = trial.hyperparameters
+    spec, settings = trial.spec, trial.hyperparameters
     if spec.lane == "batched":
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
     elif spec.source == "yours":

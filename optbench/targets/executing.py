@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from optbench.errors import spoken
 from optbench.targets.source import Source, TargetError
 
 PACKAGE = "optbench_plugin_"
@@ -50,11 +51,8 @@ def on_its_own() -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """Return `ValueError: the first line of its message`; exceptions of a user's may raise in saying what they are."""
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:
-        lines = []
+    """Return `ValueError: the first line of its message`."""
+    lines = spoken(error).strip().splitlines()
     if isinstance(error, SystemExit):
         return f"it ends the program with exit({lines[0] if lines else ''})"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -18,7 +18,7 @@ from optbench.engine.gradients.together import TogetherGradients
 from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.passes import Passes
 from optbench.engine.recording import Recordings
-from optbench.optimizers.explain import spoken
+from optbench.errors import spoken
 from optbench.tasks import Examples
 
 STEPS = 3

@@ -18,8 +18,8 @@ from optbench.engine.lanes.lane import Evaluate, Lane, LaneMember, MemberState, 
 from optbench.engine.lanes.reach import state_bytes
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
+from optbench.errors import spoken
 from optbench.models import materialised
-from optbench.optimizers.explain import spoken
 from optbench.optimizers.make import begin_task, maker, resolve_made
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
 from optbench.optimizers.spec import Need, OptimizerSpec

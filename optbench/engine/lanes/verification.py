@@ -15,7 +15,7 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes import Evaluate, Lane, LaneMember, build_lane
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
-from optbench.optimizers.explain import spoken
+from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
