@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from optbench.engine.contents import digest
-from optbench.optimizers.load import load_factory
-from optbench.plan import Trial
 from optbench.targets import PACKAGE
 
 _LIBRARIES = ("torch", "builtins", "abc", "typing", "optbench")
@@ -26,11 +24,11 @@ _STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque,
 
 
 class OutsideState:
-    """Digests of the numbers, tensors and containers that users' optimizers hold outside of instances, by name."""
+    """Digests of the numbers, tensors and containers that a user's code holds outside of instances, by name."""
 
-    def __init__(self, trials: Iterable[Trial]) -> None:
-        """Read the attributes of their classes, bases and functions, and of their modules and neighbours."""
-        self._code = [load_factory(target) for target in {t: None for trial in trials for t in trial.user_optimizers}]
+    def __init__(self, code: Iterable[Any]) -> None:
+        """Read the attributes of these classes, their bases and functions, and of their modules and neighbours."""
+        self._code = list(code)
         self._digests = self._now()
 
     def _now(self) -> dict[str, bytes]:

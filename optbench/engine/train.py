@@ -46,6 +46,7 @@ from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import OptbenchError
 from optbench.metrics.own import RAISED, resolve
+from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
 from optbench.plan import Cohort
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
@@ -156,7 +157,7 @@ class CohortTraining:
                 begun[member.trial.id].restore(member)
         self._obstacles: dict[str, str | None] = {}
         # Read before any instance is made.
-        self._outside = OutsideState(cohort.trials)
+        self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
         count = self.setting.family.count

@@ -23,6 +23,7 @@ from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
 from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Train, Unit, Weights
 from optbench.isolation import isolated
+from optbench.optimizers.load import load_factory
 from optbench.plan import Cohort, Trial
 from optbench.store.interim import Kept, find_refused, read_interim, write_interim
 from optbench.store.tables import Row, TrialRow
@@ -79,7 +80,7 @@ def failed(unit: Unit, error: Exception) -> Divide | Failed:
 
 
 def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
-    outside = OutsideState(unit.cohort.trials)
+    outside = OutsideState(load_factory(target) for trial in unit.cohort.trials for target in trial.user_optimizers)
     with alerts() as operations:
         keeper = _Keeper(unit, interim, setting, operations)
         begun = _read_begun(unit, keeper)

@@ -84,7 +84,7 @@ def test_state_of_a_module_is_noticed(text: str, change: str, monkeypatch: pytes
     module = types.ModuleType("users_module")
     monkeypatch.setitem(sys.modules, "users_module", module)
     exec(f"{text}\nclass Mine: pass", vars(module))
-    before = OutsideState.of([vars(module)["Mine"]])
-    assert before.changed(OutsideState.of([vars(module)["Mine"]])) is None
+    before = OutsideState([vars(module)["Mine"]])
+    assert before.changed() is None
     exec(change, vars(module))
-    assert (before.changed(OutsideState.of([vars(module)["Mine"]])) or "").startswith("users_module.")
+    assert (before.changed() or "").startswith("users_module.")
