@@ -157,5 +157,34 @@ class RaisesLater(Flat):
         return super().forward(x)
 
 
+class Counting(Flat):
+    """Counts its forward passes, in eval mode as well, and depends on their number."""
+
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x) * (1 + 0.1 * self.passes.sin())
+
+
+class Remembering(Flat):
+    """As `Counting`, but where nobody looks for it."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x) * (1 + 0.1 * self.passes)
+
+
+class Batched(Flat):
+    """Centres its inputs on the mean of the batch, in eval mode as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
 def function(inputs: InputSpec, outputs: int) -> object:
     return [inputs, outputs]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -127,10 +128,17 @@ def _probed(
     if method is None and linear is None:
         raise ValueError("expected an nn.Linear, whose input is the features, or a method features(x), got neither")
     with torch.no_grad():
-        _check("logits", module(inputs.clone()), expected, len(inputs))
+        whole, again, part = (_evaluated(module, some) for some in (inputs, inputs, inputs[: PROBED // 2]))
+        _check("logits", whole, expected, len(inputs))
+        if not torch.allclose(whole, again):
+            raise ValueError(
+                "expected the same logits when it is evaluated again, got others; what it keeps has to be a buffer"
+            )
         if method is not None:
             _check("features(x)", method(inputs.clone()), (*targets.shape, None), len(inputs))
     alone = []
+    if not torch.allclose(whole[: len(part)], part, rtol=1e-3, atol=1e-4):
+        alone.append("logits that depend on the other examples in eval mode")
     if moved:
         norm = any(isinstance(part, _BatchNorm) for part in module.modules())
         alone.append("batch norm" if norm else f"buffers that change ({moved[0]})")
@@ -193,6 +201,13 @@ def _check(what: str, found: object, expected: tuple[int | None, ...], batch: in
 
 def _shape(shape: tuple[object, ...]) -> str:
     return f"({', '.join(str(size or 'd') for size in ('B', *shape[1:]))})"
+
+
+def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits as the engine evaluates: from the same buffers and the same random draws every time."""
+    with seeded(0, inputs.device):
+        logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),))
+    return logits
 
 
 def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:

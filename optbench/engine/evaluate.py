@@ -179,7 +179,9 @@ class Evaluator:
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
-        return {f"network.{name}": view for name, view in self._layout.tensors(row).items()}
+        # Copies of buffers: a network may change them in eval mode, too, and to look must not change the member.
+        buffers = {name: view.clone() for name, view in self._layout.buffer_views(row).items()}
+        return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(examples), CHUNK):

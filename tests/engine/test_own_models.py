@@ -63,7 +63,7 @@ def suite_of(optimizers: tuple[str, ...] = ("adamw",), seeds: list[int] | int = 
     return small_suite({name: opt(name, lr=0.02) for name in optimizers}, seeds=seeds, **{**SMALL, **protocol})
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, own_models.Counting])
 def test_a_trial_alone_equals_the_trial_among_others(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
     use(model)
     suite = suite_of(("adamw", "sgd"))
@@ -225,6 +225,10 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
         ),
         (own_models.Frozen, "fc.bias: expected parameters that are trained, got requires_grad=False; make it a buffer"),
         (own_models.function, "expected an nn.Module, got list"),
+        (
+            own_models.Remembering,
+            "expected the same logits when it is evaluated again, got others; what it keeps has to be a buffer",
+        ),
     ],
 )
 def test_a_wrong_model_is_refused_before_training(
@@ -256,6 +260,7 @@ def test_what_cannot_be_put_in_lock_step_is_found_out_and_said(mnist: Dataset, u
     for model, alone in (
         (own_models.ResNet, "batch norm, dropout"),
         (own_models.InPlace, "buffers that change (mean)"),
+        (own_models.Batched, "logits that depend on the other examples in eval mode"),
         (own_models.VisionTransformer, None),
     ):
         use(model)
