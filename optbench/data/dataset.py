@@ -5,6 +5,7 @@ Shapes: N examples, T positions of a sequence; C channels, H rows, W columns of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,8 +73,14 @@ class Dataset:
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 1:
+            raise DataError(
+                f"dataset {self.name}: classes: expected a whole number of at least 1, got {self.classes!r}"
+            )
         for half in ("train", "test"):
-            if (found := fault_of(getattr(self, half), self.classes, self.vocabulary)) is not None:
+            if not isinstance(split := getattr(self, half), Split):
+                raise DataError(f"dataset {self.name}: {half}: expected an optbench.Split, got {type(split).__name__}")
+            if (found := fault_of(split, self.classes, self.vocabulary)) is not None:
                 raise DataError(f"dataset {self.name}: {half}{found}")
         if (a := form_of(self.train)) != (b := form_of(self.test)):
             raise DataError(f"dataset {self.name}: expected test examples like those of train, {a}, got {b}")
@@ -82,12 +89,16 @@ class Dataset:
         mean, std = ((0.0,), (1.0,)) if tokens else (self.mean, self.std)
         if mean is None or std is None:
             mean, std = statistics(self.train.inputs)
-        for name, values in (("mean", mean), ("std", std)):
+        for name, given, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+            values = (given,) if isinstance(given, int | float) else tuple(given)
+            if not all(isinstance(value, int | float) and low < value < math.inf for value in values):
+                least = " above 0" if name == "std" else ""
+                raise DataError(f"dataset {self.name}: {name}: expected finite numbers{least}, got {values}")
             if len(values) not in (1, *self.train.inputs.shape[1:2]):
                 raise DataError(
                     f"dataset {self.name}: {name}: expected one number, or one for each channel, got {values}"
                 )
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, values)
 
     @property
     def inputs(self) -> InputSpec:

@@ -94,7 +94,7 @@ def train(
     been trained: so the seconds in its rows are those of the one training, not a share of them.
 
     Raises:
-        UsageError: a task has fewer training examples than one batch needs, or the model does not fit the images.
+        UsageError: a task has fewer training examples than one batch needs, or the model does not fit the data.
         CannotResume: `begun` does not fit the optimizer as it is now.
     """
     try:

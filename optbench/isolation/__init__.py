@@ -8,7 +8,7 @@ of work and after an import or a constructor.
 
 Out of reach: `torch.set_num_interop_threads`, which a process can set only once; objects that are patched in place
 (`torch.nn.functional.cross_entropy = ...`); and global state of the user's own modules. A worker process that has run a
-user's code therefore serves no other code (optbench/workers.py). `sys.path` stays as a plug-in leaves it, because files
+user's code therefore serves no other code (`execution.pool`). `sys.path` stays as a plug-in leaves it, because files
 that extend it often import their neighbours later, inside functions.
 """
 

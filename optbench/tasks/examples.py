@@ -25,10 +25,10 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 # Compared by identity, and open to weak references (so no slots): sequences share these arrays.
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Images and their labels on one device. Not to be written to: trials share them.
+    """Inputs and their targets on one device. Not to be written to: trials share them.
 
     Attributes:
-        inputs: uint8, (N, C, H, W), pixels in 0..255.
+        inputs: (N, ...) as the dataset has them: uint8 in 0..255, float32, or int64 tokens.
         targets: int64, (N,) classes, or (N, T) one for each position.
     """
 

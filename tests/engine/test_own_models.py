@@ -333,6 +333,24 @@ def test_a_wrong_dataset_is_refused(train_split: Split, message: str) -> None:
     assert str(error.value) == f"dataset moons: {message}"
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"classes": 2.0}, "classes: expected a whole number of at least 1, got 2.0"),
+        ({"classes": 0}, "classes: expected a whole number of at least 1, got 0"),
+        ({"mean": 0.0, "std": 0.0}, "std: expected finite numbers above 0, got (0.0,)"),
+        ({"mean": (0.0,), "std": (torch.nan,)}, "std: expected finite numbers above 0, got (nan,)"),
+        ({"mean": (torch.inf,), "std": (1.0,)}, "mean: expected finite numbers, got (inf,)"),
+        ({"train": ([[0.0]], [0])}, "train: expected an optbench.Split, got tuple"),
+    ],
+)
+def test_wrong_facts_of_a_dataset_are_refused(facts: dict[str, Any], message: str) -> None:
+    half = split(torch.zeros(2, 3), [0, 1])
+    with pytest.raises(DataError) as error:
+        Dataset(**{"name": "moons", "train": half, "test": half, "classes": 2, **facts})
+    assert str(error.value) == f"dataset moons: {message}"
+
+
 def test_float_inputs_stay_as_they_are_or_are_standardised() -> None:
     values = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
     data = Dataset("moons", Split(values, torch.arange(50) % 2), Split(values, torch.arange(50) % 2), 2)

@@ -72,6 +72,12 @@ def source() -> str:
         "        self.taken += 1\n"
         "        kept = self.own.setdefault(id(p), torch.zeros_like(p)).add_(p.grad)\n"
         "        return p.grad + (kept if self.taken % 160 < 4 else 0)\n"
+        "\nclass OnParameters(Base):\n"
+        "    def begin(self): self.param_groups[0]['taken'] = 0\n"
+        "    def update(self, p):\n"
+        "        self.param_groups[0]['taken'] += 1\n"
+        "        p.kept = getattr(p, 'kept', 0) + p.grad\n"
+        "        return p.grad + (p.kept if self.param_groups[0]['taken'] % 160 < 4 else 0)\n"
     )
     return COMMON + "".join(classes) + honest
 
@@ -111,9 +117,10 @@ def test_a_state_that_trains_on_differently_is_not_kept(name: str, plugins: Path
 
 def test_a_state_that_is_used_once_in_a_while_is_found_out(plugins: Path, mnist: Dataset) -> None:
     """Used in every fortieth step, and not in those taken on trial: what the instances hold differs at once."""
-    suite = suite_of(f"{plugins}:Late", train_examples=2000, early_stopping=None, seeds=1)
-    refused = kept_of(suite, mnist)[0].refused
-    assert refused == "Late.load_state_dict(state_dict()) does not restore `own`"
+    for name, what in (("Late", "`own`"), ("OnParameters", "all of its state")):
+        suite = suite_of(f"{plugins}:{name}", train_examples=2000, early_stopping=None, seeds=1)
+        refused = kept_of(suite, mnist)[0].refused
+        assert refused == f"{name}.load_state_dict(state_dict()) does not restore {what}"
 
 
 def test_the_trial_takes_no_notice_of_what_is_tried(plugins: Path, mnist: Dataset) -> None:

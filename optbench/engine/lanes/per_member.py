@@ -284,7 +284,7 @@ class Instance:
         noise: the trial's generator. Weights and generators are not compared. Raises what `contents.digest` raises.
         """
         known, its_known = self._known(noise), other._known(its_noise)
-        if digest([self.optimizer, *self._frozen()], known) == digest([other.optimizer, *other._frozen()], its_known):
+        if digest([self.optimizer, *self._marks()], known) == digest([other.optimizer, *other._marks()], its_known):
             return None
         mine, its = dict(parts(self.optimizer)), dict(parts(other.optimizer))
         names = [name for name in mine if digest(mine[name], known) != digest(its.get(name), its_known)]
@@ -294,8 +294,9 @@ class Instance:
         """What an optimizer is given, and does not have of itself."""
         return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
 
-    def _frozen(self) -> list[bool]:
-        return [not parameter.requires_grad for parameter in self.parameters]
+    def _marks(self) -> list[object]:
+        """What an optimizer may have set on parameters: whether they are frozen, and attributes."""
+        return [(parameter.requires_grad, vars(parameter)) for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:
         """Around a forward and backward pass in training."""
