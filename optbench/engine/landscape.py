@@ -47,8 +47,7 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
     buffers = {name: exact_inputs(view) for name, view in layout.buffer_views(row).items()}
 
     def loss(weights: Tensor) -> Tensor:
-        parts = torch.split(weights, [slot.numel for slot in layout.slots])
-        parameters = {slot.name: part.view(slot.shape) for slot, part in zip(layout.slots, parts, strict=True)}
+        parameters = layout.parts(weights)
         if evaluator.blueprint.ours:
             return cross_entropy(functional_call(network, parameters, (inputs,)), targets)
         return cross_entropy(in_float64(network, {**parameters, **buffers}, inputs), targets)

@@ -84,7 +84,7 @@ class Lines:
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
         """What lines need of the solution with weights (P,) float64, which lies in `row` (P + Q,)."""
-        parameters = self._parameters(weights) | self._layout.buffer_views(row)
+        parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None
         if self._train and self._opens:
             layer = parameters[f"{_FIRST}weight"], parameters[f"{_FIRST}bias"]
@@ -99,7 +99,7 @@ class Lines:
         # The ends are known; only what lies between them is read.
         inner = self._alphas[1:-1]
         points = [
-            self._parameters(point) | self._buffers(a.row, b.row, alpha)
+            self._layout.parts(point) | self._buffers(a.row, b.row, alpha)
             for point, alpha in zip(interpolate(a.weights, b.weights, inner), inner.tolist(), strict=True)
         ]
         losses = accuracies = None
@@ -151,7 +151,3 @@ class Lines:
         there = self._layout.buffer_views(b)
         found = self._layout.buffer_views(a)
         return {n: torch.lerp(x, there[n], alpha) if x.is_floating_point() else x for n, x in found.items()}
-
-    def _parameters(self, weights: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(weights, [slot.numel for slot in self._layout.slots])
-        return {slot.name: part.view(slot.shape) for slot, part in zip(self._layout.slots, parts, strict=True)}

@@ -80,6 +80,11 @@ class Layout:
         lead = rows.shape[:-1]
         return {s.name: rows[..., s.offset : s.offset + s.numel].view((*lead, *s.shape)) for s in self.slots}
 
+    def parts(self, weights: Tensor) -> dict[str, Tensor]:
+        """Weights without padding, one parameter after the other, to the parameters by name, sharing memory."""
+        parts = torch.split(weights, [slot.numel for slot in self.slots])
+        return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
+
     def weights(self, rows: Tensor) -> Tensor:
         """Rows (..., P + Q) without the buffers, (..., P), sharing memory."""
         return rows[..., : self.width]

@@ -176,7 +176,7 @@ class CohortTraining:
             self._measure(task + 1)
             self.finished = task + 1
             if keep is not None and self.finished < count:
-                keep(self._take)
+                keep(lambda: [self._interim(member) for member in self.members])
         results = [result for member in self.members for result in self._results(member)]
         return sorted(results, key=lambda result: self.places[result.trial.id])
 
@@ -189,7 +189,7 @@ class CohortTraining:
             member.state,
             member.generator,
             self._total_steps(member, task),
-            self._examples(member, made),
+            len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
         )
 
@@ -211,12 +211,6 @@ class CohortTraining:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.setting.suite_seed, trial_seed, name) % SEEDS
-
-    def _examples(self, member: Member, task: int) -> int:
-        """Training examples of `task`, for an optimizer that is given their number."""
-        if "examples" not in self.spec.needs:
-            return 0
-        return len(self.sequences[member.trial.seed].train(task))
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
         """See what members' followers have found. at_end: of the task, after which they follow no more.
@@ -244,10 +238,6 @@ class CohortTraining:
                 except Exception as error:  # what its constructor raises is its lane's to report
                     if of_the_machine(error):
                         raise
-
-    def _take(self) -> list[Interim]:
-        """As `Keep` has it."""
-        return [self._interim(member) for member in self.members]
 
     def _interim(self, member: Member) -> Interim:
         state = None

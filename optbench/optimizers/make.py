@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
             name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else copy.deepcopy(value)
             for name, value in arguments.items()
         }
-        own |= arguments_on(spec, parameters[0].device) if parameters else {}
+        own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
             return checked(factory(list(parameters), **own), spec.target)
         # The model, say, comes first; parameters may follow.
@@ -110,8 +110,8 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
         parts = [checked(part, target) for part in made]
         for part in parts:
             if needs := needs_of_methods(part, {}):
-                several = "expected optimizers that need gradients only in a list"
-                raise OptimizerError(f"{target}: {several}, got {type(part).__name__}, which needs {_listed(needs)}")
+                got = f"{type(part).__name__}, which needs {', '.join(sorted(needs))}"
+                raise OptimizerError(f"{target}: expected optimizers that need gradients only in a list, got {got}")
         return Together(parts)
     missing = [name for name in ("step", "zero_grad") if not callable(getattr(made, name, None))]
     if missing or isinstance(made, type):
@@ -121,19 +121,10 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _listed(needs: Iterable[str]) -> str:
-    return ", ".join(sorted(needs))
-
-
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters without what is only said of a user's optimizer."""
     declared = DECLARATIONS if spec.source == "yours" else ()
     return {k: v for k, v in hyperparameters.items() if k not in declared}
-
-
-def arguments_on(spec: OptimizerSpec, device: torch.device) -> dict[str, Any]:
-    """What optbench adds of its own on a device."""
-    return dict(spec.arguments_on.get(device.type, {}))
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
@@ -252,12 +243,12 @@ def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[T
     spec = resolve_spec(find(target), settings)
     for_more = f"{wrapper} cannot stand over {target}, which needs "
     if needs := spec.needs - {"random"}:
-        raise OptimizerError(for_more + _listed(needs))
+        raise OptimizerError(for_more + ", ".join(sorted(needs)))
     make = maker(spec, settings)
     # What a user's own is declared to be is verified in the elementwise lane only.
     found = Row(make, parameters) if spec.lane == "elementwise" and spec.source != "yours" else make(parameters)
     if needs := resolve_made(spec, found, settings).needs - {"random"}:
-        raise OptimizerError(for_more + _listed(needs))
+        raise OptimizerError(for_more + ", ".join(sorted(needs)))
     return found
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast, overload
+from collections.abc import Iterable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -254,19 +254,13 @@ class Shampoo(Optimizer):
                 self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
         self._set_refreshed_sides()
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """One step for every parameter that has a gradient; `closure`, if given, computes the loss and the gradients.
 
         Raises:
             RuntimeError: a gradient is sparse.
         """
-        loss: float | None = evaluated(closure)
+        loss = evaluated(closure)
         self.work()
         self.advance()
         return loss
@@ -321,7 +315,7 @@ class Shampoo(Optimizer):
         state["step"] += 1
 
         def setting(name: str) -> Tensor:
-            return torch.as_tensor(group[name], dtype=_wide(g), device=g.device).expand(g.shape[0])
+            return torch.as_tensor(group[name], dtype=widest(g.device), device=g.device).expand(g.shape[0])
 
         def column(values: Tensor) -> Tensor:
             return values.to(g.dtype).view(-1, 1, 1)
@@ -427,11 +421,6 @@ def _any(value: PerMember) -> bool:
     return bool(torch.as_tensor(value).any())
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of the factors: float64 wherever there is one."""
-    return widest(x.device)
-
-
 def _as_matrices(x: Tensor) -> Tensor:
     """(M, *shape) as (M, m, n): a number or a vector becomes one column, more than two dimensions fold into n."""
     if x.ndim <= 2:
@@ -443,11 +432,11 @@ def _start(state: dict[str, Any], g: Tensor, sides: dict[str, int], group: dict[
     members = g.shape[0]
     for name in ("step", "fallbacks"):
         state[name] = torch.zeros(members, dtype=torch.int64, device=g.device)
-    start = torch.as_tensor(group["initial_epsilon"], dtype=_wide(g), device=g.device).expand(members)
+    start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device).expand(members)
     for side, size in sides.items():
         diagonal = group["structure"] == "diagonal-factor" or size > group["max_side"]
         shape = (members, size) if diagonal else (members, size, size)
-        state[side] = torch.zeros(shape, dtype=_wide(g), device=g.device)
+        state[side] = torch.zeros(shape, dtype=widest(g.device), device=g.device)
         (state[side] if diagonal else state[side].diagonal(dim1=1, dim2=2)).add_(start.unsqueeze(1))
         state[f"{side}_root"] = torch.zeros(shape, dtype=g.dtype, device=g.device)
     if group["grafting"] == "adam":

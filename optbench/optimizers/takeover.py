@@ -30,7 +30,11 @@ def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
     dataclass of settings; not into `state`, parameters, modules and generators.
     """
     found: dict[Path, Any] = {}
-    _collect(optimizer, (), found, set())
+    for path, value in _walk(optimizer, (), set()):
+        if _is_plain(value):
+            found[path] = list(value) if isinstance(value, list) else value
+        elif isinstance(value, Tensor) and value.ndim == 0 and not isinstance(value, nn.Parameter):
+            found[path] = value.detach().clone()
     return found
 
 
@@ -39,7 +43,7 @@ def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 
     `sam` over `adam` and `sam` over `sgd` are not.
     """
-    return classes_inside(a) == classes_inside(b)
+    return _classes_inside(a) == _classes_inside(b)
 
 
 def take_settings(
@@ -56,7 +60,7 @@ def take_settings(
     setting (Prodigy's `d` from `d0`).
     """
     now, new = held(kept), held(fresh)
-    names = {*named}.union(*map(parameters_of, classes_inside(kept).values()))
+    names = {*named}.union(*map(parameters_of, _classes_inside(kept).values()))
     for path, value in new.items():
         if path not in at_start or path not in now or _equal(at_start[path], value):
             continue
@@ -65,19 +69,15 @@ def take_settings(
             _assign(kept, path, value)
 
 
-def _collect(value: Any, path: Path, found: dict[Path, Any], seen: set[int]) -> None:
-    if isinstance(value, _NUMBERS_AND_TEXT) or _is_list_of_plain(value):
-        found[path] = list(value) if isinstance(value, list) else value
-        return
-    if isinstance(value, Tensor):
-        if value.ndim == 0 and not isinstance(value, nn.Parameter):
-            found[path] = value.detach().clone()
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    for step, inside in _parts(value):
-        _collect(inside, (*path, step), found, seen)
+def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+    """Yield a value and everything inside it, by its path; an object that several paths lead to by the first."""
+    if _is_plain(value) or isinstance(value, Tensor):
+        yield path, value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        yield path, value
+        for step, inside in _parts(value):
+            yield from _walk(inside, (*path, step), seen)
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
@@ -105,25 +105,16 @@ def _is_plain_object(value: Any) -> bool:
     return in_python and hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in sys.stdlib_module_names
 
 
-def _is_list_of_plain(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, _NUMBERS_AND_TEXT) for item in value)
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, _NUMBERS_AND_TEXT) for item in value)
+    return isinstance(value, _NUMBERS_AND_TEXT)
 
 
-def classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
+def _classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
     """The class of an optimizer and of every one inside it, by its path."""
-    found: dict[Path, type] = {}
-
-    def visit(value: Any, path: Path, seen: set[int]) -> None:
-        if id(value) in seen or isinstance(value, Tensor):
-            return
-        seen.add(id(value))
-        if isinstance(value, torch.optim.Optimizer):
-            found[path] = type(value)
-        for step, inside in _parts(value):
-            visit(inside, (*path, step), seen)
-
-    visit(optimizer, (), set())
-    return found
+    inside = _walk(optimizer, (), set())
+    return {path: type(value) for path, value in inside if isinstance(value, torch.optim.Optimizer)}
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -21,7 +21,7 @@ from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.optimizers.load import load_factory
-from optbench.optimizers.make import arguments_on, constructor_arguments
+from optbench.optimizers.make import constructor_arguments
 from optbench.optimizers.spec import OptimizerSpec
 
 __all__ = [
@@ -56,8 +56,8 @@ def build_lane(
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
     cls = load_factory(spec.target)
     states = [member.state for member in members]
-    more = arguments_on(spec, weights.device)
-    settings = [constructor_arguments(spec, member.hyperparameters) | more for member in members]
+    more = spec.arguments_on.get(weights.device.type, {})
+    settings = [{**constructor_arguments(spec, member.hyperparameters), **more} for member in members]
     if not spec.recordable:
         recordings = Recordings(None)
     if spec.lane == "elementwise":
