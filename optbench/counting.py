@@ -1,6 +1,20 @@
-"""Numbers of things in words."""
+"""Things counted, in words, and sorted into groups."""
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+
+
+def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
+    """Return the items of each key; keys and items in the order they come."""
+    groups: dict[Key, list[Item]] = {}
+    for key, item in pairs:
+        groups.setdefault(key, []).append(item)
+    return groups
 
 
 def count(number: float, noun: str, plural: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 
@@ -12,13 +13,8 @@ class DatasetInfo:
     """The facts about one dataset.
 
     Attributes:
-        name: what a suite calls it.
-        title: its full name.
-        classes: the number of classes.
         shape: (C, H, W) of one image: channels, rows, columns.
-        train_size, test_size: the number of examples.
         licence: the terms as its authors give them.
-        source: where it comes from.
         files: the published files, by their place under the data folder; empty when the package embeds the data.
     """
 
@@ -45,35 +41,29 @@ _IDX_FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 
+_SMALL_GREY = partial(DatasetInfo, classes=10, shape=(1, 28, 28), train_size=60_000, test_size=10_000)
+_CIFAR = partial(
+    DatasetInfo, shape=(3, 32, 32), train_size=50_000, test_size=10_000, licence="none stated; cite Krizhevsky 2009"
+)
+_KRIZHEVSKY = "Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html"
+
 _INFOS = (
-    DatasetInfo(
+    _SMALL_GREY(
         name="mnist",
         title="MNIST handwritten digits",
-        classes=10,
-        shape=(1, 28, 28),
-        train_size=60_000,
-        test_size=10_000,
         licence="CC BY-SA 3.0",
         source="LeCun, Cortes & Burges; http://yann.lecun.com/exdb/mnist/",
     ),
-    DatasetInfo(
+    _SMALL_GREY(
         name="fashion-mnist",
         title="Fashion-MNIST articles of clothing",
-        classes=10,
-        shape=(1, 28, 28),
-        train_size=60_000,
-        test_size=10_000,
         licence="MIT",
         source="Xiao, Rasul & Vollgraf 2017; https://github.com/zalandoresearch/fashion-mnist",
         files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES),
     ),
-    DatasetInfo(
+    _SMALL_GREY(
         name="kmnist",
         title="Kuzushiji-MNIST cursive Japanese characters",
-        classes=10,
-        shape=(1, 28, 28),
-        train_size=60_000,
-        test_size=10_000,
         licence="CC BY-SA 4.0",
         source="Clanuwat et al. 2018; http://codh.rois.ac.jp/kmnist/",
         files=tuple(f"KMNIST/raw/{file}" for file in _IDX_FILES),
@@ -89,26 +79,18 @@ _INFOS = (
         source="Cohen et al. 2017; https://www.nist.gov/itl/products-and-services/emnist-dataset",
         files=("EMNIST/raw/gzip.zip",),
     ),
-    DatasetInfo(
+    _CIFAR(
         name="cifar10",
         title="CIFAR-10 small colour photographs",
         classes=10,
-        shape=(3, 32, 32),
-        train_size=50_000,
-        test_size=10_000,
-        licence="none stated; cite Krizhevsky 2009",
-        source="Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html",
+        source=_KRIZHEVSKY,
         files=("cifar-10-python.tar.gz",),
     ),
-    DatasetInfo(
+    _CIFAR(
         name="cifar100",
         title="CIFAR-100 small colour photographs, fine labels",
         classes=100,
-        shape=(3, 32, 32),
-        train_size=50_000,
-        test_size=10_000,
-        licence="none stated; cite Krizhevsky 2009",
-        source="Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html",
+        source=_KRIZHEVSKY,
         files=("cifar-100-python.tar.gz",),
     ),
     DatasetInfo(

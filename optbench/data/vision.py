@@ -9,14 +9,13 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from optbench.data.catalog import DatasetInfo
 from optbench.data.dataset import Dataset, Split
@@ -31,52 +30,35 @@ class _Source:
     """How torchvision knows a dataset."""
 
     type_name: str
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
     checksums: Callable[[Any], list[str]]
     """The MD5 of each of `DatasetInfo.files`, from torchvision's class."""
     arrays: Callable[[Any], tuple[Any, Any]]
     """Images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
     unpacked: tuple[str, ...] = ()
     """What torchvision unpacks the files to, by its place under the data folder."""
+    train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
+    test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
 
 
-def _idx(instance: Any) -> tuple[Any, Any]:
-    return instance.data.unsqueeze(1).numpy(), instance.targets.numpy()
-
-
-def _emnist(instance: Any) -> tuple[Any, Any]:
-    # EMNIST's files hold the images column by column; the transpose puts them upright, as in MNIST.
-    return instance.data.mT.unsqueeze(1).numpy(), instance.targets.numpy()
-
-
-def _cifar(instance: Any) -> tuple[Any, Any]:
-    return instance.data.transpose(0, 3, 1, 2), instance.targets
-
-
-_IDX_NAMES = tuple(
-    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-)
+def _unpacked_idx(folder: str, train: str = "train", test: str = "t10k") -> tuple[str, ...]:
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    return tuple(f"{folder}/raw/{part}-{kind}" for part in (train, test) for kind in kinds)
 
 
 def _idx_source(type_name: str) -> _Source:
     return _Source(
         type_name,
-        train={"train": True},
-        test={"train": False},
         checksums=lambda kind: [checksum for _, checksum in kind.resources],
-        arrays=_idx,
-        unpacked=tuple(f"{type_name}/raw/{name}" for name in _IDX_NAMES),
+        arrays=lambda instance: (instance.data.unsqueeze(1).numpy(), instance.targets.numpy()),
+        unpacked=_unpacked_idx(type_name),
     )
 
 
 def _cifar_source(type_name: str, folder: str) -> _Source:
     return _Source(
         type_name,
-        train={"train": True},
-        test={"train": False},
         checksums=lambda kind: [kind.tgz_md5],
-        arrays=_cifar,
+        arrays=lambda instance: (instance.data.transpose(0, 3, 1, 2), instance.targets),
         unpacked=(folder,),
     )
 
@@ -89,12 +71,9 @@ _SOURCES = {
         train={"split": "balanced", "train": True},
         test={"split": "balanced", "train": False},
         checksums=lambda kind: [kind.md5],
-        arrays=_emnist,
-        unpacked=tuple(
-            f"EMNIST/raw/emnist-balanced-{part}-{kind}"
-            for part in ("train", "test")
-            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-        ),
+        # EMNIST's files hold the images column by column; the transpose puts them upright, as in MNIST.
+        arrays=lambda instance: (instance.data.mT.unsqueeze(1).numpy(), instance.targets.numpy()),
+        unpacked=_unpacked_idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
     ),
     "cifar10": _cifar_source("CIFAR10", "cifar-10-batches-py"),
     "cifar100": _cifar_source("CIFAR100", "cifar-100-python"),
@@ -154,15 +133,11 @@ def torchvision_datasets() -> ModuleType:
         except RuntimeError as error:
             if "operator torchvision::nms does not exist" not in str(error):
                 raise
-            _define_missing_operators()
+            for operator in ("torchvision::nms", "torchvision::qnms"):
+                torch.library.define(operator, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:
         raise DataError(f"torchvision, which reads this dataset, cannot be imported ({_line(error)})") from error
-
-
-def _define_missing_operators() -> None:
-    for operator in ("torchvision::nms", "torchvision::qnms"):
-        torch.library.define(operator, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path, fetch: bool) -> Dataset:
@@ -183,17 +158,14 @@ def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
     """The arrays as tensors that own their memory; ValueError where they are not the dataset the catalogue knows."""
     pixels = torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
     classes = torch.from_numpy(np.array(labels, dtype=np.int64))
-    if tuple(pixels.shape) != (size, *info.shape) or tuple(classes.shape) != (size,):
-        arrived = f"{_shape(pixels)} images and {_shape(classes)} labels"
-        raise ValueError(f"{(size, *info.shape)} images and {(size,)} labels are needed; {arrived} came")
+    arrived, needed = [(tuple(pixels.shape), tuple(classes.shape)), ((size, *info.shape), (size,))]
+    if arrived != needed:
+        said = [f"{images} images and {labels} labels" for images, labels in (needed, arrived)]
+        raise ValueError(f"{said[0]} are needed; {said[1]} came")
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= info.classes:
         raise ValueError(f"labels must be in 0..{info.classes - 1}; {low}..{high} came")
     return Split(pixels, classes)
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
 
 
 def _archives_complete(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path) -> bool:

@@ -21,19 +21,13 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean accuracy over all tasks at the end: mean_j R[T, j] (Lopez-Paz & Ranzato 2017, arXiv:1706.08840).
-
-    accuracy: (..., T+1, T) -> (...).
-    """
+    """Mean accuracy over all tasks at the end: mean_j R[T, j] (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)."""
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :], matrix)
 
 
 def learning_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean accuracy on each task right after training on it: mean_j R[j, j] (Riemer et al. 2019, arXiv:1810.11910).
-
-    accuracy: (..., T+1, T) -> (...).
-    """
+    """Mean accuracy on each task right after training on it: mean_j R[j, j] (Riemer et al. 2019, arXiv:1810.11910)."""
     matrix = _matrix(accuracy)
     return _mean(_just_learnt(matrix), matrix)
 
@@ -44,8 +38,6 @@ def forgetting(accuracy: ArrayLike) -> Array:
     The maximum begins at the row where the task was learnt and leaves the final row out, so forgetting can be
     negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word when they include the final row
     or the rows before the task was learnt, or when they take first minus last.
-
-    accuracy: (..., T+1, T) -> (...).
     """
     matrix = _matrix(accuracy)
     tasks = matrix.shape[-1]
@@ -57,10 +49,7 @@ def forgetting(accuracy: ArrayLike) -> Array:
 
 
 def last_task_accuracy(accuracy: ArrayLike) -> Array:
-    """Accuracy at the end on the task trained last: R[T, T].
-
-    accuracy: (..., T+1, T) -> (...).
-    """
+    """Accuracy at the end on the task trained last: R[T, T]."""
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, -1:], matrix)
 
@@ -69,18 +58,13 @@ def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
     """Mean accuracy at the end on all tasks before the last: mean_{j<T} R[T, j].
 
     Read it beside `last_task_accuracy`: who never learns forgets nothing.
-
-    accuracy: (..., T+1, T) -> (...).
     """
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1], matrix)
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
-
-    accuracy: (..., T+1, T) -> (...).
-    """
+    """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017)."""
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1] - _just_learnt(matrix)[..., :-1], matrix)
 
@@ -89,8 +73,6 @@ def forward_transfer(accuracy: ArrayLike) -> Array:
     """Mean gain on each task before training on it: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
 
     The mean runs over the T - 1 tasks that have a predecessor (the authors' published code divides by T).
-
-    accuracy: (..., T+1, T) -> (...).
     """
     matrix = _matrix(accuracy)
     just_before = np.diagonal(matrix, axis1=-2, axis2=-1)[..., 1:]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from optbench.counting import count
-from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone
-from optbench.report.numbers import NOT_LEARNT, decimals, fixed, interval, marked, p_value, signed, words
+from optbench.counting import count, grouped
+from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
+from optbench.report.numbers import NOT_LEARNT, decimals, estimate, fixed, marked, p_value, words
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
@@ -34,8 +34,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         about = condition(claim.claim)
         text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
         overview.append((Cell(str(number)), Cell(text), Cell(_verdict(claim), TONES[claim.verdict])))
-    titles = ("", "claim", "verdict")
-    yield Table("Claims", tuple(Column(title, numeric=False) for title in titles), tuple(overview))
+    yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
     yield _parts(run.claims)
     if shortcomings := list(_shortcomings(run)):
         yield Items(tuple(shortcomings), "warning")
@@ -53,17 +52,14 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     ]
     if reasons:
         yield Items(tuple(reasons), "quiet")
+    conditional = any(claim.claim.where for claim in run.claims)
     yield Paragraph(
         "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
         "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
         "part is, and contradicted when any part is."
-        + (" Variants that do not meet a claim's condition are no parts of it." if _conditional(run.claims) else ""),
+        + (" Variants that do not meet a claim's condition are no parts of it." if conditional else ""),
         "quiet",
     )
-
-
-def _part_verdict(part: ClaimPart) -> str:
-    return marked(part.verdict, part.not_learnt)
 
 
 def _shortcomings(run: RunSummary) -> Iterable[str]:
@@ -84,17 +80,13 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 
     What so many seeds cannot show is said where the report begins.
     """
-    shared: dict[str, list[str]] = {}
-    for number, claim in enumerate(run.claims, start=1):
-        for part in claim.parts:
-            said_already = part.judgement.seeds_needed is not None and len(run.seeds) < part.judgement.seeds_needed
-            if part.reason and not said_already:
-                shared.setdefault(f"{part.verdict}: {part.reason}", []).append(f"claim {number}, {part_label(part)}")
+    shared = grouped(
+        (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
+        for number, claim in enumerate(run.claims, start=1)
+        for part in claim.parts
+        if part.reason and len(run.seeds) >= (part.judgement.seeds_needed or 0)
+    )
     return (f"{'; '.join(parts)}: {reason}" for reason, parts in shared.items())
-
-
-def _conditional(claims: Sequence[JudgedClaim]) -> bool:
-    return any(claim.claim.where for claim in claims)
 
 
 def _verdict(claim: JudgedClaim) -> str:
@@ -107,18 +99,8 @@ def _verdict(claim: JudgedClaim) -> str:
 
 
 def _parts(claims: Sequence[JudgedClaim]) -> Table:
-    columns = (
-        Column("claim", numeric=False),
-        Column("where", numeric=False),
-        Column("verdict", numeric=False),
-        Column("difference\n[95% interval]"),
-        Column("Holm p"),
-        Column("expected"),
-        Column("left"),
-        Column("right"),
-        Column("n"),
-        Column("beside: left, right", numeric=False),
-    )
+    numeric = ("difference\n[95% interval]", "Holm p", "expected", "left", "right", "n")
+    titles = (*columns("claim", "where", "verdict", *numeric, texts=3), Column("beside: left, right", numeric=False))
     rows = []
     for number, claim in enumerate(claims, start=1):
         digits = decimals(claim.claim.metric)
@@ -130,7 +112,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
                 for name, (left, right) in part.beside.items()
             )
             cells = (
-                f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
+                estimate(result.difference, result.interval, digits),
                 p_value(part.judgement.holm_p),
                 "> 0" if claim.claim.expect == "higher" else "< 0",
                 fixed(result.median_a, digits),
@@ -138,9 +120,13 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
                 str(result.n),
                 beside,
             )
-            where = (Cell(str(number)), Cell(part_label(part)), Cell(_part_verdict(part), TONES[part.verdict]))
+            where = (
+                Cell(str(number)),
+                Cell(part_label(part)),
+                Cell(marked(part.verdict, part.not_learnt), TONES[part.verdict]),
+            )
             rows.append((*where, *map(Cell, cells)))
-    return Table("Claims, part by part", columns, tuple(rows), keys=2)
+    return Table("Claims, part by part", titles, tuple(rows), keys=2)
 
 
 def expectation(claim: JudgedClaim) -> str:

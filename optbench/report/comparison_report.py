@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
-from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Report, Table, Tone
+from optbench.report.document import Block, Cell, Heading, Items, Paragraph, Report, Table, Tone, columns
 from optbench.report.numbers import (
     NOT_LEARNT,
     decimals,
+    estimate,
     fixed,
-    interval,
     losses,
     marked,
     name_with_arrow,
@@ -94,33 +94,26 @@ def _gates(gates: Sequence[JudgedGate]) -> Iterable[Block]:
         found = judged.pair.metric(judged.gate.metric)
         digits = decimals(judged.gate.metric)
         result = found.result if found else None
-        shown = f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip() if result else "–"
+        shown = estimate(result.difference, result.interval, digits) if result else "–"
         who = f"{place(judged.pair)}: {judged.pair.a.label}"
         if judged.pair.b.label != judged.pair.a.label:
             who += f" against {judged.pair.b.label}"
         cells = (Cell(judged.gate.text), Cell(who), Cell(shown), Cell(judged.result, GATE_TONES[judged.result]))
         rows.append((*cells, Cell(judged.reason)))
-    columns = (
-        Column("gate", numeric=False),
-        Column("where", numeric=False),
-        Column("A - B [95%]"),
-        Column("result", numeric=False),
-        Column("why", numeric=False),
-    )
-    yield Table("Gates", columns, tuple(rows), keys=1)
+    titles = (*columns("gate", "where", "A - B [95%]", texts=2), *columns("result", "why", texts=2))
+    yield Table("Gates", titles, tuple(rows), keys=1)
 
 
 def _overview(comparison: Comparison) -> Iterable[Block]:
     judged = {m.metric.name: m.metric for pair in comparison.pairs for m in pair.metrics if m.judgement}
-    columns = [Column("where", numeric=False), Column("A against B", numeric=False)]
-    columns += [Column(name_with_arrow(metric), numeric=False) for metric in judged.values()]
+    titles = ("where", "A against B", *map(name_with_arrow, judged.values()))
     rows = []
     for pair in comparison.pairs:
         labels = [marked(arm.label, arm.shortcoming) for arm in (pair.a, pair.b)]
         who = labels[0] if pair.a.label == pair.b.label else " against ".join(labels)
         cells = [_verdict_cell(pair.metric(name), with_size=True) for name in judged]
         rows.append((Cell(place(pair)), Cell(who), *cells))
-    yield Table("Verdicts", tuple(columns), tuple(rows), keys=2)
+    yield Table("Verdicts", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
 
 
 def _verdict_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
@@ -193,19 +186,17 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
 
 
 def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
-    columns = (
-        Column("metric", numeric=False),
-        Column("verdict", numeric=False),
-        Column("A\nmedian"),
-        Column("B\nmedian"),
-        Column("A - B\n[95% interval]"),
-        Column("p"),
-        Column("Holm p"),
-        Column("n"),
-        Column("diverged\nA, B"),
-        Column("wins"),
-        Column("d_z"),
-        Column("r"),
+    numeric = (
+        "A\nmedian",
+        "B\nmedian",
+        "A - B\n[95% interval]",
+        "p",
+        "Holm p",
+        "n",
+        "diverged\nA, B",
+        "wins",
+        "d_z",
+        "r",
     )
     rows = []
     for found in shown:
@@ -214,7 +205,7 @@ def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
         cells = (
             fixed(result.median_a, digits),
             fixed(result.median_b, digits),
-            f"{signed(result.difference, digits)} {interval(result.interval, digits)}".strip(),
+            estimate(result.difference, result.interval, digits),
             p_value(result.p),
             p_value(found.judgement.holm_p) if found.judgement else "",
             str(result.n) if result.n == result.pairs else f"{result.n} of {result.pairs}",
@@ -224,4 +215,4 @@ def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
             signed(result.rank_biserial, 2),
         )
         rows.append((Cell(name_with_arrow(found.metric)), _verdict_cell(found), *map(Cell, cells)))
-    return Table(caption, columns, tuple(rows), keys=1)
+    return Table(caption, columns("metric", "verdict", *numeric, texts=2), tuple(rows), keys=1)

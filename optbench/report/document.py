@@ -26,12 +26,22 @@ class Cell:
     tone: Tone = "plain"
 
 
+def seeds_cell(number: int, planned: int) -> Cell:
+    """`5`; `4 of 5`, as a warning, where it is not all that were planned."""
+    return Cell(str(number)) if number == planned else Cell(f"{number} of {planned}", "warning")
+
+
 @dataclass(frozen=True)
 class Column:
     """title: may have one line break, for a narrow column. numeric: aligned to the right and never broken."""
 
     title: str
     numeric: bool = True
+
+
+def columns(*titles: str, texts: int = 0) -> tuple[Column, ...]:
+    """Columns with these titles; the first `texts` of them hold text, the others numbers."""
+    return tuple(Column(title, numeric=i >= texts) for i, title in enumerate(titles))
 
 
 @dataclass(frozen=True)

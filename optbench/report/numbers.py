@@ -52,6 +52,11 @@ def interval(bounds: tuple[float, float] | None, digits: int) -> str:
     return "" if bounds is None else f"[{fixed(bounds[0], digits)}, {fixed(bounds[1], digits)}]"
 
 
+def estimate(value: float | None, bounds: tuple[float, float] | None, digits: int) -> str:
+    """`+0.030 [0.015, 0.045]`: a difference with its interval, where there is one."""
+    return f"{signed(value, digits)} {interval(bounds, digits)}".strip()
+
+
 def p_value(p: float | None) -> str:
     """`0.0020`: two significant digits, or more where they are there anyway."""
     if p is None:

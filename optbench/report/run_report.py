@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
+from optbench.report.layout import one_line
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
 from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, losses, marked, name_with_arrow
 from optbench.report.records import report_records, result_columns
@@ -43,7 +44,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
     title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
     blocks: list[doc.Block] = []
     for run in summary.runs:
-        blocks += [doc.Paragraph(headline(run), "plain" if run.status == "complete" else "warning")]
+        blocks.append(doc.Paragraph(headline(run), "plain" if run.status == "complete" else "warning"))
         if run.too_few_seeds:
             blocks.append(doc.Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
     if not summary.measured:
@@ -80,13 +81,11 @@ def headline(run: RunSummary) -> str:
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     counts = ", ".join(f"{n} {status}" for status, n in ended)
     done = _ended(run.ended, run.planned, "trial")
+    if run.controls:
+        done += f" and {_ended(run.controls_ended, run.controls, 'control')}"
     state = "running, or killed" if run.status == "running" else run.status
     where = f" ({run.device})" if run.device else ""
-    return f"{run.run}: {state}, {done}{_controls(run)}{': ' if counts else ''}{counts}{where}"
-
-
-def _controls(run: RunSummary) -> str:
-    return f" and {_ended(run.controls_ended, run.controls, 'control')}" if run.controls else ""
+    return f"{run.run}: {state}, {done}{': ' if counts else ''}{counts}{where}"
 
 
 def _ended(ended: int, planned: int, noun: str) -> str:
@@ -118,8 +117,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
-            show = _pruned if topic == "pruning" else _measures
-            table = show(section, measures, title, several, statistic)
+            table = _measures(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
             yield doc.Part("minor", table) if topic == "cost" else table
     yield from _sparks(section, several)
@@ -130,7 +128,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for row in section.rows:
         if row.shortcoming:
             warnings.append(f"{NOT_LEARNT} {row.label}: {row.shortcoming}. What was not learnt cannot be forgotten.")
-        undefined = [_words(measure) for measure in section.measures if _undefined_somewhere(row, measure)]
+        undefined = [one_line(measure.title) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
         if row.fallbacks:
@@ -145,41 +143,26 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
 def _measures(
     section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
 ) -> doc.Table:
-    columns = [*_row_columns(several), *(doc.Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in measures)]
-    rows = []
-    for row in section.rows:
-        cells = [doc.Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in measures]
-        rows.append((*_row_cells(row, several), *cells))
-    caption = f"{section.experiment}, {section.model}: {title}"
-    return doc.Table(caption, tuple(columns), tuple(rows), keys=len(_row_columns(several)))
-
-
-def _pruned(
-    section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
-) -> doc.Table:
-    """A row per scope of the ranking, below each other for each optimizer."""
-    scopes: dict[str, list[Measure]] = {}
-    for measure in measures:
-        assert measure.metric.scope, measure.name
-        scopes.setdefault(measure.metric.scope, []).append(measure)
-    keys = [*_row_columns(several), doc.Column("largest\nweights", numeric=False)]
-    columns = [*keys, *(doc.Column(f"{m.title} {m.arrow}".rstrip(" ")) for m in next(iter(scopes.values())))]
+    """A row per optimizer; of pruning one per scope of the ranking, below each other for each optimizer."""
+    scopes = grouped((measure.metric.scope, measure) for measure in measures)
+    keys = _row_columns(several) + (() if None in scopes else doc.columns("largest\nweights", texts=1))
+    columns = (*keys, *doc.columns(*(f"{m.title} {m.arrow}".rstrip(" ") for m in next(iter(scopes.values())))))
     rows = []
     for row in section.rows:
         for scope, chosen in scopes.items():
+            head = [*_row_cells(row, several), *([doc.Cell(RANKED[scope])] if scope else [])]
             cells = [doc.Cell(spread_text(row.values[m.name], decimals(m.name), statistic)) for m in chosen]
-            rows.append((*_row_cells(row, several), doc.Cell(RANKED[scope]), *cells))
-    return doc.Table(f"{section.experiment}, {section.model}: {title}", tuple(columns), tuple(rows), keys=len(keys))
+            rows.append((*head, *cells))
+    return doc.Table(f"{section.experiment}, {section.model}: {title}", columns, tuple(rows), keys=len(keys))
 
 
-def _row_columns(several: bool) -> list[doc.Column]:
-    first = [doc.Column("\nrun", numeric=False)] if several else []
-    return [*first, doc.Column("\noptimizer", numeric=False), doc.Column("\ntrials")]
+def _row_columns(several: bool) -> tuple[doc.Column, ...]:
+    return doc.columns(*["\nrun"] * several, "\noptimizer", "\ntrials", texts=1 + several)
 
 
 def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
-    count = doc.Cell(str(row.ok)) if row.ok == row.planned else doc.Cell(f"{row.ok} of {row.planned}", "warning")
-    return [*([doc.Cell(row.run)] if several else []), doc.Cell(marked(row.label, row.shortcoming)), count]
+    name = doc.Cell(marked(row.label, row.shortcoming))
+    return [*([doc.Cell(row.run)] if several else []), name, doc.seeds_cell(row.ok, row.planned)]
 
 
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
@@ -200,10 +183,10 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
             cells = [f"{spark(row.matrix[:, j].tolist())} {fixed(float(row.matrix[-1, j]), 2)}" for j in range(count)]
             lines.append((*head, *map(doc.Cell, cells)))
     if count > MANY_TASKS:
-        columns = [doc.Column(f"tasks 1 to {count}", numeric=False)]
+        columns = doc.columns(f"tasks 1 to {count}", texts=1)
         caption = f"{section.experiment}, {section.model}: accuracy on each task at the end, 0 to 1"
     else:
-        columns = [doc.Column(f"task {j + 1}") for j in range(count)]
+        columns = doc.columns(*(f"task {j + 1}" for j in range(count)))
         caption = f"{section.experiment}, {section.model}: accuracy on each task, as training goes on"
     table = doc.Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
     yield doc.Part("chart", table)
@@ -214,23 +197,19 @@ def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
 
     Those of a tuning run stand where it is said what it chooses.
     """
-    swept: dict[tuple[str, str], list[SummaryRow]] = {}
-    for row in section.rows:
-        if row.split == "test":
-            swept.setdefault((row.run, row.optimizer), []).append(row)
+    swept = grouped(((row.run, row.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():
         if len(rows) < FEWEST_SWEPT:
             continue
-        columns = [doc.Column("setting", numeric=False)]
         swept_by = [section.metrics[name] for name in SWEPT if name in section.metrics]
-        columns += [doc.Column(name_with_arrow(metric), numeric=False) for metric in swept_by]
+        columns = doc.columns("setting", *map(name_with_arrow, swept_by), texts=1 + len(swept_by))
         lines = []
         for row in rows:
             spreads = [row.values[metric.name] for metric in swept_by]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
             lines.append((doc.Cell(marked(row.variant, row.shortcoming)), *map(doc.Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
-        table = doc.Table(f"{section.experiment}, {section.model}: the sweep of {who}", tuple(columns), tuple(lines))
+        table = doc.Table(f"{section.experiment}, {section.model}: the sweep of {who}", columns, tuple(lines))
         yield doc.Part("chart", table)
 
 
@@ -239,7 +218,7 @@ def _matrices(section: Section, several: bool) -> Iterable[doc.Block]:
     for row in section.rows:
         if row.matrix is None or row.matrix.shape[1] > MOST_TASKS:
             continue
-        columns = (doc.Column("", numeric=False), *(doc.Column(f"task {j + 1}") for j in range(row.matrix.shape[1])))
+        columns = doc.columns("", *(f"task {j + 1}" for j in range(row.matrix.shape[1])), texts=1)
         rows = []
         for i, line in enumerate(row.matrix.tolist()):
             when = "before training" if i == 0 else f"after task {i}"
@@ -253,7 +232,7 @@ def _matrices(section: Section, several: bool) -> Iterable[doc.Block]:
 def _details(section: Section, several: bool) -> doc.Block:
     titles = ("metric", "n", "mean", "sd", "median", "quartiles", "extremes")
     keys = _row_columns(several)[:-1]
-    columns = (*keys, *(doc.Column(title, numeric=title != "metric") for title in titles))
+    columns = (*keys, *doc.columns(*titles, texts=1))
     rows = []
     for row in section.rows:
         for metric in section.metrics.values():
@@ -312,10 +291,6 @@ def _how(summary: Summary) -> Iterable[doc.Block]:
         yield doc.Items(tuple(line for line in lines if line), "quiet")
         yield doc.Paragraph("Run with, and to train the same again:", "quiet")
         yield doc.Commands("\n".join(line for line in (run.command, run.repeat) if line))
-
-
-def _words(measure: Measure) -> str:
-    return measure.title.replace("\n", " ").strip()
 
 
 def _undefined_somewhere(row: SummaryRow, measure: Measure) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.metrics import Metric
 from optbench.report.measures import MEASURES, Measure, own_measure
 from optbench.report.spread import Spread
@@ -147,10 +147,7 @@ class Summary:
 
 def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summary:
     """Sum up runs over their seeds, those of the same experiment and model side by side, and apply each study."""
-    everything = [arm for run in results for arm in arms(run)]
-    places: dict[tuple[str, str], list[Arm]] = {}
-    for arm in everything:
-        places.setdefault((arm.experiment, arm.model), []).append(arm)
+    places = grouped(((arm.experiment, arm.model), arm) for run in results for arm in arms(run))
     return Summary(
         runs=tuple(_run(run, studies) for run in results),
         sections=tuple(_section(*place, found) for place, found in places.items()),

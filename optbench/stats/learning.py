@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.metrics.learning import (
     EXPLODED,
     GUESSED,
@@ -53,9 +53,7 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
     curves: the table of that name, with the columns `trial`, `task` and `train_loss`.
     """
     highest = _highest(curves, {name: one.accuracy.shape[1] for name, one in held.items()})
-    by_tasks: dict[int, list[str]] = {}
-    for name, one in held.items():
-        by_tasks.setdefault(one.accuracy.shape[1], []).append(name)
+    by_tasks = grouped((one.accuracy.shape[1], name) for name, one in held.items())
     every: dict[str, NotLearnt] = {}
     for group in by_tasks.values():  # all trials with the same number of tasks at once
         fields = ("accuracy", "loss", "guess", "examples")  # each (trials, T+1, T) below

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optbench.counting import grouped
 from optbench.errors import OptimizerError, SuiteError, UsageError
 from optbench.optimizers import registry
 from optbench.suite import Suite
@@ -146,9 +147,7 @@ def searches(suite: Suite) -> Searches:
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:
     """`not tuned: NAME: why`, a line for each optimizer and reason, with its experiments where not all agree."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for untuned in left:
-        places.setdefault((untuned.optimizer, untuned.why), []).append(untuned.experiment)
+    places = grouped(((untuned.optimizer, untuned.why), untuned.experiment) for untuned in left)
     several = Counter(optimizer for optimizer, _ in places)
     lines = []
     for (optimizer, why), names in places.items():

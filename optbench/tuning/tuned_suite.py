@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optbench.counting import grouped
 from optbench.errors import escaped
 from optbench.kinds import AS_WRITTEN
 from optbench.studies.tuning.statistics import TunedOptimizer
@@ -13,7 +14,7 @@ from optbench.suite import Suite
 from optbench.suite.dump import dump
 from optbench.suite.extends import KEY, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
-from optbench.tuning.space import Search, Tie, effective
+from optbench.tuning.space import Search, effective
 from optbench.tuning.tuner import Tuner
 
 MARKER = "# Hyper-parameters chosen by optbench tune:"
@@ -119,9 +120,7 @@ def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> dic
         for key, tuned in by_name.items()
         if key in chosen
     }
-    ties: dict[tuple[str, str], list[Tie]] = {}
-    for tie in tuner.searches.ties:
-        ties.setdefault((tie.experiment, tie.optimizer), []).append(tie)
+    ties = grouped(((tie.experiment, tie.optimizer), tie) for tie in tuner.searches.ties)
     for key, tied in ties.items():
         if key not in by_name and key in chosen:
             stated = {".".join(tie.path): {"of": ".".join((tie.of, *tie.of_path)), "times": tie.times} for tie in tied}

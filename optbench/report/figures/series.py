@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from optbench.counting import grouped
 from optbench.file_names import file_name
 from optbench.plan import Trial
 from optbench.stats.arms import Arm, arms
@@ -73,9 +74,7 @@ class Group:
     @property
     def _variants(self) -> dict[tuple[str, str], list[str]]:
         """The variants to show, by run and optimizer."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for series in self.series:
-            found.setdefault(_sweep_of(series), []).append(series.arm.variant)
+        found = grouped((_sweep_of(series), series.arm.variant) for series in self.series)
         for count in range(VARIANTS_SHOWN, 1, -1):
             if sum(min(len(variants), count) for variants in found.values()) <= MAX_SERIES:
                 return {sweep: _spread(variants, count) for sweep, variants in found.items()}
@@ -91,7 +90,8 @@ def groups(results: Sequence[Results]) -> list[Group]:
     """Every experiment and model in the order of the suites; those of the same name in several runs are one."""
     colours: dict[str, int] = {}
     found: dict[tuple[str, str], list[Series]] = {}
-    for suffix, result in zip(_suffixes(results), results, strict=True):
+    for result in results:
+        suffix = f" ({result.run.id})" if len(results) > 1 else ""
         for optimizer in result.suite.optimizers:
             colours.setdefault(optimizer, len(colours))
         for arm in arms(result):
@@ -102,10 +102,7 @@ def groups(results: Sequence[Results]) -> list[Group]:
 
 def by_experiment(found: Sequence[Group]) -> dict[str, list[Group]]:
     """Experiment -> its groups, one for each model."""
-    experiments: dict[str, list[Group]] = {}
-    for group in found:
-        experiments.setdefault(group.experiment, []).append(group)
-    return experiments
+    return grouped((group.experiment, group) for group in found)
 
 
 def chunks(series: Sequence[Series], size: int = MAX_SERIES) -> list[Sequence[Series]]:
@@ -151,10 +148,3 @@ def _turns(shown: Sequence[Series]) -> tuple[Series, ...]:
         turned.append(replace(series, turn=met[series.colour]))
         met[series.colour] += 1
     return tuple(turned)
-
-
-def _suffixes(results: Sequence[Results]) -> list[str]:
-    """What tells the series of each run from those of the others; empty for a single run."""
-    if len(results) == 1:
-        return [""]
-    return [f" ({result.run.id})" for result in results]

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.report.figures.series import Group, Series
 from optbench.stats.arms import Status
 
@@ -56,13 +56,12 @@ def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
 
 def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
     """`2 of 10 seeds of adamw diverged`; series of which the same is to be said share a part."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for one, model in series:
-        planned = len(one.arm.trials)
-        for status, said in ENDS:
-            if ended := one.arm.count(status):
-                which = f"{ended} of {count(planned, 'seed')}"
-                found.setdefault((which, said), []).append(f"{one.label} at {model}" if model else one.label)
+    found = grouped(
+        ((f"{ended} of {count(len(one.arm.trials), 'seed')}", said), f"{one.label} at {model}" if model else one.label)
+        for one, model in series
+        for status, said in ENDS
+        if (ended := one.arm.count(status))
+    )
     return [
         f"{which} {'each ' if len(names) > 1 else ''}of {', '.join(names)} {said}"
         for (which, said), names in found.items()

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from optbench.counting import count
-from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table
+from optbench.report.document import Block, Cell, Heading, Items, Paragraph, Table, columns, seeds_cell
 from optbench.report.numbers import UNDEFINED, decimals, fixed
 from optbench.report.spread import Spread, SpreadText
-from optbench.studies.pairs.statistics import Measured, SeedValues, SolutionPair
+from optbench.studies.pairs.statistics import SeedValues, SolutionPair
 
 MANY_PAIRS = 12
 """So many pairs of an experiment and model are shown; the others are counted, and csv and json have them."""
@@ -41,10 +41,7 @@ LEGENDS = {
 
 
 def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """What `pairs` of the suites have found; nothing where none asks for it.
-
-    several: whether more than one run is reported. spread_text: a spread with so many decimals.
-    """
+    """What `pairs` of the suites have found; nothing where none asks for it."""
     if not pairs:
         return
     yield Heading("One solution against another")
@@ -74,45 +71,27 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
 
 
 def _table(pairs: Sequence[SolutionPair], where: str, spread_text: SpreadText) -> Table:
-    columns = (
-        Column("solutions", numeric=False),
-        Column("measure", numeric=False),
-        Column("seeds"),
-        Column("between\nthem"),
-        Column("null of\nthe first"),
-        Column("null of\nthe second"),
-        Column("outside\nthe nulls"),
-    )
+    nulls = ("null of\nthe first", "null of\nthe second", "outside\nthe nulls")
+    titles = columns("solutions", "measure", "seeds", "between\nthem", *nulls, texts=2)
     rows = []
     for pair in pairs:
         for name, measured in pair.measures.items():
             if name == CHANCE and "subspace_overlap" in pair.measures:
                 continue
             digits = decimals(name)
-            texts = (_text(values, digits, spread_text) for values in _three(measured))
+            values = (measured.values, measured.null_a, measured.null_b)
+            texts = (spread_text(Spread.of(known.values()) if known else None, digits) for known in values)
             outside = f"{measured.outside[0]} of {measured.outside[1]}" if measured.outside else UNDEFINED
-            keys = (Cell(pair.label), Cell(_title(name, pair)), _seeds(pair, measured))
+            seeds = seeds_cell(len(_finite(measured.values)), pair.planned)
+            keys = (Cell(pair.label), Cell(_title(name, pair)), seeds)
             rows.append((*keys, *map(Cell, texts), Cell(outside)))
-    return Table(f"{where}: one solution against another", columns, tuple(rows), keys=2)
+    return Table(f"{where}: one solution against another", titles, tuple(rows), keys=2)
 
 
 def _title(name: str, pair: SolutionPair) -> str:
     title = TITLES.get(name, name.replace("_", " "))
     chance = _finite(pair.measures[CHANCE].values) if name == "subspace_overlap" and CHANCE in pair.measures else []
     return f"{title} (chance {fixed(chance[0], 2)})" if chance else title
-
-
-def _three(measured: Measured) -> tuple[SeedValues | None, ...]:
-    return measured.values, measured.null_a, measured.null_b
-
-
-def _text(values: SeedValues | None, digits: int, spread_text: SpreadText) -> str:
-    return spread_text(Spread.of(values.values()) if values else None, digits)
-
-
-def _seeds(pair: SolutionPair, measured: Measured) -> Cell:
-    count = len(_finite(measured.values))
-    return Cell(str(count)) if count == pair.planned else Cell(f"{count} of {pair.planned}", "warning")
 
 
 def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> Iterable[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from optbench.report.document import Block, Cell, Column, Heading, Items, Table
+from optbench.counting import grouped
+from optbench.report.document import Block, Cell, Heading, Items, Table, columns
 from optbench.report.measures import TITLES
-from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed
+from optbench.report.numbers import UNDEFINED, decimals, fixed, interval, name_with_arrow, signed, words
 from optbench.report.spread import SpreadText
 from optbench.stats.bootstrap import RESAMPLES
 from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchKind, SwitchPoint
@@ -34,10 +35,7 @@ BARRIER = "Barrier: loss barrier on the line from the solution to that of A or o
 
 
 def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -> Iterable[Block]:
-    """A table for each pair of optimizers on each experiment and model; nothing where nothing was measured.
-
-    several: whether there are several runs, so that each table names its own.
-    """
+    """A table for each pair of optimizers on each experiment and model; nothing where nothing was measured."""
     shown = [switching for switching in found if switching.metrics]
     if not shown:
         return
@@ -78,9 +76,8 @@ def estimate_text(switching: Switching, estimate: Estimate, metric: str) -> str:
 
 def _table(switching: Switching, several: bool) -> Table:
     sides = _sides(switching)
-    columns = [Column("k"), Column("seeds")]
-    columns += [Column(_title(switching, metric)) for metric in switching.metrics]
-    columns += [Column(f"barrier\nto {LETTERS[side] if switching.kind == 'switch' else 'it'}") for side in sides]
+    titles = [_title(switching, metric) for metric in switching.metrics]
+    titles += [f"barrier\nto {LETTERS[side] if switching.kind == 'switch' else 'it'}" for side in sides]
     rows = []
     for point in switching.points:
         estimates = [switching.estimate(point, metric) for metric in switching.metrics]
@@ -93,16 +90,16 @@ def _table(switching: Switching, several: bool) -> Table:
     experiment, model = switching.place
     place = ", ".join([*([switching.results.run.id] if several else []), experiment, model, switching.label])
     what = "ρ" if switching.statistic == "rho" else "difference"
-    return Table(f"{place}: {heading(switching)}: {what} by k", tuple(columns), tuple(rows), keys=2)
+    return Table(f"{place}: {heading(switching)}: {what} by k", columns("k", "seeds", *titles), tuple(rows), keys=2)
 
 
 def _title(switching: Switching, metric: str) -> str:
     """ρ has no better direction; a difference has that of its metric."""
-    title = TITLES.get(metric, metric.replace("_", " "))
+    title = TITLES.get(metric, words(metric))
     if switching.statistic == "rho":
         return title
     direction = name_with_arrow(switching.results.metrics[metric])
-    return f"{title}{direction.removeprefix(metric.replace('_', ' '))}"
+    return f"{title}{direction.removeprefix(words(metric))}"
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:
@@ -131,14 +128,13 @@ def _sides(switching: Switching) -> list[Side]:
 
 def _reasons(switching: Switching) -> Iterable[str]:
     """Why a value is missing: a sentence for all metrics and k that share the reason."""
-    steps: dict[tuple[str, str], list[str]] = {}
-    for metric in switching.metrics:
-        for point in switching.points:
-            if reason := switching.estimate(point, metric).reason:
-                steps.setdefault((metric, reason), []).append(steps_text(point))
-    shared: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (metric, reason), ks in steps.items():
-        shared.setdefault((reason, tuple(ks)), []).append(metric.replace("_", " "))
+    steps = grouped(
+        ((metric, reason), steps_text(point))
+        for metric in switching.metrics
+        for point in switching.points
+        if (reason := switching.estimate(point, metric).reason)
+    )
+    shared = grouped(((reason, tuple(ks)), words(metric)) for (metric, reason), ks in steps.items())
     what = "ρ" if switching.statistic == "rho" else "difference"
     for (reason, where), metrics in shared.items():
         at = "" if len(where) == len(switching.points) else f" at k = {', '.join(where)}"

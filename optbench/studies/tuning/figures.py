@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from optbench.counting import grouped
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.placing import place_labels
@@ -106,10 +107,9 @@ def sweeps(group: Group) -> list[Sweep]:
     Of a tuning run, where more than a rate may differ, also the variants that differ in the rate alone; and where such
     are too few, as random draws are, all of them, unjoined. Not in the step of a switch, which has its own figure.
     """
-    by_optimizer: dict[tuple[str, str], list[Series]] = {}
-    for series in group.series:
-        run = series.label.removeprefix(series.arm.label)
-        by_optimizer.setdefault((series.arm.optimizer, run), []).append(series)
+    by_optimizer = grouped(
+        ((series.arm.optimizer, series.label.removeprefix(series.arm.label)), series) for series in group.series
+    )
     chosen = {
         (tuned.optimizer, run): tuned.chosen.variant
         for run, results in {run: series[0].arm.results for (_, run), series in by_optimizer.items()}.items()
@@ -158,10 +158,7 @@ def _settings(series: Series) -> Mapping[str, Any]:
 
 
 def _by_hyperparameter(group: Group) -> dict[str, list[Sweep]]:
-    found: dict[str, list[Sweep]] = {}
-    for sweep in sweeps(group):
-        found.setdefault(sweep.hyperparameter, []).append(sweep)
-    return found
+    return grouped((sweep.hyperparameter, sweep) for sweep in sweeps(group))
 
 
 def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, str], kind: str) -> list[Figure]:

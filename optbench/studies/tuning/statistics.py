@@ -15,6 +15,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Literal
 
+from optbench.counting import grouped
 from optbench.errors import SuiteError
 from optbench.metrics import METRICS
 from optbench.metrics.catalog import Direction
@@ -122,9 +123,7 @@ def tunings(results: Results) -> list[TunedOptimizer]:
         check_rule(rule)
     except SuiteError as error:
         raise SuiteError(f"{results.run.path / 'suite.yaml'}: {error}") from None
-    groups: dict[tuple[str, str], list[Arm]] = {}
-    for arm in arms(results):
-        groups.setdefault((arm.experiment, arm.optimizer), []).append(arm)
+    groups = grouped(((arm.experiment, arm.optimizer), arm) for arm in arms(results))
     return [_tuned(results, rule, found) for found in groups.values()]
 
 
@@ -204,10 +203,7 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
     named = (here and here.models) or list(found[0].settings.models)
     models = tuple(model for model in found[0].settings.models if model in named)
     space = _space(rule, experiment, optimizer)
-    by_variant: dict[str, list[Arm]] = {}
-    for arm in found:
-        if arm.model in models:
-            by_variant.setdefault(arm.variant, []).append(arm)
+    by_variant = grouped((arm.variant, arm) for arm in found if arm.model in models)
     given = [_paths(next(iter(group[0].trials.values())).hyperparameters) for group in by_variant.values()]
     paths = _tried(given, space or {})
     settings = gated(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.metrics import METRICS
-from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table
+from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
 from optbench.report.measures import TITLES
 from optbench.report.numbers import UNDEFINED, decimals, fixed, losses, words
 from optbench.report.sparks import bar
@@ -30,22 +30,13 @@ FEW_VALUES = 2
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """What tuning runs choose: a table for each experiment, the rule in words, and every setting that was tried.
-
-    several: whether more than one run is reported. spread_text: a spread with so many decimals.
-    """
+    """What tuning runs choose: a table for each experiment, the rule in words, and every setting that was tried."""
     if not found:
         return
     yield Heading(TITLE)
-    runs: dict[str, list[TunedOptimizer]] = {}
-    for tuned in found:
-        runs.setdefault(tuned.run, []).append(tuned)
-    for run, optimizers in runs.items():
+    for run, optimizers in grouped((tuned.run, tuned) for tuned in found).items():
         name = f"{run}: " if several else ""
-        experiments: dict[str, list[TunedOptimizer]] = {}
-        for tuned in optimizers:
-            experiments.setdefault(tuned.experiment, []).append(tuned)
-        for here in experiments.values():
+        for here in grouped((tuned.experiment, tuned) for tuned in optimizers).values():
             yield _chosen(here, name, spread_text)
             if warnings := [f"{name}{text}" for text in _warnings(here)]:
                 yield Items(tuple(warnings), "warning")
@@ -113,12 +104,9 @@ def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) 
     """The settings chosen on one experiment, of every optimizer."""
     first = here[0]
     measures = list(dict.fromkeys([first.metric, LEARNING]))
-    columns = (
-        Column("\noptimizer", numeric=False),
-        Column("\nchosen", numeric=False),
-        *(Column(_title(metric)) for metric in measures),
-        Column("at an\nedge", numeric=False),
-        Column("settings\n× seeds"),
+    titles = (
+        *columns("\noptimizer", "\nchosen", *map(_title, measures), texts=2),
+        *columns("at an\nedge", "settings\n× seeds", texts=1),
         Column("\nsearched", numeric=False),
     )
     rows = []
@@ -133,7 +121,7 @@ def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) 
         budget = Cell(f"{len(tuned.settings)} × {len(tuned.seeds)}")
         cells = (Cell(edges or ("no" if chosen else UNDEFINED), "warning" if edges else "plain"), budget)
         rows.append((Cell(tuned.optimizer), label, *scores, *cells, Cell(_searched(tuned))))
-    return Table(f"{name}{_place(first)}: the settings chosen, by validation data", columns, tuple(rows))
+    return Table(f"{name}{_place(first)}: the settings chosen, by validation data", titles, tuple(rows))
 
 
 def _searched(tuned: TunedOptimizer) -> str:
@@ -225,11 +213,11 @@ def _setting_table(
     *,
     numeric: bool,
 ) -> Table:
-    columns = [Column("\nsetting", numeric=False), *(Column(_title(metric), numeric=numeric) for metric in metrics)]
+    titles = columns("\nsetting", *map(_title, metrics), texts=1 if numeric else 1 + len(metrics))
     rows = [
         (Cell(setting_text(s.hyperparameters, s.variant)), *map(Cell, texts), _note(tuned, s)) for s, texts in lines
     ]
-    return Table(caption, (*columns, Column("", numeric=False)), tuple(rows))
+    return Table(caption, (*titles, Column("", numeric=False)), tuple(rows))
 
 
 def _bar_text(setting: TriedSetting, metric: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from optbench.report.document import Block, Cell, Column, Heading, Items, Table
+from optbench.report.document import Block, Cell, Heading, Items, Table, columns, seeds_cell
 from optbench.report.numbers import decimals
 from optbench.report.spread import Spread, SpreadText
 from optbench.studies.twins.statistics import Moment, Twins, evenly
@@ -24,10 +24,7 @@ MEANING = (
 
 
 def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """A table for each experiment and model with twins; nothing where no suite names any.
-
-    several: whether more than one run is reported. spread_text: a spread with so many decimals.
-    """
+    """A table for each experiment and model with twins; nothing where no suite names any."""
     if not found:
         return
     yield Heading(TITLE)
@@ -70,16 +67,15 @@ def _table(shown: Sequence[Twins], where: str, spread_text: SpreadText) -> Table
     places = evenly(_reached(shown), COLUMNS)
     ends = {max(distances) for twins in shown for distances in twins.distances.values()}
     last = f"last\n{place_text(ends.pop(), tasks)}" if len(ends) == 1 else "last\nshared"
-    columns = [Column("\ntwins", numeric=False), Column("\nseeds")]
-    columns += [Column("\n".join(["", *place_text(place, tasks).split(", ")][-2:])) for place in places[:-1]]
-    columns.append(Column(last))
+    between = ("\n".join(["", *place_text(place, tasks).split(", ")][-2:]) for place in places[:-1])
+    titles = columns("\ntwins", "\nseeds", *between, last, texts=1)
     rows = []
     for twins in shown:
         values = [*(twins.at(place) for place in places[:-1]), twins.last]
-        count, seeds, digits = len(twins.distances), _seeds(twins), digits_of(values)
+        count, digits = len(twins.distances), digits_of(values)
         cells = [Cell(_text(found, count, digits, spread_text)) for found in values]
-        rows.append((Cell(twins.label), seeds, *cells))
-    return Table(f"{where}: twins, their distance from each other", tuple(columns), tuple(rows), keys=2)
+        rows.append((Cell(twins.label), seeds_cell(count, twins.planned), *cells))
+    return Table(f"{where}: twins, their distance from each other", titles, tuple(rows), keys=2)
 
 
 def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
@@ -100,8 +96,3 @@ def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadT
     """With the number of seeds where some have stopped before."""
     text = spread_text(Spread.of(values), digits)
     return text if len(values) in (0, count) else f"{text} (n={len(values)})"
-
-
-def _seeds(twins: Twins) -> Cell:
-    count = len(twins.distances)
-    return Cell(str(count)) if count == twins.planned else Cell(f"{count} of {twins.planned}", "warning")
