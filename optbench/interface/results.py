@@ -94,8 +94,8 @@ class Run:
         rows = []
         for section in self._summary.sections:
             for row in section.rows:
-                keys = (section.experiment, section.model, row.optimizer, row.variant)
-                counts = [getattr(row, key) for key in _COUNTS]
+                keys = (section.experiment, section.model, row.arm.optimizer, row.arm.variant)
+                counts = [row.arm.counts[key] for key in _COUNTS]
                 rows += [(*keys, name, *_spread(row.values[name]), *counts) for name in section.metrics]
         spread = ["n", "mean", "sd", "median", "q1", "q3"]
         table = pd.DataFrame(rows, columns=[*ARM, "metric", *spread, *_COUNTS])
@@ -119,10 +119,11 @@ class Run:
         for section in self._summary.sections:
             shown = [measure for measure in section.measures if measure.topic in ("learning", "solution")]
             for row in section.rows:
-                keys = (section.experiment, section.model, row.optimizer, row.variant)
-                counts = {"trials": row.ok} | {key: n for key in _COUNTS[1:] if (n := getattr(row, key))}
+                keys = (section.experiment, section.model, row.arm.optimizer, row.arm.variant)
+                trials = row.arm.counts
+                counts = {"trials": trials["ok"]} | {key: trials[key] for key in _COUNTS[1:] if trials[key]}
                 values = {measure.name: spread_text(row.values[measure.name], 3) for measure in shown}
-                lines.append(dict(zip(ARM, keys, strict=True)) | counts | values)
+                lines.append({**dict(zip(ARM, keys, strict=True)), **counts, **values})
         return pd.DataFrame(lines, dtype=object).fillna("")
 
     def __repr__(self) -> str:

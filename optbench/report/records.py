@@ -122,7 +122,9 @@ def _studied(summary: Summary, study: Study[Any]) -> Records:
 
 
 def _row_keys(section: Section, row: SummaryRow) -> dict[str, Any]:
-    return dict(zip(KEYS, (row.run, section.experiment, section.model, row.optimizer, row.variant), strict=True))
+    return dict(
+        zip(KEYS, (row.run, section.experiment, section.model, row.arm.optimizer, row.arm.variant), strict=True)
+    )
 
 
 def _results(summary: Summary) -> Iterable[Record]:
@@ -137,11 +139,11 @@ def _results(summary: Summary) -> Iterable[Record]:
     }
     for section in summary.sections:
         for row in section.rows:
-            keys, counts = _row_keys(section, row), {name: getattr(row, name) for name in COUNTS}
+            keys, counts = _row_keys(section, row), row.arm.counts
             for name, metric in section.metrics.items():
                 about = {"metric": name, "direction": metric.direction}
                 values = {**spread_record(row.values[name]), **blank, **beside.get((*keys.values(), name), {})}
-                yield {**keys, **counts, **about, **values, SPLIT: row.split, **_learning(row.shortcoming)}
+                yield {**keys, **counts, **about, **values, SPLIT: row.split, **_learning(row.arm.shortcoming)}
 
 
 def _learning(found: Shortcoming | None, side: str = "") -> dict[str, int]:

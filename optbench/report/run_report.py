@@ -95,8 +95,9 @@ def _ended(ended: int, planned: int, noun: str) -> str:
 
 def exclusions(row: SummaryRow) -> str | None:
     """What became of the trials that are not in a row's means, or None."""
-    lost = losses(row.diverged, row.failed, row.missing)
-    return f"{row.label}: {row.ok} of {row.planned}; {lost}" if lost else None
+    counts = row.arm.counts
+    lost = losses(counts["diverged"], counts["failed"], counts["missing"])
+    return f"{row.label}: {counts['ok']} of {counts['planned']}; {lost}" if lost else None
 
 
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[doc.Block]:
@@ -126,15 +127,15 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         yield doc.Paragraph(sentence, "quiet")
     warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
     for row in section.rows:
-        if row.shortcoming:
-            warnings.append(f"{NOT_LEARNT} {row.label}: {row.shortcoming}. What was not learnt cannot be forgotten.")
+        if said := row.arm.shortcoming:
+            warnings.append(f"{NOT_LEARNT} {row.label}: {said}. What was not learnt cannot be forgotten.")
         undefined = [one_line(measure.title) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
         if row.fallbacks:
             warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
-        if row.mixed_code:
-            warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {row.mixed_code}.")
+        if mixed := row.arm.mixed_code:
+            warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {mixed}.")
         warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]
     if warnings:
         yield doc.Items(tuple(warnings), "warning")
@@ -161,8 +162,9 @@ def _row_columns(several: bool) -> tuple[doc.Column, ...]:
 
 
 def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
-    name = doc.Cell(marked(row.label, row.shortcoming))
-    return [*([doc.Cell(row.run)] if several else []), name, doc.seeds_cell(row.ok, row.planned)]
+    name = doc.Cell(marked(row.label, row.arm.shortcoming))
+    seeds = doc.seeds_cell(row.arm.count("ok"), len(row.arm.trials))
+    return [*([doc.Cell(row.run)] if several else []), name, seeds]
 
 
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
@@ -197,7 +199,7 @@ def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
 
     Those of a tuning run stand where it is said what it chooses.
     """
-    swept = grouped(((row.run, row.optimizer), row) for row in section.rows if row.split == "test")
+    swept = grouped(((row.run, row.arm.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():
         if len(rows) < FEWEST_SWEPT:
             continue
@@ -207,7 +209,7 @@ def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
         for row in rows:
             spreads = [row.values[metric.name] for metric in swept_by]
             cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
-            lines.append((doc.Cell(marked(row.variant, row.shortcoming)), *map(doc.Cell, cells)))
+            lines.append((doc.Cell(marked(row.arm.variant, row.arm.shortcoming)), *map(doc.Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
         table = doc.Table(f"{section.experiment}, {section.model}: the sweep of {who}", columns, tuple(lines))
         yield doc.Part("chart", table)
@@ -224,7 +226,11 @@ def _matrices(section: Section, several: bool) -> Iterable[doc.Block]:
             when = "before training" if i == 0 else f"after task {i}"
             rows.append((doc.Cell(when), *(doc.Cell(fixed(value, 3)) for value in line)))
         who = f"{row.run}, {row.label}" if several else row.label
-        tables.append(doc.Table(f"{who}: mean {row.split} accuracy over {count(row.ok, 'seed')}", columns, tuple(rows)))
+        tables.append(
+            doc.Table(
+                f"{who}: mean {row.split} accuracy over {count(row.arm.count('ok'), 'seed')}", columns, tuple(rows)
+            )
+        )
     if tables:
         yield doc.Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
 
@@ -295,4 +301,4 @@ def _how(summary: Summary) -> Iterable[doc.Block]:
 
 def _undefined_somewhere(row: SummaryRow, measure: Measure) -> bool:
     spread = row.values[measure.name]
-    return 0 < row.ok != (spread.n if spread else 0)
+    return 0 < row.arm.count("ok") != (spread.n if spread else 0)

@@ -21,7 +21,7 @@ from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
-from optbench.stats.learning import Shortcoming, without_learning
+from optbench.stats.learning import without_learning
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.stats.results import Results, SplitName
 from optbench.store.values import Matrix
@@ -33,16 +33,7 @@ from optbench.tasks import Outline
 class SummaryRow:
     """One optimizer setting on one experiment and model, over its seeds."""
 
-    run: str
-    optimizer: str
-    variant: str
-    label: str
-    planned: int
-    ok: int
-    diverged: int
-    failed: int
-    missing: int
-    """Planned and never finished: the run was interrupted, or still goes on."""
+    arm: Arm
     values: Mapping[str, Spread | None]
     """Of every metric that was taken here, over the trials that are ok; None where undefined."""
     matrix: Matrix | None
@@ -51,12 +42,19 @@ class SummaryRow:
     """Matrix factorisations that failed and were replaced, over all its trials."""
     notes: Mapping[str, int]
     """What else its trials' results depended on, in words: in how many of them."""
-    shortcoming: Shortcoming | None
-    """What its trials did not learn; None where each of them learnt every task."""
-    split: SplitName
-    """The data that accuracies are of."""
-    mixed_code: str | None
-    """What to say where its trials are of several states of a user's code."""
+
+    @property
+    def run(self) -> str:
+        return self.arm.results.run.id
+
+    @property
+    def label(self) -> str:
+        return self.arm.label
+
+    @property
+    def split(self) -> SplitName:
+        """The data that accuracies are of."""
+        return self.arm.results.split
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Summary:
     def remarks(self) -> list[tuple[Section, SummaryRow, str]]:
         """What a reader must know before believing a mean: where it stands, and in words."""
         rows = ((section, row) for section in self.sections for row in section.rows)
-        return [(section, row, row.mixed_code) for section, row in rows if row.mixed_code]
+        return [(section, row, said) for section, row in rows if (said := row.arm.mixed_code)]
 
     @property
     def measured(self) -> bool:
@@ -178,22 +176,11 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
     matrices = [arm.results.matrices[trial] for trial in good if trial in arm.results.matrices]
     rows = [arm.results.rows[trial.id] for trial in arm.trials.values() if trial.id in arm.results.rows]
     return SummaryRow(
-        run=arm.results.run.id,
-        optimizer=arm.optimizer,
-        variant=arm.variant,
-        label=arm.label,
-        planned=len(arm.trials),
-        ok=len(good),
-        diverged=arm.count("diverged"),
-        failed=arm.count("failed"),
-        missing=arm.count("missing"),
+        arm=arm,
         values={name: Spread.of(arm.values(name)) for name in metrics},
         matrix=np.mean(matrices, axis=0) if matrices else None,
         fallbacks=sum(row.fallbacks for row in rows),
         notes=Counter(note for row in rows if not row.fallbacks and (note := without_learning(row.note or ""))),
-        shortcoming=arm.shortcoming,
-        split=arm.results.split,
-        mixed_code=arm.mixed_code,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from optbench.metrics.learning import NotLearnt
 from optbench.plan import Trial
@@ -59,6 +59,11 @@ class Arm:
 
     def count(self, status: Status) -> int:
         return sum(self.status(seed) == status for seed in self.trials)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials were planned, and by status."""
+        return {"planned": len(self.trials), **{status: self.count(status) for status in get_args(Status)}}
 
     def value(self, metric: str, seed: int) -> float:
         """The metric at the end; NaN where it is undefined or was not taken."""

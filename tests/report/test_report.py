@@ -90,7 +90,12 @@ def summary_of(*paths: Path) -> Summary:
 def test_means_and_deviations_are_those_of_the_worked_example(run_path: Path) -> None:
     section = summary_of(run_path).sections[0]
     row = section.rows[0]
-    assert (section.experiment, section.model, row.label, row.ok) == ("permuted-mnist", "mlp-100", "sgd", 2)
+    assert (section.experiment, section.model, row.label, row.arm.count("ok")) == (
+        "permuted-mnist",
+        "mlp-100",
+        "sgd",
+        2,
+    )
     sd = 0.02 / math.sqrt(2)  # of two values .02 apart
     expected = {
         "average_accuracy": (0.71, sd),
@@ -317,7 +322,7 @@ def test_json_and_csv_hold_every_metric_unrounded(run_path: Path) -> None:
     told = json.loads(report_json(summary))
     assert (told["format"], told["version"]) == ("optbench-report", 1)
     expected = {
-        (section.experiment, row.optimizer, row.variant, metric): row.values[metric]
+        (section.experiment, row.arm.optimizer, row.arm.variant, metric): row.values[metric]
         for section in summary.sections
         for row in section.rows
         for metric in section.metrics

@@ -6,7 +6,7 @@ The first is Figure 4 right of Pascanu et al. 2025.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups
 from optbench.report.figures.tasks import TaskNames, task_axis, task_names
-from optbench.report.figures.wording import accuracy, caption, means
+from optbench.report.figures.wording import accuracy, group_figure, means
 from optbench.stats.results import Results
 from optbench.store.columns import numbers
 
@@ -46,24 +46,22 @@ class HeatMap:
 def class_cosine(results: Sequence[Results]) -> list[Figure]:
     """One figure per experiment and model."""
     read = {result.run.path: cosines(result) for result in results}
-    figures = []
-    for group in groups(results):
-        found = [(series, _mean(series, read[series.arm.results.run.path])) for series in group.shown]
-        drawn = [(series, values) for series, values in found if values is not None]
-        if drawn:
-            figures.append(_cosine_figure(group, drawn))
-    return figures
+    return [_cosine_figure(*drawn) for drawn in _drawn(results, lambda found: read[found.run.path])]
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
     """One figure per experiment and model."""
-    figures = []
+    return [_accuracy_figure(*drawn) for drawn in _drawn(results, lambda found: found.matrices)]
+
+
+def _drawn(
+    results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
+) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
+    """Each group with its series that have a mean; none without any."""
     for group in groups(results):
-        found = [(series, _mean(series, series.arm.results.matrices)) for series in group.shown]
-        drawn = [(series, values) for series, values in found if values is not None]
-        if drawn:
-            figures.append(_accuracy_figure(group, drawn))
-    return figures
+        found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
+        if drawn := [(series, values) for series, values in found if values is not None]:
+            yield group, drawn
 
 
 def cosines(results: Results) -> dict[str, Matrix]:
@@ -104,13 +102,8 @@ def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figu
         f"Cosine between the mean features of every two classes at the end of {group.experiment}, {group.model}; mean "
         f"over seeds; the colours go from {min(low, 0.9):g} (dark) to 1 (light) in every panel."
     )
-    return Figure(
-        name=group.figure_name("class-cosine"),
-        title=f"{group.experiment}, {group.model}: similarity of classes",
-        caption=caption(what, [(group, group.shown)]),
-        alt=f"Mean cosine between the features of different classes: {means(apart)}.",
-        panels=tuple(panels),
-    )
+    alt = f"Mean cosine between the features of different classes: {means(apart)}."
+    return group_figure(group, "class-cosine", "similarity of classes", what, alt, panels)
 
 
 def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
@@ -126,13 +119,8 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
         f"{accuracy(series for series, _ in drawn)} on every task of {group.experiment} (columns) before any training "
         f"and after each task (rows), {group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
     )
-    return Figure(
-        name=group.figure_name("accuracy-matrix"),
-        title=f"{group.experiment}, {group.model}: accuracy after each task",
-        caption=caption(what, [(group, group.shown)]),
-        alt=f"Mean of the last row, the accuracy at the end over all tasks: {means(end)}.",
-        panels=tuple(panels),
-    )
+    alt = f"Mean of the last row, the accuracy at the end over all tasks: {means(end)}."
+    return group_figure(group, "accuracy-matrix", "accuracy after each task", what, alt, panels)
 
 
 def _off_diagonal(values: Matrix) -> float:

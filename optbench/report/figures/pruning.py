@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
-from optbench.report.figures.wording import caption, means
+from optbench.report.figures.wording import group_figure, means
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -74,13 +74,9 @@ def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[P
         f"Test accuracy at the end of {group.experiment}, {group.model}, over all tasks, with only the largest weights "
         "kept and no further training; a thin line is a seed, a thick one the mean."
     )
-    return Figure(
-        name=group.figure_name("pruning"),
-        title=f"{group.experiment}, {group.model}: pruning",
-        caption=caption(what, [(group, group.shown)]),
-        alt=f"Mean accuracy with {100 * near:.3g}% of the weights kept ({SCOPES.get(scope, scope)}): {means(numbers)}.",
-        panels=tuple(_panel(scope, part, read) for scope, shown in drawn.items() for part in chunks(shown)),
-    )
+    alt = f"Mean accuracy with {100 * near:.3g}% of the weights kept ({SCOPES.get(scope, scope)}): {means(numbers)}."
+    panels = [_panel(scope, part, read) for scope, shown in drawn.items() for part in chunks(shown)]
+    return group_figure(group, "pruning", "pruning", what, alt, panels)
 
 
 def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves]) -> Panel:
@@ -91,15 +87,8 @@ def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves]) -> P
             for line in lines:
                 axes.plot(*zip(*line, strict=True), color=shown.colour, alpha=0.35, linewidth=0.6, label=style.SEEDS)
             if middle := _means(lines):
-                marks = {**shown.marks, "markevery": (0, max(1, len(middle) // 7))}
-                axes.plot(
-                    *zip(*middle, strict=True),
-                    color=shown.colour,
-                    linestyle=shown.line,
-                    linewidth=2.0,
-                    **marks,
-                    label="_mean",
-                )
+                x, y = zip(*middle, strict=True)
+                style.draw_line(axes, x, y, shown, label="_mean")
         style.labels(axes, "share of the weights kept", "accuracy at the end")
         style.header(axes, WIDTH, SCOPES.get(scope, scope), part)
 

@@ -91,16 +91,7 @@ def _panel(model: str, part: Sequence[Series], read: Mapping[Path, Spectra]) -> 
                 axes.plot(x, _visible(line), color=shown.colour, alpha=0.3, linewidth=0.6, label=style.SEEDS)
             shortest = min(map(len, lines))
             median = _visible(np.median([line[:shortest] for line in lines], axis=0))
-            axes.plot(
-                np.arange(1, shortest + 1),
-                median,
-                color=shown.colour,
-                linestyle=shown.line,
-                linewidth=2.0,
-                **shown.marks,
-                markevery=(0, max(1, shortest // 8)),
-                label="_median",
-            )
+            style.draw_line(axes, np.arange(1, shortest + 1), median, shown, label="_median", markers=8)
             lowest = min(lowest, float(np.nanmin(median)))
         # The seed with the least must not press all others together.
         axes.set_ylim(bottom=max(FLOOR, lowest / 5))

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from optbench.report.figures.series import Series, split
 from optbench.suite.variants import value_name
 
@@ -106,6 +109,15 @@ def draw_seeds(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) 
 def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
     """A line through means, with no marker: those are seeds."""
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
+
+
+def draw_line(
+    axes: Axes, x: ArrayLike, y: ArrayLike, shown: Look, label: str, markers: int = 7, width: float = 2.0
+) -> None:
+    """A thick line with about so many markers on its way. label: the name of its artist."""
+    every = max(1, np.size(x) // markers)
+    look = {"color": shown.colour, "linestyle": shown.line, "linewidth": width, **shown.marks}
+    axes.plot(x, y, **look, markevery=(0, every), label=label)
 
 
 def header(axes: Axes, panel_width: float, title: str = "", series: Sequence[Series] = (), lines: bool = True) -> None:

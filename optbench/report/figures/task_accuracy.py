@@ -12,7 +12,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, spread_out
 from optbench.report.figures.tasks import task_axis, task_names
-from optbench.report.figures.wording import accuracy, caption, means
+from optbench.report.figures.wording import accuracy, group_figure, means
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -37,20 +37,17 @@ def _figure(group: Group) -> Figure | None:
     shown = [series for series in group.shown if _ends(series)]
     if not shown:
         return None
-    last = [(series.label, float(np.mean([row[-1] for row in _ends(series)]))) for series in shown]
-    first = [(series.label, float(np.mean([row[0] for row in _ends(series)]))) for series in shown]
+    first, last = (
+        [(series.label, float(np.mean([row[task] for row in _ends(series)]))) for series in shown] for task in (0, -1)
+    )
     limits = style.limits([float(value) for series in shown for row in _ends(series) for value in row])
     what = (
         f"{accuracy(shown)} on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, a "
         "line goes through the means."
     )
-    return Figure(
-        name=group.figure_name("task-accuracy"),
-        title=f"{group.experiment}, {group.model}: accuracy per task at the end",
-        caption=caption(what, [(group, group.shown)]),
-        alt=f"Mean accuracy at the end on the first task: {means(first)}; on the last: {means(last)}.",
-        panels=tuple(_panel(part, limits) for part in chunks(shown)),
-    )
+    alt = f"Mean accuracy at the end on the first task: {means(first)}; on the last: {means(last)}."
+    panels = [_panel(part, limits) for part in chunks(shown)]
+    return group_figure(group, "task-accuracy", "accuracy per task at the end", what, alt, panels)
 
 
 def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:

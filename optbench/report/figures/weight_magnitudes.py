@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups
-from optbench.report.figures.wording import MANY_NUMBERS, caption, means
+from optbench.report.figures.wording import MANY_NUMBERS, group_figure, means
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -99,13 +99,9 @@ def _figure(group: Group, drawn: Sequence[Series], known: Mapping[str, Magnitude
         named = ", ".join(f"{100 * share:.3g}% of {label}" for label, share in gone[:MANY_NUMBERS])
         what += f" Not drawn, as 0 or below {style.power(10.0**LOW)}: {named}{', ...' if gone[MANY_NUMBERS:] else ''}."
     middle = [(series.label, float(np.log10(max(known[series.label].median, 1e-300)))) for series in drawn]
-    return Figure(
-        name=group.figure_name("weight-magnitudes"),
-        title=f"{group.experiment}, {group.model}: weight magnitudes",
-        caption=caption(what, [(group, group.shown)]),
-        alt=f"Median of log10 of the weights' magnitudes: {means(middle, 2)}.",
-        panels=tuple(_panel(part, known) for part in chunks(drawn)),
-    )
+    alt = f"Median of log10 of the weights' magnitudes: {means(middle, 2)}."
+    panels = [_panel(part, known) for part in chunks(drawn)]
+    return group_figure(group, "weight-magnitudes", "weight magnitudes", what, alt, panels)
 
 
 def _panel(part: Sequence[Series], known: Mapping[str, Magnitudes]) -> Panel:
@@ -116,16 +112,8 @@ def _panel(part: Sequence[Series], known: Mapping[str, Magnitudes]) -> Panel:
         present = np.flatnonzero(highest > VISIBLE * highest.max())
         first, last = max(0, present[0] - 1), min(len(middles), present[-1] + 2)
         for series in part:
-            shown = style.look(series)
-            marks = {**shown.marks, "markevery": (0, max(1, (last - first) // 8))}
-            axes.plot(
-                middles[first:last],
-                known[series.label].density[first:last],
-                color=shown.colour,
-                linestyle=shown.line,
-                **marks,
-                label="_magnitudes",
-            )
+            x, y = middles[first:last], known[series.label].density[first:last]
+            style.draw_line(axes, x, y, style.look(series), label="_magnitudes", markers=8, width=1.5)
         axes.set_ylim(bottom=0)
         style.labels(axes, "magnitude of the weight", "share of weights per decade")
         style.header(axes, WIDTH, "", part)

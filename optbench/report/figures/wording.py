@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
 from optbench.counting import count, grouped
+from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series
 from optbench.stats.arms import Status
 
@@ -28,6 +29,17 @@ def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
     if left_out := _left_out([group for group, _ in shown], {series.label for series in everything}):
         sentences.append(f"Left out: {left_out}.")
     return " ".join(sentences)
+
+
+def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panels: Iterable[Panel]) -> Figure:
+    """The figure of this kind about a group, with what is said of every series that the group shows."""
+    return Figure(
+        name=group.figure_name(kind),
+        title=f"{group.experiment}, {group.model}: {title}",
+        caption=caption(what, [(group, group.shown)]),
+        alt=alt,
+        panels=tuple(panels),
+    )
 
 
 def accuracy(series: Iterable[Series]) -> str:

@@ -47,6 +47,8 @@ UNITS = {"effective_rank": "dimensions", "forgetting": "loss of accuracy"}
 
 WIDTH, HEIGHT = 3.2, 2.6
 SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": style.INK, "shrinkA": 0, "shrinkB": 3}
+LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 @dataclass(frozen=True)
@@ -278,23 +280,10 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         centres, texts = [centres[i] for i in named], [_digits(found[i][0]) for i in named]
         size = ((SCATTER_WIDTH - 0.75) * 72, (SCATTER_HEIGHT - 0.75) * 72)
         for text, centre, offset in zip(texts, centres, place_labels(centres, texts, limits, size), strict=True):
-            leader = {"arrowstyle": "-", "linewidth": 0.6, "color": style.INK, "shrinkA": 0, "shrinkB": 3}
-            axes.annotate(
-                text,
-                centre,
-                offset,
-                textcoords="offset points",
-                arrowprops=leader,
-                ha="center",
-                va="center",
-                fontsize=8,
-            )
+            axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=LEADER, **LABEL)
         style.labels(axes, "learning accuracy", "forgetting")
-        style.header(
-            axes,
-            SCATTER_WIDTH,
-            f"{sweep.series.label}, {sweep.hyperparameter} beside {'each mean' if every else 'some means'}",
-        )
+        title = f"{sweep.series.label}, {sweep.hyperparameter} beside {'each mean' if every else 'some means'}"
+        style.header(axes, SCATTER_WIDTH, title)
 
     return Panel(draw, SCATTER_WIDTH, SCATTER_HEIGHT)
 

@@ -117,15 +117,9 @@ def _panel(part: Sequence[DrawnTwins], starts: Mapping[int, int], wide: bool) ->
                 y = [_drawn(value, wide) for value in distances.values()]
                 axes.plot(x, y, color=shown.colour, alpha=SEED_OPACITY, linewidth=0.6, label=style.SEEDS)
             if shared := pair.shared:
-                axes.plot(
-                    [starts[task] + step for task, step in shared],
-                    [_drawn(mean(pair.twins.at(place)), wide) for place in shared],
-                    color=shown.colour,
-                    linestyle=shown.line,
-                    linewidth=2.0,
-                    **{**shown.marks, "markevery": (0, max(1, len(shared) // 7))},
-                    label="_mean",
-                )
+                x = [starts[task] + step for task, step in shared]
+                y = [_drawn(mean(pair.twins.at(place)), wide) for place in shared]
+                style.draw_line(axes, x, y, shown, label="_mean")
         if not wide:
             axes.set_ylim(bottom=0)
         style.labels(axes, "step", "distance from each other")
