@@ -199,10 +199,8 @@ def _part(part: ClaimPart) -> dict[str, Any]:
 
 
 def comparison_rows(comparison: Comparison, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
-    for pair in comparison.pairs:
-        for found in pair.metrics:
-            if not metrics or found.metric.name in metrics:
-                yield _comparison(pair, found)
+    everything = ((pair, found) for pair in comparison.pairs for found in pair.metrics)
+    return (_comparison(pair, found) for pair, found in everything if not metrics or found.metric.name in metrics)
 
 
 def _comparison(pair: ArmComparison, found: MetricComparison) -> dict[str, Any]:

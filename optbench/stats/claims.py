@@ -151,8 +151,7 @@ def _verdict(claim: Claim, result: PairedResult, judgement: Judgement) -> tuple[
             # The claim is of a difference worth naming, and the data rule that out.
             return ClaimVerdict.CONTRADICTED, "the two are equivalent: any difference is smaller than the margin"
     assert result.difference is not None, "a verdict without a difference"
-    as_expected = (result.difference > 0) == (claim.expect == "higher")
-    if not as_expected:
+    if (result.difference > 0) != (claim.expect == "higher"):
         return ClaimVerdict.CONTRADICTED, "the difference has the other sign"
     if judgement.verdict is Verdict.BELOW_MARGIN:
         return ClaimVerdict.NO_EVIDENCE, "there is a difference, and it is smaller than the margin"

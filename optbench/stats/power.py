@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.metrics import PRIMARY_METRICS
 from optbench.plan import Trial
 from optbench.stats.signed_rank import smallest_p
@@ -81,14 +81,8 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
     """
     short = {place: m for place, m in families.items() if n < seeds_needed(m)}
     return [
-        Shortage(
-            _listed([place for place, size in short.items() if size == m]),
-            m,
-            count(m, "primary metric"),
-            n,
-            seeds_needed(m),
-        )
-        for m in dict.fromkeys(short.values())
+        Shortage(_listed(places), m, count(m, "primary metric"), n, seeds_needed(m))
+        for m, places in grouped((m, place) for place, m in short.items()).items()
     ]
 
 
@@ -120,14 +114,14 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
     """The number of tests that a claim makes: on every model, every variant of left against every one of right."""
-    sides: dict[str, dict[str, int]] = {}
-    for experiment, model, optimizer, _ in arms:
-        if experiment == claim.experiment and (claim.models is None or model in claim.models):
-            counts = sides.setdefault(model, {})
-            counts[optimizer] = counts.get(optimizer, 0) + 1
+    sides = grouped(
+        (model, optimizer)
+        for experiment, model, optimizer, _ in arms
+        if experiment == claim.experiment and (claim.models is None or model in claim.models)
+    )
     return sum(
-        counts.get(claim.left, 0) * (counts.get(claim.right, 0) if isinstance(claim.right, str) else 1)
-        for counts in sides.values()
+        found.count(claim.left) * (found.count(claim.right) if isinstance(claim.right, str) else 1)
+        for found in sides.values()
     )
 
 

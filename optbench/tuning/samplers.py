@@ -91,7 +91,8 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]
     for dimension in (at_an_edge or numeric)[:1]:
-        line = sorted({one[dimension.path] for one in tried if _same_elsewhere(one, best, dimension)})
+        others = {path: value for path, value in best.items() if path != dimension.path}
+        line = sorted({one[dimension.path] for one in tried if others.items() <= one.items()})
         return [{**best, dimension.path: value} for value in _more(line, best[dimension.path], bool(at_an_edge))]
     return []
 
@@ -114,10 +115,6 @@ def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
         neighbour = below[-1] if below else above[0]
         shares = [k / (WIDENED_BY + 1) for k in range(1, WIDENED_BY + 1)]
         yield from (_short(at * (neighbour / at) ** share, line) for share in shares)
-
-
-def _same_elsewhere(one: Values, other: Values, dimension: Dimension) -> bool:
-    return all(one[path] == value for path, value in other.items() if path != dimension.path)
 
 
 def _short(value: float, taken: Sequence[float]) -> float:

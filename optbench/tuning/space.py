@@ -117,9 +117,9 @@ def searches(suite: Suite) -> Searches:
     for name, experiment in suite.experiments.items():
         changes = tune.experiments.get(name)
         models = tuple((changes.models if changes else None) or experiment.models)
-        for optimizer, overrides in (experiment.optimizers or {o: {} for o in suite.optimizers}).items():
+        for optimizer in experiment.optimizers or suite.optimizers:
             settings = suite.optimizers[optimizer]
-            hyperparameters = {**settings.hyperparameters, **overrides}
+            hyperparameters = effective(suite, name, optimizer)
             space, where = _space_of(tune, name, optimizer)
             if space is None and tune.optimizers is None:
                 try:
@@ -158,8 +158,12 @@ def untuned_lines(left: Sequence[Untuned]) -> list[str]:
 
 def effective(suite: Suite, experiment: str, optimizer: str) -> dict[str, Any]:
     """The hyper-parameters of an optimizer as an experiment has them."""
-    overrides = (suite.experiments[experiment].optimizers or {}).get(optimizer, {})
-    return {**suite.optimizers[optimizer].hyperparameters, **overrides}
+    return {**suite.optimizers[optimizer].hyperparameters, **overrides(suite, experiment, optimizer)}
+
+
+def overrides(suite: Suite, experiment: str, optimizer: str) -> Mapping[str, Any]:
+    """What an experiment says of an optimizer's hyper-parameters in place of the optimizer itself."""
+    return (suite.experiments[experiment].optimizers or {}).get(optimizer, {})
 
 
 def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str, Any] | None, str]:

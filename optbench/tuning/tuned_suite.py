@@ -14,7 +14,7 @@ from optbench.suite import Suite
 from optbench.suite.dump import dump
 from optbench.suite.extends import KEY, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
-from optbench.tuning.space import Search, effective
+from optbench.tuning.space import Search, effective, overrides
 from optbench.tuning.tuner import Tuner
 
 MARKER = "# Hyper-parameters chosen by optbench tune:"
@@ -69,7 +69,7 @@ def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, A
     for path in dict.fromkeys(path for values in chosen.values() for path in values):
         values = {experiment: found[path] for experiment, found in chosen.items() if path in found}
         # What an experiment says under a key replaces all that the optimizer has there.
-        rest = [name for name in takers if path[0] not in _overrides(suite, name, optimizer)]
+        rest = [name for name in takers if path[0] not in overrides(suite, name, optimizer)]
         shared = [values[rest[0]]] if rest and all(name in values for name in rest) else []
         if shared:
             plain["optimizers"][optimizer] = with_values(plain["optimizers"][optimizer], {path: shared[0]})
@@ -153,7 +153,3 @@ def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
         grid_only = tuned.sampler != "grid" or len(tried) == len(dimension.values)
         found[dimension.name] = dimension.stated if inside and grid_only else sorted(tried)
     return found
-
-
-def _overrides(suite: Suite, experiment: str, optimizer: str) -> Mapping[str, Any]:
-    return (suite.experiments[experiment].optimizers or {}).get(optimizer, {})

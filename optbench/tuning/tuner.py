@@ -27,7 +27,7 @@ from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
 from optbench.suite.variants import LISTED, variant_name, with_values
 from optbench.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
-from optbench.tuning.space import Search, Searches, effective, searches, takes, tuning_seeds
+from optbench.tuning.space import Search, Searches, effective, overrides, searches, takes, tuning_seeds
 
 MOST_WIDENINGS = 5
 
@@ -71,8 +71,7 @@ class Tuner:
                 "give others with --seeds or in 'tune.seeds'"
             )
         check_rule(suite.tune or Tune())
-        found = searches(suite)
-        tuner = Tuner(suite, method, chosen, found)
+        tuner = Tuner(suite, method, chosen, searches(suite))
         tuner._check_budgets()
         return tuner
 
@@ -147,11 +146,9 @@ class Tuner:
             return []
         tried = self.tried[search.experiment, search.optimizer]
         best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
-        return [values for values in widen(search, tried, best, edges) if self._takes(search, values)]
-
-    def _takes(self, search: Search, values: Values) -> bool:
         target = self.suite.optimizers[search.optimizer].target
-        return takes(target, with_values(effective(self.suite, search.experiment, search.optimizer), values))
+        given = effective(self.suite, search.experiment, search.optimizer)
+        return [values for values in widen(search, tried, best, edges) if takes(target, with_values(given, values))]
 
     def _drawn(self, search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Values]:
         total = self.method.trials or len(search.grid)
@@ -168,8 +165,7 @@ class Tuner:
 
     def _variants(self, search: Search) -> dict[str, Any]:
         settings = [with_values({}, values) for values in self.tried.get((search.experiment, search.optimizer), [])]
-        overrides = (self.suite.experiments[search.experiment].optimizers or {}).get(search.optimizer, {})
-        return {**overrides, LISTED: settings}
+        return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
         """The rule with everything it leaves to defaults written out."""

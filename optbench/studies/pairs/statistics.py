@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -89,10 +90,7 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     if not planned:
         return []
     found, notes = _values(results)
-    seeds: dict[ArmPair, int] = {}
-    for comparison in planned:
-        for place in _places(comparison):
-            seeds[place] = seeds.get(place, 0) + 1
+    seeds = Counter(place for comparison in planned for place in _places(comparison))
     pairs = []
     for place, count in seeds.items():
         experiment, model, a, b = place
@@ -107,16 +105,10 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
 
 
 def _places(comparison: PairedSolutions) -> list[ArmPair]:
-    return [
-        (
-            comparison.experiment,
-            comparison.model,
-            ArmName(p.a.optimizer, p.a.variant),
-            ArmName(p.b.optimizer, p.b.variant),
-        )
-        for p in comparison.pairs
-        if p.kind == "pair"
-    ]
+    sides = (
+        [ArmName(side.optimizer, side.variant) for side in (p.a, p.b)] for p in comparison.pairs if p.kind == "pair"
+    )
+    return [(comparison.experiment, comparison.model, a, b) for a, b in sides]
 
 
 def _values(results: Results) -> tuple[dict[ArmPair, dict[str, dict[int, float]]], dict[ArmPair, dict[str, None]]]:

@@ -125,8 +125,8 @@ class Switching:
         return {(point.k, metric): self._estimate(point, metric) for point in self.points for metric in self.metrics}
 
     def _estimate(self, point: SwitchPoint, metric: str) -> Estimate:
-        needed = {self.first: self.pure_first, self.then: self.pure_then} if self.kind == "switch" else {}
-        needed = needed or {self.then: self.pure_then}
+        first = {self.first: self.pure_first} if self.kind == "switch" else {}
+        needed = {**first, self.then: self.pure_then}
         missing = [name for name, arm in needed.items() if arm is None]
         if missing:
             return Estimate(None, None, 0, f"no arm is {' or '.join(missing)} alone")

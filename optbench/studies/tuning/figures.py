@@ -135,10 +135,10 @@ def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
         return []
     rates = [key for key in differing if is_rate(key)]
     tuning = variants[0].arm.results.split == "validation"
-    if len(differing) == 1 or (tuning and len(rates) == 1):
-        swept = differing[0] if len(differing) == 1 else rates[0]
-    else:
+    candidates = rates if tuning and len(differing) > 1 else differing
+    if len(candidates) != 1:
         return []
+    swept = candidates[0]
     if not all(isinstance(one.get(swept), int | float) and not isinstance(one[swept], bool) for one in given):
         return []
     alike: dict[str, list[tuple[float, Series]]] = {}
@@ -186,11 +186,11 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
     if both:
         what += " Of forgetting against learning accuracy, bottom right is best, and bottom left has little to forget."
     swept = Group(group.experiment, group.model, tuple(arm for sweep in found for _, arm in sweep.points))
-    best = [
-        (f"{sweep.series.label} at {style.short(value)}", mean(values))
-        for sweep in found
-        for value, values in _best(sweep)
-    ]
+    best = []
+    for sweep in found:
+        if drawn := [(value, mean(values)) for value, values in sweep.drawn("average_accuracy")]:
+            value, highest = max(drawn, key=lambda point: point[1])
+            best.append((f"{sweep.series.label} at {style.short(value)}", highest))
     return [
         Figure(
             name=group.figure_name(kind, name),
@@ -201,11 +201,6 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
             panels=tuple(panels),
         )
     ]
-
-
-def _best(sweep: Sweep) -> list[tuple[float, list[float]]]:
-    drawn = sweep.drawn("average_accuracy")
-    return [max(drawn, key=lambda point: mean(point[1]))] if drawn else []
 
 
 def _parts(found: Sequence[Sweep], metric: str) -> list[list[Sweep]]:
@@ -277,7 +272,7 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         _draw_ring(axes, (learnt[1], forgotten[1]) if learnt and forgotten else None)
         every = len(found) <= MANY_VALUES
         named = [i for i, (value, _) in enumerate(found) if every or i in (0, len(found) - 1) or value == at_value]
-        centres, texts = [centres[i] for i in named], [_digits(found[i][0]) for i in named]
+        centres, texts = [centres[i] for i in named], [style.short(float(f"{found[i][0]:.3g}")) for i in named]
         size = ((SCATTER_WIDTH - 0.75) * 72, (SCATTER_HEIGHT - 0.75) * 72)
         for text, centre, offset in zip(texts, centres, place_labels(centres, texts, limits, size), strict=True):
             axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=LEADER, **LABEL)
@@ -286,11 +281,6 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         style.header(axes, SCATTER_WIDTH, title)
 
     return Panel(draw, SCATTER_WIDTH, SCATTER_HEIGHT)
-
-
-def _digits(value: float) -> str:
-    """A value beside its point: a drawn one has more digits than there is room for."""
-    return style.short(float(f"{value:.3g}"))
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ must not win by that.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ class TunedOptimizer:
 
     models: settings are judged on their mean. seeds: those of the run. space: what was searched, by dotted path, as the
     suite's `tune` has it; None where it says nothing of this optimizer. settings: in the order tried. chosen: None
-    where no setting can be. ends: by dotted path, at which end of what was searched the chosen value lies.
+    where no setting can be.
     """
 
     run: str
@@ -87,7 +88,17 @@ class TunedOptimizer:
     space: Mapping[str, Any] | None
     settings: tuple[TriedSetting, ...]
     chosen: TriedSetting | None
-    ends: Mapping[str, End]
+
+    @functools.cached_property
+    def ends(self) -> Mapping[str, End]:
+        """By dotted path, at which end of what was searched the chosen value lies."""
+        chosen = self.chosen.hyperparameters if self.chosen else {}
+        space = self.space or {}
+        found = {
+            path: end_of_search(value, self.values(path), space.get(path), self.sampler)
+            for path, value in chosen.items()
+        }
+        return {path: end for path, end in found.items() if end is not None}
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -144,8 +155,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
     sign = 1.0 if direction == "higher" else -1.0
     chosen: TriedSetting | None = None
     for setting, judged in zip(settings, gated(settings, margin), strict=True):
-        better = chosen is None or sign * (setting.score - chosen.score) > SLACK
-        if setting.eligible and judged.learns and better:
+        if setting.eligible and judged.learns and (chosen is None or sign * (setting.score - chosen.score) > SLACK):
             chosen = setting
     return chosen
 
@@ -213,8 +223,7 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
         ],
         rule.learning_margin,
     )
-    chosen = choose(settings, rule.learning_margin, METRICS[rule.metric].direction)
-    tuned = TunedOptimizer(
+    return TunedOptimizer(
         run=results.run.id,
         experiment=experiment,
         optimizer=optimizer,
@@ -225,10 +234,8 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
         sampler=_sampler(results),
         space=space,
         settings=tuple(settings),
-        chosen=chosen,
-        ends={},
+        chosen=choose(settings, rule.learning_margin, METRICS[rule.metric].direction),
     )
-    return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
 
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
@@ -254,19 +261,11 @@ def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: s
     )
 
 
-def _ends(tuned: TunedOptimizer, chosen: TriedSetting) -> Iterator[tuple[str, End]]:
-    for path, value in chosen.hyperparameters.items():
-        end = end_of_search(value, tuned.values(path), (tuned.space or {}).get(path), tuned.sampler)
-        if end is not None:
-            yield path, end
-
-
 def _tried(given: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
     """The paths that differ between the variants, and those that were declared to be searched."""
-    everywhere = list(dict.fromkeys(path for values in given for path in values))
     return [
         path
-        for path in everywhere
+        for path in dict.fromkeys(path for values in given for path in values)
         if path in space or len({_key(values[path]) if path in values else None for values in given}) > 1
     ]
 

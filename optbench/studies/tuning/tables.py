@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -195,29 +195,22 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
         caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
-    bars = [(setting, [_bar_text(setting, metric) for metric in metrics]) for setting in _ordered(tuned)]
-    texts = [
-        (setting, [spread_text(Spread.of(setting.by_seed.get(metric, ())), decimals(metric)) for metric in metrics])
-        for setting in _ordered(tuned)
-    ]
-    yield Part("chart", _setting_table(tuned, caption, metrics, bars, numeric=False))
-    numbers = _setting_table(tuned, caption, metrics, texts, numeric=True)
+
+    def table(text: Callable[[TriedSetting, str], str], *, numeric: bool) -> Table:
+        titles = columns("\nsetting", *map(_title, metrics), texts=1 if numeric else 1 + len(metrics))
+        rows = [
+            (
+                Cell(setting_text(s.hyperparameters, s.variant)),
+                *(Cell(text(s, metric)) for metric in metrics),
+                _note(tuned, s),
+            )
+            for s in _ordered(tuned)
+        ]
+        return Table(caption, (*titles, Column("", numeric=False)), tuple(rows))
+
+    yield Part("chart", table(_bar_text, numeric=False))
+    numbers = table(lambda s, metric: spread_text(Spread.of(s.by_seed.get(metric, ())), decimals(metric)), numeric=True)
     yield Part("numbers", Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
-
-
-def _setting_table(
-    tuned: TunedOptimizer,
-    caption: str,
-    metrics: Sequence[str],
-    lines: Sequence[tuple[TriedSetting, Sequence[str]]],
-    *,
-    numeric: bool,
-) -> Table:
-    titles = columns("\nsetting", *map(_title, metrics), texts=1 if numeric else 1 + len(metrics))
-    rows = [
-        (Cell(setting_text(s.hyperparameters, s.variant)), *map(Cell, texts), _note(tuned, s)) for s, texts in lines
-    ]
-    return Table(caption, (*titles, Column("", numeric=False)), tuple(rows))
 
 
 def _bar_text(setting: TriedSetting, metric: str) -> str:
