@@ -32,11 +32,10 @@ class Metric:
     direction: which values are better; a neutral metric is higher or lower, never better.
     margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
         is equivalent.
-    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with their
-        labels, `weights` each weight tensor and all of them together, `landscape` the final weights, the initial ones
-        and the training loss as a function of them, `cost` what a trial recorded of its own training, `pruning` the
-        accuracies of the trained network with only its largest weights, `pair` two trained networks that began at the
-        same weights, where a suite's `pairs` asks for it; of users' alone `logits` (N, C) and `model`.
+    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with
+        labels, `weights` each weight tensor and all together, `landscape` final and initial weights and the training
+        loss, `cost` a trial's record of its training, `pruning` the accuracies with only the largest weights, `pair`
+        two trained networks (a suite's `pairs`); of users' alone `logits` (N, C) and `model`.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds a trial) or `dear`.

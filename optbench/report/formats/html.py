@@ -81,10 +81,7 @@ def _block(block: doc.Shown) -> Iterator[str]:
         case doc.Illustration():
             yield from _illustration(block)
         case doc.Fold(title, inner):
-            yield "<details>"
-            yield f"<summary>{escape(title)}</summary>"
-            yield from _blocks(inner)
-            yield "</details>"
+            yield from ("<details>", f"<summary>{escape(title)}</summary>", *_blocks(inner), "</details>")
 
 
 def _class(*names: str) -> str:
@@ -100,15 +97,10 @@ def _table(table: doc.Table) -> Iterator[str]:
     yield f'<div{_class("table", "wide" * (total > WIDE))} role="region" aria-label="{caption}" tabindex="0">'
     yield f'<table style="--characters: {total}; --label: {label}">'
     yield f"<caption><span>{caption}</span></caption>"
-    yield "<thead>"
-    yield "<tr>" + "".join(map(_title, table.columns)) + "</tr>"
-    yield "</thead>"
-    yield "<tbody>"
+    yield from ("<thead>", "<tr>" + "".join(map(_title, table.columns)) + "</tr>", "</thead>", "<tbody>")
     for row in table.rows:
         yield "<tr>" + "".join(_cell(cell, table, i) for i, cell in enumerate(row)) + "</tr>"
-    yield "</tbody>"
-    yield "</table>"
-    yield "</div>"
+    yield from ("</tbody>", "</table>", "</div>")
 
 
 def _title(column: doc.Column) -> str:

@@ -142,9 +142,7 @@ def _blocks(blocks: Sequence[doc.Block], labels: set[str]) -> list[str]:
 def _block(block: doc.Shown, labels: set[str]) -> list[str]:
     match block:
         case doc.Heading(text, level):
-            return [
-                rf"\{'section' if level <= 1 else 'subsection' if level == 2 else 'subsubsection'}{{{escape(text)}}}"
-            ]
+            return [rf"\{'sub' * min(level - 1, 2)}section{{{escape(text)}}}"]
         case doc.Paragraph(text, tone):
             return [_toned(text, tone)]
         case doc.Items(items, tone):
@@ -239,23 +237,10 @@ def _piece(
         rf">{{\raggedright\arraybackslash}}p{{{TEXT_WIDTH / 2:g}em}}" if i in folded else "lr"[table.columns[i].numeric]
         for i in shown
     )
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering\small",
-            r"\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{caption}}}",
-            rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-            r"\toprule",
-            *header,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
+    top = [r"\begin{table}", r"\centering\small", r"\setlength{\tabcolsep}{4pt}"]
+    top += [rf"\caption{{{caption}}}", rf"\label{{{label}}}", rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}"]
+    lines = [*top, r"\toprule", *header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines)
 
 
 def _row(cells: Iterator[str]) -> str:
@@ -292,15 +277,12 @@ def _illustration(figure: doc.Illustration, labels: set[str]) -> list[str]:
     if not re.fullmatch(r"[\w./ +@:,=()-]+", file):
         # TeX reads no file under such a name.
         return [rf"\textbf{{{escape(figure.title)}}} (\texttt{{{escape(file)}}}): {escape(figure.caption)}"]
-    return [
-        "\n".join(
-            [
-                r"\begin{figure}",
-                r"\centering",
-                rf"\includegraphics[width=\linewidth]{{\detokenize{{{file}}}}}",
-                rf"\caption{{\textbf{{{escape(figure.title)}.}} {escape(figure.caption)}}}",
-                rf"\label{{{_label('fig', figure.name, labels)}}}",
-                r"\end{figure}",
-            ]
-        )
+    lines = [
+        r"\begin{figure}",
+        r"\centering",
+        rf"\includegraphics[width=\linewidth]{{\detokenize{{{file}}}}}",
+        rf"\caption{{\textbf{{{escape(figure.title)}.}} {escape(figure.caption)}}}",
+        rf"\label{{{_label('fig', figure.name, labels)}}}",
+        r"\end{figure}",
     ]
+    return ["\n".join(lines)]

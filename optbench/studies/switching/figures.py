@@ -8,6 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from optbench.counting import grouped
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups, mean
@@ -61,14 +62,11 @@ class Path:
 def switching(results: Sequence[Results]) -> list[Figure]:
     """One figure per switch, with a panel for each of the experiment's primary metrics; runs side by side."""
     by_place = {(group.experiment, group.model): group for group in groups(results)}
-    alike: dict[tuple[str, ...], list[Path]] = {}
-    for found in (found for result in results for found in switchings(result)):
-        path = _path(found, by_place[found.place])
-        if path.metrics:
-            alike.setdefault((*found.place, found.label, heading(found)), []).append(path)
+    paths = (_path(found, by_place[found.place]) for result in results for found in switchings(result))
+    alike = grouped(((*p.switching.place, p.switching.label, heading(p.switching)), p) for p in paths if p.metrics)
     figures: list[Figure] = []
-    for paths in alike.values():
-        figures.append(_figure(paths, {figure.name for figure in figures}))
+    for same in alike.values():
+        figures.append(_figure(same, {figure.name for figure in figures}))
     return figures
 
 

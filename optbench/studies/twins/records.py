@@ -17,7 +17,20 @@ PLACE = ("task", "step")
 
 def twin_records(found: Sequence[Twins]) -> Iterable[Record]:
     """A record per pair of twins, with every evaluation."""
-    return map(_record, found)
+    for twins in found:
+        yield {
+            **dict(zip(KEYS[:3], (twins.results.run.id, twins.experiment, twins.model), strict=True)),
+            "a": twins.a,
+            "b": twins.b,
+            "planned": twins.planned,
+            "metric": WEIGHT_DISTANCE,
+            "sketch_size": twins.size,
+            "reason": twins.reason,
+            "points": [
+                {**dict(zip(PLACE, place, strict=True)), **spread_record(Spread.of(twins.at(place)))}
+                for place in twins.places
+            ],
+        }
 
 
 def twin_lines(found: Sequence[Twins]) -> Iterable[Record]:
@@ -37,19 +50,3 @@ def twin_lines(found: Sequence[Twins]) -> Iterable[Record]:
                 "direction": METRICS[WEIGHT_DISTANCE].direction,
                 **spread_record(Spread.of(twins.at(place))),
             }
-
-
-def _record(twins: Twins) -> Record:
-    points = [
-        {"task": task, "step": step, **spread_record(Spread.of(twins.at((task, step))))} for task, step in twins.places
-    ]
-    return {
-        **dict(zip(KEYS[:3], (twins.results.run.id, twins.experiment, twins.model), strict=True)),
-        "a": twins.a,
-        "b": twins.b,
-        "planned": twins.planned,
-        "metric": WEIGHT_DISTANCE,
-        "sketch_size": twins.size,
-        "reason": twins.reason,
-        "points": points,
-    }
