@@ -161,22 +161,14 @@ def spread_record(spread: Spread | None) -> Record:
 def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
     said = judged.claim.model_dump(exclude={"models", "margin"})
     parts = [_part(part) for part in judged.parts]
-    return {
-        "run": run,
-        "claim": judged.name,
-        **said,
-        "margin": judged.margin,
-        "verdict": judged.verdict,
-        "parts": parts,
-        "left_out": [_left_out(found) for found in judged.left_out],
-    }
+    left_out = [_left_out(found) for found in judged.left_out]
+    names = {"run": run, "claim": judged.name}
+    return {**names, **said, "margin": judged.margin, "verdict": judged.verdict, "parts": parts, "left_out": left_out}
 
 
 def _not_learnt(side: Arm | float) -> dict[str, int] | None:
     """How many of a side's trials did not learn some task, by kind; None where each of them learnt every task."""
-    if not isinstance(side, Arm) or side.shortcoming is None:
-        return None
-    return {name: getattr(side.shortcoming, name) for name in _LEARNING}
+    return _learning(side.shortcoming) if isinstance(side, Arm) and side.shortcoming else None
 
 
 def _left_out(found: LeftOut) -> dict[str, Any]:
@@ -234,10 +226,5 @@ def _paired(result: PairedResult, holm_p: float | None) -> dict[str, Any]:
 
 
 def _gate(judged: JudgedGate) -> dict[str, Any]:
-    return {
-        "gate": judged.gate.text,
-        "metric": judged.gate.metric,
-        **_pair_keys(judged.pair),
-        "result": judged.result,
-        "reason": judged.reason,
-    }
+    asked = {"gate": judged.gate.text, "metric": judged.gate.metric}
+    return {**asked, **_pair_keys(judged.pair), "result": judged.result, "reason": judged.reason}

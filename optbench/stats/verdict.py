@@ -76,7 +76,9 @@ def judge(family: Sequence[Question]) -> list[Judgement]:
     margin: `equivalent` is for differences that are not significant.
     """
     valid = [_why_no_test(question) is None for question in family]
-    corrected = holm([_p(q.result) if ok else 1.0 for q, ok in zip(family, valid, strict=True)])
+    corrected = holm(
+        [q.result.p if ok and q.result.p is not None else 1.0 for q, ok in zip(family, valid, strict=True)]
+    )
     return [
         _judge_one(question, p if ok else None, len(family))
         for question, p, ok in zip(family, corrected, valid, strict=True)
@@ -168,11 +170,6 @@ def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple
     if effect == 0:
         return None, f"too many ties: {ties}"
     return effect, f"an effect above {_short(effect)} would have shown"
-
-
-def _p(result: PairedResult) -> float:
-    assert result.p is not None
-    return result.p
 
 
 def _diverged(result: PairedResult) -> str:

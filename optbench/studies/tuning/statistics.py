@@ -185,8 +185,8 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
     space: a list of values, `{log: [low, high], points: n}`, or None.
     """
-    numbers = sorted({float(item) for item in tried if _is_number(item)})
-    if not _is_number(value) or len(numbers) < 2:
+    numbers = sorted({float(item) for item in tried if is_number(item)})
+    if not is_number(value) or len(numbers) < 2:
         return None
     numbers = sorted({*numbers, *_bounds(space)})
     low, high = numbers[0], numbers[-1]
@@ -291,7 +291,7 @@ def _bounds(space: Any) -> list[float]:
     if isinstance(space, Mapping) and "log" in space:
         low, high = space["log"]
         return [float(low), float(high)]
-    return [float(item) for item in space if _is_number(item)] if isinstance(space, list) else []
+    return [float(item) for item in space if is_number(item)] if isinstance(space, list) else []
 
 
 def _sampler(results: Results) -> Sampler:
@@ -306,8 +306,8 @@ def _paths(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _key(value: Any) -> str:
     """Equal for equal values, 1 and 1.0 among them, and not for 1 and true."""
-    return json.dumps(float(value) if _is_number(value) else value, sort_keys=True)
+    return json.dumps(float(value) if is_number(value) else value, sort_keys=True)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ from optbench.report.sparks import bar
 from optbench.report.spread import Spread, SpreadText
 from optbench.stats.arms import Arm, arms
 from optbench.stats.results import Results
-from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer, departures
+from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer, departures, is_number
 from optbench.suite.schema import Tuning
 from optbench.suite.variants import value_name
 
@@ -88,10 +88,9 @@ def searched_text(space: Any, tried: Sequence[Any]) -> str:
     listed = list(tried) or (list(space) if isinstance(space, list) else [])
     if not listed and isinstance(space, Mapping) and "log" in space:
         return _range(*space["log"])
-    numbers = [value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(listed) <= FEW_VALUES or len(numbers) < len(listed):
+    if len(listed) <= FEW_VALUES or not all(map(is_number, listed)):
         return ", ".join(map(value_name, listed))
-    return _range(min(numbers), max(numbers))
+    return _range(min(listed), max(listed))
 
 
 def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
@@ -230,7 +229,7 @@ def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
 def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
     """By value where one number was searched; else in the order tried."""
     values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
-    if all(len(v) == 1 and isinstance(v[0], int | float) and not isinstance(v[0], bool) for v in values):
+    if all(len(v) == 1 and is_number(v[0]) for v in values):
         return sorted(tuned.settings, key=lambda setting: next(iter(setting.hyperparameters.values())))
     return tuned.settings
 

@@ -28,7 +28,6 @@ def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) 
     if not found:
         return
     yield Heading(TITLE)
-    known = [twins for twins in found if twins.distances]
     for run, experiment, model in dict.fromkeys(_place(twins) for twins in found):
         here = [twins for twins in found if _place(twins) == (run, experiment, model)]
         where = f"{run}, {experiment}, {model}" if several else f"{experiment}, {model}"
@@ -36,8 +35,8 @@ def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) 
             yield _table(shown, where, spread_text)
         if missing := [f"{where}: no distance of {twins.label}: {twins.reason}" for twins in here if twins.reason]:
             yield Items(tuple(missing), "warning")
-    if known:
-        yield Items((MEANING, accuracy({twins.size for twins in known})), "quiet")
+    if sizes := {twins.size for twins in found if twins.distances}:
+        yield Items((MEANING, accuracy(sizes)), "quiet")
 
 
 def accuracy(sizes: Iterable[int]) -> str:
