@@ -75,13 +75,11 @@ def judge(family: Sequence[Question]) -> list[Judgement]:
     A significant difference smaller than the margin is `below margin` even where its 90% interval lies within the
     margin: `equivalent` is for differences that are not significant.
     """
-    valid = [_why_no_test(question) is None for question in family]
-    corrected = holm(
-        [q.result.p if ok and q.result.p is not None else 1.0 for q, ok in zip(family, valid, strict=True)]
-    )
+    valid = [None if _why_no_test(question) else question.result.p for question in family]
+    corrected = holm([1.0 if p is None else p for p in valid])
     return [
-        _judge_one(question, p if ok else None, len(family))
-        for question, p, ok in zip(family, corrected, valid, strict=True)
+        _judge_one(question, None if p is None else holm_p, len(family))
+        for question, p, holm_p in zip(family, valid, corrected, strict=True)
     ]
 
 
