@@ -7,7 +7,6 @@ must not win by that.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +73,7 @@ class TunedOptimizer:
 
     models: settings are judged on their mean. seeds: those of the run. space: what was searched, by dotted path, as the
     suite's `tune` has it; None where it says nothing of this optimizer. settings: in the order tried. chosen: None
-    where no setting can be.
+    where no setting can be. ends: by dotted path, at which end of what was searched the chosen value lies.
     """
 
     run: str
@@ -88,17 +87,7 @@ class TunedOptimizer:
     space: Mapping[str, Any] | None
     settings: tuple[TriedSetting, ...]
     chosen: TriedSetting | None
-
-    @functools.cached_property
-    def ends(self) -> Mapping[str, End]:
-        """By dotted path, at which end of what was searched the chosen value lies."""
-        chosen = self.chosen.hyperparameters if self.chosen else {}
-        space = self.space or {}
-        found = {
-            path: end_of_search(value, self.values(path), space.get(path), self.sampler)
-            for path, value in chosen.items()
-        }
-        return {path: end for path, end in found.items() if end is not None}
+    ends: Mapping[str, End]
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -223,7 +212,8 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
         ],
         rule.learning_margin,
     )
-    return TunedOptimizer(
+    chosen = choose(settings, rule.learning_margin, METRICS[rule.metric].direction)
+    tuned = TunedOptimizer(
         run=results.run.id,
         experiment=experiment,
         optimizer=optimizer,
@@ -234,8 +224,10 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
         sampler=_sampler(results),
         space=space,
         settings=tuple(settings),
-        chosen=choose(settings, rule.learning_margin, METRICS[rule.metric].direction),
+        chosen=chosen,
+        ends={},
     )
+    return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
 
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
@@ -259,6 +251,13 @@ def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: s
         planned=planned,
         by_seed=MappingProxyType(by_seed),
     )
+
+
+def _ends(tuned: TunedOptimizer, chosen: TriedSetting) -> Iterator[tuple[str, End]]:
+    for path, value in chosen.hyperparameters.items():
+        end = end_of_search(value, tuned.values(path), (tuned.space or {}).get(path), tuned.sampler)
+        if end is not None:
+            yield path, end
 
 
 def _tried(given: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
