@@ -7,7 +7,7 @@ from typing import Any
 
 from optbench import targets
 from optbench.data.catalog import DATASETS
-from optbench.errors import UsageError, unknown
+from optbench.errors import UsageError, nearest
 from optbench.kinds import MODELS, TASKS
 from optbench.metrics import METRICS
 from optbench.metrics.own import MARK
@@ -27,8 +27,9 @@ def recognise(target: str) -> str:
         for known, names in NAMES.items():
             if target in names:
                 return known
-        every = [name for names in NAMES.values() for name in names]
-        raise UsageError(f"{unknown('name', target, every)} Else give module:attribute or ./file.py:attribute")
+        guess = nearest(target, [name for names in NAMES.values() for name in names])
+        hint = f"did you mean '{guess}'?" if guess else "see optbench list optimizers|datasets|tasks|models|metrics"
+        raise UsageError(f"unknown name '{target}'; {hint} (or module:attribute, or ./file.py:attribute)")
     try:
         found = targets.load(target)
     except targets.TargetError as error:

@@ -82,7 +82,7 @@ def written_as_bash_does(line: str) -> list[str]:
 
 SUITES = [*shipped_suites(), "mine.yaml"]
 LINES = {
-    "optbench ": ["run", "tune", "compare", "report", "check", "list"],
+    "optbench ": ["run", "tune", "compare", "report", "check", "init", "list"],
     "optbench co": ["compare"],
     "optbench run --exp": ["--experiment"],
     "optbench run ": SUITES,

@@ -284,9 +284,9 @@ def test_progress_weighs_a_training_once_and_adds_up() -> None:
     assert tracker.fraction == pytest.approx(0.5), "one of two trainings"
     tracker.progress(Progress(fast.id, 1, 1.0, 0.5, "done"))
     assert tracker.fraction == pytest.approx(1.0)
-    experiment = plan.suite.experiments["small"]
+    experiment, tasks = plan.suite.experiments["small"], plan.outlines["small"]
     whole = dataclasses.replace(plan, done=frozenset({sgd.id}))
-    assert sum(Tracker(whole, lambda: 0.0)._cost.values()) == pytest.approx(2 * expected_cost(fast, experiment))
+    assert sum(Tracker(whole, lambda: 0.0)._cost.values()) == pytest.approx(2 * expected_cost(fast, experiment, tasks))
 
 
 def test_a_line_in_a_log_names_all_optimizers_of_a_cohort(together: Path, tmp_path: Path) -> None:

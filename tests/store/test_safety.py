@@ -123,6 +123,7 @@ def test_plug_ins_are_imported_in_one_place_only() -> None:
     # The others import modules of optbench's own, by names that stand in their source.
     assert importing == {
         "__init__.py",
+        "checks/__init__.py",
         "kinds.py",
         "late.py",
         "targets/executing.py",
