@@ -219,8 +219,8 @@ def test_a_dry_run_and_a_suite_say_what_was_meant(tmp_path: Path, capsys: pytest
 # What is in the suite in place of what, and what the one line says.
 WRONG: dict[str, tuple[str, str, str]] = {
     "unknown setting": ("noise: 0.2", "nois: 0.2", "s.yaml:6:38: experiments.e.dataset: unknown key 'nois'; did you"),
-    "bound": ("noise: 0.2", "noise: -1", "s.yaml:6:45: experiments.e.dataset.noise: needs a number of at least 0"),
-    "type": ("width: 6", "width: wide", "s.yaml:8:48: experiments.e.models.net.width: needs a whole number"),
+    "bound": ("noise: 0.2", "noise: -1", "s.yaml:6:45: experiments.e.dataset.noise: expected a number of at least 0"),
+    "type": ("width: 6", "width: wide", "s.yaml:8:48: experiments.e.models.net.width: expected a whole number"),
     "choice": ("width: 6", "act: rely", "unknown choice 'rely'; did you mean 'relu'?"),
     "attribute": ("mine.py:Drift", "mine.py:Drft", "s.yaml:7:19: experiments.e.tasks.kind: ./mine.py:Drft: ./mine.py"),
     "no file": ("./mine.py:Net", "./min.py:Net", "s.yaml:8:26: experiments.e.models.net.kind: ./min.py:Net: there is"),

@@ -145,21 +145,21 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
     if what == "value_error":
         return str(context["error"])
     if what == "literal_error":
-        return f"needs {context['expected']}; {_shown(value)} came"
+        return f"expected {context['expected']}, got {_shown(value)}"
     if what in ("too_short", "too_long"):
         least = what == "too_short"
         bound = f"at {'least' if least else 'most'} {count(context['min_length' if least else 'max_length'], 'entry')}"
-        return f"needs {bound}; {context['actual_length']} came"
+        return f"expected {bound}, got {context['actual_length']}"
     if what in ("string_too_short", "string_too_long"):
         least = what == "string_too_short"
         length = count(context["min_length" if least else "max_length"], "character")
-        return f"needs at {'least' if least else 'most'} {length}; {_shown(value)} came"
+        return f"expected at {'least' if least else 'most'} {length}, got {_shown(value)}"
     if what in _NEEDS:
         # What may be null is often switched off by another word: `off`, `none`, 0.
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
-        return f"needs {_NEEDS[what].format(**bounds)}{null}; {_shown(value)} came"
-    return f"{fallback}; {_shown(value)} came"
+        return f"expected {_NEEDS[what].format(**bounds)}{null}, got {_shown(value)}"
+    return f"{fallback}, got {_shown(value)}"
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:

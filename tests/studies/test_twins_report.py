@@ -449,8 +449,8 @@ def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through
         ("[[a, b], [b, a]]", 12, "experiments.here.twins: the pair 'a and b' is listed twice"),
         ("[[a]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 1 came"),
         ("[[a, b, c]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 3 came"),
-        ("[a, b]", 13, "experiments.here.twins.0: needs a list; 'a' came"),
-        ("[]", 12, "experiments.here.twins: needs at least 1 entry; 0 came"),
+        ("[a, b]", 13, "experiments.here.twins.0: expected a list, got 'a'"),
+        ("[]", 12, "experiments.here.twins: expected at least 1 entry, got 0"),
     ],
 )
 def test_a_suite_that_names_wrong_twins_is_told_where(tmp_path: Path, given: str, column: int, message: str) -> None:

@@ -50,11 +50,11 @@ def test_false_switches_off_from_the_command_line_too(tmp_path: Path) -> None:
     [
         ("off", "write true or false (or null for none), or quote it"),  # and `false` does
         ("no", "write true or false (or null for none), or quote it"),
-        ("'off'", "needs a mapping, or null; 'off' came"),
-        ("none", "needs a mapping, or null; 'none' came"),
-        ("0", "needs a mapping, or null; 0 came"),
-        ("true", "needs a mapping, or null; true came"),
-        ("[]", "needs a mapping, or null; an empty list came"),
+        ("'off'", "expected a mapping, or null, got 'off'"),
+        ("none", "expected a mapping, or null, got 'none'"),
+        ("0", "expected a mapping, or null, got 0"),
+        ("true", "expected a mapping, or null, got true"),
+        ("[]", "expected a mapping, or null, got an empty list"),
     ],
 )
 def test_other_words_for_none_are_refused_with_the_right_one(value: str, said: str, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_other_words_for_none_are_refused_with_the_right_one(value: str, said: s
 def test_null_is_named_only_where_it_is_a_value(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(path.read_text().replace("{kind: permuted}", "permuted"))
-    with pytest.raises(SuiteError, match="tasks: needs a mapping; 'permuted' came"):
+    with pytest.raises(SuiteError, match="tasks: expected a mapping, got 'permuted'"):
         load_suite(path)
 
 
@@ -115,5 +115,5 @@ def test_other_texts_are_no_ranges(text: str) -> None:
 def test_what_is_neither_gets_no_advice_on_ranges(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a number of seeds of at least 1"):
         parse_seeds(text)
-    with pytest.raises(SuiteError, match="seeds: needs a list"):
+    with pytest.raises(SuiteError, match="seeds: expected a list"):
         load_suite(written(tmp_path, seeds=f"'{text}'"))
