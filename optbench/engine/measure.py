@@ -43,22 +43,25 @@ def score_held_out(
     for another member.
     """
     asked: list[int] = []
-    begun: set[tuple[object, ...]] = set()
+    begun: dict[tuple[object, ...], list[Member]] = {}
     for i, member in enumerate(members):
         sequence = sequences[member.trial.seed]
-        network = _network(member, sequence, metrics)
-        known = after_task == 0 and (network in begun or network in _UNTRAINED.get(sequence.family, {}))
+        network = (i,) if after_task else _network(member, sequence, metrics)
+        known = network in begun or network in _UNTRAINED.get(sequence.family, {})
         if member.running and not known:
             asked.append(i)
-            begun.add(network)
+        if member.running:
+            begun.setdefault(network, []).append(member)
     found: list[list[Score]] = [[] for _ in members]
     for task in range(next(iter(sequences.values())).family.count):
         data = [sequences[members[i].trial.seed].validation(task) for i in asked]
         for i, score in zip(asked, evaluator.try_score([members[i].row for i in asked], data), strict=True):
             if isinstance(score, Score):
                 found[i].append(score)
-            elif members[i].running:
-                members[i].fail(score)
+                continue
+            for member in next(alike for alike in begun.values() if members[i] in alike):
+                if member.running:
+                    member.fail(score)
     return found
 
 

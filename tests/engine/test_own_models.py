@@ -189,6 +189,20 @@ def test_one_that_raises_or_diverges_touches_no_other(mnist: Dataset, use: Use) 
     assert same_bits(train_suite(suite, mnist, only=0)[0], calm)
 
 
+def test_what_is_raised_at_the_common_start_is_said_of_every_trial(mnist: Dataset, use: Use) -> None:
+    class Picky(own_models.Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) == SMALL["validation_examples"]:
+                raise ArithmeticError("no such number")
+            return super().forward(x)
+
+    use(Picky)
+    suite = small_suite({"sgd": opt("sgd", lr=[0.01, 0.1])}, seeds=1, **{**SMALL, "test_examples": 50})
+    for result in train_suite(suite, mnist):
+        row = trial_row(result)
+        assert (row.status, row.error_message) == ("failed", "no such number")
+
+
 def test_sequences_have_a_target_for_every_position(use: Use) -> None:
     use(own_models.NextToken)
     data = own_models.cycles()
