@@ -1,4 +1,4 @@
-"""`optbench run --dry-run`: what would be trained. Imports torch for users' models alone, which are tried."""
+"""`optbench run --dry-run`: what would be trained. Imports torch only to try users' optimizers and models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.cli.output import results
 from optbench.cli.sequence import task_summary
 from optbench.counting import count
 from optbench.errors import DataError, escaped
-from optbench.execution.preflight import find_code
+from optbench.execution.preflight import check_optimizers, find_code
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
@@ -31,7 +31,7 @@ def show_plan(plan: Plan, options: Options) -> None:
     """Print experiments, cohorts and trials, and which of them are done already.
 
     Raises:
-        OptbenchError: a user's model does not fit its data.
+        OptbenchError: a user's optimizer refuses its settings, or a model does not fit its data.
     """
     models, resume = _models(plan, options), options.resume
     done = len(plan.done & {trial.id for trial in plan.trials})
@@ -67,10 +67,14 @@ def show_plan(plan: Plan, options: Options) -> None:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """How each user's model is trained, found out by trying it on a few examples, where those need no download."""
-    if not any(model.is_users for settings in plan.suite.experiments.values() for model in settings.models.values()):
+    """How each user's model is trained, found out by trying it on a few examples, where those need no download.
+
+    The users' optimizers are imported, and asked whether they take their settings.
+    """
+    if not any(trial.user_code for trial in plan.trials):
         return []
     with using(find_code(plan, options.resume, options.suite_folder, force=True).sources):
+        check_optimizers(trial for trial in plan.trials if trial.user_optimizers)
         return _tried(plan, options.data_dir)
 
 

@@ -7,12 +7,12 @@ it is: what targets mean in a run, and whether that has changed since the run be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optbench.errors import KindError, OptbenchError, UsageError
+from optbench.errors import KindError, OptbenchError, OptimizerError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.kinds import Kind
 from optbench.metrics.own import resolve
@@ -108,13 +108,8 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     """
     # Late, because importing torch takes seconds.
     from optbench.data import load
-    from optbench.optimizers.load import check_arguments
-    from optbench.optimizers.make import resolve_spec
 
-    left = left_of(plan)
-    for trial in {(t.experiment, t.optimizer, t.variant): t for t in left}.values():
-        check_arguments(trial.target, trial.hyperparameters)
-        resolve_spec(trial.spec, trial.hyperparameters)
+    check_optimizers(left_of(plan))
     outlines = {}
     for name, experiment in plan.suite.experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
@@ -123,6 +118,23 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
         outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
+
+
+def check_optimizers(trials: Iterable[Trial]) -> None:
+    """Check that the optimizers of trials can be imported and take the names and types of their settings.
+
+    Raises:
+        OptimizerError: one of them cannot, or does not.
+    """
+    from optbench.optimizers.load import check_arguments  # late, because importing torch takes seconds
+    from optbench.optimizers.make import resolve_spec
+
+    for trial in {(t.experiment, t.optimizer, t.variant): t for t in trials}.values():
+        try:
+            check_arguments(trial.target, trial.hyperparameters)
+            resolve_spec(trial.spec, trial.hyperparameters)
+        except OptimizerError as error:
+            raise OptimizerError(*(f"optimizers.{trial.optimizer}: {line}" for line in error.args)) from error
 
 
 def left_of(plan: Plan) -> list[Trial]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optbench.errors import SuiteError, UsageError
+from optbench.errors import SuiteError, UsageError, unknown
 from optbench.suite.document import (
     MAX_BYTES,
     MAX_VALUES,
@@ -26,7 +26,7 @@ from optbench.suite.document import (
     is_optimizer_list,
     parse_yaml,
 )
-from optbench.suite.faults import admits_null
+from optbench.suite.faults import admits_null, shown_path
 from optbench.suite.resolve import resolve_suite_path
 from optbench.suite.schema import Suite
 from optbench.targets import is_file
@@ -164,8 +164,13 @@ class _Merger:
         merged: dict[str, Any] = {}
         for key in {**old, **new}:
             inner = (*path, key)
-            if key in old and key in new and new[key] is None and self.removes(inner):
-                continue
+            if key in new and new[key] is None and self.removes(inner):
+                if key in old or (not path and key in Suite.model_fields):
+                    continue
+                # A new name in a mapping of named things; among an experiment's optimizers null means no overrides.
+                if old and path[2:] != ("optimizers",) and all(isinstance(item, dict) for item in old.values()):
+                    where = f"{self.own.keys[inner]}: {shown_path(path)}"
+                    raise SuiteError(f"{where}: null removes what the base has; {unknown('name', key, old)}")
             source = self.own if key in new else self.base
             self.result.keys[inner] = source.keys[inner]
             if key in old and key in new:

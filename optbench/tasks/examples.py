@@ -76,8 +76,9 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     total = len(dataset.train)
     held_out = protocol.validation_examples
     if held_out >= total:
+        default = "" if "validation_examples" in protocol.model_fields_set else ", the default,"
         raise UsageError(
-            f"protocol.validation_examples: {held_out} leaves none of the {total} training examples of "
+            f"protocol.validation_examples: {held_out}{default} leaves none of the {total} training examples of "
             f"{dataset.name} to train on; at most {total - 1}"
         )
     order = torch.randperm(total, generator=generator(suite_seed, None, "validation split"))

@@ -102,7 +102,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "file that is not there": ("./gone.py:Mine", "there is no file gone.py"),
     "a folder": ("./folder.py:Mine", "there is no file folder.py"),
     "name too long": (f"./{'x' * 300}.py:Mine", "there is no file"),
-    "text too long": (f"./{'x' * 5000}.py:Mine", "needs at most 400 characters"),
+    "text too long": (f"./{'x' * 5000}.py:Mine", "expected at most 400 characters"),
     "NUL": ("./a\0b.py:Mine", "there is no file"),
     "escape sequence": ("./\x1b[31m.py:Mine", r"there is no file \x1b[31m.py"),
     "line break": ("./a\nb.py:Mine", r"there is no file a\nb.py"),
@@ -163,7 +163,7 @@ def test_a_file_named_after_a_module_or_an_optimizer_shadows_nothing(
 ) -> None:
     for name in ("torch", "sgd", "numpy"):
         (tmp_path / f"{name}.py").write_text("raise ValueError('not this one')\n")
-    assert main(["run", "s.yaml", "--dry-run", "--optimizer", "mine=./sgd.py:Mine"]) == 0
+    assert main(["run", "s.yaml", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("good: ")
     said = refusal(capsys, tmp_path, "run", "s.yaml", "--optimizer", "mine=./torch.py:SGD", "--device", "cpu")
     assert "cannot import torch.py: ValueError: not this one" in said
@@ -174,14 +174,21 @@ def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["run", "s.yaml", "--optimizer", "mine=./plugin.py:Mine", "--device", "cpu", "--quiet"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("hello\nto you\noptbench: ./plugin.py:Mine: expected a torch.optim.Optimizer")
+    assert printed.err.startswith(
+        "hello\nto you\noptbench: optimizers.mine: ./plugin.py:Mine: expected a torch.optim.Optimizer"
+    )
 
 
-def test_a_file_that_a_dry_run_only_names_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "plugin.py").write_text("open('mark', 'w').close()\n" + CLASS + "pass\n")
-    assert main(["run", "s.yaml", "--dry-run", "--optimizer", "mine=./plugin.py:Mine"]) == 0
-    assert "mine" in capsys.readouterr().out
-    assert not (tmp_path / "mark").exists()
+def test_a_dry_run_refuses_the_optimizer_that_a_run_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plugin.py").write_text(CLASS + "def __init__(self, params, lr=0.1): super().__init__(params, lr=lr)\n")
+    good = ("run", "s.yaml", "--dry-run", "--optimizer", "mine=./plugin.py:Mine")
+    assert main([*good]) == 0
+    capsys.readouterr()
+    typo = refusal(capsys, tmp_path, *good, "--set", "optimizers.mine.Lr=1")
+    assert "optimizers.mine: unknown hyper-parameter of ./plugin.py:Mine 'Lr'; did you mean 'lr'?" in typo
+    assert "has no 'Mien'; did you mean 'Mine'?" in refusal(capsys, tmp_path, *good[:-1], "mine=./plugin.py:Mien")
 
 
 def test_an_optimizer_that_fails_when_it_is_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ FAULTS = [
     ("seeds: null", "own.yaml:1:1: needs the key 'seeds'"),
     ("optimizers: {adam: null}", "base.yaml:11:23: experiments.e.optimizers: unknown optimizer 'adam'"),
     ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
-    ("optimizers: {sgdd: null}", "own.yaml:2:20: optimizers.sgdd: expected a mapping, got null"),
+    ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: null removes what the base has; unknown name 'sgdd'"),
 ]
 
 
