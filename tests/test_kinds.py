@@ -250,6 +250,11 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "no examples": ("def examples", "def example", "expected a method 'examples(trial_seed, task, part)', got none"),
     "examples raise": ("        plain = self", "        1 / 0\n        plain = self", "raised ZeroDivisionError"),
     "examples end the program": ("        plain = self", "        exit(0)\n        plain = self", "ends the program"),
+    "changes the data": (
+        "return plain.inputs @ turn",
+        "return plain.inputs.mul_(2) @ turn",
+        "in place; work on a clone()",
+    ),
     "no tensors": ("torch.randn(len(plain.targets), 2), plain.targets", "1", "examples(0, 0, 'train'): expected Exam"),
     "fewer targets": (", plain.targets\n", ", plain.targets[1:]\n", "expected as many inputs as targets"),
     "float targets": (", plain.targets\n", ", plain.targets.float()\n", ".targets: expected int64 of shape"),

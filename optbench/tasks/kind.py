@@ -118,9 +118,17 @@ class Tasks:
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
         """Raises KindError where a user's kind returns what are no examples."""
         with _around(self._settings, stream_seed(self._suite_seed, trial_seed, f"task {task} {part}")):
+            before = self._versions()
             found = self._kind.examples(trial_seed, task, part)
             where = f"{self._settings.kind}: examples({trial_seed}, {task}, '{part}')"
+            if before != self._versions():
+                raise KindError(f"{where}: changes the examples of the dataset in place; work on a clone()")
             return _checked(found, self._parts, where) if self._settings.is_users else found
+
+    def _versions(self) -> list[int]:
+        """How often the examples have been changed in place, as PyTorch counts it: all trials share them."""
+        parts = (self._parts.train, self._parts.validation, self._parts.test)
+        return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         """Yield trial seed, task and its number of training examples; where a kind does not say, of the first."""

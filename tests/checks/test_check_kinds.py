@@ -123,7 +123,7 @@ class Draws(Drift):
 
 class Writes(Drift):
     def examples(self, trial_seed, task, part):
-        self.data[part].inputs[0] += 1
+        self.data[part].inputs.numpy()[0] += 1  # which PyTorch does not count
         return super().examples(trial_seed, task, part)
 
 
