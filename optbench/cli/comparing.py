@@ -85,8 +85,4 @@ def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
 def _selections(sides: Sequence[tuple[Path, str]]) -> list[Selection]:
     paths = list({path.resolve(): path for path, _ in sides}.values())
     read = {run.path.resolve(): read_results(run) for run in read_runs(paths)}
-    found = []
-    for path, named in sides:
-        optimizer, _, variant = named.partition("/")
-        found.append(Selection(read[path.resolve()], optimizer or None, variant or None))
-    return found
+    return [Selection.of(read[path.resolve()], named) for path, named in sides]

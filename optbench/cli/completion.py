@@ -6,6 +6,7 @@ Where a function offers nothing the shell completes the names of files.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -87,15 +88,17 @@ def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, lambda: (f"{run}:{name}" for name in _outline(_run(context, run), "optimizers")))
 
 
-def registered(incomplete: str) -> list[str]:
-    """Optimizers known by name."""
+def _known(module: str, table: str) -> Callable[[str], list[str]]:
+    """The completion of what a registry knows by name."""
 
-    def found() -> Iterable[str]:
-        from optbench.optimizers.registry import OPTIMIZERS
+    def offered(incomplete: str) -> list[str]:
+        return _starting(incomplete, lambda: getattr(importlib.import_module(module), table))
 
-        return OPTIMIZERS
+    return offered
 
-    return _starting(incomplete, found)
+
+registered = _known("optbench.optimizers.registry", "OPTIMIZERS")
+metrics = _known("optbench.metrics", "METRICS")
 
 
 def optimizers(context: typer.Context, incomplete: str) -> list[str]:
@@ -124,17 +127,6 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
         return dict.fromkeys(
             name for one in described if isinstance(one, dict) for name in one.get("models") or () if name
         )
-
-    return _starting(incomplete, found)
-
-
-def metrics(incomplete: str) -> list[str]:
-    """Metrics."""
-
-    def found() -> Iterable[str]:
-        from optbench.metrics import METRICS
-
-        return METRICS
 
     return _starting(incomplete, found)
 

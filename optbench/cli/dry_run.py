@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
-from optbench.cli.sequence import task_summary
 from optbench.counting import count
 from optbench.errors import DataError, escaped
 from optbench.execution.preflight import check_optimizers, find_code
@@ -18,6 +17,7 @@ from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
+from optbench.suite.schema import ExperimentSettings
 from optbench.targets import using
 
 MANY_VARIANTS = 4
@@ -52,7 +52,7 @@ def show_plan(plan: Plan, options: Options) -> None:
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
-            line = f"  {name}: {tasks} of {experiment.dataset.kind}, {task_summary(experiment)}"
+            line = f"  {name}: {tasks} of {experiment.dataset.kind}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
         if models:
             console.print("\nModels")
@@ -64,6 +64,19 @@ def show_plan(plan: Plan, options: Options) -> None:
         for trial in plan.trials:
             state = "done  " if trial.id in plan.done else "to do "
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
+
+
+def _task_summary(experiment: ExperimentSettings) -> str:
+    """`permuted (permutations per-seed, first permuted)`."""
+    settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count"}
+    details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
+    return f"{experiment.tasks.kind} ({details})" if details else experiment.tasks.kind
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _models(plan: Plan, options: Options) -> list[str]:

@@ -16,11 +16,7 @@ from optbench.kinds import MODELS, TASKS, Registry
 
 
 def list_kind(kind: str, runs_dir: Path) -> None:
-    """Print the table of one kind of thing.
-
-    Raises:
-        UsageError: there is no such kind.
-    """
+    """Print the table of one kind of thing. Raises UsageError if there is no such kind."""
     if kind not in LISTS:
         raise UsageError(f"list: {unknown('kind', kind, LISTS)}")
     table = LISTS[kind](runs_dir)
@@ -66,14 +62,6 @@ def _datasets(_: Path) -> RenderableType:
         place = "package" if info.embedded else "download"
         _row(table, info.name, info.title, shape, info.classes, info.train_size, info.test_size, place)
     return table
-
-
-def _tasks(_: Path) -> RenderableType:
-    return _settings("tasks", TASKS)
-
-
-def _models(_: Path) -> RenderableType:
-    return _settings("model", MODELS)
 
 
 def _settings(what: str, registry: Registry) -> Table:
@@ -144,8 +132,8 @@ def _value(value: object) -> str:
 LISTS: Mapping[str, Callable[[Path], RenderableType]] = {
     "optimizers": _optimizers,
     "datasets": _datasets,
-    "tasks": _tasks,
-    "models": _models,
+    "tasks": lambda _: _settings("tasks", TASKS),
+    "models": lambda _: _settings("model", MODELS),
     "metrics": _metrics,
     "suites": _suites,
     "runs": _runs,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -34,14 +33,15 @@ ROOM_BELOW = 4
 """Lines of the terminal that the table leaves for the bar, its heading and the cursor."""
 
 
-def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> QuietView:
+@contextlib.contextmanager
+def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]:
     """The view that suits the stream: live on a terminal, plain lines elsewhere, nothing when quiet."""
-    if quiet:
-        return QuietView(stream, debug=debug)
     console = Console(file=stream)
     # A terminal that cannot move its cursor (TERM=dumb) would show every frame anew.
     moves = console.is_terminal and not console.is_dumb_terminal
-    return LiveView(stream, debug=debug) if moves else LineView(stream, debug=debug)
+    kind = QuietView if quiet else LiveView if moves else LineView
+    with contextlib.closing(kind(stream, debug=debug)) as view:
+        yield view
 
 
 class _Console(Console):
@@ -52,7 +52,7 @@ class _Console(Console):
 
 
 class QuietView(View):
-    """Shows only warnings and, with `debug`, tracebacks; the base of the other views. Closes itself as a context."""
+    """Shows only warnings and, with `debug`, tracebacks; the base of the other views."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         self.console = _Console(file=stream)
@@ -60,14 +60,6 @@ class QuietView(View):
         self.path: Path | None = None
         """Where the results are written, once that is settled."""
         self.tracker: Tracker | None = None
-
-    def __enter__(self) -> QuietView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         self.path = path

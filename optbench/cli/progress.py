@@ -57,9 +57,7 @@ class Tracker:
         groups: dict[tuple[str, str, str], TrialGroup] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
-            if key not in groups:
-                groups[key] = TrialGroup(key, 0, plan.outlines[trial.experiment].count)
-            group = groups[key]
+            group = groups.setdefault(key, TrialGroup(key, 0, plan.outlines[trial.experiment].count))
             group.total += 1
             self._group_of[trial.id] = group
             if trial.id in plan.done:

@@ -11,14 +11,18 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
+from optbench.execution.preflight import find_source
+from optbench.metrics import check_pair_metric, check_taken
+from optbench.metrics.own import check_loaded
+from optbench.optimizers.registry import check_settings
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
 from optbench.suite.extends import read_document
-from optbench.suite.load import FindSource, MetricCheck, OptimizerCheck, TakenCheck
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
@@ -98,19 +102,15 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
     return tuple(dict.fromkeys(keep)), tuple(additions)
 
 
-def choose(
-    path: Path,
-    choice: Choice,
-    check_optimizer: OptimizerCheck | None = None,
-    check_metric: MetricCheck | None = None,
-    check_pair_metric: MetricCheck | None = None,
-    check_taken: TakenCheck | None = None,
-    find: FindSource | None = None,
-) -> Suite:
-    """The suite in the file `path` with the choice applied. Added optimizers take part in every experiment.
+def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
+    """Return the suite in the file `path` with the choice applied, checked as far as that goes without training.
+
+    Added optimizers take part in every experiment.
 
     An experiment without any of the chosen optimizers or models is left out, and refused if it was named itself. Claims
     about what is left out are left out, and claims about several models are restricted to the chosen ones.
+
+    resume: the run that the suite is of, and that is resumed.
 
     Raises:
         SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
@@ -129,11 +129,11 @@ def choose(
         suite = load_suite(
             path,
             overrides,
-            check_optimizer=check_optimizer,
-            check_metric=check_metric,
+            check_optimizer=check_settings,
+            check_metric=check_loaded,
             check_pair_metric=check_pair_metric,
             check_taken=check_taken,
-            find=find,
+            find=partial(find_source, suite_folder=None if resume is not None else path.parent, resume=resume),
         )
     except OptbenchError as error:
         raise type(error)(*(_in_the_users_words(str(line), choice.additions) for line in error.args)) from None
@@ -187,16 +187,14 @@ def _in_the_users_words(message: str, additions: Sequence[Addition]) -> str:
 
 
 def _keep(suite: Suite, choice: Choice) -> Suite:
-    for name in choice.experiments:
-        if name not in suite.experiments:
-            raise UsageError(f"--experiment: {unknown('experiment', name, suite.experiments)}")
-    for name in choice.optimizers:
-        if name not in suite.optimizers:
-            raise UsageError(f"--optimizer: {unknown('optimizer', name, suite.optimizers)}")
     every_model = dict.fromkeys(model for experiment in suite.experiments.values() for model in experiment.models)
-    for name in choice.models:
-        if name not in every_model:
-            raise UsageError(f"--model: {unknown('model', name, every_model)}")
+    for what, names, valid in (
+        ("experiment", choice.experiments, suite.experiments),
+        ("optimizer", choice.optimizers, suite.optimizers),
+        ("model", choice.models, every_model),
+    ):
+        if missing := [name for name in names if name not in valid]:
+            raise UsageError(f"--{what}: {unknown(what, missing[0], valid)}")
     if not (choice.experiments or choice.models or choice.optimizers):
         return suite
     added = {addition.name for addition in choice.additions}
@@ -205,21 +203,16 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
     for name, experiment in suite.experiments.items():
         if choice.experiments and name not in choice.experiments:
             continue
-        chosen = None
-        if experiment.optimizers is not None:
-            chosen = {o: changes for o, changes in experiment.optimizers.items() if o in wanted}
-            if not chosen:
-                if choice.experiments:
-                    has = ", ".join(experiment.optimizers)
-                    raise UsageError(f"--optimizer: experiment '{name}' has none of those named (it has: {has})")
-                continue
+        taking_part = suite.taking_part(experiment)
+        kept = {o: changes for o, changes in taking_part.items() if o in wanted}
         models = {m: settings for m, settings in experiment.models.items() if not choice.models or m in choice.models}
-        if not models:
-            if choice.experiments:
-                has = ", ".join(experiment.models)
-                raise UsageError(f"--model: experiment '{name}' has none of those named (it has: {has})")
+        for what, left, had in (("optimizer", kept, taking_part), ("model", models, experiment.models)):
+            if not left and choice.experiments:
+                has = ", ".join(had)
+                raise UsageError(f"--{what}: experiment '{name}' has none of those named (it has: {has})")
+        if not (kept and models):
             continue
-        kept = chosen if chosen is not None else {o: {} for o in suite.optimizers if o in wanted}
+        chosen = kept if experiment.optimizers is not None else None
         tuning = {o: cost for o, cost in experiment.tuning.items() if o in kept} if experiment.tuning else None
         pairs = _kept_pairs(experiment.pairs, kept) if experiment.pairs else None
         twins = [pair for pair in experiment.twins or () if all(o in kept for o in pair)] or None

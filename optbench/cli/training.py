@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from optbench.cli.dry_run import show_plan
@@ -17,13 +16,10 @@ from optbench.cli.output import results, say
 from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
 from optbench.counting import count
 from optbench.errors import OptbenchError, StoreError, UsageError
-from optbench.execution.preflight import find_source
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
-from optbench.metrics import check_pair_metric, check_taken
 from optbench.metrics.own import KEY as OWN_METRICS
-from optbench.metrics.own import RAISED, check_loaded
-from optbench.optimizers.registry import check_settings
+from optbench.metrics.own import RAISED
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
 from optbench.stats.results import read_results
@@ -134,23 +130,9 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)
     if request.suite is not None:
-        path = resolve_suite_path(request.suite)
-    else:
-        assert resume is not None
-        path = resume / "suite.yaml"
-    return chosen_suite(path, choice, resume if request.suite is None else None)
-
-
-def chosen_suite(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
-    """The suite in the file `path` with the choice applied, checked as far as that goes without training.
-
-    resume: the run that the suite is of, and that is resumed.
-
-    Raises:
-        SuiteError, UsageError: as `selection.choose`.
-    """
-    find = partial(find_source, suite_folder=None if resume is not None else path.parent, resume=resume)
-    return choose(path, choice, check_settings, check_loaded, check_pair_metric, check_taken, find)
+        return choose(resolve_suite_path(request.suite), choice)
+    assert resume is not None
+    return choose(resume / "suite.yaml", choice, resume)
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:

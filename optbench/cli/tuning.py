@@ -15,8 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
-from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
-from optbench.cli.training import DONE, Request, check_name, chosen_suite, conclude, options_of, watched
+from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
+from optbench.cli.training import DONE, Request, check_name, conclude, options_of, watched
 from optbench.errors import OptbenchError, StoreError, SuiteError, UsageError, escaped, unknown
 from optbench.store import find_run
 from optbench.store.files import write_text
@@ -92,8 +92,10 @@ def tune_suite(request: TuneRequest) -> int:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("optbench", "torch"))
     seeds = ", ".join(map(str, tuner.seeds))
     header = [what.command, f"run {outcome.path.name}, tuning seeds {seeds}, {versions}"]
-    meant = tuned_suite(_whole(what, path), tuner, found)
-    changes = difference(raw, chosen_suite(path, Choice()), meant)
+    _, additions = parse_optimizers(what.optimizers)
+    whole = choose(path, Choice(additions=additions, settings=tuple(what.settings)))  # every experiment and optimizer
+    meant = tuned_suite(whole, tuner, found)
+    changes = difference(raw, choose(path, Choice()), meant)
     kept = outcome.path / TUNED
     write_text(kept, tuned_text(SOURCE, changes, header))
     if (target := request.output or kept) != kept:
@@ -159,17 +161,11 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
 
 def _tuner(what: _What, path: Path) -> Tuner:
     keep, additions = parse_optimizers(what.optimizers)
-    suite = chosen_suite(path, Choice((), tuple(what.experiments), keep, additions, tuple(what.settings)))
+    suite = choose(path, Choice((), tuple(what.experiments), keep, additions, tuple(what.settings)))
     try:
         return Tuner.of(suite, Method(what.sampler, what.trials, what.widen), _seeds(what.seeds, suite))
     except SuiteError as error:
         raise SuiteError(f"{what.file}: {error}") from None
-
-
-def _whole(what: _What, path: Path) -> Suite:
-    """The suite with what the command line changes in it, and every experiment and optimizer."""
-    _, additions = parse_optimizers(what.optimizers)
-    return chosen_suite(path, Choice(additions=additions, settings=tuple(what.settings)))
 
 
 def _seeds(text: str | None, suite: Suite) -> list[int] | None:

@@ -132,19 +132,3 @@ def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> l
     if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # else the whole it was a part of says more
         note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
     return [Train(half, places(half), note) for half in unit.cohort.split(2)]
-
-
-PIECES = 8
-
-
-def in_pieces(unit: Train, places: Callable[[Cohort], Mapping[str, Begun]], note: str) -> list[Train]:
-    """The trainings of a unit, each by itself where they are few: the one that was to blame for its end costs no other.
-
-    places: as for `halved`.
-    """
-    return [Train(piece, places(piece), note) for piece in unit.cohort.split(PIECES)]
-
-
-def is_single(unit: Unit) -> bool:
-    """Whether there is no smaller piece of it."""
-    return isinstance(unit, Compare) or len(unit.cohort.trainings) == 1

@@ -17,26 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optbench.errors import KindError, OptbenchError
-from optbench.execution.messages import (
-    Answer,
-    Compare,
-    Compared,
-    Divide,
-    Failed,
-    Finished,
-    Job,
-    Train,
-    Unit,
-    halved,
-    in_pieces,
-    is_single,
-)
+from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
 from optbench.targets import starting_processes, use
 
 if TYPE_CHECKING:
     from optbench.engine import Progress, Workspace
+
+PIECES = 8
+"""Into so many, where there are as many, goes what a worker had that died: the training to blame costs few others."""
 
 
 class Pool:
@@ -82,9 +72,10 @@ class Pool:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice ({_cause(code)})")
                     else:
                         note = f"tried again after its worker process had died ({_cause(code)})"
-                        retried = in_pieces(unit, places, note) if isinstance(unit, Train) else [unit]
-                        died_before |= {one.id for one in retried if len(retried) == 1 or is_single(one)}
-                        waiting += reversed(retried)
+                        pieces = unit.cohort.split(PIECES) if isinstance(unit, Train) else []
+                        waiting += [Train(piece, places(piece), note) for piece in reversed(pieces)] or [unit]
+                        singles = {piece.id for piece in pieces if len(piece.trainings) == 1}
+                        died_before |= singles if pieces else {unit.id}
                 else:
                     if isinstance(event, OptbenchError):
                         raise event

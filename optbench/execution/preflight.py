@@ -85,11 +85,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
 
 
 def find_source(target: str, suite_folder: Path | None, resume: Path | None = None) -> Source | None:
-    """Read the code behind one target, as `find_code` does.
-
-    Raises:
-        OptbenchError: a file is missing, or cannot be read.
-    """
+    """Read the code behind one target, as `find_code` does. Raises OptbenchError if a file cannot be read."""
     where = split(target)[0]
     run = resume if suite_folder is None else suite_folder if is_run(suite_folder) else None
     if is_file(where) and run is not None and (plugin := plugins_of(read_json(run)).get(where)) is not None:
@@ -108,13 +104,15 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     """
     # Late, because importing torch takes seconds.
     from optbench.data import load
+    from optbench.engine.blueprint import Blueprint
 
     check_optimizers(left_of(plan))
     outlines = {}
     for name, experiment in plan.suite.experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
             dataset = load(experiment.dataset, data_dir, notify=notify)
-        _check_models(name, experiment, dataset)
+        for model in experiment.models:
+            Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
         outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
@@ -140,13 +138,6 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
 def left_of(plan: Plan) -> list[Trial]:
     """Return the trials that a plan has left to train."""
     return [trial for trial in plan.trials if trial.id not in plan.done]
-
-
-def _check_models(name: str, experiment: ExperimentSettings, dataset: Dataset) -> None:
-    from optbench.engine.blueprint import Blueprint
-
-    for model in experiment.models:
-        Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
 
 
 @contextlib.contextmanager

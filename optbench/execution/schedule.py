@@ -10,17 +10,7 @@ from pathlib import Path
 
 from optbench.counting import count
 from optbench.errors import UsageError
-from optbench.plan import (
-    Cohort,
-    PairedSolutions,
-    Trial,
-    cohorts,
-    comparisons,
-    complete,
-    expected_cost,
-    outline,
-    trials,
-)
+from optbench.plan import Cohort, PairedSolutions, Trial, cohorts, comparisons, complete, expected_cost, outline, trials
 from optbench.store.interim import Begun, find_begun
 from optbench.store.pairs_table import is_settled, settled_pairs
 from optbench.store.parts import INTERIM

@@ -228,11 +228,7 @@ class Session:
         return plan
 
     def grow(self, suite: Suite) -> Plan:
-        """The plan of a suite with more trials than the run's own, whose place it takes.
-
-        Raises:
-            OptbenchError: as for the first plan.
-        """
+        """The plan of a suite with more trials than the run's own, whose place it takes. Raises as `begin`."""
         plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
         plan = self._prepare(plan)
         self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
@@ -251,8 +247,10 @@ class Session:
 
     def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: Comparisons) -> None:
         if isinstance(event, Finished):
-            rows = _with_checkpoints(event, self.writer, plan.suite)
-            self._ended(event.cohort, rows, left)
+            weights = event.weights if plan.suite.experiments[event.cohort.experiment].checkpoints else ()
+            places = {trial.id: self.writer.checkpoint(trial, found) for trial, found in weights}
+            self._ended(event.cohort, event.rows, places)
+            left.ended(event.cohort)
         elif isinstance(event, Compared):
             self.writer.add_pairs(event.comparison, event.rows)
             self._view.message(compared(event.comparison))
@@ -280,17 +278,17 @@ class Session:
             try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
         return plan
 
-    def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], left: Comparisons) -> None:
-        rows = [(trial, self._with_source(trial, row)) for trial, row in rows]
-        self.writer.add(cohort, rows)
-        left.ended(cohort)
-        self._view.finished([(trial, row) for trial, row in rows if isinstance(row, TrialRow)])
-
-    def _with_source(self, trial: Trial, row: Row) -> Row:
-        if not isinstance(row, TrialRow):
-            return row
-        source, note = self._code.of(trial)
-        return dataclasses.replace(row, source_hash=source, note="; ".join(filter(None, (row.note, note))) or None)
+    def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:
+        """Write the rows of a cohort, completed by what its trials were trained with. checkpoints: places by trial."""
+        complete: list[tuple[Trial, Row]] = []
+        for trial, row in rows:
+            if isinstance(row, TrialRow):
+                source, note = self._code.of(trial)
+                notes = "; ".join(filter(None, (row.note, note))) or None
+                row = dataclasses.replace(row, checkpoint=checkpoints.get(trial.id), source_hash=source, note=notes)
+            complete.append((trial, row))
+        self.writer.add(cohort, complete)
+        self._view.finished([(trial, row) for trial, row in complete if isinstance(row, TrialRow)])
 
     def _failed(self, event: Failed, suite: Suite, left: Comparisons) -> None:
         if event.details:
@@ -302,18 +300,8 @@ class Session:
         else:
             device = str(self._device)
             cohort = event.unit.cohort
-            self._ended(cohort, [(trial, _failed_row(trial, event, device)) for trial in cohort.trials], left)
-
-
-def _with_checkpoints(event: Finished, writer: RunWriter, suite: Suite) -> list[tuple[Trial, Row]]:
-    """The rows of a finished cohort, after its weights have been written and their places noted."""
-    places: dict[str, str] = {}
-    if suite.experiments[event.cohort.experiment].checkpoints:
-        places = {trial.id: writer.checkpoint(trial, weights) for trial, weights in event.weights}
-    return [
-        (trial, dataclasses.replace(row, checkpoint=places.get(trial.id)) if isinstance(row, TrialRow) else row)
-        for trial, row in event.rows
-    ]
+            self._ended(cohort, [(trial, _failed_row(trial, event, device)) for trial in cohort.trials], {})
+            left.ended(cohort)
 
 
 def _failed_row(trial: Trial, failure: Failed, device: str) -> TrialRow:

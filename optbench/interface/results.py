@@ -69,7 +69,7 @@ class Run:
         else:
             raise UsageError(unknown("table", name, [*ALL_TABLES, SUMMARY, "pairs"]))
         table: pd.DataFrame = found.to_pandas()
-        return table if controls or "stage" not in table else _numbered(table[table["stage"] != "control"])
+        return table if controls or "stage" not in table else table[table["stage"] != "control"].reset_index(drop=True)
 
     def values(self, *, controls: bool = False) -> pd.DataFrame:
         """Return a row per trial and metric: key columns, `status`, `metric`, and the `value` at the end.
@@ -103,7 +103,7 @@ class Run:
             return table
         if metric not in set(table["metric"]):
             raise UsageError(unknown("metric", metric, table["metric"].unique()))
-        return _numbered(table[table["metric"] == metric])
+        return table[table["metric"] == metric].reset_index(drop=True)
 
     @functools.cached_property
     def _results(self) -> Results:
@@ -178,10 +178,7 @@ def compare(
     second = first if against is None else read_run(against, runs_dir)
     if first is not second:
         first, second = (Run(stored) for stored in read_runs([first.path, second.path]))  # which tells equal ids apart
-    sides = []
-    for side, named in ((first, a), (second, b)):
-        optimizer, _, variant = (named or "").partition("/")
-        sides.append(pairing.Selection(side._results, optimizer or None, variant or None))
+    sides = [pairing.Selection.of(side._results, named or "") for side, named in ((first, a), (second, b))]
     metrics = [metric] if isinstance(metric, str) else list(metric or ())
     for name in metrics:
         if name not in {**first._results.metrics, **second._results.metrics}:
@@ -198,7 +195,3 @@ def _spread(spread: Spread | None) -> tuple[Any, ...]:
     if spread is None:
         return (0, None, None, None, None, None)
     return (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles)
-
-
-def _numbered(table: pd.DataFrame) -> pd.DataFrame:
-    return table.reset_index(drop=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optbench.cli.selection import Choice
-from optbench.cli.training import Request, check_directory, chosen_suite, kept, watched
+from optbench.cli.selection import Choice, choose
+from optbench.cli.training import Request, check_directory, kept, watched
 from optbench.counting import count
 from optbench.errors import UsageError
 from optbench.execution.session import Options
@@ -83,7 +83,7 @@ def run(
         notes: list[str] = []
         watching = watched(Request()) if progress else contextlib.nullcontext(_Noting(notes))
         with using(objects.sources), watching as view:
-            outcome = train(_moved(chosen_suite(file, choice), file.parent, folder), options, view)
+            outcome = train(_moved(choose(file, choice), file.parent, folder), options, view)
     if outcome.interrupted:
         finished = sum(outcome.statuses.values())
         raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
@@ -100,7 +100,7 @@ def load_suite(suite: str | Path) -> Suite:
         OptbenchError: there is no such suite, or it is not valid.
     """
     path = resolve_suite_path(str(suite))
-    return _moved(chosen_suite(path, Choice()), path.parent, Path())
+    return _moved(choose(path, Choice()), path.parent, Path())
 
 
 def _moved(suite: Suite, folder: Path, to: Path) -> Suite:

@@ -142,7 +142,7 @@ def trials(suite: Suite) -> list[Trial]:
     """
     found: list[Trial] = []
     for experiment_name, experiment in suite.experiments.items():
-        chosen = experiment.optimizers if experiment.optimizers is not None else {name: {} for name in suite.optimizers}
+        chosen = suite.taking_part(experiment)
         controlled = control_names(experiment, chosen)
         for model in experiment.models:
             for optimizer, overrides in chosen.items():

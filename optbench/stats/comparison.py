@@ -33,6 +33,12 @@ class Selection:
     optimizer: str | None = None
     variant: str | None = None
 
+    @staticmethod
+    def of(results: Results, named: str) -> Selection:
+        """named: OPTIMIZER, OPTIMIZER/VARIANT, or empty."""
+        optimizer, _, variant = named.partition("/")
+        return Selection(results, optimizer or None, variant or None)
+
     def arms(self) -> list[Arm]:
         """The arms that it means, in the suite's order.
 

@@ -58,10 +58,6 @@ _SET = ("keep",)
 """Columns of numbers that were not measured: finite, and without rounding."""
 
 
-def _is_status(text: str) -> bool:
-    return text in ("ok", "diverged", "failed")
-
-
 def _is_checkpoint(text: str) -> bool:
     place = Path(text)  # which knows what parts a path here
     inside = len(place.parts) == 2 and place.parts[0] == "checkpoints" and place.parts[1] != ".."
@@ -69,7 +65,7 @@ def _is_checkpoint(text: str) -> bool:
 
 
 _TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
-    "status": (_is_status, "ok, diverged or failed"),
+    "status": (("ok", "diverged", "failed").__contains__, "ok, diverged or failed"),
     "checkpoint": (_is_checkpoint, "a .safetensors file in the run's own checkpoints/"),
 }
 ONCE = "trials"

@@ -57,7 +57,7 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
     text = json.dumps([one.record for one in kept])
     files: dict[str, Callable[[Path], object]] = {
         MEMBERS: functools.partial(Path.write_text, data=text, encoding="utf-8"),
-        **{_state(i): functools.partial(Path.write_bytes, data=one.state) for i, one in enumerate(kept)},
+        **{f"{i}.pt": functools.partial(Path.write_bytes, data=one.state) for i, one in enumerate(kept)},
         **table_files(tables),
     }
     new = f"{cohort}.{kept[0].record['task']}"
@@ -78,14 +78,8 @@ def read_interim(part: Path) -> list[Kept]:
     for name, row_type in ALL_TABLES.items():
         for trial, row in read_rows(part / f"{name}.parquet", row_type):
             rows[trial].append(row)
-    found = []
-    for i, record in enumerate(records):
-        found.append(Kept(record, (part / _state(i)).read_bytes(), rows[record["trials"][0]]))
-    return found
-
-
-def _state(i: int) -> str:
-    return f"{i}.pt"
+    states = [(part / f"{i}.pt").read_bytes() for i in range(len(records))]
+    return [Kept(record, state, rows[record["trials"][0]]) for record, state in zip(records, states, strict=True)]
 
 
 def find_begun(folder: Path) -> dict[str, Begun]:
@@ -110,11 +104,7 @@ def find_refused(folder: Path) -> dict[str, str]:
 
 
 def drop_begun(folder: Path, ended: Iterable[str]) -> None:
-    """Remove the parts all of whose trials have ended by now.
-
-    Raises:
-        StoreError: one cannot be moved.
-    """
+    """Remove the parts all of whose trials have ended by now. Raises StoreError if one cannot be moved."""
     over = set(ended)
     for part in find_parts(folder):
         members = _members_or_none(part)
@@ -133,11 +123,7 @@ class StoredMember(NamedTuple):
 
 
 def read_members(part: Path) -> list[StoredMember]:
-    """The trainings in a part.
-
-    Raises:
-        StoreError: it is not what `write_interim` writes.
-    """
+    """The trainings in a part. Raises StoreError if it is not what `write_interim` writes."""
     file = part / MEMBERS
     try:
         records = json.loads(file.read_text(encoding="utf-8"))

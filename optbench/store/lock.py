@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,7 @@ class RunLock:
             try:
                 self._file.seek(0)
                 self._file.truncate()
-                json.dump({"process": os.getpid(), "since": _now()}, self._file)
+                json.dump({"process": os.getpid(), "since": now()}, self._file)
                 self._file.flush()
             except OSError:
                 self.release()
@@ -46,7 +47,7 @@ class RunLock:
         while True:
             file = self._path.open("a+", encoding="utf-8")
             try:
-                _lock(file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 with file:
                     if error.errno in UNSUPPORTED:
@@ -85,18 +86,6 @@ def _owner(text: str) -> str:
         return "another process"
 
 
-def _lock(file: IO[str]) -> None:
-    """Raises OSError when another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where a range of bytes is locked, and others cannot read it: beyond the text
-        import msvcrt
-
-        file.seek(1 << 20)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _now() -> str:
+def now() -> str:
+    """The time as runs record it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

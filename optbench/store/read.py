@@ -64,11 +64,7 @@ class RunDirectory:
 
     @functools.cached_property
     def pairs(self) -> pa.Table:
-        """The table of `store.pairs_table`: one solution against another; empty where no suite asked for it.
-
-        Raises:
-            StoreError: as `table`.
-        """
+        """The table of `store.pairs_table`, empty where no suite asked for it. Raises as `table`."""
         return read_pairs(self.path, self._parts)
 
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
@@ -183,10 +179,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is a directory with a `run.json`."""
-    try:
-        return (path / "run.json").is_file()
-    except OSError:  # a name too long for the file system, or a folder that may not be entered
-        return False
+    return os.path.isfile(path / "run.json")  # noqa: PTH113 (False for a name that is too long, too)
 
 
 def read_created(path: Path) -> str:
@@ -198,11 +191,7 @@ def read_created(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """`run.json` of a run directory.
-
-    Raises:
-        StoreError: it is missing, unreadable, or of another schema version.
-    """
+    """`run.json` of a run directory. Raises StoreError if it is missing, unreadable, or of another schema version."""
     file = path / "run.json"
     check_entries(path)
     try:
@@ -243,11 +232,7 @@ def done_trials(trials: pa.Table) -> set[str]:
 
 
 def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
-    """The rows of one table file with their trials' ids; none where there is no file.
-
-    Raises:
-        StoreError: as `RunDirectory.table`.
-    """
+    """The rows of a table file with their trials' ids; none where there is no file. Raises as `RunDirectory.table`."""
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:

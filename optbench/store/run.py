@@ -7,7 +7,6 @@ at the top are merged from the parts now and then and at the end; then the parts
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import os
 import shutil
@@ -24,9 +23,9 @@ from optbench.errors import StoreError
 from optbench.file_names import file_name
 from optbench.metrics.own import metrics_of
 from optbench.plan import Cohort, PairedSolutions, Trial
-from optbench.store.files import json_text, reported, sync, write_atomically, write_json, write_text
+from optbench.store.files import json_text, reported, sync, write_atomically, write_text
 from optbench.store.interim import Begun, drop_begun
-from optbench.store.lock import RunLock
+from optbench.store.lock import RunLock, now
 from optbench.store.pairs_table import NAME as PAIRS
 from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
@@ -49,7 +48,7 @@ class RunExists(StoreError):
 
 
 class RunWriter:
-    """Owns one run directory while its trials are trained."""
+    """Owns one run directory while its trials are trained; StoreError from any method: it cannot be written."""
 
     def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial], lock: RunLock) -> None:
         self.path = path
@@ -78,7 +77,7 @@ class RunWriter:
             RunExists: the directory exists already.
             StoreError: it cannot be written, or its file system has no locks or takes no names as long as a run's.
         """
-        record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": _now()}
+        record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": now()}
         # Under another name until it is whole: a kill leaves no directory that is neither a run nor free to be one.
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with reported(path):
@@ -132,9 +131,9 @@ class RunWriter:
         """
         lock = lock or RunLock(path)
         record = read_json(path)
-        now = {"at": _now(), "command": list(command), "provenance": dict(provenance), "left": list(left)}
+        resumption = {"at": now(), "command": list(command), "provenance": dict(provenance), "left": list(left)}
         after_task = {trial: begun[trial].task for trial in left if trial in begun}
-        resumed = [*record.get("resumed", []), {**now, "after_task": after_task}]
+        resumed = [*record.get("resumed", []), {**resumption, "after_task": after_task}]
         writer = RunWriter(path, {**record, "resumed": resumed}, order, lock)
         writer._merge()  # so that no part is older than the merged tables
         remove(path / PARTS)
@@ -161,11 +160,7 @@ class RunWriter:
         return list(self._record.get(PLUGINS) or ())
 
     def add_plugins(self, more: Sequence[Mapping[str, Any]], copies: Mapping[str, bytes]) -> None:
-        """Keep further states of users' code. more: what the record says of them; copies: by place in the directory.
-
-        Raises:
-            StoreError: the directory cannot be written.
-        """
+        """Keep further states of users' code. more: what the record says of them; copies: by place in the directory."""
         for place, content in copies.items():
             with reported(self.path / place):
                 _write_new(self.path / place, content)
@@ -183,11 +178,7 @@ class RunWriter:
         return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
 
     def add(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]]) -> None:
-        """Make the results of one cohort durable. Rows of the same trials from an earlier failure are replaced.
-
-        Raises:
-            StoreError: the directory cannot be written.
-        """
+        """Make the results of one cohort durable. Rows of the same trials from an earlier failure are replaced."""
         found = {
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
@@ -203,11 +194,7 @@ class RunWriter:
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
-        """Make durable what the pairs of one seed have come to. What was said of its trials before is replaced.
-
-        Raises:
-            StoreError: the directory cannot be written.
-        """
+        """Make durable what the pairs of one seed have come to. What was said of its trials before is replaced."""
         table = pairs_table(rows)
         write_part(self.path / PARTS, comparison.id, table_files({PAIRS: table}))
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
@@ -261,8 +248,8 @@ class RunWriter:
         write_atomically(self.path / f"{name}.parquet", lambda temporary: write_table(table, temporary))
 
     def _save_record(self, status: str) -> None:
-        self._record = {**self._record, "status": status, "finished": None if status == "running" else _now()}
-        write_json(self.path / "run.json", self._record)
+        self._record = {**self._record, "status": status, "finished": None if status == "running" else now()}
+        write_text(self.path / "run.json", json_text(self._record))
 
 
 def _write_new(file: Path, content: str | bytes) -> None:
@@ -280,7 +267,3 @@ def _check_names(folder: Path) -> None:
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

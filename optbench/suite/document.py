@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeGuard
 
@@ -132,8 +130,15 @@ def parse_yaml(text: str, source: str) -> Document:
         place = _place_of_offset(text, odd.start(), source)
         raise SuiteError(f"{place}: the character U+{ord(odd.group()):04X} is not allowed in YAML")
     loader = _YamlLoader(text)
-    with _yaml_errors(loader, source):
+    try:
         node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        place = _place(error.problem_mark or error.context_mark, source)
+        what = ", ".join(part for part in (error.problem, error.context) if part)
+        raise SuiteError(f"{place}: not a suite's YAML: {escaped(what)}") from None
+    except (ValueError, OverflowError) as error:
+        # PyYAML passes escapes such as "\UFFFFFFFF" and version numbers straight to chr() and int().
+        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {escaped(str(error))}") from None
     if node is None:
         raise SuiteError(f"{source}:1:1: the file is empty")
     return _Reading(source, loader.tagged).document(node)
@@ -159,19 +164,6 @@ def _place(mark: Any, source: str) -> Place:
     return Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
 
 
-@contextmanager
-def _yaml_errors(loader: _YamlLoader, source: str) -> Iterator[None]:
-    try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        place = _place(error.problem_mark or error.context_mark, source)
-        what = ", ".join(part for part in (error.problem, error.context) if part)
-        raise SuiteError(f"{place}: not a suite's YAML: {escaped(what)}") from None
-    except (ValueError, OverflowError) as error:
-        # PyYAML passes escapes such as "\UFFFFFFFF" and version numbers straight to chr() and int().
-        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {escaped(str(error))}") from None
-
-
 class _Reading:
     """Turns nodes into values, noting places; aliases become copies, so that an override changes one of them."""
 
@@ -191,7 +183,7 @@ class _Reading:
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         self.result.values[path] = _place(node.start_mark, self.source)
         if isinstance(node, yaml.ScalarNode):
-            value = self.scalar(node)
+            value = self.scalar(node, node.tag.removeprefix(TAG), plain=node.style is None)
             if value is None and node.start_mark.index in self.tagged:
                 self.result.explicit_nulls.add(path)
             return value
@@ -227,7 +219,8 @@ class _Reading:
 
     def expect_tag(self, node: yaml.Node, *kinds: str) -> None:
         if node.tag.removeprefix(TAG) not in kinds:
-            self.fail(node, f"the tag {escaped(_shown_tag(node.tag))} is not allowed in a suite")
+            shown = node.tag.replace(TAG, "!!", 1) if node.tag.startswith(TAG) else node.tag
+            self.fail(node, f"the tag {escaped(shown)} is not allowed in a suite")
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         self.expect_tag(node, "map")
@@ -271,19 +264,11 @@ class _Reading:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, "a key needs to be text; a list or a mapping came")
         # As written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
-        self.expect_tag(node, *_SCALARS)
-        return str(self.scalar_value(node, "str", quoted=True))
+        return str(self.scalar(node, "str", plain=False))
 
-    def scalar(self, node: yaml.ScalarNode) -> bool | int | float | str | None:
+    def scalar(self, node: yaml.ScalarNode, kind: str, plain: bool) -> bool | int | float | str | None:
         self.expect_tag(node, *_SCALARS)
-        return self.scalar_value(node, node.tag.removeprefix(TAG), quoted=node.style is not None)
-
-    def scalar_value(self, node: yaml.ScalarNode, kind: str, quoted: bool) -> bool | int | float | str | None:
         try:
-            return read_scalar(kind, node.value, plain=not quoted)
+            return read_scalar(kind, node.value, plain)
         except ValueError as error:
             self.fail(node, escaped(str(error)))
-
-
-def _shown_tag(tag: str) -> str:
-    return "!!" + tag.removeprefix(TAG) if tag.startswith(TAG) else tag

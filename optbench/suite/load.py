@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from optbench.kinds import AS_WRITTEN
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
-from optbench.suite.overrides import apply_overrides, parse_override
+from optbench.suite.overrides import apply_override, parse_override
 from optbench.suite.schema import Suite
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
@@ -62,8 +62,10 @@ def load_suite(
     parsed = [parse_override(text) for text in overrides]
     document = read_document(path)
     _note_listed_optimizers(document)
-    apply_overrides(document, parsed)
-    with contextlib.nullcontext() if as_written else using(_sources(document, find or _next_to(path))):
+    for override in parsed:
+        apply_override(document, override)
+    find = find or (lambda target: read_source(target, [path.parent]))
+    with contextlib.nullcontext() if as_written else using(_sources(document, find)):
         try:
             suite = Suite.model_validate(document.value, context=AS_WRITTEN if as_written else None)
         except ValidationError as error:
@@ -74,16 +76,11 @@ def load_suite(
             *_tune_faults(suite, document),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *_pairs_faults(suite, document),
-            *_twins_faults(suite, document),
             *_metric_faults(suite, document, check_metric, check_pair_metric, check_taken),
         ]
     if faults:
         raise_faults(faults)
     return suite
-
-
-def _next_to(path: Path) -> FindSource:
-    return lambda target: read_source(target, [path.parent])
 
 
 def _sources(document: Document, find: FindSource) -> dict[str, Source]:
@@ -149,102 +146,71 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
     for experiment, settings in suite.experiments.items():
         for name, changes in (settings.optimizers or {}).items():
             path: KeyPath = ("experiments", experiment, "optimizers", name)
-            if name not in suite.optimizers:
-                message = unknown("optimizer", name, suite.optimizers)
-                yield Fault(document.key_place(path), f"{shown_path(path[:-1])}: {message}")
-            elif "target" in changes:
+            if name in suite.optimizers and "target" in changes:
                 what = "an experiment changes hyper-parameters; another 'target' needs an optimizer of its own"
                 yield Fault(document.key_place((*path, "target")), f"{shown_path(path)}: {what}")
-            elif changes:
+            elif name in suite.optimizers and changes:
                 optimizer = suite.optimizers[name]
                 merged = optimizer.hyperparameters | changes
                 yield from _settings_faults(document, check, optimizer.target, merged, path, ("optimizers", name))
 
 
 def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Names in claims, and in what is said of the tuning, of experiments, models and optimizers that are not there."""
+    """Experiments, models and optimizers that are named and are not there."""
+    for path, shown, name, (what, valid) in _references(suite):
+        if name not in valid:
+            # In a claim the name is the value, elsewhere a key or an item of a list.
+            place = document.value_place(path) if path[0] == "claims" else document.key_place(path)
+            yield Fault(place, f"{shown_path(path[:shown])}: {unknown(what, name, valid)}")
+
+
+def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Collection[str]]]]:
+    """Yield where the suite names its parts, how much of this path is shown, the name, and what there is in words."""
+    any_experiment, any_optimizer = ("experiment", suite.experiments), ("optimizer", suite.optimizers)
+    optimizers = {n: (f"optimizer in {n}", e.optimizers or suite.optimizers) for n, e in suite.experiments.items()}
+    models = {n: (f"model in {n}", e.models) for n, e in suite.experiments.items()}
     for name, experiment in suite.experiments.items():
-        for optimizer in experiment.tuning or {}:
-            path: KeyPath = ("experiments", name, "tuning", optimizer)
-            if message := _unknown(f"optimizer in {name}", optimizer, experiment.optimizers or suite.optimizers):
-                yield Fault(document.key_place(path), f"{shown_path(path[:-1])}: {message}")
+        path: KeyPath = ("experiments", name)
+        yield from (((*path, "optimizers", o), 3, o, any_optimizer) for o in experiment.optimizers or ())
+        yield from (((*path, "tuning", o), 3, o, optimizers[name]) for o in experiment.tuning or ())
+        pairs = experiment.pairs
+        for key, named in (("against", pairs.against), ("controls", pairs.controls)) if pairs else ():
+            yield from (((*path, "pairs", key, i), 4, o, optimizers[name]) for i, o in enumerate(named or ()))
+        for i, twins in enumerate(experiment.twins or ()):
+            yield from (((*path, "twins", i, j), 3, o, optimizers[name]) for j, o in enumerate(twins))
     for name, claim in suite.claims.items():
-        if claim.experiment not in suite.experiments:
-            named: list[tuple[KeyPath, str | None]] = [
-                (("experiment",), unknown("experiment", claim.experiment, suite.experiments))
-            ]
-        else:
-            experiment = suite.experiments[claim.experiment]
-            taking_part = experiment.optimizers or suite.optimizers
-            what = f"optimizer in {claim.experiment}"
-            named = [(("left",), _unknown(what, claim.left, taking_part))]
-            if isinstance(claim.right, str):
-                named.append((("right",), _unknown(what, claim.right, taking_part)))
-            for i, model in enumerate(claim.models or ()):
-                named.append((("models", i), _unknown(f"model in {claim.experiment}", model, experiment.models)))
-        for where, message in named:
-            path = ("claims", name, *where)
-            if message is not None:
-                yield Fault(document.value_place(path), f"{shown_path(path)}: {message}")
+        path = ("claims", name)
+        yield (*path, "experiment"), 3, claim.experiment, any_experiment
+        if (within := claim.experiment) in suite.experiments:
+            sides = (("left", claim.left), ("right", claim.right))
+            yield from (((*path, key), 3, o, optimizers[within]) for key, o in sides if isinstance(o, str))
+            yield from (((*path, "models", i), 4, m, models[within]) for i, m in enumerate(claim.models or ()))
+    if suite.tune is not None:
+        yield from ((("tune", "optimizers", o), 2, o, any_optimizer) for o in suite.tune.optimizers or ())
+        for name, changes in suite.tune.experiments.items():
+            path = ("tune", "experiments", name)
+            yield path, 2, name, any_experiment
+            if name in suite.experiments:
+                yield from (((*path, "optimizers", o), 4, o, optimizers[name]) for o in changes.optimizers)
+                yield from (((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ()))
 
 
 def _tune_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Names that are not there, and tuning seeds on which the result is judged as well."""
-    if suite.tune is None:
-        return
-    both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.stage == "eval" else []
+    """Tuning seeds on which the result is judged as well."""
+    both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.tune and suite.stage == "eval" else []
     if both:
         place = document.key_place(("seeds",))
         place = place if place.is_override else document.key_place(("tune", "seeds"))
         message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that judge nothing"
         yield Fault(place, message)
-    named: list[tuple[KeyPath, str | None]] = [
-        (("optimizers", name), _unknown("optimizer", name, suite.optimizers)) for name in suite.tune.optimizers or {}
-    ]
-    for name, changes in suite.tune.experiments.items():
-        path: KeyPath = ("experiments", name)
-        named.append((path, _unknown("experiment", name, suite.experiments)))
-        if name in suite.experiments:
-            experiment = suite.experiments[name]
-            for optimizer in changes.optimizers:
-                taking_part = experiment.optimizers or suite.optimizers
-                fault = _unknown(f"optimizer in {name}", optimizer, taking_part)
-                named.append(((*path, "optimizers", optimizer), fault))
-            for i, model in enumerate(changes.models or ()):
-                named.append(((*path, "models", i), _unknown(f"model in {name}", model, experiment.models)))
-    for where, unknown_name in named:
-        if unknown_name is not None:
-            yield Fault(document.key_place(("tune", *where)), f"{shown_path(('tune', *where[:-1]))}: {unknown_name}")
 
 
 def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     for name, experiment in suite.experiments.items():
-        if experiment.pairs is None:
-            continue
-        path: KeyPath = ("experiments", name)
-        if not experiment.checkpoints:
+        if experiment.pairs is not None and not experiment.checkpoints:
+            path: KeyPath = ("experiments", name)
             message = f"{shown_path(path)}: 'pairs' needs 'checkpoints: true': solutions are compared by their weights"
             yield Fault(document.key_place((*path, "checkpoints")), message)
-        taking_part = experiment.optimizers or suite.optimizers
-        for key, named in (("against", experiment.pairs.against), ("controls", experiment.pairs.controls)):
-            for i, optimizer in enumerate(named or ()):
-                if message := _unknown(f"optimizer in {name}", optimizer, taking_part) or "":
-                    place = document.value_place((*path, "pairs", key, i))
-                    yield Fault(place, f"{shown_path((*path, 'pairs', key))}: {message}")
-
-
-def _twins_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    for name, experiment in suite.experiments.items():
-        taking_part = experiment.optimizers or suite.optimizers
-        for i, pair in enumerate(experiment.twins or ()):
-            for j, optimizer in enumerate(pair):
-                path: KeyPath = ("experiments", name, "twins", i)
-                if message := _unknown(f"optimizer in {name}", optimizer, taking_part):
-                    yield Fault(document.value_place((*path, j)), f"{shown_path(path[:-1])}: {message}")
-
-
-def _unknown(what: str, name: str, valid: Iterable[str]) -> str | None:
-    return None if name in (names := list(valid)) else unknown(what, name, names)
 
 
 def _metric_faults(
@@ -317,9 +283,6 @@ def _place_of_settings(document: Document, message: str, quoted: Mapping[str, st
         for path in paths:
             if (*path, key) in document.keys:
                 return document.key_place((*path, key))
-    changed = [place for path, place in document.keys.items() if place.is_override and _starts_with(path, paths)]
+    places = [place for path, place in document.keys.items() if any(path[: len(start)] == start for start in paths)]
+    changed = [place for place in places if place.is_override]
     return changed[-1] if changed else document.key_place(paths[0])
-
-
-def _starts_with(path: KeyPath, starts: Sequence[KeyPath]) -> bool:
-    return any(path[: len(start)] == start for start in starts)

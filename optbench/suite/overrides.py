@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +43,12 @@ def parse_override(text: str) -> Override:
         raise bare.error(str(error)) from None
 
 
-def apply_overrides(document: Document, overrides: Sequence[Override]) -> None:
-    """Change the document in place, later overrides last, and note each as the place of what it set.
+def apply_override(document: Document, override: Override) -> None:
+    """Change the document in place, and note the override as the place of what it set.
 
     A mapping that is not there yet is made on the way: whether its key exists is for validation to say.
     Raises UsageError when a key leads through a scalar or past the end of a list.
     """
-    for override in overrides:
-        _apply(document, override)
-
-
-def _apply(document: Document, override: Override) -> None:
     here = document.value
     path: KeyPath = ()
     rest = override.segments

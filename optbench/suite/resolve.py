@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,13 +39,6 @@ def _named(files: Iterable[Path]) -> dict[str, Path]:
     return {file.stem: file for file in files if file.suffix in _SUFFIXES}
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for the file system, or a folder that may not be entered
-        return False
-
-
 def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
     """The file that `optbench run SUITE` means, or `extends: SUITE` in a file of `folder`.
 
@@ -57,7 +51,7 @@ def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
     shipped = shipped_suites()
     if name_or_path in shipped:
         return shipped[name_or_path]
-    if _exists(path):
+    if os.path.exists(path):  # noqa: PTH110 (False for a name that is too long, too)
         return path
     bare = path.stem if path.suffix in _SUFFIXES else path.name
     guess = nearest(bare, shipped)

@@ -5,6 +5,7 @@ The classes are values: frozen, without behaviour beyond validation. `optbench.s
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -34,10 +35,16 @@ HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_le
 Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
-def _listed_once(what: str, items: list[Any]) -> None:
+def _listed_once(what: str, items: list[Any]) -> list[Any]:
     twice = [item for item, count in Counter(items).items() if count > 1]
     if twice:
         raise ValueError(f"the {what} {twice[0]!r} is listed twice")
+    return items
+
+
+def _once(what: str) -> AfterValidator:
+    """Of a list: nothing is in it twice."""
+    return AfterValidator(functools.partial(_listed_once, what))
 
 
 def _seed_list(value: Any) -> Any:
@@ -53,16 +60,11 @@ def _seed_list(value: Any) -> Any:
     return list(range(value))
 
 
-def _distinct_seeds(seeds: list[int]) -> list[int]:
-    _listed_once("seed", seeds)
-    return seeds
-
-
 MAX_SEEDS = 100_000
 Seeds = Annotated[
     list[Annotated[int, Field(ge=0, lt=2**63)]],
     Field(min_length=1, max_length=MAX_SEEDS),
-    AfterValidator(_distinct_seeds),
+    _once("seed"),
     BeforeValidator(_seed_list),
 ]
 
@@ -130,11 +132,7 @@ class DatasetSettings(Kind):
     short = True
 
 
-def _none_for_false(value: Any) -> Any:
-    return None if value is False else value
-
-
-OffByFalse = BeforeValidator(_none_for_false)
+OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 """Of settings that null switches off: `false` does so, too."""
 
 
@@ -197,16 +195,10 @@ Space = dict[HyperparameterName, PlainValue]
 class ExperimentTune(_Settings):
     """What is different when tuning for one experiment."""
 
-    models: Annotated[list[Name], Field(min_length=1)] | None = None
+    models: Annotated[list[Name], Field(min_length=1), _once("model")] | None = None
     """The models that settings are judged on, by their mean; null: every model of the experiment."""
     optimizers: dict[Name, Space] = {}
     """What to search instead of what the suite's `tune.optimizers` says."""
-
-    @field_validator("models")
-    @classmethod
-    def _models_differ(cls, value: list[str] | None) -> list[str] | None:
-        _listed_once("model", value or [])
-        return value
 
 
 class Tune(_Settings):
@@ -232,24 +224,12 @@ class Pairs(_Settings):
     more on the same tasks with the batches shuffled otherwise. Needs `checkpoints: true`.
     """
 
-    against: Annotated[list[Name], Field(min_length=1)] | None = None
+    against: Annotated[list[Name], Field(min_length=1), _once("optimizer")] | None = None
     """Every solution is compared with those of these optimizers; null: with those of every optimizer taking part."""
-    controls: list[Name] | None = None
+    controls: Annotated[list[Name], _once("optimizer")] | None = None
     """The optimizers that are trained in another data order, too; null: those of `against`; []: none."""
-    metrics: Annotated[list[Name], Field(min_length=1)] | None = None
+    metrics: Annotated[list[Name], Field(min_length=1), _once("metric")] | None = None
     """Names of the measures to take, all of the kind `pair` (`optbench list metrics`); null: every one."""
-
-    @field_validator("against", "controls")
-    @classmethod
-    def _optimizers_differ(cls, value: list[str] | None) -> list[str] | None:
-        _listed_once("optimizer", value or [])
-        return value
-
-    @field_validator("metrics")
-    @classmethod
-    def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
-        _listed_once("metric", value or [])
-        return value
 
 
 def _two(value: list[str]) -> list[str]:
@@ -258,7 +238,17 @@ def _two(value: list[str]) -> list[str]:
     return value
 
 
-Twins = Annotated[list[Name], AfterValidator(_two)]
+def _distinct_pairs(pairs: list[list[str]]) -> list[list[str]]:
+    for one, other in pairs:
+        if one == other:
+            raise ValueError(f"twins are two optimizers; {one!r} came twice")
+    _listed_once("pair", [" and ".join(sorted(pair)) for pair in pairs])
+    return pairs
+
+
+Twins = Annotated[
+    list[Annotated[list[Name], AfterValidator(_two)]], Field(min_length=1), AfterValidator(_distinct_pairs)
+]
 
 
 class ExperimentSettings(_Settings):
@@ -270,16 +260,16 @@ class ExperimentSettings(_Settings):
     protocol: Protocol = Protocol()
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
-    metrics: list[Text] | None = None
+    metrics: Annotated[list[Text], _once("metric")] | None = None
     """The measures to take, by name (`optbench list metrics`) or target; `default`: the default set, as null."""
-    primary: Annotated[list[Name], Field(min_length=1)] | None = None
+    primary: Annotated[list[Name], Field(min_length=1), _once("metric")] | None = None
     """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
     checkpoints: bool = True
     pairs: Annotated[Pairs | None, OffByFalse] = None
     """Which solutions to compare with each other; null or false: none."""
-    twins: Annotated[Annotated[list[Twins], Field(min_length=1)] | None, OffByFalse] = None
+    twins: Annotated[Twins | None, OffByFalse] = None
     """Pairs of optimizers whose distance from each other is followed during training; null or false: none."""
 
     @field_validator("optimizers", mode="before")
@@ -303,21 +293,6 @@ class ExperimentSettings(_Settings):
     def own_metrics(self) -> dict[str, str]:
         """Targets of users' metrics by name, which is the attribute."""
         return {entry.rpartition(":")[2]: entry for entry in self.metrics or () if ":" in entry}
-
-    @field_validator("metrics", "primary")
-    @classmethod
-    def _metrics_differ(cls, value: list[str] | None) -> list[str] | None:
-        _listed_once("metric", value or [])
-        return value
-
-    @field_validator("twins")
-    @classmethod
-    def _twins_differ(cls, value: list[list[str]] | None) -> list[list[str]] | None:
-        for one, other in value or ():
-            if one == other:
-                raise ValueError(f"twins are two optimizers; {one!r} came twice")
-        _listed_once("pair", [" and ".join(sorted(pair)) for pair in value or ()])
-        return value
 
 
 def _name_or_number(value: Any) -> str | float:
@@ -389,6 +364,10 @@ class Suite(_Settings):
     """What is expected, stated beforehand; `optbench report` judges each."""
     tune: Tune | None = None
     """How `optbench tune` chooses settings; null: as `Tune` has it."""
+
+    def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
+        """The optimizers that take part in an experiment, each with its overrides."""
+        return {name: {} for name in self.optimizers} if experiment.optimizers is None else experiment.optimizers
 
 
 def is_name(text: str) -> bool:

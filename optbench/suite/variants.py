@@ -140,15 +140,11 @@ def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, lis
     """What is swept and over which values, by path."""
     found: dict[KeyPath, list[Any]] = {}
     for key, value in hyperparameters.items():
-        if _is_optimizer(value):
+        if isinstance(value, dict) and isinstance(value.get("target"), str):  # an optimizer inside
             found |= _swept(value, *above, key)
         elif (sweep := values_to_try(key, value)) is not None:
             found[(*above, key)] = sweep
     return found
-
-
-def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("target"), str)
 
 
 def values_to_try(key: str, value: Any) -> list[Any] | None:

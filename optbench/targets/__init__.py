@@ -72,7 +72,9 @@ def load(target: str) -> Any:
     where, _ = split(target)
     known = _SOURCES.get().get(where)
     if is_object(where):
-        return known.load(target) if isinstance(known, InMemory) else lost(target)
+        if not isinstance(known, InMemory):
+            raise lost(target)
+        return known.load(target)
     if is_file(where):
         source = known or read_file(where, target=target)
         with importing(str(Path(where)), target):
@@ -95,16 +97,14 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
     """
     where, _ = split(target)
     if is_object(where):
-        return _SOURCES.get().get(where) or lost(target)
+        if (known := _SOURCES.get().get(where)) is None:
+            raise lost(target)
+        return known
     return read_file(where, folders, target) if is_file(where) else read_module(target)
 
 
 def source_hash(targets: Iterable[str]) -> str | None:
-    """Return the hash of the source of one or several targets together; None where there is none.
-
-    Raises:
-        TargetError: as `read_source`.
-    """
+    """Return the hash of the source of targets together, None if there is none. Raises as `read_source`."""
     known = _SOURCES.get()
     found = {source.hash for t in targets if (source := known.get(split(t)[0]) or read_source(t)) is not None}
     if len(found) > 1:

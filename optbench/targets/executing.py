@@ -9,7 +9,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import inspect
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -134,22 +133,10 @@ class _Loader(importlib.abc.InspectLoader):
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
-    def _import(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """`__import__(name, globals, locals, fromlist, level)`, which knows the neighbours."""
-        bound = _IMPORT.bind(name, *arguments, **named)
-        bound.apply_defaults()
-        values = bound.arguments
+    def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        """`__import__`, which knows the neighbours."""
         top = name.partition(".")[0]
-        if values["level"] or not self._source.has_module(top, self._file):
-            return builtins.__import__(name, *arguments, **named)
-        found = builtins.__import__(
-            f"{self._package}.{name}", values["globals"], values["locals"], values["fromlist"], 0
-        )
-        return found if values["fromlist"] else sys.modules[f"{self._package}.{top}"]
-
-
-def _signature(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> None:
-    """The signature of `__import__`."""
-
-
-_IMPORT = inspect.signature(_signature)
+        if level or not self._source.has_module(top, self._file):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        found = builtins.__import__(f"{self._package}.{name}", globals, locals, fromlist, 0)
+        return found if fromlist else sys.modules[f"{self._package}.{top}"]

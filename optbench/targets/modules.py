@@ -74,11 +74,7 @@ def import_module(name: str, target: str) -> Any:
 
 
 def find_attribute(module: Any, target: str) -> Any:
-    """Return what a target names in a module.
-
-    Raises:
-        TargetError: the module has no such attribute.
-    """
+    """Return what a target names in a module. Raises TargetError if the module has no such attribute."""
     where, attribute = split(target)
     names = getattr(module, "__dict__", {})
     found = names.get(attribute)

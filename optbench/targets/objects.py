@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from optbench.targets.executing import importing, on_its_own, said
 from optbench.targets.inspection import is_found, is_importable, source_texts
@@ -43,11 +43,7 @@ class InMemory(Source):
         return {**self.__dict__, "value": None}
 
     def load(self, target: str) -> Any:
-        """Return the object.
-
-        Raises:
-            TargetError: it cannot be unpickled here.
-        """
+        """Return the object. Raises TargetError if it cannot be unpickled here."""
         if self.value is not None:
             return self.value
         key = hashlib.sha256(self.pickled).hexdigest()
@@ -90,13 +86,9 @@ def is_object(where: str) -> bool:
     return where.startswith(f"{IN_MEMORY}:")
 
 
-def lost(target: str) -> NoReturn:
-    """Raise the error for an object that this process was not given.
-
-    Raises:
-        TargetError: always.
-    """
-    raise TargetError(f"{target}: made from a Python object; resume it from Python with the same object")
+def lost(target: str) -> TargetError:
+    """Return the error for an object that this process was not given."""
+    return TargetError(f"{target}: made from a Python object; resume it from Python with the same object")
 
 
 def _read(value: Any, name: str, target: str) -> InMemory:

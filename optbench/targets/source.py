@@ -9,7 +9,6 @@ import ast
 import functools
 import hashlib
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,11 +108,8 @@ def read_file(where: str, folders: Sequence[Path] = (), target: str | None = Non
         raise TargetError(f"{target or where}: cannot read {path}: {error.strerror or error}") from error
 
 
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError):  # also a name too long for the file system, or with a NUL in it
-        return False
+_is_regular = os.path.isfile
+"""False, unlike `Path.is_file`, also for a name that is too long for the file system."""
 
 
 def read_folder(folder: Path, main: str) -> Source:
