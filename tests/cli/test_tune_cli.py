@@ -196,10 +196,12 @@ def test_an_evaluation_on_tuning_seeds_is_refused(planted: Path, capsys: pytest.
     assert "seed 1001 is in 'tune.seeds' and in 'seeds'" in capsys.readouterr().err
 
 
-def test_a_dry_run_shows_the_settings_and_executes_nothing(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (planted / "planted.py").write_text("raise SystemExit('executed')")
+def test_a_dry_run_shows_the_settings_and_trains_nothing(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "planted.yaml", "--dry-run"]) == 0
     assert "planted-tune: 14 trials in 1 cohort" in capsys.readouterr().out
+    (planted / "planted.py").write_text("raise SystemExit('executed')")
+    assert main(["tune", "planted.yaml", "--dry-run"]) == 2
+    assert "cannot import planted.py: it ends the program" in capsys.readouterr().err
     assert not (planted / "runs").exists()
 
 
