@@ -223,7 +223,7 @@ def test_a_missing_extra_ends_a_run_before_anything_is_trained(
     assert main(["run", "smoke", "--optimizer", "mine=lion", "--runs-dir", str(runs), "--jobs", "1"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == f"optbench: optimizer 'lion' {NEEDED}\n"
+    assert output.err == f"optbench: optimizers.mine: optimizer 'lion' {NEEDED}\n"
     assert not runs.exists()
 
 

@@ -152,8 +152,6 @@ def test_a_run_that_names_code_runs_none(run: Path, tmp_path: Path, capsys: pyte
         ["report", run, "--format", "html"],
         ["compare", f"{run}:sgd", f"{run}:adam"],
         ["list", "runs"],
-        ["run", run / "suite.yaml", "--dry-run"],
-        ["run", "--resume", run, "--dry-run"],
     ):
         assert main([str(word) for word in command]) == 0, command
     assert not mark.exists()

@@ -124,6 +124,7 @@ def test_plug_ins_are_imported_in_one_place_only() -> None:
     assert importing == {
         "__init__.py",
         "checks/__init__.py",
+        "cli/completion.py",
         "kinds.py",
         "late.py",
         "targets/executing.py",

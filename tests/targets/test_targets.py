@@ -223,5 +223,5 @@ def test_processes_are_started_without_the_working_directory_and_the_main_module
     assert str(tmp_path) not in found["sys_path"]
     assert str(tmp_path) in theirs["sys_path"]
     assert not any(key.startswith("init_main") for key in found)
-    assert any(key.startswith("init_main") for key in theirs)
+    assert theirs.keys() == spawn.get_preparation_data("elsewhere").keys()
     assert sys.path[-1] == str(tmp_path)
