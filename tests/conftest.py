@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck
 
 from optbench.cli import main
 from optbench.data import Dataset, load
@@ -20,6 +22,10 @@ from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.interim import Begun
 from optbench.store.tables import TABLES, TrialRow
 from optbench.suite import Suite
+
+# How long it takes to make an example depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,15 +54,15 @@ class PoolHere:
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
     ) -> Iterator[Finished | Compared | Failed]:
-        settings: dict[str, Workspace] = {}
+        workspaces: dict[str, Workspace] = {}
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         while waiting:
             unit = waiting.pop()
-            if unit.experiment not in settings:
+            if unit.experiment not in workspaces:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset)
-                settings[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device)
-            answer = do(unit, settings[unit.experiment], lambda progress: None, job.interim)
+                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device)
+            answer = do(unit, workspaces[unit.experiment], lambda progress: None, job.interim)
             if isinstance(answer, Divide):
                 waiting += reversed(halved(answer, places))
             else:
@@ -146,8 +152,8 @@ def train_suite(suite: Suite, dataset: Dataset, only: int | None = None) -> list
     """All trials of a small suite in their cohorts, or trial number `only` alone."""
     chosen = trials(suite)
     chosen = chosen if only is None else [chosen[only]]
-    setting = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
-    results = [result for cohort in cohorts(chosen) for result in train(cohort, setting, lambda progress: None)]
+    workspace = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
+    results = [result for cohort in cohorts(chosen) for result in train(cohort, workspace, lambda progress: None)]
     order = [trial.id for trial in chosen]
     return sorted(results, key=lambda result: order.index(result.trial.id))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -188,3 +190,16 @@ class Batched(Flat):
 
 def function(inputs: InputSpec, outputs: int) -> object:
     return [inputs, outputs]
+
+
+class Reassigned(nn.Module):
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(math.prod(inputs.shape), outputs)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("again", self.calls)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.again = self.again + 1
+        return self.out(x.flatten(1))

@@ -76,8 +76,8 @@ def _lockstep(evidence: Evidence) -> Found:
     problem = evidence.problem
     why = problem.blueprint.alone
     if why is None and not isinstance(problem.blueprint.network, Network):
-        normalise = Normaliser.of(problem.setting.dataset, problem.setting.experiment.protocol, torch.device("cpu"))
-        why = together_refused(problem.blueprint, problem.setting.family.parts.train, normalise, 0)
+        normalise = Normaliser.of(problem.workspace.dataset, problem.workspace.experiment.protocol, torch.device("cpu"))
+        why = together_refused(problem.blueprint, problem.workspace.family.parts.train, normalise, 0)
     if why is None:
         return "information", "members can be trained together, which accelerators do"
     return "information", f"trained member by member ({why}): slower on accelerators, the numbers are right"

@@ -78,7 +78,7 @@ class Problem:
     """Those, and the defaults of the registry."""
     spec: OptimizerSpec
     size: Size
-    setting: Workspace
+    workspace: Workspace
     blueprint: Blueprint
     inputs: Tensor
     """(N, ...), the training examples as the network sees them; by default (N, 1, S, S) float32."""
@@ -118,17 +118,17 @@ class Problem:
             metrics=[],
             checkpoints=False,
         )
-        setting = Workspace.of(experiment, dataset or shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
-        examples: Examples = setting.family.sequence(0).train(0)
-        normalise = Normaliser.of(setting.dataset, experiment.protocol, setting.device)
+        workspace = Workspace.of(experiment, dataset or shrunken_mnist(size), SUITE_SEED, torch.device("cpu"))
+        examples: Examples = workspace.family.sequence(0).train(0)
+        normalise = Normaliser.of(workspace.dataset, experiment.protocol, workspace.device)
         problem = Problem(
             target,
             hyperparameters,
             completed,
             spec,
             size,
-            setting,
-            setting.blueprint(EXPERIMENT, MODEL),
+            workspace,
+            workspace.blueprint(EXPERIMENT, MODEL),
             normalise(examples.inputs),
             examples.targets,
         )
@@ -186,7 +186,7 @@ class Problem:
     ) -> list[TrialResult]:
         """What the engine makes of these trials in one cohort, in order. keep, begun: as in `optbench.engine.train`."""
         cohort = Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials))
-        return train(cohort, self.setting, lambda progress: None, keep, begun)
+        return train(cohort, self.workspace, lambda progress: None, keep, begun)
 
     def make(
         self,

@@ -15,12 +15,11 @@ from optbench.data import Dataset
 from optbench.kinds import TASKS
 from optbench.suite.schema import Protocol, TaskSettings
 from optbench.tasks.examples import PARTS, Examples, Part, Parts, split_dataset
-from optbench.tasks.kind import Tasks
+from optbench.tasks.kind import DRAW, Tasks
 
 SEEDS = (0, 1)
 PROTOCOL = Protocol(validation_examples=SMALL.batch_size)
 Place = tuple[int, int, Part]
-DRAW = "draw from torch.Generator().manual_seed(...), of a number made of seed, trial_seed and task"
 
 
 @dataclass(frozen=True, eq=False)

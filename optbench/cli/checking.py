@@ -67,7 +67,7 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
 
 @contextlib.contextmanager
 def _users_code(warned: list[warnings.WarningMessage]) -> Iterator[None]:
-    """What somebody else's code prints is no result; what it warns of is a finding."""
+    """Keep a user's prints off standard output, and collect its warnings as findings."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

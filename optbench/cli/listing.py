@@ -83,7 +83,7 @@ def _metrics(_: Path) -> RenderableType:
     for metric in METRICS.values():
         cost = "default" if metric.default else metric.cost
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
-    return Group(table, Text("cost: default where a suite names no metrics; cheap and dear where it names them"))
+    return Group(table, Text("cost: default where a suite names no metrics; cheap and expensive where it names them"))
 
 
 def _suites(_: Path) -> RenderableType:

@@ -21,13 +21,13 @@ from optbench.errors import OptbenchError, StoreError, SuiteError, UsageError, e
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json
+from optbench.studies.tuning.space import tuning_seeds, untuned_lines
+from optbench.studies.tuning.tuned_suite import tuned_suite, tuned_text
+from optbench.studies.tuning.tuner import Method, Tuner, first_plan, tune
 from optbench.suite import Suite, resolve_suite_path, shipped_suites
 from optbench.suite.dump import dump
 from optbench.suite.extends import difference, read_document, relative
 from optbench.suite.schema import Sampler
-from optbench.tuning.space import tuning_seeds, untuned_lines
-from optbench.tuning.tuned_suite import tuned_suite, tuned_text
-from optbench.tuning.tuner import Method, Tuner, first_plan, tune
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"

@@ -161,10 +161,10 @@ def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
     arrived, needed = [(tuple(pixels.shape), tuple(classes.shape)), ((size, *info.shape), (size,))]
     if arrived != needed:
         said = [f"{images} images and {labels} labels" for images, labels in (needed, arrived)]
-        raise ValueError(f"{said[0]} are needed; {said[1]} came")
+        raise ValueError(f"expected {said[0]}, got {said[1]}")
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= info.classes:
-        raise ValueError(f"labels must be in 0..{info.classes - 1}; {low}..{high} came")
+        raise ValueError(f"expected labels in 0..{info.classes - 1}, got {low}..{high}")
     return Split(pixels, classes)
 
 

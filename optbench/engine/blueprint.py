@@ -46,7 +46,7 @@ class Blueprint:
         features: the last linear layer, whose input they are; `METHOD` where the module returns them.
         output: the name of the output layer's weight; None where there is none.
         alone: why members cannot be trained together even where that is possible; None if they can, so far.
-        aliases: other names of parameters, which layers share (an embedding tied to the head), and theirs.
+        aliases: other names of parameters and buffers that layers share (an embedding tied to the head), and theirs.
     """
 
     network: nn.Module
@@ -116,12 +116,18 @@ def _probed(
 ) -> Blueprint:
     _check_parts(module)
     start = _copies(module)
+    every, once = _tensors(module, remove_duplicate=False), _tensors(module)
+    names = {id(tensor): name for name, tensor in once.items()}
+    aliases = {name: names[id(tensor)] for name, tensor in every.items() if name not in once}
+    persistent = module.state_dict().keys()
     module.train()
     generators = Snapshot(AMBIENT[:3])
     logits = module(inputs.clone())
     expected = (*targets.shape, outputs)
     _check("logits", logits, expected, len(inputs))
     cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
+    if _tensors(module).keys() != start.keys():
+        raise ValueError("expected buffers with two names to change in place, got another tensor under one of them")
     moved = [name for name, buffer in module.named_buffers() if not _same(buffer, start[name])]
     module.eval()
     linear, method = _last_linear(module, inputs), own_features(module)
@@ -145,10 +151,6 @@ def _probed(
     if generators.changed():
         dropout = any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())
         alone.append("dropout" if dropout else "random numbers in its forward pass")
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    every = module.named_parameters(remove_duplicate=False)
-    aliases = {name: names[id(p)] for name, p in every if name != names[id(p)]}
-    persistent = module.state_dict().keys()
     buffers = dict(module.named_buffers())
     layout = Layout.of({name: p.shape for name, p in module.named_parameters()}, buffers, persistent)
 
@@ -160,7 +162,13 @@ def _probed(
     network = copy.deepcopy(module)  # as every member's is made: some modules cannot be copied
     output = name if (name := f"{linear}.weight") in start else None
     return Blueprint(
-        network, layout, METHOD if method else linear or "", output, ", ".join(alone) or None, aliases, begin
+        network,
+        layout,
+        METHOD if method else linear or "",
+        output,
+        ", ".join(alone) or None,
+        {alias: name for alias, name in aliases.items() if alias in persistent},
+        begin,
     )
 
 
@@ -228,9 +236,13 @@ def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:
     return called[-1] if called else None
 
 
+def _tensors(module: nn.Module, *, remove_duplicate: bool = True) -> dict[str, Tensor]:
+    parameters = module.named_parameters(remove_duplicate=remove_duplicate)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=remove_duplicate))}
+
+
 def _copies(module: nn.Module) -> dict[str, Tensor]:
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

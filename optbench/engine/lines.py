@@ -31,9 +31,9 @@ _FIRST = "layers.0."
 class End:
     """One end of lines: what is read there once, however many lines end there.
 
-    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN where nobody asks. opened: (N, W),
-    the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and where nobody
-    asks for the loss.
+    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN where not requested. opened: (N,
+    W), the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and where the
+    loss is not requested.
     """
 
     weights: Tensor
@@ -95,7 +95,7 @@ class Lines:
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
-        """Mean cross-entropy and share labelled correctly from a to b, (K,) float64 each; None where nobody asks."""
+        """Mean cross-entropy and share labelled correctly from a to b, (K,) float64 each; None where not requested."""
         # The ends are known; only what lies between them is read.
         inner = self._alphas[1:-1]
         points = [

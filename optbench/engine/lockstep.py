@@ -110,10 +110,10 @@ class LockStep:
         return Stretch(rows, [bool(each) for each in finite], raised, seconds, self._stopwatch.read())
 
     def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception]]:
-        """Ask for the steps from `step` to `until`; nobody waits for the device.
+        """Enqueue the steps from `step` to `until` without waiting for the device.
 
-        Returns their losses (K, A), and what optimizers raised in the last of them, which then is not `until`. What
-        members raise that are not in `of` is nobody's business any more.
+        Returns their losses (K, A), and what optimizers raised in the last of them, which then is not `until`.
+        Exceptions raised by members not in `of` are ignored.
         """
         losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
         for k in range(until - step):
@@ -149,7 +149,7 @@ class LockStep:
         return self._passes[i].whole(self._weights[i]) if self._passes else self._weights[i].clone()
 
     def state(self, i: int) -> MemberState:
-        """What the optimizer of member `i` has come to."""
+        """The optimizer state of member `i`."""
         return self._lane.export(i)
 
     def state_bytes(self, i: int) -> int:

@@ -1,4 +1,4 @@
-"""Forward passes of a user's model in training: its own buffers, its own random draws, and nobody else's.
+"""Forward passes of a user's model in training: from the trial's own buffers and random draws.
 
 Legend: P padded parameter count, Q floats that the buffers take, B batch.
 """

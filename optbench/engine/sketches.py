@@ -17,7 +17,7 @@ from optbench.suite.schema import ExperimentSettings
 
 
 class Sketcher:
-    """Records the members of one cohort; nothing of an optimizer that is nobody's twin.
+    """Records the members of one cohort; nothing of an optimizer without a twin.
 
     All trials of a suite on networks of P weights share one draw, so that any two of them can be compared.
     """

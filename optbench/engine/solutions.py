@@ -41,7 +41,7 @@ Weights = Mapping[str, Tensor]
 
 def compare(
     comparison: PairedSolutions,
-    setting: Workspace,
+    workspace: Workspace,
     weights: Callable[[Trial], Weights],
     missing: Mapping[str, str],
     budget: int = BUDGET,
@@ -51,9 +51,9 @@ def compare(
     weights: the final weights of a trial; called only for those that have any, and anew when a solution was let go.
     missing: for the trials that have none, why; their pairs get null with that note.
     """
-    names = setting.experiment.pairs.metrics if setting.experiment.pairs else None
+    names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None
     chosen = PAIR_METRICS if names is None else tuple(names)
-    reader = _SolutionReader(comparison, setting, chosen)
+    reader = _SolutionReader(comparison, workspace, chosen)
     solutions = _Kept(lambda trial: reader.solution(weights(trial)), budget)
     there = [pair for pair in comparison.pairs if pair.a.id not in missing and pair.b.id not in missing]
     measured: dict[tuple[str, str], list[NotedValue]] = {}
@@ -86,16 +86,16 @@ class _Read:
 class _SolutionReader:
     """Reads solutions, and the lines between them, on the examples of one seed."""
 
-    def __init__(self, comparison: PairedSolutions, setting: Workspace, metrics: Sequence[str]) -> None:
-        self.blueprint = setting.blueprint(comparison.experiment, comparison.model)
+    def __init__(self, comparison: PairedSolutions, workspace: Workspace, metrics: Sequence[str]) -> None:
+        self.blueprint = workspace.blueprint(comparison.experiment, comparison.model)
         self.layout = self.blueprint.layout
-        normalise = Normaliser.of(setting.dataset, setting.experiment.protocol, setting.device)
+        normalise = Normaliser.of(workspace.dataset, workspace.experiment.protocol, workspace.device)
         self.evaluator = Evaluator(self.blueprint, normalise)
-        self.device = setting.device
-        self.exact = exact_device(setting.device)
-        self.sequence = setting.family.sequence(comparison.seed)
-        self.tasks = range(setting.family.count)
-        self._initial = self.blueprint.start(setting.suite_seed, comparison.seed)
+        self.device = workspace.device
+        self.exact = exact_device(workspace.device)
+        self.sequence = workspace.family.sequence(comparison.seed)
+        self.tasks = range(workspace.family.count)
+        self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
         # Bytes, not floats: of a hundred tasks, too.
         train = [_first(self.sequence.train(task)) for task in self.tasks] if "loss_barrier" in metrics else []

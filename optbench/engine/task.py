@@ -50,7 +50,7 @@ class TaskTraining:
                 arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
             examples, held_out = arrays[key]
             if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
-                seeds = (cohort.setting.suite_seed, trial.seed)
+                seeds = (cohort.workspace.suite_seed, trial.seed)
                 stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
                 orders[trial.seed, trial.order] = stream
             stream = orders[trial.seed, trial.order]
@@ -131,7 +131,7 @@ class TaskTraining:
         return None
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
-        """Give a member what it has come to in the stack: because it has stopped, or for a smaller one."""
+        """Copy a member's weights and optimizer state out of the stack, where it stopped or the stack shrinks."""
         best = self.stoppers[member.trial.id].best_row
         if member.running and member not in self.active:  # its task is over: what was best, or is measured now
             member.row = best if best is not None else stack.measured(i).clone()
@@ -141,7 +141,7 @@ class TaskTraining:
         member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
 
     def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
-        """Account for the steps from `before` to `step`; whether the member goes on, and is to be evaluated now.
+        """Record the steps from `before` to `step`; True if the member continues and is due for evaluation.
 
         losses: of these steps. finite: whether its weights are.
         """
@@ -153,7 +153,7 @@ class TaskTraining:
         return step == self.schedules[member.trial.id].next_evaluation(step - 1)
 
     def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
-        """Take note of what the weights `row` came to on held-out data after `step`, and see whether it stops."""
+        """Record the held-out score of the weights `row` after `step`, and end the task if it is over."""
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
         member.rows.append(
@@ -187,7 +187,7 @@ class TaskTraining:
         self._notify(member, 1.0, None)
 
     def _notify(self, member: Member, fraction: float, accuracy: float | None) -> None:
-        count = self.cohort.setting.family.count
+        count = self.cohort.workspace.family.count
         done = (self.task + fraction) / count if member.running else 1.0
         status = "done" if member.running and done == 1.0 else member.status
         for trial in member.trials:

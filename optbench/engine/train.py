@@ -1,9 +1,9 @@
 """Trains a cohort in lock-step through its task sequence and yields what every trial found. Writes nothing.
 
-The loop: a *stack* (`lockstep`) holds the members that are training; they take steps together until the next point at
-which one of them has to be evaluated; whoever stops there (early, at its last step, or diverged) leaves with its own
-weights and optimizer state, and the others go on in a smaller stack: at once on a CPU, on an accelerator when half have
-left. Then the next task begins with all that run.
+The loop: a *stack* (`lockstep`) holds the members that are training. They take steps together until the next point at
+which one of them is due for evaluation. Members that stop there (early, at the last step, or diverged) keep their
+weights and optimizer state and leave; the others continue in a smaller stack: at once on a CPU, on an accelerator when
+half have left. Then the next task begins with all members that run.
 
 Legend: P padded parameter count.
 """
@@ -81,7 +81,7 @@ class Workspace:
 
 def train(
     cohort: Cohort,
-    setting: Workspace,
+    workspace: Workspace,
     notify: Notify,
     keep: Keep | None = None,
     begun: Mapping[str, Interim] = MappingProxyType({}),
@@ -98,47 +98,47 @@ def train(
         CannotResume: `begun` does not fit the optimizer as it is now.
     """
     try:
-        return CohortTraining(cohort, setting, notify, begun).run(keep)
+        return CohortTraining(cohort, workspace, notify, begun).run(keep)
     except NotElementwise as error:
         reason = str(error)
-    return CohortTraining(cohort, setting, notify, {}, reason).run(keep)
+    return CohortTraining(cohort, workspace, notify, {}, reason).run(keep)
 
 
 class CohortTraining:
     def __init__(
         self,
         cohort: Cohort,
-        setting: Workspace,
+        workspace: Workspace,
         notify: Notify,
         begun: Mapping[str, Interim],
         apart: str | None = None,
     ) -> None:
         """apart: why every training gets an instance of its own, although the optimizer is declared elementwise."""
-        self.setting = setting
-        self.protocol = setting.experiment.protocol
+        self.workspace = workspace
+        self.protocol = workspace.experiment.protocol
         self.notify = notify
         if len(aparts := {interim.apart for interim in begun.values()}) > 1:
             raise CannotResume("some of its trials were trained in another lane")
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].hyperparameters for equal in cohort.trainings]
         self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)
-        self.blueprint = setting.blueprint(cohort.experiment, cohort.model)
+        self.blueprint = workspace.blueprint(cohort.experiment, cohort.model)
         self.network, self.layout = self.blueprint.network, self.blueprint.layout
-        self.metrics = resolve(setting.experiment.metrics)
-        normalise = Normaliser.of(setting.dataset, self.protocol, setting.device)
+        self.metrics = resolve(workspace.experiment.metrics)
+        normalise = Normaliser.of(workspace.dataset, self.protocol, workspace.device)
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
-        execution, recordings = setting.execution, Recordings(setting.execution.record)
+        execution, recordings = workspace.execution, Recordings(workspace.execution.record)
         self.alone = self.blueprint.alone
         if execution.together and self.alone is None and not self.blueprint.ours:
-            self.alone = together_refused(self.blueprint, setting.family.parts.train, normalise, setting.suite_seed)
+            self.alone = together_refused(self.blueprint, workspace.family.parts.train, normalise, workspace.suite_seed)
         if self.alone is not None:
             execution = dataclasses.replace(execution, together=False)
         gradients = gradients_for(self.network, self.layout, buffer, recordings, together=execution.together)
         self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together)
-        self.sketches = Sketcher(setting.experiment, self.layout, setting.suite_seed)
+        self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
-            seed: setting.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
+            seed: workspace.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
         self.places = {trial.id: i for i, trial in enumerate(cohort.trials)}
         self.members: list[Member] = []
@@ -146,10 +146,10 @@ class CohortTraining:
         for equal in cohort.trainings:
             trial = equal[0]
             if trial.seed not in starts:
-                starts[trial.seed] = self.blueprint.start(setting.suite_seed, trial.seed)
+                starts[trial.seed] = self.blueprint.start(workspace.suite_seed, trial.seed)
             weights = starts[trial.seed]
-            row = self.layout.pack(weights).to(setting.device)
-            noise = generator(setting.suite_seed, trial.seed, "optimizer")
+            row = self.layout.pack(weights).to(workspace.device)
+            noise = generator(workspace.suite_seed, trial.seed, "optimizer")
             self.members.append(Member(equal, row, digest(weights), noise))
         (self.finished,) = {begun[m.trial.id].task if m.trial.id in begun else 0 for m in self.members}
         for member in self.members:
@@ -160,7 +160,7 @@ class CohortTraining:
         self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
-        count = self.setting.family.count
+        count = self.workspace.family.count
         if not self.finished:
             self._measure(0)
             for member in self.members:
@@ -200,7 +200,7 @@ class CohortTraining:
         """
         if self.blueprint.ours:
             return None
-        suite, trial = self.setting.suite_seed, member.trial.seed
+        suite, trial = self.workspace.suite_seed, member.trial.seed
 
         def draws(step: int, evaluation: int) -> int:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
@@ -210,7 +210,7 @@ class CohortTraining:
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
-        return stream_seed(self.setting.suite_seed, trial_seed, name) % SEEDS
+        return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
         """See what members' followers have found. at_end: of the task, after which they follow no more.
@@ -225,7 +225,7 @@ class CohortTraining:
                 member.follower = None
 
     def _verify(self) -> None:
-        """Two members of every setting are trained by instances of their own as well, for one task."""
+        """Two members of every workspace are trained by instances of their own as well, for one task."""
         settings: dict[str, int] = {}
         for member in self.members:
             key = repr(sorted(member.trial.hyperparameters.items()))
@@ -269,7 +269,7 @@ class CohortTraining:
         settings = member.trial.hyperparameters.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:
-            seeds = (self.setting.suite_seed, member.trial.seed)
+            seeds = (self.workspace.suite_seed, member.trial.seed)
             examples = self.sequences[member.trial.seed].train(0)
             stream = BatchStream(examples, self.protocol.batch_size, *seeds, 0, member.trial.order)
             noise = generator(*seeds, "optimizer")
@@ -282,9 +282,9 @@ class CohortTraining:
     def _total_steps(self, member: Member, task: int) -> int:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
         if "total_steps" not in self.spec.needs:
-            return 0  # nobody asks, and counting makes the tasks
+            return 0  # counting would make the tasks
         sequence = self.sequences[member.trial.seed]
-        tasks = [task] if self.protocol.optimizer_state == "reset" else range(self.setting.family.count)
+        tasks = [task] if self.protocol.optimizer_state == "reset" else range(self.workspace.family.count)
         per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
@@ -292,7 +292,7 @@ class CohortTraining:
         held_out = score_held_out(self.members, self.sequences, after_task, self.evaluator, self.metrics)
         for member, scores in zip(self.members, held_out, strict=True):
             before, sequence = len(member.rows), self.sequences[member.trial.seed]
-            context = after_task, self.evaluator, self.metrics, self.setting.suite_seed, scores
+            context = after_task, self.evaluator, self.metrics, self.workspace.suite_seed, scores
             try:
                 measure(member, sequence, *context)
             except Exception as error:
@@ -311,7 +311,7 @@ class CohortTraining:
             last_step=member.last_step,
             steps=member.steps,
             parameters=self.layout.parameters,
-            device=str(self.setting.device),
+            device=str(self.workspace.device),
             hyperparameters="",  # each trial's own follow
             init_hash=member.init_hash,
             train_seconds=member.train_seconds,

@@ -27,7 +27,7 @@ class Job:
     suite: Suite
     data_dir: Path | None
     interim: Path
-    """Where it keeps what its cohorts have come to, whenever a task has ended."""
+    """The folder for cohorts' states at the end of a task."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """What targets mean: the users' code as the run's own process has read it."""
 

@@ -202,7 +202,7 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
     torch.set_num_threads(1)
     ask_for_determinism()
     job: Job | None = None
-    settings: dict[str, Workspace] = {}
+    workspaces: dict[str, Workspace] = {}
     while True:
         try:
             received: Job | Unit = connection.recv()
@@ -211,24 +211,24 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
         if isinstance(received, Job):
             job = received
             use(job.sources)
-            settings.clear()
+            workspaces.clear()
             continue
         assert job is not None
         unit = received
         try:
-            if unit.experiment not in settings:
+            if unit.experiment not in workspaces:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset = load(experiment.dataset, job.data_dir, download=False)
-                settings.clear()  # one experiment's arrays at a time
+                workspaces.clear()  # one experiment's arrays at a time
                 settle(torch.device(device))
-                settings[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
-            setting = settings[unit.experiment]
-            _answer(do(unit, setting, connection.send, job.interim), connection)
+                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
+            workspace = workspaces[unit.experiment]
+            _answer(do(unit, workspace, connection.send, job.interim), connection)
         except KindError as error:
             _answer(failed(unit, error), connection)
         except OptbenchError as error:
             connection.send(error)
-        except Exception as error:  # in making the setting, or in sending: nothing is sent until all of it is pickled
+        except Exception as error:  # in making the workspace, or in sending: nothing is sent until all of it is pickled
             _answer(failed(unit, error), connection)
 
 

@@ -172,9 +172,7 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
             raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
         sizes = list(family.train_sizes(suite.seeds))
         if experiment.tasks.is_users:  # the first task stands for all
-            first = family.sequence(suite.seeds[0])
-            for part in (first.train, first.validation, first.test):
-                part(0)
+            family.try_first(suite.seeds[0])
     for seed, task, count in sizes:
         if count < protocol.batch_size:
             raise UsageError(

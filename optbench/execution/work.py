@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from optbench.engine import Progress, TrialResult, Workspace
 
 LEAST_SECONDS = 1.0
-"""What a cohort has come to is kept no more often than this; what is lost otherwise is not worth a file."""
+"""Least time between two saved states of a cohort; shorter work is cheaper to repeat."""
 SHARE = 0.05
 """At most about this share of the time is spent on keeping it."""
 ANEW = "trained from the start when resumed"
 OTHER = {"device": "on another kind of device", "code": "by other code"}
 
 
-def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Answer:
+def do(unit: Unit, workspace: Workspace, notify: Callable[[Progress], None], interim: Path) -> Answer:
     """Do one unit; whatever goes wrong in it is an answer, too, so that the others go on.
 
-    interim: the folder in which what cohorts have come to is kept at the end of a task.
+    interim: the folder for cohorts' states at the end of a task.
 
     Raises:
         OptbenchError: the settings are to blame, other than an optimizer's, and no user's code is used; or `interim`
@@ -51,7 +51,7 @@ def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], inter
     """
     try:
         with isolated():
-            return _train(unit, setting, notify, interim) if isinstance(unit, Train) else _compare(unit, setting)
+            return _train(unit, workspace, notify, interim) if isinstance(unit, Train) else _compare(unit, workspace)
     except OptbenchError as error:
         # Other trials do not depend on what a user's code does, or on whether its file is there.
         if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
@@ -61,7 +61,7 @@ def do(unit: Unit, setting: Workspace, notify: Callable[[Progress], None], inter
         answer = failed(unit, error)
     # Outside of the handler, whose traceback would keep what has been allocated.
     gc.collect()
-    if setting.device.type == "cuda":
+    if workspace.device.type == "cuda":
         with contextlib.suppress(RuntimeError):  # a device that is broken
             torch.cuda.empty_cache()
     return answer
@@ -79,27 +79,27 @@ def failed(unit: Unit, error: Exception) -> Divide | Failed:
     return Failed(unit, "OutOfMemory", f"not enough memory to {what}" + (f": {reason}" if reason else ""))
 
 
-def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
+def _train(unit: Train, workspace: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
     outside = OutsideState(load_factory(target) for trial in unit.cohort.trials for target in trial.user_optimizers)
     with alerts() as operations:
-        keeper = _Keeper(unit, interim, setting, operations)
+        keeper = _Keeper(unit, interim, workspace, operations)
         begun = _read_begun(unit, keeper)
         try:
-            results = train(unit.cohort, setting, notify, keeper, begun)
+            results = train(unit.cohort, workspace, notify, keeper, begun)
         except CannotResume as error:
             keeper.anew(unit.begun, f"what was kept does not fit the optimizer as it is now: {error}")
-            results = train(unit.cohort, setting, notify, keeper, {})
+            results = train(unit.cohort, workspace, notify, keeper, {})
     results = [_noted(result, note) for result in results for note in [keeper.own.get(result.trial.id)]]
     notes = list(keeper.notes)
     if operations:
         names = ", ".join(sorted(operations))
-        notes.append(f"may not repeat to the last bit: on {setting.device.type} {names} is not deterministic")
+        notes.append(f"may not repeat to the last bit: on {workspace.device.type} {names} is not deterministic")
     if name := outside.changed():
         notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
     for note in notes:
         results = [_noted(result, note) for result in results]
     weights: tuple[tuple[Trial, Weights], ...] = ()
-    if setting.experiment.checkpoints:
+    if workspace.experiment.checkpoints:
         weights = tuple(
             (result.trial, {name: tensor.numpy() for name, tensor in result.weights.items()})
             for result in results
@@ -108,8 +108,8 @@ def _train(unit: Train, setting: Workspace, notify: Callable[[Progress], None], 
     return Finished(unit.cohort, tuple((result.trial, row) for result in results for row in result.rows), weights)
 
 
-def _compare(work: Compare, setting: Workspace) -> Compared:
-    rows = compare(work.comparison, setting, lambda trial: load_file(work.places[trial.id]), work.missing)
+def _compare(work: Compare, workspace: Workspace) -> Compared:
+    rows = compare(work.comparison, workspace, lambda trial: load_file(work.places[trial.id]), work.missing)
     return Compared(work.comparison, tuple(rows))
 
 
@@ -123,18 +123,18 @@ def _noted(result: TrialResult, note: str | None) -> TrialResult:
 
 
 class _Keeper:
-    """Writes what a cohort has come to, now and then, with what is to be remembered besides.
+    """Saves the state of a cohort from time to time, with its notes.
 
     notes: what is to be said of all trials. own: and of one, by its id. operations: those met so far that are not
     deterministic.
     """
 
-    def __init__(self, unit: Train, folder: Path, setting: Workspace, operations: set[str]) -> None:
+    def __init__(self, unit: Train, folder: Path, workspace: Workspace, operations: set[str]) -> None:
         self._cohort, self.folder = unit.cohort, folder
         self.notes = [unit.note] if unit.note is not None else []
         self.own: dict[str, str] = {}
         self.operations = operations
-        self.made_with = {"device": setting.device.type, "code": _code(unit.cohort)}
+        self.made_with = {"device": workspace.device.type, "code": _code(unit.cohort)}
         self._written_at = time.monotonic()
         self._seconds = 0.0
         self._possible = True

@@ -20,7 +20,7 @@ Kind = Literal[
     "continual", "features", "similarity", "weights", "logits", "model", "landscape", "cost", "pruning", "pair"
 ]
 Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
-Cost = Literal["cheap", "dear"]
+Cost = Literal["cheap", "expensive"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
 
@@ -38,7 +38,7 @@ class Metric:
         two trained networks (a suite's `pairs`); of users' alone `logits` (N, C) and `model`.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.
-    cost: `cheap` (milliseconds a trial) or `dear`.
+    cost: `cheap` (milliseconds a trial) or `expensive`.
     default: whether it is taken when a suite names no metrics.
     called: the function's name where it is not the metric's.
     arguments: keyword arguments of the function, beyond the data.
@@ -121,8 +121,10 @@ _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
 # No margin, here and below: what is far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
 _distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
-_dear = partial(_landscape, cost="dear", default=False, result="value", reads=("loss", "weights"), alongside=(_LOSS,))
-_hessian = partial(_dear, reads=("loss", "weights", "generator"))
+_expensive = partial(
+    _landscape, cost="expensive", default=False, result="value", reads=("loss", "weights"), alongside=(_LOSS,)
+)
+_hessian = partial(_expensive, reads=("loss", "weights", "generator"))
 _top = partial(_hessian, called="hessian_top_eigenvalue", alongside=(_LOSS, "hessian_top_residual"))
 _trace = partial(_hessian, called="hessian_trace", alongside=(_LOSS, "hessian_trace_error"))
 # No margin: what a second is worth depends on the machine.
@@ -135,7 +137,7 @@ _debiased = partial(_pair, called="linear_cka", arguments={"debiased": True})
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
     """What is read off one pruning curve; a suite that names any of them has both curves taken."""
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
-    read = partial(read, cost="dear", default=False, scope=scope)
+    read = partial(read, cost="expensive", default=False, scope=scope)
     accuracy = partial(read, called="pruned_accuracy")
     area, holding = "∫ accuracy d(sparsity), sparsity 0 to .99", "largest sparsity with ≥ .99 dense accuracy up to it"
     return (
@@ -186,13 +188,15 @@ _TABLE = (
     _weights("near_zero_share", "share of weights with |w| < .01 rms(layer)", "counted", averaged=True),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
-    _dear(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
+    _expensive(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
     _top("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
     _top("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", result="residual"),
     _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
     _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
-    _dear("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}),
-    _dear(
+    _expensive(
+        "sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}
+    ),
+    _expensive(
         "adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", arguments={"rho": 0.5}
     ),
     *_pruned("global", "all weights ranked together"),

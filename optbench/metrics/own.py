@@ -1,6 +1,6 @@
 """Users' own metrics: the decorator that marks a function as one, and how a run describes them.
 
-A run's record says of each what a reader needs, so that reports and comparisons execute nobody's code. No torch.
+A run's record says of each what a reader needs, so that reports and comparisons execute no user's code. No torch.
 """
 
 from __future__ import annotations

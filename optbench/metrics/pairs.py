@@ -71,7 +71,7 @@ def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
     """Linear CKA of the two representations: `similarity.linear_cka`, with what each has alone taken from it."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
-        return NotedValue(math.nan, f"needs at least 4 examples; {examples} came")
+        return NotedValue(math.nan, f"expected at least 4 examples, got {examples}")
     one, other = (solution.alignments[debiased] for solution in (pair.a, pair.b))
     if not (one > 0 and other > 0 and math.isfinite(one) and math.isfinite(other)):
         return NotedValue(math.nan, "the features of a solution do not vary, or are not finite")

@@ -35,7 +35,7 @@ Matrix: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Held:
-    """What one trial came to on held-out data: matrices (T+1, T) of accuracy, loss, guess and number of examples.
+    """The held-out results of one trial: matrices (T+1, T) of accuracy, loss, guess and number of examples.
 
     guess: the share of the most frequent class, NaN where it was not recorded. classes: of one task, 0 where unknown.
     """

@@ -194,7 +194,7 @@ class RunWriter:
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
-        """Make durable what the pairs of one seed have come to. What was said of its trials before is replaced."""
+        """Write the pairs of one seed durably, in place of earlier ones of its trials."""
         table = pairs_table(rows)
         write_part(self.path / PARTS, comparison.id, table_files({PAIRS: table}))
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])

@@ -205,7 +205,7 @@ def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Ta
         for name in names:
             value = getattr(row, name)
             if isinstance(value, str) and not value.isprintable():
-                # A user's message may hold what acts on the terminal of whoever reads the table.
+                # A user's message may hold escape sequences, which would act on a reader's terminal.
                 value = "\n".join(map(escaped, value.split("\n")))
             columns[name].append(value)
     return pa.table(columns, schema=arrow_schema(row_type))

@@ -32,6 +32,8 @@ from optbench.suite.schema import Suite
 from optbench.targets import is_file
 
 KEY = "extends"
+NAMED = (("experiments",), ("optimizers",), ("claims",))
+"""Mappings from names of the user's own, besides the models of an experiment."""
 
 
 def read_document(path: Path) -> Document:
@@ -167,8 +169,8 @@ class _Merger:
             if key in new and new[key] is None and self.removes(inner):
                 if key in old or (not path and key in Suite.model_fields):
                     continue
-                # A new name in a mapping of named things; among an experiment's optimizers null means no overrides.
-                if old and path[2:] != ("optimizers",) and all(isinstance(item, dict) for item in old.values()):
+                # Elsewhere null has a meaning: no overrides of an experiment's optimizer, a hyper-parameter's value.
+                if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):
                     where = f"{self.own.keys[inner]}: {shown_path(path)}"
                     raise SuiteError(f"{where}: null removes what the base has; {unknown('name', key, old)}")
             source = self.own if key in new else self.base

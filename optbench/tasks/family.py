@@ -68,6 +68,10 @@ class TaskFamily:
         """Yield trial seed, task (from 0) and its number of training examples, as `Tasks` has it."""
         return self._tasks.train_sizes(trial_seeds)
 
+    def try_first(self, trial_seed: int) -> None:
+        """Raises KindError where the first task of a trial seed is not the same each time it is made."""
+        self._tasks.try_first(trial_seed)
+
     def sequence(self, trial_seed: int) -> TaskSequence:
         """The tasks as the trials with this seed see them, whatever their optimizer."""
         return TaskSequence(self, trial_seed)

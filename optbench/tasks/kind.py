@@ -29,11 +29,13 @@ from optbench.errors import KindError
 from optbench.kinds import calling
 from optbench.late import torch
 from optbench.streams import stream_seed
-from optbench.tasks.examples import Examples
+from optbench.tasks.examples import PARTS, Examples
 
 if TYPE_CHECKING:
     from optbench.suite.schema import TaskSettings
     from optbench.tasks.examples import Part, Parts
+
+DRAW = "draw from torch.Generator().manual_seed(...), of a number made of seed, trial_seed and task"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,18 @@ class Tasks:
             if before != self._versions():
                 raise KindError(f"{where}: changes the examples of the dataset in place; work on a clone()")
             return _checked(found, self._parts, where) if self._settings.is_users else found
+
+    def try_first(self, trial_seed: int) -> None:
+        """Make the first task of a trial seed twice.
+
+        Raises:
+            KindError: it is not the same again, so a trial would depend on what was made before it.
+        """
+        for part in PARTS:
+            one, again = (self.examples(trial_seed, 0, part) for _ in range(2))
+            if not (torch.equal(one.inputs, again.inputs) and torch.equal(one.targets, again.targets)):
+                call = f"{self._settings.kind}: examples({trial_seed}, 0, '{part}')"
+                raise KindError(f"{call}: expected the same examples at every call, got others at the second; {DRAW}")
 
     def _versions(self) -> list[int]:
         """How often the examples have been changed in place, as PyTorch counts it: all trials share them."""

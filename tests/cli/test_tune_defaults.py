@@ -10,8 +10,8 @@ import pytest
 
 from optbench.cli import main
 from optbench.optimizers.registry import OPTIMIZERS, complete
+from optbench.studies.tuning.space import searches
 from optbench.suite import load_suite
-from optbench.tuning.space import searches
 from tests.refusals import refusal
 
 MINE = '''

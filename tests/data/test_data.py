@@ -361,8 +361,8 @@ def test_damaged_files_are_one_clear_line(
     [
         ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0\0\x0f\0\0\0\x1c\0\0\0\x1c\0\0", "invalid for input of size 2"),
         ("train-images-idx3-ubyte", b"", "damaged"),
-        ("t10k-labels-idx1-ubyte", gzip.decompress(idx_gz(np.zeros(5))), r"\(6,\) labels are needed"),
-        ("t10k-labels-idx1-ubyte", gzip.decompress(idx_gz(np.full(6, 10))), r"labels must be in 0\.\.9; 10\.\.10 came"),
+        ("t10k-labels-idx1-ubyte", gzip.decompress(idx_gz(np.zeros(5))), r"\(6,\) labels, got"),
+        ("t10k-labels-idx1-ubyte", gzip.decompress(idx_gz(np.full(6, 10))), r"expected labels in 0\.\.9, got 10\.\.10"),
     ],
     ids=["cut short", "empty", "too few labels", "label outside the classes"],
 )

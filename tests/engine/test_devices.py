@@ -58,9 +58,11 @@ def suite_of(name: str, **settings: Any) -> Suite:
 
 
 def trained(suite: Suite, mnist: Dataset, device: str, **more: Any) -> list[TrialResult]:
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device(device))
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device(device))
     return [
-        result for cohort in cohorts(trials(suite)) for result in train(cohort, setting, lambda progress: None, **more)
+        result
+        for cohort in cohorts(trials(suite))
+        for result in train(cohort, workspace, lambda progress: None, **more)
     ]
 
 

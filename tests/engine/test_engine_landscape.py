@@ -157,7 +157,7 @@ def test_a_trial_alone_has_the_landscape_it_has_in_company(mnist: Dataset) -> No
 
 def test_by_default_only_the_distances_are_taken_and_only_at_the_end(mnist: Dataset) -> None:
     assert [name for name in DEFAULT_METRICS if name in LANDSCAPE] == DISTANCES
-    assert all(METRICS[name].cost == ("cheap" if name in DISTANCES else "dear") for name in LANDSCAPE)
+    assert all(METRICS[name].cost == ("cheap" if name in DISTANCES else "expensive") for name in LANDSCAPE)
     assert all(METRICS[name].direction == "neutral" for name in LANDSCAPE)
     (result,) = train_suite(asking(None), mnist)
     assert [(row.metric, row.after_task, row.task) for row in landscape_rows(result)] == [(n, 2, 2) for n in DISTANCES]

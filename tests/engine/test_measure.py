@@ -26,17 +26,17 @@ TASKS = 2
 
 
 def trained(mnist: Dataset, *, share: bool) -> list[TrialResult]:
-    """All trials, cohort by cohort: in one setting as in a worker, or each in one of its own."""
+    """All trials, cohort by cohort: in one workspace as in a worker, or each in one of its own."""
 
-    def setting() -> Workspace:
+    def workspace() -> Workspace:
         return Workspace.of(SUITE.experiments["small"], mnist, SUITE.seed, torch.device("cpu"))
 
-    shared = setting()
+    shared = workspace()
     return [
         result
         for cohort in cohorts(trials(SUITE))
         for trial in cohort.trials
-        for result in train(cohorts([trial])[0], shared if share else setting(), lambda progress: None)
+        for result in train(cohorts([trial])[0], shared if share else workspace(), lambda progress: None)
     ]
 
 

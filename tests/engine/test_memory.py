@@ -62,8 +62,8 @@ from optbench.suite import load_suite
 torch.set_num_threads(1)
 suite = complete(load_suite(Path(sys.argv[1])))
 cohort = next(c for c in cohorts(trials(suite)) if c.experiment == "together")
-setting = Workspace.of(suite.experiments["together"], load("mnist"), suite.seed, torch.device("cpu"))
-train(cohort, setting, lambda progress: None)
+workspace = Workspace.of(suite.experiments["together"], load("mnist"), suite.seed, torch.device("cpu"))
+train(cohort, workspace, lambda progress: None)
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmPeak")))
 """

@@ -115,18 +115,18 @@ def test_agrees_with_a_plain_loop(model: type[nn.Module], mnist: Dataset, use: U
 def test_goes_on_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
     use(model)
     suite = suite_of(("sgd",))
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, CPU)
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, CPU)
     (cohort,) = cohorts(trials(suite))
     kept: dict[str, Interim] = {}
 
     def keep(take: Callable[[], list[Interim]]) -> None:
         kept.update({interim.trials[0]: interim for interim in take()})
 
-    whole = train(cohort, setting, lambda progress: None, keep)
+    whole = train(cohort, workspace, lambda progress: None, keep)
     again = {}
     for name, interim in kept.items():
         again[name] = Interim.from_record(interim.record(), interim.state, interim.rows)
-    rest = train(cohort, setting, lambda progress: None, None, again)
+    rest = train(cohort, workspace, lambda progress: None, None, again)
     assert len(kept) == 2
     assert all(map(same_bits, whole, rest))
 
@@ -215,10 +215,10 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
     )
     experiment = suite.experiments["small"].model_copy(update={"metrics": ["effective_rank", "landscape_loss"]})
     suite = suite.model_copy(update={"experiments": {"small": experiment}})
-    setting = Workspace.of(experiment, data, suite.seed, CPU)
-    examples = setting.family.parts.test
+    workspace = Workspace.of(experiment, data, suite.seed, CPU)
+    examples = workspace.family.parts.test
     (cohort,) = cohorts(trials(suite))
-    (result,) = train(cohort, setting, lambda progress: None)
+    (result,) = train(cohort, workspace, lambda progress: None)
     last = [row for row in result.rows if isinstance(row, AccuracyRow)][-1]
     assert last.accuracy == 1.0
     assert last.examples == examples.targets.numel() == 60 * 7
@@ -239,6 +239,10 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
         ),
         (own_models.Frozen, "fc.bias: expected parameters that are trained, got requires_grad=False; make it a buffer"),
         (own_models.function, "expected an nn.Module, got list"),
+        (
+            own_models.Reassigned,
+            "expected buffers with two names to change in place, got another tensor under one of them",
+        ),
         (
             own_models.Remembering,
             "expected the same logits when it is evaluated again, got others; what it keeps has to be a buffer",
@@ -312,8 +316,8 @@ def test_landscape_and_pruning_of_a_model_with_buffers(mnist: Dataset, use: Use)
     assert found["hessian_trace"].value is not None
     # By hand: in eval mode, with the running statistics of the checkpoint, in float64.
     assert result.weights is not None
-    setting = Workspace.of(experiment, mnist, suite.seed, CPU)
-    examples = setting.family.sequence(0).train(1)
+    workspace = Workspace.of(experiment, mnist, suite.seed, CPU)
+    examples = workspace.family.sequence(0).train(1)
     module = own_models.ResNet(mnist.inputs, mnist.classes)
     module.load_state_dict(result.weights)
     module.eval().double()
@@ -428,3 +432,17 @@ def test_layers_may_share_weights(optimizer: str, use: Use) -> None:
     assert result.weights is not None
     assert torch.equal(result.weights["out.weight"], result.weights["embed.weight"])
     Tied(data.inputs, data.classes).load_state_dict(result.weights)
+
+
+class SharedNorm(own_models.ResNet):
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.same = next(part for part in self.modules() if isinstance(part, nn.BatchNorm2d))
+
+
+def test_layers_may_share_running_statistics(mnist: Dataset, use: Use) -> None:
+    use(SharedNorm)
+    (result,) = train_suite(small_suite({"opt": opt("sgd", lr=0.05)}, seeds=1, **SMALL), mnist)
+    assert result.weights is not None
+    SharedNorm(mnist.inputs, mnist.classes).load_state_dict(result.weights)
+    assert result.weights["same.num_batches_tracked"] > 0

@@ -78,9 +78,9 @@ def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(
     suite: Suite, mnist: Dataset, *, together: bool = True, record: Recorder | None = None
 ) -> list[TrialResult]:
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
-    setting = dataclasses.replace(setting, execution=Execution(together, record))
-    return [result for cohort in cohorts(trials(suite)) for result in train(cohort, setting, lambda progress: None)]
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    workspace = dataclasses.replace(workspace, execution=Execution(together, record))
+    return [result for cohort in cohorts(trials(suite)) for result in train(cohort, workspace, lambda progress: None)]
 
 
 def suite_of(optimizer: dict[str, Any], **more: Any) -> Suite:

@@ -254,7 +254,7 @@ def small(optimizers: dict[str, dict[str, Any]], mnist: Dataset, **protocol: Any
 
 
 def test_a_training_happens_once_and_is_told_to_all_its_names(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite, setting = small({"sgd": SGD, "again": SGD, "third": {**SGD, "lr": [0.1, 0.3]}}, mnist, max_steps=5)
+    suite, workspace = small({"sgd": SGD, "again": SGD, "third": {**SGD, "lr": [0.1, 0.3]}}, mnist, max_steps=5)
     updated: list[int] = []
     step = torch.optim.SGD.step
 
@@ -265,7 +265,7 @@ def test_a_training_happens_once_and_is_told_to_all_its_names(mnist: Dataset, mo
     monkeypatch.setattr(torch.optim.SGD, "step", counted)
     told: list[Progress] = []
     (cohort,) = cohorts(trials(suite))
-    results = train(cohort, setting, told.append)
+    results = train(cohort, workspace, told.append)
     assert sum(updated) == 2 * 5 * 4, "two tasks of five steps, two rates and two seeds"
     assert [result.trial for result in results] == list(cohort.trials)
     ends = [news.trial for news in told if news.status == "done"]

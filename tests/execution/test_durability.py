@@ -293,9 +293,9 @@ class Cut:
             if self.left == 0:
                 raise KeyboardInterrupt
 
-        def trained(cohort: Cohort, setting: Workspace, notify: Any, keep: Any, begun: Any) -> list[TrialResult]:
+        def trained(cohort: Cohort, workspace: Workspace, notify: Any, keep: Any, begun: Any) -> list[TrialResult]:
             self.begun.append({trial: begun[trial].task for trial in begun})
-            return original(cohort, setting, notify, keep, begun)
+            return original(cohort, workspace, notify, keep, begun)
 
         monkeypatch.setattr(optbench.execution.work, "write_interim", written)
         monkeypatch.setattr(optbench.execution.work, "train", trained)

@@ -138,9 +138,9 @@ def test_state_that_trials_of_a_process_share_is_noted(
         (tmp_path / file).write_text(text)
     target = f"{tmp_path / 'mine.py'}:{name}"
     suite = small_suite({"it": {"target": "sam", "base": {"target": target, "lr": 0.05}}}, seeds=2, max_steps=30)
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
     (cohort,) = cohorts(trials(suite))
-    answer = do(Train(cohort, {}), setting, lambda progress: None, tmp_path / "interim")
+    answer = do(Train(cohort, {}), workspace, lambda progress: None, tmp_path / "interim")
     assert isinstance(answer, Finished)
     notes = [row.note or "" for _, row in answer.rows if isinstance(row, TrialRow)]
     said = f"keeps state outside of its instances ({kept}), which all trials of its process share"
@@ -158,8 +158,8 @@ def test_what_cannot_be_read_in_a_users_module_fails_nothing(tmp_path: Path, mni
         "class Mine(torch.optim.SGD): pass\n"
     )
     suite = small_suite({"it": {"target": f"{file}:Mine", "lr": 0.05}}, seeds=1, max_steps=5)
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
     (cohort,) = cohorts(trials(suite))
-    answer = do(Train(cohort, {}), setting, lambda progress: None, tmp_path / "interim")
+    answer = do(Train(cohort, {}), workspace, lambda progress: None, tmp_path / "interim")
     assert isinstance(answer, Finished), answer
     assert [row.status for _, row in answer.rows if isinstance(row, TrialRow)] == ["ok"]

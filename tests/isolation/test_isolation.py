@@ -145,7 +145,7 @@ from optbench.isolation import ALL, Snapshot
 KEPT, SEEN = [], []
 
 def change():
-    before = Snapshot([setting for setting in ALL if setting.name == "{name}"])
+    before = Snapshot([workspace for workspace in ALL if workspace.name == "{name}"])
     {change}
     SEEN.extend(before.changed())
 
@@ -153,7 +153,7 @@ if "{place}" == "import":
     change()
 
 class Pest(torch.optim.SGD):
-    '''Changes the setting where it is told to, at a rate of .05; at any other it is plain SGD.'''
+    '''Changes the workspace where it is told to, at a rate of .05; at any other it is plain SGD.'''
 
     def __init__(self, params, lr=0.05):
         super().__init__(params, lr=lr)
@@ -192,9 +192,9 @@ def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any,
         test_examples=32,
         model={"kind": "mlp", "hidden": [8], "activation": "gelu"},  # by autograd
     )
-    setting = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
     (cohort,) = cohorts(trials(suite))
-    found = do(Train(cohort, {}), setting, lambda progress: None, folder)
+    found = do(Train(cohort, {}), workspace, lambda progress: None, folder)
     assert isinstance(found, Finished), found
     weights = {trial.variant: {name: w.tobytes() for name, w in w.items()} for trial, w in found.weights}
     rows: dict[str, list[str]] = {}
@@ -220,7 +220,7 @@ def _put_back() -> Iterator[None]:
 
 
 def test_the_table_has_a_change_for_every_setting() -> None:
-    assert {setting.name for setting in ALL} - {"cuda device"} == set(CHANGES)
+    assert {workspace.name for workspace in ALL} - {"cuda device"} == set(CHANGES)
 
 
 BREAKING = ("inference_mode", "default_device", "default_dtype", "torch function modes", "numpy errors", "environment")

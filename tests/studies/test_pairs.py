@@ -245,33 +245,33 @@ def test_every_value_can_be_recomputed_with_plain_torch(path: Path, table: pd.Da
 
 def test_a_solution_with_itself_and_with_its_start(mnist: Dataset) -> None:
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, {"controls": []}, seeds=1)
-    comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
+    comparison, workspace = prepared(suite, mnist)
+    network = build(suite.experiments["small"].models["net"], workspace.family.inputs, workspace.family.classes)
     start = initialise(network, generator(suite.seed, 0, "initial weights"))
     moved = {name: weight + 0.1 * torch.sin(100 * weight) for name, weight in start.items()}
-    found = {row.metric: row for row in compare(comparison, setting, lambda trial: moved, {})}
+    found = {row.metric: row for row in compare(comparison, workspace, lambda trial: moved, {})}
     expected = dict.fromkeys(PAIR_METRICS, 0.0)
     expected |= {"linear_cka": 1.0, "linear_cka_debiased": 1.0, "subspace_overlap": 1.0, "subspace_overlap_chance": 0.5}
     assert {name: row.value for name, row in found.items()} == pytest.approx(expected, abs=1e-12)
-    found = {row.metric: row for row in compare(comparison, setting, lambda trial: start, {})}
+    found = {row.metric: row for row in compare(comparison, workspace, lambda trial: start, {})}
     for metric, note in (("weight_distance", "neither solution has moved"), ("displacement_angle", "not moved")):
         assert found[metric].value is None
         assert note in str(found[metric].note)
 
 
 def prepared(suite: Suite, dataset: Dataset) -> tuple[Any, Workspace]:
-    setting = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
-    return comparisons(suite, trials(suite))[0], setting
+    workspace = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
+    return comparisons(suite, trials(suite))[0], workspace
 
 
 def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
     chosen: dict[str, Any] = {"controls": [], "metrics": ["subspace_overlap", "linear_cka", "subspace_overlap_chance"]}
     model = {"kind": "mlp", "hidden": [4]}
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, chosen, seeds=1, model=model)
-    comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
+    comparison, workspace = prepared(suite, mnist)
+    network = build(suite.experiments["small"].models["net"], workspace.family.inputs, workspace.family.classes)
     dead = {name: torch.zeros(parameter.shape) for name, parameter in network.named_parameters()}
-    rows = compare(comparison, setting, lambda trial: dead, {})
+    rows = compare(comparison, workspace, lambda trial: dead, {})
     assert [row.metric for row in rows] == chosen["metrics"], "those asked for, in the order asked for"
     assert [row.value for row in rows] == [None, None, None]
     assert [str(row.note) for row in rows] == [
@@ -285,20 +285,20 @@ def test_with_little_memory_the_values_are_the_same_and_no_solution_is_read_for_
     names = [f"o{i}" for i in range(7)]
     cheap = {"controls": [], "metrics": ["linear_cka", "weight_distance"]}
     suite = with_pairs({name: {"target": "sgd"} for name in names}, cheap, seeds=1)
-    comparison, setting = prepared(suite, mnist)
-    network = build(suite.experiments["small"].models["net"], setting.family.inputs, setting.family.classes)
+    comparison, workspace = prepared(suite, mnist)
+    network = build(suite.experiments["small"].models["net"], workspace.family.inputs, workspace.family.classes)
     read: list[str] = []
 
     def weights(trial: Trial) -> dict[str, Tensor]:
         read.append(trial.optimizer)
         return initialise(network, generator(0, int(trial.optimizer[1]), "made"))
 
-    plenty = compare(comparison, setting, weights, {})
+    plenty = compare(comparison, workspace, weights, {})
     assert sorted(read) == names, "each once"
     size = 400 * 20 * 8 + sum(w.numel() for w in network.parameters()) * 8 + 400 * 8
     for room, most in ((4, 16), (0, 28)):
         read.clear()
-        assert compare(comparison, setting, weights, {}, budget=room * size) == plenty
+        assert compare(comparison, workspace, weights, {}, budget=room * size) == plenty
         assert 7 < len(read) <= most < 2 * len(comparison.pairs)
 
 

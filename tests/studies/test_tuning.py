@@ -17,13 +17,13 @@ from optbench.errors import SuiteError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.store import read_run
+from optbench.studies.tuning.samplers import Tried, batch_size, draw
+from optbench.studies.tuning.space import searches, tuning_seeds
 from optbench.studies.tuning.statistics import TriedSetting, TunedOptimizer, choose, end_of_search, gated
+from optbench.studies.tuning.tuned_suite import chosen_values
+from optbench.studies.tuning.tuner import Method, Tuner, tune
 from optbench.suite import Suite
 from optbench.suite.variants import LISTED, variant_name
-from optbench.tuning.samplers import Tried, batch_size, draw
-from optbench.tuning.space import searches, tuning_seeds
-from optbench.tuning.tuned_suite import chosen_values
-from optbench.tuning.tuner import Method, Tuner, tune
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 

@@ -16,9 +16,9 @@ from optbench.metrics import select
 from optbench.optimizers.registry import check_settings
 from optbench.plan import trials
 from optbench.store import read_run
+from optbench.studies.tuning.space import effective, searches
+from optbench.studies.tuning.tuned_suite import MARKER
 from optbench.suite import Suite, load_suite, shipped_suites
-from optbench.tuning.space import effective, searches
-from optbench.tuning.tuned_suite import MARKER
 from tests.conftest import assert_same_tables
 
 TUNED = ("basins", "continual", "shampoo", "sparsity")

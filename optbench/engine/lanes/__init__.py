@@ -1,8 +1,8 @@
 """The three ways an update is applied to a cohort, behind one interface.
 
 A lane is built for the members of a stack and taken apart with it: `export` gives a member's optimizer state on its
-own, and a new lane is built from the states of those that go on. So a member's state never mixes with another's, and
-dropping a member needs no masks; of one that has stopped and is carried along nobody looks at what becomes of it.
+own, and a new lane is built from the states of those that continue. So a member's state never mixes with another's, and
+dropping a member needs no masks; the results of a stopped member that is carried along are ignored.
 
 Legend: A members in training, P padded parameter count.
 """

@@ -1,4 +1,6 @@
-"""Tuning: which setting of each optimizer a tuning run chooses, and what choosing has cost."""
+"""Tuning: which setting of each optimizer a tuning run chooses, and what choosing has cost.
+
+Here is what reports need, which trains nothing; `tuner` is the search."""
 
 from __future__ import annotations
 

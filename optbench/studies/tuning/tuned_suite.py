@@ -9,13 +9,13 @@ from typing import Any
 from optbench.counting import grouped
 from optbench.errors import escaped
 from optbench.kinds import AS_WRITTEN
+from optbench.studies.tuning.space import Search, effective, overrides
 from optbench.studies.tuning.statistics import TunedOptimizer
+from optbench.studies.tuning.tuner import Tuner
 from optbench.suite import Suite
 from optbench.suite.dump import dump
 from optbench.suite.extends import KEY, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
-from optbench.tuning.space import Search, effective, overrides
-from optbench.tuning.tuner import Tuner
 
 MARKER = "# Hyper-parameters chosen by optbench tune:"
 """The first line of a tuned suite; the lines below it begin with `#   `."""

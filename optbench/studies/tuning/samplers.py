@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from optbench.errors import UsageError
+from optbench.studies.tuning.space import Dimension, Search
 from optbench.suite.variants import KeyPath, value_name, variant_name
-from optbench.tuning.space import Dimension, Search
 
 Values = Mapping[KeyPath, Any]
 

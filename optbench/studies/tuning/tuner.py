@@ -22,12 +22,12 @@ from optbench.metrics import METRICS
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.streams import stream_seed
+from optbench.studies.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
+from optbench.studies.tuning.space import Search, Searches, effective, overrides, searches, takes, tuning_seeds
 from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, check_rule, tunings
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
 from optbench.suite.variants import LISTED, variant_name, with_values
-from optbench.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
-from optbench.tuning.space import Search, Searches, effective, overrides, searches, takes, tuning_seeds
 
 MOST_WIDENINGS = 5
 
