@@ -11,14 +11,15 @@ each round measures all of them once, and what is printed is the median over rou
 - `engine`: what `optbench run` does between two evaluations: batches, gradients, updates, and reading the losses.
 - `loop`: plain PyTorch, one network after the other: float inputs in memory, autograd, `torch.optim` as it comes.
   For Shampoo (`newton`: with roots by products) the loop uses pytorch-optimizer's, and both refresh all roots every 10
-  steps. On a CUDA device it has at most 4 networks, as its member-steps per second do not depend on how many there are.
+  steps. On a CUDA device it has at most 4 networks (Shampoo's one), as its speed does not depend on their number.
 - `floor`: only the matrix products of forward and backward, batched or one by one, whichever is faster. On a CUDA
   device the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same rounds:
   weights and moments read and written once, gradients read once. Shampoo's factors are left out.
 - `unrecorded` (CUDA): the engine without CUDA graphs.
 
 On a CUDA device the members are of at most 10 seeds, as in a suite with a sweep, and share the batches of their seed;
-the engine's peak memory is printed, too. On a CPU every member has a seed of its own.
+the engine's peak memory is printed, too. On a CPU every member has a seed of its own. A way that raises is left out and
+the reason is printed; the exit code is then 1.
 
 `--profile` prints instead which operations the time of the engine goes to, without CUDA graphs, which hide their names.
 """
@@ -26,15 +27,19 @@ the engine's peak memory is printed, too. On a CPU every member has a seed of it
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import multiprocessing as mp
 import multiprocessing.connection
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
 BATCH, WIDTH, CLASSES = 128, 100, 10
 REFRESH = 10
@@ -94,7 +99,7 @@ def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -
 
     def steps(first: int, count: int) -> None:
         stretch = stack.run(first, first + count, range(members))
-        assert not stretch.raised
+        assert not stretch.raised, stretch.raised
         assert not recordings.refused, recordings.refused
 
     return steps
@@ -208,35 +213,43 @@ SEEDS = 10
 WARM_UP = 6 * REFRESH
 """Steps before any is timed: buffers, caches, recordings of every kind of step."""
 LOOPED = 4
-"""Networks of the loop on a CUDA device."""
+"""Networks of the loop on a CUDA device, at most; of Shampoo's one."""
 
 
 def worker(connection: multiprocessing.connection.Connection) -> None:
-    """Builds what it is told and times it when it is told."""
+    """Build what each order names and time it; send the result, or the exception in one line."""
     import torch
 
     torch.set_num_threads(1)
-    steps: Steps = lambda first, count: None  # noqa: E731
+    steps: Steps | None = None
     wait: Callable[[], object] = lambda: None  # noqa: E731
     t = 0
-    while True:
-        order = connection.recv()
-        if order is None:
-            return
-        if order[0] == "build":
-            _, variant, optimizer, members, where = order
-            if where != "cpu":
-                wait = torch.cuda.synchronize
-            steps, t = VARIANTS[variant](optimizer, members, where), WARM_UP
-            steps(0, t)
-            wait()
-            connection.send(torch.cuda.max_memory_allocated() if where != "cpu" else 0)
+    while (order := connection.recv()) is not None:
+        try:
+            result: float = 0
+            if order[0] == "build":
+                _, variant, optimizer, members, where = order
+                steps = None
+                gc.collect()
+                if where != "cpu":
+                    wait = torch.cuda.synchronize
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+                steps, t = VARIANTS[variant](optimizer, members, where), WARM_UP
+                steps(0, t)
+                wait()
+                result = torch.cuda.max_memory_allocated() if where != "cpu" else 0
+            elif order[0] == "time":
+                assert steps is not None
+                count, started = order[1], time.perf_counter()
+                steps(t, count)
+                wait()
+                t += count
+                result = time.perf_counter() - started
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         else:
-            count, started = order[1], time.perf_counter()
-            steps(t, count)
-            wait()
-            t += count
-            connection.send(time.perf_counter() - started)
+            connection.send(result)
 
 
 def main() -> None:
@@ -260,47 +273,104 @@ def main() -> None:
         for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
             print(f"\n{optimizer}, {members} members\n{profile(optimizer, members, arguments.device)}")
         return
-    columns = COLUMNS[: None if arguments.device != "cpu" else -1]
+    names = ON_CPU if arguments.device == "cpu" else ON_CUDA
+    columns = COLUMNS[: None if "unrecorded" in names else -1]
     print(f"{'optimizer':10}{'members':>8}" + "".join(f"{name:>{width}}" for name, width in columns))
-    for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
-        report(optimizer, members, cores, arguments)
+    complete = True
+    with Crew(names, cores, arguments.device) as crew:
+        for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
+            found = measured(crew, optimizer, members, arguments.rounds, arguments.seconds)
+            print(line(found, columns), flush=True)
+            complete &= not found.missing
+    sys.exit(0 if complete else 1)
 
 
 COLUMNS = [("engine", 31), ("loop", 26), ("floor", 31), ("engine/loop", 21), ("engine/floor", 20), ("unrecorded", 28)]
 
 
-def report(optimizer: str, members: int, cores: int, arguments: argparse.Namespace) -> None:
-    """Measure all variants for one cohort and print a line."""
-    rounds, seconds, device = arguments.rounds, arguments.seconds, arguments.device
-    names = ON_CPU if device == "cpu" else ON_CUDA
-    counts = {name: min(members, LOOPED) if name == "loop" and device != "cpu" else members for name in names}
-    teams = {name: Team(name, optimizer, shares(counts[name], cores), device) for name in names}
-    taken: dict[str, list[float]] = {name: [] for name in names}  # seconds a step, one value a round
-    steps = {name: max(REFRESH, round(seconds / team.time(REFRESH) * REFRESH)) for name, team in teams.items()}
-    for _ in range(rounds):
-        for name, team in teams.items():
-            # Whole refresh intervals, so that every measurement holds its share of roots.
-            count = -(-steps[name] // REFRESH) * REFRESH
-            taken[name].append(team.time(count) / count)
-    for team in teams.values():
-        team.stop()
-    best = min((name for name in names if "floor" in name), key=lambda name: statistics.median(taken[name]))
-    taken["floor"] = taken[best]
-    if device != "cpu":
+@dataclass(frozen=True)
+class Measurement:
+    """The ways of one cohort, measured in turns."""
+
+    optimizer: str
+    members: int
+    speeds: Mapping[str, Sequence[float]]
+    """By way, member-steps per second, a value for each round. `floor` is the faster one, with the memory traffic."""
+    peak: int
+    """Bytes of device memory that the engine had allocated at most, after the first steps; 0 on a CPU."""
+    missing: Mapping[str, str]
+    """Why a way was not measured."""
+
+    def ratios(self, other: str) -> list[float]:
+        """Of the engine to another way, a value for each round; none if one of the two was not measured."""
+        pairs = zip(self.speeds.get("engine", ()), self.speeds.get(other, ()), strict=False)
+        return [a / b for a, b in pairs]
+
+    def cells(self) -> dict[str, str]:
+        """Median [smallest, largest] of what was measured, by column."""
+        found = {name: (values, "{:,.0f}") for name, values in self.speeds.items()}
+        found |= {f"engine/{other}": (self.ratios(other), "{:.2f}") for other in ("loop", "floor")}
+        return {name: summary(values, pattern) for name, (values, pattern) in found.items() if values}
+
+
+def measured(
+    crew: Crew, optimizer: str, members: int, rounds: int, seconds: float, deadline: float = float("inf")
+) -> Measurement:
+    """Time every way in turns, each for about `seconds` a round.
+
+    A way that raises, or is not done by `deadline` (of `time.perf_counter`), is left out and named in `missing`; rounds
+    end early at the deadline.
+    """
+    on_cuda = crew.device != "cpu"
+    looped = min(members, 1 if SETTINGS[optimizer][0] == "shampoo" else LOOPED) if on_cuda else members
+    counts = {name: looped if name == "loop" else members for name in crew.names}
+    missing: dict[str, str] = {}
+
+    def alive(action: Callable[[str], float]) -> dict[str, float]:
+        found = {}
+        for name in crew.names:
+            if name in missing:
+                continue
+            try:
+                found[name] = action(name)
+            except TeamError as error:
+                missing[name] = str(error)
+        return found
+
+    def build(name: str) -> float:
+        crew[name].build(optimizer, shares(counts[name], crew.processes))
+        return 0.0
+
+    alive(build)
+    peaks = alive(lambda name: sum(crew[name].answers(deadline)))
+    calibration = alive(lambda name: crew[name].time(REFRESH, deadline))
+    # Whole refresh intervals, so that every measurement holds its share of roots.
+    steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in calibration.items()}
+    taken: dict[str, list[float]] = {name: [] for name in crew.names}  # seconds a step, one value a round
+    for turn in range(rounds):
+        if turn and time.perf_counter() > deadline:
+            break
+        for name, each in alive(lambda name: crew[name].time(steps[name], deadline) / steps[name]).items():
+            taken[name].append(each)
+    taken = {name: values for name, values in taken.items() if values}
+    floors = [name for name in taken if "floor" in name]
+    if floors and (not on_cuda or "copy" in taken):
+        taken["floor"] = taken[min(floors, key=lambda name: statistics.median(taken[name]))]
+    if on_cuda and "floor" in taken:
         moved = members * traffic(optimizer) / (8 * COPIED)  # of the bytes of a copy, which reads and writes
-        taken["floor"] = [
-            products + moved * copied for products, copied in zip(taken[best], taken["copy"], strict=True)
-        ]
-    speeds = {name: [counts.get(name, members) / each for each in taken[name]] for name in taken}
-    cells: dict[str, str] = {
-        name: summary(speeds[name], "{:,.0f}") for name in ("engine", "loop", "floor", "unrecorded") if name in speeds
-    }
-    for other in ("loop", "floor"):
-        ratios = [a / b for a, b in zip(speeds["engine"], speeds[other], strict=True)]
-        cells[f"engine/{other}"] = summary(ratios, "{:.2f}")
-    line = "".join(f"{cells[name]:>{width}}" for name, width in COLUMNS if name in cells)
-    peak = f"  peak {teams['engine'].peak / 2**20:,.0f} MiB" if device != "cpu" else ""
-    print(f"{optimizer:10}{members:8}{line}{peak}", flush=True)
+        pairs = zip(taken["floor"], taken["copy"], strict=False)
+        taken["floor"] = [products + moved * copied for products, copied in pairs]
+    speeds = {name: [counts.get(name, members) / each for each in values] for name, values in taken.items()}
+    return Measurement(optimizer, members, speeds, int(peaks.get("engine", 0)), missing)
+
+
+def line(found: Measurement, columns: Sequence[tuple[str, int]]) -> str:
+    """A row of the table."""
+    cells = found.cells()
+    row = "".join(f"{cells.get(name, '-'):>{width}}" for name, width in columns)
+    peak = f"  peak {found.peak / 2**20:,.0f} MiB" if found.peak else ""
+    reasons = "".join(f"\n    {name} not measured: {reason}" for name, reason in found.missing.items())
+    return f"{found.optimizer:10}{found.members:8}{row}{peak}{reasons}"
 
 
 def profile(optimizer: str, members: int, where: str) -> str:
@@ -325,36 +395,105 @@ def shares(members: int, processes: int) -> list[int]:
     return [b - a for a, b in itertools.pairwise(cuts) if b > a]
 
 
-class Team:
-    """The processes of one variant; they stay, so that variants can take turns."""
+class TeamError(Exception):
+    """A way raised, ended, or took too long; its processes are of no further use."""
 
-    def __init__(self, variant: str, optimizer: str, shares: list[int], device: str) -> None:
+
+class Crew:
+    """A team for each way, kept from one cohort to the next: a process takes seconds to start (torch, CUDA, data)."""
+
+    def __init__(self, names: Sequence[str], processes: int, device: str) -> None:
+        self.names, self.processes, self.device = names, processes, device
+        self._teams: dict[str, Team] = {}
+
+    def __getitem__(self, name: str) -> Team:
+        if name not in self._teams or self._teams[name].broken:
+            self._teams[name] = Team(name, self.processes, self.device)
+        return self._teams[name]
+
+    def start(self) -> None:
+        """Start all processes and wait for them, so that no cohort's deadline has to allow for it."""
+        for team in [self[name] for name in self.names]:
+            team.ready()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for team in self._teams.values():
+            team.stop()
+
+
+class Team:
+    """The processes of one way."""
+
+    def __init__(self, variant: str, processes: int, device: str) -> None:
         context = mp.get_context("spawn")
+        self.variant, self.device, self.broken = variant, device, False
         self.connections, self.processes = [], []
-        for share in shares:
+        self.busy: list[multiprocessing.connection.Connection] = []
+        """Connections of the processes that have members."""
+        for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=worker, args=(theirs,), daemon=True)
             process.start()
-            ours.send(("build", variant, optimizer, share, device))
+            theirs.close()  # so that a process that dies is an end of file
             self.connections.append(ours)
             self.processes.append(process)
-        self.peak = sum(connection.recv() for connection in self.connections)
-        """Bytes of device memory, at most, after the first steps."""
 
-    def time(self, steps: int) -> float:
+    def ready(self) -> None:
+        """Wait until every process has imported torch."""
+        self.busy = self.connections
+        for connection in self.busy:
+            connection.send(("start",))
+        self.answers(float("inf"))
+
+    def build(self, optimizer: str, shares: list[int]) -> None:
+        """Let the first processes build a share each; `answers` has their peak memory in bytes."""
+        self.busy = self.connections[: len(shares)]
+        for connection, share in zip(self.busy, shares, strict=True):
+            connection.send(("build", self.variant, optimizer, share, self.device))
+
+    def time(self, steps: int, deadline: float) -> float:
         """Seconds until the last process has done `steps` steps."""
-        for connection in self.connections:
+        for connection in self.busy:
             connection.send(("time", steps))
-        return float(max(connection.recv() for connection in self.connections))
+        return max(self.answers(deadline))
+
+    def answers(self, deadline: float) -> list[float]:
+        found: list[float] = []
+        for connection in self.busy:
+            left = deadline - time.perf_counter()
+            try:
+                if not connection.poll(None if left == float("inf") else max(0.0, left)):
+                    raise self._broken("not done in the time it had")
+                answer = connection.recv()
+            except (EOFError, ConnectionError):
+                raise self._broken("its process ended") from None
+            if isinstance(answer, str):
+                raise self._broken(answer)
+            found.append(answer)
+        return found
+
+    def _broken(self, reason: str) -> TeamError:
+        self.broken = True
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return TeamError(reason)
 
     def stop(self) -> None:
+        if self.broken:
+            return
         for connection in self.connections:
             connection.send(None)
         for process in self.processes:
             process.join()
 
 
-def summary(values: list[float], pattern: str) -> str:
+def summary(values: Sequence[float], pattern: str) -> str:
     low, middle, high = (pattern.format(v) for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} [{low}, {high}]"
 
