@@ -21,7 +21,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -124,25 +125,46 @@ def main() -> None:
     device = torch.device(arguments.device)
     name = "a CPU, one thread" if device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; order {ORDER}, epsilon {EPSILON:g}\n")
-    print(f"{'side':>5}{'members':>9}  {'way':16}{'time, ms':>28}{'error':>11}{'apart':>11}")
+    print(HEADING)
     # Training the same few seeds is enough: more members are copies of them.
     trained = factors_in_training(min(10, max(arguments.members)))
     for n in arguments.sides:
         for members in arguments.members:
-            report(n, members, tuple(spread(x, members).to(device) for x in trained[n]), arguments.rounds)
+            given = tuple(spread(x, members).to(device) for x in trained[n])
+            for found in measured(n, members, given, arguments.rounds):
+                print(line(found), flush=True)
 
 
 def spread(x: Tensor, members: int) -> Tensor:
     return x[torch.arange(members) % len(x)].contiguous()
 
 
-def report(n: int, members: int, given: tuple[Tensor, ...], rounds: int) -> None:
-    """Time all ways on one stack of factors and print a line for each."""
+@dataclass(frozen=True)
+class Measurement:
+    """One way on one stack of factors."""
+
+    side: int
+    members: int
+    way: str
+    milliseconds: list[float]
+    """A value for each round."""
+    error: float
+    """Of the update, relative, against the exact root of the same definition; the largest over members."""
+    apart: float
+    """The same against the default."""
+
+
+def measured(
+    n: int, members: int, given: tuple[Tensor, ...], rounds: int, deadline: float = float("inf")
+) -> Iterator[Measurement]:
+    """Time all ways on one stack of factors, in turns; rounds end early at `deadline` (of `time.perf_counter`)."""
     early, factors, gradients = given
     _, basis = torch.linalg.eigh(early)
     wait: Callable[[], object] = torch.cuda.synchronize if factors.is_cuda else lambda: None
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in range(rounds + 1):
+        if turn > 1 and time.perf_counter() > deadline:
+            break
         for name, way in WAYS.items():
             wait()
             started = time.perf_counter()
@@ -153,10 +175,18 @@ def report(n: int, members: int, given: tuple[Tensor, ...], rounds: int) -> None
     exact = {added: by_eigh(factors, torch.float64, added=added) @ gradients for added in (False, True)}
     for name, way in WAYS.items():
         update = way(factors, basis) @ gradients
-        low, middle, high = min(taken[name]), statistics.median(taken[name]), max(taken[name])
         error, apart = (distance(update, exact[added]) for added in ("newton" in name, False))
-        cell = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-        print(f"{n:5}{members:9}  {name:16}{cell:>28}{error:>11.1e}{apart:>11.1e}", flush=True)
+        yield Measurement(n, members, name, taken[name], error, apart)
+
+
+HEADING = f"{'side':>5}{'members':>9}  {'way':16}{'time, ms':>28}{'error':>11}{'apart':>11}"
+
+
+def line(found: Measurement) -> str:
+    """A row of the table."""
+    low, middle, high = min(found.milliseconds), statistics.median(found.milliseconds), max(found.milliseconds)
+    cell = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{found.side:5}{found.members:9}  {found.way:16}{cell:>28}{found.error:>11.1e}{found.apart:>11.1e}"
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -14,31 +14,44 @@ start, evaluation, metrics and writing.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
+
+try:
+    import psutil
+except ModuleNotFoundError:  # of the extra `dev`: without it, memory and processor time are not measured
+    psutil = None
 
 EVERY = 0.1
 """Seconds between two looks at the memory."""
+GRACE = 10.0
+"""Seconds that an interrupted run has to write what it finished."""
 
 
 @dataclass(frozen=True)
 class Round:
     """One run of the suite."""
 
+    code: int
+    """Exit code; 130 if it was interrupted at its limit."""
     seconds: float
     processor_seconds: float
     host_bytes: int
     device_bytes: int
     trials: pd.DataFrame
+    """Those that were written."""
 
 
 def main() -> None:
@@ -49,42 +62,85 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, more = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
-    where = f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
+    where = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     if arguments.device != "cpu":
         where = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {where}"
     print(f"{where}, torch {torch.__version__}")
     words = [arguments.suite, "--device", arguments.device, "--seeds", arguments.seeds, *more]
     print(f"optbench run {' '.join(words)}")
     for _ in range(arguments.rounds):
-        found = measured(words, on_device=arguments.device != "cpu")
-        ended = ", ".join(f"{count} {status}" for status, count in found.trials["status"].value_counts().items())
-        memory = f"{found.host_bytes / 2**20:,.0f} MiB"
-        if found.device_bytes:
-            memory += f", on the device {found.device_bytes / 2**20:,.0f} MiB"
-        print(f"\n{found.seconds:.1f} s, {found.processor_seconds:.1f} s of processors; peak {memory}; {ended}")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(words, Path(folder), on_device=arguments.device != "cpu")
+        if found.code not in FINISHED:
+            sys.exit(found.code)
+        print(f"\n{headline(found)}")
         print(by_optimizer(found.trials).to_string(float_format=lambda value: f"{value:.1f}"), flush=True)
 
 
-def measured(words: list[str], *, on_device: bool) -> Round:
-    """Run it once."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "optbench.cli", "run", *words, "--quiet"]
-        command += ["--runs-dir", folder, "--name", "measured"]
-        free_before = torch.cuda.mem_get_info()[0] if on_device else 0
-        host = device = 0
-        processors: dict[int, float] = {}
-        started = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None:
+FINISHED = (0, 3)
+"""Exit codes of a run that reached its end: with and without trials that raised."""
+
+
+def headline(found: Round) -> str:
+    """Time, memory and how the trials ended, in a line."""
+    ended = ", ".join(f"{count} {status}" for status, count in found.trials["status"].value_counts().items())
+    if psutil is None:
+        spent, memory = "", "host memory not measured: psutil is missing"
+    else:
+        spent = f", {found.processor_seconds:.1f} s of processors"
+        memory = f"peak {found.host_bytes / 2**20:,.0f} MiB"
+    if found.device_bytes:
+        memory += f", on the device {found.device_bytes / 2**20:,.0f} MiB"
+    return f"{found.seconds:.1f} s{spent}; {memory}; {ended or 'no trial written'}"
+
+
+def measured(
+    words: list[str],
+    folder: Path,
+    *,
+    on_device: bool,
+    limit: float = float("inf"),
+    look: Callable[[float], None] = lambda seconds: None,
+) -> Round:
+    """Run it once, into `folder / "measured"`; interrupt it after `limit` seconds.
+
+    look: called about ten times a second with the seconds so far.
+    """
+    command = [sys.executable, "-m", "optbench.cli", "run", *words, "--quiet"]
+    command += ["--runs-dir", str(folder), "--name", "measured"]
+    free_before = torch.cuda.mem_get_info()[0] if on_device else 0
+    host = device = 0
+    processors: dict[int, float] = {}
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        asked = False
+        while process.poll() is None:
+            if psutil is not None:
                 host = max(host, memory_of(process.pid, processors))
-                if on_device:
-                    device = max(device, free_before - torch.cuda.mem_get_info()[0])
-                time.sleep(EVERY)
-        seconds = time.perf_counter() - started
-        if process.returncode not in (0, 3):
-            sys.exit(process.returncode)
-        trials = pd.read_parquet(Path(folder) / "measured" / "trials.parquet")
-    return Round(seconds, sum(processors.values()), host, device, trials)
+            if on_device:
+                device = max(device, free_before - torch.cuda.mem_get_info()[0])
+            seconds = time.perf_counter() - started
+            look(seconds)
+            if not asked and seconds > limit:
+                process.send_signal(signal.SIGINT)
+                asked = True
+            elif seconds > limit + GRACE:
+                process.kill()
+            time.sleep(EVERY)
+    seconds = time.perf_counter() - started
+    return Round(process.returncode, seconds, sum(processors.values()), host, device, trials_in(folder / "measured"))
+
+
+def trials_in(run: Path) -> pd.DataFrame:
+    """The trials that a run has written so far; none if there is no run yet."""
+    import optbench
+    from optbench.errors import OptbenchError
+
+    columns = ["experiment", "model", "optimizer", "status", "train_seconds", "optimizer_seconds"]
+    # Files are replaced while a run goes on: what is not there now is there at the next look.
+    with contextlib.suppress(OptbenchError, OSError):
+        return optbench.read_run(run).table("trials", controls=True)
+    return pd.DataFrame(columns=columns)
 
 
 def memory_of(pid: int, processors: dict[int, float]) -> int:
