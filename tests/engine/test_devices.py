@@ -1,11 +1,13 @@
 """On another device the same happens: every test runs on the CPU, too, where one optimizer of each lane stands for all.
 
-`pytest -m cuda` runs what needs a CUDA device; without one it is skipped, and says so.
+`pytest -m cuda` runs what needs a CUDA device; without one it is skipped, and says so. Tests marked `first(rank)` are
+those that `benchmarks/on_device.py` runs on a device in 90 s, lowest rank first.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,23 @@ CUDA = [
 ]
 ONE_OF_EACH_LANE = ("adamw", "power-sgd", "sam")
 ON_BOTH = [pytest.param("cpu"), pytest.param("cuda", marks=CUDA)]
-ALL = [
-    *(pytest.param("cpu", name) for name in ONE_OF_EACH_LANE),
-    *(pytest.param("cuda", name, marks=CUDA) for name in OPTIMIZERS),
-]
+TYPICAL = (*ONE_OF_EACH_LANE, "shampoo")
 SMALL = {"train_examples": 200, "test_examples": 200, "validation_examples": 50, "max_epochs": 1}
 TOLERANCE = 0.03
 """Of accuracies on 200 test examples, against the CPU's: six of them; sums are ordered otherwise there."""
+
+
+def on_both(rank: Callable[[str], int | None]) -> list[Any]:
+    """On the CPU one optimizer of each lane, on CUDA all; marked `first` with their rank, if they have one."""
+
+    def first(name: str) -> list[pytest.MarkDecorator]:
+        found = rank(name)
+        return [] if found is None else [pytest.mark.first(found)]
+
+    return [
+        *(pytest.param("cpu", name, marks=first(name)) for name in ONE_OF_EACH_LANE),
+        *(pytest.param("cuda", name, marks=[*CUDA, *first(name)]) for name in OPTIMIZERS),
+    ]
 
 
 def suite_of(name: str, **settings: Any) -> Suite:
@@ -70,7 +82,7 @@ def accuracies(result: TrialResult) -> list[float]:
     return [row.accuracy for row in result.rows if isinstance(row, AccuracyRow) and row.accuracy is not None]
 
 
-@pytest.mark.parametrize(("device", "name"), ALL)
+@pytest.mark.parametrize(("device", "name"), on_both(lambda name: 2 if name in TYPICAL else 5))
 def test_an_optimizer_agrees_with_the_cpu_and_with_itself(device: str, name: str, mnist: Dataset) -> None:
     """The same initial weights to the bit, the same data order, nearly the same accuracies; the same again."""
     suite = suite_of(name)
@@ -82,6 +94,19 @@ def test_an_optimizer_agrees_with_the_cpu_and_with_itself(device: str, name: str
         assert same_bits(b, c)
 
 
+@pytest.mark.parametrize(("device", "name"), on_both(lambda name: 1 if name in TYPICAL else None))
+def test_a_member_alone_trains_as_among_others(device: str, name: str, mnist: Dataset) -> None:
+    """To the bit on a CPU; on CUDA a product of another number of members may be summed in another order."""
+    suite = suite_of(name)
+    among = trained(suite.model_copy(update={"seeds": [0, 1, 2, 3]}), mnist, device)[2]
+    [alone] = trained(suite.model_copy(update={"seeds": [2]}), mnist, device)
+    assert trial_row(alone).init_hash == trial_row(among).init_hash
+    assert accuracies(alone) == pytest.approx(accuracies(among), abs=TOLERANCE)
+    if device == "cpu":
+        assert same_bits(alone, among)
+
+
+@pytest.mark.first(1)
 @pytest.mark.parametrize("device", ON_BOTH)
 def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> None:
     protocol = Protocol(batch_size=32)
@@ -95,7 +120,7 @@ def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> N
     assert orders[0] == orders[1]
 
 
-@pytest.mark.parametrize(("device", "name"), ALL)
+@pytest.mark.parametrize(("device", "name"), on_both(lambda name: 3 if name in TYPICAL else None))
 def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Dataset) -> None:
     suite = suite_of(name)
     kept: list[Interim] = []
@@ -104,6 +129,7 @@ def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Datas
     assert all(map(same_bits, whole, trained(suite, mnist, device, begun=begun)))
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("device", ON_BOTH)
 @pytest.mark.parametrize("name", ["sgd", "power-sgd"])
 def test_one_that_diverges_disturbs_nobody(device: str, name: str, mnist: Dataset) -> None:
@@ -119,6 +145,7 @@ def test_one_that_diverges_disturbs_nobody(device: str, name: str, mnist: Datase
         assert accuracies(a) == pytest.approx(accuracies(b), abs=TOLERANCE)
 
 
+@pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +173,7 @@ def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkey
     )
 
 
+@pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "power-sgd", "shampoo"])
@@ -165,7 +193,11 @@ def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 @pytest.mark.parametrize("name", sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable))
 @pytest.mark.parametrize(
-    "model", [ModelSettings.of("mlp", hidden=[20]), ModelSettings.of("cnn", channels=[4], hidden=10)]
+    "model",
+    [
+        pytest.param(ModelSettings.of("mlp", hidden=[20]), id="mlp", marks=pytest.mark.first(1)),
+        pytest.param(ModelSettings.of("cnn", channels=[4], hidden=10), id="cnn", marks=pytest.mark.first(5)),
+    ],
 )
 def test_steps_are_recorded_and_replays_are_the_steps(
     name: str, model: ModelSettings, mnist: Dataset, monkeypatch: pytest.MonkeyPatch

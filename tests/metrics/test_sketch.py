@@ -111,6 +111,7 @@ def test_sums_are_float64_and_results_float32_whatever_comes() -> None:
     assert one_bucket(signs * torch.tensor([1e8, 1.0, -1e8])).item() == 1.0
 
 
+@pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_the_same_weights_have_the_same_sketch() -> None:

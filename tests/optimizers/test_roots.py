@@ -230,6 +230,7 @@ def test_own_memory_is_contiguous_aligned_and_copies_only_when_it_must() -> None
         assert copy.data_ptr() % module.ALIGNMENT == 0
 
 
+@pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_cpu() -> None:

@@ -585,6 +585,7 @@ def test_parameters_that_do_not_fit_are_refused() -> None:
         Shampoo([p]).step()
 
 
+@pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("preset", list(SHAMPOO_PRESETS))
