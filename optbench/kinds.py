@@ -13,9 +13,10 @@ import importlib
 import inspect
 import json
 import math
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -65,6 +66,22 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+# Text that stands bare in a name; anything else is quoted, so that two names differ when their values do.
+_BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.ASCII)
+
+
+def value_name(value: Any) -> str:
+    """A value in the name of a variant or metric: `%g` with as many digits as it takes to tell the number exactly."""
+    if isinstance(value, float):
+        exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
+        return next(exact)
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        return value
+    if isinstance(value, list):
+        return "[" + ",".join(value_name(item) for item in value) + "]"
+    return json.dumps(value, separators=(",", ":"))
+
+
 PlainValue = Annotated[Any, AfterValidator(plain_value)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 
@@ -84,7 +101,7 @@ class Registry:
     names: Mapping[str, str]
 
     def is_users(self, kind: str) -> bool:
-        return kind not in self.names
+        return ":" in kind
 
     def load(self, kind: str) -> Callable[..., Any]:
         """Return the callable behind a kind.
@@ -124,13 +141,10 @@ class Registry:
             parameters, scope = signature(found)
         except (ValueError, TypeError) as error:
             raise KindError(f"{kind}: its arguments cannot be read: {targets.said(error)}") from error
-        by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        if len(by_position) < len(self.given) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            form = f"({', '.join((*self.given, '**settings'))}), got ({', '.join(p.name for p in parameters)})"
-            raise KindError(f"{kind}: expected a {self.what} {form}")
+        given = self._given(kind, found, parameters)
         fields: dict[str, Any] = {}
         for p in parameters:
-            if p in by_position[: len(self.given)] or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            if p.name in given or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
                 raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
@@ -155,6 +169,14 @@ class Registry:
             raise KindError(f"{kind}: its annotations cannot be read: {targets.said(error)}") from error
         return model
 
+    def _given(self, kind: str, found: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Collection[str]:
+        """Return the names of the parameters that the program gives. Raises KindError where one is missing."""
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(names) < len(self.given) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            form = f"({', '.join((*self.given, '**settings'))}), got ({', '.join(p.name for p in parameters)})"
+            raise KindError(f"{kind}: expected a {self.what} {form}")
+        return names[: len(self.given)]
+
     def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings as plain values, with the defaults that can be written down and read back.
 
@@ -163,7 +185,7 @@ class Registry:
             ValidationError: they are not what the signature takes.
         """
         model = self.settings(kind)
-        written = _validated(model, given).model_dump(mode="json", exclude_unset=True, warnings=False)
+        written = validated(model, given).model_dump(mode="json", exclude_unset=True, warnings=False)
         everything = {}
         for name, field in model.model_fields.items():
             if name in written:
@@ -172,7 +194,7 @@ class Registry:
             with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
                 default = field.get_default(call_default_factory=True)
                 as_json = _as_json(default)
-                if _same(getattr(_validated(model, {**given, name: as_json}), name), default):
+                if same(getattr(validated(model, {**given, name: as_json}), name), default):
                     everything[name] = as_json
         return everything | written
 
@@ -182,7 +204,7 @@ class Registry:
         Raises:
             KindError, ValidationError: as `complete`.
         """
-        value = _validated(self.settings(kind), settings)
+        value = validated(self.settings(kind), settings)
         return {name: getattr(value, name) for name in value.model_fields_set}
 
 
@@ -191,7 +213,7 @@ def _own_settings(registry: Registry, kind: str) -> type[BaseModel]:
     return registry._settings(kind)
 
 
-def _validated(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
+def validated(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
     # As JSON, in which a list may stand for a tuple and text for an enumeration's member.
     return model.model_validate_json(json.dumps(_as_json(dict(given))))
 
@@ -204,7 +226,7 @@ def _as_json(value: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
-def _same(found: Any, default: Any) -> bool:
+def same(found: Any, default: Any) -> bool:
     """Whether a default was read back as it is: a tuple within a list, or 1 as a key, is not."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
@@ -251,6 +273,8 @@ class Kind(BaseModel):
         if cls.short and isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict):
+            if cls.short:
+                raise PydanticCustomError("kind_type", "expected a name, or a mapping with the key 'kind'")
             return value
         if "kind" not in value:
             raise PydanticCustomError("kind_missing", "expected the key 'kind'")

@@ -15,10 +15,9 @@ from optbench.checks.global_draws import GlobalDraws
 from optbench.checks.problem import Problem
 from optbench.engine.own_metrics import asked
 from optbench.errors import UsageError
-from optbench.metrics import METRICS, Measurement, Metric, take
-from optbench.metrics.catalog import is_own
+from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.measuring import Accuracy, Features, Model, Reading, Weights
-from optbench.metrics.own import RAISED, load_metric
+from optbench.metrics.own import METRIC_KINDS, RAISED, MetricSettings, resolve
 
 EXAMPLES, WIDTH, CLASSES, TASKS = 512, 32, 10, 3
 
@@ -59,12 +58,12 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Call a metric on random numbers and an untrained network.
 
     Raises:
-        UsageError: it cannot be loaded, or is not marked as a metric.
+        KindError: it cannot be loaded, or is not marked as a metric.
+        ValidationError: it does not take the settings.
     """
-    if settings:
-        raise UsageError(f"--set {next(iter(settings))}: a metric has no settings")
-    metric = load_metric(target) if is_own(target) else METRICS[target]
-    return lines(_Subject(metric), OF_USERS if is_own(target) else CHECKS)
+    entry = MetricSettings(kind=target, **METRIC_KINDS.complete(target, settings))
+    (metric,) = resolve([entry])
+    return lines(_Subject(metric), OF_USERS if entry.is_users else CHECKS)
 
 
 def _of(subject: _Subject) -> Found:

@@ -17,6 +17,7 @@ from optbench.checks import CHECKERS, Finding, findings, recognise
 from optbench.cli.output import results
 from optbench.errors import UsageError, unknown
 from optbench.kinds import MODELS, TASKS
+from optbench.metrics.own import METRIC_KINDS
 from optbench.optimizers.registry import check_settings
 from optbench.suite.overrides import parse_override
 from optbench.suite.schema import DatasetSettings
@@ -25,7 +26,7 @@ KEPT, BROKEN = 0, 1
 MARKS = {"passed": "✓", "failed": "✗", "information": "·", "skipped": "–"}
 STYLES = {"passed": "green", "failed": "bold red", "information": "", "skipped": "yellow"}
 NAME_WIDTH = 19
-KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DatasetSettings.registry}
+KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DatasetSettings.registry, "metric": METRIC_KINDS}
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:

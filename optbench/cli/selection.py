@@ -17,8 +17,6 @@ from typing import Any
 
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.execution.preflight import find_source
-from optbench.metrics import check_pair_metric, check_taken
-from optbench.metrics.own import check_loaded
 from optbench.optimizers.registry import check_settings
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
@@ -130,9 +128,6 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
             path,
             overrides,
             check_optimizer=check_settings,
-            check_metric=check_loaded,
-            check_pair_metric=check_pair_metric,
-            check_taken=check_taken,
             find=partial(find_source, suite_folder=None if resume is not None else path.parent, resume=resume),
         )
     except OptbenchError as error:

@@ -141,7 +141,7 @@ def measure(
             ours=evaluator.blueprint.ours,
         )
         member.rows += _metric_rows(take(metrics, landscape), count, count)
-        own = [metric for metric in metrics if metric.target is not None]  # ours are derived when they are read
+        own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
         member.rows += _metric_rows(take(own, Accuracy(_matrix(member, count)), ask()), after_task, None)
 
 

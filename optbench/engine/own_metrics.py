@@ -74,7 +74,7 @@ def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, datas
     Raises:
         UsageError: one raises, or returns something else than a number.
     """
-    own = [metric for metric in metrics if metric.target is not None]
+    own = [metric for metric in metrics if metric.is_users]
     draws, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
     targets = torch.arange(EXAMPLES) % dataset.classes
     features, logits = (torch.randn(EXAMPLES, width, generator=draws) for width in (WIDTH, dataset.classes))

@@ -80,8 +80,8 @@ class Outcome:
 
 
 def _own_metrics(suite: Suite) -> list[dict[str, Any]]:
-    """What a run's record says of its users' metrics."""
-    named = [target for experiment in suite.experiments.values() for target in experiment.own_metrics.values()]
+    """What a run's record says of the metrics that the catalog does not have."""
+    named = [entry for experiment in suite.experiments.values() for entry in experiment.own_metrics.values()]
     return [metric_record(metric) for metric in resolve(named)]
 
 

@@ -6,8 +6,8 @@ To add a metric: a function in one of the sibling modules, and an entry in the t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -49,7 +49,9 @@ class Metric:
     alongside: metrics without which the value cannot be read: taken with it.
     averaged: whether the value over all layers is the mean of theirs, weighted by size, rather than of all weights.
     scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
-    target, source_hash: of a user's metric, see `own`; it has no subject.
+    target: what a suite's entry names, where it is not in this catalog: a user's function, or a metric with settings.
+    settings: as plain values, defaults included.
+    source_hash: of a user's metric, which has no subject.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Metric:
     scope: str | None = None
     unit: str = ""
     target: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     source_hash: str | None = None
 
     @property
@@ -81,12 +84,31 @@ class Metric:
         """↑ for higher is better, ↓ for lower is better, · for neutral."""
         return _ARROWS[self.direction]
 
+    @property
+    def is_users(self) -> bool:
+        return self.target is not None and is_own(self.target)
+
+    @property
+    def computed_by(self) -> str:
+        """The name of the function of a registered metric; several metrics may read one function's result."""
+        return self.called or base_name(self.name)
+
     def function(self) -> Callable[..., Any]:
         """The function that computes it, with `arguments` bound; imports its module."""
-        if self.target is not None:
-            return targets.load(self.target)  # type: ignore[no-any-return]
-        found = self._named(self.called or self.name)
+        found = targets.load(self.target) if self.target and self.is_users else self._named(self.computed_by)
         return partial(found, **self.arguments) if self.arguments else found
+
+    def with_settings(self, name: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> Metric:
+        """This metric of the catalog with settings, under another name. arguments: what the settings mean."""
+        arguments = {**self.arguments, **arguments}
+        return replace(self, name=name, target=self.name, settings=settings, arguments=arguments, default=False)
+
+    def companions(self) -> Iterator[Metric]:
+        """The metrics of `alongside`; those that read the same function's result have the same settings."""
+        for other in map(METRICS.__getitem__, self.alongside):
+            shared = self.target and other.computed_by == self.computed_by
+            name = other.name + self.name.removeprefix(base_name(self.name))
+            yield other.with_settings(name, self.settings, self.arguments) if shared else other
 
     def explain(self, *arguments: Any) -> str | None:
         """Why the value of these arguments is undefined, or what to remark on it."""
@@ -117,6 +139,7 @@ _size = partial(_features, source="recorded", margin=0.0, subject="rank", reads=
 _units = partial(_features, subject="sparsity", reads=("features",), note="activation_note")
 _dormant = partial(_units, source="Sokar et al. 2023", called="dormant")
 _cosine = partial(_features, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True)
+_cosine = partial(_cosine, arguments={"classes": None})  # those among the targets
 _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
 # No margin, here and below: what is far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
@@ -167,7 +190,13 @@ _TABLE = (
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
     _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", margin=0.1),
     _centred("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5),
-    _rank("srank", "smallest k with Σ_{i≤k} σ_i ≥ .99 Σσ", "Kumar et al. 2020", margin=1.0, default=False),
+    _rank(
+        "srank",
+        "smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ, δ = delta, .01 by default",
+        "Kumar et al. 2020",
+        margin=1.0,
+        default=False,
+    ),
     _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", margin=1.0, default=False),
     _size("features_n", "N, the examples behind the features", called="feature_examples"),
     _size("features_d", "d, the width of the features", called="feature_width"),
@@ -185,7 +214,12 @@ _TABLE = (
     _weights("gini", "1 - 2 Σ_k |w|_(k)/‖w‖₁ (n-k+½)/n", "Hurley & Rickard 2009"),
     _weights("kurtosis", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
     _weights("zero_share", "share of weights that are exactly 0", "counted"),
-    _weights("near_zero_share", "share of weights with |w| < .01 rms(layer)", "counted", averaged=True),
+    _weights(
+        "near_zero_share",
+        "share of weights with |w| < r rms(layer), r = relative, .01 by default",
+        "counted",
+        averaged=True,
+    ),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
     _expensive(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
@@ -193,12 +227,8 @@ _TABLE = (
     _top("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", result="residual"),
     _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
     _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
-    _expensive(
-        "sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = .05", "Foret et al. 2021", arguments={"rho": 0.05}
-    ),
-    _expensive(
-        "adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = .5", "Kwon et al. 2021", arguments={"rho": 0.5}
-    ),
+    _expensive("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = rho, .05 by default", "Foret et al. 2021"),
+    _expensive("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = rho, .5 by default", "Kwon et al. 2021"),
     *_pruned("global", "all weights ranked together"),
     *_pruned("layer", "each layer ranked alone"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", "Kornblith et al. 2019"),
@@ -233,6 +263,8 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
 _DERIVED = ("continual", "cost", "pruning")
+UNSET = (*_DERIVED, "pair")
+"""Kinds of registered metrics that take no settings: derived when a run is read, or taken of two solutions."""
 
 DEFAULT = "default"
 """In a suite's list of metrics: the default set."""
@@ -254,31 +286,19 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
     return tuple(metric for metric in chosen if not kinds or metric.kind in kinds)
 
 
-def is_own(name: str) -> bool:
-    """Return whether a suite's entry is a target rather than a registered name."""
-    return ":" in name
+def is_own(target: str) -> bool:
+    """Return whether a target is a user's rather than a registered name."""
+    return ":" in target
 
 
-def check_name(target: str) -> str:
-    """Return what the metric behind a target is called: its attribute.
-
-    Raises:
-        UsageError: a registered metric has that name, or files cannot.
-    """
-    name = target.rpartition(":")[2]
-    if name in METRICS or name == DEFAULT:
-        raise UsageError(f"{target}: expected a name of its own, got that of a registered metric, '{name}'; rename it")
-    if not name.isascii() or not name[:1].isalpha():
-        raise UsageError(f"{target}: expected a name of ASCII letters, digits and _ that starts with a letter")
-    return name
+def base_name(name: str) -> str:
+    """`margin` of `margin power=2`: the name of a metric without its settings."""
+    return name.partition(" ")[0]
 
 
 def check_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a metric that single trials have: a registered one, or a target of a user's.
-
-    No user's code is executed.
-    """
-    if not is_own(name) and select([name])[0].kind == "pair":
+    """Raises UsageError unless `name` is a registered metric that single trials have."""
+    if select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from optbench.counting import count
@@ -150,7 +151,7 @@ def landscape_loss(loss: Loss, weights: Tensor) -> NotedValue:
     return NotedValue(value, None) if math.isfinite(value) else NotedValue(math.nan, "the loss is not finite")
 
 
-def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValue:
+def sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.05) -> NotedValue:
     """L(w + ρ g/‖g‖) - L(w) with g the gradient: the rise within reach ρ (Foret et al. 2021, arXiv:2010.01412).
 
     weights: (P,). NaN where the gradient is zero. Raises ValueError unless rho is positive and finite.
@@ -158,7 +159,7 @@ def sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValue:
     return _sharpness(loss, weights, torch.ones_like(weights), rho, _LINEAR)
 
 
-def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValue:
+def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.5) -> NotedValue:
     """L(w + ρ w² g / ‖|w| g‖) - L(w), products elementwise: reach measured in units of each weight.
 
     Kwon et al. 2021, arXiv:2102.11600: rescaling weights without changing the function does not change it.
@@ -169,7 +170,12 @@ def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: float) -> NotedValu
 
 
 def hessian_top_eigenvalue(
-    loss: Loss, weights: Tensor, generator: torch.Generator, *, tolerance: float = 1e-4, iterations: int = 100
+    loss: Loss,
+    weights: Tensor,
+    generator: torch.Generator,
+    *,
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4,
+    iterations: Annotated[int, Field(ge=1)] = 100,
 ) -> TopEigenvalue:
     """The largest (algebraic) eigenvalue of the Hessian at weights (P,), by Lanczos' method.
 
@@ -220,7 +226,9 @@ def hessian_top_eigenvalue(
     return TopEigenvalue(value, residual, k + 1, note)
 
 
-def hessian_trace(loss: Loss, weights: Tensor, generator: torch.Generator, probes: int = 32) -> Trace:
+def hessian_trace(
+    loss: Loss, weights: Tensor, generator: torch.Generator, probes: Annotated[int, Field(ge=2)] = 32
+) -> Trace:
     """The trace of the Hessian at weights (P,): the mean of vᵀHv over probes v of random signs (Hutchinson 1990).
 
     Rademacher probes, drawn from the CPU `generator`, have the least variance: 2 Σ_{i≠j} H_ij² each, so that a

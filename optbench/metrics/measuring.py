@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from optbench.metrics.catalog import METRICS, Kind, Metric
+from optbench.metrics.catalog import Kind, Metric
 from optbench.precision import exact
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
     ask: how users' metrics are called; needed where there are any.
     """
     chosen = {metric.name: metric for metric in metrics if metric.kind in reading.kinds}
-    for name in [name for metric in chosen.values() for name in metric.alongside]:
-        chosen.setdefault(name, METRICS[name])
+    for companion in [companion for metric in chosen.values() for companion in metric.companions()]:
+        chosen.setdefault(companion.name, companion)
     return [found for metric in chosen.values() for found in reading.measure(metric, ask)]
 
 
@@ -69,10 +69,10 @@ class Reading:
     def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
         """The metric of this reading alone."""
         arguments = [getattr(self, name) for name in metric.reads]
-        if metric.target is not None:
+        if metric.is_users:
             assert ask is not None, "users' metrics are called by the engine"
             return measurement(metric, layer, *ask(metric, arguments))
-        key = (metric.subject, metric.called or metric.name, *metric.arguments.items())
+        key = (metric.subject, metric.computed_by, *metric.arguments.items())
         found = self._once(key, lambda: metric.function()(*arguments))
         if metric.result is not None:
             return measurement(metric, layer, getattr(found, metric.result), found.note)

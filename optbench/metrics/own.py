@@ -1,4 +1,4 @@
-"""Users' own metrics: the decorator that marks a function as one, and how a run describes them.
+"""Metrics that a suite names: users' own, and any with settings; and how a run describes those.
 
 A run's record says of each what a reader needs, so that reports and comparisons execute no user's code. No torch.
 """
@@ -8,19 +8,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 from optbench import targets
-from optbench.errors import UsageError
-from optbench.metrics.catalog import DEFAULT, METRICS, Direction, Metric, check_metric, check_name, is_own, select
+from optbench.errors import KindError
+from optbench.kinds import Kind, Registry, same, signature, validated, value_name
+from optbench.metrics.catalog import DEFAULT, METRICS, UNSET, Direction, Metric, select
 
 Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
-"""Of `run.json`: the descriptions of users' metrics."""
+"""Of `run.json`: the descriptions of users' metrics, and of those with settings."""
 RAISED = "raised"
 """How the note of a value begins where the function of a user's metric raised something."""
 MARK = "__optbench_metric__"
@@ -41,7 +42,7 @@ def metric(
 
     Args:
         of: what the function takes. Tensors are float64, and copies; targets (N,) follow features and logits where it
-            has a second parameter without a default.
+            has a second parameter without a default. Its other parameters are settings, as of every kind.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
@@ -77,70 +78,126 @@ def metric(
     return mark
 
 
-def load_metric(target: str) -> Metric:
-    """Return the metric behind a target; its module is executed if it has not been.
+class _Metrics(Registry):
+    """What a metric is taken of comes first, then its settings."""
 
-    Raises:
-        UsageError: it cannot be imported, is not marked with `metric`, takes something else than its `of` gives, or has
-            the name of a registered one.
-    """
-    try:
-        function = targets.load(target)
-    except targets.TargetError as error:
-        raise UsageError(*error.args) from error.__cause__
-    found = getattr(function, MARK, None)
-    if not isinstance(found, Metric):
-        got = "a function without it" if inspect.isfunction(function) else f"a value of type {type(function).__name__}"
-        raise UsageError(f"{target}: expected a function marked with @optbench.metric, got {got}")
-    reads, source = _taken(target, function, found.reads), targets.source_hash([target])
-    return dataclasses.replace(found, name=check_name(target), target=target, source_hash=source, reads=reads)
+    with_defaults = Registry.complete
+
+    def load(self, kind: str) -> Callable[..., Any]:
+        """As every registry.
+
+        Raises:
+            KindError: also if a user's function is not marked with `metric`, or has the name of a registered one.
+        """
+        found, name = super().load(kind), kind.rpartition(":")[2]
+        if not self.is_users(kind):
+            return found
+        if not isinstance(getattr(found, MARK, None), Metric):
+            got = "a function without it" if inspect.isfunction(found) else f"a value of type {type(found).__name__}"
+            raise KindError(f"{kind}: expected a function marked with @optbench.metric, got {got}")
+        if name in self.names:
+            raise KindError(f"{kind}: expected a name of its own, got that of a registered metric, '{name}'; rename it")
+        if not name.isascii() or not name[:1].isalpha():
+            raise KindError(f"{kind}: expected a name of ASCII letters, digits and _ that starts with a letter")
+        return found
+
+    def _given(self, kind: str, found: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Collection[str]:
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if not self.is_users(kind):
+            return {*names[: len(METRICS[kind].reads)], *METRICS[kind].arguments}
+        reads: tuple[str, ...] = getattr(found, MARK).reads
+        needed = [p.name for p in parameters if p.name in names and p.default is p.empty]
+        fewest = 1 if len(reads) == 2 else len(reads)
+        if not fewest <= len(needed) <= len(reads):
+            form = f"({', '.join(reads)})" + (f" or ({reads[0]})" if fewest < len(reads) else "")
+            got = f"({', '.join(p.name for p in parameters)})"
+            raise KindError(f"{kind}: expected a function of {form}, got {got}; settings need defaults, or follow a *")
+        return needed
+
+    def reads(self, kind: str) -> tuple[str, ...]:
+        """What the function of a user's metric takes of what it may."""
+        found = self.load(kind)
+        reads: tuple[str, ...] = getattr(found, MARK).reads
+        return reads[: len(self._given(kind, found, signature(found)[0]))]
+
+    def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those settings that differ from their defaults, as plain values: a metric is called by them.
+
+        Raises:
+            KindError, ValidationError: as every registry.
+        """
+        if not given and kind in self.names:
+            return {}  # nothing is imported
+        value = validated(self.settings(kind), given)
+        fields = type(value).model_fields
+        changed = {
+            name
+            for name in value.model_fields_set
+            if name not in fields or fields[name].is_required() or not same(getattr(value, name), fields[name].default)
+        }
+        return value.model_dump(mode="json", include=changed, warnings=False)
 
 
-def _taken(target: str, function: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a function takes of what it may.
-
-    Raises:
-        UsageError: its signature cannot be read, or does not allow it.
-    """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{target}: its arguments cannot be read: {targets.said(error)}") from error
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    fewest = 1 if len(reads) == 2 else len(reads)
-    if any(p.kind is p.KEYWORD_ONLY for p in needed) or not fewest <= len(needed) <= len(reads):
-        form = f"({', '.join(reads)})" + (f" or ({reads[0]})" if fewest < len(reads) else "")
-        raise UsageError(f"{target}: expected a function of {form}, got ({', '.join(p.name for p in parameters)})")
-    return reads[: len(needed)]
+_FUNCTIONS = {m.name: f"optbench.metrics.{m.subject}:{m.computed_by}" for m in METRICS.values() if m.kind not in UNSET}
+METRIC_KINDS = _Metrics("metric", (), {DEFAULT: "", **dict.fromkeys(METRICS, ""), **_FUNCTIONS})
 
 
-def check_loaded(name: str) -> None:
-    """As `check_metric`, which executes no user's code; this imports a target.
+class MetricSettings(Kind):
+    """A metric of a suite, ours or a user's, or `default`; a name alone stands for one without settings."""
 
-    Raises:
-        UsageError: as `check_metric` or `load_metric`.
-    """
-    (load_metric if is_own(name) else check_metric)(name)
+    registry = METRIC_KINDS
+    short = True
+
+    @property
+    def name(self) -> str:
+        """What tables, claims and options call it: `margin`, or `margin power=2,scale=0.5`."""
+        settings = ",".join(f"{name}={value_name(value)}" for name, value in self.settings.items())
+        return f"{self.kind.rpartition(':')[2]} {settings}".rstrip()
+
+    @property
+    def in_catalog(self) -> bool:
+        """Whether every run knows it: a registered metric as it is, or the default set."""
+        return not self.is_users and not self.settings
 
 
-def resolve(entries: Iterable[str] | None) -> tuple[Metric, ...]:
+def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
     """Return the metrics that a suite's list means, each once; None: the default set.
 
     Raises:
-        UsageError: there is no such metric, or as `load_metric`.
+        OptbenchError: there is no such metric, a user's cannot be loaded, or does not take its settings any more.
     """
     found: dict[str, Metric] = {}
-    for entry in (DEFAULT,) if entries is None else entries:
-        for one in [load_metric(entry)] if is_own(entry) else select(None if entry == DEFAULT else [entry]):
+    for entry in (MetricSettings(kind=DEFAULT),) if entries is None else entries:
+        of_catalog = None if entry.kind == DEFAULT else [entry.kind]
+        for one in select(of_catalog) if entry.in_catalog else [_described(entry)]:
             found.setdefault(one.name, one)
     return tuple(found.values())
 
 
+def _described(entry: MetricSettings) -> Metric:
+    settings = METRIC_KINDS.with_defaults(entry.kind, entry.settings)
+    if not entry.is_users:
+        return METRICS[entry.kind].with_settings(entry.name, settings, entry.arguments)
+    marked: Metric = getattr(METRIC_KINDS.load(entry.kind), MARK)
+    return dataclasses.replace(
+        marked,
+        name=entry.name,
+        target=entry.kind,
+        settings=settings,
+        arguments=entry.arguments,
+        source_hash=targets.source_hash([entry.kind]),
+        reads=METRIC_KINDS.reads(entry.kind),
+    )
+
+
 def metric_record(found: Metric) -> dict[str, Any]:
-    """Return what `run.json` says of a user's metric."""
+    """Return what `run.json` says of a metric that the catalog does not have."""
+    settings = {"settings": dict(found.settings)} if found.settings else {}
+    record = {"name": found.name, "target": found.target, **settings}
+    if not found.is_users:
+        return record
     of = "accuracy" if found.kind == "continual" else found.kind
-    about = {name: getattr(found, name) for name in _RECORDED}
-    return {"name": found.name, "target": found.target, "of": of, **about, "source_hash": found.source_hash}
+    return {**record, "of": of, **{name: getattr(found, name) for name in _RECORDED}, "source_hash": found.source_hash}
 
 
 def from_record(record: Mapping[str, Any]) -> Metric:
@@ -149,12 +206,16 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     Raises:
         ValueError: it describes none.
     """
-    name, target, source = (record.get(key) for key in ("name", "target", "source_hash"))
+    name, target, source, settings = (record.get(key) for key in ("name", "target", "source_hash", "settings"))
     if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):
         raise ValueError("expected texts")
+    if not isinstance(settings, dict | None):
+        raise ValueError("expected a mapping of settings")
+    if target in METRICS:
+        return METRICS[target].with_settings(name, settings or {}, {})
     marked = metric(**{key: record.get(key) for key in ("of", *_RECORDED)})(lambda: None)  # type: ignore[arg-type]
     found: Metric = getattr(marked, MARK)
-    return dataclasses.replace(found, name=name, target=target, source_hash=source)
+    return dataclasses.replace(found, name=name, target=target, settings=settings or {}, source_hash=source)
 
 
 def is_metric_record(value: Any) -> bool:
@@ -166,7 +227,7 @@ def is_metric_record(value: Any) -> bool:
 
 
 def metrics_of(record: Mapping[str, Any]) -> Mapping[str, Metric]:
-    """Return every metric that a run knows by name: those of the catalog, and its users'.
+    """Return every metric that a run knows by name: those of the catalog, and its own.
 
     record: `run.json`, whose fields have been checked.
     """

@@ -13,8 +13,10 @@ No measure exceeds min(N, d), and those from λ not min(N - 1, d): use N ≥ 10 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 # Cumulated sums of rounded singular values miss an exact tie with the threshold by about this much, relatively.
@@ -114,7 +116,7 @@ def participation_ratio(features: Tensor | Spectrum) -> Tensor:
     return _guarded(1.0 / _shares(lam).square().sum(-1), lam)
 
 
-def srank(features: Tensor | Spectrum, delta: float = 0.01) -> Tensor:
+def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)] = 0.01) -> Tensor:
     """Smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ: σ, not σ² (Kumar et al. 2020, arXiv:2010.14498).
 
     (..., N, d) -> (...). Ties with the threshold count as reached up to rounding.

@@ -10,9 +10,11 @@ float64 and return (...). NaN stands where a value is undefined or its input is 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 
@@ -63,7 +65,7 @@ def zero_share(weights: Tensor) -> Tensor:
     return torch.where(values.isfinite().all(-1), (values == 0).double().mean(-1), torch.nan)
 
 
-def near_zero_share(weights: Tensor, relative: float = 0.01) -> Tensor:
+def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0.01) -> Tensor:
     """Share of weights with |w| < relative · rms(w), the rms over the same layer.
 
     weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms sets no scale, and for n = 0.

@@ -108,7 +108,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
             result = part.result
             right = result.median_b if isinstance(part.right, Arm) else part.right
             beside = "; ".join(
-                f"{name.replace('_', ' ')} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
+                f"{words(name)} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
                 for name, (left, right) in part.beside.items()
             )
             cells = (

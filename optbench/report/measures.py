@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optbench.metrics import METRICS, Metric
+from optbench.report.numbers import words
 
 Topic = Literal["learning", "solution", "pruning", "cost"]
 
@@ -15,7 +16,7 @@ class Measure:
     """One column. name: its metric. title: two short lines, for a narrow column.
 
     groups_only: whether it says something only where tasks have classes of their own.
-    own: the metric where it is a user's.
+    own: the metric where the catalog does not have it: a user's, or one with settings.
     """
 
     name: str
@@ -94,14 +95,14 @@ assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a
 
 
 def own_measure(metric: Metric) -> Measure:
-    """The column of a user's metric, under its own name, with its unit."""
-    title = metric.name.replace("_", "\n", 1).replace("_", " ")
-    title = title if "\n" in title else f"\n{title}"
+    """The column of a metric that the catalog does not have, under its own name, with its unit."""
+    name = words(metric.name)
+    title = name.replace(" ", "\n", 1) if " " in name else f"\n{name}"
     unit = f" ({metric.unit})" if metric.unit else ""
     return Measure(metric.name, f"{title}{unit}", "learning" if metric.kind == "continual" else "solution", own=metric)
 
 
 def own_legend(metric: Metric) -> str:
-    """What a run says of a user's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
-    about = ": ".join(part for part in (metric.name.replace("_", " "), metric.formula) if part)
+    """What a run says of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from optbench.metrics import Metric
+from optbench.metrics.catalog import base_name
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
@@ -28,7 +29,7 @@ _DECIMALS = {
 
 def decimals(metric: str) -> int:
     """Digits after the point of a metric's values."""
-    return _DECIMALS.get(metric, 3)
+    return _DECIMALS.get(base_name(metric), 3)
 
 
 def fixed(value: float | None, digits: int) -> str:
@@ -66,7 +67,8 @@ def p_value(p: float | None) -> str:
 
 def words(name: str) -> str:
     """The name of a metric in a sentence: `last task accuracy`."""
-    return name.replace("_", " ")
+    base = base_name(name)
+    return base.replace("_", " ") + name.removeprefix(base)
 
 
 def marked(text: str, not_learnt: object) -> str:

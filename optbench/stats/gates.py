@@ -12,7 +12,7 @@ from optbench.errors import UsageError
 from optbench.stats.comparison import ArmComparison
 
 _PATTERN = re.compile(
-    r"(?P<metric>[^:]+):(?P<sign>[+-])(?P<size>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)(?P<percent>%?)"
+    r"(?P<metric>.+):(?P<sign>[+-])(?P<size>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)(?P<percent>%?)"
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from optbench.errors import StoreError
-from optbench.metrics import Metric, check_metric, check_pair_metric
+from optbench.metrics import Metric
 from optbench.metrics.learning import NotLearnt
 from optbench.metrics.own import metrics_of
 from optbench.optimizers.registry import check_names
@@ -170,8 +170,6 @@ def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
     suite = suite or load_suite(
         run.path / "suite.yaml",
         check_optimizer=check_names,
-        check_metric=check_metric,
-        check_pair_metric=check_pair_metric,
         as_written=True,
     )
     table = run.table("trials")

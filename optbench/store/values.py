@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, Metric, select
+from optbench.metrics.catalog import base_name
 from optbench.metrics.cost import Cost
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, versioned_schema
@@ -89,7 +90,7 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> Values:
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
-    landscape = [i for i, name in enumerate(names) if name in METRICS and METRICS[name].kind == "landscape"]
+    landscape = [i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind == "landscape"]
     pooled = np.isnan(numbers(metrics["task"])) | np.isin(metric, landscape)
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
     wanted = np.flatnonzero(pooled & everywhere & (numbers(metrics["after_task"]) == last[trial]))

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from optbench.counting import count
-from optbench.errors import KindError, SuiteError, UsageError, escaped, nearest, unknown
+from optbench.errors import MANY_NAMES, KindError, SuiteError, UsageError, escaped, nearest, unknown
 from optbench.kinds import Kind
 from optbench.suite.document import Document, KeyPath, Place
-from optbench.suite.schema import HYPERPARAMETER_PATTERN, NAME_PATTERN, Suite
+from optbench.suite.schema import HYPERPARAMETER_PATTERN, METRIC_PATTERN, NAME_PATTERN, Suite
 
 MAX_SHOWN = 5
 
@@ -43,6 +43,7 @@ _NEEDS = {
 
 _NAMES = {
     NAME_PATTERN: "letters, digits and _ . + - only, with a letter or a digit first",
+    METRIC_PATTERN: "letters, digits and _ . + - only, with a letter or a digit first, and settings after a space",
     HYPERPARAMETER_PATTERN: "letters, digits and _ only, with no digit first",
 }
 
@@ -121,8 +122,9 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)
     if what == "kind_missing":
-        allowed = ", ".join(_model(kind).registry.names)  # type: ignore[attr-defined]
-        return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind' (one of: {allowed})"))
+        names = _model(kind).registry.names  # type: ignore[attr-defined]
+        allowed = f" (one of: {', '.join(names)})" if len(names) <= MANY_NAMES else ""
+        return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind'{allowed}"))
     if what == "kind_refused":
         path = (*path, "kind") if isinstance(value, dict) else path
         return Fault(document.value_place(path), _prefixed(path, context["reason"]))
@@ -159,7 +161,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
         return f"expected {_NEEDS[what].format(**bounds)}{null}, got {_shown(value)}"
-    return f"{fallback}, got {_shown(value)}"
+    return f"{fallback.replace('Input should be', 'expected')}, got {_shown(value)}"
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:

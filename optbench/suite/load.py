@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
+from optbench.metrics.catalog import DEFAULT, check_metric, check_pair_metric, check_taken
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -24,8 +25,6 @@ from optbench.targets import Source, TargetError, is_file, read_source, split, u
 
 FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
-MetricCheck = Callable[[str], object]
-TakenCheck = Callable[..., object]
 
 MAX_TRIALS = 200_000
 """Over seeds, models and settings; the largest of shipped suites has less than a hundredth of it."""
@@ -36,19 +35,14 @@ def load_suite(
     overrides: Sequence[str] = (),
     *,
     check_optimizer: OptimizerCheck | None = None,
-    check_metric: MetricCheck | None = None,
-    check_pair_metric: MetricCheck | None = None,
-    check_taken: TakenCheck | None = None,
     find: FindSource | None = None,
     as_written: bool = False,
 ) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
-    and as each experiment overrides it; it raises OptimizerError for what it refuses. `check_metric(name)` is called
-    for every metric that is named, `check_pair_metric(name)` for those of `pairs`, and `check_taken(name, listed)` for
-    those of claims, with the metrics that their experiment lists; they raise UsageError. The suite's layer lies below
-    the registries, hence the arguments; without them targets, hyper-parameters and names of metrics are not looked at.
+    and as each experiment overrides it; it raises OptimizerError for what it refuses. The suite's layer lies below the
+    registry of optimizers, hence the argument; without it targets and hyper-parameters are not looked at.
 
     `find(target)` reads the file behind a user's kind or metric; by default one next to the suite, else in the working
     directory. as_written: kinds are taken as they are written, which executes no user's code and imports no torch: for
@@ -76,7 +70,7 @@ def load_suite(
             *_tune_faults(suite, document),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *_pairs_faults(suite, document),
-            *_metric_faults(suite, document, check_metric, check_pair_metric, check_taken),
+            *_metric_faults(suite, document),
         ]
     if faults:
         raise_faults(faults)
@@ -213,50 +207,52 @@ def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             yield Fault(document.key_place((*path, "checkpoints")), message)
 
 
-def _metric_faults(
-    suite: Suite,
-    document: Document,
-    check: MetricCheck | None,
-    check_pair: MetricCheck | None,
-    check_taken: TakenCheck | None,
-) -> Iterator[Fault]:
-    named: list[tuple[KeyPath, str, MetricCheck | None]] = []
+def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     own: dict[str, str] = {}
     for name, experiment in suite.experiments.items():
-        for i, target in enumerate(experiment.metrics or ()):
-            if ":" in target and (other := own.setdefault(target.rpartition(":")[2], target)) != target:
+        for i, entry in enumerate(experiment.metrics or ()):
+            if entry.is_users and (other := own.setdefault(entry.name, entry.kind)) != entry.kind:
                 path: KeyPath = ("experiments", name, "metrics", i)
-                message = f"{target}: expected a name of its own, got that of {other}; rename one of the functions"
+                message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
                 yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
-        if experiment.pairs is not None:
-            chosen = enumerate(experiment.pairs.metrics or ())
-            named += [(("experiments", name, "pairs", "metrics", i), metric, check_pair) for i, metric in chosen]
-        for key, metrics in (("metrics", experiment.metrics), ("primary", experiment.primary)):
-            known = {"default"} if key == "metrics" else experiment.own_metrics.keys()
-            entries = enumerate(metrics or ())
-            named += [(("experiments", name, key, i), metric, check) for i, metric in entries if metric not in known]
-    if suite.tune is not None:
-        named.append((("tune", "metric"), suite.tune.metric, check))
-    for name, claim in suite.claims.items():
-        where = suite.experiments.get(claim.experiment)
-        taken = functools.partial(check_taken, listed=where.metrics) if check_taken and where else None
-        listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)]
-        listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
-        listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
-        listed = [(path, metric) for path, metric in listed if where is None or metric not in where.own_metrics]
-        named += [(path, metric, checked) for path, metric in listed for checked in (check, taken)]
-    for path, metric, checked in named:
+    known = {name for experiment in suite.experiments.values() for name in experiment.own_metrics}
+    for path, metric, check in _named_metrics(suite):
         try:
-            if checked is not None:
-                checked(metric)
+            check(metric)
         except UsageError as error:
             is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
             place = document.key_place(path) if is_key else document.value_place(path)
-            of_suite = {"default"} if path[-2] == "metrics" else own
             what = str(error)
-            if what.startswith("unknown") and "did you mean" not in what and (guess := nearest(metric, of_suite)):
+            if what.startswith("unknown") and "did you mean" not in what and (guess := nearest(metric, known)):
                 what = f"unknown metric '{metric}'; did you mean '{guess}'?"
             yield Fault(place, f"{shown_path(path[:-1])}: {what}")
+
+
+def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
+    """Yield where metrics of the catalog are named, the name, and what raises UsageError if it must not stand there."""
+    if suite.tune is not None:
+        yield ("tune", "metric"), suite.tune.metric, check_metric
+    for name, experiment in suite.experiments.items():
+        path: KeyPath = ("experiments", name)
+        for i, entry in enumerate(experiment.metrics or ()):
+            if entry.kind != DEFAULT and not entry.is_users:
+                yield (*path, "metrics", i), entry.kind, check_metric
+        for i, metric in enumerate(experiment.primary or ()):
+            if metric not in experiment.own_metrics:
+                yield (*path, "primary", i), metric, check_metric
+        chosen = enumerate(experiment.pairs.metrics or ()) if experiment.pairs is not None else ()
+        yield from (((*path, "pairs", "metrics", i), metric, check_pair_metric) for i, metric in chosen)
+    for name, claim in suite.claims.items():
+        listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)]
+        listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
+        listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
+        where = suite.experiments.get(claim.experiment)
+        checks = [check_metric]
+        if where is not None:
+            taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
+            checks.append(functools.partial(check_taken, listed=taken))
+        own = where.own_metrics if where else {}
+        yield from ((path, metric, check) for path, metric in listed if metric not in own for check in checks)
 
 
 def _settings_faults(

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from optbench.data.catalog import DATASETS
 from optbench.kinds import MODELS, TASKS, Kind, PlainValue, Registry, Whole
+from optbench.metrics.catalog import base_name
+from optbench.metrics.own import MetricSettings
 from optbench.suite.seed_ranges import instead_of_range
 
 Stage = Literal["tune", "eval"]
@@ -22,6 +24,9 @@ Stage = Literal["tune", "eval"]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 # A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
+MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
+"""`margin`, or with its settings `margin power=2`."""
 
 
 class _Settings(BaseModel):
@@ -251,6 +256,11 @@ Twins = Annotated[
 ]
 
 
+def _distinct_metrics(entries: list[MetricSettings]) -> list[MetricSettings]:
+    _listed_once("metric", [entry.kind + entry.name.removeprefix(base_name(entry.name)) for entry in entries])
+    return entries
+
+
 class ExperimentSettings(_Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
@@ -260,9 +270,9 @@ class ExperimentSettings(_Settings):
     protocol: Protocol = Protocol()
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
-    metrics: Annotated[list[Text], _once("metric")] | None = None
+    metrics: Annotated[list[MetricSettings], AfterValidator(_distinct_metrics)] | None = None
     """The measures to take, by name (`optbench list metrics`) or target; `default`: the default set, as null."""
-    primary: Annotated[list[Name], Field(min_length=1), _once("metric")] | None = None
+    primary: Annotated[list[MetricName], Field(min_length=1), _once("metric")] | None = None
     """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
@@ -287,12 +297,12 @@ class ExperimentSettings(_Settings):
     def user_targets(self, model: str) -> tuple[str, ...]:
         """Targets of the user's own that training a model uses, its optimizer's aside."""
         kinds = (self.dataset, self.tasks, self.models[model])
-        return (*(kind.kind for kind in kinds if kind.is_users), *self.own_metrics.values())
+        return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
 
     @property
-    def own_metrics(self) -> dict[str, str]:
-        """Targets of users' metrics by name, which is the attribute."""
-        return {entry.rpartition(":")[2]: entry for entry in self.metrics or () if ":" in entry}
+    def own_metrics(self) -> dict[str, MetricSettings]:
+        """Metrics that the catalog does not have, by name: users', and those with settings."""
+        return {entry.name: entry for entry in self.metrics or () if not entry.in_catalog}
 
 
 def _name_or_number(value: Any) -> str | float:
@@ -335,16 +345,16 @@ class Claim(_Settings):
     experiment: Name
     models: Annotated[list[Name], Field(min_length=1)] | None = None
     """null: every model of the experiment."""
-    metric: Name
+    metric: MetricName
     left: Name
     right: NameOrNumber
     """Another optimizer, or a number."""
     expect: Literal["higher", "lower"]
     margin: Annotated[float, Field(ge=0)] | None = None
     """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
-    where: dict[Name, Bounds] = {}
+    where: dict[MetricName, Bounds] = {}
     """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
-    beside: list[Name] = []
+    beside: list[MetricName] = []
     """Metrics to show beside it, without which it would mislead."""
 
 

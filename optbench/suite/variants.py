@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from optbench.errors import OptimizerError
+from optbench.kinds import value_name
 from optbench.suite.schema import LogGrid
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -27,9 +27,6 @@ LISTED = "variants"
 SEQUENCES = frozenset(
     {"betas", "adamw_betas", "betas_1d", "etas", "nus", "step_sizes", "ns_coefficients", "ns_coeffs"},
 )
-
-# Text that stands bare in a variant's name; anything else is quoted, so that two names differ when their values do.
-_BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -122,18 +119,6 @@ def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
         if one in found[:i]:
             raise OptimizerError(f"'{LISTED}' lists the setting {json.dumps(settings[i])} twice")
     return found
-
-
-def value_name(value: Any) -> str:
-    """A value as it stands in a variant's name: `%g` with as many digits as it takes to tell the number exactly."""
-    if isinstance(value, float):
-        exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
-        return next(exact)
-    if isinstance(value, str) and _BARE.fullmatch(value):
-        return value
-    if isinstance(value, list):
-        return "[" + ",".join(value_name(item) for item in value) + "]"
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, list[Any]]:

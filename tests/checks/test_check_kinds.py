@@ -260,7 +260,7 @@ def test_settings_are_those_of_the_kind(capsys: pytest.CaptureFixture[str], fold
     for words, message in (
         (["Residual", "--set", "wide=3"], "unknown setting 'wide'; did you mean 'width'?"),
         (["moons", "--set", "noise=loud"], "noise: expected a valid number, got 'loud'"),
-        (["spread", "--set", "x=1"], "--set x: a metric has no settings"),
+        (["spread", "--set", "x=1"], "unknown setting 'x' (valid: none)"),
         (["riddle"], r"cannot tell what it is; say it with --as optimizer|model|dataset|tasks|metric"),
         (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got a function without it"),
         (["riddle", "--as", "metrik"], "--as: unknown kind 'metrik'; did you mean 'metric'?"),

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from optbench.cli import main
 from optbench.errors import CONTROL, SuiteError, UsageError
-from optbench.metrics import check_metric, check_pair_metric
 from optbench.optimizers.registry import check_settings
 from optbench.store.parts import write_table
 from optbench.suite import load_suite
@@ -75,9 +74,8 @@ values = st.recursive(
 
 def wrongly_said(path: Path, *overrides: str) -> list[str]:
     """What a suite that does not load is refused with, as far as it is no line for users with its place."""
-    checks = {"check_metric": check_metric, "check_pair_metric": check_pair_metric}
     try:
-        load_suite(path, overrides, check_optimizer=check_settings, **checks)
+        load_suite(path, overrides, check_optimizer=check_settings)
     except (SuiteError, UsageError) as error:
         lines = str(error).split("\n")
         placed = rf"({re.escape(str(path))}:\d+:\d+: |--set )\S"

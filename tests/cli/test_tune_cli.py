@@ -13,7 +13,6 @@ import yaml
 
 from optbench.cli import main
 from optbench.errors import OptbenchError
-from optbench.metrics import check_metric
 from optbench.suite import load_suite
 
 pytestmark = pytest.mark.usefixtures("_train_here")
@@ -257,4 +256,4 @@ def test_a_runs_own_suite_is_tuned_with_the_code_of_the_run(planted: Path) -> No
 
 def test_a_metric_of_the_rule_must_exist(planted: Path) -> None:
     with pytest.raises(OptbenchError, match="unknown metric"):
-        load_suite(planted / "planted.yaml", ["tune.metric=accuracee"], check_metric=check_metric)
+        load_suite(planted / "planted.yaml", ["tune.metric=accuracee"])

@@ -250,12 +250,15 @@ def ends(features): sys.exit(3)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("unmarked", "s.yaml:10:15: experiments.e.metrics: ./mine.py:unmarked: expected a function marked with @optb"),
+        (
+            "unmarked",
+            "s.yaml:10:15: experiments.e.metrics.0: ./mine.py:unmarked: expected a function marked with",
+        ),
         (
             "margine",
-            "s.yaml:10:15: experiments.e.metrics: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
+            "s.yaml:10:15: experiments.e.metrics.0: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
         ),
-        ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets)"),
+        ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets); settings"),
         ("forgetting", "./mine.py:forgetting: expected a name of its own, got that of a registered metric"),
         ("raises", "./mine.py:raises: raised ValueError: boom, when tried on random numbers"),
         ("shaped", "./mine.py:shaped: raised TypeError: expected one number, got Tensor of shape (32,)"),
@@ -288,7 +291,7 @@ def test_wrong_marks_are_refused(line: str, said: str, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("metrics", "primary", "said"),
     [
-        ("[defaul]", "forgetting", "experiments.e.metrics: unknown metric 'defaul'; did you mean 'default'?"),
+        ("[defaul]", "forgetting", "experiments.e.metrics.0: unknown metric 'defaul'; did you mean 'default'?"),
         ('["./mine.py:margin"]', "margn", "experiments.e.primary: unknown metric 'margn'; did you mean 'margin'?"),
     ],
 )

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optbench.errors import OptimizerError
+from optbench.kinds import value_name
 from optbench.suite import variants
-from optbench.suite.variants import MAX_VARIANTS, value_name
+from optbench.suite.variants import MAX_VARIANTS
 
 
 def test_nothing_swept_is_one_default() -> None:

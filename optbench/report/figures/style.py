@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from optbench.kinds import value_name
 from optbench.report.figures.series import Series, split
-from optbench.suite.variants import value_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optbench.counting import count
+from optbench.kinds import value_name
 from optbench.metrics import PRIMARY_METRICS
 from optbench.optimizers import registry
 from optbench.plan import Trial
@@ -28,7 +29,6 @@ from optbench.stats.bootstrap import percentile_interval, resampled_means
 from optbench.stats.results import Results
 from optbench.stats.signed_rank import round_differences, signed_rank_test
 from optbench.studies.switching.barriers import barriers_between, loss_barriers
-from optbench.suite.variants import value_name
 
 Array: TypeAlias = NDArray[np.float64]
 SwitchKind = Literal["switch", "control", "noise"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optbench.counting import grouped
+from optbench.kinds import value_name
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.placing import place_labels
@@ -19,7 +20,7 @@ from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
 from optbench.studies.switching.statistics import steps_setting
 from optbench.studies.tuning.statistics import tunings
-from optbench.suite.variants import leaves, value_name
+from optbench.suite.variants import leaves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

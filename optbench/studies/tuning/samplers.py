@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from optbench.errors import UsageError
+from optbench.kinds import value_name
 from optbench.studies.tuning.space import Dimension, Search
-from optbench.suite.variants import KeyPath, value_name, variant_name
+from optbench.suite.variants import KeyPath, variant_name
 
 Values = Mapping[KeyPath, Any]
 

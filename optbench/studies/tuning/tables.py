@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from optbench.counting import count, grouped
+from optbench.kinds import value_name
 from optbench.metrics import METRICS
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
 from optbench.report.measures import TITLES
@@ -18,7 +19,6 @@ from optbench.stats.arms import Arm, arms
 from optbench.stats.results import Results
 from optbench.studies.tuning.statistics import LEARNING, SHOWN, TriedSetting, TunedOptimizer, departures, is_number
 from optbench.suite.schema import Tuning
-from optbench.suite.variants import value_name
 
 TITLE = "Tuning"
 BAR = 8
