@@ -197,10 +197,12 @@ def _work(connection: multiprocessing.connection.Connection, device: str) -> Non
     from optbench.engine import Workspace
     from optbench.engine.determinism import ask_for_determinism
     from optbench.engine.device import settle
+    from optbench.engine.uncompiled import spare_dynamo
     from optbench.execution.work import do, failed
 
     torch.set_num_threads(1)
     ask_for_determinism()
+    spare_dynamo()
     job: Job | None = None
     workspaces: dict[str, Workspace] = {}
     while True:

@@ -274,8 +274,10 @@ class Session:
         plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
         if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
             from optbench.engine.constructors import try_constructors
+            from optbench.engine.uncompiled import made_without_dynamo
 
-            try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
+            with made_without_dynamo():
+                try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:

@@ -1,0 +1,81 @@
+"""PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
+
+Their methods import it when they are first called, to keep `torch.compile` out of themselves. Here they wait until
+something that compiles has imported it, and then do as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+DYNAMO = "torch._dynamo"
+_WRAPPER, _GRAD_WRAPPER = "_disable_dynamo.", "_use_grad_for_differentiable."
+_KEPT = "__dynamo_disable"
+"""Where PyTorch keeps, on a function, what it calls in its place once dynamo is there."""
+
+
+def spare_dynamo() -> None:
+    """Let the optimizers of this process import dynamo no sooner than something else does.
+
+    To be called before any of them is made. On a version of PyTorch that works otherwise, nothing changes.
+    """
+    for method, plain in _undecided():
+        setattr(plain, _KEPT, _until_imported(plain, method))
+    for kind in vars(torch.optim).values():
+        step = vars(kind).get("step") if isinstance(kind, type) else None
+        if _code_name(step).startswith(_GRAD_WRAPPER):
+            kind.step = _step(step)
+
+
+@contextlib.contextmanager
+def made_without_dynamo() -> Iterator[None]:
+    """Let optimizers be made in the block without dynamo, in a process that may be a user's: nothing of it stays."""
+    undecided = _undecided()
+    for method, plain in undecided:
+        setattr(plain, _KEPT, _until_imported(plain, method))
+    try:
+        yield
+    finally:
+        for _, plain in undecided:
+            if hasattr(plain, _KEPT):
+                delattr(plain, _KEPT)
+
+
+def _undecided() -> list[tuple[Any, Any]]:
+    """The methods of every optimizer that import dynamo when they are first called, with what they wrap."""
+    if DYNAMO in sys.modules:
+        return []
+    methods: list[Any] = [m for m in vars(torch.optim.Optimizer).values() if _code_name(m).startswith(_WRAPPER)]
+    return [(method, method.__wrapped__) for method in methods if not hasattr(method.__wrapped__, _KEPT)]
+
+
+def _code_name(function: object) -> str:
+    return str(getattr(getattr(function, "__code__", None), "co_qualname", ""))
+
+
+def _until_imported(plain: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if DYNAMO in sys.modules:
+            if getattr(plain, _KEPT, None) is call:
+                delattr(plain, _KEPT)  # so that the method asks dynamo
+            return method(*args, **kwargs)
+        return plain(*args, **kwargs)
+
+    return call
+
+
+def _step(step: Any) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def wrapped(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if DYNAMO in sys.modules:
+            return step(self, *args, **kwargs)
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step.__wrapped__(self, *args, **kwargs)
+
+    return wrapped
