@@ -136,7 +136,7 @@ _features = partial(Metric, kind="features", alongside=_SIZES)
 _rank = partial(_features, subject="rank", reads=("spectrum",), remarks=True, note_arguments={"centred": False})
 _centred = partial(_rank, note_arguments={"centred": True})
 _size = partial(_features, source="recorded", margin=0.0, subject="rank", reads=("spectrum",))
-_units = partial(_features, subject="sparsity", reads=("features",), note="activation_note")
+_units = partial(_features, subject="sparsity", reads=("activity",), note="activation_note")
 _dormant = partial(_units, source="Sokar et al. 2023", called="dormant")
 _cosine = partial(_features, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True)
 _cosine = partial(_cosine, arguments={"classes": None})  # those among the targets

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optbench.metrics.rank import Spectrum
+    from optbench.metrics.sparsity import Activity
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
 """Calls a user's metric with its arguments; its value, NaN if undefined, and then why."""
@@ -114,6 +115,13 @@ class Features(Reading):
         from optbench.metrics import rank
 
         return rank.spectrum(self.features)
+
+    @functools.cached_property
+    def activity(self) -> Activity:
+        """One pass for all measures of activations."""
+        from optbench.metrics import sparsity
+
+        return sparsity.activity(self.features)
 
     @functools.cached_property
     def logits(self) -> Tensor:

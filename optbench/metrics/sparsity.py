@@ -10,6 +10,7 @@ float64 and return (...). NaN stands where a value is undefined or its input is 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -77,29 +78,56 @@ def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0
     return torch.where(scale[..., 0] > 0, near, torch.nan)
 
 
-def activation_zero_share(features: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Activity:
+    """What the measures of activations (..., N, d) read, in float64.
+
+    means: (..., d) mean|h_i| of every unit over the examples; NaN for N = 0.
+    zeros: (...) share of activations that are exactly zero; NaN for N = 0 or d = 0.
+    examples: N.
+    """
+
+    means: Tensor
+    zeros: Tensor
+    examples: int
+
+
+def activity(features: Tensor) -> Activity:
+    """One pass over features (..., N, d) for all measures of activations.
+
+    Raises ValueError when features have fewer than two axes.
+    """
+    if features.ndim < 2:
+        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+    values = features.detach()
+    examples, width = values.shape[-2:]
+    total: Tensor = torch.linalg.vector_norm(values.double(), ord=1, dim=-2)
+    zeros = torch.count_nonzero(values == 0, dim=(-2, -1)).double() / (examples * width)
+    return Activity(total / examples, zeros, examples)
+
+
+def activation_zero_share(features: Tensor | Activity) -> Tensor:
     """Share of activations that are exactly zero, over examples and units. features (..., N, d) -> (...)."""
-    share = (features == 0).mean((-2, -1), dtype=torch.float64)
-    return torch.where(_activity(features).isfinite().all(-1), share, torch.nan)
+    known = _activity(features)
+    return torch.where(known.means.isfinite().all(-1), known.zeros, torch.nan)
 
 
-def dormant(features: Tensor, tau: float) -> Tensor:
+def dormant(features: Tensor | Activity, tau: float) -> Tensor:
     """Share of dormant units: those with mean|h_i| / mean_k mean|h_k| ≤ τ (Sokar et al. 2023, arXiv:2302.12902).
 
     The inner mean runs over the examples, the outer over the units. features (..., N, d) -> (...), from 0 to 1;
     NaN where all features are zero, so that there is nothing to compare a unit with.
     """
-    activity = _activity(features)
-    average = activity.mean(-1, keepdim=True)
-    share = (activity / average <= tau).double().mean(-1)
+    means = _activity(features).means
+    average = means.mean(-1, keepdim=True)
+    share = (means / average <= tau).double().mean(-1)
     return torch.where(average[..., 0].isfinite() & (average[..., 0] > 0), share, torch.nan)
 
 
-def dead_share(features: Tensor) -> Tensor:
+def dead_share(features: Tensor | Activity) -> Tensor:
     """Share of units that are exactly zero on every example. features (..., N, d) -> (...); NaN for N = 0 or d = 0."""
-    activity = _activity(features)
-    share = (activity == 0).double().mean(-1)
-    return torch.where(activity.isfinite().all(-1), share, torch.nan)
+    means = _activity(features).means
+    return torch.where(means.isfinite().all(-1), (means == 0).double().mean(-1), torch.nan)
 
 
 def note(weights: Tensor) -> str | None:
@@ -118,15 +146,16 @@ def note(weights: Tensor) -> str | None:
     return None
 
 
-def activation_note(features: Tensor) -> str | None:
+def activation_note(features: Tensor | Activity) -> str | None:
     """Why a measure of one N×d matrix of activations is or may be NaN; None when the matrix is in order."""
-    assert features.ndim == 2, "a note is about one matrix"
-    if features.numel() == 0:
-        return f"no features: N = {features.shape[0]}, d = {features.shape[1]}"
-    activity = _activity(features)
-    if not activity.isfinite().all():
+    known = _activity(features)
+    assert known.means.ndim == 1, "a note is about one matrix"
+    width = len(known.means)
+    if known.examples == 0 or width == 0:
+        return f"no features: N = {known.examples}, d = {width}"
+    if not known.means.isfinite().all():
         return "the features are not finite"
-    if not activity.any():
+    if not known.means.any():
         return "all features are zero"
     return None
 
@@ -153,12 +182,8 @@ def _ascending(values: Tensor) -> Tensor:
     return values.sort(dim=-1).values
 
 
-def _activity(features: Tensor) -> Tensor:
-    """mean|h_i| of every unit over the examples: (..., N, d) -> (..., d); NaN for N = 0."""
-    if features.ndim < 2:
-        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
-    total: Tensor = torch.linalg.vector_norm(features.detach().double(), ord=1, dim=-2)
-    return total / features.shape[-2]
+def _activity(features: Tensor | Activity) -> Activity:
+    return features if isinstance(features, Activity) else activity(features)
 
 
 def _undefined(values: Tensor) -> Tensor:
