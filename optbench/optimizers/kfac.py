@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from optbench.optimizers.closures import evaluated
+from optbench.optimizers.roots import one_by_one
+from optbench.optimizers.symmetric import add_gram
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,14 @@ class LayerSignals:
     gradients: Tensor
     examples: int
 
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.inputs)
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (a, a), the sum over places of E[x xᵀ], and G (o, o), the mean over places of E[g gᵀ]."""
-        return self.inputs.T @ self.inputs / self.examples, self.gradients.T @ self.gradients / len(self.gradients)
+        return self.inputs.T @ self.inputs / self.examples, self.gradients.T @ self.gradients / self.rows
 
 
 class Move(NamedTuple):
@@ -158,7 +165,7 @@ class Kfac(torch.optim.Optimizer):
                 continue
             state = self.state[group["params"][0]]
             if layer in signals:
-                _average(state, group, *signals[layer].factors())
+                _average(state, group, signals[layer])
             if "input_factor" not in state:  # no forward pass was seen yet, as after loading an empty state
                 moves += [Move(group, p, p.grad, p.grad) for p in group["params"]]
                 continue
@@ -190,7 +197,7 @@ class Kfac(torch.optim.Optimizer):
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """(A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of symmetric positive semi-definite A (a, a) and G (o, o).
+    """(A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of symmetric positive semi-definite A (a, a) and G (o, o), by lower triangles.
 
     Inverted in float64. Factors that are not finite give inverses that are not.
     """
@@ -207,15 +214,19 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
     return torch.cholesky_inverse(root).to(factor.dtype)
 
 
-def _average(state: dict[str, Any], group: dict[str, Any], a: Tensor, g: Tensor) -> None:
-    """Running averages, which begin as the first factors themselves."""
-    if "input_factor" not in state:
-        state["input_factor"], state["output_factor"] = a, g
-        return
+def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
+    """Running averages of the factors, which begin as the first ones themselves; on a CPU as lower panels."""
     updates = group["steps"] // group["factor_frequency"] + 1
     decay = min(1 - 1 / updates, group["decay"])
-    state["input_factor"].lerp_(a, 1 - decay)
-    state["output_factor"].lerp_(g, 1 - decay)
+    seen = {"input_factor": (signals.inputs, signals.examples), "output_factor": (signals.gradients, signals.rows)}
+    for name, (rows, count) in seen.items():
+        new = name not in state
+        factor = state.setdefault(name, rows.new_zeros(rows.shape[1], rows.shape[1]))
+        kept = 0.0 if new else decay
+        if one_by_one(rows):
+            add_gram(factor, rows.T, kept, (1 - kept) / count)
+        else:
+            factor.lerp_(rows.T @ rows / count, 1 - kept)
 
 
 def _preconditioned(group: dict[str, Any], state: dict[str, Any]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The linear algebra of a Kronecker preconditioner over a stack of members: its factors, and their inverse p-th roots.
+"""Inverse p-th roots of the factors of a Kronecker preconditioner over a stack of members, and their application.
 
 Shapes: M members, m rows and n columns of a parameter, n also the side of a factor.
 
@@ -7,6 +7,9 @@ how many members there are or where in the stack one sits. On a GPU the stack go
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,14 +64,15 @@ def update_inverse_roots(
     epsilon: Tensor | float = 0.0,
     scale: Tensor | float = 1.0,
     newton: float | None = None,
-    precision: torch.dtype = torch.float64,
+    precision: torch.dtype | Sequence[torch.dtype] = torch.float64,
+    members: Sequence[int] | None = None,
 ) -> Tensor:
     """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
 
     The spectrum of each factor is first lifted to `epsilon_i` of its largest eigenvalue; eigenvalues that are still not
-    positive contribute 0, so that the root of a zero matrix is zero. A factor is symmetrised first, since `eigh` reads
-    one triangle, and decomposed in `precision`. The root itself is put together in the dtype of `roots`, whose rounding
-    it carries anyway.
+    positive contribute 0, so that the root of a zero matrix is zero. On a CPU only the lower triangle of a factor is
+    read, elsewhere its symmetric part. It is decomposed in `precision`. The root itself is put together in the dtype of
+    `roots`, whose rounding it carries anyway.
 
     A member keeps its last root where the factor is not finite, where `eigh` does not converge, or where the new root
     does not fit the dtype: one member's trouble never reaches another.
@@ -82,66 +86,103 @@ def update_inverse_roots(
         newton: the smallest `epsilon` of all members, above 0, for roots by `newton_inverse_root` in the place of a
             decomposition; then `epsilon` is added to all eigenvalues instead, and a root that has not converged is not
             taken. On a CPU members take as many iterations as their own epsilon needs, else as many as the smallest.
-        precision: of the decomposition, or of the products where the device has it. A decomposition in float32 that
-            does not converge is done in float64.
+        precision: of the decomposition, or of the products where the device has it; on a CPU each member may have its
+            own. A decomposition in float32 that does not converge is done in float64.
+        members: whose roots are set; None for all.
 
     Returns:
-        shape (M,), bool, on the device of `roots`: the members that kept their last root.
+        shape (M,), bool, on the device of `roots`: the members that were to get a root and kept their last one.
     """
     assert roots.shape == factors.shape, (roots.shape, factors.shape)
     assert order >= 1, order
-    members = factors.shape[0]
+    count = factors.shape[0]
     epsilon, scale = (
-        torch.as_tensor(x, dtype=factors.dtype, device=factors.device).expand(members) for x in (epsilon, scale)
+        torch.as_tensor(x, dtype=factors.dtype, device=factors.device).expand(count) for x in (epsilon, scale)
     )
-    if newton is not None:
-        places, smallest = [slice(members)], [newton]
-        if one_by_one(factors):
-            places, smallest = [slice(i, i + 1) for i in range(members)], epsilon.tolist()
-        return torch.cat(
-            [
-                _update_by_newton(
-                    roots[p], factors[p], order, epsilon[p], scale[p], iterations_for(order, e), precision
-                )
-                for p, e in zip(places, smallest, strict=True)
-            ]
-        )
-    if not one_by_one(factors) and factors.dtype == torch.float64:
+    chosen = range(count) if members is None else members
+    precisions = [precision] * count if isinstance(precision, torch.dtype) else precision
+    if one_by_one(factors) or (newton is None and factors.dtype != torch.float64):
+        return _update_each(roots, factors, order, epsilon, scale, newton is not None, precisions, chosen)
+    if len(chosen) < count:
+        rows = torch.tensor(chosen, dtype=torch.int64, device=roots.device)
+        found, kept = roots[rows], torch.zeros(count, dtype=torch.bool, device=roots.device)
+        if len(chosen):
+            kept[rows] = _update_together(
+                found, factors[rows], order, epsilon[rows], scale[rows], newton, precisions[0]
+            )
+            roots[rows] = found
+        return kept
+    return _update_together(roots, factors, order, epsilon, scale, newton, precisions[0])
+
+
+def _update_together(
+    roots: Tensor,
+    factors: Tensor,
+    order: int,
+    epsilon: Tensor,
+    scale: Tensor,
+    newton: float | None,
+    precision: torch.dtype,
+) -> Tensor:
+    """`update_inverse_roots` with one call for all members."""
+    if newton is None:
         return _update_batched(roots, factors, order, epsilon, scale, precision)
-    return _update_each(roots, factors, order, epsilon, scale, precision)
+    return _update_by_newton(roots, factors, order, epsilon, scale, iterations_for(order, newton), precision)
 
 
 def _update_each(
-    roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, precision: torch.dtype
+    roots: Tensor,
+    factors: Tensor,
+    order: int,
+    epsilon: Tensor,
+    scale: Tensor,
+    newton: bool,
+    precisions: Sequence[torch.dtype],
+    members: Sequence[int],
 ) -> Tensor:
     """`update_inverse_roots` one by one, on the CPU, also for devices without float64; epsilon and scale are (M,)."""
-    kept = []
-    for root, factor, eps, by in zip(roots, factors, epsilon.tolist(), scale.tolist(), strict=True):
-        new = _inverse_root(factor.to("cpu", torch.float64), order, eps, by, root.dtype, precision)
-        if new is not None:
-            root.copy_(new)
-        kept.append(new is None)
-    return torch.tensor(kept, device=roots.device)
+    kept = torch.zeros(len(roots), dtype=torch.bool)
+    numbers = list(zip(epsilon.tolist(), scale.tolist(), strict=True))
+    for i in members:
+        eps, by = numbers[i]
+        if newton:
+            own, steps = slice(i, i + 1), iterations_for(order, eps)
+            kept[own] = _update_by_newton(
+                roots[own], factors[own], order, epsilon[own], scale[own], steps, precisions[i]
+            )
+            continue
+        factor = factors[i].to("cpu", torch.float64)
+        new = _inverse_root(factor, order, eps, by, roots.dtype, precisions[i])
+        if new is None:
+            kept[i] = True
+        else:
+            roots[i] = new
+    return kept.to(roots.device)
 
 
 def _inverse_root(
     factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype, precision: torch.dtype
 ) -> Tensor | None:
     """The inverse root of one factor, shape (n, n) or (n,), float64; None where there is none to be had."""
-    if not factor.isfinite().all():
+    if not _finite(factor):
         return None
     if factor.ndim == 1:
         root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
-        return root if root.isfinite().all() else None
+        return root if _finite(root) else None
     for attempt in dict.fromkeys((precision, torch.float64)):
         try:
-            spectrum, basis = torch.linalg.eigh(_symmetrised(factor).to(attempt))
+            spectrum, basis = torch.linalg.eigh(factor.to(attempt))
         except LinAlgError:
             continue
-        root = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), dtype)
-        if root.isfinite().all():
+        root = _assemble(basis, inverse_root_of_spectrum(spectrum.double(), order, epsilon, scale), dtype)
+        if _finite(root):
             return root
     return None
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass: whatever is not is not in the sum either."""
+    return math.isfinite(float(x.sum(dtype=torch.float64)))
 
 
 def _update_by_newton(
@@ -186,7 +227,8 @@ def _update_batched(
             spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
             # Another routine, which often converges where the batched one did not.
-            return _update_each(roots, factors, order, epsilon, scale, torch.float64)
+            members = range(len(roots))
+            return _update_each(roots, factors, order, epsilon, scale, False, [torch.float64] * len(roots), members)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
     return _take(new, finite, roots)
 
@@ -201,17 +243,6 @@ def _assemble(basis: Tensor, spectrum: Tensor, dtype: torch.dtype) -> Tensor:
     return (basis * spectrum.to(dtype).unsqueeze(-2)) @ basis.mT
 
 
-def accumulate(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
-    """L ← decay L + weight G Gᵀ, and R ← decay R + weight Gᵀ G, in place.
-
-    Args:
-        factors: [L] or [L, R]; L of shape (M, m, m), or (M, m) to keep only its diagonal; R with n in place of m.
-        gradients: shape (M, m, n).
-        decay, weight: shape (M,), in the dtype of the factors.
-    """
-    (accumulate_each if one_by_one(gradients) else accumulate_batched)(factors, gradients, decay, weight)
-
-
 def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
     """Roots [A] and M give A M; roots [A, B] give A M B.
 
@@ -223,32 +254,6 @@ def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
         shape (M, m, n), in memory of its own.
     """
     return (precondition_each if one_by_one(moment) else precondition_batched)(roots, moment)
-
-
-def accumulate_each(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
-    """`accumulate`, one member at a time."""
-    for i, (beta, alpha) in enumerate(zip(decay.tolist(), weight.tolist(), strict=True)):
-        g = own_memory(gradients[i].to(factors[0].dtype))
-        for stack, rows in zip(factors, (g, g.mT), strict=False):
-            factor = stack[i]
-            if factor.ndim == 1:
-                factor.mul_(beta).add_(rows.square().sum(1).mul_(alpha))
-                continue
-            # The product goes into float64 in place: as exact as can be, and no slower than a float32 one plus a sum.
-            target = own_memory(factor)
-            target.addmm_(rows, rows.mT, beta=beta, alpha=alpha)
-            if target is not factor:
-                factor.copy_(target)
-
-
-def accumulate_batched(factors: list[Tensor], gradients: Tensor, decay: Tensor, weight: Tensor) -> None:
-    """`accumulate` with one call for all members."""
-    g = gradients.to(factors[0].dtype)
-    for factor, rows in zip(factors, (g, g.mT), strict=False):
-        if factor.ndim == 2:
-            factor.mul_(decay.view(-1, 1)).add_(rows.square().sum(2).mul_(weight.view(-1, 1)))
-        else:
-            factor.mul_(decay.view(-1, 1, 1)).baddbmm_(rows * weight.view(-1, 1, 1), rows.mT)
 
 
 def precondition_each(roots: list[Tensor], moment: Tensor) -> Tensor:

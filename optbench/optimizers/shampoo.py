@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from optbench.errors import unknown
+from optbench.optimizers import factors
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.newton_root import iterations_for
 from optbench.optimizers.ours import SHAMPOO_PRESETS
-from optbench.optimizers.roots import accumulate, norms, one_by_one, precondition, update_inverse_roots
+from optbench.optimizers.roots import norms, one_by_one, precondition
 from optbench.precision import exact, widest
 
 PerMember = float | Tensor
@@ -30,7 +31,7 @@ CHOICES = {
     "momentum_form": ("heavy-ball", "average"),
     "grafting": ("none", "adam"),
     "root": ("eigh", "newton"),
-    "root_precision": ("float64", "float32"),
+    "root_precision": ("auto", "float64", "float32"),
 }
 # name -> (low, high, whether high itself is allowed)
 RANGES = {
@@ -41,8 +42,10 @@ RANGES = {
     "initial_epsilon": (0.0, math.inf, False),
     "weight_decay": (0.0, math.inf, False),
     "graft_epsilon": (0.0, math.inf, False),
+    "refresh_share": (0.0, math.inf, False),
 }
 COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1}
+AUTO = "auto"
 SMALL_SIDE = 128
 """Roots of sides up to this are refreshed at every step by default, whatever the network."""
 
@@ -60,18 +63,23 @@ class Shampoo(Optimizer):
 
     - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
       more than two dimensions are seen as matrices: a convolution (o, i, h, w) as (o, i·h·w).
-    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors are in float64, and so is their
-      decomposition but for `root_precision`; roots are held in the parameter's dtype (at least float32). A direction
-      never seen has root 0 only if ε = 0 or nothing was seen at all.
+    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors are sums in float64; what is added
+      to them between two refreshes, and their decomposition, may be in float32, see `root_precision`. Roots are held in
+      the parameter's dtype (at least float32). A direction never seen has root 0 only if ε = 0 or nothing was seen at
+      all.
     - Sides of at most `small_side` refresh their root at every step; longer ones every `precondition_frequency` steps,
       that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
       refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
-    - A stale root can overshoot: until the next refresh, a direction absent at the last one is scaled by up to
-      ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a vector, whose one
-      root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So by default the
-      only roots that go stale are those of a matrix's side that is longer than every layer's output, and a
-      `small_side` that lets others go stale is warned of. With stale roots, call `begin_task()` before the first step
-      on new data.
+    - `precondition_frequency="auto"` refreshes a root when it is needed: when its factor, seen through it, has grown in
+      some direction or decayed by more than `refresh_share` (see `factors.outgrown`), at the first step of a task and
+      at least every 500 steps. So no step is more than (1 + `refresh_share`)^(1/2) times too long, whatever the
+      gradients do, as far as a power iteration can tell. Sides up to 128 are looked at in every step; longer ones, n,
+      every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own.
+    - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
+      scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
+      vector, whose one root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So
+      by default the only roots that go stale are those of a matrix's side that is longer than every layer's output, and
+      a `small_side` that lets others go stale is warned of. Call `begin_task()` before the first step on new data.
     - A root that cannot be computed (factor not finite, `eigh` does not converge) is left as it was (zero, if it never
       was computed) and counted, see `fallbacks`.
     - `root="newton"` finds roots by products of matrices alone (a coupled Newton iteration), which an accelerator does
@@ -104,17 +112,20 @@ class Shampoo(Optimizer):
         epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
         initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
-        precondition_frequency: k ≥ 1, steps between two refreshes of a root.
-        small_side: sides up to this refresh at every step; 0 for none. None: 128, or the longest output of a layer (the
-            rows of a matrix, the length of a vector) among those up to `max_side`, if that is longer.
+        precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
+        refresh_share: ≥ 0, of `"auto"`: the change of a factor from which its root is refreshed; 1 for a doubling.
+        small_side: sides up to this refresh at every step; 0 for none. None: none with `"auto"`, else 128, or the
+            longest output of a layer (the rows of a matrix, the length of a vector) among those up to `max_side`, if
+            that is longer.
         max_side: sides longer than this keep only the diagonal of their factor, as n² numbers would not fit.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
-        root_precision: `"float64"`, or `"float32"` for an accelerator that is slow in the former, with ε of at least
-            1e-5 or so: of the decomposition or the products; factors stay in float64.
+        root_precision: of the decomposition or the products, and on a CPU of what is added to a factor between two
+            refreshes. `"auto"` takes `"float32"` on a CPU for a side n where ε ≥ n 2⁻²³ and the parameters are in
+            float32 themselves (see `factors.single_fits`), and `"float64"` otherwise.
         stacked: parameters carry a leading member axis.
 
     Raises:
@@ -147,7 +158,8 @@ class Shampoo(Optimizer):
         epsilon: PerMember = 1e-6,
         initial_epsilon: PerMember | None = None,
         weight_decay: PerMember = 0.0,
-        precondition_frequency: int = 10,
+        precondition_frequency: int | Literal["auto"] = 10,
+        refresh_share: float = 1.0,
         small_side: int | None = None,
         max_side: int = 8192,
         structure: Literal["kronecker", "diagonal-factor"] = "kronecker",
@@ -155,7 +167,7 @@ class Shampoo(Optimizer):
         grafting: Literal["none", "adam"] | None = None,
         graft_epsilon: float = 1e-8,
         root: Literal["eigh", "newton"] = "eigh",
-        root_precision: Literal["float64", "float32"] = "float64",
+        root_precision: Literal["auto", "float64", "float32"] = "auto",
         stacked: bool = False,
     ) -> None:
         if preset not in SHAMPOO_PRESETS:
@@ -176,6 +188,7 @@ class Shampoo(Optimizer):
             "epsilon": epsilon,
             "weight_decay": weight_decay,
             "precondition_frequency": precondition_frequency,
+            "refresh_share": refresh_share,
             "small_side": small_side,
             "max_side": max_side,
             "structure": structure,
@@ -217,7 +230,7 @@ class Shampoo(Optimizer):
             every, refreshed = group["precondition_frequency"], group["refreshed_side"]
             sides = [_sides(parameter, group) for parameter in group["params"]]
             stale = [(size, len(both)) for both in sides for size in both if refreshed < size <= longest]
-            if every == 1 or not stale:
+            if every in (1, AUTO) or not stale:
                 continue
             size = max(length for length, _ in stale)
             power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # a vector has the worst bound
@@ -278,7 +291,7 @@ class Shampoo(Optimizer):
 
     def upcoming(self) -> tuple[object, ...] | None:
         """The roots that are refreshed in the next step, which is the same work on the same tensors whenever they are;
-        None for a first step, and where they are found by `eigh`, which asks the device whether it has converged."""
+        None for a first step, and where the device has to be asked: whether `eigh` has converged, or what is due."""
         found: list[object] = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -287,11 +300,12 @@ class Shampoo(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     return None
-                factors = {side: state[side] for side in ("left", "right") if side in state}
-                due = {side for side, factor in factors.items() if _is_due(factor.shape[1], len(factors), group)}
-                if group["root"] == "eigh" and any(factors[side].ndim == 3 for side in due):
+                sides = [side for side in ("left", "right") if side in state]
+                due = {side: _is_due(state[side].shape[1], len(sides), group) for side in sides}
+                asked = [side for side in sides if state[side].ndim == 3 and due[side] is not False]
+                if None in due.values() or (group["root"] == "eigh" and asked):
                     return None
-                found.append(frozenset(due))
+                found.append(frozenset(side for side in sides if due[side]))
         return tuple(found)
 
     def advance(self) -> None:
@@ -304,15 +318,6 @@ class Shampoo(Optimizer):
         gradient = cast(Tensor, parameter.grad)
         g = _as_matrices(gradient if group["stacked"] else gradient.unsqueeze(0))
         g = g.to(torch.promote_types(g.dtype, torch.float32))
-        one_sided = weights.ndim <= 2
-        sides = {"left": g.shape[1]} if one_sided else {"left": g.shape[1], "right": g.shape[2]}
-
-        state = self.state[parameter]
-        fresh = not state
-        if fresh:
-            _start(state, g, sides, group)
-        assert state["step"].shape == g.shape[:1], "members were dropped from the parameters, not from their state"
-        state["step"] += 1
 
         def setting(name: str) -> Tensor:
             return torch.as_tensor(group[name], dtype=widest(g.device), device=g.device).expand(g.shape[0])
@@ -320,25 +325,31 @@ class Shampoo(Optimizer):
         def column(values: Tensor) -> Tensor:
             return values.to(g.dtype).view(-1, 1, 1)
 
+        state, epsilon = self.state[parameter], setting("epsilon")
+        fresh = not state
+        # One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
+        sides = {"left": g} if weights.ndim <= 2 else {"left": g, "right": g.mT}
+        if fresh:
+            _start(state, g, sides, epsilon, group)
+        assert state["step"].shape == g.shape[:1], "members were dropped from the parameters, not from their state"
+        state["step"] += 1
+
         beta2 = setting("beta2")
         new = torch.where(beta2 == 1, 1.0, 1 - beta2)
         correction = _bias_correction(beta2, state["step"])
-
-        # Factors and roots. One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
-        accumulate([state[side] for side in sides], g, beta2, new)
-        for side, size in sides.items():
-            if fresh or _is_due(size, len(sides), group):
-                order = 2 * len(sides)
+        roots = []
+        for side, rows in sides.items():
+            factor, single = factors.factor_of(state, side, 2 * len(sides)), _single(rows, epsilon, group)
+            factors.accumulate(factor, rows, beta2, new, single)
+            due = fresh or _is_due(factor.size, len(sides), group)
+            members: Sequence[int] = range(len(g)) if due else ()
+            if due is None:
+                members = factors.outgrown(factor, rows, correction, group["refresh_share"])
+            if members:
                 newton = group["smallest_epsilon"] if group["root"] == "newton" else None
-                state["fallbacks"] += update_inverse_roots(
-                    state[f"{side}_root"],
-                    state[side],
-                    order,
-                    setting("epsilon"),
-                    correction.reciprocal(),
-                    newton,
-                    getattr(torch, group["root_precision"]),
-                )
+                precisions = [torch.float32 if fits else torch.float64 for fits in single]
+                state["fallbacks"] += factors.refresh(factor, members, epsilon, correction, newton, precisions)
+            roots.append(factor.root)
 
         moment = g
         if _any(group["momentum"]):
@@ -352,7 +363,7 @@ class Shampoo(Optimizer):
             if average:
                 moment = moment / column(_bias_correction(beta1, state["step"]))
 
-        update = precondition([state[f"{side}_root"] for side in sides], moment)
+        update = precondition(roots, moment)
 
         if group["grafting"] == "adam":
             state["second_moment"].mul_(column(beta2)).add_((g * g).mul_(column(new)))
@@ -375,10 +386,11 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} needs to be in [{low:g}, {high:g}{']' if closed else ')'}; {value!r} came")
     for name, least in COUNTS.items():
         value = group[name]
-        if value is None and name == "small_side":
+        if (name, value) in (("small_side", None), ("precondition_frequency", AUTO)):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} needs to be an integer of at least {least}; {value!r} came")
+            word = f" or {AUTO!r}" if name == "precondition_frequency" else ""
+            raise ValueError(f"{name}: expected an integer of at least {least}{word}, got {value!r}")
     for name, choices in CHOICES.items():
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
@@ -428,19 +440,27 @@ def _as_matrices(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], -1)
 
 
-def _start(state: dict[str, Any], g: Tensor, sides: dict[str, int], group: dict[str, Any]) -> None:
+def _start(state: dict[str, Any], g: Tensor, sides: dict[str, Tensor], epsilon: Tensor, group: dict[str, Any]) -> None:
     members = g.shape[0]
     for name in ("step", "fallbacks"):
         state[name] = torch.zeros(members, dtype=torch.int64, device=g.device)
     start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device).expand(members)
-    for side, size in sides.items():
-        diagonal = group["structure"] == "diagonal-factor" or size > group["max_side"]
-        shape = (members, size) if diagonal else (members, size, size)
-        state[side] = torch.zeros(shape, dtype=widest(g.device), device=g.device)
-        (state[side] if diagonal else state[side].diagonal(dim1=1, dim2=2)).add_(start.unsqueeze(1))
-        state[f"{side}_root"] = torch.zeros(shape, dtype=g.dtype, device=g.device)
+    for side, rows in sides.items():
+        diagonal = group["structure"] == "diagonal-factor" or rows.shape[1] > group["max_side"]
+        by_need = _by_need(rows.shape[1], group)
+        single = _single(rows, epsilon, group)
+        factors.begin(state, side, rows, start, diagonal=diagonal, single=single, by_need=by_need)
     if group["grafting"] == "adam":
         state["second_moment"] = torch.zeros_like(g)
+
+
+def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
+    """For each member, whether the factor of (M, n, k) is summed and decomposed in float32."""
+    if group["root_precision"] != "auto":
+        return [group["root_precision"] == "float32"] * len(rows)
+    if rows.dtype == torch.float64 or not one_by_one(rows):
+        return [False] * len(rows)
+    return factors.single_fits(rows.shape[1], epsilon.tolist())
 
 
 def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
@@ -449,13 +469,25 @@ def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
 
 
-def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool:
-    """True if the root of a side of this length, of a parameter with this many sides, is refreshed at this step."""
-    clock, frequency = group["clock"], group["precondition_frequency"]
+def _by_need(size: int, group: dict[str, Any]) -> bool:
+    """Whether the factor of a side of this length decides when its root is refreshed; of a diagonal a root is cheap."""
+    diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
+    small = group["small_side"] is not None and size <= group["small_side"]
+    return group["precondition_frequency"] == AUTO and not diagonal and not small
+
+
+def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool | None:
+    """Whether the root of a side of this length, of a parameter with this many sides, is refreshed at this step; None
+    if its factor is to be asked."""
+    clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
+    if frequency == AUTO:
+        if not _by_need(size, group) or (begun and clock == 0):
+            return True
+        return None if factors.checked(size, clock, begun) else False
     never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
     if never_stale or size <= group["refreshed_side"]:
         return True
-    if not group["task_begun"]:
+    if not begun:
         return bool((clock + 1) % frequency == 0)
     return bool(clock % frequency == 0 or (clock < frequency and clock & (clock - 1) == 0))
 

@@ -64,6 +64,7 @@ class Hyper:
     above: bool = False
     """The number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
+    """Words that are values; of numbers, beside them."""
     optional: bool = False
     """Whether null is a value too."""
 
@@ -87,10 +88,11 @@ class Hyper:
             needed = f"{count} numbers in {'(' if self.above else '['}0, 1)"
         else:
             ok = number and (value > self.low if self.above else value >= self.low) and value <= self.high
-            ok = ok and (self.kind == "number" or isinstance(value, int))
+            ok = (ok and (self.kind == "number" or isinstance(value, int))) or value in self.choices
             article = "an integer" if self.kind == "integer" else "a number"
             needed = f"{article} {'above' if self.above else 'of at least'} {self.low:g}"
             needed += f" and at most {self.high:g}" if math.isfinite(self.high) else ""
+            needed += "".join(f" or {choice!r}" for choice in self.choices)
         return None if ok or (value is None and self.optional) else f"needs {needed}; {value!r} came"
 
 

@@ -297,8 +297,9 @@ SWEPT = {
         {"preset": "adam-grafted", "structure": "diagonal-factor", **SWEPT},
         {"preset": "gupta", "root": "newton", "max_side": 100, **SWEPT},  # more takes a minute
         {"preset": "gupta", "root_precision": "float32", **SWEPT},
+        {"preset": "gupta", "precondition_frequency": "auto", **SWEPT},
     ],
-    ids=["gupta", "grafted-diagonal", "newton", "single"],
+    ids=["gupta", "grafted-diagonal", "newton", "single", "auto"],
 )
 def test_member_alone_equals_member_among_seven_bitwise(settings: dict[str, Any]) -> None:
     together = run_stack(list(range(7)), 2, settings)
@@ -549,8 +550,8 @@ def test_parameters_without_gradient_or_elements_are_left_alone() -> None:
         ({"epsilon": -1e-9}, r"epsilon needs to be in \[0, 1\]; -1e-09 came"),
         ({"initial_epsilon": -1}, r"initial_epsilon needs to be in \[0, inf\); -1 came"),
         ({"weight_decay": float("inf")}, r"weight_decay needs to be in \[0, inf\); inf came"),
-        ({"precondition_frequency": 0}, "precondition_frequency needs to be an integer of at least 1; 0 came"),
-        ({"small_side": 1.5}, "small_side needs to be an integer of at least 0; 1.5 came"),
+        ({"precondition_frequency": 0}, "precondition_frequency: expected an integer of at least 1 or 'auto', got 0"),
+        ({"small_side": 1.5}, "small_side: expected an integer of at least 0, got 1.5"),
         ({"structure": "kroneker"}, "unknown structure 'kroneker'; did you mean 'kronecker'?"),
         ({"grafting": "sgd"}, "unknown grafting 'sgd'"),
         ({"momentum_form": "x"}, "unknown momentum_form 'x'"),

@@ -1,0 +1,294 @@
+"""The factors of a Kronecker preconditioner over a stack of members: their sums, and how far they left their roots.
+
+Shapes: M members, n the side of a factor, k the other side of the gradient.
+
+A factor is L = kept · total + growth. Products are added to the growth, which goes into the total when the root is
+refreshed. On a CPU the growth may be in float32, where a product takes half the time: its rounding error is that of the
+products since the last root, never that of the whole sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.optimizers.roots import one_by_one, own_memory, update_inverse_roots
+from optbench.optimizers.symmetric import add_gram, times, whole
+from optbench.precision import widest
+
+CHECKED_SIDE = 128
+"""Sides up to this are checked at every step; of longer ones, which take long to check, every n / 128 steps."""
+LONGEST = 500
+"""Steps that a root is kept for at most."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One side of one parameter: the tensors of an optimizer's state, all with the leading axis M."""
+
+    order: int
+    """Of the root: twice the number of sides."""
+    total: Tensor
+    """(M, n, n), or (M, n) where only the diagonal is kept; of the widest dtype."""
+    root: Tensor
+    """The same shape, in the dtype of the gradient."""
+    growth: Tensor | None = None
+    """(M, n, n), on a CPU as lower panels; None where products go into the total at once."""
+    kept: Tensor | None = None
+    """(M,): the share of the total that has not decayed since."""
+    seen: Tensor | None = None
+    """(M, n): the direction in which it has grown most, as far as is known; None on a fixed schedule."""
+    correction: Tensor | None = None
+    """(M,): the bias correction that the root was taken with."""
+    age: Tensor | None = None
+    """(M,): steps since the root was taken."""
+
+    @property
+    def size(self) -> int:
+        """The side n."""
+        return self.total.shape[1]
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal is kept."""
+        return self.total.ndim == 2
+
+
+def begin(
+    state: dict[str, Any],
+    side: str,
+    rows: Tensor,
+    start: Tensor,
+    *,
+    diagonal: bool,
+    single: Sequence[bool],
+    by_need: bool,
+) -> None:
+    """Write the tensors of a new factor into `state`.
+
+    Args:
+        side: what their names begin with.
+        rows: a first X, (M, n, k), for shape, device and dtype.
+        start: (M,), the multiple of the identity that the factor begins as.
+        diagonal: keep only the diagonal.
+        single: for each member, whether its factor may grow in float32.
+        by_need: keep what `outgrown` needs.
+    """
+    members, size, device, dtype = len(rows), rows.shape[1], rows.device, widest(rows.device)
+    shape = (members, size) if diagonal else (members, size, size)
+    total = state[side] = torch.zeros(shape, dtype=dtype, device=device)
+    (total if diagonal else total.diagonal(dim1=1, dim2=2)).add_(start.unsqueeze(1))
+    state[f"{side}_root"] = torch.zeros(shape, dtype=rows.dtype, device=device)
+    if diagonal:
+        return
+    if one_by_one(rows) or by_need:
+        growing = torch.float32 if one_by_one(rows) and all(single) else dtype
+        state[f"{side}_growth"] = torch.zeros(shape, dtype=growing, device=device)
+        state[f"{side}_kept"] = torch.ones(members, dtype=dtype, device=device)
+    if by_need:
+        state[f"{side}_seen"] = torch.zeros(members, size, dtype=rows.dtype, device=device)
+        state[f"{side}_correction"] = torch.ones(members, dtype=dtype, device=device)
+        state[f"{side}_age"] = torch.zeros(members, dtype=torch.int64, device=device)
+
+
+def factor_of(state: dict[str, Any], side: str, order: int) -> Factor:
+    """The factor that `begin` wrote."""
+    rest = (state.get(f"{side}_{name}") for name in ("growth", "kept", "seen", "correction", "age"))
+    return Factor(order, state[side], state[f"{side}_root"], *rest)
+
+
+def accumulate(factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor, single: Sequence[bool]) -> None:
+    """L ← decay L + weight X Xᵀ, in place.
+
+    Args:
+        rows: X, (M, n, k): a gradient, or its transpose for the other side.
+        decay, weight: (M,), of the widest dtype.
+        single: (M,), as given to `begin`.
+    """
+    if factor.age is not None:
+        factor.age.add_(1)
+    if factor.kept is not None:
+        factor.kept.mul_(decay)
+    if not one_by_one(rows):
+        _accumulate_batched(factor, rows, decay, weight)
+        return
+    for i, (beta, alpha) in enumerate(zip(decay.tolist(), weight.tolist(), strict=True)):
+        if factor.growth is None:
+            x, total = own_memory(rows[i].to(factor.total.dtype)), factor.total[i]
+            if factor.diagonal:
+                total.mul_(beta).add_(x.square().sum(1).mul_(alpha))
+            else:  # of a state that was saved on another device
+                total.copy_(own_memory(total).addmm_(x, x.mT, beta=beta, alpha=alpha))
+            continue
+        # A stack may hold members of both kinds. A float32 number survives the way through float64 unchanged.
+        dtype = torch.float32 if single[i] else factor.growth.dtype
+        target = own_memory(factor.growth[i].to(dtype))
+        add_gram(target, _aligned(rows[i], dtype), beta, alpha)
+        if target.data_ptr() != factor.growth[i].data_ptr():
+            factor.growth[i].copy_(target)
+
+
+def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix (n, k), or its transpose, in memory that a BLAS sees alike for a member alone and among others."""
+    straight = rows.stride(-1) == 1
+    matrix = own_memory((rows if straight else rows.mT).to(dtype))
+    return matrix if straight else matrix.mT
+
+
+def _accumulate_batched(factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor) -> None:
+    target = factor.total if factor.growth is None else factor.growth
+    rows = rows.to(target.dtype)
+    if factor.diagonal:
+        target.mul_(decay.view(-1, 1)).add_(rows.square().sum(2).mul_(weight.view(-1, 1)))
+    else:
+        target.mul_(decay.view(-1, 1, 1)).baddbmm_(rows * weight.view(-1, 1, 1), rows.mT)
+
+
+def refresh(
+    factor: Factor,
+    members: Sequence[int],
+    epsilon: Tensor,
+    correction: Tensor,
+    newton: float | None,
+    precisions: Sequence[torch.dtype],
+) -> Tensor:
+    """Take new roots of (L / c) for these members; which of them kept their last one, as `update_inverse_roots` says.
+
+    Args:
+        epsilon, correction: ε and c, (M,).
+        newton, precisions: as `update_inverse_roots` has them.
+    """
+    _settle(factor, members)
+    if factor.age is not None and factor.correction is not None:
+        rows = torch.tensor(members, device=factor.age.device)
+        factor.age[rows], factor.correction[rows] = 0, correction[rows]
+    return update_inverse_roots(
+        factor.root, factor.total, factor.order, epsilon, correction.reciprocal(), newton, precisions, members
+    )
+
+
+def _settle(factor: Factor, members: Sequence[int]) -> None:
+    """Let the growth of these members go into their totals."""
+    if factor.growth is None or factor.kept is None:
+        return
+    if one_by_one(factor.total):
+        for i in members:
+            if (kept := float(factor.kept[i])) != 1:
+                factor.total[i].mul_(kept)
+            factor.total[i].add_(whole(factor.growth[i]))
+            factor.growth[i].zero_()
+            factor.kept[i] = 1
+        return
+    rows = torch.tensor(members, device=factor.total.device)
+    # Also what a CPU has left, as lower panels, where a state was loaded on another device.
+    growth = factor.growth[rows].tril() + factor.growth[rows].tril(-1).mT
+    factor.total[rows] = factor.total[rows] * factor.kept[rows].view(-1, 1, 1) + growth
+    factor.growth[rows], factor.kept[rows] = 0, 1
+
+
+def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> list[int]:
+    """The members whose factor has changed by more than `share` since their root was taken.
+
+    Seen through the root R of L₀, the factor L lies between a and a + ρ times what it was: with c the bias correction,
+
+        a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 − share or a + ρ > 1 + share.
+
+    So a step through the old root is at most (1 + share)^(1/p) times too long for each side. ρ comes from one step of a
+    power iteration, which begins at what was found the last time and at the newest gradient, so that a direction that
+    was never seen before counts at once.
+
+    Args:
+        rows: X, (M, n, k), which was accumulated last.
+        correction: c, (M,).
+    """
+    assert factor.growth is not None
+    assert factor.kept is not None
+    assert factor.seen is not None
+    assert factor.correction is not None
+    assert factor.age is not None
+    low = (factor.kept * factor.correction / correction).tolist()
+    signs = _signs(rows.shape[2]).to(rows.device, factor.root.dtype)
+    if one_by_one(rows):
+        stretched = [
+            _stretched(
+                own_memory(factor.root[i]),
+                own_memory(factor.growth[i].to(factor.root.dtype)),
+                factor.order,
+                factor.seen[i],
+                _aligned(rows[i], rows.dtype) @ signs,
+            )
+            for i in range(len(rows))
+        ]
+    else:
+        growth = factor.growth.to(factor.root.dtype)
+        stretched = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ signs).tolist()
+    return [
+        i
+        for i, (a, s, c, age) in enumerate(zip(low, stretched, correction.tolist(), factor.age.tolist(), strict=True))
+        if age >= LONGEST or not (a >= 1 - share and a + s / c <= 1 + share)  # NaN is refreshed, and found out there
+    ]
+
+
+def _through(root: Tensor, order: int, x: Tensor) -> Tensor:
+    """R^(p/2) x, of p = 2 or 4."""
+    return root @ x if order == 2 else root @ (root @ x)
+
+
+def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> float:
+    """A lower bound of λ_max(R^(p/2) growth R^(p/2)); where it was found goes into `seen`, as all of these (n,)."""
+    newest = _through(root, order, probe)
+    length = float(torch.linalg.vector_norm(newest))
+    if length == 0:
+        start = seen.clone()
+    else:
+        start = torch.add(seen, newest, alpha=math.copysign(1 / length, float(seen @ newest)))
+    before = float(torch.linalg.vector_norm(start))
+    image = _through(root, order, times(growth, _through(root, order, start)))
+    after = float(torch.linalg.vector_norm(image))
+    torch.div(image, after or 1.0, out=seen)
+    return after / (before or 1.0)
+
+
+def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> Tensor:
+    """`_stretched` of all members, (M,); root and growth (M, n, n), vectors (M, n)."""
+
+    def length(x: Tensor) -> Tensor:
+        found = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return torch.where(found == 0, 1.0, found)
+
+    newest = _through(root, order, probe.unsqueeze(2)).squeeze(2)
+    sign = torch.where((seen * newest).sum(1, keepdim=True) < 0, -1.0, 1.0)
+    start = seen + sign * newest / length(newest)
+    image = _through(root, order, growth @ _through(root, order, start.unsqueeze(2))).squeeze(2)
+    seen.copy_(image / length(image))
+    stretched: Tensor = torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1)
+    return stretched
+
+
+def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
+    """For each ε, whether float32 is enough for a factor of this side.
+
+    Its rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and none below ε λ_max counts: with 784 pixels and
+    ε = 1e-4 an update is 2e-4 off, and with 100 units 2e-6 (benchmarks/RESULTS.md).
+    """
+    return [value >= size * torch.finfo(torch.float32).eps for value in epsilon]
+
+
+@functools.cache
+def _signs(k: int) -> Tensor:
+    """k random signs, always the same."""
+    return torch.randint(0, 2, (k,), generator=torch.Generator().manual_seed(k)).mul_(2).sub_(1)
+
+
+def checked(size: int, clock: int, task_begun: bool) -> bool:
+    """Whether `outgrown` is asked in this step: regularly, and 0, 1, 2, 4, ... steps into a task."""
+    every = math.ceil(size / CHECKED_SIDE)
+    if not task_begun:
+        return (clock + 1) % every == 0
+    return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)

@@ -1,0 +1,261 @@
+"""Factors as they grow, against sums in float64; and when their roots are said to be stale, against eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optbench.optimizers import factors
+from optbench.optimizers.factors import Factor, _stretched, _stretched_batched, accumulate, begin, outgrown, refresh
+from optbench.optimizers.shampoo import Shampoo
+from optbench.optimizers.symmetric import PANEL, add_gram, whole
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def begun(rows: Tensor, order: int = 4, **settings: Any) -> Factor:
+    state: dict[str, Any] = {}
+    options = {"diagonal": False, "single": [True] * len(rows), "by_need": False} | settings
+    begin(state, "left", rows, torch.full((len(rows),), 0.5, dtype=torch.float64), **options)
+    return factors.factor_of(state, "left", order)
+
+
+def refreshed(factor: Factor, members: list[int], epsilon: float = 1e-4, correction: float = 1.0) -> Tensor:
+    count = len(factor.total)
+    numbers = [torch.full((count,), x, dtype=torch.float64) for x in (epsilon, correction)]
+    return refresh(factor, members, *numbers, None, [torch.float64] * count)
+
+
+@pytest.mark.parametrize("n", [5, PANEL + 20])
+@pytest.mark.parametrize("single", [[True] * 3, [False] * 3, [True, False, True]])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_factor_is_the_decayed_sum_of_products_whenever_it_is_settled(
+    n: int, single: list[bool], diagonal: bool
+) -> None:
+    decay, weight = torch.tensor([1.0, 0.9, 0.0]).double(), torch.tensor([1.0, 0.1, 1.0]).double()
+    factor = begun(normal(3, n, 4), diagonal=diagonal, single=single)
+    expected = 0.5 * torch.eye(n, dtype=torch.float64).repeat(3, 1, 1)
+    for step in range(9):
+        x = normal(3, n, 4, seed=step)
+        accumulate(factor, x, decay, weight, single)
+        expected = decay.view(-1, 1, 1) * expected + weight.view(-1, 1, 1) * (x.double() @ x.double().mT)
+        if step in (2, 3, 8):
+            refreshed(factor, [0, 1, 2])
+            wanted = expected.diagonal(dim1=1, dim2=2) if diagonal else expected
+            for i in range(3):
+                error = (factor.total[i] - wanted[i]).abs().max() / wanted[i].abs().max()
+                assert error < (1e-6 if single[i] and not diagonal else 1e-14)
+                if not diagonal:
+                    torch.testing.assert_close(factor.total[i], factor.total[i].mT, rtol=1e-5, atol=1e-5)
+
+
+def test_rounding_in_float32_does_not_add_up_over_many_roots() -> None:
+    factor = begun(normal(1, 30, 8))
+    expected = 0.5 * torch.eye(30, dtype=torch.float64)[None]
+    one = torch.ones(1, dtype=torch.float64)
+    for step in range(2000):
+        x = normal(1, 30, 8, seed=step)
+        accumulate(factor, x, one, one, [True])
+        expected += x.double() @ x.double().mT
+        if step % 50 == 49:
+            refreshed(factor, [0])
+    assert (factor.total - expected).abs().max() < 1e-7 * expected.abs().max()
+
+
+def test_members_of_both_precisions_have_the_bits_they_have_alone() -> None:
+    single, n = [True, False, True], 140
+    together = begun(normal(3, n, 6), single=single)
+    alone = [begun(normal(1, n, 6), single=[fits]) for fits in single]
+    assert [factor.growth.dtype for factor in alone] == [torch.float32, torch.float64, torch.float32]
+    decay = torch.full((3,), 0.99, dtype=torch.float64)
+    for step in range(4):
+        x = normal(3, n, 6, seed=step)
+        accumulate(together, x, decay, 1 - decay, single)
+        for i, factor in enumerate(alone):
+            accumulate(factor, x[i : i + 1], decay[:1], 1 - decay[:1], [single[i]])
+        if step == 1:
+            refreshed(together, [0, 2])
+            for i in (0, 2):
+                refreshed(alone[i], [0])
+    for i, factor in enumerate(alone):
+        for a, b in ((together.total, factor.total), (together.root, factor.root), (together.growth, factor.growth)):
+            assert torch.equal(a[i].to(b.dtype), b[0])
+
+
+def test_batched_accumulation_agrees_with_one_by_one() -> None:
+    decay, weight = torch.tensor([1.0, 0.9]).double(), torch.tensor([1.0, 0.1]).double()
+    for diagonal in (False, True):
+        one, batched = (
+            begun(normal(2, 6, 4), diagonal=diagonal, by_need=not diagonal, single=[False] * 2) for _ in range(2)
+        )
+        for step in range(5):
+            x = normal(2, 6, 4, seed=step)
+            accumulate(one, x, decay, weight, [False] * 2)
+            factors._accumulate_batched(batched, x, decay, weight)
+            if batched.kept is not None:
+                batched.kept.mul_(decay)
+        for factor in (one, batched):
+            refreshed(factor, [0, 1])
+        torch.testing.assert_close(batched.total, one.total)
+
+
+# -------------------------------------------------------------------------------------------------------------- stale
+
+
+def seen_through(factor: Factor, i: int, epsilon: float = 1e-4) -> Tensor:
+    """Eigenvalues of R^(p/2) L R^(p/2), with R of the factor as it was."""
+    assert factor.growth is not None
+    half = torch.linalg.matrix_power(factor.root[i].double(), factor.order // 2)
+    now = factor.kept[i] * factor.total[i] + whole(factor.growth[i]).double()
+    return torch.linalg.eigvalsh(half @ now @ half)
+
+
+@pytest.mark.parametrize("order", [2, 4])
+@pytest.mark.parametrize("n", [6, PANEL + 12])
+def test_the_stretch_is_a_lower_bound_that_is_soon_close(order: int, n: int) -> None:
+    basis = torch.linalg.qr(normal(n, n, dtype=torch.float64))[0]
+    root = ((basis * torch.logspace(0, 1, n, dtype=torch.float64)) @ basis.mT).float()
+    lower, seen = torch.zeros(n, n), torch.zeros(n)
+    for step in range(12):
+        x = normal(n, 3, seed=step + 50)
+        add_gram(lower, x, 1.0, 1.0)
+        found = _stretched(root, lower, order, seen, x @ torch.tensor([1.0, -1.0, 1.0]))
+        half = torch.linalg.matrix_power(root.double(), order // 2)
+        exact = torch.linalg.eigvalsh(half @ whole(lower).double() @ half)[-1].item()
+        assert found <= exact * 1.0001
+        assert found >= exact * (0.5 if step < 2 else 0.6)
+        assert torch.linalg.vector_norm(seen).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_stretches_of_a_stack_are_those_of_its_members(order: int) -> None:
+    root, x = normal(4, 7, 7), normal(4, 7, 5)
+    root, growth, probe, seen = root @ root.mT, x @ x.mT, normal(4, 7, seed=3), normal(4, 7, seed=4)
+    root[2], probe[3], seen[3] = 0, 0, 0
+    rows = [seen[i].clone() for i in range(4)]
+    expected = [_stretched(root[i], growth[i], order, rows[i], probe[i]) for i in range(4)]
+    found = _stretched_batched(root, growth, order, seen, probe)
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen, torch.stack(rows), rtol=1e-4, atol=1e-5)
+    assert found[2:].tolist() == [0.0, 0.0]
+
+
+def test_a_direction_never_seen_counts_at_once() -> None:
+    n, share = 20, 1.0
+    rows = normal(1, n, 50)
+    rows[:, 0] = 0
+    factor = begun(rows, by_need=True)
+    factor.total.zero_()
+    one = torch.ones(1, dtype=torch.float64)
+    accumulate(factor, rows, one, one, [True])
+    refreshed(factor, [0])
+    for step in range(5):  # what it knows, and little of it
+        known = 0.1 * normal(1, n, 1, seed=step)
+        known[:, 0] = 0
+        accumulate(factor, known, one, one, [True])
+        assert outgrown(factor, known, one, share) == []
+    new = torch.zeros(1, n, 1)
+    new[0, 0] = 0.2
+    accumulate(factor, new, one, one, [True])
+    assert outgrown(factor, new, one, share) == [0]
+    assert seen_through(factor, 0)[-1] > 1 + share
+
+
+def test_what_decays_or_is_old_or_no_number_is_outgrown() -> None:
+    factor = begun(normal(4, 5, 3), by_need=True, single=[False] * 4)
+    decay, nothing = torch.tensor([1.0, 0.6, 1.0, 1.0]).double(), torch.zeros(4, 5, 3)
+    one = torch.ones(4, dtype=torch.float64)
+    refreshed(factor, [0, 1, 2, 3])
+    accumulate(factor, nothing, decay, one, [False] * 4)
+    assert outgrown(factor, nothing, one, 0.3) == [1], "0.6 of it is left"
+    assert outgrown(factor, nothing, one, 0.5) == []
+    factor.age[2] = factors.LONGEST
+    factor.growth[3] = float("nan")
+    assert outgrown(factor, nothing, one, 0.5) == [2, 3]
+    assert refreshed(factor, [2, 3]).tolist() == [False, False, False, True]
+    assert factor.age.tolist() == [1, 1, 0, 0]
+
+
+def test_the_bias_correction_is_no_change() -> None:
+    """Gradients of one and the same second moment: an average is right from the first step, and stays."""
+    n, beta = 6, 0.9
+    rows = torch.eye(n)[None]
+    factor = begun(rows, by_need=True, single=[False])
+    factor.total.zero_()
+    decay = torch.tensor([beta]).double()
+    for step in range(1, 30):
+        accumulate(factor, rows, decay, 1 - decay, [False])
+        correction = 1 - decay**step
+        if step == 1:
+            refreshed(factor, [0], correction=float(correction))
+        assert outgrown(factor, rows, correction, 1.0) == ([] if step < 8 else outgrown(factor, rows, correction, 1.0))
+        now = float(factor.kept[0]) * factor.total[0] + whole(factor.growth[0])
+        torch.testing.assert_close(now / correction, torch.eye(n, dtype=torch.float64))
+
+
+def sizes_decomposed(monkeypatch: pytest.MonkeyPatch, optimizer: Shampoo, gradients: list[Tensor]) -> list[int]:
+    original, seen, steps = torch.linalg.eigh, [0], []
+
+    def watched(matrix: Tensor) -> Any:
+        seen[0] += 1
+        return original(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", watched)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    for gradient in gradients:
+        before = seen[0]
+        parameter.grad = gradient
+        optimizer.step()
+        steps.append(seen[0] - before)
+    return steps
+
+
+def test_by_need_refreshes_get_rarer_as_a_sum_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.zeros(4, 5))
+    optimizer = Shampoo([parameter], epsilon=1e-4, precondition_frequency="auto")
+    gradients = [normal(4, 5, seed=step) for step in range(400)]
+    steps = sizes_decomposed(monkeypatch, optimizer, gradients)
+    quarters = [sum(steps[start : start + 100]) for start in range(0, 400, 100)]
+    assert steps[0] == 2
+    assert quarters[0] > 5 * quarters[1] >= 0
+    assert 4 <= sum(quarters[1:]) <= 20
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("shape", [(12, 9), (12,)])
+def test_by_need_no_step_is_much_longer_than_through_fresh_roots(share: float, shape: tuple[int, ...]) -> None:
+    """The first rows have no gradient up to step 60: through a root of before, a step is up to ε^(-1/2) too long."""
+    gradients = [normal(*shape, seed=step) for step in range(120)]
+    for gradient in gradients[:60]:
+        gradient[:6] = 0
+
+    def lengths(**settings: Any) -> list[float]:
+        parameter, found = nn.Parameter(torch.zeros(shape)), []
+        optimizer = Shampoo([parameter], lr=1.0, epsilon=1e-6, initial_epsilon=0.0, **settings)
+        for gradient in gradients:
+            before = parameter.detach().clone()
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            found.append(torch.linalg.vector_norm(parameter.detach() - before).item())
+        return found
+
+    fresh, by_need = lengths(precondition_frequency=1), lengths(precondition_frequency="auto", refresh_share=share)
+    with pytest.warns(UserWarning, match="stale"):
+        fixed = lengths(precondition_frequency=50, small_side=0)
+    # Each side's root is at most (1 + share)^(1/p) too long, and what a power iteration misses comes on top.
+    assert max(a / b for a, b in zip(by_need, fresh, strict=True)) < (1 + share) ** 0.5 * 1.3
+    assert max(a / b for a, b in zip(fixed[60:], fresh[60:], strict=True)) > 10
