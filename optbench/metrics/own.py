@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 from optbench import targets
-from optbench.errors import KindError
+from optbench.errors import KindError, UsageError
 from optbench.kinds import Kind, Registry, same, signature, validated, value_name
 from optbench.metrics.catalog import DEFAULT, METRICS, UNSET, Direction, Metric, select
 
@@ -188,6 +188,15 @@ def _described(entry: MetricSettings) -> Metric:
         source_hash=targets.source_hash([entry.kind]),
         reads=METRIC_KINDS.reads(entry.kind),
     )
+
+
+def check_rule(found: Metric) -> None:
+    """Raises UsageError unless settings may be chosen by a metric: by accuracies, which validation data have, too."""
+    if found.kind != "continual":
+        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
+        raise UsageError(f"expected a measure of accuracies ({names}, or a user's), got {found.name}")
+    if found.direction == "neutral":
+        raise UsageError(f"expected a metric that is better higher or lower, got the neutral {found.name}")
 
 
 def metric_record(found: Metric) -> dict[str, Any]:

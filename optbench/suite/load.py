@@ -14,6 +14,7 @@ from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
 from optbench.metrics.catalog import DEFAULT, check_metric, check_pair_metric, check_taken
+from optbench.metrics.own import check_rule, resolve
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -67,7 +68,7 @@ def load_suite(
         faults = list(_size_faults(suite, document)) or [
             *_optimizer_faults(suite, document, check_optimizer),
             *_name_faults(suite, document),
-            *_tune_faults(suite, document),
+            *_tune_faults(suite, document, as_written),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *_pairs_faults(suite, document),
             *_metric_faults(suite, document),
@@ -79,10 +80,12 @@ def load_suite(
 
 def _sources(document: Document, find: FindSource) -> dict[str, Source]:
     """Read the users' files behind kinds and metrics, by what stands before the colon. A missing one is left out."""
-    experiments = document.value.get("experiments")
+    experiments, tune = (document.value.get(key) for key in ("experiments", "tune"))
+    parts = list(experiments.values()) if isinstance(experiments, dict) else []
+    parts += [{"metrics": [tune.get("metric")]}] if isinstance(tune, dict) else []
     sources: dict[str, Source] = {}
-    for experiment in experiments.values() if isinstance(experiments, dict) else ():
-        for target in _named(experiment) if isinstance(experiment, dict) else ():
+    for part in parts:
+        for target in _named(part) if isinstance(part, dict) else ():
             with contextlib.suppress(TargetError):
                 if is_file(where := split(target)[0]) and where not in sources and (found := find(target)) is not None:
                     sources[where] = found
@@ -189,8 +192,14 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
                 yield from (((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ()))
 
 
-def _tune_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Tuning seeds on which the result is judged as well."""
+def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
+    """A metric that is not to choose by; tuning seeds on which the result is judged as well."""
+    if suite.tune is not None and not as_written:
+        try:
+            for metric in resolve([suite.tune.metric]):
+                check_rule(metric)
+        except UsageError as error:
+            yield Fault(document.value_place(("tune", "metric")), f"tune.metric: {error}")
     both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.tune and suite.stage == "eval" else []
     if both:
         place = document.key_place(("seeds",))
@@ -230,8 +239,6 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
     """Yield where metrics of the catalog are named, the name, and what raises UsageError if it must not stand there."""
-    if suite.tune is not None:
-        yield ("tune", "metric"), suite.tune.metric, check_metric
     for name, experiment in suite.experiments.items():
         path: KeyPath = ("experiments", name)
         for i, entry in enumerate(experiment.metrics or ()):

@@ -211,8 +211,8 @@ class Tune(_Settings):
 
     seeds: Seeds | None = None
     """None of them among the suite's own; null: two, from 1000 on."""
-    metric: Name = "average_accuracy"
-    """The best of this is chosen: a continual metric, of the accuracies on validation data."""
+    metric: MetricSettings = MetricSettings(kind="average_accuracy")
+    """The best of this is chosen: a metric of the accuracy matrix, which is of validation data."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
     """Among the settings whose learning accuracy is within this of the optimizer's best: one too small to learn must
     not win by not forgetting. null: among all."""

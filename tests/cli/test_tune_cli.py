@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("_train_here")
 
 PLANTED = '''
 import math
+import optbench
 import torch
 
 class Planted(torch.optim.SGD):
@@ -26,6 +27,18 @@ class Planted(torch.optim.SGD):
 
     def __init__(self, params, lr):
         super().__init__(params, lr=0.1 * math.exp(-2 * math.log(lr / 0.0316) ** 2))
+
+@optbench.metric(of="accuracy", direction="lower", unit="%")
+def mistakes(accuracy, percent=1.0):
+    return percent * (1 - accuracy[-1].mean())
+
+@optbench.metric(of="accuracy")
+def last(accuracy):
+    return accuracy[-1, -1]
+
+@optbench.metric(of="weights", direction="lower")
+def width(weights):
+    return len(weights)
 '''
 SUITE = """\
 # Planted: the best rate is .0316.
@@ -153,6 +166,9 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
         (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric that is better"),
+        (["planted.yaml", "--set", "tune.metric=./planted.py:lst"], r"tune.metric: .*no 'lst'; did you mean 'last'\?"),
         (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
         (["planted.yaml", "--resume", "x"], r"no run 'x'"),
         ([], r"tune needs a SUITE"),
@@ -252,6 +268,25 @@ def test_a_runs_own_suite_is_tuned_with_the_code_of_the_run(planted: Path) -> No
     tuned = load_suite(Path("tuned.yaml"))
     assert tuned.optimizers["planted"].target == "./runs/r/plugins/planted.py:Planted"
     assert chosen_rate(Path("tuned.yaml")) == chosen_rate(Path("runs/t/tuned.yaml")) == 0.0316
+
+
+def test_a_users_metric_chooses_by_validation_data(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = "metric: {kind: ./planted.py:mistakes, percent: 100}"
+    Path("planted.yaml").write_text(SUITE.replace("learning_margin", f"{rule}\n  learning_margin"))
+    assert main(["run", "planted.yaml", "--dry-run"]) == 0
+    assert main(["tune", "planted.yaml", "--name", "t", "-o", "tuned.yaml", "--quiet"]) == 0
+    assert chosen_rate(Path("tuned.yaml")) == 0.0316
+    accuracy = pd.read_parquet("runs/t/accuracy.parquet")
+    wrong = 100 * (1 - accuracy[accuracy.after_task == 1].set_index("trial").validation_accuracy)
+    found = pd.read_parquet("runs/t/metrics.parquet").set_index("trial")
+    assert set(found.metric) == {"mistakes percent=100"}
+    pd.testing.assert_series_equal(found.value, wrong, check_names=False, check_index=False)
+    Path("planted.py").unlink()
+    capsys.readouterr()
+    assert main(["report", "t"]) == 0
+    assert "the lowest mistakes percent=100" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", "t", "--format", "json", "-o", "-"]) == 0
+    assert '"metric": "mistakes percent=100"' in capsys.readouterr().out
 
 
 def test_a_metric_of_the_rule_must_exist(planted: Path) -> None:

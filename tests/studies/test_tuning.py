@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from optbench.errors import SuiteError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
+from optbench.metrics import METRICS
 from optbench.store import read_run
 from optbench.studies.tuning.samplers import Tried, batch_size, draw
 from optbench.studies.tuning.space import searches, tuning_seeds
@@ -87,7 +88,7 @@ def judged(tuner: Tuner, loss: Any = after_descent) -> list[TunedOptimizer]:
         }
         found.append(
             TunedOptimizer(
-                "run", "e", search.optimizer, ("net",), (1000, 1001), "average_accuracy", None, "grid", space,
+                "run", "e", search.optimizer, ("net",), (1000, 1001), METRICS["average_accuracy"], None, "grid", space,
                 tuple(marked), chosen, ends,
             )
         )  # fmt: skip
@@ -186,7 +187,7 @@ def test_nothing_beyond_what_the_optimizer_takes_is_tried() -> None:
         for v in tuner.tried["e", "sgd"]
     ]
     tuned = TunedOptimizer(
-        "run", "e", "sgd", ("net",), (1000,), "average_accuracy", None, "grid", {"momentum": [0.5, 0.9]},
+        "run", "e", "sgd", ("net",), (1000,), METRICS["average_accuracy"], None, "grid", {"momentum": [0.5, 0.9]},
         tuple(gated(scored, None)), replace(scored[1], learns=True), {"momentum": "largest"},
     )  # fmt: skip
     assert search.dimensions[0].values == (0.5, 0.9)

@@ -232,7 +232,7 @@ def test_scores_are_means_over_models_and_seeds_of_validation_data(tmp_path: Pat
         learning = {v: score for v, score in scores.items() if learnt[v] >= max(learnt.values()) - 0.03}
         assert tuned.chosen is not None
         assert tuned.chosen.variant == max(learning, key=lambda variant: learning[variant])
-        assert (tuned.metric, tuned.margin, tuned.sampler, tuned.space) == ("average_accuracy", 0.03, "grid", None)
+        assert (tuned.metric.name, tuned.margin, tuned.sampler, tuned.space) == ("average_accuracy", 0.03, "grid", None)
         assert tuned.seeds == (7, 8)
     assert found["one", "sgd"].models == ("narrow", "wide")
     planned = [s.planned for s in found["one", "sgd"].settings]
@@ -297,7 +297,7 @@ def test_the_suites_own_rule_and_space_hold(tmp_path: Path) -> None:
     one, two, sam = found["one", "sgd"], found["two", "sgd"], found["one", "sam"]
     assert one.models == ("wide",)
     assert [s.planned for s in one.settings] == [2, 2, 2]
-    assert (one.metric, one.margin, one.sampler) == ("forgetting", None, "tpe")
+    assert (one.metric.name, one.margin, one.sampler) == ("forgetting", None, "tpe")
     assert one.space == {"lr": [*RATES, 10.0]}
     assert two.space == {"lr": {"log": [0.001, 1.0], "points": 4}}
     assert sam.space == {"base.lr": [0.1, 0.2], "rho": {"of": "sgd.lr", "times": 2}}
@@ -333,7 +333,10 @@ def test_edges_are_those_of_what_was_chosen(tmp_path: Path, metric: str, end: st
 
 
 def test_a_metric_that_is_not_of_accuracies_is_refused(tmp_path: Path) -> None:
-    results = results_of(tuned_run(tmp_path, SUITE + TUNE.format(metric="hoyer")))
+    path = tuned_run(tmp_path, SUITE + TUNE.format(metric="forgetting"))
+    text = (path / "suite.yaml").read_text()
+    (path / "suite.yaml").write_text(text.replace("metric: forgetting", "metric: hoyer"))
+    results = results_of(path)
     with pytest.raises(SuiteError, match=r"suite\.yaml: tune\.metric: expected a measure of accuracies .*, got hoyer"):
         tunings(results)
 

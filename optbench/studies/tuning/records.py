@@ -26,13 +26,13 @@ def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
     for tuned in found:
         for setting in tuned.settings:
             keys = (tuned.run, tuned.experiment, "+".join(tuned.models), tuned.optimizer, setting.variant)
-            for metric in dict.fromkeys([tuned.metric, LEARNING]):
+            for metric in dict.fromkeys([tuned.metric, METRICS[LEARNING]]):
                 yield {
                     **dict(zip(KEYS, keys, strict=True)),
                     **{name: getattr(setting, name) for name in COUNTS},
-                    "metric": metric,
-                    "direction": METRICS[metric].direction,
-                    **spread_record(Spread.of(setting.by_seed.get(metric, ()))),
+                    "metric": metric.name,
+                    "direction": metric.direction,
+                    **spread_record(Spread.of(setting.by_seed.get(metric.name, ()))),
                     PAIR[0]: "tuning",
                     SPLIT: "validation",
                     **_choice(tuned, setting),
@@ -47,8 +47,8 @@ def _record(tuned: TunedOptimizer) -> Record:
         "models": tuned.models,
         "optimizer": tuned.optimizer,
         "seeds": tuned.seeds,
-        "metric": tuned.metric,
-        "direction": METRICS[tuned.metric].direction,
+        "metric": tuned.metric.name,
+        "direction": tuned.metric.direction,
         "learning_margin": tuned.margin,
         "sampler": tuned.sampler,
         "space": tuned.space,

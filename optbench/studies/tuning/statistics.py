@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from optbench.counting import grouped
-from optbench.errors import SuiteError
-from optbench.metrics import METRICS
+from optbench.errors import SuiteError, UsageError, unknown
+from optbench.metrics import Metric
 from optbench.metrics.catalog import Direction
+from optbench.metrics.own import check_rule
 from optbench.stats.arms import Arm, Status, arms
 from optbench.stats.results import Results
 from optbench.suite.schema import Sampler, Tune
@@ -81,7 +82,7 @@ class TunedOptimizer:
     optimizer: str
     models: tuple[str, ...]
     seeds: tuple[int, ...]
-    metric: str
+    metric: Metric
     margin: float | None
     sampler: Sampler
     space: Mapping[str, Any] | None
@@ -118,20 +119,15 @@ def tunings(results: Results) -> list[TunedOptimizer]:
     suite = results.suite
     if suite.stage != "tune":
         return []
-    rule = suite.tune or Tune()
+    rule, place = suite.tune or Tune(), results.run.path / "suite.yaml"
     try:
-        check_rule(rule)
-    except SuiteError as error:
-        raise SuiteError(f"{results.run.path / 'suite.yaml'}: {error}") from None
+        check_rule(metric := results.metrics[rule.metric.name])
+    except KeyError:
+        raise SuiteError(f"{place}: tune.metric: {unknown('metric', rule.metric.name, results.metrics)}") from None
+    except UsageError as error:
+        raise SuiteError(f"{place}: tune.metric: {error}") from None
     groups = grouped(((arm.experiment, arm.optimizer), arm) for arm in arms(results))
-    return [_tuned(results, rule, found) for found in groups.values()]
-
-
-def check_rule(rule: Tune) -> None:
-    """Raises SuiteError unless the rule's metric is one of the accuracy matrix, which validation data have, too."""
-    if rule.metric not in METRICS or METRICS[rule.metric].kind != "continual":
-        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
-        raise SuiteError(f"tune.metric: expected a measure of accuracies ({names}), got {rule.metric}")
+    return [_tuned(results, rule, metric, found) for found in groups.values()]
 
 
 def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
@@ -196,7 +192,7 @@ def departures(arm: Arm) -> Mapping[str, Any]:
     return {path: given.get(path) for path, value in arm.tuning.chosen.items() if _key(given.get(path)) != _key(value)}
 
 
-def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer:
+def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -> TunedOptimizer:
     experiment, optimizer = found[0].experiment, found[0].optimizer
     here = rule.experiments.get(experiment)
     named = (here and here.models) or list(found[0].settings.models)
@@ -207,19 +203,19 @@ def _tuned(results: Results, rule: Tune, found: Sequence[Arm]) -> TunedOptimizer
     paths = _tried(given, space or {})
     settings = gated(
         [
-            _setting(group, {path: values[path] for path in paths if path in values}, rule.metric)
+            _setting(group, {path: values[path] for path in paths if path in values}, metric.name)
             for group, values in zip(by_variant.values(), given, strict=True)
         ],
         rule.learning_margin,
     )
-    chosen = choose(settings, rule.learning_margin, METRICS[rule.metric].direction)
+    chosen = choose(settings, rule.learning_margin, metric.direction)
     tuned = TunedOptimizer(
         run=results.run.id,
         experiment=experiment,
         optimizer=optimizer,
         models=models,
         seeds=tuple(results.suite.seeds),
-        metric=rule.metric,
+        metric=metric,
         margin=rule.learning_margin,
         sampler=_sampler(results),
         space=space,

@@ -9,9 +9,9 @@ from typing import Any
 
 from optbench.counting import count, grouped
 from optbench.kinds import value_name
-from optbench.metrics import METRICS
+from optbench.metrics import METRICS, Metric
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
-from optbench.report.measures import TITLES
+from optbench.report.measures import TITLES, own_measure
 from optbench.report.numbers import UNDEFINED, decimals, fixed, losses, words
 from optbench.report.sparks import bar
 from optbench.report.spread import Spread, SpreadText
@@ -51,15 +51,16 @@ DATA = "Accuracies of a tuning run are on validation data; test data have no par
 
 def rule_text(tuned: TunedOptimizer) -> str:
     """How a setting is chosen, in words and with the rule's numbers."""
-    best = "lowest" if METRICS[tuned.metric].direction == "lower" else "highest"
+    best = "lowest" if tuned.metric.direction == "lower" else "highest"
     seeds = count(len(tuned.seeds), "tuning seed")
     among = (
         ""
         if tuned.margin is None
         else f", among the settings whose learning accuracy is within {tuned.margin:g} of the optimizer's best"
     )
+    name = words(tuned.metric.name)
     return (
-        f"Chosen is the setting with the {best} {words(tuned.metric)}{among}; means over {seeds}. A setting with a "
+        f"Chosen is the setting with the {best} {name}{among}; means over {seeds}. A setting with a "
         "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
     )
 
@@ -102,7 +103,7 @@ def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
 def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) -> Table:
     """The settings chosen on one experiment, of every optimizer."""
     first = here[0]
-    measures = list(dict.fromkeys([first.metric, LEARNING]))
+    measures = list(dict.fromkeys([first.metric, METRICS[LEARNING]]))
     titles = (
         *columns("\noptimizer", "\nchosen", *map(_title, measures), texts=2),
         *columns("at an\nedge", "settings\n× seeds", texts=1),
@@ -112,7 +113,7 @@ def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) 
     for tuned in here:
         chosen = tuned.chosen
         scores = [
-            Cell(spread_text(Spread.of(chosen.by_seed[metric]), decimals(metric)) if chosen else UNDEFINED)
+            Cell(spread_text(Spread.of(chosen.by_seed[metric.name]), decimals(metric.name)) if chosen else UNDEFINED)
             for metric in measures
         ]
         edges = ", ".join(f"{path}: {end}" for path, end in tuned.ends.items())
@@ -161,7 +162,7 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
 def _why_none(tuned: TunedOptimizer) -> str:
     if all(setting.ok < setting.planned for setting in tuned.settings):
         return "each has a trial that diverged, failed or has not finished"
-    return f"{words(tuned.metric)} is undefined in those whose trials ended well"
+    return f"{words(tuned.metric.name)} is undefined in those whose trials ended well"
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
@@ -190,7 +191,7 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
     """Every setting of one optimizer: as bars where a line is text, as numbers on a page, which has a figure too."""
-    metrics = list(dict.fromkeys([*SHOWN, tuned.metric]))
+    metrics = list(dict.fromkeys([*(METRICS[name] for name in SHOWN), tuned.metric]))
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
         caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
@@ -200,7 +201,7 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
         rows = [
             (
                 Cell(setting_text(s.hyperparameters, s.variant)),
-                *(Cell(text(s, metric)) for metric in metrics),
+                *(Cell(text(s, metric.name)) for metric in metrics),
                 _note(tuned, s),
             )
             for s in _ordered(tuned)
@@ -277,7 +278,6 @@ def _range(low: float, high: float) -> str:
     return f"{value_name(low)}–{value_name(high)}"
 
 
-def _title(metric: str) -> str:
+def _title(metric: Metric) -> str:
     """In two lines where the tables of results have two."""
-    title = TITLES.get(metric, metric.replace("_", "\n", 1))
-    return f"{title} {METRICS[metric].arrow}"
+    return f"{TITLES.get(metric.name) or own_measure(metric).title} {metric.arrow}"

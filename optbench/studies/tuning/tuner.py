@@ -18,13 +18,12 @@ from optbench.errors import SuiteError
 from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Options, Outcome, Session
 from optbench.execution.view import View
-from optbench.metrics import METRICS
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.streams import stream_seed
 from optbench.studies.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
 from optbench.studies.tuning.space import Search, Searches, effective, overrides, searches, takes, tuning_seeds
-from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, check_rule, tunings
+from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, tunings
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
 from optbench.suite.variants import LISTED, variant_name, with_values
@@ -70,15 +69,15 @@ class Tuner:
                 f"seed {both[0]} is one of the suite's own: settings are chosen on seeds that judge nothing; "
                 "give others with --seeds or in 'tune.seeds'"
             )
-        check_rule(suite.tune or Tune())
         tuner = Tuner(suite, method, chosen, searches(suite))
         tuner._check_budgets()
         return tuner
 
     @property
     def tuning_suite(self) -> Suite:
-        """The suite of a tuning run: every setting tried so far is a variant, and no measure is asked for."""
+        """The suite of a tuning run: every setting tried so far is a variant, and only what judges them is taken."""
         experiments = {}
+        rule = (self.suite.tune or Tune()).metric
         for name in dict.fromkeys(search.experiment for search in self.searches.searches):
             here = [search for search in self.searches.searches if search.experiment == name]
             experiment = self.suite.experiments[name]
@@ -88,7 +87,7 @@ class Tuner:
                 update={
                     "models": models,
                     "optimizers": taking_part,
-                    "metrics": [],
+                    "metrics": [] if rule.in_catalog else [rule],
                     "primary": None,
                     "tuning": None,
                     "checkpoints": False,
@@ -229,7 +228,7 @@ def _history(tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Trie
     """What a sampler learns from: a setting that learns enough is worth its score, others less than all of those."""
     if tuned is None:
         return []
-    sign = 1.0 if METRICS[tuned.metric].direction == "higher" else -1.0
+    sign = 1.0 if tuned.metric.direction == "higher" else -1.0
     settings = {setting.variant: setting for setting in tuned.settings}
     best = best_learning(tuned.settings)
     good = {name: sign * s.score for name, s in settings.items() if s.eligible and s.learns}
