@@ -343,6 +343,19 @@ def calling(seed: int | None) -> Iterator[None]:
         raise KindError(targets.said(error)) from error
 
 
+DATASETS = Registry(
+    "dataset",
+    (),
+    {
+        "mnist": "optbench.data.shipped:mnist",
+        "fashion-mnist": "optbench.data.shipped:fashion_mnist",
+        "kmnist": "optbench.data.shipped:kmnist",
+        "emnist": "optbench.data.shipped:emnist",
+        "cifar10": "optbench.data.shipped:cifar10",
+        "cifar100": "optbench.data.shipped:cifar100",
+        "svhn": "optbench.data.shipped:svhn",
+    },
+)
 TASKS = Registry(
     "task sequence",
     ("data", "seed"),

@@ -11,6 +11,7 @@ import torch
 from optbench.checks.finding import Finding, Found, lines
 from optbench.data import Dataset, load
 from optbench.data.dataset import form_of
+from optbench.kinds import DATASETS
 from optbench.suite.schema import DatasetSettings
 
 
@@ -29,7 +30,7 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     Raises:
         KindError, ValidationError: it cannot be loaded, or does not take its settings.
     """
-    DatasetSettings.registry.complete(target, settings)
+    DATASETS.complete(target, settings)
     return lines(_Subject(DatasetSettings.of(target, **settings)), CHECKS)
 
 

@@ -6,15 +6,20 @@ import inspect
 from typing import Any
 
 from optbench import targets
-from optbench.data.catalog import DATASETS
 from optbench.errors import UsageError, nearest
-from optbench.kinds import MODELS, TASKS
+from optbench.kinds import DATASETS, MODELS, TASKS
 from optbench.metrics import METRICS
 from optbench.metrics.own import MARK
 from optbench.optimizers.needs import PARAMETERS, first_given
 from optbench.optimizers.registry import OPTIMIZERS
 
-NAMES = {"optimizer": OPTIMIZERS, "model": MODELS.names, "dataset": DATASETS, "tasks": TASKS.names, "metric": METRICS}
+NAMES = {
+    "optimizer": OPTIMIZERS,
+    "model": MODELS.names,
+    "dataset": DATASETS.names,
+    "tasks": TASKS.names,
+    "metric": METRICS,
+}
 
 
 def recognise(target: str) -> str:

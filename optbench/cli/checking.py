@@ -16,17 +16,16 @@ from rich.text import Text
 from optbench.checks import CHECKERS, Finding, findings, recognise
 from optbench.cli.output import results
 from optbench.errors import UsageError, unknown
-from optbench.kinds import MODELS, TASKS
+from optbench.kinds import DATASETS, MODELS, TASKS
 from optbench.metrics.own import METRIC_KINDS
 from optbench.optimizers.registry import check_settings
 from optbench.suite.overrides import parse_override
-from optbench.suite.schema import DatasetSettings
 
 KEPT, BROKEN = 0, 1
 MARKS = {"passed": "✓", "failed": "✗", "information": "·", "skipped": "–"}
 STYLES = {"passed": "green", "failed": "bold red", "information": "", "skipped": "yellow"}
 NAME_WIDTH = 19
-KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DatasetSettings.registry, "metric": METRIC_KINDS}
+KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DATASETS, "metric": METRIC_KINDS}
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:

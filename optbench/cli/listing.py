@@ -12,7 +12,7 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.errors import StoreError, UsageError, escaped, unknown
-from optbench.kinds import MODELS, TASKS, Registry
+from optbench.kinds import DATASETS, MODELS, TASKS, Registry
 
 
 def list_kind(kind: str, runs_dir: Path) -> None:
@@ -54,13 +54,22 @@ def _optimizers(_: Path) -> RenderableType:
 
 
 def _datasets(_: Path) -> RenderableType:
-    from optbench.data.catalog import DATASETS
+    from optbench.data.catalog import FACTS
 
     table = _table("dataset", "what it is", "images", "classes", "train", "test", "from")
-    for info in DATASETS.values():
+    for info in FACTS.values():
         shape = "×".join(str(size) for size in info.shape)
         place = "package" if info.embedded else "download"
-        _row(table, info.name, info.title, shape, info.classes, info.train_size, info.test_size, place)
+        _row(
+            table,
+            info.name,
+            DATASETS.load(info.name).__doc__,
+            shape,
+            info.classes,
+            info.train_size,
+            info.test_size,
+            place,
+        )
     return table
 
 

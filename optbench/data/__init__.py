@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from optbench.data.catalog import DATASETS, DatasetInfo
-from optbench.data.loading import data_folder, load
+from optbench.data.catalog import FACTS, DatasetInfo
+from optbench.data.folder import data_folder
+from optbench.data.loading import load
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset, InputSpec, Split
 
-__all__ = ["DATASETS", "Dataset", "DatasetInfo", "InputSpec", "Split", "data_folder", "load"]
+__all__ = ["FACTS", "Dataset", "DatasetInfo", "InputSpec", "Split", "data_folder", "load"]
 
 
 def __getattr__(name: str) -> Any:

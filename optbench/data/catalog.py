@@ -1,4 +1,4 @@
-"""What datasets there are. Plain facts and no torch, so that `optbench list datasets` starts fast."""
+"""What is known of shipped datasets without loading them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class DatasetInfo:
     """
 
     name: str
-    title: str
     classes: int
     shape: tuple[int, int, int]
     train_size: int
@@ -50,27 +49,23 @@ _KRIZHEVSKY = "Krizhevsky 2009; https://www.cs.toronto.edu/~kriz/cifar.html"
 _INFOS = (
     _SMALL_GREY(
         name="mnist",
-        title="MNIST handwritten digits",
         licence="CC BY-SA 3.0",
         source="LeCun, Cortes & Burges; http://yann.lecun.com/exdb/mnist/",
     ),
     _SMALL_GREY(
         name="fashion-mnist",
-        title="Fashion-MNIST articles of clothing",
         licence="MIT",
         source="Xiao, Rasul & Vollgraf 2017; https://github.com/zalandoresearch/fashion-mnist",
         files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX_FILES),
     ),
     _SMALL_GREY(
         name="kmnist",
-        title="Kuzushiji-MNIST cursive Japanese characters",
         licence="CC BY-SA 4.0",
         source="Clanuwat et al. 2018; http://codh.rois.ac.jp/kmnist/",
         files=tuple(f"KMNIST/raw/{file}" for file in _IDX_FILES),
     ),
     DatasetInfo(
         name="emnist",
-        title="EMNIST balanced: handwritten digits and letters",
         classes=47,
         shape=(1, 28, 28),
         train_size=112_800,
@@ -81,21 +76,18 @@ _INFOS = (
     ),
     _CIFAR(
         name="cifar10",
-        title="CIFAR-10 small colour photographs",
         classes=10,
         source=_KRIZHEVSKY,
         files=("cifar-10-python.tar.gz",),
     ),
     _CIFAR(
         name="cifar100",
-        title="CIFAR-100 small colour photographs, fine labels",
         classes=100,
         source=_KRIZHEVSKY,
         files=("cifar-100-python.tar.gz",),
     ),
     DatasetInfo(
         name="svhn",
-        title="SVHN street view house numbers, cropped digits",
         classes=10,
         shape=(3, 32, 32),
         train_size=73_257,
@@ -106,4 +98,4 @@ _INFOS = (
     ),
 )
 
-DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in _INFOS})
+FACTS: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in _INFOS})

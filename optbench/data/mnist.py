@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from optbench.data.catalog import DATASETS
+from optbench.data.catalog import FACTS
 from optbench.data.dataset import Dataset, Split
 from optbench.errors import DataError
 
@@ -34,7 +34,7 @@ def embedded_mnist() -> Dataset:
     Raises:
         DataError: the file is missing from the installation, or damaged.
     """
-    info = DATASETS["mnist"]
+    info = FACTS["mnist"]
     try:
         with as_file(files("optbench.data") / FILE_NAME) as path:
             table = pq.read_table(path, columns=["image", "label"]).combine_chunks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from optbench.data.catalog import DATASETS
+from optbench.data.catalog import FACTS
 from optbench.optimizers.registry import base_settings, find
 from optbench.plan.trials import Trial
 from optbench.suite.schema import ExperimentSettings
@@ -16,7 +16,7 @@ def outline(experiment: ExperimentSettings) -> Outline:
     """The tasks of an experiment as far as they are known without its data, and without executing a user's code."""
     if experiment.tasks.is_users:
         return Outline()
-    info = DATASETS.get(experiment.dataset.kind)
+    info = FACTS.get(experiment.dataset.kind)
     return outline_of(experiment.tasks, info.classes if info else 0)
 
 
@@ -26,7 +26,7 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
     Tasks that end early are not foreseen, nor is the size of the model: within an experiment they are much alike.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    info = DATASETS.get(experiment.dataset.kind)
+    info = FACTS.get(experiment.dataset.kind)
     examples = protocol.train_examples or (info.train_size if info else 1)
     per_task = examples / count if tasks.disjoint else examples
     steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)

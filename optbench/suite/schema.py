@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from optbench.data.catalog import DATASETS
-from optbench.kinds import MODELS, TASKS, Kind, PlainValue, Registry, Whole
+from optbench.kinds import DATASETS, MODELS, TASKS, Kind, PlainValue, Whole
 from optbench.metrics.catalog import base_name
 from optbench.metrics.own import MetricSettings
 from optbench.suite.seed_ranges import instead_of_range
@@ -133,7 +132,7 @@ class ModelSettings(Kind):
 class DatasetSettings(Kind):
     """A dataset, ours or a user's; a name alone stands for one without settings."""
 
-    registry = Registry("dataset", (), dict.fromkeys(DATASETS, ""))
+    registry = DATASETS
     short = True
 
 

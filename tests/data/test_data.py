@@ -22,14 +22,16 @@ import pytest
 import scipy.io
 import torch
 
-from optbench.data import DATASETS, Dataset, data_folder, load
+from optbench.data import FACTS, Dataset, data_folder, load
 from optbench.data.mnist import SHA256, embedded_mnist
 from optbench.data.statistics import statistics
 from optbench.data.vision import torchvision_datasets
-from optbench.errors import DataError
+from optbench.errors import DataError, KindError
+from optbench.kinds import DATASETS
+from optbench.suite.schema import DatasetSettings
 
 TRAIN, TEST = 15, 6
-PUBLISHED = [name for name, info in DATASETS.items() if not info.embedded]
+PUBLISHED = [name for name, info in FACTS.items() if not info.embedded]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_the_catalogue_imports_no_torch() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(DataError, match="unknown dataset 'mnits'; did you mean 'mnist'"):
+    with pytest.raises(KindError, match="unknown dataset 'mnits'; did you mean 'mnist'"):
         load("mnits")
 
 
@@ -119,7 +121,7 @@ def test_statistics_agree_with_numpy_over_a_chunk_boundary() -> None:
 
 def contents(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images (N, C, H, W) and labels (N,) of both splits, as `load` should give them."""
-    info = DATASETS[name]
+    info = FACTS[name]
     draw = np.random.default_rng(sum(name.encode()))
     return {
         split: (
@@ -192,7 +194,7 @@ def publication(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
                 batch = {"data": images[rows].reshape(len(rows), -1), key: labels[rows].tolist()}
                 batches[file] = old_pickle(batch)
             monkeypatch.setattr(kind, f"{split}_list", [[file, md5(batches[file])] for file, _ in table])
-        meta = pickle.dumps({kind.meta["key"]: [str(i) for i in range(DATASETS[name].classes)]}, protocol=2)
+        meta = pickle.dumps({kind.meta["key"]: [str(i) for i in range(FACTS[name].classes)]}, protocol=2)
         monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(meta)})
         batches[kind.meta["filename"]] = meta
         archive_bytes = tar_gz({f"{kind.base_folder}/{file}": content for file, content in batches.items()})
@@ -250,14 +252,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue that `load` sees expects 15 and 6 images of the published datasets."""
     infos = {
-        name: info if info.embedded else replace(info, train_size=TRAIN, test_size=TEST)
-        for name, info in DATASETS.items()
+        name: info if info.embedded else replace(info, train_size=TRAIN, test_size=TEST) for name, info in FACTS.items()
     }
-    monkeypatch.setattr("optbench.data.loading.DATASETS", infos)
+    monkeypatch.setattr("optbench.data.shipped.FACTS", infos)
 
 
 def assert_holds(dataset: Dataset, name: str) -> None:
-    info = DATASETS[name]
+    info = FACTS[name]
     assert (dataset.name, dataset.classes, dataset.inputs.shape) == (name, info.classes, info.shape)
     for split, (images, labels) in contents(name).items():
         found = getattr(dataset, split)
@@ -280,7 +281,7 @@ def test_the_published_files_are_unpacked_and_read_without_the_network(
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_catalogue_names_the_published_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sorted(DATASETS[name].files) == sorted(publication(name, monkeypatch))
+    assert sorted(FACTS[name].files) == sorted(publication(name, monkeypatch))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -292,8 +293,8 @@ def test_missing_files_are_named_with_their_folder_in_one_line(
         load(name, tmp_path, download=download)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"dataset {name}: it is not in {(tmp_path / DATASETS[name].files[0]).parent}")
-    assert all(file.rpartition("/")[2] in message for file in DATASETS[name].files)
+    assert message.startswith(f"dataset {name}: it is not in {(tmp_path / FACTS[name].files[0]).parent}")
+    assert all(file.rpartition("/")[2] in message for file in FACTS[name].files)
     assert ("Temporary failure in name resolution" in message) == download
     assert bool(offline) == download
 
@@ -402,3 +403,15 @@ def test_an_unusable_torchvision_is_one_clear_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(DataError, match="torchvision, which reads this dataset, cannot be imported"):
         load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_shipped_dataset_is_a_callable_as_a_users_is(name: str) -> None:
+    assert list(DATASETS.names) == list(FACTS)
+    assert not DATASETS.settings(name).model_fields
+    assert DATASETS.load(name).__annotations__ == {"return": "Dataset"}
+
+
+def test_a_shipped_dataset_is_a_target_too(mnist: Dataset) -> None:
+    found = load(DatasetSettings.of("optbench.data.shipped:mnist"))
+    assert torch.equal(found.train.inputs, mnist.train.inputs)
