@@ -40,16 +40,19 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _lines(tried: Iterator[tuple[str, Dataset, Problem | str]]) -> Iterator[Finding]:
-    refused = []
+    refused: dict[str, str] = {}
     for name, dataset, found in tried:
         if isinstance(found, str):
-            refused.append(f"{name}: {found}")
+            refused[name] = found
             continue
         spec = dataset.inputs
         yield Finding("builds", "passed", f"for {name}: inputs (B, {', '.join(map(str, spec.shape))}), {spec.dtype}")
         yield from check(found, CHECKS)
         return
-    yield Finding("builds", "failed", "; ".join(dict.fromkeys(refused)))
+    # What a model that ran did wrong tells more than that it could not run on data of another form.
+    name, said = min(refused.items(), key=lambda item: not item[1].startswith("expected"))
+    alike = len(set(refused.values())) == 1
+    yield Finding("builds", "failed", said if alike else f"for none of {', '.join(refused)}; for {name}: {said}")
 
 
 def _output(evidence: Evidence) -> Found:

@@ -128,7 +128,7 @@ class Problem:
             spec,
             size,
             workspace,
-            workspace.blueprint(EXPERIMENT, MODEL),
+            Blueprint.of(experiment, MODEL, workspace.dataset),
             normalise(examples.inputs),
             examples.targets,
         )

@@ -281,7 +281,7 @@ def check(
         str,
         typer.Argument(
             metavar="TARGET",
-            autocompletion=completion.registered,
+            autocompletion=completion.known_targets,
             help="A name that `optbench list` shows, module:attribute or ./file.py:attribute.",
         ),
     ],

@@ -101,6 +101,17 @@ registered = _known("optbench.optimizers.registry", "OPTIMIZERS")
 metrics = _known("optbench.metrics", "METRICS")
 
 
+def known_targets(incomplete: str) -> list[str]:
+    """Everything that is known by name: optimizers, models, datasets, task sequences and metrics."""
+
+    def found() -> Iterable[str]:
+        from optbench.checks.recognise import NAMES
+
+        return (name for names in NAMES.values() for name in names)
+
+    return _starting(incomplete, found)
+
+
 def optimizers(context: typer.Context, incomplete: str) -> list[str]:
     """Optimizers of the suite; after `NAME=`, those known by name."""
     name, equals, target = incomplete.partition("=")

@@ -26,6 +26,7 @@ from optbench.stats.results import read_results
 from optbench.store import RunDirectory, find_run, read_run
 from optbench.studies import STUDIES
 from optbench.suite import Suite, resolve_suite_path
+from optbench.suite.placing import placing
 from optbench.suite.schema import is_name
 
 DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
@@ -64,12 +65,13 @@ def train_suite(request: Request) -> int:
         OptbenchError: the request, the suite, the device, the data or the runs directory do not allow it.
     """
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
-    suite = _suite(request, resume)
-    if request.dry_run:
-        show_plan(make_plan(suite, resume), options_of(request, resume))
-        return DONE
-    with watched(request) as view:
-        outcome = run(suite, options_of(request, resume), view)
+    suite, path = _suite(request, resume)
+    with placing(path, request.settings):
+        if request.dry_run:
+            show_plan(make_plan(suite, resume), options_of(request, resume))
+            return DONE
+        with watched(request) as view:
+            outcome = run(suite, options_of(request, resume), view)
     return conclude(outcome, request.quiet)
 
 
@@ -122,7 +124,8 @@ def check_directory(name: str | None, resume: Path | None, *, force: bool) -> No
         raise UsageError("--force is for --resume: there is nothing else to continue")
 
 
-def _suite(request: Request, resume: Path | None) -> Suite:
+def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
+    """The suite that is trained, and its file."""
     if request.suite is None and resume is None:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
     check_directory(request.name, resume, force=request.force)
@@ -130,9 +133,11 @@ def _suite(request: Request, resume: Path | None) -> Suite:
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)
     if request.suite is not None:
-        return choose(resolve_suite_path(request.suite), choice)
+        path = resolve_suite_path(request.suite)
+        return choose(path, choice), path
     assert resume is not None
-    return choose(resume / "suite.yaml", choice, resume)
+    path = resume / "suite.yaml"
+    return choose(path, choice, resume), path
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:

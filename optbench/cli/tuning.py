@@ -27,6 +27,7 @@ from optbench.studies.tuning.tuner import Method, Tuner, first_plan, tune
 from optbench.suite import Suite, resolve_suite_path, shipped_suites
 from optbench.suite.dump import dump
 from optbench.suite.extends import difference, read_document, relative
+from optbench.suite.placing import placing
 from optbench.suite.schema import Sampler
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -85,7 +86,7 @@ def tune_suite(request: TuneRequest) -> int:
         show_plan(first_plan(tuner, options), options)
         return DONE
     extends, raw = _source(what, path)
-    with watched(run) as view:
+    with placing(path, what.settings), watched(run) as view:
         outcome, found = tune(tuner, options, view, asdict(what), {SOURCE: dump(raw)})
     if outcome.interrupted:
         return conclude(outcome, run.quiet, command="tune")

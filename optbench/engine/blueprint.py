@@ -82,8 +82,8 @@ class Blueprint:
         return Blueprint(network, layout, "head", "head.weight", None, {}, start)
 
     @staticmethod
-    def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str) -> Blueprint:
-        """The blueprint of the model `name`. place: of its settings in the suite, for messages.
+    def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:
+        """The blueprint of the model `name`. place: of its settings in the suite, for messages; None: not from one.
 
         Raises:
             UsageError: it does not fit the data, or is not what a model has to be.
@@ -103,12 +103,15 @@ class Blueprint:
             with contextlib.redirect_stdout(sys.stderr), isolated(), seeded(0, torch.device("cpu")):
                 return _probed(network, make, inputs, targets, dataset.classes)
         except OptbenchError as error:
-            raise UsageError(*(f"{place}: {line}" for line in error.args)) from error
+            raise UsageError(*(f"{place}: {line}" if place else line for line in error.args)) from error
         except Exception as error:  # a user's module may raise anything
             if of_the_machine(error):
                 raise
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {spoken(error)}"
-            raise UsageError(f"{place}: {' '.join(said.split())}") from error
+            kind = experiment.models[name].kind
+            raise UsageError(
+                f"{place}: {kind}: {' '.join(said.split())}" if place else " ".join(said.split())
+            ) from error
 
 
 def _probed(

@@ -20,6 +20,7 @@ from optbench.interface.results import Run, read_run
 from optbench.kinds import AS_WRITTEN
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.extends import rebased
+from optbench.suite.placing import placing
 from optbench.targets import Objects, using
 
 
@@ -82,7 +83,7 @@ def run(
         )
         notes: list[str] = []
         watching = watched(Request()) if progress else contextlib.nullcontext(_Noting(notes))
-        with using(objects.sources), watching as view:
+        with using(objects.sources), placing(file, choice.settings), watching as view:
             outcome = train(_moved(choose(file, choice), file.parent, folder), options, view)
     if outcome.interrupted:
         finished = sum(outcome.statuses.values())

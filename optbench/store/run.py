@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from optbench.errors import StoreError
 from optbench.file_names import file_name
@@ -204,7 +205,8 @@ class RunWriter:
         """Write a trial's final weights; the path relative to the run directory."""
         relative = f"checkpoints/{file_name(trial.parts)}.safetensors"
         metadata = {"trial": trial.id, "optimizer": trial.optimizer, "seed": str(trial.seed)}
-        write_atomically(self.path / relative, lambda temporary: save_file(dict(weights), temporary, metadata))
+        data = _sorted_metadata(save(dict(weights), metadata))
+        write_atomically(self.path / relative, lambda temporary: temporary.write_bytes(data))
         return relative
 
     def finish(self, status: str) -> None:
@@ -267,3 +269,13 @@ def _check_names(folder: Path) -> None:
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order; the library writes them in any, another one each time."""
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -53,6 +53,8 @@ class Document:
     values: dict[KeyPath, Place] = field(default_factory=dict)
     implied: set[KeyPath] = field(default_factory=set)
     """Mappings that nobody wrote, made because an override leads through them."""
+    removed: dict[KeyPath, Place] = field(default_factory=dict)
+    """Where null removes what a base has."""
     explicit_nulls: set[KeyPath] = field(default_factory=set)
     """Where null is written with its tag, `!!null`."""
 

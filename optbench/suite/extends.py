@@ -152,7 +152,7 @@ class _Merger:
 
     def __init__(self, base: Document, own: Document) -> None:
         self.base, self.own = base, own
-        self.result = Document(None)
+        self.result = Document(None, removed=base.removed)
         self.result.value = self.merge((), base.value, own.value)
 
     def merge(self, path: KeyPath, old: Any, new: Any) -> Any:
@@ -168,6 +168,7 @@ class _Merger:
             inner = (*path, key)
             if key in new and new[key] is None and self.removes(inner):
                 if key in old or (not path and key in Suite.model_fields):
+                    self.result.removed[inner] = self.own.keys[inner]
                     continue
                 # Elsewhere null has a meaning: no overrides of an experiment's optimizer, a hyper-parameter's value.
                 if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):

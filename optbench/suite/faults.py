@@ -117,7 +117,8 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
     if what in ("missing", "kind_missing") and around in document.implied and not _is_model(_at(around[:-1], document)):
         return _unknown_name(around, document)
     if what == "missing":
-        return Fault(document.value_place(around), _prefixed(around, f"needs the key '{path[-1]}'"))
+        hint = f", as in target: {path[-2]}" if path[0] == "optimizers" and path[-1] == "target" else ""
+        return Fault(document.value_place(around), _prefixed(around, f"needs the key '{path[-1]}'{hint}"))
     if what == "extra_forbidden":
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)

@@ -158,7 +158,9 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
         if name not in valid:
             # In a claim the name is the value, elsewhere a key or an item of a list.
             place = document.value_place(path) if path[0] == "claims" else document.key_place(path)
-            yield Fault(place, f"{shown_path(path[:shown])}: {unknown(what, name, valid)}")
+            removed = document.removed.get((f"{what.partition(' ')[0]}s", name))
+            hint = f"; removed in {removed.source}:{removed.line}" if removed else ""
+            yield Fault(place, f"{shown_path(path[:shown])}: {unknown(what, name, valid)}{hint}")
 
 
 def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Collection[str]]]]:

@@ -247,6 +247,17 @@ def test_a_warning_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["warning"] == ("·", "UserWarning: a warning of the file's own")
 
 
+def test_a_model_that_fits_nothing_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = said(capsys, "Narrow")
+    wanted = (
+        "for none of images, small images, vectors, text, tokens; for images: expected logits of shape (B, 10), got"
+    )
+    assert lines["builds"] == ("✗", f"{wanted}, got (B, 9)")
+    _, lines = said(capsys, "riddle", "--as", "model")
+    assert lines["builds"][1].count("riddle") <= 1
+    assert "experiments" not in lines["builds"][1]
+
+
 OURS = [*NAMES["model"], *NAMES["tasks"], "mnist", "effective_rank", "forgetting", "hoyer"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from optbench.checks.recognise import NAMES
 from optbench.cli import completion, main
 from optbench.cli.listing import LISTS
 from optbench.metrics import METRICS
@@ -113,7 +114,11 @@ LINES = {
     "optbench report --format ": list(FORMATS),
     "optbench run --device c": ["cpu", "cuda"],
     "optbench tune --sampler ": list(typing.get_args(Sampler)),
-    "optbench check ": list(OPTIMIZERS),
+    "optbench check ": [name for names in NAMES.values() for name in names],
+    "optbench check cnn": ["cnn"],
+    "optbench check fashion": ["fashion-mnist"],
+    "optbench check class-inc": ["class-incremental"],
+    "optbench check sam_sh": ["sam_sharpness"],
     "optbench list ": list(LISTS),
 }
 

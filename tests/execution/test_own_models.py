@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def test_a_wrong_model_costs_no_training(
 ) -> None:
     suite.write_text(SUITE.replace('ResNet", dropout: 0.3', f'{model}"'))
     assert main(words(suite, "wrong")) == 2
-    assert capsys.readouterr().err == f"optbench: experiments.nets.models.resnet: {message}\n"
+    said = re.escape(f"experiments.nets.models.resnet: ./own_models.py:{model}: {message}")
+    assert re.fullmatch(rf"optbench: {suite}:\d+:\d+: {said}\n", capsys.readouterr().err)
 
 
 def test_a_model_that_raises_later_fails_alone(suite: Path) -> None:

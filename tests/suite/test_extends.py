@@ -149,6 +149,17 @@ def test_a_fault_stands_where_the_faulty_value_was_written(folder: Path, own: st
     assert str(caught.value).startswith(message), caught.value
 
 
+def test_a_name_that_null_removed_is_said_to_be(folder: Path) -> None:
+    with pytest.raises(SuiteError) as caught:
+        load("optimizers: {adam: null}")
+    said = "experiments.e.optimizers: unknown optimizer 'adam' (valid: sgd); removed in own.yaml:2"
+    assert said in str(caught.value)
+    Path("mid.yaml").write_text("extends: base.yaml\noptimizers: {adam: null}\n")
+    with pytest.raises(SuiteError, match=r"unknown optimizer 'adam' \(valid: sgd\); removed in mid.yaml:2"):
+        load("description: no more", "mid.yaml")
+    load("optimizers: {adam: {target: adam, lr: 0.1}}", "mid.yaml")
+
+
 def test_a_fault_of_the_base_alone_and_one_of_the_command_line(folder: Path) -> None:
     (folder / "base.yaml").write_text(BASE.replace("max_epochs: 3", "max_epochs: -3"))
     with pytest.raises(SuiteError, match=r"^base\.yaml:10:28: experiments\.e\.protocol\.max_epochs"):

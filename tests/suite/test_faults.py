@@ -144,7 +144,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "seed is a bool": ("seeds: 3", "seeds: 3\nseed: true", "3:7", "seed: expected a whole number, got true"),
     "stage": ("seeds: 3", "seeds: 3\nstage: evl", "3:8", "unknown choice 'evl'; did you mean 'eval'?"),
     "stage is a list": ("seeds: 3", "seeds: 3\nstage: [eval]", "3:8", "expected 'tune' or 'eval', got a list"),
-    "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: needs the key 'target'"),
+    "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: needs the key 'target', as in target: sgd"),
     "target empty": ("target: sgd", "target: ''", "4:17", "at least 1 character"),
     "optimizer is text": ("{target: sgd, lr: 0.1}", "sgd", "4:8", "optimizers.sgd: expected a mapping, got 'sgd'"),
     "optimizer name": ("  sgd: {", "  s/gd: {", "4:3", "the name 's/gd' needs letters"),

@@ -1,0 +1,44 @@
+"""The places of faults that are found after a suite has been loaded, when what it names is tried."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from optbench.errors import OptbenchError
+from optbench.suite.document import Document
+from optbench.suite.extends import read_document
+from optbench.suite.faults import shown_path
+from optbench.suite.overrides import apply_override, parse_override
+
+
+@contextlib.contextmanager
+def placing(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Say where in the suite file `path` an error of the block was written, as faults of `load_suite` do.
+
+    That of a line that begins with a path into the suite: `experiments.mine.tasks: ...`. overrides: as `load_suite`.
+    """
+    try:
+        yield
+    except OptbenchError as error:
+        document: Document | None = None
+        with contextlib.suppress(OptbenchError):  # a file that is gone by now has no places
+            document = read_document(path)
+            for text in overrides:
+                apply_override(document, parse_override(text))
+        if document is None:
+            raise
+        raise type(error)(*(_placed(str(line), document) for line in error.args)) from error.__cause__
+
+
+def _placed(line: str, document: Document) -> str:
+    known = {shown_path(path): path for path in document.keys}
+    where = line.partition(": ")[0]
+    while "." in where:
+        if where in known:
+            inner = [(*known[where], key) for key in ("kind", "target")]
+            path = next((path for path in inner if path in document.values), known[where])
+            return f"{document.value_place(path)}: {line}"
+        where = where.rpartition(".")[0]
+    return line
