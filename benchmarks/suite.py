@@ -36,7 +36,7 @@ except ModuleNotFoundError:  # of the extra `dev`: without it, memory and proces
 
 EVERY = 0.1
 """Seconds between two looks at the memory."""
-GRACE = 10.0
+GRACE = 6.0
 """Seconds that an interrupted run has to write what it finished."""
 
 

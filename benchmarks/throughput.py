@@ -36,7 +36,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -224,18 +224,20 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
     steps: Steps | None = None
     wait: Callable[[], object] = lambda: None  # noqa: E731
     t = 0
-    while (order := connection.recv()) is not None:
+    while True:
+        order = connection.recv()
         try:
             result: float = 0
             if order[0] == "build":
-                _, variant, optimizer, members, where = order
+                _, variant, optimizer, members, where, t = order
                 steps = None
                 gc.collect()
                 if where != "cpu":
                     wait = torch.cuda.synchronize
+                    torch.cuda.init()  # type: ignore[no-untyped-call]  # of torch
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-                steps, t = VARIANTS[variant](optimizer, members, where), WARM_UP
+                steps = VARIANTS[variant](optimizer, members, where)
                 steps(0, t)
                 wait()
                 result = torch.cuda.max_memory_allocated() if where != "cpu" else 0
@@ -314,21 +316,33 @@ class Measurement:
 
 
 def measured(
-    crew: Crew, optimizer: str, members: int, rounds: int, seconds: float, deadline: float = float("inf")
+    crew: Crew,
+    optimizer: str,
+    members: int,
+    rounds: int,
+    seconds: float,
+    *,
+    deadline: float = float("inf"),
+    skip: Collection[str] = (),
+    warm_up: int = WARM_UP,
 ) -> Measurement:
     """Time every way in turns, each for about `seconds` a round.
 
-    A way that raises, or is not done by `deadline` (of `time.perf_counter`), is left out and named in `missing`; rounds
-    end early at the deadline.
+    A way that raises, or is not done by `deadline` (of `time.perf_counter`), is left out and named in `missing`. Rounds
+    that would end after the deadline are not begun; if none fits, the few steps that tell how long one takes stand in.
+
+    skip: ways that are not measured.
+    warm_up: steps before any is timed.
     """
     on_cuda = crew.device != "cpu"
     looped = min(members, 1 if SETTINGS[optimizer][0] == "shampoo" else LOOPED) if on_cuda else members
-    counts = {name: looped if name == "loop" else members for name in crew.names}
+    names = [name for name in crew.names if name not in skip]
+    counts = {name: looped if name == "loop" else members for name in names}
     missing: dict[str, str] = {}
 
     def alive(action: Callable[[str], float]) -> dict[str, float]:
         found = {}
-        for name in crew.names:
+        for name in names:
             if name in missing:
                 continue
             try:
@@ -338,19 +352,25 @@ def measured(
         return found
 
     def build(name: str) -> float:
-        crew[name].build(optimizer, shares(counts[name], crew.processes))
+        crew[name].build(optimizer, shares(counts[name], crew.processes), warm_up)
         return 0.0
 
     alive(build)
     peaks = alive(lambda name: sum(crew[name].answers(deadline)))
-    calibration = alive(lambda name: crew[name].time(REFRESH, deadline))
+    interval = alive(lambda name: crew[name].time(REFRESH, deadline))
     # Whole refresh intervals, so that every measurement holds its share of roots.
-    steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in calibration.items()}
-    taken: dict[str, list[float]] = {name: [] for name in crew.names}  # seconds a step, one value a round
+    steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in interval.items()}
+    a_round = sum(each * steps[name] / REFRESH for name, each in interval.items())
+    taken: dict[str, list[float]] = {name: [] for name in names}  # seconds a step, one value a round
     for turn in range(rounds):
-        if turn and time.perf_counter() > deadline:
+        fits = time.perf_counter() + a_round < deadline
+        if turn and not fits:
             break
-        for name, each in alive(lambda name: crew[name].time(steps[name], deadline) / steps[name]).items():
+        if fits:
+            found = alive(lambda name: crew[name].time(steps[name], deadline) / steps[name])
+        else:
+            found = {name: each / REFRESH for name, each in interval.items()}
+        for name, each in found.items():
             taken[name].append(each)
     taken = {name: values for name, values in taken.items() if values}
     floors = [name for name in taken if "floor" in name]
@@ -393,6 +413,9 @@ def shares(members: int, processes: int) -> list[int]:
     """How many members each process has, of those that have any."""
     cuts = [members * i // processes for i in range(processes + 1)]
     return [b - a for a, b in itertools.pairwise(cuts) if b > a]
+
+
+LATE = "not done in the time it had"
 
 
 class TeamError(Exception):
@@ -450,11 +473,11 @@ class Team:
             connection.send(("start",))
         self.answers(float("inf"))
 
-    def build(self, optimizer: str, shares: list[int]) -> None:
-        """Let the first processes build a share each; `answers` has their peak memory in bytes."""
+    def build(self, optimizer: str, shares: list[int], warm_up: int) -> None:
+        """Let the first processes build a share each and take `warm_up` steps; `answers` has the peak memory."""
         self.busy = self.connections[: len(shares)]
         for connection, share in zip(self.busy, shares, strict=True):
-            connection.send(("build", self.variant, optimizer, share, self.device))
+            connection.send(("build", self.variant, optimizer, share, self.device, warm_up))
 
     def time(self, steps: int, deadline: float) -> float:
         """Seconds until the last process has done `steps` steps."""
@@ -468,7 +491,7 @@ class Team:
             left = deadline - time.perf_counter()
             try:
                 if not connection.poll(None if left == float("inf") else max(0.0, left)):
-                    raise self._broken("not done in the time it had")
+                    raise self._broken(LATE)
                 answer = connection.recv()
             except (EOFError, ConnectionError):
                 raise self._broken("its process ended") from None
@@ -479,17 +502,12 @@ class Team:
 
     def _broken(self, reason: str) -> TeamError:
         self.broken = True
-        for process in self.processes:
-            process.kill()
-            process.join()
+        self.stop()
         return TeamError(reason)
 
     def stop(self) -> None:
-        if self.broken:
-            return
-        for connection in self.connections:
-            connection.send(None)
         for process in self.processes:
+            process.kill()  # which is quicker than an interpreter's own end, and they keep nothing
             process.join()
 
 

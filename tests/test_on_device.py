@@ -1,0 +1,246 @@
+"""`benchmarks/on_device.py`: what was measured is kept, whatever a step, the machine or a signal does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_benchmarks import BENCHMARKS
+
+SCRIPT = BENCHMARKS / "on_device.py"
+REHEARSAL = ("--device", "cpu", "--rehearse")
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    """The script as a module, for what needs no process."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import on_device
+
+        return on_device
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def started(*words: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, SCRIPT, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def hanging(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """The script after one step, with the next one hanging, and the ids of its two processes."""
+    process = started(*REHEARSAL, "--only", "fails", "--only", "hangs", "--out", out)
+    pids = until(lambda: (out / "hangs.json").exists() and read(out / "hangs.json").get("values", {}).get("processes"))
+    assert all(map(is_alive, pids))
+    return process, pids
+
+
+def test_a_step_that_hangs_is_killed_with_its_child_and_the_next_one_runs(tmp_path: Path) -> None:
+    """Meanwhile every file that a reader finds is whole."""
+    looks = 0
+    process = started(*REHEARSAL, "--only", "hangs", "--only", "fails", "--out", tmp_path)
+    while process.poll() is None:
+        for file in tmp_path.glob("*.json"):
+            assert read(file)
+            looks += 1
+        time.sleep(0.005)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert looks > 100
+    summary = read(tmp_path / "summary.json")
+    assert (summary["finished"], summary["exit code"]) == (True, 0)
+    hung, failed = (summary["steps"][name] for name in ("hangs", "fails"))
+    assert (hung["status"], hung["limit"]) == ("killed", 4)
+    assert 4 <= hung["seconds"] < 9
+    assert not any(map(is_alive, hung["values"]["processes"]))
+    assert failed["status"] == "failed"
+    assert failed["reason"].endswith("RuntimeError: this step fails on purpose")
+    assert failed["values"] == {"before": "kept"}, "what it had found before it raised"
+    assert hung == read(tmp_path / "hangs.json")
+    table = (tmp_path / "table.md").read_text()
+    assert "| hangs | killed |" in table
+    assert table in out
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")], "no file is half written"
+
+
+def test_results_survive_the_death_of_the_script_and_its_children_do_not(tmp_path: Path) -> None:
+    process, pids = hanging(tmp_path)
+    process.kill()
+    process.communicate()
+    until(lambda: not any(map(is_alive, pids)))
+    summary = read(tmp_path / "summary.json")
+    assert (summary["finished"], summary["exit code"]) == (False, None)
+    assert summary["steps"]["fails"] == read(tmp_path / "fails.json")
+    assert summary["steps"]["fails"]["values"] == {"before": "kept"}
+    assert read(tmp_path / "hangs.json")["status"] == "running"
+    assert "| fails | failed |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    process, pids = hanging(tmp_path)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (128 + number, "")
+    assert not any(map(is_alive, pids))
+    summary = read(tmp_path / "summary.json")
+    assert (summary["finished"], summary["exit code"]) == (True, 128 + number)
+    statuses = {name: step["status"] for name, step in summary["steps"].items()}
+    assert statuses == {"fails": "failed", "hangs": "interrupted"}
+
+
+def test_a_terminal_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    with started(*REHEARSAL, "--only", "fails", "--out", tmp_path) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(timeout=20) == 0
+    assert read(tmp_path / "summary.json")["finished"]
+
+
+def test_a_step_is_not_begun_when_the_budget_is_spent(tmp_path: Path) -> None:
+    process = started("--device", "cpu", "--only", "roots", "--budget", "4", "--out", tmp_path)
+    process.communicate()
+    assert process.returncode == 1
+    found = read(tmp_path / "summary.json")["steps"]["roots"]
+    assert (found["status"], found["reason"]) == ("not run", "the budget of 4 s is spent")
+
+
+def test_a_step_measured_again_leaves_the_others_in_the_summary(tmp_path: Path) -> None:
+    started(*REHEARSAL, "--only", "fails", "--out", tmp_path).communicate()
+    started(*REHEARSAL, "--only", "roots", "--budget", "4", "--out", tmp_path).communicate()
+    steps = read(tmp_path / "summary.json")["steps"]
+    assert {name: step["status"] for name, step in steps.items()} == {"fails": "failed", "roots": "not run"}
+
+
+def test_a_step_that_lacks_a_package_names_it(tmp_path: Path, script: Any) -> None:
+    step = script.Step("roots", 40, 60, needs=("json", "no_such_package"))
+    session = script.Session(tmp_path, "cpu", False, 100, [step], time.monotonic())
+    assert session.run() == 1
+    found = read(tmp_path / "roots.json")
+    assert (found["status"], found["reason"]) == ("not run", "missing: no_such_package")
+
+
+def test_without_optbench_the_checkout_is_used(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    root = str(BENCHMARKS.parent)
+    assert script.find_optbench() == f"optbench is not installed: {root} was put on the path"
+    assert sys.path == [root]
+    assert os.environ["PYTHONPATH"] == os.pathsep.join([root, "before"])
+
+
+@pytest.mark.parametrize(
+    ("values", "on_cuda", "verdicts"),
+    [
+        ({}, True, ("not measured", "not measured")),
+        ({"speed": 300.0, "seconds": 89.9}, True, ("met", "met")),
+        ({"speed": 299.9, "seconds": 90.0}, True, ("missed", "missed")),
+        ({"speed": 300.0, "seconds": 1.0}, False, ("not measured", "not measured")),
+        ({"seconds, more than": 90.0}, True, ("not measured", "missed")),
+        ({"seconds, more than": 80.0}, True, ("not measured", "not measured")),
+    ],
+)
+def test_aims_are_judged(script: Any, values: dict[str, float], on_cuda: bool, verdicts: tuple[str, str]) -> None:
+    aims = script.Aim("throughput", "speed", 300), script.Aim("continual", "seconds", 90, at_least=False)
+    assert tuple(aim.judged(values, on_cuda)[0] for aim in aims) == verdicts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "gpu"], "--device gpu: expected cuda, cuda:N or cpu"),
+        (["--budget", "0"], "--budget 0: expected a number of seconds above 0"),
+        (["--only", "nothing"], "invalid choice: 'nothing'"),
+        (["--only", "hangs"], "--only fails or hangs: only with --rehearse"),
+    ],
+)
+def test_usage(words: list[str], message: str) -> None:
+    process = started(*words)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_results_of_another_device_are_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"device": "cuda", "rehearsal": False}))
+    process = started(*REHEARSAL, "--only", "fails", "--out", tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == f"on_device.py: --out {tmp_path}: expected a new folder, got one with results of --device cuda\n"
+
+
+def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "it.json"
+    loop = (
+        f"import sys, itertools; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "from pathlib import Path\nfrom processes import replace\n"
+        f"for i in itertools.count(): replace(Path({str(file)!r}), str(i % 10) * 3_000_000)"
+    )
+    for wait in (0.02, 0.05, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", loop])
+        until(file.exists)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        text = file.read_text()
+        assert (len(text), len(set(text))) == (3_000_000, 1)
+        file.unlink()
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
+    process = started(*REHEARSAL, "--out", tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out
+    summary = read(tmp_path / "summary.json")
+    assert summary["planned"] == list(summary["steps"])
+    for name, step in summary["steps"].items():
+        assert step["as it should"], name
+        assert all(check["held"] for check in step["checks"])
+    assert {aim["verdict"] for aim in summary["aims"]} == {"not measured"}
+    assert summary["steps"]["tests"]["values"]["passed"] > 5
+    assert len(summary["steps"]["throughput"]["values"]["cohorts"]) == 4
+    assert summary["steps"]["continual"]["values"]["trials"] == 19
+
+
+@pytest.mark.slow
+def test_a_suite_that_is_cut_off_says_how_far_it_came(tmp_path: Path) -> None:
+    process = started(*REHEARSAL, "--only", "continual", "--budget", "16", "--out", tmp_path)
+    process.communicate()
+    assert process.returncode == 1
+    found = read(tmp_path / "continual.json")
+    assert found["status"] == "cut off"
+    assert " trials in " in found["reason"]
+    assert found["values"]["seconds, more than"] < 16
