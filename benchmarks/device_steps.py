@@ -300,6 +300,8 @@ def throughput(found: Finding) -> None:
     every = list(speed.SETTINGS)
     if found.tiny:
         plan = [(optimizer, members) for members in (2, 1) for optimizer in ("sgd", "adamw")]
+    elif not found.on_cuda:  # where every member has data of its own
+        plan = [(optimizer, members) for members in (10, 1, 30) for optimizer in every]
     else:
         plan = [(optimizer, 100) for optimizer in every]
         plan += [("sgd", 1000), ("adamw", 1000)]
@@ -332,11 +334,12 @@ def throughput(found: Finding) -> None:
                 skip=("loop",) if slow and members != 100 else (),
                 warm_up=3 * speed.REFRESH if slow else speed.WARM_UP,
             )
-            for name, reason in one.missing.items():
-                (late if reason == speed.LATE else raised).append(f"{optimizer}, {members} members, {name}: {reason}")
+            cohort = f"{optimizer}, {members} members"
+            late += [f"{cohort}, {name} late" for name, reason in one.missing.items() if reason == speed.LATE]
+            raised += [f"{cohort}, {name}: {reason}" for name, reason in one.missing.items() if reason != speed.LATE]
             for name, cell in (("engine", one.speeds.get("engine")), ("engine/loop", one.ratios("loop"))):
                 if cell:
-                    found.values[f"{optimizer}, {members} members, {name}"] = sorted(cell)[len(cell) // 2]
+                    found.values[f"{cohort}, {name}"] = sorted(cell)[len(cell) // 2]
             rows.append(
                 {"optimizer": optimizer, "members": members, "peak bytes": one.peak, "not measured": dict(one.missing)}
                 | {name: list(values) for name, values in one.speeds.items()}
@@ -358,6 +361,8 @@ def roots(found: Finding) -> None:
     plan = [(784, 10), (100, 10), (100, 100), (784, 1), (10, 10), (10, 100), (100, 1), (10, 1), (784, 100)]
     if found.tiny:
         plan = [(100, 1), (10, 2)]
+    elif not found.on_cuda:  # where products alone take a minute for ten members
+        plan = [(100, 10), (784, 1), (10, 10), (100, 1), (10, 1)]
     for n, tensors in trained.items():
         _, factors, gradients = tensors
         there = ways.by_eigh(factors.to(found.device), torch.float64).cpu() @ gradients

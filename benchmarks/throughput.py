@@ -330,6 +330,7 @@ def measured(
 
     A way that raises, or is not done by `deadline` (of `time.perf_counter`), is left out and named in `missing`. Rounds
     that would end after the deadline are not begun; if none fits, the few steps that tell how long one takes stand in.
+    Without the engine nothing else is measured.
 
     skip: ways that are not measured.
     warm_up: steps before any is timed.
@@ -357,6 +358,8 @@ def measured(
 
     alive(build)
     peaks = alive(lambda name: sum(crew[name].answers(deadline)))
+    if "engine" in missing:
+        return Measurement(optimizer, members, {}, 0, missing)
     interval = alive(lambda name: crew[name].time(REFRESH, deadline))
     # Whole refresh intervals, so that every measurement holds its share of roots.
     steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in interval.items()}
