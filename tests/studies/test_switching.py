@@ -12,22 +12,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from optbench.plan import Trial
 from optbench.report import run_report
 from optbench.report.document import Table
-from optbench.report.figures import Panel, to_svg
-from optbench.report.figures.style import SEEDS, STYLE
+from optbench.report.figures import to_svg
+from optbench.report.figures.style import SEEDS, look
 from optbench.report.formats import render_text
 from optbench.report.formats.terminal import show
 from optbench.report.spread import spread_text
@@ -38,7 +35,7 @@ from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.tables import Row
 from optbench.studies.switching.statistics import Estimate, Switching, difference, rho, switchings
 from optbench.studies.switching.tables import TITLE, switching_blocks
-from tests.reports import figures, report_csv, report_json, summarise
+from tests.reports import figures, on_axes, report_csv, report_json, summarise
 from tests.written_runs import results_of, rows_of, write_run
 
 SGD, ADAM = "{target: sgd, lr: 0.1}", "{target: adam, lr: 0.001}"
@@ -498,13 +495,6 @@ def test_reading_switches_imports_neither_torch_nor_pandas_nor_scipy(results: Re
 # Figures
 
 
-def on_axes(panel: Panel) -> Axes:
-    with matplotlib.style.context(["default", STYLE]):
-        axes = Canvas(figsize=(panel.width, panel.height)).add_subplot()
-        panel.draw(axes)
-    return axes
-
-
 def test_figures_show_every_seed_against_k_between_the_pure_solutions(results: Results) -> None:
     drawn = {figure.name: figure for figure in figures([results])}
     names = {name for name in drawn if name.startswith(("switch", "setting"))}
@@ -539,14 +529,9 @@ def test_ends_of_a_sweep_are_told_from_its_path_and_runs_stand_side_by_side(tmp_
     assert set(drawn) == {f"switch_early_net_{name}" for name in ("to-adam", "control", "noisy")}
     figure = drawn["switch_early_net_to-adam"]
     assert len(figure.panels) == 2 * 3
-    legend = on_axes(figure.panels[3]).get_legend()
-    assert legend is not None
-    assert [entry.get_text() for entry in legend.get_texts()] == [
-        "to-adam (two)",
-        "sgd lr=0.1 alone (two)",
-        "adam alone (two)",
-    ]
-    assert len({handle.get_marker() for handle in legend.legend_handles}) == 3
+    legend = figure.panels[3].series
+    assert [one.label for one in legend] == ["to-adam (two)", "sgd lr=0.1 alone (two)", "adam alone (two)"]
+    assert len({look(one).marker for one in legend}) == 3
     assert all("<svg" in panel for panel in to_svg(figure))
 
 

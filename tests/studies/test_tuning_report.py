@@ -10,12 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from optbench.cli import main
@@ -23,7 +20,6 @@ from optbench.plan import Trial
 from optbench.report import Summary, comparison_report, run_report
 from optbench.report.figures import save
 from optbench.report.figures.drawing import Panel
-from optbench.report.figures.style import STYLE
 from optbench.report.formats import render_text
 from optbench.report.formats.terminal import show
 from optbench.report.run_report import MANY_SETTINGS
@@ -32,7 +28,7 @@ from optbench.store.tables import AccuracyRow, Row
 from optbench.studies.tuning.figures import RING
 from optbench.studies.tuning.statistics import tunings
 from optbench.studies.tuning.tables import DATA, searched_text
-from tests.reports import figures, report_csv, report_json, summarise
+from tests.reports import figures, on_axes, report_csv, report_json, summarise
 from tests.studies.test_tuning_choice import SUITE as TUNED
 from tests.studies.test_tuning_choice import trial_rows, tuned_run
 from tests.written_runs import results_of, rows_of, trial_row, write_run
@@ -131,24 +127,21 @@ def test_figures_ring_the_chosen_setting_and_say_whose_data_they_show(path: Path
     chosen = {tuned.optimizer: tuned.chosen for tuned in tunings(results)}
     assert all(chosen.values())
     for panel, metric in zip(sweep.panels, ("learning_accuracy", "average_accuracy", "forgetting"), strict=False):
-        rings = on_axes(panel, RING)
+        rings = firsts(panel, RING)
         expected = [(s.hyperparameters["lr"], np.mean(s.by_seed[metric])) for s in chosen.values() if s]
         assert rings == [pytest.approx(place) for place in expected], "one panel for both optimizers"
     assert len(sweep.panels) == 5
-    assert all(len(on_axes(panel, RING)) == 1 for panel in sweep.panels[3:])
+    assert all(len(firsts(panel, RING)) == 1 for panel in sweep.panels[3:])
     assert "Validation accuracy; a ring is the setting that tuning chooses." in sweep.caption
     assert "Chosen: sgd at 0.1, adam at 0.001." in sweep.alt
     for name in ("final-accuracy_small", "task-accuracy_small_net", "accuracy-matrix_small_net"):
         assert drawn[name].caption.startswith("Validation accuracy "), name
 
 
-def on_axes(panel: Panel, label: str) -> list[tuple[float, float]]:
-    with matplotlib.style.context(["default", STYLE]):
-        axes: Axes = Canvas(figsize=(panel.width, panel.height)).add_subplot()
-        panel.draw(axes)
-    return [
-        (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if line.get_label() == label
-    ]
+def firsts(panel: Panel, label: str) -> list[tuple[float, float]]:
+    """The first point of every line of this name."""
+    lines = [line for line in on_axes(panel).lines if line.get_label() == label]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
 
 
 # Of made-up runs
@@ -236,8 +229,8 @@ def test_what_is_chosen_does_not_drown_in_many_settings(tmp_path: Path) -> None:
     assert f"lr={lr:g}, momentum={momentum:g}" in shown
     # More than the rate differs: a figure of points without a line, and the chosen one in a ring.
     (figure,) = [figure for figure in figures([results]) if figure.name.startswith("sweep")]
-    assert [x for panel in figure.panels[:3] for x, _ in on_axes(panel, RING)] == [lr] * 3
-    assert not [place for panel in figure.panels for label in ("_means", "_path") for place in on_axes(panel, label)]
+    assert [x for panel in figure.panels[:3] for x, _ in firsts(panel, RING)] == [lr] * 3
+    assert not [place for panel in figure.panels for label in ("_means", "_path") for place in firsts(panel, label)]
     assert "a line" not in figure.caption
 
 
@@ -245,8 +238,8 @@ def test_a_grid_of_more_than_rates_is_drawn_as_a_line_for_each_of_the_rest(tmp_p
     text = TUNED.replace("lr: [0.01, 0.1, 1.0]", "lr: [0.01, 0.1, 1.0], momentum: [0.0, 0.9]")
     results = results_of(tuned_run(tmp_path, text))
     (figure,) = [f for f in figures([results]) if f.name == "sweep_one_wide_lr"]
-    assert len(on_axes(figure.panels[0], "_means")) == 2
-    assert len(on_axes(figure.panels[0], RING)) == 1
+    assert len(firsts(figure.panels[0], "_means")) == 2
+    assert len(firsts(figure.panels[0], RING)) == 1
     assert "sgd momentum=0.9" in figure.alt or "sgd momentum=0.0" in figure.alt
 
 

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure as Canvas
 from safetensors.torch import load_file
 
 from optbench.cli import main
@@ -27,7 +25,6 @@ from optbench.models import build, initialise
 from optbench.plan import Trial, cohorts, complete, trials
 from optbench.report import run_report
 from optbench.report.document import Items, Table
-from optbench.report.figures.style import SEEDS, STYLE
 from optbench.report.formats import render_text
 from optbench.stats.results import Results
 from optbench.store import RunWriter, read_run
@@ -38,7 +35,7 @@ from optbench.studies.twins.statistics import START, Moment, Twins, evenly, sket
 from optbench.studies.twins.tables import TITLE, place_text
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from tests.conftest import FORMATS, run_file, same_bits, small_suite, train_suite
-from tests.reports import figures, report_csv, report_json, summarise
+from tests.reports import figures, on_axes, report_csv, report_json, seed_curves, summarise
 from tests.written_runs import results_of, rows_of, trial_row, write_run
 
 SUITE = """
@@ -376,12 +373,9 @@ def test_the_figure_has_a_line_for_every_seed_and_one_through_the_means(results:
     drawn = {figure.name: figure for figure in figures([results]) if figure.name.startswith("twins")}
     assert list(drawn) == ["twins_one_net", "twins_two_net"]
     found = found_twins(results)
-    with matplotlib.style.context(STYLE):
-        axes = [Canvas().add_subplot() for _ in drawn]
-        for figure, one in zip(drawn.values(), axes, strict=True):
-            (panel,) = figure.panels
-            panel.draw(one)
-    lines = [[line.get_xydata() for line in one.lines if line.get_label() == SEEDS] for one in axes]
+    assert all(len(figure.panels) == 1 for figure in drawn.values())
+    axes = [on_axes(figure.panels[0]) for figure in drawn.values()]
+    lines = [seed_curves(one) for one in axes]
     pair = found["two", "adam and sgd"]
     assert len(lines[0]) == 4
     assert np.allclose(
@@ -399,11 +393,12 @@ def test_the_figure_has_a_line_for_every_seed_and_one_through_the_means(results:
 
 def test_distances_of_different_sizes_have_a_logarithmic_axis(tmp_path: Path) -> None:
     (figure,) = (figure for figure in figures([results_of(made(tmp_path))]) if figure.name.startswith("twins"))
-    axes = Canvas().add_subplot()
-    figure.panels[0].draw(axes)
+    axes = on_axes(figure.panels[0])
     assert axes.get_yscale() == "log"
     assert "A distance of 0 has no place on the logarithmic axis." in figure.caption
-    assert all(np.nanmin(line.get_ydata()) > 0 for line in axes.lines if line.get_label() == SEEDS)
+    curves = seed_curves(axes)
+    assert curves
+    assert all(np.nanmin(curve[:, 1]) > 0 for curve in curves)
 
 
 # Suites and runs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from optbench.report.figures.series import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,15 +17,32 @@ MAX_WIDTH = 4.6
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with axes of its own. draw: onto empty axes, in the style of `style.STYLE`. Sizes in inches."""
+    """One drawing with axes of its own. Sizes in inches.
+
+    draw: what goes onto the axes, in the style of `style.STYLE`; their limits, scales, ticks and names. height: without
+    the legend. series: named in a legend above the axes, or in the title where it is one. lines: whether the legend
+    shows them as lines, or as markers alone. scales: the axes with a grid and ticks; the others have names in places.
+    beside: room to the right of the axes that `draw` fills.
+    """
 
     draw: Callable[[Axes], None]
     width: float
     height: float
+    title: str = ""
+    series: Sequence[Series] = ()
+    lines: bool = True
+    scales: Literal["xy", "x", "y", ""] = "xy"
+    beside: float = 0.0
 
     def __post_init__(self) -> None:
         assert 0 < self.width <= MAX_WIDTH, self.width
         assert self.height > 0, self.height
+
+    @property
+    def heading(self) -> str:
+        """The title, with the name of a single series."""
+        names = [series.label for series in self.series] if len(self.series) == 1 else []
+        return ", ".join([self.title] * bool(self.title) + names)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 METRIC = "average_accuracy"
 AXIS = "average accuracy at the end"
 WIDTH, HEIGHT = 4.6, 3.1
+MEAN: dict[str, Any] = {"color": style.INK, "linewidth": 1.8, "label": "_means"}
 MAX_ROWS = 12
 """In a panel whose rows are named one by one, so that colours need not tell them apart."""
 
@@ -72,16 +75,14 @@ def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
         for row, series in enumerate(part):
             values = series.values(METRIC)
             style.draw_seeds(axes, values, [row + dy for dy in spread_out(len(values), 0.4)], style.look(series))
-            middle = mean(values)
-            axes.plot([middle, middle], [row - 0.32, row + 0.32], color=style.INK, linewidth=1.8, label="_mean")
-        axes.set_yticks(range(len(part)), [textwrap.fill(series.label, 26) for series in part])
+        middles, rows = [mean(series.values(METRIC)) for series in part], np.arange(len(part))
+        axes.vlines(middles, rows - 0.32, rows + 0.32, **MEAN)
+        style.name_ticks(axes, "y", [textwrap.fill(series.label, 26) for series in part])
         axes.set_xlim(limits)
         axes.set_ylim(len(part) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel(AXIS)
 
-    return Panel(draw, WIDTH, 0.7 + 0.3 * len(part))
+    return Panel(draw, WIDTH, 0.7 + 0.3 * len(part), scales="x")
 
 
 def _columns(
@@ -93,21 +94,21 @@ def _columns(
     order = {series.label: i for i, series in enumerate(part)}
 
     def draw(axes: Axes) -> None:
+        middles, places = [], []
         for x, (_, shown) in enumerate(drawn):
             for series in shown:
                 if series.label not in order:
                     continue
                 values = series.values(METRIC)
-                middle, place = mean(values), x + (order[series.label] - (len(part) - 1) / 2) * step
+                place = x + (order[series.label] - (len(part) - 1) / 2) * step
                 offsets = spread_out(len(values), 0.5 * step)
                 style.draw_seeds(axes, [place + dx for dx in offsets], values, style.look(series))
-                ends = [place - 0.42 * step, place + 0.42 * step]
-                axes.plot(ends, [middle, middle], color=style.INK, linewidth=1.8, label="_mean")
-        axes.set_xticks(range(len(models)), models)
+                middles.append(mean(values))
+                places.append(place)
+        axes.hlines(middles, np.array(places) - 0.42 * step, np.array(places) + 0.42 * step, **MEAN)
+        style.name_ticks(axes, "x", models)
         axes.set_xlim(-0.5, len(models) - 0.5)
         axes.set_ylim(limits)
-        axes.grid(visible=False, axis="x")
         axes.set_ylabel(AXIS)
-        style.header(axes, WIDTH, series=part, lines=False)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+    return Panel(draw, WIDTH, HEIGHT, series=part, lines=False, scales="y")

@@ -17,7 +17,7 @@ from optbench.report.figures import style
 from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups
-from optbench.report.figures.tasks import TaskNames, task_axis, task_names
+from optbench.report.figures.tasks import TaskNames, task_names, task_ticks
 from optbench.report.figures.wording import accuracy, group_figure, means
 from optbench.stats.results import Results
 from optbench.store.columns import numbers
@@ -135,55 +135,46 @@ def draw_heat_map(label: str, heat_map: HeatMap) -> Panel:
     width = min(max(margin + 0.15 + CELL * columns, MIN_WIDTH, 0.4 + 0.085 * len(label)), MAX_WIDTH)
     numbers = (width - margin - 0.15) / columns > 0.9 * CELL
     # Cells are square, or flat where they are few.
-    inner = width - margin - 0.15 - (0.0 if numbers else 0.5)
+    beside = 0.0 if numbers else 0.55
+    inner = width - margin - 0.15 - beside
     height = 0.85 + inner * rows / columns if numbers is False or columns > 6 else 0.85 + CELL * rows
 
     def draw(axes: Axes) -> None:
         _cells(axes, heat_map, numbers=numbers)
-        task_axis(axes.xaxis, heat_map.columns, inner)
-        task_axis(axes.yaxis, heat_map.rows, 4 * (height - 0.85))
+        task_ticks(axes, "x", heat_map.columns, inner)
+        task_ticks(axes, "y", heat_map.rows, 4 * (height - 0.85))
         axes.set_xlim(-0.5, columns - 0.5)
         axes.set_ylim(rows - 0.5, -0.5)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
         style.labels(axes, heat_map.columns.title, heat_map.rows.title)
-        style.header(axes, width, label)
 
-    return Panel(draw, width, height)
+    return Panel(draw, width, height, label, scales="", beside=beside)
 
 
 def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
     import matplotlib
-    from matplotlib.collections import PatchCollection
+    from matplotlib.collections import PolyCollection
     from matplotlib.colors import Normalize
-    from matplotlib.patches import Rectangle
+
+    from optbench.report.figures.texts import Label, Labels
 
     scale, colours = Normalize(heat_map.low, heat_map.high), matplotlib.colormaps[style.COLOURS]
-    values = heat_map.values
-    defined = [(r, c) for r, c in np.ndindex(values.shape) if math.isfinite(values[r, c])]
-    # Rectangles with a little air: the seams of touching cells would show the page behind them.
-    gap = 0.04
-    cells = PatchCollection([Rectangle((c - 0.5 + gap / 2, r - 0.5 + gap / 2), 1 - gap, 1 - gap) for r, c in defined])
-    cells.set(array=np.array([values[cell] for cell in defined]), cmap=colours, norm=scale, linewidth=0)
+    defined = np.isfinite(heat_map.values)
+    values, places = heat_map.values[defined], np.argwhere(defined)
+    corners = 0.48 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    # Squares with a little air: the seams of touching cells would show the page behind them.
+    cells = PolyCollection(list(places[:, None, ::-1] + corners))
+    cells.set(array=values, cmap=colours, norm=scale, linewidth=0)
     axes.add_collection(cells)
     if not numbers:
-        axes.figure.colorbar(cells, ax=axes, fraction=0.06, pad=0.02)
+        axes.figure.colorbar(cells, cax=axes.inset_axes((1.03, 0.0, 0.05, 1.0)))
         return
-    for r, c in np.ndindex(values.shape):
-        value = float(values[r, c])
-        if not math.isfinite(value):
-            _write(axes, c, r, "–", style.INK)
-            continue
-        red, green, blue, _ = colours(scale(value))
-        ink = style.ON_LIGHT if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else style.ON_DARK
-        _write(axes, c, r, two_digits(value), ink)
-
-
-def _write(axes: Axes, column: int, row: int, text: str, ink: str) -> None:
-    cell = axes.text(column, row, text, ha="center", va="center_baseline", fontsize=8, color=ink)
-    # It lies inside the axes anyway, and to measure a hundred of them takes half of the time.
-    cell.set_in_layout(False)
+    bright = colours(scale(values))[:, :3] @ [0.299, 0.587, 0.114] > 0.5
+    written = [
+        Label(column, row, two_digits(value), 8, colour=style.ON_LIGHT if light else style.ON_DARK)
+        for (row, column), value, light in zip(places.tolist(), values.tolist(), bright, strict=True)
+    ]
+    written += [Label(column, row, "–", 8) for row, column in np.argwhere(~defined).tolist()]
+    axes.add_artist(Labels(written, axes.transData))
 
 
 def two_digits(value: float) -> str:

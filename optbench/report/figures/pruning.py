@@ -84,12 +84,10 @@ def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves]) -> P
         style.log_axis(axes, "x")
         for series in part:
             shown, lines = style.look(series), _lines(series, scope, read)
-            for line in lines:
-                axes.plot(*zip(*line, strict=True), color=shown.colour, alpha=0.35, linewidth=0.6, label=style.SEEDS)
+            style.draw_curves(axes, lines, shown)
             if middle := _means(lines):
                 x, y = zip(*middle, strict=True)
                 style.draw_line(axes, x, y, shown, label="_mean")
         style.labels(axes, "share of the weights kept", "accuracy at the end")
-        style.header(axes, WIDTH, SCOPES.get(scope, scope), part)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+    return Panel(draw, WIDTH, HEIGHT, SCOPES.get(scope, scope), part)

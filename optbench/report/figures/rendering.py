@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,15 +51,15 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    for suffix in formats:
-        assert suffix in FILE_FORMATS, suffix
-        data = io.BytesIO()
-        options = {"svg.fonttype": "path", "svg.hashsalt": figure.name, "savefig.facecolor": "white"}
-        with _style(options):
-            _together(figure).savefig(data, format=suffix, dpi=DPI, metadata=_METADATA[suffix])
-        files[suffix] = folder / f"{figure.name}.{suffix}"
-        written = data.getvalue()
-        write_atomically(files[suffix], lambda temporary, written=written: _write(temporary, written))  # type: ignore[misc]
+    with _style({"svg.fonttype": "path", "svg.hashsalt": figure.name, "savefig.facecolor": "white"}):
+        canvas = _canvas(figure.panels)
+        for suffix in formats:
+            assert suffix in FILE_FORMATS, suffix
+            data = io.BytesIO()
+            canvas.savefig(data, format=suffix, dpi=DPI, metadata=_METADATA[suffix])
+            files[suffix] = folder / f"{figure.name}.{suffix}"
+            written = data.getvalue()
+            write_atomically(files[suffix], lambda temporary, written=written: _write(temporary, written))  # type: ignore[misc]
     return files
 
 
@@ -71,49 +72,22 @@ def _style(options: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _alone(panel: Panel) -> Canvas:
-    """One panel on a canvas of its own, laid out."""
+def _canvas(panels: Sequence[Panel]) -> Canvas:
+    """The panels, `PER_ROW` in a row, standing on the bottom of their row."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(panel.width, panel.height), layout="constrained")
-    panel.draw(canvas.add_subplot())
-    engine = canvas.get_layout_engine()
-    assert engine is not None
-    engine.execute(canvas)
-    canvas.set_layout_engine("none")
-    for axes in canvas.axes:
-        # The solver's last bits differ from call to call, and would be seen in the ids of an SVG.
-        axes.set_position(_rounded(axes.get_position(original=True).bounds))
-    return canvas
+    from optbench.report.figures.frame import add_panel, height
 
-
-def _together(figure: Figure) -> Canvas:
-    """All panels on one canvas as they are alone, `PER_ROW` in a row, standing on the bottom of their row."""
-    from matplotlib.figure import Figure as Canvas
-
-    rows = [figure.panels[i : i + PER_ROW] for i in range(0, len(figure.panels), PER_ROW)]
+    rows = [panels[i : i + PER_ROW] for i in range(0, len(panels), PER_ROW)]
     width = max(sum(panel.width for panel in row) for row in rows)
-    bottom = height = sum(max(panel.height for panel in row) for row in rows)
-    canvas = Canvas(figsize=(width, height))
+    bottom = sum(max(map(height, row)) for row in rows)
+    canvas = Canvas(figsize=(width, bottom / 72))
     for row in rows:
-        bottom -= max(panel.height for panel in row)
-        left = 0.0
-        for panel in row:
-            before = len(canvas.axes)
-            panel.draw(canvas.add_axes((0.0, 0.0, 1.0, 1.0)))
-            # With those of a scale of colours.
-            for axes, alone in zip(canvas.axes[before:], _alone(panel).axes, strict=True):
-                x, y, w, h = alone.get_position(original=True).bounds
-                x, y = left + x * panel.width, bottom + y * panel.height
-                place = (x / width, y / height, w * panel.width / width, h * panel.height / height)
-                axes.set_position(_rounded(place))
-            left += panel.width
+        bottom -= max(map(height, row))
+        lefts = itertools.accumulate((72 * panel.width for panel in row), initial=0.0)
+        for panel, left in zip(row, lefts, strict=False):
+            add_panel(canvas, panel, left, bottom)
     return canvas
-
-
-def _rounded(bounds: Sequence[float]) -> tuple[float, float, float, float]:
-    left, bottom, width, height = (round(float(value), 5) for value in bounds)
-    return left, bottom, width, height
 
 
 def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
@@ -121,7 +95,7 @@ def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     text = io.StringIO()
-    canvas = _alone(panel)
+    canvas = _canvas([panel])
     matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # until the style is left
     # Not `savefig`, which draws everything twice.
     print_svg: Callable[..., None] = FigureCanvasSVG(canvas).print_svg
@@ -140,6 +114,7 @@ def _inline(document: str, label: str) -> str:
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"<g>\s*</g>\s*", "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
     # A hundredth of a point is finer than any screen.
     svg = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
     # The page's own font; matplotlib names its one in either of two ways.

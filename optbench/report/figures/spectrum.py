@@ -86,9 +86,8 @@ def _panel(model: str, part: Sequence[Series], read: Mapping[Path, Spectra]) -> 
         for series in part:
             shown = style.look(series)
             lines = _lines(series, read)
-            for line in lines:
-                x = np.arange(1, len(line) + 1)
-                axes.plot(x, _visible(line), color=shown.colour, alpha=0.3, linewidth=0.6, label=style.SEEDS)
+            curves = [np.column_stack([np.arange(1, len(line) + 1), _visible(line)]) for line in lines]
+            style.draw_curves(axes, curves, shown)
             shortest = min(map(len, lines))
             median = _visible(np.median([line[:shortest] for line in lines], axis=0))
             style.draw_line(axes, np.arange(1, shortest + 1), median, shown, label="_median", markers=8)
@@ -96,9 +95,8 @@ def _panel(model: str, part: Sequence[Series], read: Mapping[Path, Spectra]) -> 
         # The seed with the least must not press all others together.
         axes.set_ylim(bottom=max(FLOOR, lowest / 5))
         style.labels(axes, "index of the eigenvalue", "share of the variance")
-        style.header(axes, WIDTH, model, part)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+    return Panel(draw, WIDTH, HEIGHT, model, part)
 
 
 def _visible(line: NDArray[np.float64]) -> NDArray[np.float64]:

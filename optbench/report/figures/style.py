@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from optbench.kinds import value_name
-from optbench.report.figures.series import Series, split
+from optbench.report.figures.series import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,46 +36,24 @@ ON_DARK, ON_LIGHT = "#ffffff", "#111111"
 SEEDS = "_seeds"
 """The name of every line artist whose points are single seeds."""
 
+FONT = "DejaVu Sans"
+"""It comes with matplotlib, so that the same data give the same bytes; few fonts of a page are wider."""
+GRID: dict[str, Any] = {"alpha": 0.15, "linewidth": 0.6, "zorder": -1}
+AXES: dict[str, Any] = {"linewidth": 0.8, "zorder": 3}
+
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that the same data give the same bytes
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
+    "font.sans-serif": [FONT],
+    "axes.formatter.useoffset": False,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "legend.handletextpad": 0.5,
-    "legend.columnspacing": 1.4,
-    "legend.borderaxespad": 0.0,
-    "legend.borderpad": 0.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.6,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.0,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
     "path.simplify_threshold": 0.3,
     "pdf.fonttype": 42,
     **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
-    **dict.fromkeys(["grid.color"], INK),
     **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),
 }
-
-TITLE_PAD = 6.0
-LEGEND_ROW = 13.0
-"""Points."""
-LEGEND_LEFT = -0.1
-"""Of the axes' width: above the labels of the y axis too, where there is room."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +84,13 @@ def draw_seeds(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) 
     axes.plot(x, y, linestyle="none", alpha=0.85, **{**shown.marks, "markersize": 3.4}, label=SEEDS)
 
 
+def draw_curves(axes: Axes, lines: Sequence[ArrayLike], shown: Look) -> None:
+    """Every seed as a thin line. lines: each (points, 2)."""
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(lines, colors=shown.colour, alpha=0.35, linewidths=0.6, label=SEEDS))
+
+
 def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
     """A line through means, with no marker: those are seeds."""
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
@@ -120,55 +105,6 @@ def draw_line(
     axes.plot(x, y, **look, markevery=(0, every), label=label)
 
 
-def header(axes: Axes, panel_width: float, title: str = "", series: Sequence[Series] = (), lines: bool = True) -> None:
-    """The title (with the name of a single series) and, for more than one, a legend between it and the axes.
-
-    panel_width: in inches, as in the panel. lines: whether the series are drawn as lines, or as markers alone.
-    """
-    from matplotlib.lines import Line2D
-
-    if len(series) == 1:
-        title = f"{title}, {series[0].label}" if title else series[0].label
-    rows = _legend_rows(panel_width, series)
-    if rows:
-        handles = []
-        for entry in series:
-            shown = look(entry)
-            handles.append(Line2D([], [], color=shown.colour, **shown.marks, label=entry.label))
-            handles[-1].set_linestyle(shown.line if lines else "none")
-        axes.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(LEGEND_LEFT, 1.02),
-            ncols=_legend_columns(panel_width, series),
-        )
-    if title:
-        axes.set_title(title, pad=TITLE_PAD + LEGEND_ROW * rows)
-
-
-def legend_height(panel_width: float, series: Sequence[Series]) -> float:
-    """Inches to add to a panel for the legend that `header` puts there."""
-    return LEGEND_ROW * _legend_rows(panel_width, series) / 72
-
-
-def _legend_columns(panel_width: float, series: Sequence[Series]) -> int:
-    """The most columns, filled one after the other and evenly, that fit into the panel; 0 without a legend."""
-    if len(series) < 2:
-        return 0
-    widths = [40 + 5.4 * len(entry.label) for entry in series]
-    fitting = (
-        columns
-        for columns in range(len(series), 1, -1)
-        if sum(max(part) for part in split(widths, columns)) <= panel_width * 72 - 15
-    )
-    return next(fitting, 1)
-
-
-def _legend_rows(panel_width: float, series: Sequence[Series]) -> int:
-    columns = _legend_columns(panel_width, series)
-    return -(-len(series) // columns) if columns else 0
-
-
 def limits(values: Sequence[float]) -> tuple[float, float]:
     """Where an axis begins and ends that is to be the same in several panels."""
     air = 0.05 * (max(values) - min(values)) or 0.01
@@ -180,14 +116,22 @@ def labels(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
+def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
+    """The names at 0, 1, 2 and so on, or `every` second of them and so on."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
+    axis = _axis(axes, which)
+    axis.set_major_locator(FixedLocator(range(0, len(names), every)))
+    axis.set_major_formatter(FixedFormatter(names[::every]))
+
+
 def log_axis(axes: Axes, which: Which) -> None:
     """Powers of ten, as text: matplotlib's own labels need a font that a page does not have."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")
     axis = _axis(axes, which)
     axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
 
 
@@ -196,7 +140,7 @@ def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> 
 
     room: how many of them fit; in between some are left out.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter
 
     if min(values) > 0:
         _set_scale(axes, which, "log")
@@ -205,7 +149,6 @@ def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> 
     axis = _axis(axes, which)
     every = -(-len(values) // room)
     axis.set_major_locator(FixedLocator(list(values[::every])))
-    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 

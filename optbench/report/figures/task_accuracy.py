@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, spread_out
-from optbench.report.figures.tasks import task_axis, task_names
+from optbench.report.figures.tasks import task_names, task_ticks
 from optbench.report.figures.wording import accuracy, group_figure, means
 from optbench.stats.results import Results
 
@@ -60,13 +60,11 @@ def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
             rows, shown = _ends(series), style.look(series)
             places = np.arange(len(rows[0])) + (i - (len(part) - 1) / 2) * step
             style.draw_means(axes, places.tolist(), np.mean(rows, axis=0).tolist(), shown)
-            for dx, row in zip(spread_out(len(rows), 0.6 * step), rows, strict=True):
-                style.draw_seeds(axes, (places + dx).tolist(), row.tolist(), shown)
+            x = np.add.outer(spread_out(len(rows), 0.6 * step), places)
+            style.draw_seeds(axes, x.ravel().tolist(), np.ravel(rows).tolist(), shown)
         axes.set_xlim(-0.5, tasks - 0.5)
         axes.set_ylim(limits)
-        axes.grid(visible=False, axis="x")
-        task_axis(axes.xaxis, names, WIDTH - 0.7)
+        task_ticks(axes, "x", names, WIDTH - 0.7)
         style.labels(axes, names.title, "accuracy at the end")
-        style.header(axes, WIDTH, series=part)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+    return Panel(draw, WIDTH, HEIGHT, series=part, scales="y")

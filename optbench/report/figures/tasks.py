@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optbench.report.figures import style
 from optbench.tasks import Outline
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
+    from matplotlib.axes import Axes
 
 CHARACTER = 0.085
 """Inches, at the size of tick labels."""
@@ -28,9 +29,7 @@ def task_names(outline: Outline, tasks: int) -> TaskNames:
     return TaskNames(names, f"{outline.axis}, in order of training")
 
 
-def task_axis(axis: Axis, names: TaskNames, inches: float, *, offset: float = 0.0) -> None:
-    """A tick for each task at offset, offset + 1, ...; for some of them where `inches` is too short for all."""
+def task_ticks(axes: Axes, which: style.Which, names: TaskNames, inches: float) -> None:
+    """A tick for each task at 0, 1, ...; for some of them where `inches` is too short for all."""
     room = max(1, int(inches / (CHARACTER * (max(map(len, names.names)) + 0.5))))
-    every = -(-len(names.names) // room)
-    places = range(0, len(names.names), every)
-    axis.set_ticks([offset + i for i in places], [names.names[i] for i in places])
+    style.name_ticks(axes, which, names.names, every=-(-len(names.names) // room))

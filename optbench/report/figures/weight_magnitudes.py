@@ -116,6 +116,5 @@ def _panel(part: Sequence[Series], known: Mapping[str, Magnitudes]) -> Panel:
             style.draw_line(axes, x, y, style.look(series), label="_magnitudes", markers=8, width=1.5)
         axes.set_ylim(bottom=0)
         style.labels(axes, "magnitude of the weight", "share of weights per decade")
-        style.header(axes, WIDTH, "", part)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, part))
+    return Panel(draw, WIDTH, HEIGHT, series=part)

@@ -138,9 +138,8 @@ def _panel(path: Path, metric: str) -> Panel:
         style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
         what = "noise" if path.switching.kind == "noise" else path.switching.first
         style.labels(axes, f"k, steps with {what}", words(metric))
-        style.header(axes, WIDTH, "", series)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, series))
+    return Panel(draw, WIDTH, HEIGHT, series=series)
 
 
 def _horizontal(axes: Axes, values: Sequence[float], shown: style.Look, end: float) -> None:

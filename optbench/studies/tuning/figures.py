@@ -210,8 +210,6 @@ def _parts(found: Sequence[Sweep], metric: str) -> list[list[Sweep]]:
 
 
 def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
-    shown_series = [sweep.series for sweep in part]
-
     def draw(axes: Axes) -> None:
         every = sorted({value for sweep in part for value, _ in sweep.drawn(metric)})
         _axis_of_values(axes, every)
@@ -224,9 +222,9 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
             _draw_ring(axes, sweep.ring(metric))
         of_tuning = part[0].series.arm.results.split == "validation"
         style.labels(axes, name, UNITS.get(metric, "validation accuracy" if of_tuning else "accuracy"))
-        style.header(axes, WIDTH, title, shown_series, lines=all(sweep.joined for sweep in part))
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, shown_series))
+    series = [sweep.series for sweep in part]
+    return Panel(draw, WIDTH, HEIGHT, title, series, lines=all(sweep.joined for sweep in part))
 
 
 def _axis_of_values(axes: Axes, values: Sequence[float]) -> None:
@@ -278,10 +276,10 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         for text, centre, offset in zip(texts, centres, place_labels(centres, texts, limits, size), strict=True):
             axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=LEADER, **LABEL)
         style.labels(axes, "learning accuracy", "forgetting")
-        title = f"{sweep.series.label}, {sweep.hyperparameter} beside {'each mean' if every else 'some means'}"
-        style.header(axes, SCATTER_WIDTH, title)
 
-    return Panel(draw, SCATTER_WIDTH, SCATTER_HEIGHT)
+    which = "each mean" if len(_against(sweep)) <= MANY_VALUES else "some means"
+    title = f"{sweep.series.label}, {sweep.hyperparameter} next to {which}"
+    return Panel(draw, SCATTER_WIDTH, SCATTER_HEIGHT, title)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

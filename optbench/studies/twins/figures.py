@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 4.2, 3.1
-SEED_OPACITY = 0.35
 WIDE = 20
 """Distances that differ by more than this factor are drawn on a logarithmic axis: twins are close, others far."""
 
@@ -112,10 +111,11 @@ def _panel(part: Sequence[DrawnTwins], starts: Mapping[int, int], wide: bool) ->
                 axes.axvline(start, color=style.INK, alpha=0.3, linewidth=0.6, linestyle="dotted", label="_task")
         for pair in part:
             shown = style.look(pair.series)
-            for distances in pair.twins.distances.values():
-                x = [starts[task] + step for task, step in distances]
-                y = [_drawn(value, wide) for value in distances.values()]
-                axes.plot(x, y, color=shown.colour, alpha=SEED_OPACITY, linewidth=0.6, label=style.SEEDS)
+            curves = [
+                [(starts[task] + step, _drawn(value, wide)) for (task, step), value in distances.items()]
+                for distances in pair.twins.distances.values()
+            ]
+            style.draw_curves(axes, curves, shown)
             if shared := pair.shared:
                 x = [starts[task] + step for task, step in shared]
                 y = [_drawn(mean(pair.twins.at(place)), wide) for place in shared]
@@ -123,9 +123,8 @@ def _panel(part: Sequence[DrawnTwins], starts: Mapping[int, int], wide: bool) ->
         if not wide:
             axes.set_ylim(bottom=0)
         style.labels(axes, "step", "distance from each other")
-        style.header(axes, WIDTH, "", series)
 
-    return Panel(draw, WIDTH, HEIGHT + style.legend_height(WIDTH, series))
+    return Panel(draw, WIDTH, HEIGHT, series=series)
 
 
 def _drawn(value: float, wide: bool) -> float:
