@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,11 +26,18 @@ REHEARSAL = ("--device", "cpu", "--rehearse")
 @pytest.fixture(scope="module")
 def script() -> Any:
     """The script as a module, for what needs no process."""
+    return imported("on_device")
+
+
+@pytest.fixture(scope="module")
+def speed() -> Any:
+    return imported("throughput")
+
+
+def imported(name: str) -> Any:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import on_device
-
-        return on_device
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -217,6 +226,59 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path
         text = file.read_text()
         assert (len(text), len(set(text))) == (3_000_000, 1)
         file.unlink()
+
+
+class Scripted:
+    """In the place of throughput's crew on a CUDA device: ways that take what is written here, in seconds a step."""
+
+    device, processes = "cuda", 1
+    seconds: ClassVar = {"engine": 0.001, "loop": 0.004, "floor, batched": 0.0002, "copy": 0.01}
+    names = tuple(seconds)
+
+    def __init__(self, script: Any, broken: str = "") -> None:
+        self.script, self.broken = script, broken
+        self.built: dict[str, list[int]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        def build(optimizer: str, shares: list[int], warm_up: int) -> None:
+            self.built[name] = shares
+
+        def answers(deadline: float) -> list[float]:
+            if name == self.broken:
+                raise self.script.TeamError("RuntimeError: it raised")
+            return [7.0]
+
+        return SimpleNamespace(build=build, answers=answers, time=lambda steps, deadline: steps * self.seconds[name])
+
+
+def test_speeds_on_a_device_are_those_of_its_parts(speed: Any) -> None:
+    crew = Scripted(speed)
+    found = speed.measured(crew, "adamw", 100, rounds=3, seconds=0.1)
+    assert crew.built == {"engine": [100], "loop": [4], "floor, batched": [100], "copy": [100]}
+    assert found.missing == {}
+    assert found.peak == 7
+    weights = 784 * 100 + 100 + 100 * 10 + 10
+    moved = 4 * weights * (3 + 2 * 2) * 100  # weights and two moments read and written, gradients read
+    bandwidth = 2 * 4 * speed.COPIED / 0.01
+    assert found.speeds["engine"] == pytest.approx([100 / 0.001] * 3)
+    assert found.speeds["loop"] == pytest.approx([4 / 0.004] * 3)
+    assert found.speeds["floor"] == pytest.approx([100 / (0.0002 + moved / bandwidth)] * 3)
+    assert found.ratios("loop") == pytest.approx([100.0] * 3)
+
+
+def test_a_way_that_raises_is_named_and_the_others_are_measured(speed: Any) -> None:
+    found = speed.measured(Scripted(speed, "loop"), "sgd", 10, rounds=2, seconds=0.1)
+    assert found.missing == {"loop": "RuntimeError: it raised"}
+    assert found.ratios("loop") == []
+    assert len(found.speeds["engine"]) == len(found.speeds["floor"]) == 2
+    assert "loop not measured: RuntimeError: it raised" in speed.line(found, speed.COLUMNS)
+    nothing = speed.measured(Scripted(speed, "engine"), "sgd", 10, rounds=2, seconds=0.1)
+    assert nothing.speeds == {}
+
+
+def test_where_no_round_fits_the_first_steps_stand_in(speed: Any) -> None:
+    found = speed.measured(Scripted(speed), "sgd", 10, rounds=3, seconds=0.1, deadline=time.perf_counter())
+    assert found.speeds["engine"] == pytest.approx([10 / 0.001])
 
 
 @pytest.mark.slow
