@@ -2,33 +2,46 @@
 
     python benchmarks/roots.py [--device cpu] [--members 1 10] [--rounds 5] [--sides 10 100 784]
     python benchmarks/roots.py --device cuda --members 1 10 30 100
+    python benchmarks/roots.py --refresh [--seeds 3]
 
 Factors: Shampoo as in suites/continual.yaml (MLP 784-100-10, permuted MNIST, batch 256, factors summed) after 200
 steps, one seed a member; for the warm start also those after 150. Fourth roots with ε = 1e-4. On a CPU one thread.
 
-- `eigh float64`: what Shampoo does by default. `float32`: the decomposition in single precision.
+- `eigh float64`: the reference. `float32`: the decomposition in single precision, which `root_precision: auto` takes on
+  a CPU where ε is at least n 2⁻²³.
 - `newton float64`: `root: newton`, products alone. `float32`: the same in single precision.
 - `qr float64`: one step of orthogonal iteration from the eigenvectors of 50 steps before (as SOAP refreshes its basis),
   the diagonal of QᵀAQ in the place of eigenvalues.
 
 `time`: milliseconds a call for all members, median [min, max] over rounds in which the ways take turns. `error`: of the
 preconditioned gradient of the layer whose factor it is, relative, against the exact root of the same definition (lifted
-to, or raised by, ε λ_max), largest over members. `apart`: the same against the default.
+to, or raised by, ε λ_max), largest over members. `apart`: the same against the reference.
+
+`--refresh` asks instead when to refresh: the same network on three permuted tasks of two epochs, with fixed intervals
+for the 784-pixel side (all other roots at every step) and by need (`precondition_frequency: auto`) at several shares.
+`ms`: processor time of a whole step. `refreshes`: decompositions of each length in 100 steps (100: the hidden layer's
+output, its bias and the head's input). `too long`: by how much a step through the roots there were is longer than
+through fresh ones, every 25 steps: median and largest. Accuracy and forgetting: of 5,000 validation images, which no
+step has seen, mean and standard deviation over seeds; `difference`: of accuracy from `every 1`, seed by seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 EPSILON, ORDER = 1e-4, 4
-EARLY, LATE = 150, 200
+EARLY, LATE = 151, 201
+"""Steps; the last of each refreshes the roots, so that the factors are whole."""
 Way = Callable[[Tensor, Tensor], Tensor]
 """way(factors (M, n, n) float64, basis (M, n, n) of an earlier time) -> roots (M, n, n) float64"""
 
@@ -120,8 +133,13 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--sides", type=int, nargs="+", default=[10, 100, 784], choices=[10, 100, 784])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--refresh", action="store_true", help="when to refresh, instead of how")
+    parser.add_argument("--seeds", type=int, default=3, help="of --refresh")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.refresh:
+        compare_refreshes(arguments.seeds)
+        return
     device = torch.device(arguments.device)
     name = "a CPU, one thread" if device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; order {ORDER}, epsilon {EPSILON:g}\n")
@@ -187,6 +205,134 @@ def line(found: Measurement) -> str:
     low, middle, high = min(found.milliseconds), statistics.median(found.milliseconds), max(found.milliseconds)
     cell = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
     return f"{found.side:5}{found.members:9}  {found.way:16}{cell:>28}{found.error:>11.1e}{found.apart:>11.1e}"
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    **{f"every {k}": {"precondition_frequency": k} for k in (1, 10, 50)},
+    **{
+        f"auto {share:g}": {"precondition_frequency": "auto", "refresh_share": share} for share in (0.3, 1.0, 3.0, 10.0)
+    },
+}
+TASKS, EPOCHS, BATCH, HELD_OUT = 3, 2, 256, 5_000
+
+
+@dataclass
+class Training:
+    """What came of one seed under one policy."""
+
+    accuracy: float
+    forgetting: float
+    milliseconds: float
+    refreshes: dict[int, float]
+    too_long: list[float]
+
+
+def compare_refreshes(seeds: int) -> None:
+    """Train under every policy, the policies taking turns within a seed, and print the table as it grows."""
+    found: dict[str, list[Training]] = {name: [] for name in POLICIES}
+    for seed in range(seeds):
+        for name, policy in POLICIES.items():
+            found[name].append(train(seed, policy))
+            print(f"seed {seed}, {name}: {found[name][-1].accuracy:.4f}", file=sys.stderr, flush=True)
+    head = f"{'policy':10}{'ms':>20}{'refreshes 784':>15}{'100':>7}{'10':>7}{'too long':>15}"
+    print(f"{head}{'accuracy':>16}{'forgetting':>16}{'difference':>20}")
+    for name, runs in found.items():
+        times = [run.milliseconds for run in runs]
+        often = "".join(
+            f"{statistics.mean(run.refreshes[n] for run in runs):{width}.1f}"
+            for n, width in ((784, 15), (100, 7), (10, 7))
+        )
+        long = [value for run in runs for value in run.too_long]
+        gaps = [run.accuracy - other.accuracy for run, other in zip(runs, found["every 1"], strict=True)]
+        cells = [
+            f"{statistics.median(times):.2f} [{min(times):.2f}, {max(times):.2f}]",
+            f"{statistics.median(long):.2f}, {max(long):.2f}",
+            spread_of([run.accuracy for run in runs]),
+            spread_of([run.forgetting for run in runs]),
+            f"{statistics.mean(gaps):+.4f} [{min(gaps):+.4f}, {max(gaps):+.4f}]",
+        ]
+        print(f"{name:10}{cells[0]:>20}{often}{cells[1]:>15}{cells[2]:>16}{cells[3]:>16}{cells[4]:>26}")
+
+
+def spread_of(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f}±{statistics.stdev(values) if len(values) > 1 else 0:.4f}"
+
+
+def train(seed: int, policy: dict[str, Any]) -> Training:
+    """One network on `TASKS` permutations."""
+    from torch import nn
+
+    from optbench.data import load
+    from optbench.optimizers.shampoo import Shampoo
+
+    dataset = load("mnist")
+    images = (dataset.train.inputs.flatten(1) / 255 - 0.1307) / 0.3081
+    labels = dataset.train.targets
+    torch.manual_seed(seed)
+    order = torch.randperm(len(images))
+    seen, held_out = order[HELD_OUT:], order[:HELD_OUT]
+    permutations = [torch.randperm(784) for _ in range(TASKS)]
+    network = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = Shampoo(network.parameters(), lr=0.3, epsilon=EPSILON, **policy)
+    refreshes, too_long, steps, spent = Counter[int](), list[float](), 0, 0.0
+    decompose = torch.linalg.eigh
+
+    def counted(matrix: Tensor) -> Any:
+        refreshes[len(matrix)] += 1
+        return decompose(matrix)
+
+    def accuracy(task: int) -> float:
+        with torch.no_grad():
+            logits = network(images[held_out][:, permutations[task]])
+        return float((logits.argmax(1) == labels[held_out]).double().mean())
+
+    learnt = []
+    for task in range(TASKS):
+        inputs = images[:, permutations[task]]
+        optimizer.begin_task()
+        for _ in range(EPOCHS):
+            for batch in torch.split(seen[torch.randperm(len(seen))], BATCH):
+                started = time.process_time()
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(network(inputs[batch]), labels[batch])
+                loss.backward()  # type: ignore[no-untyped-call]  # of torch
+                before = [p.detach().clone() for p in network.parameters()] if steps % 25 == 24 else None
+                torch.linalg.eigh = counted
+                optimizer.step()
+                torch.linalg.eigh = decompose
+                spent += time.process_time() - started
+                steps += 1
+                if before is not None:
+                    too_long += overshoots(optimizer, before)
+        learnt.append(accuracy(task))
+    last = [accuracy(task) for task in range(TASKS)]
+    forgetting = statistics.mean(a - b for a, b in zip(learnt[:-1], last[:-1], strict=True))
+    often = {n: 100 * refreshes[n] / steps for n in (784, 100, 10)}
+    return Training(statistics.mean(last), forgetting, 1000 * spent / steps, often, too_long)
+
+
+def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[float]:
+    """For each parameter, the length of the step taken over that of the one through fresh roots."""
+    from optbench.optimizers.factors import factor_of
+    from optbench.optimizers.roots import precondition, update_inverse_roots
+    from optbench.optimizers.symmetric import whole
+
+    (group,) = optimizer.param_groups
+    ratios = []
+    for parameter, old in zip(group["params"], before, strict=True):
+        state, gradient = optimizer.state[parameter], parameter.grad.reshape(1, len(parameter), -1)
+        names = [side for side in ("left", "right") if side in state]
+        roots = []
+        for side in names:
+            factor = factor_of(state, side, 2 * len(names))
+            assert factor.kept is not None
+            assert factor.growth is not None
+            now = factor.kept[0] * factor.total[0] + whole(factor.growth[0])
+            roots.append(torch.zeros_like(factor.root))
+            update_inverse_roots(roots[-1], now[None], factor.order, EPSILON)
+        fresh = group["lr"] * precondition(roots, gradient).norm()
+        ratios.append(float((parameter.detach() - old).norm() / fresh) if fresh > 0 else 1.0)
+    return ratios
 
 
 def distance(a: Tensor, b: Tensor) -> float:

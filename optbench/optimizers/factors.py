@@ -213,7 +213,7 @@ def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> 
     assert factor.correction is not None
     assert factor.age is not None
     low = (factor.kept * factor.correction / correction).tolist()
-    signs = _signs(rows.shape[2]).to(rows.device, factor.root.dtype)
+    weights = _weights(rows.shape[2]).to(rows.device, factor.root.dtype)
     if one_by_one(rows):
         stretched = [
             _stretched(
@@ -221,13 +221,13 @@ def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> 
                 own_memory(factor.growth[i].to(factor.root.dtype)),
                 factor.order,
                 factor.seen[i],
-                _aligned(rows[i], rows.dtype) @ signs,
+                _aligned(rows[i], rows.dtype) @ weights,
             )
             for i in range(len(rows))
         ]
     else:
         growth = factor.growth.to(factor.root.dtype)
-        stretched = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ signs).tolist()
+        stretched = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ weights).tolist()
     return [
         i
         for i, (a, s, c, age) in enumerate(zip(low, stretched, correction.tolist(), factor.age.tolist(), strict=True))
@@ -241,10 +241,15 @@ def _through(root: Tensor, order: int, x: Tensor) -> Tensor:
 
 
 def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> float:
-    """A lower bound of λ_max(R^(p/2) growth R^(p/2)); where it was found goes into `seen`, as all of these (n,)."""
+    """A lower bound of λ_max(R^(p/2) growth R^(p/2)); where it was found goes into `seen`, as all of these (n,).
+
+    Infinite where the root is that of a factor of zero, which hides everything.
+    """
     newest = _through(root, order, probe)
     length = float(torch.linalg.vector_norm(newest))
     if length == 0:
+        if probe.any():
+            return math.inf
         start = seen.clone()
     else:
         start = torch.add(seen, newest, alpha=math.copysign(1 / length, float(seen @ newest)))
@@ -267,8 +272,8 @@ def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, p
     start = seen + sign * newest / length(newest)
     image = _through(root, order, growth @ _through(root, order, start.unsqueeze(2))).squeeze(2)
     seen.copy_(image / length(image))
-    stretched: Tensor = torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1)
-    return stretched
+    hidden = probe.any(1) & ~newest.any(1)
+    return torch.where(hidden, math.inf, torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1))
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
@@ -281,9 +286,9 @@ def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
 
 
 @functools.cache
-def _signs(k: int) -> Tensor:
-    """k random signs, always the same."""
-    return torch.randint(0, 2, (k,), generator=torch.Generator().manual_seed(k)).mul_(2).sub_(1)
+def _weights(k: int) -> Tensor:
+    """k normal numbers, always the same: with them the columns of a gradient are added up to one direction."""
+    return torch.randn(k, generator=torch.Generator().manual_seed(k))
 
 
 def checked(size: int, clock: int, task_begun: bool) -> bool:

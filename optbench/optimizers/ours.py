@@ -39,9 +39,11 @@ SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
     epsilon = settings.get("epsilon", 1.0)
-    if settings.get("root") != "newton" or epsilon >= LEAST_FOR_NEWTON:
-        return None
-    return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
+    if settings.get("root") == "newton" and epsilon < LEAST_FOR_NEWTON:
+        return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
+    if settings.get("precondition_frequency") == "auto" and epsilon == 0:
+        return "precondition_frequency: auto: expected an epsilon above 0, got 0"
+    return None
 
 
 OURS: tuple[OptimizerSpec, ...] = (

@@ -109,7 +109,7 @@ class Shampoo(Optimizer):
         preset: `"gupta"` or `"adam-grafted"`.
         momentum: β₁ in [0, 1), (M,).
         beta2: β₂ in [0, 1], (M,); 1 sums over all of training.
-        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
+        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest; above 0 with `"auto"`.
         initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
@@ -394,10 +394,11 @@ def _check_group(group: dict[str, Any]) -> None:
     for name, choices in CHOICES.items():
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
+    smallest = float(_numbers(group["epsilon"]).min())
+    for name, value in (("root", "newton"), ("precondition_frequency", AUTO)):
+        if group[name] == value and smallest <= 0:
+            raise ValueError(f"epsilon: expected a number above 0 with {name}={value!r}, got {group['epsilon']!r}")
     if group["root"] == "newton":
-        smallest = float(_numbers(group["epsilon"]).min())
-        if smallest <= 0:
-            raise ValueError(f"epsilon needs to be above 0 with root='newton'; {group['epsilon']!r} came")
         group["smallest_epsilon"] = smallest
         for order in (2, 4):
             iterations_for(order, smallest)  # raises where it would not converge

@@ -145,13 +145,13 @@ def test_the_stretch_is_a_lower_bound_that_is_soon_close(order: int, n: int) -> 
 def test_stretches_of_a_stack_are_those_of_its_members(order: int) -> None:
     root, x = normal(4, 7, 7), normal(4, 7, 5)
     root, growth, probe, seen = root @ root.mT, x @ x.mT, normal(4, 7, seed=3), normal(4, 7, seed=4)
-    root[2], probe[3], seen[3] = 0, 0, 0
+    root[2], probe[3], seen[3], seen[2] = 0, 0, 0, 0
     rows = [seen[i].clone() for i in range(4)]
     expected = [_stretched(root[i], growth[i], order, rows[i], probe[i]) for i in range(4)]
     found = _stretched_batched(root, growth, order, seen, probe)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen, torch.stack(rows), rtol=1e-4, atol=1e-5)
-    assert found[2:].tolist() == [0.0, 0.0]
+    assert found[2] == torch.inf, "the root of nothing hides everything"
 
 
 def test_a_direction_never_seen_counts_at_once() -> None:
@@ -259,3 +259,20 @@ def test_by_need_no_step_is_much_longer_than_through_fresh_roots(share: float, s
     # Each side's root is at most (1 + share)^(1/p) too long, and what a power iteration misses comes on top.
     assert max(a / b for a, b in zip(by_need, fresh, strict=True)) < (1 + share) ** 0.5 * 1.3
     assert max(a / b for a, b in zip(fixed[60:], fresh[60:], strict=True)) > 10
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4,)])
+def test_by_need_a_parameter_whose_first_gradients_are_zero_learns_once_they_are_not(shape: tuple[int, ...]) -> None:
+    parameter = nn.Parameter(torch.zeros(shape))
+    optimizer = Shampoo([parameter], lr=1.0, initial_epsilon=0.0, precondition_frequency="auto")
+    for step in range(4):
+        parameter.grad = torch.ones(shape) * (step == 3)
+        optimizer.step()
+    assert parameter.detach().abs().min() > 0.1
+
+
+def test_by_need_an_epsilon_of_zero_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"epsilon: expected a number above 0 with precondition_frequency='auto', got 0"
+    ):
+        Shampoo([nn.Parameter(torch.zeros(2))], epsilon=0.0, precondition_frequency="auto")

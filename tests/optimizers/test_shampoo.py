@@ -557,7 +557,7 @@ def test_parameters_without_gradient_or_elements_are_left_alone() -> None:
         ({"momentum_form": "x"}, "unknown momentum_form 'x'"),
         ({"root": "svd"}, "unknown root 'svd'"),
         ({"root_precision": "float16"}, "unknown root_precision 'float16'; did you mean 'float"),
-        ({"root": "newton", "epsilon": 0.0}, "epsilon needs to be above 0 with root='newton'; 0.0 came"),
+        ({"root": "newton", "epsilon": 0.0}, "epsilon: expected a number above 0 with root='newton', got 0.0"),
         ({"root": "newton", "epsilon": 1e-80}, "epsilon 1e-80 needs more than 200 iterations; raise it"),
         ({"preset": "gupt"}, "unknown preset 'gupt'; did you mean 'gupta'?"),
         ({"lr": torch.tensor([0.1, 0.2])}, r"lr needs to be a number or a tensor of shape \(1,\); shape \(2,\) came"),
