@@ -33,8 +33,9 @@ def test_the_notebook_about_an_optimizer_of_ones_own(kernel: str, tmp_path: Path
     resources = {"metadata": {"path": os.fspath(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources).execute()
     run, values, plot, verdicts = (cell.outputs[-1].data for cell in notebook.cells if cell.get("outputs"))
-    assert "complete, 9 trials (9 ok)" in run["text/plain"]
+    assert "complete, 21 trials (21 ok)" in run["text/plain"]
     assert "average_accuracy" in values["text/plain"]
     assert plot["image/png"]
     assert "forgetting" in verdicts["text/plain"]
-    assert "not comparable" in verdicts["text/plain"], "three seeds are too few, as the text says"
+    warned = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
+    assert not warned
