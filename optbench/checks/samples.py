@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -58,13 +58,17 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 }
 
 
-def first_that_fits(make: Callable[[Dataset], Made]) -> Iterator[tuple[str, Dataset, Made | str]]:
-    """Yield name, dataset and what is made of it, or in words why nothing can be, for each form of data."""
+def first_that_fits(make: Callable[[Dataset], Made]) -> tuple[str, Dataset, Made] | str:
+    """Return name, dataset and what is made of the first form of data that allows it, or in words why none does."""
+    refused: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()
         try:
-            yield name, dataset, make(dataset)
+            return name, dataset, make(dataset)
         except OptbenchError as error:
-            yield name, dataset, " ".join(str(error).split())
+            refused[name] = " ".join(str(error).split())
         except Exception as error:  # a user's code may raise anything
-            yield name, dataset, said(error)
+            refused[name] = said(error)
+    # What code that ran did wrong tells more than that it could not run on data of another form.
+    name, why = min(refused.items(), key=lambda item: "expected" not in item[1])
+    return why if len(set(refused.values())) == 1 else f"for none of {', '.join(refused)}; for {name}: {why}"

@@ -56,15 +56,13 @@ def _lines(settings: TaskSettings) -> Iterator[Finding]:
         subject.tasks().examples(SEEDS[0], 0, "train")
         return subject
 
-    refused = []
-    for name, _, found in first_that_fits(first):
-        if isinstance(found, str):
-            refused.append(f"{name}: {found}")
-            continue
-        yield Finding("builds", "passed", f"over {name}")
-        yield from lines(found, CHECKS)
+    found = first_that_fits(first)
+    if isinstance(found, str):
+        yield Finding("builds", "failed", found)
         return
-    yield Finding("builds", "failed", "; ".join(dict.fromkeys(refused)))
+    name, _, subject = found
+    yield Finding("builds", "passed", f"over {name}")
+    yield from lines(subject, CHECKS)
 
 
 def _names(subject: _Subject) -> Found:

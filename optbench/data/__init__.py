@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from optbench.data.catalog import FACTS, DatasetInfo
-from optbench.data.folder import data_folder
 from optbench.data.loading import load
+from optbench.data.shipped import data_folder
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset, InputSpec, Split

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optbench.data.shipped import Access, accessing
+from optbench.data.shipped import ACCESS, Access
 from optbench.errors import DataError, KindError
 from optbench.kinds import DATASETS, Kind
 
@@ -39,11 +39,15 @@ def load(
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind
+    token = ACCESS.set(Access(data_dir, download, notify))
     try:
-        with accessing(Access(data_dir, download, notify)):
-            found = kind.make(seed=0) if isinstance(kind, Kind) else DATASETS.load(name)()
+        found = kind.make(seed=0) if isinstance(kind, Kind) else DATASETS.load(name)()
     except DataError as error:  # what a user's function made checks itself
-        raise (KindError(f"{name}: {error}") if DATASETS.is_users(name) else error) from None
+        if not DATASETS.is_users(name):
+            raise
+        raise KindError(f"{name}: {error}") from None
+    finally:
+        ACCESS.reset(token)
     if not isinstance(found, Dataset):
         raise KindError(f"{name}: expected an optbench.Dataset, got {type(found).__name__}")
     return found

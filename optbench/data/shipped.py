@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optbench.data.catalog import FACTS
-from optbench.data.folder import data_folder
+from optbench.errors import DataError, UsageError
+from optbench.paths import user_path
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset
@@ -25,17 +26,25 @@ class Access:
     notify: Callable[[str], None] | None = None
 
 
-_ACCESS: ContextVar[Access] = ContextVar("access")
+ACCESS: ContextVar[Access] = ContextVar("access")
+"""Set around calls of datasets; not a setting, since it says nothing of the data."""
 
 
-@contextlib.contextmanager
-def accessing(access: Access) -> Iterator[None]:
-    """Enclose calls of datasets that may read published files."""
-    token = _ACCESS.set(access)
+def data_folder(data_dir: Path | None = None) -> Path:
+    """Return the folder to look for datasets in: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
+
+    Raises:
+        UsageError: a path begins with a home directory that is not there.
+        DataError: the user has no home directory, and no other folder is given.
+    """
+    if data_dir is not None:
+        return user_path(data_dir, "--data-dir")
+    if named := os.environ.get("OPTBENCH_DATA"):
+        return user_path(named, "OPTBENCH_DATA")
     try:
-        yield
-    finally:
-        _ACCESS.reset(token)
+        return user_path("~/.cache/optbench/data", "the folder of datasets")
+    except UsageError as error:
+        raise DataError(f"{error}, with --data-dir or OPTBENCH_DATA") from None
 
 
 def mnist() -> Dataset:
@@ -78,5 +87,5 @@ def svhn() -> Dataset:
 def _published(name: str) -> Dataset:
     from optbench.data.vision import load_published
 
-    access = _ACCESS.get(Access())
+    access = ACCESS.get(Access())
     return load_published(FACTS[name], data_folder(access.data_dir), access.download, access.notify)

@@ -13,9 +13,6 @@ from optbench.metrics.catalog import (
     PRIMARY_METRICS,
     Direction,
     Metric,
-    check_metric,
-    check_pair_metric,
-    check_taken,
     select,
 )
 from optbench.metrics.measuring import Measurement, measurement, take
@@ -29,9 +26,6 @@ __all__ = [
     "Direction",
     "Measurement",
     "Metric",
-    "check_metric",
-    "check_pair_metric",
-    "check_taken",
     "measurement",
     "select",
     "take",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optbench.tasks.examples import Examples, Part, split_dataset
-from optbench.tasks.kind import Outline, Tasks
+from optbench.tasks.kind import Tasks
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from optbench.suite.schema import Protocol, TaskSettings
 
 
-class TaskFamily:
+class TaskFamily(Tasks):
     """Every trial's task sequence for one experiment, over one copy of the data on the device.
 
     Attributes:
-        parts: the dataset's examples before any task changes them.
         classes: the number of classes; targets are global, so it is the width of the one head.
         inputs: what a model sees of one example.
-        outline: the tasks' names and what else tables need of them.
     """
 
     def __init__(
@@ -42,10 +40,9 @@ class TaskFamily:
             KindError: a user's kind lacks something.
             Exception: whatever it raises.
         """
-        self.parts = split_dataset(dataset, protocol, suite_seed, device)
+        super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
         self.classes = dataset.classes
         self.inputs = dataset.inputs
-        self._tasks = Tasks(settings, self.parts, suite_seed)
         self._kept: dict[tuple[Hashable, Part], Examples] = {}
         # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then let go.
         self._in_use: weakref.WeakValueDictionary[tuple[Hashable, Part], Examples] = weakref.WeakValueDictionary()
@@ -56,38 +53,24 @@ class TaskFamily:
         return self.outline.count
 
     @property
-    def outline(self) -> Outline:
-        return self._tasks.outline
-
-    @property
     def task_names(self) -> list[str]:
         """One per task, such as `permutation 1`, `classes 0,1`, `30 degrees`."""
         return list(self.outline.names)
-
-    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seed, task (from 0) and its number of training examples, as `Tasks` has it."""
-        return self._tasks.train_sizes(trial_seeds)
-
-    def try_first(self, trial_seed: int) -> None:
-        """Raises KindError where the first task of a trial seed is not the same each time it is made."""
-        self._tasks.try_first(trial_seed)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
         """The tasks as the trials with this seed see them, whatever their optimizer."""
         return TaskSequence(self, trial_seed)
 
-    def _key(self, trial_seed: int, task: int) -> Hashable:
+    def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
+        """As `examples`, the same arrays for everyone while somebody holds them."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
-        return self._tasks.key(trial_seed, task)
-
-    def _examples(self, trial_seed: int, task: int, part: Part) -> Examples:
-        key = self._key(trial_seed, task)
+        key = self.key(trial_seed, task)
         place = (key, part)
         found = self._in_use.get(place)
         if found is None:
-            found = self._tasks.examples(trial_seed, task, part)
+            found = self.examples(trial_seed, task, part)
             self._in_use[place] = found
-            if self._tasks.keeps(key):
+            if self.keeps(key):
                 self._kept[place] = found
         return found
 
@@ -105,16 +88,16 @@ class TaskSequence:
 
     def key(self, task: int) -> Hashable:
         """What identifies the task's arrays within the family: equal keys, equal arrays."""
-        return self.family._key(self.trial_seed, task)
+        return self.family.key(self.trial_seed, task)
 
     def train(self, task: int) -> Examples:
         """What the task is trained on."""
-        return self.family._examples(self.trial_seed, task, "train")
+        return self.family.shared(self.trial_seed, task, "train")
 
     def validation(self, task: int) -> Examples:
         """What early stopping looks at: held out of the training half."""
-        return self.family._examples(self.trial_seed, task, "validation")
+        return self.family.shared(self.trial_seed, task, "validation")
 
     def test(self, task: int) -> Examples:
         """What the task's accuracy is measured on."""
-        return self.family._examples(self.trial_seed, task, "test")
+        return self.family.shared(self.trial_seed, task, "test")

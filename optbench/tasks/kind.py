@@ -90,12 +90,13 @@ class Tasks:
     """The tasks of one experiment, for every trial seed.
 
     Attributes:
-        outline: what they are.
+        parts: the examples before any task changes them.
+        outline: what the tasks are.
     """
 
     def __init__(self, settings: TaskSettings, parts: Parts, suite_seed: int) -> None:
         """Raises KindError where the kind lacks something, UsageError where settings do not fit the data."""
-        self._settings, self._parts, self._suite_seed = settings, parts, suite_seed
+        self._settings, self.parts, self._suite_seed = settings, parts, suite_seed
         self._kind = settings.make(parts, suite_seed, seed=stream_seed(suite_seed, None, "task sequence"))
         with _around(settings, 0):
             names = getattr(self._kind, "names", None)
@@ -125,7 +126,7 @@ class Tasks:
             where = f"{self._settings.kind}: examples({trial_seed}, {task}, '{part}')"
             if before != self._versions():
                 raise KindError(f"{where}: changes the examples of the dataset in place; work on a clone()")
-            return _checked(found, self._parts, where) if self._settings.is_users else found
+            return _checked(found, self.parts, where) if self._settings.is_users else found
 
     def try_first(self, trial_seed: int) -> None:
         """Make the first task of a trial seed twice.
@@ -141,7 +142,7 @@ class Tasks:
 
     def _versions(self) -> list[int]:
         """How often the examples have been changed in place, as PyTorch counts it: all trials share them."""
-        parts = (self._parts.train, self._parts.validation, self._parts.test)
+        parts = (self.parts.train, self.parts.validation, self.parts.test)
         return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:

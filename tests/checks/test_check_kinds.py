@@ -252,7 +252,7 @@ def test_a_model_that_fits_nothing_is_one_short_line(capsys: pytest.CaptureFixtu
     wanted = (
         "for none of images, small images, vectors, text, tokens; for images: expected logits of shape (B, 10), got"
     )
-    assert lines["builds"] == ("✗", f"{wanted}, got (B, 9)")
+    assert lines["builds"] == ("✗", f"{wanted} (B, 9)")
     _, lines = said(capsys, "riddle", "--as", "model")
     assert lines["builds"][1].count("riddle") <= 1
     assert "experiments" not in lines["builds"][1]
