@@ -400,8 +400,9 @@ def continual(found: Finding) -> None:
 
     words = ["continual", "--device", found.device, "--seeds", "1" if found.tiny else "10"]
     if found.tiny:
+        few = {"max_steps": 3, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
         for experiment in ("permuted-mnist", "digit-pairs"):
-            words += ["--set", f"experiments.{experiment}.protocol.max_steps=3"]
+            words += [f"--set=experiments.{experiment}.protocol.{key}={value}" for key, value in few.items()]
     folder = run_folder(found, "continual")
     looked = 0.0
 
