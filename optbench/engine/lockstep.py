@@ -5,6 +5,7 @@ Legend: A members in the stack, P padded parameter count, K steps.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from optbench.engine.gradients import Bound, GradientsFactory
 from optbench.engine.lanes import Evaluate, LaneMember, MemberState, build_lane
 from optbench.engine.lanes.verification import Verification
 from optbench.engine.passes import Passes
+from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.stopwatch import Stopwatch
@@ -115,6 +117,11 @@ class LockStep:
         Returns their losses (K, A), and what optimizers raised in the last of them, which then is not `until`.
         Exceptions raised by members not in `of` are ignored.
         """
+        draws = bool(self._passes) or "random" in self._machinery.spec.needs
+        with kept(self._weights.device) if draws else contextlib.nullcontext():
+            return self._take(step, until, of)
+
+    def _take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception]]:
         losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
         for k in range(until - step):
             for own in self._passes:
@@ -147,6 +154,11 @@ class LockStep:
     def row(self, i: int) -> Tensor:
         """The weights (P,) that member `i` trains, and its buffers, in memory of their own."""
         return self._passes[i].whole(self._weights[i]) if self._passes else self._weights[i].clone()
+
+    @property
+    def way(self) -> str:
+        """How gradients are taken, as `Gradients` has it."""
+        return self._gradients.way
 
     def state(self, i: int) -> MemberState:
         """The optimizer state of member `i`."""

@@ -63,6 +63,8 @@ class Member:
     optimizer_seconds: float = 0.0
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
+    gradients: str | None = None
+    """How they were taken last, as `Gradients.way` has it; None before the first step."""
     rows: list[Row] = field(default_factory=list)
     unkept: str | None = None
     """Why its optimizer's state cannot be kept between tasks, once that is known."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optbench.engine.randomness import seeded
+from optbench.engine.randomness import seed_all, seeded
 from optbench.engine.stack import EMPTY, Layout
 
 Draws = Callable[[int, int], int]
@@ -43,14 +43,19 @@ class Passes:
 
     def begin(self, step: int) -> None:
         """A step begins, counted within the task."""
-        self._before = self._after = _copies(self._buffers)
+        self._before = _copies(self._buffers)
+        self._after = self._buffers
         self._step, self._opening = step, None
 
     def first(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits for the gradients of the step, of the member's network with these weights."""
+        """Logits for the gradients of the step, of the member's network, whose parameters lie in `weights`.
+
+        The global generators are seeded and not put back: `LockStep` does that after many steps.
+        """
         self._weights = weights
-        logits = self._run(self.network, weights, inputs, 0)
-        self._after = _copies(self._buffers)
+        seed_all(self._draws(self._step, 0), inputs.device)
+        logits = self._run(self.network, inputs)
+        self._after = self._buffers  # no copy: evaluations that follow work on copies
         return logits
 
     def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
@@ -60,7 +65,8 @@ class Passes:
             repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())
             self._open((self._before, 0) if repeats else (self._after, 1))
         self._evaluations += 1
-        return self._run(network, EMPTY, inputs, self._evaluations - 1)
+        with seeded(self._draws(self._step, self._evaluations - 1), inputs.device):
+            return self._run(network, inputs)
 
     def aside(self) -> Passes:
         """Another that evaluates what this one did in its step, for what repeats the step on the side."""
@@ -80,11 +86,14 @@ class Passes:
             view.copy_(self._buffers[name])
         return row
 
-    def _run(self, network: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, evaluation: int) -> Tensor:
-        given = {**weights, **self._buffers}
+    def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         # A copy: a network may work on its inputs in place, and others read them.
-        with seeded(self._draws(self._step, evaluation), inputs.device):
-            logits: Tensor = functional_call(network, given, (inputs.clone(),))
+        inputs = inputs.clone()
+        if not self._buffers:
+            found: Tensor = network(inputs)
+            return found
+        given = dict(self._buffers)
+        logits: Tensor = functional_call(network, given, (inputs,))
         # Buffers may have been assigned rather than changed in place; `functional_call` puts those into `given`.
         self._buffers = {name: given[name].detach() for name in self._buffers}
         return logits

@@ -139,6 +139,7 @@ class TaskTraining:
             member.row = stack.row(i)
         member.state = stack.state(i)
         member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
+        member.gradients = stack.way
 
     def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
         """Record the steps from `before` to `step`; True if the member continues and is due for evaluation.

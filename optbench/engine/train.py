@@ -27,8 +27,9 @@ from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients import gradients_for
-from optbench.engine.gradients.tried import together_refused
+from optbench.engine.gradients import Choice, MlpGradients, gradients_for
+from optbench.engine.gradients.chosen import OtherBitsError
+from optbench.engine.gradients.tried import together_alike, together_refused
 from optbench.engine.interim import CannotResume, Interim, Keep
 from optbench.engine.lanes import LaneMember, MemberState
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
@@ -97,11 +98,16 @@ def train(
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the data.
         CannotResume: `begun` does not fit the optimizer as it is now.
     """
-    try:
-        return CohortTraining(cohort, workspace, notify, begun).run(keep)
-    except NotElementwise as error:
-        reason = str(error)
-    return CohortTraining(cohort, workspace, notify, {}, reason).run(keep)
+    apart: str | None = None
+    each = False
+    while True:
+        try:
+            return CohortTraining(cohort, workspace, notify, begun, apart, each=each).run(keep)
+        except NotElementwise as error:
+            apart = str(error)
+        except OtherBitsError:
+            each = True
+        begun = {}
 
 
 class CohortTraining:
@@ -112,8 +118,13 @@ class CohortTraining:
         notify: Notify,
         begun: Mapping[str, Interim],
         apart: str | None = None,
+        *,
+        each: bool = False,
     ) -> None:
-        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise."""
+        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise.
+
+        each: on a CPU, gradients are taken member by member whatever the model.
+        """
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
@@ -129,11 +140,16 @@ class CohortTraining:
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
         execution, recordings = workspace.execution, Recordings(workspace.execution.record)
         self.alone = self.blueprint.alone
+        tried = self.blueprint, workspace.family.parts.train, normalise, workspace.suite_seed
         if execution.together and self.alone is None and not self.blueprint.ours:
-            self.alone = together_refused(self.blueprint, workspace.family.parts.train, normalise, workspace.suite_seed)
+            self.alone = together_refused(*tried)
         if self.alone is not None:
             execution = dataclasses.replace(execution, together=False)
-        gradients = gradients_for(self.network, self.layout, buffer, recordings, together=execution.together)
+        may_choose = self.alone is None and not (execution.together or each or MlpGradients.supports(self.network))
+        kept = together_alike(*tried) if may_choose and len(cohort.trainings) > 1 else None
+        choice = Choice(kept) if kept is not None else None
+        together = execution.together
+        gradients = gradients_for(self.network, self.layout, buffer, recordings, together=together, choice=choice)
         self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)
@@ -320,6 +336,7 @@ class CohortTraining:
             checkpoint=None,
             fallbacks=member.fallbacks,
             note="; ".join(self._notes(member)) or None,
+            gradients=member.gradients,
         )
         weights = self.blueprint.checkpoint(member.row) if finished else None
         unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]

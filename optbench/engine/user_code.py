@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from optbench.engine.determinism import ALERT
-from optbench.engine.randomness import own_draws, seeded
+from optbench.engine.randomness import draw_seed, seed_all, seeded
 from optbench.isolation import NUMERIC, Snapshot, isolated
 from optbench.optimizers.registry import user_targets
 from optbench.optimizers.spec import OptimizerSpec
@@ -63,20 +63,22 @@ class UserCode:
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
         """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
 
+        The global generators are not put back: `LockStep` does that after many steps.
+
         Raises:
             ProgramEndError: in the place of what is no Exception, Ctrl-C aside.
         """
-        draws = own_draws(generator, self._device) if self._random and generator else _NOTHING
-        return draws if self._settings is None else self._guarded(draws, self._settings)
+        if self._random and generator:
+            seed_all(draw_seed(generator), self._device)
+        return _NOTHING if self._settings is None else self._guarded(self._settings)
 
     @contextlib.contextmanager
-    def _guarded(self, draws: AbstractContextManager[None], settings: Snapshot) -> Iterator[None]:
+    def _guarded(self, settings: Snapshot) -> Iterator[None]:
         try:
-            with draws:
-                try:
-                    yield
-                finally:  # first: a mode that was left on may break all that follows
-                    settings.put_back()
+            try:
+                yield
+            finally:  # first: a mode that was left on may break all that follows
+                settings.put_back()
         except Exception:
             raise
         except BaseException as error:

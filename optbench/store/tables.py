@@ -54,6 +54,9 @@ class TrialRow:
     note: str | None
     source_hash: str | None = None
     """Of the users' files that it was trained with; null for what comes with optbench or its packages' registry."""
+    gradients: str | None = None
+    """How they were taken: `written out` (plain MLPs), `member by member`, or `torch.func` for all members at once. On
+    a CPU it depends on what was faster, and results do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class SketchRow:
 Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
-ADDED = frozenset({("accuracy", "majority"), ("trials", "source_hash")})
+ADDED = frozenset({("accuracy", "majority"), ("trials", "source_hash"), ("trials", "gradients")})
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
 ON_REQUEST = frozenset({SketchRow.table})
 """Tables that are written only where a suite asks for what is in them."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
@@ -32,6 +33,11 @@ class Bound:
 class Gradients(Protocol):
     """Fills a cohort's gradient matrix for one step."""
 
+    @property
+    def way(self) -> str:
+        """`written out`, `member by member` or `torch.func`."""
+        ...
+
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
         """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,).
 
@@ -41,3 +47,9 @@ class Gradients(Protocol):
 
 
 GradientsFactory: TypeAlias = Callable[[Bound], Gradients]
+
+
+def same_gradients(a: Tensor, b: Tensor) -> bool:
+    """True if two float32 tensors have the same bits, a NaN those of any other."""
+    same = a.view(torch.int32) == b.view(torch.int32)
+    return bool(same.all()) or bool((same | (a.isnan() & b.isnan())).all())

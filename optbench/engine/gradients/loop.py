@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optbench.engine.batches import BatchBuffer, sharing
 from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
-from optbench.models import cross_entropy
+from optbench.models import cross_entropy, materialised
 
 
 class LoopGradients:
-    """A graph of its own for each member and step."""
+    """A graph of its own for each member and step.
+
+    The network is called as in a plain loop: its parameters lie in the member's row of the stack. `functional_call`
+    would put them in and take them out again at every step, and adds up to a fifth to a small network's time.
+    """
+
+    way = "member by member"
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
-        self._network = network
         self._buffer = buffer
         self._streams = bound.streams
         self._passes = bound.passes
         self._sharing = sharing(bound.streams)
-        self._weights = [
-            {name: view.requires_grad_() for name, view in layout.views(row).items()}
-            for row in bound.weights.detach().unbind()
-        ]
+        rows = bound.weights.detach().unbind()
+        self._weights = [layout.views(row) for row in rows]
         self._grads = [list(layout.views(row).values()) for row in bound.grads.unbind()]
+        # Our own networks keep nothing, so one serves all members.
+        self._networks = [each.network for each in bound.passes]
+        if not self._networks:
+            self._networks = [materialised(network, bound.weights.device)] * len(rows)
+        self._parameters = [list(own.parameters()) for own in self._networks]
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, ModelError]:
         raised: dict[int, ModelError] = {}
@@ -44,15 +51,18 @@ class LoopGradients:
         return raised
 
     def _member(self, i: int, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
-        weights = self._weights[i]
-        if self._passes:
-            logits = self._passes[i].first(weights, inputs)
-        else:
-            logits = functional_call(self._network, weights, (inputs,))
+        weights, parameters = self._weights[i], self._parameters[i]
+        for parameter, view in zip(parameters, weights.values(), strict=True):
+            parameter.data = view
+        logits = self._passes[i].first(weights, inputs) if self._passes else self._networks[i](inputs)
         loss = cross_entropy(logits, targets)
         # Parameters that a module does not use have no gradient; of our own networks all are used.
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=bool(self._passes))
-        with torch.no_grad():
-            for target, value in zip(self._grads[i], found, strict=True):
-                target.copy_(value) if value is not None else target.zero_()
-            losses[i] = loss
+        found = torch.autograd.grad(loss, parameters, allow_unused=bool(self._passes))
+        _put(self._grads[i], found)
+        losses[i].copy_(loss.detach())
+
+
+@torch.no_grad()
+def _put(targets: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+    for target, value in zip(targets, found, strict=True):
+        target.copy_(value) if value is not None else target.zero_()

@@ -29,6 +29,7 @@ class MlpGradients:
     """
 
     ACTIVATIONS = ("relu", "tanh")
+    way = "written out"
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
         assert isinstance(network, Mlp)

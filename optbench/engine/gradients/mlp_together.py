@@ -19,6 +19,8 @@ class MlpTogether:
     Half the kernels that `torch.func` makes of the same network, and gradients are written where they belong.
     """
 
+    name = "written out"
+
     def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
         assert isinstance(network, Mlp)
         self._relu = network.activation == "relu"

@@ -5,8 +5,7 @@ Legend: M members, S different streams, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +15,16 @@ from optbench.engine.gradients.bound import Bound
 from optbench.engine.gradients.feed import Feed
 from optbench.engine.recording import Recorded, Recordings
 
-Way: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
-"""way(inputs (M, B, ...), targets (M, B) or (M, B, T), losses (M,)) writes losses and the bound gradients, the same
-work at every call. Inputs may be one batch expanded."""
+
+class Way(Protocol):
+    """Writes losses and the bound gradients of all members, the same work at every call."""
+
+    name: str
+    """As `Gradients.way` says it."""
+
+    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> object:
+        """inputs: (M, B, ...), which may be one batch expanded. targets: (M, B) or (M, B, T). losses: (M,)."""
+        ...
 
 
 class TogetherGradients:
@@ -28,6 +34,7 @@ class TogetherGradients:
         places = sharing(bound.streams)
         device = bound.weights.device
         self._way = way
+        self.way = way.name
         self._members = len(bound.streams)
         self._feed = Feed([bound.streams[members[0]] for members in places], normalise)
         self._losses = torch.zeros(self._members, device=device)

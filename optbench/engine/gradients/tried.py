@@ -1,22 +1,25 @@
-"""Whether a user's model can be trained in lock-step, found out by training two of it, together and each alone.
-
-Legend: P padded parameter count.
-"""
+"""Whether `torch.func` can train members of a model together: found out by training two, together and each alone."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import PROBED, Blueprint
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients.bound import Bound
+from optbench.engine.gradients.bound import Bound, same_gradients
 from optbench.engine.gradients.loop import LoopGradients
 from optbench.engine.gradients.together import TogetherGradients
 from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.passes import Passes
+from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
 from optbench.errors import spoken
 from optbench.tasks import Examples
@@ -25,36 +28,83 @@ STEPS = 3
 RATE = 0.01
 TOLERANCE = 1e-3
 """Of the difference of two gradients, relative to the gradient alone (Euclidean norms over all parameters)."""
+FEW = 16
+"""Training examples in a batch on which bits are compared."""
 
 
 def together_refused(blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int) -> str | None:
-    """Why `torch.func` cannot train members of this model together on the device of `normalise`; None if it can.
-
-    Two members with different weights take a few steps of gradient descent on a few training examples.
-    """
-    device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
-    few = examples.select(torch.arange(min(2 * PROBED, len(examples)), device=examples.targets.device))
-    size = min(PROBED, len(few))
-    rows = [layout.pack(blueprint.start(suite_seed, seed)).to(device) for seed in range(2)]
-    passes = [Passes(copy.deepcopy(network), layout, row, lambda step, evaluation: 0) for row in rows]
-    streams = [BatchStream(few, size, suite_seed, seed, task=0) for seed in range(2)]
-    weights = torch.stack([layout.weights(row) for row in rows])
-    both, single = (Bound(weights, torch.zeros_like(weights), streams, passes) for _ in range(2))
-    losses = torch.zeros(2, device=device)
+    """Why `torch.func` cannot train members of this model together on the device of `normalise`; None if it can."""
     try:
-        together = TogetherGradients(Vmap(network, layout, both), both, normalise, Recordings(None))
-        alone = LoopGradients(network, layout, BatchBuffer(size, normalise), single)
-        for step in range(STEPS):
-            together(step, losses)
-            for raised in alone(step, losses).values():
-                raise raised.error
-            difference = torch.linalg.norm(both.grads - single.grads, dim=1)
-            if not bool((difference <= TOLERANCE * torch.linalg.norm(single.grads, dim=1)).all()):
+        for together, alone in _gradients(blueprint, examples, normalise, suite_seed, PROBED):
+            difference = torch.linalg.norm(together - alone, dim=1)
+            if not bool((difference <= TOLERANCE * torch.linalg.norm(alone, dim=1)).all()):
                 return "its gradients in lock-step differ from those alone"
-            with torch.no_grad():
-                weights.sub_(single.grads, alpha=RATE)
     except Exception as error:  # `torch.func` refuses in many ways
         if of_the_machine(error):
             raise
         return f"{type(error).__name__} in lock-step: {' '.join(spoken(error).split())[:120]}"
     return None
+
+
+def together_alike(blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int) -> int | None:
+    """Bytes that a member keeps for its backward pass, per example, if `torch.func` gives the bits of each alone.
+
+    None if it does not, on a few examples.
+    """
+    found = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[0] += tensor.nbytes
+        return tensor
+
+    saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    steps = _gradients(blueprint, examples, normalise, suite_seed, FEW, saving)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message=".*performance drop")  # it loops over members itself, slowly
+        try:
+            if not all(same_gradients(together, alone) for together, alone in steps):
+                return None
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            return None
+    return found[0] // (STEPS * 2 * min(FEW, len(examples)))
+
+
+def _gradients(
+    blueprint: Blueprint,
+    examples: Examples,
+    normalise: Normaliser,
+    suite_seed: int,
+    size: int,
+    around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients (2, P) by `torch.func`, and member by member, at each of a few steps of gradient descent.
+
+    Two members with different weights on batches of `size` examples. They share nothing with the cohort's members.
+    around: entered around each step member by member.
+    """
+    device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
+    few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))
+    size = min(size, len(few))
+    rows = [layout.pack(blueprint.start(suite_seed, seed)).to(device) for seed in range(2)]
+    passes = []
+    if not blueprint.ours:
+        passes = [Passes(copy.deepcopy(network), layout, row, lambda step, evaluation: 0) for row in rows]
+    streams = [BatchStream(few, size, suite_seed, seed, task=0) for seed in range(2)]
+    weights = torch.stack([layout.weights(row) for row in rows])
+    both, single = (Bound(weights, torch.zeros_like(weights), streams, passes) for _ in range(2))
+    losses = torch.zeros(2, device=device)
+    with kept(device):
+        together = TogetherGradients(Vmap(network, layout, both), both, normalise, Recordings(None))
+        alone = LoopGradients(network, layout, BatchBuffer(size, normalise), single)
+        for step in range(STEPS):
+            together(step, losses)
+            with around:
+                raised = alone(step, losses)
+            for failure in raised.values():
+                raise failure.error
+            yield both.grads, single.grads
+            with torch.no_grad():
+                weights.sub_(single.grads, alpha=RATE)

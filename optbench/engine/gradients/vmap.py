@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -14,20 +16,29 @@ from optbench.models import cross_entropy
 class Vmap:
     """A `Way` by `torch.func`: one forward and backward with the member axis added."""
 
+    name = "torch.func"
+
     def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
+        network = copy.deepcopy(network)  # `functional_call` leaves weights in a layer with two names
         self._weights = layout.views(bound.weights)
         self._grads = layout.views(bound.grads)
         # Buffers that stay as they are: a network that changes them is not trained together.
         rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
         self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 
-        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            return cross_entropy(functional_call(network, {**parameters, **buffers}, (inputs,)), targets)
+        def loss(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            logits = functional_call(network, {**parameters, **buffers}, (inputs,))
+            return cross_entropy(logits, targets), logits
 
-        self._found = vmap(grad_and_value(loss))
+        self._found = vmap(grad_and_value(loss, has_aux=True))
 
-    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
-        found, values = self._found(self._weights, self._buffers, inputs, targets)
+    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+        """The logits, (M, B, C) or (M, B, T, C), besides."""
+        found, (values, logits) = self._found(self._weights, self._buffers, inputs, targets)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)
+        outputs: Tensor = logits
+        return outputs.detach()
