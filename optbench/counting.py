@@ -32,3 +32,8 @@ def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}s"
+
+
+def kept(trials: int) -> str:
+    """`3 finished trials are kept`."""
+    return f"{count(trials, 'finished trial is', 'finished trials are')} kept"

@@ -13,8 +13,7 @@ from pathlib import Path
 from optbench.cli.dry_run import show_plan
 from optbench.cli.live import QuietView, view_for
 from optbench.cli.output import results, say
-from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
-from optbench.counting import count
+from optbench.counting import count, kept
 from optbench.errors import OptbenchError, StoreError, UsageError
 from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
@@ -22,18 +21,16 @@ from optbench.metrics.own import KEY as OWN_METRICS
 from optbench.metrics.own import RAISED
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
+from optbench.selection import Choice, check_directory, choose, parse_optimizers, parse_seeds
 from optbench.stats.results import read_results
 from optbench.store import RunDirectory, find_run, read_run
 from optbench.studies import STUDIES
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.placing import placing
-from optbench.suite.schema import is_name
 
 DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
 NAMED = 3
 """So many trials are named in a warning; the others are counted."""
-LONGEST_NAME = 200
-"""Of a run: file systems take 255, and while it is made its directory has a longer name."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +102,6 @@ def watched(request: Request) -> Iterator[QuietView]:
             raise type(error)(*error.args, f"{kept(view.tracker.done)} in {view.path}") from error
 
 
-def check_name(name: str | None) -> None:
-    """Raises UsageError unless a run may be called so."""
-    if name is not None and not is_name(name):
-        raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
-    if name == "latest":
-        raise UsageError("--name latest: expected a name of its own, got the word for the latest run")
-    if name is not None and len(name) > LONGEST_NAME:
-        raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
-
-
-def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:
-    """Raises UsageError unless these options go together, and a new run may have this name."""
-    if name is not None and resume is not None:
-        raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
-    check_name(name)
-    if force and resume is None:
-        raise UsageError("--force is for --resume: there is nothing else to continue")
-
-
 def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
     """The suite that is trained, and its file."""
     if request.suite is None and resume is None:
@@ -177,11 +155,6 @@ def metrics_that_raised(recorded: RunDirectory) -> dict[str, tuple[str, set[str]
             if row["note"] is not None and row["note"].startswith(RAISED):
                 found.setdefault(row["metric"], (row["note"], set()))[1].add(row["trial"])
     return found
-
-
-def kept(trials: int) -> str:
-    """`3 finished trials are kept`."""
-    return f"{count(trials, 'finished trial is', 'finished trials are')} kept"
 
 
 def _resume(command: str, path: Path) -> str:

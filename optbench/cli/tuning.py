@@ -15,9 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from optbench.cli.dry_run import show_plan
 from optbench.cli.output import results, say
-from optbench.cli.selection import Choice, choose, parse_optimizers, parse_seeds
-from optbench.cli.training import DONE, Request, check_name, conclude, options_of, watched
+from optbench.cli.training import DONE, Request, conclude, options_of, watched
 from optbench.errors import OptbenchError, StoreError, SuiteError, UsageError, escaped, unknown
+from optbench.selection import Choice, check_name, choose, parse_optimizers, parse_seeds
 from optbench.store import find_run
 from optbench.store.files import write_text
 from optbench.store.read import read_json

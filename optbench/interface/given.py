@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from optbench.cli.selection import Choice, parse_optimizers, parse_seeds
 from optbench.errors import OptbenchError, UsageError
+from optbench.selection import Choice, parse_optimizers, parse_seeds
 from optbench.suite import Suite, dump_suite, resolve_suite_path
 from optbench.suite.extends import KEY as EXTENDS
 from optbench.targets import Objects

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optbench.cli.selection import Choice, choose
-from optbench.cli.training import Request, check_directory, kept, watched
-from optbench.counting import count
+from optbench.counting import count, kept
 from optbench.errors import UsageError
 from optbench.execution.session import Options
 from optbench.execution.session import run as train
@@ -18,6 +16,7 @@ from optbench.execution.view import View
 from optbench.interface.given import GivenOptimizers, GivenSuite, choice_of, suite_file
 from optbench.interface.results import Run, read_run
 from optbench.kinds import AS_WRITTEN
+from optbench.selection import Choice, check_directory, choose
 from optbench.suite import Suite, resolve_suite_path
 from optbench.suite.extends import rebased
 from optbench.suite.placing import placing
@@ -82,7 +81,7 @@ def run(
             command=(_call(suite, choice),),
         )
         notes: list[str] = []
-        watching = watched(Request()) if progress else contextlib.nullcontext(_Noting(notes))
+        watching = _progress() if progress else contextlib.nullcontext(_Noting(notes))
         with using(objects.sources), placing(file, choice.settings), watching as view:
             outcome = train(_moved(choose(file, choice), file.parent, folder), options, view)
     if outcome.interrupted:
@@ -107,6 +106,13 @@ def load_suite(suite: str | Path) -> Suite:
 def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
     """A suite of `folder` whose files are named relative to the folder `to`."""
     return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
+
+
+def _progress() -> contextlib.AbstractContextManager[View]:
+    """The view of the command line."""
+    from optbench.cli.training import Request, watched  # late: nothing else here needs it
+
+    return watched(Request())
 
 
 class _Noting(View):

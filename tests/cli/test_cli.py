@@ -25,12 +25,12 @@ from rich.console import Console
 from optbench.cli import main
 from optbench.cli.live import LineView, LiveView, QuietView, failures, picture, view_for
 from optbench.cli.progress import Tracker, duration
-from optbench.cli.selection import Addition, Choice, choose, parse_optimizers, parse_seeds
 from optbench.engine import Progress
 from optbench.errors import UsageError
 from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Outcome
 from optbench.plan import Trial, cohorts, complete, trials
+from optbench.selection import Addition, Choice, choose, parse_optimizers, parse_seeds
 from optbench.store import RunWriter
 from optbench.store.tables import TrialRow
 from optbench.suite import dump_suite, load_suite, suite_hash

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from optbench.cli import main
-from optbench.cli.selection import Choice, choose
 from optbench.data import Dataset, InputSpec
 from optbench.engine import TrialResult
 from optbench.errors import SuiteError
@@ -26,6 +25,7 @@ from optbench.plan import Trial, cohorts, complete, trials
 from optbench.report import run_report
 from optbench.report.document import Items, Table
 from optbench.report.formats import render_text
+from optbench.selection import Choice, choose
 from optbench.stats.results import Results
 from optbench.store import RunWriter, read_run
 from optbench.store.columns import vectors

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optbench.cli.selection import parse_seeds
 from optbench.errors import SuiteError, UsageError
+from optbench.selection import parse_seeds
 from optbench.suite import load_suite
 from optbench.suite.seed_ranges import instead_of_range
 from tests.refusals import refusal

@@ -1,4 +1,4 @@
-"""What the command line takes of a suite, and adds to it: seeds, experiments, models and optimizers.
+"""What a user takes of a suite, and adds to it: seeds, experiments, models and optimizers; and what a run is called.
 
 Additions and seeds are expressed as overrides (`key.path=value`), so that a `--set` of the user can refer to them and
 everything is validated in one place; what is kept is chosen from the validated suite.
@@ -24,6 +24,9 @@ from optbench.suite.extends import read_document
 from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
 from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
+
+LONGEST_NAME = 200
+"""Of a run: file systems take 255, and while it is made its directory has a longer name."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,25 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
             raise UsageError(f"--optimizer {text}: '{name}' is added twice")
         additions.append(Addition(name, target))
     return tuple(dict.fromkeys(keep)), tuple(additions)
+
+
+def check_name(name: str | None) -> None:
+    """Raises UsageError unless a run may be called so."""
+    if name is not None and not is_name(name):
+        raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
+    if name == "latest":
+        raise UsageError("--name latest: expected a name of its own, got the word for the latest run")
+    if name is not None and len(name) > LONGEST_NAME:
+        raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
+
+
+def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:
+    """Raises UsageError unless these options go together, and a new run may have this name."""
+    if name is not None and resume is not None:
+        raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
+    check_name(name)
+    if force and resume is None:
+        raise UsageError("--force is for --resume: there is nothing else to continue")
 
 
 def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
