@@ -1,10 +1,13 @@
 """Member-steps per second of the lock-step engine, beside a loop written by hand and beside the bare products.
 
     python benchmarks/throughput.py [--device cpu] [--members 1 10 30] [--rounds 5] [--seconds 1.0]
+    python benchmarks/throughput.py --model cnn --optimizers sgd adamw --members 5
     python benchmarks/throughput.py --device cuda --members 1 10 100 1000
     python benchmarks/throughput.py --device cuda --members 100 --optimizers sgd --profile
 
-Network: MLP 784-100-10, batch 128, permuted MNIST. On a CPU every variant runs on one process per core with one thread
+Network: MLP 784-100-10, batch 128, permuted MNIST. `--model` takes another: `cnn`, or one of `benchmarks/networks.py`,
+which are trained as a user's; then there is no floor, and `--batch` may be small, where calls of the framework weigh
+most. On a CPU every variant runs on one process per core with one thread
 each, and the members are spread over the processes; on a CUDA device there is one process. Variants are interleaved:
 each round measures all of them once, and what is printed is the median over rounds with the smallest and the largest.
 
@@ -38,6 +41,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,45 +61,83 @@ Steps = Callable[[int, int], None]
 """steps(first, count)"""
 
 
-def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -> Steps:
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"kind": "mlp", "hidden": [WIDTH]},
+    "cnn": {"kind": "cnn"},
+    "transformer": {"kind": "networks:Transformer"},
+    "unbiased-transformer": {"kind": "networks:Transformer", "bias": False},
+    "unbiased-mlp": {"kind": "networks:Unbiased"},
+    "residual": {"kind": "networks:Residual"},
+    "batch-norm": {"kind": "networks:Residual", "norm": True},
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained."""
+
+    model: str = "mlp"
+    batch: int = BATCH
+
+
+def engine(optimizer: str, members: int, where: str, work: Workload, *, recorded: bool = True) -> Steps:
     """The steps of `members` members in lock-step."""
+    import copy
     import dataclasses
 
     import torch
 
     from optbench.data import load
+    from optbench.engine import Workspace
     from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
     from optbench.engine.execution import Execution
-    from optbench.engine.gradients import gradients_for
+    from optbench.engine.gradients import Choice, MlpGradients, gradients_for
+    from optbench.engine.gradients.tried import together_alike
     from optbench.engine.lanes import LaneMember
     from optbench.engine.lockstep import LockStep, Machinery
+    from optbench.engine.passes import Passes
     from optbench.engine.recording import Recordings
-    from optbench.engine.stack import Layout
-    from optbench.models import build, initialise
     from optbench.optimizers.registry import complete, find
     from optbench.streams import generator
     from optbench.suite import schema
-    from optbench.tasks import TaskFamily
 
-    protocol, device = schema.Protocol(batch_size=BATCH), torch.device(where)
-    dataset = load("mnist")
-    family = TaskFamily(schema.TaskSettings.of("permuted"), dataset, protocol, 0, device)
-    network = build(schema.ModelSettings.of("mlp", hidden=[WIDTH]), family.inputs, family.classes)
-    layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
-    buffer = BatchBuffer(BATCH, Normaliser.of(dataset, protocol, device))
-    rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(members)]
+    device = torch.device(where)
+    experiment = schema.ExperimentSettings.model_validate(
+        {
+            "dataset": "mnist",
+            "tasks": {"kind": "permuted"},
+            "models": {"net": MODELS[work.model]},
+            "protocol": {"batch_size": work.batch},
+        }
+    )
+    workspace = Workspace.of(experiment, load("mnist"), 0, device)
+    family, blueprint = workspace.family, workspace.blueprint("throughput", "net")
+    network, layout = blueprint.network, blueprint.layout
+    normalise = Normaliser.of(workspace.dataset, experiment.protocol, device)
+    buffer = BatchBuffer(work.batch, normalise)
+    rows = [layout.pack(blueprint.start(0, seed)).to(device) for seed in range(members)]
     execution = Execution.on(device)
+    if blueprint.alone is not None:
+        execution = dataclasses.replace(execution, together=False)
     if not recorded:
         execution = dataclasses.replace(execution, record=None)
     recordings = Recordings(execution.record)
-    gradients = gradients_for(network, layout, buffer, recordings, together=execution.together)
+    choice = None
+    if not (execution.together or blueprint.alone or MlpGradients.supports(network)):
+        kept = together_alike(blueprint, family.parts.train, normalise, 0)
+        choice = Choice(kept) if kept is not None else None
+    together = execution.together
+    gradients = gradients_for(network, layout, buffer, recordings, together=together, choice=choice)
     target, settings = SETTINGS[optimizer]
     machinery = Machinery(find(target), network, layout, buffer, gradients, recordings, execution)
     whole = [LaneMember(complete(target, settings), None, generator(0, i, "optimizer"), 0) for i in range(members)]
     seeds = members if where == "cpu" else min(members, SEEDS)
-    of_seed = [BatchStream(family.sequence(seed).train(0), BATCH, 0, seed, 0) for seed in range(seeds)]
+    of_seed = [BatchStream(family.sequence(seed).train(0), work.batch, 0, seed, 0) for seed in range(seeds)]
     streams = [of_seed[i % seeds] for i in range(members)]
-    stack = LockStep(machinery, [row.to(device) for row in rows], whole, streams, begin=True)
+    passes = []
+    if not blueprint.ours:
+        passes = [Passes(copy.deepcopy(network), layout, row, lambda step, evaluation: step) for row in rows]
+    stack = LockStep(machinery, rows, whole, streams, begin=True, passes=passes)
 
     def steps(first: int, count: int) -> None:
         stretch = stack.run(first, first + count, range(members))
@@ -105,12 +147,13 @@ def engine(optimizer: str, members: int, where: str, *, recorded: bool = True) -
     return steps
 
 
-def loop(optimizer: str, members: int, where: str) -> Steps:
+def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
     """The steps of each of `members` networks, as one would write them by hand."""
     import torch
     from torch import nn
 
     from optbench.data import load
+    from optbench.suite import schema
 
     dataset = load("mnist")
     inputs = ((dataset.train.inputs.flatten(1) / 255 - 0.1307) / 0.3081)[:, torch.randperm(784)].to(where)
@@ -126,21 +169,28 @@ def loop(optimizer: str, members: int, where: str) -> Steps:
         # A rate at which it goes on for as long as it is timed: with roots this stale it diverges at ours.
         return Shampoo(parameters, lr=1e-5, preconditioning_compute_steps=REFRESH)
 
-    networks = [
-        nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)).to(where) for _ in range(members)
-    ]
+    def network() -> nn.Module:
+        if work.model == "mlp":
+            return nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)).to(where)
+        settings = schema.ModelSettings.model_validate(MODELS[work.model])
+        made: nn.Module = settings.make(dataset.inputs, CLASSES)
+        return made.to(where)
+
+    if work.model != "mlp":
+        inputs = inputs.view(dataset.train.inputs.shape)
+    networks = [network() for _ in range(members)]
     optimizers = [make(network.parameters()) for network in networks]
     orders = [torch.randperm(len(labels)).to(where) for _ in networks]
-    per_epoch = len(labels) // BATCH
+    per_epoch = len(labels) // work.batch
 
     def steps(first: int, count: int) -> None:
         for t in range(first, first + count):
             step(t)
 
     def step(t: int) -> None:
-        start = t % per_epoch * BATCH
+        start = t % per_epoch * work.batch
         for network, update, order in zip(networks, optimizers, orders, strict=True):
-            batch = order[start : start + BATCH]
+            batch = order[start : start + work.batch]
             update.zero_grad()
             loss = nn.functional.cross_entropy(network(inputs[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]  # of torch
@@ -155,7 +205,7 @@ COPIED = 2**28
 """Numbers in the copy that the bandwidth is measured by: 1 GiB."""
 
 
-def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Steps:
+def floor(optimizer: str, members: int, where: str, work: Workload, *, batched: bool) -> Steps:
     """The matrix products of the steps, and nothing else."""
     import torch
 
@@ -179,7 +229,7 @@ def floor(optimizer: str, members: int, where: str, *, batched: bool) -> Steps:
     return together if batched else one_by_one
 
 
-def copy(optimizer: str, members: int, where: str) -> Steps:
+def copy(optimizer: str, members: int, where: str, work: Workload) -> Steps:
     """A large copy as one step."""
     import torch
 
@@ -199,12 +249,12 @@ def traffic(optimizer: str) -> int:
     return 4 * weights * (3 + 2 * MOMENTS[optimizer])
 
 
-VARIANTS: dict[str, Callable[[str, int, str], Steps]] = {
+VARIANTS: dict[str, Callable[[str, int, str, Workload], Steps]] = {
     "engine": engine,
-    "unrecorded": lambda optimizer, members, where: engine(optimizer, members, where, recorded=False),
+    "unrecorded": partial(engine, recorded=False),
     "loop": loop,
-    "floor, batched": lambda optimizer, members, where: floor(optimizer, members, where, batched=True),
-    "floor, one by one": lambda optimizer, members, where: floor(optimizer, members, where, batched=False),
+    "floor, batched": partial(floor, batched=True),
+    "floor, one by one": partial(floor, batched=False),
     "copy": copy,
 }
 ON_CPU = ("engine", "loop", "floor, batched", "floor, one by one")
@@ -229,7 +279,7 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
         try:
             result: float = 0
             if order[0] == "build":
-                _, variant, optimizer, members, where, t = order
+                _, variant, optimizer, members, where, work, t = order
                 steps = None
                 gc.collect()
                 if where != "cpu":
@@ -237,7 +287,7 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
                     torch.cuda.init()  # type: ignore[no-untyped-call]  # of torch
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-                steps = VARIANTS[variant](optimizer, members, where)
+                steps = VARIANTS[variant](optimizer, members, where, work)
                 steps(0, t)
                 wait()
                 result = torch.cuda.max_memory_allocated() if where != "cpu" else 0
@@ -259,10 +309,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 10, 30])
     parser.add_argument("--optimizers", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--model", choices=MODELS, default="mlp")
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step, of another model than `mlp`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--profile", action="store_true", help="what the engine's time goes to")
     arguments = parser.parse_args()
+    work = Workload(arguments.model, arguments.batch)
+    if work.model == "mlp" and work.batch != BATCH:
+        parser.error(f"argument --batch: {BATCH} with --model mlp, whose floor is measured at that")
     import torch
 
     cores = len(os.sched_getaffinity(0))
@@ -270,18 +325,24 @@ def main() -> None:
     if arguments.device != "cpu":
         cores, what = 1, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     print(f"{what}, torch {torch.__version__}")
-    print(f"MLP 784-{WIDTH}-{CLASSES}, batch {BATCH}; member-steps/s: median [min, max] of {arguments.rounds} rounds\n")
+    what = f"MLP 784-{WIDTH}-{CLASSES}" if work.model == "mlp" else f"{work.model}, {MODELS[work.model]}"
+    print(f"{what}, batch {work.batch}; member-steps/s: median [min, max] of {arguments.rounds} rounds\n")
     if arguments.profile:
         for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
-            print(f"\n{optimizer}, {members} members\n{profile(optimizer, members, arguments.device)}")
+            print(f"\n{optimizer}, {members} members\n{profile(optimizer, members, arguments.device, work)}")
         return
-    names = ON_CPU if arguments.device == "cpu" else ON_CUDA
+    warm_up = WARM_UP if work.model == "mlp" else REFRESH
+    names: tuple[str, ...] = ON_CPU if arguments.device == "cpu" else ON_CUDA
+    if work.model != "mlp":
+        names = tuple(name for name in names if name != "copy" and "floor" not in name)
     columns = COLUMNS[: None if "unrecorded" in names else -1]
+    if work.model != "mlp":
+        columns = [column for column in columns if "floor" not in column[0]]
     print(f"{'optimizer':10}{'members':>8}" + "".join(f"{name:>{width}}" for name, width in columns))
     complete = True
-    with Crew(names, cores, arguments.device) as crew:
+    with Crew(names, cores, arguments.device, work) as crew:
         for optimizer, members in itertools.product(arguments.optimizers, arguments.members):
-            found = measured(crew, optimizer, members, arguments.rounds, arguments.seconds)
+            found = measured(crew, optimizer, members, arguments.rounds, arguments.seconds, warm_up=warm_up)
             print(line(found, columns), flush=True)
             complete &= not found.missing
     sys.exit(0 if complete else 1)
@@ -396,13 +457,13 @@ def line(found: Measurement, columns: Sequence[tuple[str, int]]) -> str:
     return f"{found.optimizer:10}{found.members:8}{row}{peak}{reasons}"
 
 
-def profile(optimizer: str, members: int, where: str) -> str:
+def profile(optimizer: str, members: int, where: str, work: Workload) -> str:
     """A table of operations, the dearest first."""
     import torch
     from torch.profiler import ProfilerActivity
 
     torch.set_num_threads(1)
-    steps = engine(optimizer, members, where, recorded=False)
+    steps = engine(optimizer, members, where, work, recorded=False)
     steps(0, WARM_UP)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if where != "cpu" else [])]
     with torch.profiler.profile(activities=activities) as found:
@@ -428,13 +489,13 @@ class TeamError(Exception):
 class Crew:
     """A team for each way, kept from one cohort to the next: a process takes seconds to start (torch, CUDA, data)."""
 
-    def __init__(self, names: Sequence[str], processes: int, device: str) -> None:
-        self.names, self.processes, self.device = names, processes, device
+    def __init__(self, names: Sequence[str], processes: int, device: str, work: Workload = Workload()) -> None:
+        self.names, self.processes, self.device, self.work = names, processes, device, work
         self._teams: dict[str, Team] = {}
 
     def __getitem__(self, name: str) -> Team:
         if name not in self._teams or self._teams[name].broken:
-            self._teams[name] = Team(name, self.processes, self.device)
+            self._teams[name] = Team(name, self.processes, self.device, self.work)
         return self._teams[name]
 
     def start(self) -> None:
@@ -455,9 +516,9 @@ class Crew:
 class Team:
     """The processes of one way."""
 
-    def __init__(self, variant: str, processes: int, device: str) -> None:
+    def __init__(self, variant: str, processes: int, device: str, work: Workload) -> None:
         context = mp.get_context("spawn")
-        self.variant, self.device, self.broken = variant, device, False
+        self.variant, self.device, self.work, self.broken = variant, device, work, False
         self.connections, self.processes = [], []
         self.busy: list[multiprocessing.connection.Connection] = []
         """Connections of the processes that have members."""
@@ -480,7 +541,7 @@ class Team:
         """Let the first processes build a share each and take `warm_up` steps; `answers` has the peak memory."""
         self.busy = self.connections[: len(shares)]
         for connection, share in zip(self.busy, shares, strict=True):
-            connection.send(("build", self.variant, optimizer, share, self.device, warm_up))
+            connection.send(("build", self.variant, optimizer, share, self.device, self.work, warm_up))
 
     def time(self, steps: int, deadline: float) -> float:
         """Seconds until the last process has done `steps` steps."""

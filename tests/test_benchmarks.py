@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ def test_throughput_prints_a_row_for_each_way() -> None:
     out = printed("throughput.py", "--members", "2", "--rounds", "1", "--seconds", "0.01")
     for way in ("engine", "loop", "floor"):
         assert way in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn", "transformer", "unbiased-mlp", "batch-norm"])
+def test_throughput_of_other_models(model: str) -> None:
+    words = ["--model", model, "--batch", "4", "--members", "4", "--rounds", "1", "--seconds", "0.01"]
+    out = printed("throughput.py", *words, "--optimizers", "sgd")
+    assert re.search(r"^sgd +4 .*\d\.\d\d \[", out, re.MULTILINE), out
 
 
 @pytest.mark.slow
