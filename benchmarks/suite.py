@@ -7,14 +7,15 @@ Runs `optbench run SUITE` in a process of its own, from its start to its exit: i
 writing. Everything after `--` is passed on to it. What is printed: seconds on the clock and of processor time, the
 largest memory of all its processes together (proportional set size where the system tells it, sampled ten times a
 second), the largest memory in use on the CUDA device, whoever uses it, and how the trials ended. Then where the time of
-the trials went: seconds of training, and of them in the optimizer, by experiment, model and optimizer; the rest is
-start, evaluation, metrics and writing.
+the whole command went, and where that of the trials: seconds of training, and of them in the optimizer, by experiment,
+model and optimizer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import signal
@@ -70,10 +71,13 @@ def main() -> None:
     print(f"optbench run {' '.join(words)}")
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
+            launched = time.time()
             found = measured(words, Path(folder), on_device=arguments.device != "cpu")
-        if found.code not in FINISHED:
-            sys.exit(found.code)
+            if found.code not in FINISHED:
+                sys.exit(found.code)
+            parts = breakdown(Path(folder) / "measured", launched, found)
         print(f"\n{headline(found)}")
+        print(parts.to_string(float_format=lambda value: f"{value:.1f}"))
         print(by_optimizer(found.trials).to_string(float_format=lambda value: f"{value:.1f}"), flush=True)
 
 
@@ -159,6 +163,31 @@ def memory_of(pid: int, processors: dict[int, float]) -> int:
         except psutil.Error:  # it has ended
             continue
     return total
+
+
+def breakdown(run: Path, launched: float, found: Round) -> pd.DataFrame:
+    """Seconds of a run on the clock by what its processes did, and their share of it.
+
+    Start: until the run directory is made, when all has been imported and checked. What trials say of themselves is
+    divided by the number of processes. The rest: workers' own start, data, writing, and waiting for the last process.
+
+    launched: the time at which the command was started, as of `time.time`.
+    """
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    jobs = record["provenance"]["jobs"]
+    began, ended = ((run / name).stat().st_mtime - launched for name in ("suite.yaml", "run.json"))
+    training = found.trials["train_seconds"].sum() / jobs
+    scores = found.trials["evaluation_seconds"].sum() / jobs if "evaluation_seconds" in found.trials else 0.0
+    rest = "data, writing, waiting" if scores else "scores, measures, data, writing, waiting"
+    seconds = {
+        "start": began,
+        "training": training,
+        **({"scores and measures": scores} if scores else {}),
+        rest: ended - began - training - scores,
+        "closing report": found.seconds - ended,
+    }
+    table = pd.DataFrame({"seconds": seconds})
+    return table.assign(percent=100 * table["seconds"] / found.seconds)
 
 
 def by_optimizer(trials: pd.DataFrame) -> pd.DataFrame:

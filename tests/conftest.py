@@ -38,6 +38,10 @@ def mnist() -> Dataset:
     return load("mnist")
 
 
+CLOCK = ["train_seconds", "optimizer_seconds", "evaluation_seconds", "gradients"]
+"""Columns of `trials` that depend on it."""
+
+
 class PoolHere:
     """In the place of `execution.pool.Pool`: trains in this process, which saves seconds of starting others."""
 
@@ -77,13 +81,14 @@ def _train_here() -> Iterator[None]:
     """For modules about what happens around training: `pytestmark = pytest.mark.usefixtures("_train_here")`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optbench.execution.session.Pool", PoolHere)
+        patch.setattr("optbench.execution.nursery.FORKS", False)  # nothing is started ahead
         yield
 
 
 def tables(path: Path) -> dict[str, pd.DataFrame]:
     """The tables of a run without what depends on the clock."""
     found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
-    found["trials"] = found["trials"].drop(columns=["train_seconds", "optimizer_seconds", "gradients"])
+    found["trials"] = found["trials"].drop(columns=CLOCK)
     return found
 
 

@@ -94,9 +94,12 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Train a suite and show what each optimizer found."""
-    from optbench.cli.training import train_suite
+    from optbench.execution.nursery import early
 
-    _leave(lambda: train_suite(_request(context)))
+    with early(wanted=not dry_run):  # before the rest is imported and the suite is read
+        from optbench.cli.training import train_suite
+
+        _leave(lambda: train_suite(_request(context)))
 
 
 @app.command()
@@ -160,10 +163,13 @@ def tune(
     What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
     every setting that was tried; the tuned suite is a copy of the file with the chosen values in it.
     """
-    from optbench.cli.tuning import TuneRequest, tune_suite
+    from optbench.execution.nursery import early
 
-    request = TuneRequest(_request(context), sampler, trials, widen, output)
-    _leave(lambda: tune_suite(request))
+    with early(wanted=not dry_run):
+        from optbench.cli.tuning import TuneRequest, tune_suite
+
+        request = TuneRequest(_request(context), sampler, trials, widen, output)
+        _leave(lambda: tune_suite(request))
 
 
 @app.command()

@@ -21,6 +21,7 @@ COUNTERS = (
     "steps",
     "train_seconds",
     "optimizer_seconds",
+    "evaluation_seconds",
     "optimizer_state_bytes",
     "fallbacks",
     "gradients",

@@ -61,6 +61,7 @@ class Member:
     steps: int = 0
     train_seconds: float = 0.0
     optimizer_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
     gradients: str | None = None

@@ -6,6 +6,7 @@ Legend: P padded parameter count.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -98,8 +99,11 @@ class TaskTraining:
                         if of_the_machine(error):
                             raise
                         self._leave(member, "failed", step, error)
+            started = time.perf_counter()
             scores = cohort.evaluator.try_score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
+            share = (time.perf_counter() - started) / max(1, len(due))
             for (i, row), score in zip(due.items(), scores, strict=True):
+                here[i].evaluation_seconds += share
                 if isinstance(score, Exception):
                     self._leave(here[i], "failed", step, ModelError(score))
                 else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -305,8 +306,11 @@ class CohortTraining:
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 
     def _measure(self, after_task: int) -> None:
+        started = time.perf_counter()
         held_out = score_held_out(self.members, self.sequences, after_task, self.evaluator, self.metrics)
+        share = (time.perf_counter() - started) / len(self.members)
         for member, scores in zip(self.members, held_out, strict=True):
+            started = time.perf_counter()
             before, sequence = len(member.rows), self.sequences[member.trial.seed]
             context = after_task, self.evaluator, self.metrics, self.workspace.suite_seed, scores
             try:
@@ -317,6 +321,7 @@ class CohortTraining:
                 del member.rows[before:]
                 member.fail(error)
                 measure(member, sequence, *context)  # what a trial that failed has
+            member.evaluation_seconds += share + time.perf_counter() - started
 
     def _results(self, member: Member) -> list[TrialResult]:
         finished = member.running
@@ -337,6 +342,7 @@ class CohortTraining:
             fallbacks=member.fallbacks,
             note="; ".join(self._notes(member)) or None,
             gradients=member.gradients,
+            evaluation_seconds=member.evaluation_seconds,
         )
         weights = self.blueprint.checkpoint(member.row) if finished else None
         unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]

@@ -8,6 +8,8 @@ session         owns the run: hands pieces to workers, writes what they find
     comparisons the solutions of a seed, compared once all of its trials have ended
     view        who watches
 pool            worker processes of one thread each
+    nursery     where they come from: forks of one process that imports for all of them, or spawned
+    worker      what such a process imports, and its loop
     messages    what a worker is given, and what it answers
     work        what it does: trains a cohort as far as memory allows, or compares solutions
 """

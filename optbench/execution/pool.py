@@ -7,24 +7,24 @@ thread a trial's bits do not depend on its cohort, and the cores are kept busy b
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import multiprocessing.connection
-import os
 import pickle
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from optbench.errors import KindError, OptbenchError
-from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
+from optbench.errors import OptbenchError
+from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
+from optbench.execution.nursery import Nursery, nursery
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
-from optbench.targets import starting_processes, use
 
 if TYPE_CHECKING:
-    from optbench.engine import Progress, Workspace
+    from optbench.engine import Progress
 
+PATIENCE = 1.0
+"""Seconds that a process has to end by itself."""
 PIECES = 8
 """Into so many, where there are as many, goes what a worker had that died: the training to blame costs few others."""
 
@@ -34,6 +34,7 @@ class Pool:
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = devices
+        self._nursery = nursery()
         self._workers: list[_Worker] = []
 
     def train(
@@ -97,7 +98,8 @@ class Pool:
         """
         idle = [worker for worker in self._workers if worker.unit is None]
         started = len(self._workers)
-        new = [_Worker(device) for device in self._devices[started : started + max(0, len(waiting) - len(idle))]]
+        more = max(0, len(waiting) - len(idle))
+        new = [_Worker(device, self._nursery) for device in self._devices[started : started + more]]
         self._workers += new
         # Those first that can serve something as they are, so that no process is replaced in vain.
         for worker in sorted((*idle, *new), key=lambda worker: not any(map(worker.serves, waiting))):
@@ -110,7 +112,7 @@ class Pool:
     def _replace(self, worker: _Worker) -> _Worker:
         """End a worker's process; the worker that takes its place, on the same device."""
         worker.stop()
-        fresh = _Worker(worker.device)
+        fresh = _Worker(worker.device, self._nursery)
         self._workers[self._workers.index(worker)] = fresh
         return fresh
 
@@ -118,14 +120,17 @@ class Pool:
         """End the processes, whatever they are doing."""
         for worker in self._workers:
             worker.process.terminate()  # all of them, before any is waited for
+        until = time.monotonic() + PATIENCE
         for worker in self._workers:
-            worker.stop()
+            worker.stop(max(0.0, until - time.monotonic()))
         self._workers.clear()
+        self._nursery.close()
 
     def kill(self) -> None:
         """End the processes without waiting for them."""
         for worker in self._workers:
             worker.process.kill()
+        self._nursery.kill()
 
 
 def _cause(code: int | None) -> str:
@@ -140,14 +145,9 @@ def _cause(code: int | None) -> str:
 
 
 class _Worker:
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, nursery: Nursery) -> None:
         self.device = device
-        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, device), daemon=True)
-        with starting_processes():
-            self.process.start()
-        theirs.close()
+        self.connection, self.process = nursery.start(device)
         self.unit: Unit | None = None
         self._job: Job | None = None
         self._user_code: frozenset[str] = frozenset()
@@ -165,79 +165,13 @@ class _Worker:
                 self._job = job
             self.connection.send(unit)
 
-    def stop(self) -> int | None:
+    def stop(self, seconds: float = PATIENCE) -> int | None:
+        """End the process, and kill it where it is still there after `seconds`; its exit code."""
         self.unit = None
         self.connection.close()
         self.process.terminate()
-        self.process.join(timeout=1)
+        self.process.join(timeout=seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         return self.process.exitcode
-
-
-def _end_with_parent() -> None:
-    """A killed parent tells nobody; what its workers would go on to do is in the way of whoever resumes the run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _work(connection: multiprocessing.connection.Connection, device: str) -> None:
-    """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError):
-        os.dup2(2, 1)  # what a user's optimizer prints is no result
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA products need
-    import torch
-
-    from optbench.data import load
-    from optbench.engine import Workspace
-    from optbench.engine.determinism import ask_for_determinism
-    from optbench.engine.device import settle
-    from optbench.engine.uncompiled import spare_dynamo
-    from optbench.execution.work import do, failed
-
-    torch.set_num_threads(1)
-    ask_for_determinism()
-    spare_dynamo()
-    job: Job | None = None
-    workspaces: dict[str, Workspace] = {}
-    while True:
-        try:
-            received: Job | Unit = connection.recv()
-        except EOFError:
-            return
-        if isinstance(received, Job):
-            job = received
-            use(job.sources)
-            workspaces.clear()
-            continue
-        assert job is not None
-        unit = received
-        try:
-            if unit.experiment not in workspaces:
-                experiment = job.suite.experiments[unit.experiment]
-                dataset = load(experiment.dataset, job.data_dir, download=False)
-                workspaces.clear()  # one experiment's arrays at a time
-                settle(torch.device(device))
-                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
-            workspace = workspaces[unit.experiment]
-            _answer(do(unit, workspace, connection.send, job.interim), connection)
-        except KindError as error:
-            _answer(failed(unit, error), connection)
-        except OptbenchError as error:
-            connection.send(error)
-        except Exception as error:  # in making the workspace, or in sending: nothing is sent until all of it is pickled
-            _answer(failed(unit, error), connection)
-
-
-def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
-    """Send an answer; or end, where nothing works on the device any more in this process: another one tries again."""
-    from optbench.engine.faults import speaks_of_broken_device
-
-    if isinstance(answer, Failed) and speaks_of_broken_device(answer.message):
-        os._exit(1)
-    connection.send(answer)

@@ -25,6 +25,7 @@ from optbench.execution.comparisons import Comparisons, compared, unknown_pairs
 from optbench.execution.directory import check_provenance, places
 from optbench.execution.interrupts import Interrupts
 from optbench.execution.messages import Compare, Compared, Failed, Finished, Job, Train
+from optbench.execution.nursery import early
 from optbench.execution.pool import Pool
 from optbench.execution.preflight import Code, check, find_code, left_of
 from optbench.execution.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
@@ -92,7 +93,7 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    with Session(options, view or View()) as session:
+    with early(), Session(options, view or View()) as session:
         session.train(session.begin(suite))
     return session.outcome
 

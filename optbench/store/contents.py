@@ -52,6 +52,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "cosine": (-1, 1),
     "train_seconds": AMOUNT,
     "optimizer_seconds": AMOUNT,
+    "evaluation_seconds": AMOUNT,
 }
 """By column, whatever the table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
 _SET = ("keep",)

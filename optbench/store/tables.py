@@ -57,6 +57,8 @@ class TrialRow:
     gradients: str | None = None
     """How they were taken: `written out` (plain MLPs), `member by member`, or `torch.func` for all members at once. On
     a CPU it depends on what was faster, and results do not depend on it."""
+    evaluation_seconds: float | None = None
+    """This trial's share of its cohort's time in scores and measures."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ class SketchRow:
 Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
-ADDED = frozenset({("accuracy", "majority"), ("trials", "source_hash"), ("trials", "gradients")})
+ADDED = frozenset(
+    {("accuracy", "majority"), ("trials", "source_hash"), ("trials", "gradients"), ("trials", "evaluation_seconds")}
+)
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
 ON_REQUEST = frozenset({SketchRow.table})
 """Tables that are written only where a suite asks for what is in them."""

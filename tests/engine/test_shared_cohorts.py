@@ -37,7 +37,7 @@ from optbench.store.tables import ALL_TABLES, SketchRow
 from optbench.streams import generator
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from optbench.tasks import Examples
-from tests.conftest import PoolHere, small_suite
+from tests.conftest import CLOCK, PoolHere, small_suite
 
 SGD: dict[str, Any] = {"target": "sgd", "lr": 0.1}
 SUITE = """
@@ -60,7 +60,6 @@ experiments:
        validation_examples: 200, test_examples: 100}
     twins: [[sgd, adam]]
 """
-CLOCK = ["train_seconds", "optimizer_seconds"]
 CHECKPOINT = ["checkpoint"]
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from optbench.cli import main
+from optbench.execution.nursery import FORKS
 from optbench.store import read_run
 from optbench.suite import dump_suite
 from tests.conftest import small_suite
@@ -35,7 +36,8 @@ class Stubborn(torch.optim.SGD):
 
 @contextmanager
 def training(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A program in the middle of long trials, by an optimizer that does not heed SIGTERM; and its workers."""
+    """A program in the middle of long trials, by an optimizer that does not heed SIGTERM; and the processes it started:
+    two workers, and on Linux the one that they were forked from."""
     (folder / "stubborn.py").write_text(STUBBORN)
     suite = small_suite({"it": {"target": "./stubborn.py:Stubborn"}}, seeds=2, max_epochs=1000, early_stopping=None)
     (folder / "suite.yaml").write_text(dump_suite(suite))
@@ -48,7 +50,7 @@ def training(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        workers = psutil.Process(process.pid).children()
+        workers = psutil.Process(process.pid).children(recursive=True)
         yield process, [worker for worker in workers if "resource_tracker" not in " ".join(worker.cmdline())]
 
 
@@ -103,7 +105,7 @@ def test_the_second_interruption_does_not_wait(tmp_path: Path, capsys: pytest.Ca
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     with training(tmp_path) as (process, workers):
-        assert len(workers) == 2
+        assert len(workers) == 2 + FORKS
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert gone(workers)

@@ -38,7 +38,7 @@ from optbench.streams import generator
 from optbench.studies.pairs.statistics import Measured, solution_pairs
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from optbench.tasks import Examples, TaskFamily, TaskSequence
-from tests.conftest import FORMATS, report, run_file, small_suite
+from tests.conftest import CLOCK, FORMATS, report, run_file, small_suite
 from tests.execution.test_runs import Silent
 from tests.written_runs import rows_of
 
@@ -343,11 +343,10 @@ def test_controls_ride_in_the_cohorts_of_the_others() -> None:
 
 
 def test_the_other_trials_are_the_same_to_the_last_bit_with_and_without_pairs(path: Path, plain: Path) -> None:
-    clock = ["train_seconds", "optimizer_seconds"]
     for name in TABLES:
         a, b = (pd.read_parquet(place / f"{name}.parquet") for place in (path, plain))
         a = a[a.stage != "control"].reset_index(drop=True)
-        pd.testing.assert_frame_equal(*(t.drop(columns=clock, errors="ignore") for t in (a, b)), check_exact=True)
+        pd.testing.assert_frame_equal(*(t.drop(columns=CLOCK, errors="ignore") for t in (a, b)), check_exact=True)
     assert not (plain / "pairs.parquet").exists()
 
 

@@ -1,0 +1,95 @@
+"""A worker process: what it imports, and its loop."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optbench.engine import Workspace
+    from optbench.execution.messages import Answer, Job, Unit
+
+
+def prepare() -> None:
+    """Import what every worker needs and settle what holds for all of them; opens no device and runs no user's code."""
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)  # what a user's optimizer prints is no result
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA products need
+    import torch
+
+    import optbench.execution.work  # noqa: F401  # which imports the others
+    from optbench.engine.determinism import ask_for_determinism
+    from optbench.engine.uncompiled import spare_dynamo
+
+    torch.set_num_threads(1)
+    ask_for_determinism()
+    spare_dynamo()
+
+
+def _end_with_parent() -> None:
+    """A killed parent tells nobody; what its workers would go on to do is in the way of whoever resumes the run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def work(connection: multiprocessing.connection.Connection, device: str) -> None:
+    """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare()
+    import torch
+
+    from optbench.data import load
+    from optbench.engine import Workspace
+    from optbench.engine.device import settle
+    from optbench.errors import KindError, OptbenchError
+    from optbench.execution.messages import Job
+    from optbench.execution.work import do, failed
+    from optbench.targets import use
+
+    job: Job | None = None
+    workspaces: dict[str, Workspace] = {}
+    while True:
+        try:
+            received: Job | Unit = connection.recv()
+        except EOFError:
+            return
+        if isinstance(received, Job):
+            job = received
+            use(job.sources)
+            workspaces.clear()
+            continue
+        assert job is not None
+        unit = received
+        try:
+            if unit.experiment not in workspaces:
+                experiment = job.suite.experiments[unit.experiment]
+                dataset = load(experiment.dataset, job.data_dir, download=False)
+                workspaces.clear()  # one experiment's arrays at a time
+                settle(torch.device(device))
+                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
+            workspace = workspaces[unit.experiment]
+            _answer(do(unit, workspace, connection.send, job.interim), connection)
+        except KindError as error:
+            _answer(failed(unit, error), connection)
+        except OptbenchError as error:
+            connection.send(error)
+        except Exception as error:  # in making the workspace, or in sending: nothing is sent until all of it is pickled
+            _answer(failed(unit, error), connection)
+
+
+def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
+    """Send an answer; or end, where nothing works on the device any more in this process: another one tries again."""
+    from optbench.engine.faults import speaks_of_broken_device
+    from optbench.execution.messages import Failed
+
+    if isinstance(answer, Failed) and speaks_of_broken_device(answer.message):
+        os._exit(1)
+    connection.send(answer)
