@@ -1,17 +1,20 @@
 """How long `report` and `compare` take to answer, from a cold start: on a real run, and on one of 2,000 trials and
 1,000,000 accuracy rows, which is made here.
 
-    python benchmarks/reading.py [RUN] [--rounds 5]
+    python benchmarks/reading.py [RUN] [--rounds 5] [--only TEXT] [--against PYTHON]
 
-Aims: 1.5 s on a finished run of ordinary size, 5 s on the large one. Every command is a process of its own; commands
-are interleaved over the rounds; printed are median [min, max] in seconds. RUN: a run of some suite, such as
-runs/continual-...; left out, only the large one is read.
+Aims: 1.5 s on a finished run of ordinary size, 3 s for its page with figures, 5 s on the large one. Every command is a
+process of its own; commands are interleaved over the rounds; printed are median [min, max] of the seconds that passed
+and of the processor's, which other processes change less. RUN: a run of some suite, such as runs/continual-...; left
+out, only the large one is read. --only: commands with this text in their names. --against: the interpreter of another
+version of optbench, whose commands take turns with those of this one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -49,6 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--against", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         large = make_large(Path(folder) / "runs" / "large")
@@ -68,22 +73,39 @@ def main() -> None:
                 "RUN: report, html": ["report", options.run, "--format", "html"],
                 f"RUN: compare {optimizers[0]} {optimizers[-1]}": ["compare", *pair],
             }
-        times: dict[str, list[float]] = {name: [] for name in commands}
+        pythons = {"": sys.executable} | ({" (against)": options.against} if options.against else {})
+        chosen = {
+            # -P: the optbench of the interpreter, not that of the current folder.
+            f"{name}{which}": [str(python), "-P", "-m", "optbench.cli", *map(str, words)]
+            for name, words in commands.items()
+            if options.only in name
+            for which, python in pythons.items()
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
         for _ in range(options.rounds):
-            for name, words in commands.items():
-                times[name].append(timed([str(word) for word in words]))
+            for name, command in chosen.items():
+                times[name].append(timed(command))
         for name, found in times.items():
-            print(f"{name:32s} {statistics.median(found):6.2f} [{min(found):.2f}, {max(found):.2f}] s")
+            print(f"{name:38s} {spread([one[0] for one in found])} s, processor {spread([one[1] for one in found])} s")
 
 
-def timed(words: list[str]) -> float:
-    """Seconds of one command, in a process of its own."""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "optbench.cli", *words], capture_output=True, text=True, check=False)
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):6.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds of one command, in a process of its own: those that passed, and the processor's."""
+    started, used = time.perf_counter(), _processor()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode or not done.stdout:
-        sys.exit(f"optbench {' '.join(words)}: exit {done.returncode}: {done.stderr}")
-    return seconds
+        sys.exit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
+    return seconds, _processor() - used
+
+
+def _processor() -> float:
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def make_large(path: Path) -> Path:

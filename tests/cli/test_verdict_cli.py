@@ -19,7 +19,10 @@ import yaml
 
 from optbench.cli import main
 from optbench.plan import Trial
+from optbench.stats.results import read_results
+from optbench.store import read_run
 from optbench.store.tables import Row
+from tests.reports import figures
 from tests.written_runs import rows_of, write_run
 
 SUITE = """
@@ -166,6 +169,24 @@ def test_figures_are_written_and_linked_from_the_report(runs: Path, capsys: pyte
     suffixes = {path.suffix for path in Path("out/figures").iterdir()}
     assert suffixes == {".svg", ".png", ".pdf"}
     assert "figures in out/figures" in capsys.readouterr().err
+
+
+def test_a_page_shows_every_panel_that_is_drawn_and_only_pages_and_files_draw(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "base", "--format", "html"]) == 0
+    page = capsys.readouterr().out
+    panels = [len(figure.panels) for figure in figures([read_results(read_run(runs / "base"))])]
+    assert panels
+    assert page.count("<figure>") == len(panels)
+    assert page.count("<svg ") == sum(panels)
+    code = (
+        "import sys; from optbench.cli import main\n"
+        "codes = [main(['report', 'base', '--format', name]) for name in sys.argv[1:]]\n"
+        "sys.exit(1 if any(codes) or 'matplotlib' in sys.modules else 0)"
+    )
+    others = ["terminal", "markdown", "latex", "csv", "json"]
+    assert subprocess.run([sys.executable, "-c", code, *others], capture_output=True, check=False).returncode == 0
 
 
 def test_claims_are_in_every_format(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
