@@ -28,6 +28,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -377,9 +378,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inside", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.device != "cpu" and given.device.partition(":")[0] != "cuda":
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", given.device):
         parser.error(f"--device {given.device}: expected cuda, cuda:N or cpu")
-    if not given.budget > 0:
+    if not 0 < given.budget < float("inf"):
         parser.error(f"--budget {given.budget:g}: expected a number of seconds above 0")
     rehearsed = {step.name for step in REHEARSED}
     if not given.rehearse and rehearsed & {*(given.only or ()), given.inside}:
