@@ -192,7 +192,7 @@ def _settle(factor: Factor, members: Sequence[int]) -> None:
     factor.growth[rows], factor.kept[rows] = 0, 1
 
 
-def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> list[int]:
+def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
     """The members whose factor has changed by more than `share` since their root was taken.
 
     Seen through the root R of L₀, the factor L lies between a and a + ρ times what it was: with c the bias correction,
@@ -201,11 +201,11 @@ def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> 
 
     So a step through the old root is at most (1 + share)^(1/p) times too long for each side. ρ comes from one step of a
     power iteration, which begins at what was found the last time and at the newest gradient, so that a direction that
-    was never seen before counts at once.
+    was never seen before counts at once. Where ε = 0 the root hides such directions: then it is always stale.
 
     Args:
         rows: X, (M, n, k), which was accumulated last.
-        correction: c, (M,).
+        epsilon, correction: ε and c, (M,).
     """
     assert factor.growth is not None
     assert factor.kept is not None
@@ -228,10 +228,12 @@ def outgrown(factor: Factor, rows: Tensor, correction: Tensor, share: float) -> 
     else:
         growth = factor.growth.to(factor.root.dtype)
         stretched = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ weights).tolist()
+    numbers = (low, stretched, epsilon.tolist(), correction.tolist(), factor.age.tolist())
     return [
         i
-        for i, (a, s, c, age) in enumerate(zip(low, stretched, correction.tolist(), factor.age.tolist(), strict=True))
-        if age >= LONGEST or not (a >= 1 - share and a + s / c <= 1 + share)  # NaN is refreshed, and found out there
+        for i, (a, s, e, c, age) in enumerate(zip(*numbers, strict=True))
+        # NaN is refreshed, and found out there.
+        if age >= LONGEST or e == 0 or not (a >= 1 - share and a + s / c <= 1 + share)
     ]
 
 

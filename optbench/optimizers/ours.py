@@ -39,11 +39,9 @@ SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
     epsilon = settings.get("epsilon", 1.0)
-    if settings.get("root") == "newton" and epsilon < LEAST_FOR_NEWTON:
-        return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
-    if settings.get("precondition_frequency") == "auto" and epsilon == 0:
-        return "precondition_frequency: auto: expected an epsilon above 0, got 0"
-    return None
+    if settings.get("root") != "newton" or epsilon >= LEAST_FOR_NEWTON:
+        return None
+    return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
 
 
 OURS: tuple[OptimizerSpec, ...] = (
@@ -62,7 +60,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "epsilon": Hyper(1e-6, high=1.0),
             "initial_epsilon": Hyper(None),
             "weight_decay": Hyper(0.0),
-            "precondition_frequency": Hyper(10, "integer", low=1, choices=("auto",)),
+            "precondition_frequency": Hyper("auto", "integer", low=1, choices=("auto",)),
             "refresh_share": Hyper(1.0),
             "small_side": Hyper(None, "integer", optional=True),
             "max_side": Hyper(8192, "integer", low=1),

@@ -74,7 +74,8 @@ class Shampoo(Optimizer):
       some direction or decayed by more than `refresh_share` (see `factors.outgrown`), at the first step of a task and
       at least every 500 steps. So no step is more than (1 + `refresh_share`)^(1/2) times too long, whatever the
       gradients do, as far as a power iteration can tell. Sides up to 128 are looked at in every step; longer ones, n,
-      every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own.
+      every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own. With ε = 0 every
+      look refreshes.
     - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
       scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
       vector, whose one root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So
@@ -109,7 +110,7 @@ class Shampoo(Optimizer):
         preset: `"gupta"` or `"adam-grafted"`.
         momentum: β₁ in [0, 1), (M,).
         beta2: β₂ in [0, 1], (M,); 1 sums over all of training.
-        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest; above 0 with `"auto"`.
+        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
         initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
@@ -158,7 +159,7 @@ class Shampoo(Optimizer):
         epsilon: PerMember = 1e-6,
         initial_epsilon: PerMember | None = None,
         weight_decay: PerMember = 0.0,
-        precondition_frequency: int | Literal["auto"] = 10,
+        precondition_frequency: int | Literal["auto"] = "auto",
         refresh_share: float = 1.0,
         small_side: int | None = None,
         max_side: int = 8192,
@@ -344,7 +345,7 @@ class Shampoo(Optimizer):
             due = fresh or _is_due(factor.size, len(sides), group)
             members: Sequence[int] = range(len(g)) if due else ()
             if due is None:
-                members = factors.outgrown(factor, rows, correction, group["refresh_share"])
+                members = factors.outgrown(factor, rows, epsilon, correction, group["refresh_share"])
             if members:
                 newton = group["smallest_epsilon"] if group["root"] == "newton" else None
                 precisions = [torch.float32 if fits else torch.float64 for fits in single]
@@ -394,11 +395,10 @@ def _check_group(group: dict[str, Any]) -> None:
     for name, choices in CHOICES.items():
         if group[name] not in choices:
             raise ValueError(unknown(name, str(group[name]), choices))
-    smallest = float(_numbers(group["epsilon"]).min())
-    for name, value in (("root", "newton"), ("precondition_frequency", AUTO)):
-        if group[name] == value and smallest <= 0:
-            raise ValueError(f"epsilon: expected a number above 0 with {name}={value!r}, got {group['epsilon']!r}")
     if group["root"] == "newton":
+        smallest = float(_numbers(group["epsilon"]).min())
+        if smallest <= 0:
+            raise ValueError(f"epsilon: expected a number above 0 with root='newton', got {group['epsilon']!r}")
         group["smallest_epsilon"] = smallest
         for order in (2, 4):
             iterations_for(order, smallest)  # raises where it would not converge

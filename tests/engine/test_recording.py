@@ -22,7 +22,7 @@ from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.execution import Execution
 from optbench.engine.lockstep import LockStep
 from optbench.engine.recording import WARM_UP, Recorded, Recorder, Recordings, recorder
-from optbench.optimizers import roots, shampoo
+from optbench.optimizers import factors, roots, shampoo
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow
@@ -64,7 +64,7 @@ COUNT_ON_DEVICE = [
 @pytest.fixture
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU what a CUDA device is given: torch's implementations for it, and Shampoo's members in one call."""
-    for module in (roots, shampoo):
+    for module in (factors, roots, shampoo):
         monkeypatch.setattr(module, "one_by_one", lambda x: False)
     for module in COUNT_ON_DEVICE:
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])

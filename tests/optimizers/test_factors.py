@@ -23,6 +23,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+EPSILON = torch.tensor([1e-4], dtype=torch.float64)
+
+
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -167,11 +170,11 @@ def test_a_direction_never_seen_counts_at_once() -> None:
         known = 0.1 * normal(1, n, 1, seed=step)
         known[:, 0] = 0
         accumulate(factor, known, one, one, [True])
-        assert outgrown(factor, known, one, share) == []
+        assert outgrown(factor, known, EPSILON, one, share) == []
     new = torch.zeros(1, n, 1)
     new[0, 0] = 0.2
     accumulate(factor, new, one, one, [True])
-    assert outgrown(factor, new, one, share) == [0]
+    assert outgrown(factor, new, EPSILON, one, share) == [0]
     assert seen_through(factor, 0)[-1] > 1 + share
 
 
@@ -181,11 +184,11 @@ def test_what_decays_or_is_old_or_no_number_is_outgrown() -> None:
     one = torch.ones(4, dtype=torch.float64)
     refreshed(factor, [0, 1, 2, 3])
     accumulate(factor, nothing, decay, one, [False] * 4)
-    assert outgrown(factor, nothing, one, 0.3) == [1], "0.6 of it is left"
-    assert outgrown(factor, nothing, one, 0.5) == []
+    assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.3) == [1], "0.6 of it is left"
+    assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.5) == []
     factor.age[2] = factors.LONGEST
     factor.growth[3] = float("nan")
-    assert outgrown(factor, nothing, one, 0.5) == [2, 3]
+    assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.5) == [2, 3]
     assert refreshed(factor, [2, 3]).tolist() == [False, False, False, True]
     assert factor.age.tolist() == [1, 1, 0, 0]
 
@@ -202,7 +205,9 @@ def test_the_bias_correction_is_no_change() -> None:
         correction = 1 - decay**step
         if step == 1:
             refreshed(factor, [0], correction=float(correction))
-        assert outgrown(factor, rows, correction, 1.0) == ([] if step < 8 else outgrown(factor, rows, correction, 1.0))
+        assert outgrown(factor, rows, EPSILON, correction, 1.0) == (
+            [] if step < 8 else outgrown(factor, rows, EPSILON, correction, 1.0)
+        )
         now = float(factor.kept[0]) * factor.total[0] + whole(factor.growth[0])
         torch.testing.assert_close(now / correction, torch.eye(n, dtype=torch.float64))
 
@@ -271,8 +276,14 @@ def test_by_need_a_parameter_whose_first_gradients_are_zero_learns_once_they_are
     assert parameter.detach().abs().min() > 0.1
 
 
-def test_by_need_an_epsilon_of_zero_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"epsilon: expected a number above 0 with precondition_frequency='auto', got 0"
-    ):
-        Shampoo([nn.Parameter(torch.zeros(2))], epsilon=0.0, precondition_frequency="auto")
+def test_by_need_an_epsilon_of_zero_refreshes_at_every_step() -> None:
+    shape, gradients = (4, 5), [normal(4, 5, seed=step) for step in range(5)]
+    found = []
+    for settings in ({"precondition_frequency": "auto"}, {"precondition_frequency": 1}):
+        parameter = nn.Parameter(torch.zeros(shape))
+        optimizer = Shampoo([parameter], lr=1.0, epsilon=0.0, **settings)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        found.append(parameter.detach())
+    assert torch.equal(*found)

@@ -120,8 +120,16 @@ def test_the_length_counts_over_all_parameter_groups(monkeypatch: pytest.MonkeyP
             "small_side=128 leaves roots of a layer's side of 200 stale for up to 50 steps, and a step up to 100 times "
             "too long; small_side=200 refreshes",
         ),
-        ([(200, 400)], {"small_side": 128, "epsilon": 1e-4}, "up to 10 times too long; small_side=200"),
-        ([(3, 200), (200, 4)], {"small_side": 0, "epsilon": 0.0}, "a step too long without bound; small_side=200"),
+        (
+            [(200, 400)],
+            {"small_side": 128, "precondition_frequency": 10, "epsilon": 1e-4},
+            "up to 10 times too long; small_side=200",
+        ),
+        (
+            [(3, 200), (200, 4)],
+            {"small_side": 0, "precondition_frequency": 10, "epsilon": 0.0},
+            "a step too long without bound; small_side=200",
+        ),
     ],
 )
 def test_a_side_that_a_step_could_overshoot_is_warned_of(
@@ -135,7 +143,15 @@ def test_a_side_that_a_step_could_overshoot_is_warned_of(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"small_side": 200}, {"small_side": 128, "precondition_frequency": 1}, {"epsilon": 0.0}, {"max_side": 150}],
+    [
+        {},
+        {"small_side": 0},
+        {"precondition_frequency": 10},
+        {"precondition_frequency": 10, "small_side": 200},
+        {"precondition_frequency": 10, "epsilon": 0.0},
+        {"precondition_frequency": 10, "small_side": 128, "max_side": 150},
+        {"precondition_frequency": 1, "small_side": 128},
+    ],
 )
 def test_settings_that_leave_no_layer_stale_are_not_warned_of(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings(record=True) as caught:
