@@ -54,6 +54,11 @@ def test_a_suite_is_timed_with_its_memory() -> None:
     out = printed("suite.py", "smoke", "--seeds", "1", "--", *what)
     assert "1 ok" in out
     assert "MiB" in out
+    shares = re.findall(
+        r"^(?:start|training|scores and measures|data, .*|closing report) +[\d.]+ +([\d.]+)$", out, re.M
+    )
+    assert len(shares) == 5
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.5)
 
 
 @pytest.mark.slow
