@@ -48,13 +48,15 @@ class Passes:
         self._step, self._opening = step, None
 
     def first(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits for the gradients of the step, of the member's network, whose parameters lie in `weights`.
+        """Logits for the gradients of the step, of the member's network with these weights.
+
+        On a CPU its parameters lie in them already.
 
         The global generators are seeded and not put back: `LockStep` does that after many steps.
         """
         self._weights = weights
         seed_all(self._draws(self._step, 0), inputs.device)
-        logits = self._run(self.network, inputs)
+        logits = self._run(self.network, inputs, EMPTY if inputs.device.type == "cpu" else weights)
         self._after = self._buffers  # no copy: evaluations that follow work on copies
         return logits
 
@@ -86,13 +88,13 @@ class Passes:
             view.copy_(self._buffers[name])
         return row
 
-    def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def _run(self, network: nn.Module, inputs: Tensor, weights: Mapping[str, Tensor] = EMPTY) -> Tensor:
         # A copy: a network may work on its inputs in place, and others read them.
         inputs = inputs.clone()
-        if not self._buffers:
+        given = {**weights, **self._buffers}
+        if not given:
             found: Tensor = network(inputs)
             return found
-        given = dict(self._buffers)
         logits: Tensor = functional_call(network, given, (inputs,))
         # Buffers may have been assigned rather than changed in place; `functional_call` puts those into `given`.
         self._buffers = {name: given[name].detach() for name in self._buffers}

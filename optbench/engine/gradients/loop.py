@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from optbench.engine.batches import BatchBuffer, sharing
 from optbench.engine.faults import ModelError, of_the_machine
@@ -35,7 +36,10 @@ class LoopGradients:
         self._networks = [each.network for each in bound.passes]
         if not self._networks:
             self._networks = [materialised(network, bound.weights.device)] * len(rows)
-        self._parameters = [list(own.parameters()) for own in self._networks]
+        self._parameters: list[list[Tensor]] = [list(own.parameters()) for own in self._networks]
+        self._on_cpu = bound.weights.device.type == "cpu"
+        if not self._on_cpu:  # a module stays where it was made
+            self._parameters = [[view.requires_grad_() for view in own.values()] for own in self._weights]
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, ModelError]:
         raised: dict[int, ModelError] = {}
@@ -52,9 +56,15 @@ class LoopGradients:
 
     def _member(self, i: int, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
         weights, parameters = self._weights[i], self._parameters[i]
-        for parameter, view in zip(parameters, weights.values(), strict=True):
-            parameter.data = view
-        logits = self._passes[i].first(weights, inputs) if self._passes else self._networks[i](inputs)
+        if self._on_cpu:
+            for parameter, view in zip(parameters, weights.values(), strict=True):
+                parameter.data = view
+        if self._passes:
+            logits = self._passes[i].first(weights, inputs)
+        else:
+            logits = (
+                self._networks[i](inputs) if self._on_cpu else functional_call(self._networks[i], weights, (inputs,))
+            )
         loss = cross_entropy(logits, targets)
         # Parameters that a module does not use have no gradient; of our own networks all are used.
         found = torch.autograd.grad(loss, parameters, allow_unused=bool(self._passes))
