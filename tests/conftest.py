@@ -117,6 +117,7 @@ def small_suite(
     tasks: dict[str, Any] = PERMUTED,
     model: dict[str, Any] | None = None,
     seeds: list[int] | int = 3,
+    metrics: list[str] | None = None,
     **protocol: Any,
 ) -> Suite:
     """A suite of one experiment `small` with the model `net`, small enough to train in a second."""
@@ -130,6 +131,7 @@ def small_suite(
                     "tasks": tasks,
                     "models": {"net": model or {"kind": "mlp", "hidden": [20]}},
                     "protocol": {**PROTOCOL, **protocol},
+                    "metrics": metrics,
                 }
             },
         }

@@ -17,6 +17,7 @@ import torch
 from optbench.cli import main
 from optbench.data import Dataset, InputSpec
 from optbench.kinds import calling
+from optbench.metrics.own import MetricSettings
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.store.tables import MetricRow
 from optbench.suite import load_suite, shipped_suites
@@ -100,13 +101,8 @@ def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Datas
         torch.ones(2, device=DEVICE).double()
     newton = {"root": "newton", "epsilon": 1e-4, "max_side": 100}
     suite = suite_of("shampoo", **newton) if name == "newton" else suite_of(name)
-    metrics = [
-        "effective_rank",
-        "class_cosine_mean",
-        "hoyer",
-        "hessian_trace",
-        "pruned_accuracy_0.1_layer",
-    ]
+    names = ["effective_rank", "class_cosine_mean", "hoyer", "hessian_trace", "pruned_accuracy_0.1_layer"]
+    metrics = [MetricSettings.of(name) for name in names]
     experiment = suite.experiments["small"].model_copy(update={"metrics": metrics})
     suite = suite.model_copy(update={"experiments": {"small": experiment}})
     for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):

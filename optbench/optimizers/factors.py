@@ -22,8 +22,6 @@ from optbench.optimizers.roots import one_by_one, own_memory, update_inverse_roo
 from optbench.optimizers.symmetric import add_gram, times, whole
 from optbench.precision import widest
 
-CHECKED_SIDE = 128
-"""Sides up to this are checked at every step; of longer ones, which take long to check, every n / 128 steps."""
 LONGEST = 500
 """Steps that a root is kept for at most."""
 
@@ -215,19 +213,16 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
     low = (factor.kept * factor.correction / correction).tolist()
     weights = _weights(rows.shape[2]).to(rows.device, factor.root.dtype)
     if one_by_one(rows):
-        stretched = [
-            _stretched(
-                own_memory(factor.root[i]),
-                own_memory(factor.growth[i].to(factor.root.dtype)),
-                factor.order,
-                factor.seen[i],
-                _aligned(rows[i], rows.dtype) @ weights,
-            )
-            for i in range(len(rows))
-        ]
+        stretched: list[float] = []
+        for i in range(len(rows)):
+            root, growth = own_memory(factor.root[i]), own_memory(factor.growth[i].to(factor.root.dtype))
+            probe = _aligned(rows[i], rows.dtype) @ weights
+            ratio, factor.seen[i] = _stretched(root, growth, factor.order, own_memory(factor.seen[i]), probe)
+            stretched.append(ratio)
     else:
         growth = factor.growth.to(factor.root.dtype)
-        stretched = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ weights).tolist()
+        found, factor.seen[:] = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ weights)
+        stretched = found.tolist()
     numbers = (low, stretched, epsilon.tolist(), correction.tolist(), factor.age.tolist())
     return [
         i
@@ -242,28 +237,26 @@ def _through(root: Tensor, order: int, x: Tensor) -> Tensor:
     return root @ x if order == 2 else root @ (root @ x)
 
 
-def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> float:
-    """A lower bound of λ_max(R^(p/2) growth R^(p/2)); where it was found goes into `seen`, as all of these (n,).
+def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> tuple[float, Tensor]:
+    """A lower bound of λ_max(R^(p/2) growth R^(p/2)), and the direction it was found in, as all of these (n,).
 
     Infinite where the root is that of a factor of zero, which hides everything.
     """
     newest = _through(root, order, probe)
     length = float(torch.linalg.vector_norm(newest))
-    if length == 0:
-        if probe.any():
-            return math.inf
-        start = seen.clone()
-    else:
-        start = torch.add(seen, newest, alpha=math.copysign(1 / length, float(seen @ newest)))
+    if length == 0 and probe.any():
+        return math.inf, seen
+    # Added up with the same sign, lest they cancel.
+    towards = math.copysign(1 / length, float(seen @ newest)) if length else 0.0
+    start = torch.add(seen, newest, alpha=towards)
     before = float(torch.linalg.vector_norm(start))
     image = _through(root, order, times(growth, _through(root, order, start)))
     after = float(torch.linalg.vector_norm(image))
-    torch.div(image, after or 1.0, out=seen)
-    return after / (before or 1.0)
+    return after / (before or 1.0), image / (after or 1.0)
 
 
-def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> Tensor:
-    """`_stretched` of all members, (M,); root and growth (M, n, n), vectors (M, n)."""
+def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """`_stretched` of all members, (M,) and (M, n); root and growth (M, n, n), other vectors (M, n)."""
 
     def length(x: Tensor) -> Tensor:
         found = torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -273,9 +266,9 @@ def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, p
     sign = torch.where((seen * newest).sum(1, keepdim=True) < 0, -1.0, 1.0)
     start = seen + sign * newest / length(newest)
     image = _through(root, order, growth @ _through(root, order, start.unsqueeze(2))).squeeze(2)
-    seen.copy_(image / length(image))
     hidden = probe.any(1) & ~newest.any(1)
-    return torch.where(hidden, math.inf, torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1))
+    stretched = torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1)
+    return torch.where(hidden, math.inf, stretched), torch.where(hidden.unsqueeze(1), seen, image / length(image))
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
@@ -291,11 +284,3 @@ def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
 def _weights(k: int) -> Tensor:
     """k normal numbers, always the same: with them the columns of a gradient are added up to one direction."""
     return torch.randn(k, generator=torch.Generator().manual_seed(k))
-
-
-def checked(size: int, clock: int, task_begun: bool) -> bool:
-    """Whether `outgrown` is asked in this step: regularly, and 0, 1, 2, 4, ... steps into a task."""
-    every = math.ceil(size / CHECKED_SIDE)
-    if not task_begun:
-        return (clock + 1) % every == 0
-    return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)

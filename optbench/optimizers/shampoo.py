@@ -73,9 +73,9 @@ class Shampoo(Optimizer):
     - `precondition_frequency="auto"` refreshes a root when it is needed: when its factor, seen through it, has grown in
       some direction or decayed by more than `refresh_share` (see `factors.outgrown`), at the first step of a task and
       at least every 500 steps. So no step is more than (1 + `refresh_share`)^(1/2) times too long, whatever the
-      gradients do, as far as a power iteration can tell. Sides up to 128 are looked at in every step; longer ones, n,
-      every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own. With ε = 0 every
-      look refreshes.
+      gradients do, as far as a power iteration can tell. Sides up to 128, or to the longest output of a layer, are
+      looked at in every step; longer ones, n, every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member
+      has a clock of its own. With ε = 0 every look refreshes.
     - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
       scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
       vector, whose one root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So
@@ -214,11 +214,11 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def _set_refreshed_sides(self) -> None:
-        """Write into every group up to which length sides are refreshed at every step."""
+        """Write into every group up to which length sides are refreshed, or looked at, in every step."""
         longest = self._longest_output()
         for group in self.param_groups:
-            chosen = group["small_side"]
-            group["refreshed_side"] = max(SMALL_SIDE, longest) if chosen is None else chosen
+            chosen, group["layer_side"] = group["small_side"], max(SMALL_SIDE, longest)
+            group["refreshed_side"] = group["layer_side"] if chosen is None else chosen
 
     def _longest_output(self) -> int:
         """Length of the longest layer output that has a factor of its own; 0 without one."""
@@ -484,13 +484,20 @@ def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool | None:
     if frequency == AUTO:
         if not _by_need(size, group) or (begun and clock == 0):
             return True
-        return None if factors.checked(size, clock, begun) else False
+        # The inputs of a network change little from step to step; its hidden layers do.
+        every = 1 if size <= group["layer_side"] else math.ceil(size / SMALL_SIDE)
+        return None if _falls_due(every, clock, begun) else False
     never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
     if never_stale or size <= group["refreshed_side"]:
         return True
+    return _falls_due(frequency, clock, begun)
+
+
+def _falls_due(every: int, clock: int, begun: bool) -> bool:
+    """Whether this is one of the steps `every` apart; after a task has begun also 0, 1, 2, 4, 8, ... steps into it."""
     if not begun:
-        return bool((clock + 1) % frequency == 0)
-    return bool(clock % frequency == 0 or (clock < frequency and clock & (clock - 1) == 0))
+        return (clock + 1) % every == 0
+    return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)
 
 
 def _bias_correction(beta: Tensor, step: Tensor) -> Tensor:

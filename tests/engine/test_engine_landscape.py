@@ -40,15 +40,14 @@ Found = TypeVar("Found")
 
 def asking(names: list[str] | None, *, lr: float = 0.1, seeds: int = 1) -> Suite:
     """A small suite that asks for these metrics; tanh, so that a Hessian has no kinks to disagree about."""
-    suite = small_suite(
+    return small_suite(
         {"sgd": {"target": "sgd", "lr": lr}},
         model={"kind": "mlp", "hidden": [6], "activation": "tanh"},
         seeds=seeds,
+        metrics=names,
         train_examples=1200,
         max_epochs=1,
     )
-    experiment = suite.experiments["small"].model_copy(update={"metrics": names})
-    return suite.model_copy(update={"experiments": {"small": experiment}})
 
 
 def landscape_rows(result: TrialResult) -> list[MetricRow]:

@@ -210,12 +210,11 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
         {"adamw": opt("adamw", lr=0.1)},
         tasks={"kind": "permuted", "count": 1, "first": "identity"},
         seeds=1,
+        metrics=["effective_rank", "landscape_loss"],
         batch_size=16,
         **{**SMALL, "train_examples": 100, "max_epochs": 5},
     )
-    experiment = suite.experiments["small"].model_copy(update={"metrics": ["effective_rank", "landscape_loss"]})
-    suite = suite.model_copy(update={"experiments": {"small": experiment}})
-    workspace = Workspace.of(experiment, data, suite.seed, CPU)
+    workspace = Workspace.of(suite.experiments["small"], data, suite.seed, CPU)
     examples = workspace.family.parts.test
     (cohort,) = cohorts(trials(suite))
     (result,) = train(cohort, workspace, lambda progress: None)
@@ -307,10 +306,10 @@ def test_a_model_that_torch_func_refuses_is_trained_member_by_member(mnist: Data
 
 def test_landscape_and_pruning_of_a_model_with_buffers(mnist: Dataset, use: Use) -> None:
     use(own_models.ResNet)
-    suite = suite_of(seeds=1)
     names = ["effective_rank", "hessian_trace", "landscape_loss", "pruning_area_global"]
-    experiment = suite.experiments["small"].model_copy(update={"metrics": names})
-    (result,) = train_suite(suite.model_copy(update={"experiments": {"small": experiment}}), mnist)
+    suite = suite_of(seeds=1, metrics=names)
+    experiment = suite.experiments["small"]
+    (result,) = train_suite(suite, mnist)
     found = {row.metric: row for row in result.rows if isinstance(row, MetricRow) and row.after_task == 2}
     assert found["landscape_loss"].value is not None
     assert found["hessian_trace"].value is not None

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optbench.optimizers.factors import Factor
 from optbench.optimizers.shampoo import Shampoo
 from tests.conftest import run_file
 
@@ -85,6 +86,36 @@ def test_by_default_only_sides_longer_than_every_layer_go_stale(
     for step, sizes in enumerate(seen):
         assert sizes - Counter({inputs: 1}) == expected, f"step {step}"
     assert 0 < len(steps_of(seen, inputs)) < steps
+
+
+@pytest.mark.parametrize("hidden", [[20], [129], [200], [300, 129]])
+@pytest.mark.parametrize("tasks", [(), (0, 5)])
+def test_by_need_every_layer_is_looked_at_in_every_step_and_a_long_input_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, hidden: list[int], tasks: tuple[int, ...]
+) -> None:
+    """Looked at every second step only, 200 units ended with a rank of 70, not 80, and forgot twice as much."""
+    looked: list[Counter[int]] = []
+
+    def watched(factor: Factor, *rest: Any) -> list[int]:
+        looked[-1][factor.size] += 1
+        return []
+
+    monkeypatch.setattr("optbench.optimizers.factors.outgrown", watched)
+    widths = [500, *hidden, 10]
+    shapes = [shape for n, m in itertools.pairwise(widths) for shape in ((m, n), (m,))]
+    parameters = [nn.Parameter(normal(*shape).float()) for shape in shapes]
+    optimizer = Shampoo(parameters)
+    for step in range(10):
+        if step in tasks:
+            optimizer.begin_task()
+        looked.append(Counter())
+        for i, parameter in enumerate(parameters):
+            parameter.grad = normal(*parameter.shape, seed=step * len(shapes) + i).float()
+        optimizer.step()
+    expected = Counter(size for shape in shapes for size in shape if size != 500)
+    assert all(sizes - Counter({500: 1}) == expected for step, sizes in enumerate(looked) if step not in (0, *tasks))
+    often = [1, 2, 4, 6, 7, 9] if tasks else [3, 7]  # the first step of all, and of a task, refreshes without a look
+    assert steps_of(looked, 500) == often
 
 
 def test_a_vector_is_never_stale_by_default_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
