@@ -303,8 +303,9 @@ def check_metric(name: str) -> None:
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
-    """Raises UsageError unless trials have the registered metric `name` where a suite lists these metrics."""
-    chosen = {one for entry in listed or (DEFAULT,) for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
+    """Raises UsageError unless trials have the registered metric `name` where a suite lists these (None: no list)."""
+    listed = (DEFAULT,) if listed is None else listed
+    chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
     # Of the accuracy matrix and the clock everything is derived, and of one pruning curve all of its measures.
     derived = {"continual", "cost", *(METRICS[one].kind for one in chosen if one in METRICS)} & {*_DERIVED}
     if name in METRICS and name not in chosen and METRICS[name].kind not in derived:

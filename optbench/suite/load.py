@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
-from optbench.metrics.catalog import DEFAULT, check_metric, check_pair_metric, check_taken
+from optbench.metrics.catalog import DEFAULT, base_name, check_metric, check_pair_metric, check_taken
 from optbench.metrics.own import check_rule, resolve
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
@@ -222,7 +222,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     own: dict[str, str] = {}
     for name, experiment in suite.experiments.items():
         for i, entry in enumerate(experiment.metrics or ()):
-            if entry.is_users and (other := own.setdefault(entry.name, entry.kind)) != entry.kind:
+            if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
                 path: KeyPath = ("experiments", name, "metrics", i)
                 message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
                 yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")

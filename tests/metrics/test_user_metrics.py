@@ -302,9 +302,11 @@ def test_a_slip_is_refused_with_the_nearest_name(
     assert said in refusal(capsys, tmp_path, "run", suite, "--runs-dir", tmp_path / "runs", lines=2)
 
 
-def test_two_metrics_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suite = written(tmp_path, '["./mine.py:margin", "./other.py:margin"]')
-    (tmp_path / "other.py").write_text(MINE, encoding="utf-8")
+@pytest.mark.parametrize("second", ["./other.py:margin", "{kind: ./other.py:margin, factor: 2}"])
+def test_two_metrics_of_one_name_are_refused(second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = written(tmp_path, f"[./mine.py:margin, {second}]")
+    code = MINE.replace("def margin(features, targets", "def margin(features, targets, *, factor: int = 1")
+    (tmp_path / "other.py").write_text(code, encoding="utf-8")
     said = refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
     assert "./other.py:margin: expected a name of its own, got that of ./mine.py:margin" in said
 

@@ -20,6 +20,13 @@ experiments:
 claims:
   c: {{experiment: one, metric: {metric}, left: a, right: b, expect: lower{more}}}
 """
+MINE = """
+import optbench
+
+@optbench.metric(of="weights")
+def size(weights):
+    return float(len(weights))
+"""
 
 
 @pytest.mark.parametrize(
@@ -29,6 +36,9 @@ claims:
         ("[hoyer]", "forgetting", ", beside: [srank]", "claims.c.beside", 87),
         ("[hoyer]", "forgetting", ", where: {kurtosis: {above: 1}}", "claims.c.where", 86),
         ("[hoyer]", "pruning_area_global", "", "claims.c", 32),
+        ("['./mine.py:size']", "effective_rank", "", "claims.c", 32),
+        ("[{kind: srank, delta: .1}]", "effective_rank", "", "claims.c", 32),
+        ("[{kind: srank, delta: .1}]", "srank", "", "claims.c", 32),
     ],
 )
 def test_a_metric_that_is_not_taken_is_refused(
@@ -36,6 +46,7 @@ def test_a_metric_that_is_not_taken_is_refused(
 ) -> None:
     suite = tmp_path / "claimed.yaml"
     suite.write_text(SUITE.format(metrics=metrics, metric=metric, more=more), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     assert main(["run", str(suite), "--dry-run"]) == 2
     name = more.partition("[")[2].partition("]")[0] or more.partition("where: {")[2].partition(":")[0] or metric
     wanted = f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'"
