@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable
@@ -11,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from optbench.data import Dataset, InputSpec
+from optbench.engine.gradients.bound import Bound, same_gradients
 from optbench.engine.gradients.chosen import CHECKED, MEMORY, TRIED, Choice, _Together
+from optbench.engine.gradients.loop import LoopGradients
+from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.members import TrialResult
+from optbench.engine.stack import Layout
 from optbench.kinds import calling
+from optbench.models import cross_entropy
 from optbench.suite import Suite
 from tests import own_models
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
@@ -24,7 +31,7 @@ SMALL: dict[str, Any] = {"train_examples": 320, "test_examples": 60, "validation
 
 
 class NoBiases(nn.Module):
-    """A transformer of two layers over the rows of an image: bits by `torch.func` are those of each member alone."""
+    """A transformer of two layers over the rows of an image, without biases: here `torch.func` may give equal bits."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 8) -> None:
         super().__init__()
@@ -65,15 +72,63 @@ def ways(results: list[TrialResult]) -> set[str | None]:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *, together: bool) -> None:
-    """Have the clock say which way is faster."""
-    monkeypatch.setattr("optbench.engine.gradients.chosen.faster", lambda *seconds: together)
+    """Let time pass in gradients alone: member by member it takes 2 s, by `torch.func` 1 s or 3 s."""
+    now = 0
+
+    def timed(call: Callable[..., Any], seconds: int) -> Callable[..., Any]:
+        def timed_call(*given: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return call(*given)
+
+        return timed_call
+
+    monkeypatch.setattr(_Together, "__call__", timed(_Together.__call__, 1 if together else 3))
+    monkeypatch.setattr(LoopGradients, "__call__", timed(LoopGradients.__call__, 2))
+    monkeypatch.setattr("time.thread_time", lambda: now)
 
 
+class Exact:
+    """`Vmap`'s work with the bits of each member alone, whatever the library does."""
+
+    name = Vmap.name
+
+    def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
+        self._network = copy.deepcopy(network)
+        self._members = [layout.views(row) for row in bound.weights.unbind()]
+        self.grads = layout.views(bound.grads)
+
+    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+        logits = []
+        for i, views in enumerate(self._members):
+            weights = {name: view.detach().requires_grad_() for name, view in views.items()}
+            logits.append(functional_call(self._network, weights, (inputs[i],)))
+            loss = cross_entropy(logits[i], targets[i])
+            for target, grad in zip(self.grads.values(), torch.autograd.grad(loss, [*weights.values()]), strict=True):
+                target[i] = grad
+            losses[i] = loss.detach()
+        return torch.stack(logits).detach()
+
+
+def put(monkeypatch: pytest.MonkeyPatch, way: type[Exact]) -> None:
+    """Put a way in the place of `torch.func`, and have it tried."""
+    monkeypatch.setattr("optbench.engine.gradients.chosen.Vmap", way)
+    have_tried(monkeypatch)
+
+
+def have_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `torch.func` tried in training, on whole batches of all members, whatever it gives on a few examples."""
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["optbench.engine.train"], "together_alike", lambda *_: 1)
+
+
+@pytest.mark.parametrize("model", [NoBiases, None], ids=["transformer", "cnn"])
 def test_the_faster_way_is_taken_where_bits_are_the_same_and_changes_none(
-    mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
+    model: type[nn.Module] | None, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("optbench.engine.gradients.chosen.CHECKED", 3)
-    suite = suite_of(NoBiases)
+    suite = suite_of(model)
+    put(monkeypatch, Exact)
     clock(monkeypatch, together=True)
     together = train_suite(suite, mnist)
     alone = train_suite(suite, mnist, only=1)
@@ -84,26 +139,37 @@ def test_the_faster_way_is_taken_where_bits_are_the_same_and_changes_none(
     assert same_bits(alone[0], each[1])
 
 
-@pytest.mark.parametrize("model", [None, own_models.VisionTransformer], ids=["cnn", "transformer"])
-def test_other_bits_are_never_taken_however_fast(
+@pytest.mark.parametrize("tried", ["on a few examples first", "at once"])
+@pytest.mark.parametrize(
+    "model", [NoBiases, None, own_models.VisionTransformer], ids=["no biases", "cnn", "transformer"]
+)
+def test_torch_func_is_taken_if_its_bits_are_the_same_on_this_machine(
     model: type[nn.Module] | None,
+    tried: str,
     mnist: Dataset,
     suite_of: Callable[..., Suite],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     suite = suite_of(model)
     expected = train_suite(suite, mnist, only=1)[0]
+    agreed = []
+
+    def noted(a: Tensor, b: Tensor) -> bool:
+        agreed.append(same_gradients(a, b))
+        return agreed[-1]
+
+    for module in ("chosen", "tried"):
+        monkeypatch.setattr(f"optbench.engine.gradients.{module}.same_gradients", noted)
+    if tried == "at once":
+        have_tried(monkeypatch)
     clock(monkeypatch, together=True)
     found = train_suite(suite, mnist)
-    assert ways(found) == {"member by member"}
     assert same_bits(found[1], expected)
-    # Let it be tried in training, too, on whole batches of all members.
-    # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["optbench.engine.train"], "together_alike", lambda *_: 1)
-    assert all(map(same_bits, train_suite(suite, mnist), found))
+    assert agreed
+    assert ways(found) == {"torch.func" if all(agreed) else "member by member"}
 
 
-@pytest.mark.parametrize("sound", [1, TRIED + 1], ids=["while it is tried", "later"])
+@pytest.mark.parametrize("sound", [0, 1, TRIED + 1], ids=["at once", "while it is tried", "later"])
 @pytest.mark.parametrize("fault", ["other bits", "raises"])
 def test_a_way_that_goes_wrong_leaves_no_trace(
     sound: int, fault: str, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
@@ -113,19 +179,20 @@ def test_a_way_that_goes_wrong_leaves_no_trace(
     expected = train_suite(suite, mnist)
     clock(monkeypatch, together=True)
     monkeypatch.setattr("optbench.engine.gradients.chosen.CHECKED", 2)
-    right = _Together.__call__
     taken = 0
 
-    def wrong(self: _Together, step: int, losses: Tensor) -> None:
-        nonlocal taken
-        taken += 1
-        right(self, step, losses)
-        if taken > sound and fault == "raises":
-            raise RuntimeError("no more")
-        if taken > sound:
-            self._vmap._grads["head.weight"].mul_(1 + 1e-6)
+    class Wrong(Exact):
+        def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+            nonlocal taken
+            taken += 1
+            logits = super().__call__(inputs, targets, losses)
+            if taken > sound and fault == "raises":
+                raise RuntimeError("no more")
+            if taken > sound:
+                self.grads["head.weight"].mul_(1 + 1e-6)
+            return logits
 
-    monkeypatch.setattr(_Together, "__call__", wrong)
+    put(monkeypatch, Wrong)
     found = train_suite(suite, mnist)
     assert taken > sound
     assert ways(found) == {"member by member"}

@@ -103,14 +103,10 @@ class ChosenGradients:
             self._seconds[0] += between - started
             self._seconds[1] += ended - again
             if self._taken == TRIED:
-                self._choice.possible = faster(*self._seconds)
+                together, each = self._seconds
+                self._choice.possible = together < each
                 self._choice.sizes.add(size)
         return raised
-
-
-def faster(together: float, each: float) -> bool:
-    """True if `torch.func` took fewer seconds."""
-    return together < each
 
 
 class _Together:
