@@ -81,7 +81,7 @@ class Recorded(Generic[T]):
             replay = record(functools.partial(self._once_more, work))
             _put(tensors, before)
             replay()
-            if _same_bits(tensors, after):
+            if _equal(tensors, after):
                 self._replay = replay
                 return
             reason = "a replay came to other numbers"
@@ -178,7 +178,7 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _same_bits(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def _equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether all are equal, NaN included; the device is asked once."""
     same = [(a == b) | ((a != a) & (b != b)) for a, b in zip(tensors, others, strict=True)]
     return bool(torch.stack([each.all() for each in same]).all())

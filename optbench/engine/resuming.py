@@ -18,9 +18,9 @@ from optbench.engine.batches import BatchStream
 from optbench.engine.faults import of_the_machine
 from optbench.engine.interim import CannotResume, loaded, saved
 from optbench.engine.lanes import Instance, LaneMember, MemberState, PerMemberLane
-from optbench.engine.lanes.verification import same_bits
 from optbench.engine.lockstep import LockStep, Machinery
 from optbench.engine.passes import Passes
+from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12

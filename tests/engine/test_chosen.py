@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.data import Dataset, InputSpec
-from optbench.engine.gradients.bound import Bound, same_gradients
+from optbench.engine import stack
+from optbench.engine.gradients.bound import Bound
 from optbench.engine.gradients.chosen import CHECKED, MEMORY, TRIED, Choice, _Together
 from optbench.engine.gradients.loop import LoopGradients
 from optbench.engine.gradients.vmap import Vmap
@@ -155,11 +156,11 @@ def test_torch_func_is_taken_if_its_bits_are_the_same_on_this_machine(
     agreed = []
 
     def noted(a: Tensor, b: Tensor) -> bool:
-        agreed.append(same_gradients(a, b))
+        agreed.append(stack.same_bits(a, b))
         return agreed[-1]
 
     for module in ("chosen", "tried"):
-        monkeypatch.setattr(f"optbench.engine.gradients.{module}.same_gradients", noted)
+        monkeypatch.setattr(f"optbench.engine.gradients.{module}.same_bits", noted)
     if tried == "at once":
         have_tried(monkeypatch)
     clock(monkeypatch, together=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from optbench.data import Dataset, InputSpec
+from optbench.engine import stack
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
@@ -339,3 +340,10 @@ def test_padding_never_becomes_a_weight() -> None:
     row = layout.pack(weights)
     assert row.sum() == 105 + 7
     assert all(torch.equal(layout.unpack(row)[name], weight) for name, weight in weights.items())
+
+
+def test_bits_are_compared_but_any_nan_counts_as_any_other() -> None:
+    nans = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)  # of either sign
+    assert stack.same_bits(nans, nans.flip(0))
+    assert not stack.same_bits(nans, torch.tensor([math.nan, 0.0]))
+    assert not stack.same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
@@ -47,9 +46,3 @@ class Gradients(Protocol):
 
 
 GradientsFactory: TypeAlias = Callable[[Bound], Gradients]
-
-
-def same_gradients(a: Tensor, b: Tensor) -> bool:
-    """True if two float32 tensors have the same bits, a NaN those of any other."""
-    same = a.view(torch.int32) == b.view(torch.int32)
-    return bool(same.all()) or bool((same | (a.isnan() & b.isnan())).all())

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from optbench.engine.batches import BatchBuffer, sharing
-from optbench.engine.gradients.bound import Bound, same_gradients
+from optbench.engine.gradients.bound import Bound
 from optbench.engine.gradients.loop import LoopGradients
 from optbench.engine.gradients.vmap import Vmap
-from optbench.engine.stack import Layout
+from optbench.engine.stack import Layout, same_bits
 from optbench.models import cross_entropy
 
 TRIED = 4
@@ -95,7 +95,7 @@ class ChosenGradients:
         again = time.thread_time()
         raised = self._each(step, losses)
         ended = time.thread_time()
-        if raised or not (same_gradients(grads, self._bound.grads) and same_gradients(found, losses)):
+        if raised or not (same_bits(grads, self._bound.grads) and same_bits(found, losses)):
             if not trying:
                 raise OtherBitsError
             self._choice.possible = False

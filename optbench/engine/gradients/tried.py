@@ -14,13 +14,14 @@ from torch import Tensor
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import PROBED, Blueprint
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients.bound import Bound, same_gradients
+from optbench.engine.gradients.bound import Bound
 from optbench.engine.gradients.loop import LoopGradients
 from optbench.engine.gradients.together import TogetherGradients
 from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.passes import Passes
 from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
+from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 from optbench.tasks import Examples
 
@@ -63,7 +64,7 @@ def together_alike(blueprint: Blueprint, examples: Examples, normalise: Normalis
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*performance drop")  # it loops over members itself, slowly
         try:
-            if not all(same_gradients(together, alone) for together, alone in steps):
+            if not all(same_bits(together, alone) for together, alone in steps):
                 return None
         except Exception as error:
             if of_the_machine(error):

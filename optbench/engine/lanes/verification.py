@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes import Evaluate, Lane, LaneMember, build_lane
 from optbench.engine.recording import Recordings
-from optbench.engine.stack import Layout
+from optbench.engine.stack import Layout, same_bits
 from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
@@ -125,8 +125,3 @@ class _Companion:
     def step(self, evaluate: Evaluate) -> Exception | None:
         """Take one step; return what the optimizer raised, if anything."""
         return self._lane.step(evaluate).get(0)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """True if two float32 tensors have the same bits; NaNs are compared by their bits, too."""
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))
