@@ -315,7 +315,6 @@ def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[f
     """For each parameter, the length of the step taken over that of the one through fresh roots."""
     from optbench.optimizers.factors import factor_of
     from optbench.optimizers.roots import precondition, update_inverse_roots
-    from optbench.optimizers.symmetric import whole
 
     (group,) = optimizer.param_groups
     ratios = []
@@ -327,7 +326,9 @@ def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[f
             factor = factor_of(state, side, 2 * len(names))
             assert factor.kept is not None
             assert factor.growth is not None
-            now = factor.kept[0] * factor.total[0] + whole(factor.growth[0])
+            assert factor.unit is not None
+            unit = float(factor.unit[0]) or 1.0
+            now = factor.kept[0] * factor.total[0] + factor.growth[0].double() / unit**2
             roots.append(torch.zeros_like(factor.root))
             update_inverse_roots(roots[-1], now[None], factor.order, EPSILON)
         fresh = group["lr"] * precondition(roots, gradient).norm()

@@ -2,9 +2,10 @@
 
 Shapes: M members, n the side of a factor, k the other side of the gradient.
 
-A factor is L = kept · total + growth. Products are added to the growth, which goes into the total when the root is
-refreshed. On a CPU the growth may be in float32, where a product takes half the time: its rounding error is that of the
-products since the last root, never that of the whole sum.
+A factor is L = kept · total + growth / unit². On a CPU products are added to the growth, which goes into the total when
+the root is refreshed: it says how stale the root is, and may be in float32, where a product takes half the time. Its
+rounding error is that of the products since the last root, never that of the whole sum. Elsewhere, and where neither is
+of use, products go into the total at once.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from optbench.optimizers.roots import one_by_one, own_memory, update_inverse_roots
-from optbench.optimizers.symmetric import add_gram, times, whole
+from optbench.optimizers.symmetric import add_gram, times
 from optbench.precision import widest
 
+FAR = 2.0**30
+"""Gradients this many times larger than the unit get another one: their squares still fit into float32."""
 LONGEST = 500
 """Steps that a root is kept for at most."""
 
@@ -33,13 +36,15 @@ class Factor:
     order: int
     """Of the root: twice the number of sides."""
     total: Tensor
-    """(M, n, n), or (M, n) where only the diagonal is kept; of the widest dtype."""
+    """(M, n, n), on a CPU as lower panels; (M, n) where only the diagonal is kept; of the widest dtype."""
     root: Tensor
     """The same shape, in the dtype of the gradient."""
     growth: Tensor | None = None
-    """(M, n, n), on a CPU as lower panels; None where products go into the total at once."""
+    """(M, n, n) as lower panels; None where all products go into the total at once."""
     kept: Tensor | None = None
     """(M,): the share of the total that has not decayed since."""
+    unit: Tensor | None = None
+    """(M,): the power of two that gradients are multiplied by before they grow, lest float32 overflow or underflow."""
     seen: Tensor | None = None
     """(M, n): the direction in which it has grown most, as far as is known; None on a fixed schedule."""
     correction: Tensor | None = None
@@ -76,7 +81,7 @@ def begin(
         start: (M,), the multiple of the identity that the factor begins as.
         diagonal: keep only the diagonal.
         single: for each member, whether its factor may grow in float32.
-        by_need: keep what `outgrown` needs.
+        by_need: keep what `outgrown` needs; on a CPU only.
     """
     members, size, device, dtype = len(rows), rows.shape[1], rows.device, widest(rows.device)
     shape = (members, size) if diagonal else (members, size, size)
@@ -85,10 +90,11 @@ def begin(
     state[f"{side}_root"] = torch.zeros(shape, dtype=rows.dtype, device=device)
     if diagonal:
         return
-    if one_by_one(rows) or by_need:
-        growing = torch.float32 if one_by_one(rows) and all(single) else dtype
+    if by_need or (one_by_one(rows) and any(single)):
+        growing = dtype if by_need and not all(single) else torch.float32
         state[f"{side}_growth"] = torch.zeros(shape, dtype=growing, device=device)
         state[f"{side}_kept"] = torch.ones(members, dtype=dtype, device=device)
+        state[f"{side}_unit"] = torch.zeros(members, dtype=dtype, device=device)
     if by_need:
         state[f"{side}_seen"] = torch.zeros(members, size, dtype=rows.dtype, device=device)
         state[f"{side}_correction"] = torch.ones(members, dtype=dtype, device=device)
@@ -97,39 +103,60 @@ def begin(
 
 def factor_of(state: dict[str, Any], side: str, order: int) -> Factor:
     """The factor that `begin` wrote."""
-    rest = (state.get(f"{side}_{name}") for name in ("growth", "kept", "seen", "correction", "age"))
+    rest = (state.get(f"{side}_{name}") for name in ("growth", "kept", "unit", "seen", "correction", "age"))
     return Factor(order, state[side], state[f"{side}_root"], *rest)
 
 
-def accumulate(factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor, single: Sequence[bool]) -> None:
+def accumulate(
+    factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor, single: Sequence[bool], largest: Sequence[float]
+) -> None:
     """L ← decay L + weight X Xᵀ, in place.
 
     Args:
         rows: X, (M, n, k): a gradient, or its transpose for the other side.
         decay, weight: (M,), of the widest dtype.
         single: (M,), as given to `begin`.
+        largest: (M,), the largest absolute value in each member's X; not used elsewhere than on a CPU.
     """
     if factor.age is not None:
         factor.age.add_(1)
-    if factor.kept is not None:
-        factor.kept.mul_(decay)
     if not one_by_one(rows):
         _accumulate_batched(factor, rows, decay, weight)
         return
     for i, (beta, alpha) in enumerate(zip(decay.tolist(), weight.tolist(), strict=True)):
-        if factor.growth is None:
-            x, total = own_memory(rows[i].to(factor.total.dtype)), factor.total[i]
-            if factor.diagonal:
-                total.mul_(beta).add_(x.square().sum(1).mul_(alpha))
-            else:  # of a state that was saved on another device
-                total.copy_(own_memory(total).addmm_(x, x.mT, beta=beta, alpha=alpha))
-            continue
-        # A stack may hold members of both kinds. A float32 number survives the way through float64 unchanged.
-        dtype = torch.float32 if single[i] else factor.growth.dtype
-        target = own_memory(factor.growth[i].to(dtype))
-        add_gram(target, _aligned(rows[i], dtype), beta, alpha)
-        if target.data_ptr() != factor.growth[i].data_ptr():
-            factor.growth[i].copy_(target)
+        if factor.diagonal:
+            factor.total[i].mul_(beta).add_(own_memory(rows[i]).to(factor.total.dtype).square().sum(1).mul_(alpha))
+        elif factor.growth is not None and (factor.seen is not None or single[i]):
+            _grow(factor, i, rows[i], beta, alpha, single[i], largest[i])
+        else:
+            target = own_memory(factor.total[i])
+            add_gram(target, _aligned(rows[i], target.dtype), beta, alpha)
+            _put_back(target, factor.total[i])
+
+
+def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single: bool, largest: float) -> None:
+    """Add weight X Xᵀ of member i to its growth, after all of it has decayed."""
+    assert factor.growth is not None
+    assert factor.kept is not None
+    assert factor.unit is not None
+    factor.kept[i] *= decay
+    growth, unit = factor.growth[i], float(factor.unit[i])
+    if 0 < largest < math.inf and not 0 < largest * unit < FAR:
+        before, unit = unit, 2.0 ** -math.frexp(largest)[1]
+        growth.mul_((unit / before) ** 2 if before else 1.0)
+    elif unit == 0 and largest != 0:  # not finite: to be found in the total
+        unit = 1.0
+    factor.unit[i] = unit
+    # A stack may hold members of both kinds. A float32 number survives the way through float64 unchanged.
+    dtype = torch.float32 if single else growth.dtype
+    target = own_memory(growth.to(dtype))
+    add_gram(target, _aligned(x.to(dtype) * (unit or 1.0), dtype), decay, weight)
+    _put_back(target, growth)
+
+
+def _put_back(found: Tensor, place: Tensor) -> None:
+    if found.data_ptr() != place.data_ptr():
+        place.copy_(found)
 
 
 def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,12 +167,11 @@ def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _accumulate_batched(factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor) -> None:
-    target = factor.total if factor.growth is None else factor.growth
-    rows = rows.to(target.dtype)
+    total, rows = factor.total, rows.to(factor.total.dtype)
     if factor.diagonal:
-        target.mul_(decay.view(-1, 1)).add_(rows.square().sum(2).mul_(weight.view(-1, 1)))
+        total.mul_(decay.view(-1, 1)).add_(rows.square().sum(2).mul_(weight.view(-1, 1)))
     else:
-        target.mul_(decay.view(-1, 1, 1)).baddbmm_(rows * weight.view(-1, 1, 1), rows.mT)
+        total.mul_(decay.view(-1, 1, 1)).baddbmm_(rows * weight.view(-1, 1, 1), rows.mT)
 
 
 def refresh(
@@ -173,21 +199,27 @@ def refresh(
 
 def _settle(factor: Factor, members: Sequence[int]) -> None:
     """Let the growth of these members go into their totals."""
-    if factor.growth is None or factor.kept is None:
+    if factor.growth is None or factor.kept is None or factor.unit is None:
         return
-    if one_by_one(factor.total):
-        for i in members:
-            if (kept := float(factor.kept[i])) != 1:
-                factor.total[i].mul_(kept)
-            factor.total[i].add_(whole(factor.growth[i]))
+    kept, units = factor.kept.tolist(), factor.unit.tolist()
+    for i in members:
+        if kept[i] != 1:
+            factor.total[i].mul_(kept[i])
+        if units[i]:
+            factor.total[i].add_(factor.growth[i], alpha=units[i] ** -2)
             factor.growth[i].zero_()
-            factor.kept[i] = 1
+    factor.kept[list(members)], factor.unit[list(members)] = 1, 0
+
+
+def moved(state: dict[str, Any], side: str) -> None:
+    """Let a factor's growth go into its total, both triangles of it, for a device where products go there at once."""
+    factor = factor_of(state, side, 0)
+    if factor.diagonal:
         return
-    rows = torch.tensor(members, device=factor.total.device)
-    # Also what a CPU has left, as lower panels, where a state was loaded on another device.
-    growth = factor.growth[rows].tril() + factor.growth[rows].tril(-1).mT
-    factor.total[rows] = factor.total[rows] * factor.kept[rows].view(-1, 1, 1) + growth
-    factor.growth[rows], factor.kept[rows] = 0, 1
+    _settle(factor, range(len(factor.total)))
+    state[side] = factor.total.tril() + factor.total.tril(-1).mT
+    for name in ("growth", "kept", "unit", "seen", "correction", "age"):
+        state.pop(f"{side}_{name}", None)
 
 
 def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
@@ -195,7 +227,7 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
 
     Seen through the root R of L₀, the factor L lies between a and a + ρ times what it was: with c the bias correction,
 
-        a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 − share or a + ρ > 1 + share.
+        a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 
     So a step through the old root is at most (1 + share)^(1/p) times too long for each side. ρ comes from one step of a
     power iteration, which begins at what was found the last time and at the newest gradient, so that a direction that
@@ -210,39 +242,35 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
     assert factor.seen is not None
     assert factor.correction is not None
     assert factor.age is not None
+    assert factor.unit is not None
     low = (factor.kept * factor.correction / correction).tolist()
-    weights = _weights(rows.shape[2]).to(rows.device, factor.root.dtype)
-    if one_by_one(rows):
-        stretched: list[float] = []
-        for i in range(len(rows)):
-            root, growth = own_memory(factor.root[i]), own_memory(factor.growth[i].to(factor.root.dtype))
-            probe = _aligned(rows[i], rows.dtype) @ weights
-            ratio, factor.seen[i] = _stretched(root, growth, factor.order, own_memory(factor.seen[i]), probe)
-            stretched.append(ratio)
-    else:
-        growth = factor.growth.to(factor.root.dtype)
-        found, factor.seen[:] = _stretched_batched(factor.root, growth, factor.order, factor.seen, rows @ weights)
-        stretched = found.tolist()
+    weights, stretched = _weights(rows.shape[2]).to(factor.root.dtype), []
+    for i, unit in enumerate(factor.unit.tolist()):
+        root, growth = own_memory(factor.root[i]), own_memory(factor.growth[i].to(factor.root.dtype))
+        probe = _aligned(rows[i] * unit, rows.dtype) @ weights
+        ratio, factor.seen[i] = _stretched(root, growth, factor.order, unit or 1.0, own_memory(factor.seen[i]), probe)
+        stretched.append(ratio)
     numbers = (low, stretched, epsilon.tolist(), correction.tolist(), factor.age.tolist())
     return [
         i
         for i, (a, s, e, c, age) in enumerate(zip(*numbers, strict=True))
         # NaN is refreshed, and found out there.
-        if age >= LONGEST or e == 0 or not (a >= 1 - share and a + s / c <= 1 + share)
+        if age >= LONGEST or e == 0 or not (a >= 1 / (1 + share) and a + s / c <= 1 + share)
     ]
 
 
-def _through(root: Tensor, order: int, x: Tensor) -> Tensor:
-    """R^(p/2) x, of p = 2 or 4."""
-    return root @ x if order == 2 else root @ (root @ x)
-
-
-def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> tuple[float, Tensor]:
-    """A lower bound of λ_max(R^(p/2) growth R^(p/2)), and the direction it was found in, as all of these (n,).
+def _stretched(
+    root: Tensor, growth: Tensor, order: int, unit: float, seen: Tensor, probe: Tensor
+) -> tuple[float, Tensor]:
+    """A lower bound of λ_max(R^(p/2) growth R^(p/2)) / unit², and the direction it was found in, as all of these (n,).
 
     Infinite where the root is that of a factor of zero, which hides everything.
     """
-    newest = _through(root, order, probe)
+
+    def through(x: Tensor) -> Tensor:
+        return (root @ x if order == 2 else root @ (root @ x)) / unit
+
+    newest = through(probe)
     length = float(torch.linalg.vector_norm(newest))
     if length == 0 and probe.any():
         return math.inf, seen
@@ -250,25 +278,9 @@ def _stretched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Te
     towards = math.copysign(1 / length, float(seen @ newest)) if length else 0.0
     start = torch.add(seen, newest, alpha=towards)
     before = float(torch.linalg.vector_norm(start))
-    image = _through(root, order, times(growth, _through(root, order, start)))
+    image = through(times(growth, through(start)))
     after = float(torch.linalg.vector_norm(image))
     return after / (before or 1.0), image / (after or 1.0)
-
-
-def _stretched_batched(root: Tensor, growth: Tensor, order: int, seen: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """`_stretched` of all members, (M,) and (M, n); root and growth (M, n, n), other vectors (M, n)."""
-
-    def length(x: Tensor) -> Tensor:
-        found = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return torch.where(found == 0, 1.0, found)
-
-    newest = _through(root, order, probe.unsqueeze(2)).squeeze(2)
-    sign = torch.where((seen * newest).sum(1, keepdim=True) < 0, -1.0, 1.0)
-    start = seen + sign * newest / length(newest)
-    image = _through(root, order, growth @ _through(root, order, start.unsqueeze(2))).squeeze(2)
-    hidden = probe.any(1) & ~newest.any(1)
-    stretched = torch.linalg.vector_norm(image, dim=1) / length(start).squeeze(1)
-    return torch.where(hidden, math.inf, stretched), torch.where(hidden.unsqueeze(1), seen, image / length(image))
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:

@@ -27,14 +27,16 @@ class LayerSignals:
     gradients: Tensor
     examples: int
 
-    @property
-    def rows(self) -> int:
-        """R."""
-        return len(self.inputs)
+    def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
+        """A ← kept A + (1 − kept) times the sum over places of E[x xᵀ]; G likewise, of the mean over places of E[g gᵀ].
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A (a, a), the sum over places of E[x xᵀ], and G (o, o), the mean over places of E[g gᵀ]."""
-        return self.inputs.T @ self.inputs / self.examples, self.gradients.T @ self.gradients / self.rows
+        a: A, (a, a); g: G, (o, o); on a CPU as lower panels.
+        """
+        for factor, rows, count in ((a, self.inputs, self.examples), (g, self.gradients, len(self.gradients))):
+            if one_by_one(rows):
+                add_gram(factor, rows.T, kept, (1 - kept) / count)
+            else:
+                factor.lerp_(rows.T @ rows / count, 1 - kept)
 
 
 class Move(NamedTuple):
@@ -215,18 +217,13 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
 
 
 def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
-    """Running averages of the factors, which begin as the first ones themselves; on a CPU as lower panels."""
+    """Running averages of the factors, which begin as the first ones themselves."""
     updates = group["steps"] // group["factor_frequency"] + 1
-    decay = min(1 - 1 / updates, group["decay"])
-    seen = {"input_factor": (signals.inputs, signals.examples), "output_factor": (signals.gradients, signals.rows)}
-    for name, (rows, count) in seen.items():
-        new = name not in state
-        factor = state.setdefault(name, rows.new_zeros(rows.shape[1], rows.shape[1]))
-        kept = 0.0 if new else decay
-        if one_by_one(rows):
-            add_gram(factor, rows.T, kept, (1 - kept) / count)
-        else:
-            factor.lerp_(rows.T @ rows / count, 1 - kept)
+    kept = min(1 - 1 / updates, group["decay"]) if "input_factor" in state else 0.0
+    for name, rows in (("input_factor", signals.inputs), ("output_factor", signals.gradients)):
+        if name not in state:
+            state[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+    signals.average_into(state["input_factor"], state["output_factor"], kept)
 
 
 def _preconditioned(group: dict[str, Any], state: dict[str, Any]) -> list[Tensor]:

@@ -51,7 +51,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         lane="batched",
         summary="preconditions rows and columns of a weight matrix; presets gupta, adam-grafted; diagonal control",
         reference="Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018",
-        state="2(m²+n²) per m×n matrix in float64 and float32",
+        state="3(m²+n²) per m×n matrix, a third of it in float64",
         hyperparameters={
             "preset": Hyper("gupta", "choice", choices=tuple(SHAMPOO_PRESETS)),
             "lr": Hyper(None, above=True),
@@ -61,7 +61,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "initial_epsilon": Hyper(None),
             "weight_decay": Hyper(0.0),
             "precondition_frequency": Hyper("auto", "integer", low=1, choices=("auto",)),
-            "refresh_share": Hyper(1.0),
+            "refresh_share": Hyper(0.3),
             "small_side": Hyper(None, "integer", optional=True),
             "max_side": Hyper(8192, "integer", low=1),
             "structure": Hyper("kronecker", "choice", choices=("kronecker", "diagonal-factor")),

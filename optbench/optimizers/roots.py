@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from optbench.optimizers.newton_root import iterations_for, newton_inverse_root
+from optbench.optimizers.symmetric import whole
 from optbench.precision import widest
 
 ALIGNMENT = 64
@@ -147,9 +148,8 @@ def _update_each(
         eps, by = numbers[i]
         if newton:
             own, steps = slice(i, i + 1), iterations_for(order, eps)
-            kept[own] = _update_by_newton(
-                roots[own], factors[own], order, epsilon[own], scale[own], steps, precisions[i]
-            )
+            factor = factors[own] if factors.ndim == 2 else whole(factors[i]).unsqueeze(0)
+            kept[own] = _update_by_newton(roots[own], factor, order, epsilon[own], scale[own], steps, precisions[i])
             continue
         factor = factors[i].to("cpu", torch.float64)
         new = _inverse_root(factor, order, eps, by, roots.dtype, precisions[i])
@@ -169,12 +169,14 @@ def _inverse_root(
     if factor.ndim == 1:
         root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
         return root if _finite(root) else None
+    size = 0.0 if precision == torch.float64 else float(factor.trace())
     for attempt in dict.fromkeys((precision, torch.float64)):
         try:
-            spectrum, basis = torch.linalg.eigh(factor.to(attempt))
+            # Of unit size, lest float32 overflow or underflow.
+            spectrum, basis = torch.linalg.eigh((factor / size).to(attempt) if size else factor.to(attempt))
         except LinAlgError:
             continue
-        root = _assemble(basis, inverse_root_of_spectrum(spectrum.double(), order, epsilon, scale), dtype)
+        root = _assemble(basis, inverse_root_of_spectrum(spectrum.double() * (size or 1), order, epsilon, scale), dtype)
         if _finite(root):
             return root
     return None

@@ -46,6 +46,8 @@ RANGES = {
 }
 COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1}
 AUTO = "auto"
+UNASKED = 50
+"""The interval that `AUTO` stands for on an accelerator, which would have to be waited for to be asked what is due."""
 SMALL_SIDE = 128
 """Roots of sides up to this are refreshed at every step by default, whatever the network."""
 
@@ -71,11 +73,12 @@ class Shampoo(Optimizer):
       that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
       refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
     - `precondition_frequency="auto"` refreshes a root when it is needed: when its factor, seen through it, has grown in
-      some direction or decayed by more than `refresh_share` (see `factors.outgrown`), at the first step of a task and
-      at least every 500 steps. So no step is more than (1 + `refresh_share`)^(1/2) times too long, whatever the
-      gradients do, as far as a power iteration can tell. Sides up to 128, or to the longest output of a layer, are
-      looked at in every step; longer ones, n, every n / 128 steps and 0, 1, 2, 4, ... steps into a task. Each member
-      has a clock of its own. With ε = 0 every look refreshes.
+      some direction or decayed to more than 1 + `refresh_share` times, or less than 1 / (1 + `refresh_share`) of, what
+      it was (see `factors.outgrown`), at the first step of a task and at least every 500 steps. So no step is more than
+      about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients do, as far as a power iteration can tell.
+      Sides up to 128, or to the longest output of a layer, are looked at in every step; longer ones, n, every n / 128
+      steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own. With ε = 0 every look refreshes.
+      That is on a CPU. An accelerator would have to be waited for: there it is a schedule with k = 50.
     - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
       scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
       vector, whose one root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So
@@ -160,7 +163,7 @@ class Shampoo(Optimizer):
         initial_epsilon: PerMember | None = None,
         weight_decay: PerMember = 0.0,
         precondition_frequency: int | Literal["auto"] = "auto",
-        refresh_share: float = 1.0,
+        refresh_share: float = 0.3,
         small_side: int | None = None,
         max_side: int = 8192,
         structure: Literal["kronecker", "diagonal-factor"] = "kronecker",
@@ -266,6 +269,9 @@ class Shampoo(Optimizer):
         for identifier, parameter in zip(identifiers, parameters, strict=True):
             for name, value in state_dict["state"].get(identifier, {}).items():
                 self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+            if not one_by_one(parameter):
+                for side in {"left", "right"} & self.state[parameter].keys():
+                    factors.moved(self.state[parameter], side)
         self._set_refreshed_sides()
 
     def step(self, closure: Any = None) -> Any:
@@ -302,9 +308,11 @@ class Shampoo(Optimizer):
                 if not state:
                     return None
                 sides = [side for side in ("left", "right") if side in state]
-                due = {side: _is_due(state[side].shape[1], len(sides), group) for side in sides}
-                asked = [side for side in sides if state[side].ndim == 3 and due[side] is not False]
-                if None in due.values() or (group["root"] == "eigh" and asked):
+                ask = one_by_one(parameter)
+                due = {side: _is_due(state[side].shape[1], len(sides), group, ask) for side in sides}
+                if None in due.values():
+                    return None
+                if group["root"] == "eigh" and any(state[side].ndim == 3 for side in sides if due[side]):
                     return None
                 found.append(frozenset(side for side in sides if due[side]))
         return tuple(found)
@@ -338,11 +346,14 @@ class Shampoo(Optimizer):
         beta2 = setting("beta2")
         new = torch.where(beta2 == 1, 1.0, 1 - beta2)
         correction = _bias_correction(beta2, state["step"])
+        largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
         roots = []
         for side, rows in sides.items():
             factor, single = factors.factor_of(state, side, 2 * len(sides)), _single(rows, epsilon, group)
-            factors.accumulate(factor, rows, beta2, new, single)
-            due = fresh or _is_due(factor.size, len(sides), group)
+            factors.accumulate(factor, rows, beta2, new, single, largest)
+            due = fresh or _is_due(factor.size, len(sides), group, one_by_one(g))
+            if due is None and factor.seen is None:  # of a state from another device
+                due = True
             members: Sequence[int] = range(len(g)) if due else ()
             if due is None:
                 members = factors.outgrown(factor, rows, epsilon, correction, group["refresh_share"])
@@ -448,7 +459,7 @@ def _start(state: dict[str, Any], g: Tensor, sides: dict[str, Tensor], epsilon: 
     start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device).expand(members)
     for side, rows in sides.items():
         diagonal = group["structure"] == "diagonal-factor" or rows.shape[1] > group["max_side"]
-        by_need = _by_need(rows.shape[1], group)
+        by_need = one_by_one(rows) and _by_need(rows.shape[1], group)
         single = _single(rows, epsilon, group)
         factors.begin(state, side, rows, start, diagonal=diagonal, single=single, by_need=by_need)
     if group["grafting"] == "adam":
@@ -477,11 +488,11 @@ def _by_need(size: int, group: dict[str, Any]) -> bool:
     return group["precondition_frequency"] == AUTO and not diagonal and not small
 
 
-def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool | None:
+def _is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
     """Whether the root of a side of this length, of a parameter with this many sides, is refreshed at this step; None
-    if its factor is to be asked."""
+    if its factor is to be asked, where factors may be."""
     clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
-    if frequency == AUTO:
+    if frequency == AUTO and asked:
         if not _by_need(size, group) or (begun and clock == 0):
             return True
         # The inputs of a network change little from step to step; its hidden layers do.
@@ -490,7 +501,7 @@ def _is_due(size: int, sides: int, group: dict[str, Any]) -> bool | None:
     never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
     if never_stale or size <= group["refreshed_side"]:
         return True
-    return _falls_due(frequency, clock, begun)
+    return _falls_due(UNASKED if frequency == AUTO else frequency, clock, begun)
 
 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
