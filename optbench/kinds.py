@@ -282,9 +282,14 @@ class Kind(BaseModel):
         if not isinstance(kind, str) or not kind or (info.context or {}).get("as_written"):
             return value
         try:
-            return {"kind": kind, **cls.registry.complete(kind, given)}
+            return {"kind": kind, **cls._kept(kind, given)}
         except KindError as error:
             raise PydanticCustomError("kind_refused", "{reason}", {"reason": str(error)}) from None
+
+    @classmethod
+    def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that stand next to `kind`. Raises as `Registry.complete`."""
+        return cls.registry.complete(kind, given)
 
     @model_serializer(mode="plain")
     def _written(self) -> dict[str, Any] | str:
@@ -303,7 +308,7 @@ class Kind(BaseModel):
             KindError: it cannot be loaded, or does not take these settings.
         """
         try:
-            return self.registry.arguments(self.kind, self.registry.complete(self.kind, self.settings))
+            return self.registry.arguments(self.kind, self._kept(self.kind, self.settings))
         except ValueError as error:
             raise KindError(f"{self.kind}: does not take its settings any more: {targets.said(error)}") from error
 

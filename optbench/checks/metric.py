@@ -61,8 +61,8 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         KindError: it cannot be loaded, or is not marked as a metric.
         ValidationError: it does not take the settings.
     """
-    entry = MetricSettings(kind=target, **METRIC_KINDS.complete(target, settings))
-    (metric,) = resolve([entry])
+    entry = MetricSettings(kind=target, **METRIC_KINDS.departures(target, settings))
+    metric, *_ = resolve([entry])  # its companions follow
     return lines(_Subject(metric), OF_USERS if entry.is_users else CHECKS)
 
 

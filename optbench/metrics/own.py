@@ -81,8 +81,6 @@ def metric(
 class _Metrics(Registry):
     """What a metric is taken of comes first, then its settings."""
 
-    with_defaults = Registry.complete
-
     def load(self, kind: str) -> Callable[..., Any]:
         """As every registry.
 
@@ -120,11 +118,11 @@ class _Metrics(Registry):
         reads: tuple[str, ...] = getattr(found, MARK).reads
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
-    def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those settings that differ from their defaults, as plain values: a metric is called by them.
+    def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those settings that differ from their defaults, as plain values: a metric is named after them.
 
         Raises:
-            KindError, ValidationError: as every registry.
+            KindError, ValidationError: as `complete`.
         """
         if not given and kind in self.names:
             return {}  # nothing is imported
@@ -143,10 +141,17 @@ METRIC_KINDS = _Metrics("metric", (), {DEFAULT: "", **dict.fromkeys(METRICS, "")
 
 
 class MetricSettings(Kind):
-    """A metric of a suite, ours or a user's, or `default`; a name alone stands for one without settings."""
+    """A metric of a suite, ours or a user's, or `default`; a name alone stands for one without settings.
+
+    Its settings are those that differ from their defaults.
+    """
 
     registry = METRIC_KINDS
     short = True
+
+    @classmethod
+    def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        return METRIC_KINDS.departures(kind, given)
 
     @property
     def name(self) -> str:
@@ -163,19 +168,25 @@ class MetricSettings(Kind):
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
     """Return the metrics that a suite's list means, each once; None: the default set.
 
+    A companion that shares a metric's settings follows it: its name is in no catalog, so a run has to describe it.
+
     Raises:
         OptbenchError: there is no such metric, a user's cannot be loaded, or does not take its settings any more.
     """
     found: dict[str, Metric] = {}
     for entry in (MetricSettings(kind=DEFAULT),) if entries is None else entries:
         of_catalog = None if entry.kind == DEFAULT else [entry.kind]
-        for one in select(of_catalog) if entry.in_catalog else [_described(entry)]:
+        for one in select(of_catalog) if entry.in_catalog else _with_companions(_described(entry)):
             found.setdefault(one.name, one)
     return tuple(found.values())
 
 
+def _with_companions(found: Metric) -> list[Metric]:
+    return [found, *(companion for companion in found.companions() if companion.settings)]
+
+
 def _described(entry: MetricSettings) -> Metric:
-    settings = METRIC_KINDS.with_defaults(entry.kind, entry.settings)
+    settings = METRIC_KINDS.complete(entry.kind, entry.settings)
     if not entry.is_users:
         return METRICS[entry.kind].with_settings(entry.name, settings, entry.arguments)
     marked: Metric = getattr(METRIC_KINDS.load(entry.kind), MARK)

@@ -108,9 +108,28 @@ def test_a_setting_that_is_the_default_is_no_other_metric() -> None:
 
 
 def test_companions_have_the_same_settings() -> None:
-    (top,) = resolve([MetricSettings.of("hessian_top_eigenvalue", iterations=3)])
+    top, residual = resolve([MetricSettings.of("hessian_top_eigenvalue", iterations=3)])
     names = [(one.name, dict(one.arguments)) for one in top.companions()]
     assert names == [("landscape_loss", {}), ("hessian_top_residual iterations=3", {"iterations": 3})]
+    assert residual in top.companions()
+    assert residual.settings == top.settings
+
+
+def test_a_companion_with_settings_is_recorded_reported_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, error = "hessian_trace probes=4", "hessian_trace_error probes=4"
+    suite = written(tmp_path, "[{kind: hessian_trace, probes: 4}]", trace, MINE)
+    assert main(["run", str(suite), "--runs-dir", str(tmp_path), "--name", "a", "--quiet"]) == 0
+    run = tmp_path / "a"
+    assert set(pd.read_parquet(run / "metrics.parquet").metric) == {trace, error, "landscape_loss"}
+    record = [(one["name"], one["target"]) for one in json.loads((run / "run.json").read_text())["metrics"]]
+    assert record == [(trace, "hessian_trace"), (error, "hessian_trace_error")]
+    capsys.readouterr()
+    assert main(["report", str(run), "--format", "csv", "-o", "-"]) == 0
+    assert error in capsys.readouterr().out
+    assert main(["compare", f"{run}:adam", f"{run}:sgd", "--format", "json", "--metric", error]) == 0
+    assert [one["metric"] for one in json.loads(capsys.readouterr().out)["results"]] == [error]
 
 
 def test_a_setting_reaches_the_function_of_a_registered_metric() -> None:
