@@ -47,16 +47,16 @@ class Passes:
         self._after = self._buffers
         self._step, self._opening = step, None
 
-    def first(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def first(self, weights: Mapping[str, Tensor], inputs: Tensor, *, bound: bool = False) -> Tensor:
         """Logits for the gradients of the step, of the member's network with these weights.
 
-        On a CPU its parameters lie in them already.
+        bound: its parameters lie in them already, so they need not be passed.
 
         The global generators are seeded and not put back: `LockStep` does that after many steps.
         """
         self._weights = weights
         seed_all(self._draws(self._step, 0), inputs.device)
-        logits = self._run(self.network, inputs, EMPTY if inputs.device.type == "cpu" else weights)
+        logits = self._run(self.network, inputs, EMPTY if bound else weights)
         self._after = self._buffers  # no copy: evaluations that follow work on copies
         return logits
 

@@ -18,8 +18,9 @@ from optbench.models import cross_entropy, materialised
 class LoopGradients:
     """A graph of its own for each member and step.
 
-    The network is called as in a plain loop: its parameters lie in the member's row of the stack. `functional_call`
-    would put them in and take them out again at every step, and adds up to a fifth to a small network's time.
+    On a CPU the network is called as in a plain loop: its parameters lie in the member's row of the stack.
+    `functional_call` would put them in and take them out again at every step, and adds up to a fifth to a small
+    network's time.
     """
 
     way = "member by member"
@@ -29,17 +30,19 @@ class LoopGradients:
         self._streams = bound.streams
         self._passes = bound.passes
         self._sharing = sharing(bound.streams)
-        rows = bound.weights.detach().unbind()
+        device, rows = bound.weights.device, bound.weights.detach().unbind()
         self._weights = [layout.views(row) for row in rows]
         self._grads = [list(layout.views(row).values()) for row in bound.grads.unbind()]
         # Our own networks keep nothing, so one serves all members.
         self._networks = [each.network for each in bound.passes]
         if not self._networks:
-            self._networks = [materialised(network, bound.weights.device)] * len(rows)
-        self._parameters: list[list[Tensor]] = [list(own.parameters()) for own in self._networks]
-        self._on_cpu = bound.weights.device.type == "cpu"
-        if not self._on_cpu:  # a module stays where it was made
-            self._parameters = [[view.requires_grad_() for view in own.values()] for own in self._weights]
+            self._networks = [materialised(network, device)] * len(rows)
+        self._binds = device.type == "cpu"  # elsewhere a module stays where it was made, and weights are passed to it
+        self._parameters: list[list[Tensor]] = (
+            [list(own.parameters()) for own in self._networks]
+            if self._binds
+            else [[view.requires_grad_() for view in own.values()] for own in self._weights]
+        )
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, ModelError]:
         raised: dict[int, ModelError] = {}
@@ -55,21 +58,25 @@ class LoopGradients:
         return raised
 
     def _member(self, i: int, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
-        weights, parameters = self._weights[i], self._parameters[i]
-        if self._on_cpu:
-            for parameter, view in zip(parameters, weights.values(), strict=True):
-                parameter.data = view
+        bound = self._bind(i)
         if self._passes:
-            logits = self._passes[i].first(weights, inputs)
+            logits = self._passes[i].first(self._weights[i], inputs, bound=bound)
+        elif bound:
+            logits = self._networks[i](inputs)
         else:
-            logits = (
-                self._networks[i](inputs) if self._on_cpu else functional_call(self._networks[i], weights, (inputs,))
-            )
+            logits = functional_call(self._networks[i], self._weights[i], (inputs,))
         loss = cross_entropy(logits, targets)
         # Parameters that a module does not use have no gradient; of our own networks all are used.
-        found = torch.autograd.grad(loss, parameters, allow_unused=bool(self._passes))
+        found = torch.autograd.grad(loss, self._parameters[i], allow_unused=bool(self._passes))
         _put(self._grads[i], found)
         losses[i].copy_(loss.detach())
+
+    def _bind(self, i: int) -> bool:
+        """Let the parameters of a member's network lie in its weights; False where they have to be passed to it."""
+        if self._binds:
+            for parameter, view in zip(self._parameters[i], self._weights[i].values(), strict=True):
+                parameter.data = view
+        return self._binds
 
 
 @torch.no_grad()
