@@ -90,9 +90,6 @@ def engine(optimizer: str, members: int, where: str, work: Workload, *, recorded
     from optbench.data import load
     from optbench.engine import Workspace
     from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
-    from optbench.engine.execution import Execution
-    from optbench.engine.gradients import Choice, MlpGradients, gradients_for
-    from optbench.engine.gradients.tried import together_alike
     from optbench.engine.lanes import LaneMember
     from optbench.engine.lockstep import LockStep, Machinery
     from optbench.engine.passes import Passes
@@ -113,21 +110,14 @@ def engine(optimizer: str, members: int, where: str, work: Workload, *, recorded
     workspace = Workspace.of(experiment, load("mnist"), 0, device)
     family, blueprint = workspace.family, workspace.blueprint("throughput", "net")
     network, layout = blueprint.network, blueprint.layout
-    normalise = Normaliser.of(workspace.dataset, experiment.protocol, device)
-    buffer = BatchBuffer(work.batch, normalise)
+    buffer = BatchBuffer(work.batch, Normaliser.of(workspace.dataset, experiment.protocol, device))
     rows = [layout.pack(blueprint.start(0, seed)).to(device) for seed in range(members)]
-    execution = Execution.on(device)
-    if blueprint.alone is not None:
-        execution = dataclasses.replace(execution, together=False)
+    ways = workspace.ways("net", blueprint)
+    execution = dataclasses.replace(workspace.execution, together=ways.together)
     if not recorded:
         execution = dataclasses.replace(execution, record=None)
     recordings = Recordings(execution.record)
-    choice = None
-    if not (execution.together or blueprint.alone or MlpGradients.supports(network)):
-        kept = together_alike(blueprint, family.parts.train, normalise, 0)
-        choice = Choice(kept) if kept is not None else None
-    together = execution.together
-    gradients = gradients_for(network, layout, buffer, recordings, together=together, choice=choice)
+    gradients = ways.factory(buffer, recordings)
     target, settings = SETTINGS[optimizer]
     machinery = Machinery(find(target), network, layout, buffer, gradients, recordings, execution)
     whole = [LaneMember(complete(target, settings), None, generator(0, i, "optimizer"), 0) for i in range(members)]

@@ -15,9 +15,8 @@ from optbench.checks.samples import first_that_fits
 from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
 from optbench.engine.blueprint import METHOD
-from optbench.engine.gradients.tried import together_refused
+from optbench.engine.gradients import Ways
 from optbench.kinds import MODELS
-from optbench.models.network import Network
 from optbench.suite.schema import ModelSettings
 
 RATE = 3e-3
@@ -72,10 +71,8 @@ def _initialisation(evidence: Evidence) -> Found:
 
 def _lockstep(evidence: Evidence) -> Found:
     problem = evidence.problem
-    why = problem.blueprint.alone
-    if why is None and not isinstance(problem.blueprint.network, Network):
-        normalise = Normaliser.of(problem.workspace.dataset, problem.workspace.experiment.protocol, torch.device("cpu"))
-        why = together_refused(problem.blueprint, problem.workspace.family.parts.train, normalise, 0)
+    normalise = Normaliser.of(problem.workspace.dataset, problem.workspace.experiment.protocol, torch.device("cpu"))
+    why = Ways(problem.blueprint, problem.workspace.family.parts.train, normalise, 0, together=True).alone
     if why is None:
         return "information", "members can be trained together, which accelerators do"
     return "information", f"trained member by member ({why}): slower on accelerators, the numbers are right"

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
@@ -28,9 +28,7 @@ from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients import Choice, MlpGradients, gradients_for
-from optbench.engine.gradients.chosen import OtherBitsError
-from optbench.engine.gradients.tried import together_alike, together_refused
+from optbench.engine.gradients import OtherBitsError, Ways
 from optbench.engine.interim import CannotResume, Interim, Keep
 from optbench.engine.lanes import LaneMember, MemberState
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
@@ -70,6 +68,8 @@ class Workspace:
     suite_seed: int
     device: torch.device
     execution: Execution
+    _ways: dict[str, Ways] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By the model."""
 
     @staticmethod
     def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Workspace:
@@ -79,6 +79,14 @@ class Workspace:
     def blueprint(self, experiment: str, model: str) -> Blueprint:
         """A model of the experiment, as `Blueprint.of` has it."""
         return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
+
+    def ways(self, model: str, blueprint: Blueprint) -> Ways:
+        """How gradients of a model of the experiment can be taken: found out once."""
+        if model not in self._ways:
+            normalise = Normaliser.of(self.dataset, self.experiment.protocol, self.device)
+            examples, together = self.family.parts.train, self.execution.together
+            self._ways[model] = Ways(blueprint, examples, normalise, self.suite_seed, together=together)
+        return self._ways[model]
 
 
 def train(
@@ -100,14 +108,14 @@ def train(
         CannotResume: `begun` does not fit the optimizer as it is now.
     """
     apart: str | None = None
-    each = False
     while True:
+        training = CohortTraining(cohort, workspace, notify, begun, apart)
         try:
-            return CohortTraining(cohort, workspace, notify, begun, apart, each=each).run(keep)
+            return training.run(keep)
         except NotElementwise as error:
             apart = str(error)
         except OtherBitsError:
-            each = True
+            training.ways.distrust()
         begun = {}
 
 
@@ -119,13 +127,8 @@ class CohortTraining:
         notify: Notify,
         begun: Mapping[str, Interim],
         apart: str | None = None,
-        *,
-        each: bool = False,
     ) -> None:
-        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise.
-
-        each: on a CPU, gradients are taken member by member whatever the model.
-        """
+        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise."""
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
@@ -139,18 +142,10 @@ class CohortTraining:
         self.metrics = resolve(workspace.experiment.metrics)
         normalise = Normaliser.of(workspace.dataset, self.protocol, workspace.device)
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
-        execution, recordings = workspace.execution, Recordings(workspace.execution.record)
-        self.alone = self.blueprint.alone
-        tried = self.blueprint, workspace.family.parts.train, normalise, workspace.suite_seed
-        if execution.together and self.alone is None and not self.blueprint.ours:
-            self.alone = together_refused(*tried)
-        if self.alone is not None:
-            execution = dataclasses.replace(execution, together=False)
-        may_choose = self.alone is None and not (execution.together or each or MlpGradients.supports(self.network))
-        kept = together_alike(*tried) if may_choose and len(cohort.trainings) > 1 else None
-        choice = Choice(kept) if kept is not None else None
-        together = execution.together
-        gradients = gradients_for(self.network, self.layout, buffer, recordings, together=together, choice=choice)
+        self.ways = workspace.ways(cohort.model, self.blueprint)
+        execution = dataclasses.replace(workspace.execution, together=self.ways.together)
+        recordings = Recordings(execution.record)
+        gradients = self.ways.factory(buffer, recordings)
         self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)
@@ -361,8 +356,8 @@ class CohortTraining:
             r.metric: r.note for r in member.rows if isinstance(r, MetricRow) and (r.note or "").startswith(RAISED)
         }
         found += [f"{name} {note}" for name, note in raised.items()]
-        if self.alone is not None:
-            found.append(f"trained member by member: {self.alone}")
+        if self.ways.alone is not None:
+            found.append(f"trained member by member: {self.ways.alone}")
         if self.apart is not None:
             found.append(f"{NOT_ELEMENTWISE}: {self.apart}")
         return found + [f"{name} not recorded: {reason}" for name, reason in refused]

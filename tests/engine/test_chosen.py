@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,10 +50,10 @@ class NoBiases(nn.Module):
 
 
 @pytest.fixture
-def suite_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[nn.Module] | None], Suite]:
+def suite_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Suite]:
     """A suite of three seeds for a user's model, or for a CNN of ours."""
 
-    def suite(model: type[nn.Module] | None) -> Suite:
+    def suite(model: type[nn.Module] | None, *optimizers: str) -> Suite:
         if model is not None:
 
             def build(settings: object, inputs: InputSpec, outputs: int, seed: int = 0) -> nn.Module:
@@ -63,7 +62,8 @@ def suite_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[nn.Module] | Non
 
             monkeypatch.setattr("optbench.engine.blueprint.build", build)
         cnn = {"kind": "cnn", "channels": [4], "hidden": 16}
-        return small_suite({"adamw": {"target": "adamw", "lr": 0.02}}, model=cnn, **SMALL)
+        settings = {name: {"target": name, "lr": 0.02} for name in optimizers or ("adamw",)}
+        return small_suite(settings, model=cnn, **SMALL)
 
     return suite
 
@@ -119,8 +119,7 @@ def put(monkeypatch: pytest.MonkeyPatch, way: type[Exact]) -> None:
 
 def have_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `torch.func` tried in training, on whole batches of all members, whatever it gives on a few examples."""
-    # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["optbench.engine.train"], "together_alike", lambda *_: 1)
+    monkeypatch.setattr("optbench.engine.gradients.ways.together_alike", lambda *_: 1)
 
 
 @pytest.mark.parametrize("model", [NoBiases, None], ids=["transformer", "cnn"])
@@ -200,6 +199,38 @@ def test_a_way_that_goes_wrong_leaves_no_trace(
     assert all(map(same_bits, found, expected))
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_what_was_found_out_in_one_cohort_serves_the_next(
+    sound: bool, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = suite_of(NoBiases, "adamw", "sgd")
+    expected = train_suite(suite, mnist)
+    stacks: list[Noted] = []
+    few: list[object] = []
+
+    class Noted(Exact):
+        def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
+            super().__init__(network, layout, bound)
+            stacks.append(self)
+            self._steps = 0
+
+        def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+            logits = super().__call__(inputs, targets, losses)
+            self._steps += 1
+            if not sound and self._steps > TRIED:
+                self.grads["head.weight"].mul_(1 + 1e-6)
+            return logits
+
+    put(monkeypatch, Noted)
+    monkeypatch.setattr("optbench.engine.gradients.ways.together_alike", lambda *given: few.append(given) or 1)
+    clock(monkeypatch, together=True)
+    found = train_suite(suite, mnist)
+    assert len(few) == 1, "tried on a few examples once"
+    assert ways(found) == {"torch.func" if sound else "member by member"}
+    assert (len(stacks) > 1) == sound, "other bits in one cohort: not tried in the next"
+    assert all(map(same_bits, found, expected))
+
+
 def test_global_generators_are_as_before(mnist: Dataset, suite_of: Callable[..., Suite]) -> None:
     def states() -> tuple[object, ...]:
         numpy = np.random.get_state()  # noqa: NPY002  # the global one
@@ -213,10 +244,9 @@ def test_global_generators_are_as_before(mnist: Dataset, suite_of: Callable[...,
 
 
 def test_only_what_fits_is_tried() -> None:
-    choice = Choice(kept=1000)
-    assert choice.open(2, MEMORY // 2000)
-    assert not choice.open(4, MEMORY // 2000)
-    assert not choice.open(1, 1)
+    choice = Choice()
+    assert choice.open(MEMORY)
+    assert not choice.open(MEMORY + 1)
     assert CHECKED > TRIED
     choice.possible = False
-    assert not choice.open(2, 1)
+    assert not choice.open(1)

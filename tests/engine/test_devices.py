@@ -18,9 +18,10 @@ from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
+from optbench.engine.blueprint import Blueprint
 from optbench.engine.device import worker_devices
 from optbench.engine.execution import Execution
-from optbench.engine.gradients import gradients_for
+from optbench.engine.gradients import Ways
 from optbench.engine.interim import Interim
 from optbench.engine.lanes import LaneMember
 from optbench.engine.lockstep import LockStep, Machinery
@@ -238,10 +239,11 @@ def stack_of(
     rows = [layout.pack(initialise(network, generator(0, seed, "initial weights"))) for seed in range(4)]
     execution = execution or Execution.on(device)
     recordings = Recordings(execution.record)
-    gradients = gradients_for(network, layout, buffer, recordings, together=execution.together)
+    blueprint, examples = Blueprint.of_ours(network), family.parts.train
+    ways = Ways(blueprint, examples, buffer.normalise, 0, together=execution.together)
     settings = complete(name, settings)
     spec = resolve_spec(find(name), settings)
-    machinery = Machinery(spec, network, layout, buffer, gradients, recordings, execution)
+    machinery = Machinery(spec, network, layout, buffer, ways.factory(buffer, recordings), recordings, execution)
     members = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(4)]
     streams = [BatchStream(family.sequence(seed).train(0), 32, 0, seed, 0) for seed in range(4)]
     return LockStep(machinery, [row.to(device) for row in rows], members, streams, begin=True)

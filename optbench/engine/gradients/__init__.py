@@ -7,6 +7,8 @@
 | `mlp_together` | plain MLPs, GPU  | forward and backward written out, one call for all members              |
 | `vmap`         | any network, GPU | `torch.func`, one call for all members; on a CPU as `chosen` has it     |
 
+Which of them a model is trained by is for `ways` to say.
+
 On one CPU thread a batched product is no faster than the products one by one (it is a loop inside the library), while
 one member at a time keeps that member's weights and gradients in the cache; what batching saves there is the cost of
 calling the framework, and the hand-written path saves more of it. It also makes bit-identity plain: a member's
@@ -17,45 +19,8 @@ In all of them, members that share a stream (those of one seed) share its batche
 
 from __future__ import annotations
 
-from torch import nn
-
-from optbench.engine.batches import BatchBuffer
 from optbench.engine.gradients.bound import Bound, Gradients, GradientsFactory
-from optbench.engine.gradients.chosen import Choice, ChosenGradients
-from optbench.engine.gradients.loop import LoopGradients
-from optbench.engine.gradients.mlp import MlpGradients
-from optbench.engine.gradients.mlp_together import MlpTogether
-from optbench.engine.gradients.together import TogetherGradients
-from optbench.engine.gradients.vmap import Vmap
-from optbench.engine.recording import Recordings
-from optbench.engine.stack import Layout
+from optbench.engine.gradients.chosen import OtherBitsError
+from optbench.engine.gradients.ways import Ways
 
-__all__ = ["Bound", "Choice", "Gradients", "GradientsFactory", "MlpGradients", "gradients_for"]
-
-
-def gradients_for(
-    network: nn.Module,
-    layout: Layout,
-    buffer: BatchBuffer,
-    recordings: Recordings,
-    *,
-    together: bool,
-    choice: Choice | None = None,
-) -> GradientsFactory:
-    """The fastest way for this network.
-
-    together: one call for all members, as an accelerator needs it. choice: of a network for which `torch.func` may be
-    taken on a CPU, too; None: it may not.
-    """
-    written_out = MlpGradients.supports(network)
-    if together:
-        way = MlpTogether if written_out else Vmap
-        return lambda bound: TogetherGradients(way(network, layout, bound), bound, buffer.normalise, recordings)
-    each = MlpGradients if written_out else LoopGradients
-
-    def gradients(bound: Bound) -> Gradients:
-        if choice is not None and choice.open(len(bound.streams), bound.streams[0].batch_size):
-            return ChosenGradients(network, layout, buffer, bound, choice)
-        return each(network, layout, buffer, bound)
-
-    return gradients
+__all__ = ["Bound", "Gradients", "GradientsFactory", "OtherBitsError", "Ways"]

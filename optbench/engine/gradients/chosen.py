@@ -37,17 +37,15 @@ class OtherBitsError(Exception):
 
 @dataclass
 class Choice:
-    """What a cohort has found out about `torch.func` for its model."""
+    """What a cohort has found out about `torch.func` in its steps."""
 
-    kept: int
-    """Bytes that a member keeps for its backward pass, per example."""
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
     """Of stacks in which it was tried and chosen. A library may order sums by the size of a product."""
 
-    def open(self, members: int, batch: int) -> bool:
-        """True if it may be tried for so many members."""
-        return self.possible and members > 1 and members * batch * self.kept <= MEMORY
+    def open(self, kept: int) -> bool:
+        """True if it may be tried where all members together keep so many bytes for their backward passes."""
+        return self.possible and kept <= MEMORY
 
 
 class ChosenGradients:
