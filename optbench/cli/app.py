@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -41,6 +42,36 @@ def _request(context: typer.Context) -> Request:
     given |= {name: tuple(given[name] or ()) for name in many}
     given["debug"] = bool(given["debug"] or context.find_root().params.get("debug"))
     return Request(**given)
+
+
+@contextlib.contextmanager
+def _early(context: typer.Context) -> Iterator[None]:
+    """Start in the block what workers need, before the rest is imported, where there is a suite that can be read.
+
+    What is wrong with the suite or the run, the command itself says.
+    """
+    given = context.params
+    wanted = not given["dry_run"]
+    if wanted:
+        from optbench.errors import OptbenchError
+        from optbench.suite.extends import read_document
+        from optbench.suite.resolve import resolve_suite_path
+
+        try:
+            if given["suite"] is not None:
+                read_document(resolve_suite_path(given["suite"]))
+            elif given["resume"] is not None:
+                from optbench.store.read import find_run
+
+                find_run(given["resume"], given["runs_dir"])
+            else:
+                wanted = False
+        except OptbenchError:
+            wanted = False
+    from optbench.execution.nursery import early
+
+    with early(given["device"], wanted=wanted):
+        yield
 
 
 def _show_version(wanted: bool) -> None:
@@ -94,12 +125,14 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Train a suite and show what each optimizer found."""
-    from optbench.execution.nursery import early
 
-    with early(wanted=not dry_run):  # before the rest is imported and the suite is read
-        from optbench.cli.training import train_suite
+    def command() -> int:
+        with _early(context):
+            from optbench.cli.training import train_suite
 
-        _leave(lambda: train_suite(_request(context)))
+            return train_suite(_request(context))
+
+    _leave(command)
 
 
 @app.command()
@@ -163,13 +196,14 @@ def tune(
     What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
     every setting that was tried; the tuned suite is a copy of the file with the chosen values in it.
     """
-    from optbench.execution.nursery import early
 
-    with early(wanted=not dry_run):
-        from optbench.cli.tuning import TuneRequest, tune_suite
+    def command() -> int:
+        with _early(context):
+            from optbench.cli.tuning import TuneRequest, tune_suite
 
-        request = TuneRequest(_request(context), sampler, trials, widen, output)
-        _leave(lambda: tune_suite(request))
+            return tune_suite(TuneRequest(_request(context), sampler, trials, widen, output))
+
+    _leave(command)
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """Where worker processes come from: on Linux one process imports what all of them need, and each is a fork of it.
 
-So PyTorch is imported once for all workers, while the suite is still being read and checked, and a worker that takes
-another's place is there in milliseconds. The process that forks runs nobody's code, opens no device and starts no
-thread of Python's. Elsewhere, and should that process die, workers are spawned and import for themselves.
+PyTorch is imported once for all workers, while the suite is still being read and checked, and a worker that replaces
+another starts within milliseconds. The process that forks runs no user code, opens no device and starts no Python
+thread. It serves CPUs only: a driver that is open, for whatever reason, does not survive a fork. For other devices, on
+other systems, and where the system refuses what this needs, workers are spawned and each imports for itself.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import itertools
 import json
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from optbench.targets import starting_processes
@@ -29,6 +34,8 @@ from optbench.targets import starting_processes
 FORKS = sys.platform.startswith("linux")
 PACKET = 2**12
 """Bytes; no request or answer is longer."""
+DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
+"""One of these is there where Linux has a driver of NVIDIA's or AMD's; the last is that of WSL."""
 
 
 class Process(Protocol):
@@ -43,87 +50,124 @@ class Process(Protocol):
 
 
 class Nursery:
-    """Starts worker processes; the first thing it does is to start importing what they need."""
+    """Starts worker processes; where it forks them, the imports they need begin when it is made.
 
-    def __init__(self) -> None:
-        self._numbers = itertools.count()
-        self._processes: list[Any] = []  # kept, as the end of one is the end of what it has forked
-        if FORKS:
+    forks: False to spawn every worker.
+    """
+
+    def __init__(self, *, forks: bool = True) -> None:
+        self._forking: list[_Forking] = []  # the last one is in use; workers end with the object that forked them
+        if forks and FORKS:
             self._begin()
 
     def start(self, device: str) -> tuple[Connection, Process]:
-        """Start a worker on a device; our end of its connection, and the process."""
-        if FORKS:
-            with contextlib.suppress(OSError):
-                return self._fork(device)
-            self.close()
-            self._begin()
-            with contextlib.suppress(OSError):
-                return self._fork(device)
+        """Start a worker on a device; return our end of its connection, and the process."""
+        for again in (False, True):
+            if not self._forking:
+                break
+            try:
+                return self._forking[-1].fork(device)
+            except ConnectionError:  # the process that forks has died
+                if again or not self._begin():
+                    break
+            except OSError:  # the system refuses
+                break
         from optbench.execution.worker import work
 
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             return ours, spawn(work, theirs, device)
 
-    def wait(self, pid: int, seconds: float) -> int | None:
-        """The exit code of a forked process; None if it is still there after so many seconds.
-
-        Raises:
-            OSError: the process that forked it has died.
-        """
-        code: int | str | None = self._ask("wait", pid, seconds)
-        if isinstance(code, str):
-            raise ChildProcessError(code)
-        return code
-
     def kill(self) -> None:
-        """End the process that forks without waiting for it."""
-        if FORKS:
-            self._processes[-1].kill()
+        """Kill the process that forks; its workers have to be killed by themselves."""
+        for forking in self._forking:
+            forking.process.kill()
 
     def close(self) -> None:
-        """End the process that forks, and with it the forked ones that are left."""
-        if FORKS:
-            self._requests.close()
-            self._processes[-1].kill()  # it holds nothing
-            until = time.monotonic() + 1
-            # Not `join`, which waits for those that it has forked, too.
-            while self._processes[-1].exitcode is None and time.monotonic() < until:
-                time.sleep(0.001)
+        """End the process that forks; its workers have to be ended before."""
+        for forking in self._forking:
+            forking.close()
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        try:
+            self._forking.append(_Forking())
+        except OSError:
+            return False
+        return True
+
+
+class _Forking:
+    """A process that forks workers on request.
+
+    Raises:
+        OSError: the system has no handles for processes, or no room for another process.
+    """
+
+    def __init__(self) -> None:
+        os.close(os.pidfd_open(os.getpid()))  # since Linux 5.3, but some containers forbid it
+        self._numbers = itertools.count()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._processes.append(spawn(_fork_on_request, theirs))
+            try:
+                self.process = spawn(_fork_on_request, theirs)
+            except BaseException:
+                self._requests.close()  # a process that was started all the same ends
+                raise
 
-    def _fork(self, device: str) -> tuple[Connection, Process]:
+    def fork(self, device: str) -> tuple[Connection, Process]:
+        """Start a worker on a device; return our end of its connection, and the process.
+
+        Raises:
+            ConnectionError: the process that forks has died.
+            OSError: the system refuses another process.
+        """
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             try:
                 return ours, _Forked(self, self._ask("fork", device, handles=[theirs.fileno()]))
             except BaseException:
-                ours.close()  # a worker that is there all the same ends
+                ours.close()  # a worker that was started all the same ends
                 raise
+
+    def exit_code(self, pid: int) -> int:
+        """The exit code of a worker that has ended. Raises OSError where it is lost."""
+        code: int = self._ask("wait", pid)
+        return code
+
+    def close(self) -> None:
+        """End the process."""
+        self._requests.close()
+        self.process.kill()
+        until = time.monotonic() + 1
+        # Not `join`, which returns when the forked processes have ended, too.
+        while self.process.exitcode is None and time.monotonic() < until:
+            time.sleep(0.001)
 
     def _ask(self, *request: object, handles: Sequence[int] = ()) -> Any:
         number = next(self._numbers)
-        # One packet each, so that an interrupt leaves none in halves.
+        # One packet each, so that an interrupt leaves no half of one.
         socket.send_fds(self._requests, [json.dumps([number, *request]).encode()], handles)
         while packet := self._requests.recv(PACKET):
             answered, answer = json.loads(packet)
-            if answered == number:  # not to a question before an interrupt
-                return answer
+            if answered != number:  # the question was given up at an interrupt
+                continue
+            if isinstance(answer, str):
+                raise OSError(answer)
+            return answer
         raise BrokenPipeError
 
 
 class _Forked:
-    """A process that the nursery has forked. Until it is waited for, its id is no other process's."""
+    """A forked worker process. Signals go through a handle of it, never to a process that got its id later."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, forking: _Forking, pid: int) -> None:
         self.pid = pid
         self.exitcode: int | None = None
-        self._nursery: Nursery | None = nursery
+        """None while the process runs, and where the process that forked it died before it: then it is lost."""
+        self._forking = forking
+        self._ended = False
+        self._handle = os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._handle)
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)
@@ -132,33 +176,34 @@ class _Forked:
         self._send(signal.SIGKILL)
 
     def join(self, timeout: float | None = None) -> None:
-        if self.exitcode is None and self._nursery is not None:
-            try:
-                self.exitcode = self._nursery.wait(self.pid, float("inf") if timeout is None else timeout)
-            except OSError:  # nobody can tell any more
-                self.kill()
-                self._nursery = None
+        if self._ended:
+            return
+        end = select.poll()
+        end.register(self._handle, select.POLLIN)
+        if end.poll(None if timeout is None else 1000 * timeout):
+            with contextlib.suppress(OSError):
+                self.exitcode = self._forking.exit_code(self.pid)
+            self._ended = True
 
     def is_alive(self) -> bool:
         self.join(0)
-        return self.exitcode is None and self._nursery is not None
+        return not self._ended
 
     def _send(self, number: int) -> None:
-        if self.exitcode is None and self._nursery is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, number)
 
 
 _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 
 @contextlib.contextmanager
-def early(*, wanted: bool = True) -> Iterator[None]:
+def early(device: str, *, wanted: bool = True) -> Iterator[None]:
     """Start now what the pool that is made in the block will need; what is not taken ends with the block.
 
-    wanted: False where nothing will be trained.
+    device: as the option names it. wanted: False where nothing will be trained.
     """
-    if not wanted or not FORKS or _EARLY.get() is not None:
+    if not wanted or not FORKS or _EARLY.get() is not None or not _means_cpu(device):
         yield
         return
     waiting = [Nursery()]
@@ -171,47 +216,78 @@ def early(*, wanted: bool = True) -> Iterator[None]:
             nursery.close()
 
 
-def nursery() -> Nursery:
-    """The one that was started early, or a new one; to be closed by who asks for it."""
+def _means_cpu(device: str) -> bool:
+    """Whether a run on this device will surely be on a CPU, as far as can be told without PyTorch."""
+    return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
+
+
+def nursery(devices: Sequence[str]) -> Nursery:
+    """The nursery that was started early, or a new one, for workers on these devices; the caller closes it."""
+    if any(device != "cpu" for device in devices):
+        return Nursery(forks=False)
     waiting = _EARLY.get()
     return waiting.pop() if waiting else Nursery()
 
 
 def spawn(target: Any, *arguments: object) -> Any:
-    """Start a process by its main function."""
+    """Start a process by its main function, which is `heedless` of Ctrl-C first of all."""
     context = multiprocessing.get_context("spawn")  # threads and devices of a user's program do not survive a fork
     process = context.Process(target=target, args=arguments, daemon=True)
-    with starting_processes():
-        process.start()
+    resource_tracker.ensure_running()  # or `start` does it, which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the process inherits it
+    try:
+        with starting_processes():
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
+
+
+def heedless() -> None:
+    """Ignore Ctrl-C, which goes to the whole process group: the parent decides. Lift the block of `spawn`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _fork_on_request(requests: socket.socket) -> None:
     """Main function of the process that forks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heedless()
     from optbench.execution.worker import prepare, work
 
     prepare()
+    codes: dict[int, int] = {}  # of processes that were waited for: the parent asks again if an interrupt lost them
     while True:
         packet, handles, *_ = socket.recv_fds(requests, PACKET, 1)
         if not packet:
-            return  # the parent has gone
-        number, what, *given = json.loads(packet)
-        if what == "wait":
-            answer = _exit_code(*given)
-        else:
-            with warnings.catch_warnings():
-                # The threads are a BLAS's, which ends them before a fork.
-                warnings.filterwarnings("ignore", ".* is multi-threaded", DeprecationWarning)
-                answer = os.fork()
-            if not answer:
-                requests.close()
-                _run(partial(work, Connection(handles[0]), *given))
-            os.close(handles[0])
+            return  # the parent has ended
+        number, what, given = json.loads(packet)
+        answer: int | str
+        try:
+            if what == "wait":
+                if given not in codes:
+                    codes[given] = os.waitstatus_to_exitcode(os.waitpid(given, 0)[1])
+                answer = codes[given]
+            else:
+                answer = _fork()
+                codes.pop(answer, None)
+        except OSError as error:
+            answer = str(error)
+        if answer == 0 and what == "fork":
+            requests.close()
+            _run(partial(work, Connection(handles[0]), given))
+        for handle in handles:
+            os.close(handle)
         try:
             requests.send(json.dumps([number, answer]).encode())
         except OSError:
             return  # likewise
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # The threads are a BLAS's, which ends them before a fork.
+        warnings.filterwarnings("ignore", ".* is multi-threaded", DeprecationWarning)
+        return os.fork()
 
 
 def _run(work: Callable[[], None]) -> None:
@@ -226,17 +302,3 @@ def _run(work: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(code)
-
-
-def _exit_code(pid: int, seconds: float) -> int | str | None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-        except OSError as error:  # it was forked by another process
-            return str(error)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
-            return None
-        time.sleep(0.002)

@@ -34,7 +34,7 @@ class Pool:
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = devices
-        self._nursery = nursery()
+        self._nursery = nursery(devices)
         self._workers: list[_Worker] = []
 
     def train(

@@ -93,7 +93,7 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    with early(), Session(options, view or View()) as session:
+    with early(options.device), Session(options, view or View()) as session:
         session.train(session.begin(suite))
     return session.outcome
 
@@ -118,15 +118,13 @@ class Session:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         devices = worker_devices(options.device, self._device, options.jobs, cores)
         self._jobs = len(devices)
-        self._pool = Pool([str(device) for device in devices])
         self._signals = Interrupts(self._interrupted_again)
         self._writer: RunWriter | None = None
         self._interrupted = False
-        self._lock: RunLock | None = None
         self._code = Code()
         self._exits = contextlib.ExitStack()
-        if options.resume is not None:
-            self._lock = RunLock(options.resume)
+        self._lock = RunLock(options.resume) if options.resume is not None else None
+        self._pool = Pool([str(device) for device in devices])  # last: where this raises, nothing is left to be ended
 
     def __enter__(self) -> Session:
         self._exits.enter_context(self._signals)

@@ -6,9 +6,10 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import threading
 from typing import TYPE_CHECKING
+
+from optbench.execution.nursery import heedless
 
 if TYPE_CHECKING:
     from optbench.engine import Workspace
@@ -41,7 +42,7 @@ def _end_with_parent() -> None:
 
 def work(connection: multiprocessing.connection.Connection, device: str) -> None:
     """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    heedless()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
     import torch

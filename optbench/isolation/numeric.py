@@ -200,6 +200,7 @@ def cuda_at_work() -> bool:
 
 
 def _cuda_device() -> int | None:
+    # Even asking whether there is a device initialises the driver, and processes forked from here could not use it.
     return torch.cuda.current_device() if cuda_at_work() else None
 
 
@@ -254,6 +255,6 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     *_hooks(),
     ProcessSetting("numpy errors", np.geterr, lambda value: np.seterr(**value)),
     ProcessSetting("warning filters", lambda: list(warnings.filters), _set_filters),
-    *([ProcessSetting("cuda device", _cuda_device, _set_cuda_device)] if torch.cuda.is_available() else []),
+    ProcessSetting("cuda device", _cuda_device, _set_cuda_device),
 )
 """What a computation in this thread depends on. `inference_mode` comes before `grad_mode`, which it changes."""

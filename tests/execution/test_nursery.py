@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import multiprocessing.process
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,19 +16,36 @@ from pathlib import Path
 import psutil
 import pytest
 
-from optbench.errors import DeviceError
+from optbench.cli import main
+from optbench.errors import DeviceError, StoreError
 from optbench.execution import nursery as nurseries
 from optbench.execution.nursery import FORKS, Nursery, early, nursery
 from optbench.execution.session import Options, run
+from optbench.store.lock import RunLock
 from tests.conftest import assert_same_tables, small_suite
 
 forking = pytest.mark.skipif(not FORKS, reason="workers are spawned here")
-ARMS = {"sgd": {"target": "sgd", "lr": 0.1}, "shampoo": {"target": "shampoo"}}
+ARMS = {"sgd": {"target": "sgd", "lr": 0.1}}
+ASKED_OF_CUDA = """
+import sys, torch
+asked = []
+for name in ("is_available", "device_count", "_lazy_init"):
+    setattr(torch.cuda, name, lambda name=name: asked.append(name))
+from optbench.execution.worker import prepare
+prepare()
+from optbench.isolation import ALL, Snapshot
+with Snapshot(ALL).restored():
+    pass
+sys.exit(f"asked: {asked}" if asked else 0)
+"""
+INTERRUPTED = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+INTERRUPTED += "from optbench.cli import main; print('begun', flush=True); "
+INTERRUPTED += "sys.exit(main(['run', 'smoke', '--device', 'cpu']))"
 
 
-def started() -> list[psutil.Process]:
-    """All processes below this one, without those of multiprocessing's own."""
-    found = psutil.Process().children(recursive=True)
+def started(program: int | None = None) -> list[psutil.Process]:
+    """All processes below this one, or below a program, without those of multiprocessing's own."""
+    found = psutil.Process(program).children(recursive=True)
     return [process for process in found if "resource_tracker" not in " ".join(command_of(process))]
 
 
@@ -66,28 +86,116 @@ def test_a_worker_is_there_where_the_process_that_forks_has_died_and_the_others_
     os.kill(one.pid, signal.SIGKILL)
     _, after = raising.start("cpu")
     assert after.is_alive()
-    assert not before.is_alive()  # as far as can be told: it is ended
+    assert before.is_alive()
     raising.close()
-    after.join(5)
-    assert not after.is_alive()
+    for worker in (before, after):
+        worker.kill()
+        worker.join(5)
+        assert not worker.is_alive()
+    assert before.exitcode is None  # it is lost with the process that forked it
     assert started() == []
 
 
 @forking
-def test_what_is_started_early_is_taken_once_and_ends_with_its_block_otherwise() -> None:
-    with early():
+def test_an_exit_code_is_told_again_where_an_interrupt_lost_it() -> None:
+    raising = Nursery()
+    try:
+        connection, worker = raising.start("cpu")
+        assert isinstance(worker, nurseries._Forked)
+        connection.close()
+        worker.join(10)
+        (forking,) = raising._forking
+        assert forking.exit_code(worker.pid) == worker.exitcode == 0
+        with pytest.raises(OSError, match="child"):
+            forking.exit_code(os.getpid())
+    finally:
+        raising.close()
+
+
+def refused(*_: object) -> None:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+@forking
+@pytest.mark.parametrize("what", ["socketpair", "process", "handle"])
+def test_workers_are_spawned_where_the_system_refuses_the_process_that_forks(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        owner, name = {
+            "socketpair": (nurseries.socket, "socketpair"),
+            "process": (nurseries, "spawn"),
+            "handle": (nurseries.os, "pidfd_open"),
+        }[what]
+        patch.setattr(owner, name, refused)
+        raising = Nursery()
+    connection, worker = raising.start("cpu")
+    assert isinstance(worker, multiprocessing.process.BaseProcess)
+    connection.close()
+    worker.join(60)
+    assert worker.exitcode == 0
+    raising.close()
+    assert started() == []
+
+
+@forking
+def test_a_refused_fork_is_answered_and_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop runs in this process, against a socket of the test's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(nurseries, "heedless", lambda: None)
+    monkeypatch.setattr("optbench.execution.worker.prepare", lambda: None)
+    monkeypatch.setattr(os, "fork", refused)
+    with ours:
+        for number in range(2):
+            with Path(os.devnull).open() as file:
+                socket.send_fds(ours, [json.dumps([number, "fork", "cpu"]).encode()], [file.fileno()])
+        ours.shutdown(socket.SHUT_WR)
+        with theirs:
+            nurseries._fork_on_request(theirs)
+        answers = [json.loads(ours.recv(nurseries.PACKET)) for _ in range(2)]
+    assert answers == [[number, "[Errno 11] Resource temporarily unavailable"] for number in range(2)]
+
+
+@forking
+def test_only_workers_on_a_cpu_are_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for devices in (["cuda:0"], ["cpu", "cuda:0"], ["mps"]):
+        nursery(devices).close()
+        assert started() == []
+    driver = tmp_path / "nvidiactl"
+    monkeypatch.setattr(nurseries, "DRIVERS", (driver,))
+    with early("auto"):
         assert len(started()) == 1
-        with early():
+        nursery(["cuda:0"]).close()  # does not take it
+        assert len(started()) == 1
+    driver.touch()
+    for device in ("auto", "cuda", "cuda:1"):
+        with early(device):
+            assert started() == []
+    with early("cpu"):
+        assert len(started()) == 1
+    assert started() == []
+
+
+def test_nothing_is_asked_of_cuda_before_a_worker_has_a_device() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKED_OF_CUDA], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@forking
+def test_what_is_started_early_is_taken_once_and_ends_with_its_block_otherwise() -> None:
+    with early("cpu"):
+        assert len(started()) == 1
+        with early("cpu"):
             assert len(started()) == 1
-        mine = nursery()
-        other = nursery()
+        mine = nursery(["cpu"])
+        other = nursery(["cpu"])
         assert len(started()) == 2
         other.close()
     assert len(started()) == 1
     mine.close()
-    with early(wanted=False):
+    with early("cpu", wanted=False):
         assert started() == []
-    with contextlib.suppress(KeyboardInterrupt), early():
+    with contextlib.suppress(KeyboardInterrupt), early("cpu"):
         raise KeyboardInterrupt
     assert started() == []
 
@@ -96,6 +204,13 @@ def test_a_refused_run_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(DeviceError):
         run(small_suite(ARMS), Options(device="cuda:99" if sys.platform != "darwin" else "cuda", runs_dir=tmp_path))
     assert started() == []
+    (tmp_path / "taken").mkdir()
+    lock = RunLock(tmp_path / "taken")  # a file that is opened twice is locked twice, also by one process
+    for _ in range(2):
+        with pytest.raises(StoreError, match="being written by") as refusal:
+            run(small_suite(ARMS), Options(device="cpu", runs_dir=tmp_path, resume=tmp_path / "taken"))
+        assert started() == [], refusal  # which keeps what the frames hold
+    lock.release()
 
 
 @forking
@@ -112,9 +227,41 @@ def test_a_program_that_is_killed_while_it_starts_leaves_nothing(tmp_path: Path)
     program = "import sys; from optbench.cli import main; sys.exit(main(['run', 'smoke', '--device', 'cpu']))"
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while not (children := psutil.Process(process.pid).children(recursive=True)):
+        while not (children := started(process.pid)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5])
+def test_an_interrupt_while_the_program_starts_shows_no_traceback(tmp_path: Path, seconds: float) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert said in ("optbench: interrupted\n", "")  # nothing while Typer reads the options
+    assert process.returncode == 130
+
+
+@forking
+def test_a_refused_command_starts_no_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(nurseries, "Nursery", begin)
+    for command in (["run", "nosuch"], ["tune", "nosuch"], ["run", "--resume", "nosuch"], ["run"]):
+        assert main(command) == 2
+        assert "Traceback" not in capsys.readouterr().err
