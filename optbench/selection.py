@@ -106,11 +106,11 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
 def check_name(name: str | None) -> None:
     """Raises UsageError unless a run may be called so."""
     if name is not None and not is_name(name):
-        raise UsageError(f"--name '{name}': needs letters, digits and . _ + - only, with a letter or digit first")
+        raise UsageError(f"--name '{name}': expected letters, digits and . _ + - only, with a letter or digit first")
     if name == "latest":
         raise UsageError("--name latest: expected a name of its own, got the word for the latest run")
     if name is not None and len(name) > LONGEST_NAME:
-        raise UsageError(f"--name '{name}': needs at most {LONGEST_NAME} characters; {len(name)} came")
+        raise UsageError(f"--name '{name}': expected at most {LONGEST_NAME} characters, got {len(name)}")
 
 
 def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:

@@ -50,7 +50,7 @@ def spectrum(features: Tensor) -> Spectrum:
     Raises ValueError when features have fewer than two axes.
     """
     if features.ndim < 2:
-        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+        raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     *lead, examples, width = features.shape
     values = features.detach().double()
     undefined = values.new_full((), torch.nan)

@@ -164,7 +164,7 @@ def _check_integer(labels: Tensor) -> None:
 def centred(features: Tensor) -> Tensor:
     """The features minus their mean over the examples, in float64: (..., N, d) -> (..., N, d)."""
     if features.ndim < 2:
-        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+        raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach().double()
     # By way of the first example, so that a constant column becomes exactly zero.
     shifted = values - values[..., :1, :]

@@ -98,7 +98,7 @@ def activity(features: Tensor) -> Activity:
     Raises ValueError when features have fewer than two axes.
     """
     if features.ndim < 2:
-        raise ValueError(f"features need shape (..., N, d); {tuple(features.shape)} came")
+        raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach()
     examples, width = values.shape[-2:]
     total: Tensor = torch.linalg.vector_norm(values.double(), ord=1, dim=-2)

@@ -118,14 +118,14 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         return _unknown_name(around, document)
     if what == "missing":
         hint = f", as in target: {path[-2]}" if path[0] == "optimizers" and path[-1] == "target" else ""
-        return Fault(document.value_place(around), _prefixed(around, f"needs the key '{path[-1]}'{hint}"))
+        return Fault(document.value_place(around), _prefixed(around, f"expected the key '{path[-1]}'{hint}"))
     if what == "extra_forbidden":
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)
     if what == "kind_missing":
         names = _model(kind).registry.names  # type: ignore[attr-defined]
         allowed = f" (one of: {', '.join(names)})" if len(names) <= MANY_NAMES else ""
-        return Fault(document.value_place(path), _prefixed(path, f"needs the key 'kind'{allowed}"))
+        return Fault(document.value_place(path), _prefixed(path, f"expected the key 'kind'{allowed}"))
     if what == "kind_refused":
         path = (*path, "kind") if isinstance(value, dict) else path
         return Fault(document.value_place(path), _prefixed(path, context["reason"]))

@@ -255,7 +255,7 @@ def test_a_wrong_model_is_refused_before_training(
     place = "experiments.x.models.own"
     with pytest.raises(UsageError) as error:
         Blueprint.of(suite_of().experiments["small"], "net", mnist, place)
-    assert str(error.value) == f"{place}: {message}"
+    assert str(error.value) == f"{place}: mlp: {message}"
 
 
 def test_features_are_the_input_of_the_last_linear_layer_or_the_method(mnist: Dataset, use: Use) -> None:

@@ -157,7 +157,7 @@ def test_every_setting_of_ours_has_a_type_and_a_default(name: str) -> None:
             "[{kind: ./mine.py:size, power: two}]",
             "s.yaml:10:45: experiments.e.metrics.0.power: expected a number, got 'two'",
         ),
-        ("[./mine.py:needy]", "s.yaml:10:15: experiments.e.metrics.0: needs the key 'power'"),
+        ("[./mine.py:needy]", "s.yaml:10:15: experiments.e.metrics.0: expected the key 'power'"),
         (
             "[{kind: sam_sharpness, rho: -1}]",
             "s.yaml:10:42: experiments.e.metrics.0.rho: expected a number above 0, got -1",
@@ -165,7 +165,7 @@ def test_every_setting_of_ours_has_a_type_and_a_default(name: str) -> None:
         ("[{kind: hoyer, p: 1}]", "s.yaml:10:29: experiments.e.metrics.0: unknown key 'p' (valid: none)"),
         ("[{kind: forgetting, p: 1}]", "s.yaml:10:34: experiments.e.metrics.0: unknown key 'p' (valid: none)"),
         ("[{kind: dormant_0.1, tau: 1}]", "s.yaml:10:35: experiments.e.metrics.0: unknown key 'tau' (valid: none)"),
-        ("[{power: 1}]", "s.yaml:10:15: experiments.e.metrics.0: needs the key 'kind'"),
+        ("[{power: 1}]", "s.yaml:10:15: experiments.e.metrics.0: expected the key 'kind'"),
         ("[3]", "s.yaml:10:15: experiments.e.metrics.0: expected a name, or a mapping with the key 'kind', got 3"),
         (
             "[{kind: ./mine.py:size, power: 2}, {kind: ./mine.py:size, power: 2.0}]",

@@ -241,5 +241,5 @@ def test_variance_beyond_float64_is_nan_with_a_note() -> None:
 
 
 def test_a_vector_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"features need shape \(\.\.\., N, d\); \(5,\) came"):
+    with pytest.raises(ValueError, match=r"expected features \(\.\.\., N, d\), got shape \(5,\)"):
         rank.spectrum(torch.zeros(5))

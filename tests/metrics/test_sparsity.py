@@ -225,5 +225,5 @@ def test_undefined_activations_are_nan(metric: Callable[[Tensor], Tensor]) -> No
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"weights need shape \(\.\.\., n\)"):
         hoyer(torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"features need shape \(\.\.\., N, d\); \(3,\) came"):
+    with pytest.raises(ValueError, match=r"expected features \(\.\.\., N, d\), got shape \(3,\)"):
         dead_share(torch.zeros(3))

@@ -135,7 +135,7 @@ FAULTS = [
     ("optimizers: {sgd: {lr: 0.1}}\nseds: 3", "own.yaml:3:1: unknown key 'seds'; did you mean 'seeds'?"),
     ("experiments: {e: {tasks: {kind: rotated}}}", "base.yaml:8:29: experiments.e.tasks: unknown key 'count'"),
     ("experiments: {e: {protocol: {max_epochs: fast}}}", "own.yaml:2:42: experiments.e.protocol.max_epochs"),
-    ("seeds: null", "own.yaml:1:1: needs the key 'seeds'"),
+    ("seeds: null", "own.yaml:1:1: expected the key 'seeds'"),
     ("optimizers: {adam: null}", "base.yaml:11:23: experiments.e.optimizers: unknown optimizer 'adam'"),
     ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
     ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: null removes what the base has; unknown name 'sgdd'"),

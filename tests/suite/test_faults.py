@@ -103,7 +103,7 @@ def test_broken_yaml_is_one_line_with_its_place(name: str, tmp_path: Path) -> No
 # old text, new text, place, words that the message contains
 BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "unknown top key": ("name: good", "name: good\nsedes: 3", "2:1", "unknown key 'sedes'; did you mean 'seeds'?"),
-    "name missing": ("name: good\n", "", "1:1", "needs the key 'name'"),
+    "name missing": ("name: good\n", "", "1:1", "expected the key 'name'"),
     "name with a folder": ("name: good", "name: ../up", "1:7", "name: the name '../up' needs letters"),
     "name starts with a dot": ("name: good", "name: .x", "1:7", "with a letter or a digit first"),
     "name too long": ("name: good", "name: " + "x" * 81, "1:7", "at most 80 characters"),
@@ -144,7 +144,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "seed is a bool": ("seeds: 3", "seeds: 3\nseed: true", "3:7", "seed: expected a whole number, got true"),
     "stage": ("seeds: 3", "seeds: 3\nstage: evl", "3:8", "unknown choice 'evl'; did you mean 'eval'?"),
     "stage is a list": ("seeds: 3", "seeds: 3\nstage: [eval]", "3:8", "expected 'tune' or 'eval', got a list"),
-    "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: needs the key 'target', as in target: sgd"),
+    "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: expected the key 'target', as in target: sgd"),
     "target empty": ("target: sgd", "target: ''", "4:17", "at least 1 character"),
     "optimizer is text": ("{target: sgd, lr: 0.1}", "sgd", "4:8", "optimizers.sgd: expected a mapping, got 'sgd'"),
     "optimizer name": ("  sgd: {", "  s/gd: {", "4:3", "the name 's/gd' needs letters"),
@@ -155,7 +155,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "grid down to zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr' needs a grid"),
     "no experiments": (GOOD[GOOD.index("experiments") :], "experiments: {}\n", "8:14", "at least 1 entry, got 0"),
     "experiment is null": (GOOD[GOOD.index("    tasks") :], "", "9:12", "experiments.permuted: expected a mapping"),
-    "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "needs the key 'tasks'"),
+    "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "expected the key 'tasks'"),
     "tasks misspelt": ("    tasks:", "    taks:", "10:5", "unknown key 'taks'; did you mean 'tasks'?"),
     "kind missing": ("kind: permuted, ", "", "10:12", "(one of: permuted, class-incremental, rotated)"),
     "kind unknown": ("kind: permuted", "kind: permutd", "10:19", "unknown kind 'permutd'; did you mean 'permuted'?"),

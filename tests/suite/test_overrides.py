@@ -118,7 +118,7 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
         ("experiments.one.optimizers.adm.lr=1", "experiments.one.optimizers: unknown optimizer 'adm'; did you mean"),
         ("experiments.one.tasks.kind=rotate", "experiments.one.tasks.kind: unknown kind 'rotate'; did you mean"),
         ("experiments.one.protocol={max_epochs: x}", "experiments.one.protocol.max_epochs: expected a number, got 'x'"),
-        ("experiments.new={models: {m: {kind: mlp}}}", "experiments.new: needs the key 'tasks'"),
+        ("experiments.new={models: {m: {kind: mlp}}}", "experiments.new: expected the key 'tasks'"),
         ("optimizers.sgd.lr=[1, 1]", "optimizers.sgd: 'lr' lists the value 1 twice"),
     ],
 )  # fmt: skip
