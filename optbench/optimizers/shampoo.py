@@ -293,7 +293,7 @@ class Shampoo(Optimizer):
                 if parameter.grad is None or parameter.numel() == 0:
                     continue
                 if parameter.grad.is_sparse:
-                    raise RuntimeError("Shampoo needs dense gradients; a sparse one came")
+                    raise RuntimeError("Shampoo: expected dense gradients, got a sparse one")
                 self._update(parameter, group)
 
     def upcoming(self) -> tuple[object, ...] | None:
@@ -395,7 +395,7 @@ def _check_group(group: dict[str, Any]) -> None:
         numbers = _numbers(value)
         fits = (numbers >= low) & ((numbers <= high) if closed else (numbers < high))
         if not bool(fits.all()):
-            raise ValueError(f"{name} needs to be in [{low:g}, {high:g}{']' if closed else ')'}; {value!r} came")
+            raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}{']' if closed else ')'}, got {value!r}")
     for name, least in COUNTS.items():
         value = group[name]
         if (name, value) in (("small_side", None), ("precondition_frequency", AUTO)):
@@ -414,20 +414,20 @@ def _check_group(group: dict[str, Any]) -> None:
         for order in (2, 4):
             iterations_for(order, smallest)  # raises where it would not converge
     if isinstance(group["graft_epsilon"], Tensor):
-        raise ValueError("graft_epsilon needs to be one number; a tensor came")
+        raise ValueError("graft_epsilon: expected one number, got a tensor")
     members = None if group["stacked"] else 1
     for parameter in group["params"]:
         if not parameter.is_floating_point():
-            raise ValueError(f"Shampoo needs real floating parameters; one of {parameter.dtype} came")
+            raise ValueError(f"Shampoo: expected real floating parameters, got one of {parameter.dtype}")
         if group["stacked"]:
             if parameter.ndim == 0 or members not in (None, parameter.shape[0]):
                 needed = "a leading member axis" if members is None else f"the leading axis {members} of the others"
-                raise ValueError(f"a stacked parameter needs {needed}; shape {tuple(parameter.shape)} came")
+                raise ValueError(f"stacked parameter: expected {needed}, got shape {tuple(parameter.shape)}")
             members = parameter.shape[0]
     for name in RANGES:
         shape = tuple(group[name].shape) if isinstance(group[name], Tensor) else ()
         if shape not in ((), (members,)):
-            raise ValueError(f"{name} needs to be a number or a tensor of shape ({members},); shape {shape} came")
+            raise ValueError(f"{name}: expected a number or a tensor of shape ({members},), got shape {shape}")
 
 
 def _numbers(value: Any) -> Tensor:
@@ -439,7 +439,7 @@ def _numbers(value: Any) -> Tensor:
 
 
 def _any(value: PerMember) -> bool:
-    """Whether anybody's is not 0; an accelerator is not asked in every step, and does what changes nothing then."""
+    """Whether it is not 0 for some member; on an accelerator always true, as asking would wait for it."""
     if isinstance(value, Tensor) and not one_by_one(value):
         return True
     return bool(torch.as_tensor(value).any())

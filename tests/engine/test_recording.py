@@ -49,6 +49,8 @@ MORE: dict[str, dict[str, Any]] = {
     "rmsprop, centred": {"target": "rmsprop", "lr": 1e-3, "centered": True, "momentum": 0.5},
     "shampoo": SHAMPOO,
     "shampoo by newton": SHAMPOO | {"root": "newton"},
+    # Refreshed by need, that is by a schedule where the device would have to be asked.
+    "shampoo by need": {"target": "shampoo", "lr": 0.1, "epsilon": 1e-4, "max_side": 100, "root": "newton"},
     "diagonal, grafted": SHAMPOO | {"preset": "adam-grafted", "root": "newton", "structure": "diagonal-factor"},
 }
 ALL = {name: {"target": name, "lr": RATES[name]} for name in RECORDABLE} | MORE
