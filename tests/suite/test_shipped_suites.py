@@ -143,7 +143,9 @@ def _kept_pools() -> Iterator[None]:
     pools: dict[tuple[str, ...], KeptPool] = {}
 
     def kept(devices: Sequence[str]) -> KeptPool:
-        return pools.setdefault(tuple(devices), KeptPool(devices))
+        if (key := tuple(devices)) not in pools:
+            pools[key] = KeptPool(devices)
+        return pools[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optbench.execution.session.Pool", kept)
