@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -99,8 +100,13 @@ def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Datas
     """As Apple's GPUs are: the first command of whoever has one."""
     with pytest.raises(TypeError, match="has no"):
         torch.ones(2, device=DEVICE).double()
-    newton = {"root": "newton", "epsilon": 1e-4, "max_side": 100}
-    suite = suite_of("shampoo", **newton) if name == "newton" else suite_of(name)
+    # By need a CPU would not refresh in the steps that a device does.
+    fixed: dict[str, Any] = {"precondition_frequency": 10}
+    settings = {
+        "shampoo": fixed,
+        "newton": fixed | {"root": "newton", "epsilon": 1e-4, "max_side": 100},
+    }.get(name, {})
+    suite = suite_of("shampoo" if name == "newton" else name, **settings)
     names = ["effective_rank", "class_cosine_mean", "hoyer", "hessian_trace", "pruned_accuracy_0.1_layer"]
     metrics = [MetricSettings.of(name) for name in names]
     experiment = suite.experiments["small"].model_copy(update={"metrics": metrics})

@@ -194,7 +194,7 @@ def tune(
     """Choose hyper-parameters for every optimizer of a suite, by validation data on seeds of their own.
 
     What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
-    every setting that was tried; the tuned suite is a copy of the file with the chosen values in it.
+    every setting that was tried; the tuned suite extends the file, with the chosen values.
     """
 
     def command() -> int:

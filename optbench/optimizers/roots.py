@@ -169,14 +169,15 @@ def _inverse_root(
     if factor.ndim == 1:
         root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
         return root if _finite(root) else None
-    size = 0.0 if precision == torch.float64 else float(factor.trace())
     for attempt in dict.fromkeys((precision, torch.float64)):
+        # Of unit size, lest float32 overflow or underflow.
+        size = 1.0 if attempt == torch.float64 else float(factor.trace()) or 1.0
         try:
-            # Of unit size, lest float32 overflow or underflow.
-            spectrum, basis = torch.linalg.eigh((factor / size).to(attempt) if size else factor.to(attempt))
+            spectrum, basis = torch.linalg.eigh((factor / size).to(attempt))
         except LinAlgError:
             continue
-        root = _assemble(basis, inverse_root_of_spectrum(spectrum.double() * (size or 1), order, epsilon, scale), dtype)
+        spectrum = spectrum.double() * size
+        root = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), dtype)
         if _finite(root):
             return root
     return None
