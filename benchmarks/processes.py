@@ -48,7 +48,7 @@ def descendants() -> list[int]:
 def end_descendants() -> list[int]:
     """Kill all processes below this one; return those that are still there after `PATIENCE` seconds.
 
-    Exit codes of children that nobody has waited for are lost.
+    Exit codes of children that were not waited for are lost.
     """
     deadline = time.monotonic() + PATIENCE
     while (found := descendants()) and time.monotonic() < deadline:

@@ -141,7 +141,7 @@ def trials_in(run: Path) -> pd.DataFrame:
     from optbench.errors import OptbenchError
 
     columns = ["experiment", "model", "optimizer", "status", "train_seconds", "optimizer_seconds"]
-    # Files are replaced while a run goes on: what is not there now is there at the next look.
+    # A run replaces its files: one that is missing now is there at the next look.
     with contextlib.suppress(OptbenchError, OSError):
         return optbench.read_run(run).table("trials", controls=True)
     return pd.DataFrame(columns=columns)

@@ -111,6 +111,15 @@ PERMUTED = {"kind": "permuted", "count": 2}
 PAIRS = {"kind": "class-incremental"}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One intra-op thread, as in a worker: on it a member alone has the bits it has among others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_suite(
     optimizers: dict[str, dict[str, Any]],
     *,

@@ -237,7 +237,7 @@ class CohortTraining:
                 member.follower = None
 
     def _verify(self) -> None:
-        """Two members of every workspace are trained by instances of their own as well, for one task."""
+        """Two members of every variant are trained by instances of their own as well, for one task."""
         settings: dict[str, int] = {}
         for member in self.members:
             key = repr(sorted(member.trial.hyperparameters.items()))

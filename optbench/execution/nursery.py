@@ -233,20 +233,30 @@ def spawn(target: Any, *arguments: object) -> Any:
     """Start a process by its main function, which is `heedless` of Ctrl-C first of all."""
     context = multiprocessing.get_context("spawn")  # threads and devices of a user's program do not survive a fork
     process = context.Process(target=target, args=arguments, daemon=True)
-    resource_tracker.ensure_running()  # or `start` does it, which unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the process inherits it
+    with starting_processes(), _interrupts_held():
+        process.start()
+    return process
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Block Ctrl-C in the block, and in the processes that are started in it, where the system can."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # or starting a process does it, which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        with starting_processes():
-            process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process
 
 
 def heedless() -> None:
     """Ignore Ctrl-C, which goes to the whole process group: the parent decides. Lift the block of `spawn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _fork_on_request(requests: socket.socket) -> None:

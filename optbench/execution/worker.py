@@ -33,7 +33,7 @@ def prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent tells nobody; what its workers would go on to do is in the way of whoever resumes the run."""
+    """End this process when its parent was killed: it would write beside the process that resumes the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

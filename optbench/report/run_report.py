@@ -189,7 +189,7 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
         caption = f"{section.experiment}, {section.model}: accuracy on each task at the end, 0 to 1"
     else:
         columns = doc.columns(*(f"task {j + 1}" for j in range(count)))
-        caption = f"{section.experiment}, {section.model}: accuracy on each task, as training goes on"
+        caption = f"{section.experiment}, {section.model}: accuracy on each task during training"
     table = doc.Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
     yield doc.Part("chart", table)
 

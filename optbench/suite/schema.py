@@ -245,7 +245,7 @@ def _two(value: list[str]) -> list[str]:
 def _distinct_pairs(pairs: list[list[str]]) -> list[list[str]]:
     for one, other in pairs:
         if one == other:
-            raise ValueError(f"twins are two optimizers; {one!r} came twice")
+            raise ValueError(f"expected two optimizers, got {one!r} twice")
     _listed_once("pair", [" and ".join(sorted(pair)) for pair in pairs])
     return pairs
 

@@ -52,7 +52,7 @@ def started(program: int | None = None) -> list[psutil.Process]:
 def command_of(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
-    except psutil.Error:  # it has ended, and nobody has asked for its exit code yet
+    except psutil.Error:  # it has ended, and its exit code was not asked for yet
         return ["ended"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,7 @@ from optbench.optimizers.factors import Factor, _stretched, begin, outgrown, ref
 from optbench.optimizers.shampoo import Shampoo
 from optbench.optimizers.symmetric import PANEL, add_gram, whole
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 EPSILON = torch.tensor([1e-4], dtype=torch.float64)

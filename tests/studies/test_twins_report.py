@@ -440,7 +440,7 @@ def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through
     ("given", "column", "message"),
     [
         ("[[a, bb]]", 17, "experiments.here.twins: unknown optimizer in here 'bb'; did you mean 'b'? (valid: a, b, c)"),
-        ("[[a, b], [c, c]]", 12, "experiments.here.twins: twins are two optimizers; 'c' came twice"),
+        ("[[a, b], [c, c]]", 12, "experiments.here.twins: expected two optimizers, got 'c' twice"),
         ("[[a, b], [b, a]]", 12, "experiments.here.twins: the pair 'a and b' is listed twice"),
         ("[[a]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 1 came"),
         ("[[a, b, c]]", 13, "experiments.here.twins.0: needs two optimizers, as in [sgd, adam]; 3 came"),

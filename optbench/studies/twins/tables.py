@@ -1,4 +1,4 @@
-"""Twins in a run's report: how far two optimizers are from each other in weight space, as training goes on."""
+"""Twins in a run's report: how far two optimizers are from each other in weight space, during training."""
 
 from __future__ import annotations
 
