@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from optbench.optimizers.ours import SHAMPOO_PRESETS
 from optbench.optimizers.shampoo import Shampoo
 
-pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Shampoo. small_side"),
+    pytest.mark.usefixtures("one_thread"),
+]
 SHAPES = [(100, 784), (10, 100), (100,), (10,)]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
