@@ -135,12 +135,15 @@ _of_pairs = partial(_continual, note_arguments={"over_pairs": True})
 _features = partial(Metric, kind="features", alongside=_SIZES)
 _rank = partial(_features, subject="rank", reads=("spectrum",), remarks=True, note_arguments={"centred": False})
 _centred = partial(_rank, note_arguments={"centred": True})
+_correlation = partial(_rank, note_arguments={"centred": True, "correlation": True}, default=False)
 _size = partial(_features, source="recorded", margin=0.0, subject="rank", reads=("spectrum",))
 _units = partial(_features, subject="sparsity", reads=("activity",), note="activation_note")
 _dormant = partial(_units, source="Sokar et al. 2023", called="dormant")
 _cosine = partial(_features, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True)
 _cosine = partial(_cosine, arguments={"classes": None})  # those among the targets
 _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
+_matrix = partial(_weights, subject="rank", reads=("singular_values",), note="weight_note", remarks=True)
+_matrix = partial(_matrix, averaged=True, default=False)
 # No margin, here and below: what is far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
 _distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
@@ -187,6 +190,8 @@ _TABLE = (
     _of_pairs("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
     _centred("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005),
+    _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),
+    _correlation("effective_rank_correlation", "exp(-Σ p ln p), p = ρ/Σρ, ρ of the correlations", _ROY, margin=0.5),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
     _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", margin=0.1),
     _centred("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5),
@@ -198,6 +203,15 @@ _TABLE = (
         default=False,
     ),
     _rank("pca99", "smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ²", "srank with σ²", margin=1.0, default=False),
+    _centred("pca99_centred", "smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ", "Jolliffe 2002", margin=1.0, default=False),
+    _centred(
+        "eigenvalue_count_relative",
+        "number of λ > r λ₁, r = relative, .01 by default",
+        "counted",
+        margin=1.0,
+        default=False,
+    ),
+    _centred("eigenvalue_count", "number of λ > t, t = threshold, 1 by default", "counted", margin=1.0, default=False),
     _size("features_n", "N, the examples behind the features", called="feature_examples"),
     _size("features_d", "d, the width of the features", called="feature_width"),
     _units("activation_zero_share", "share of activations that are exactly 0", "counted"),
@@ -220,6 +234,8 @@ _TABLE = (
         "counted",
         averaged=True,
     ),
+    _matrix("weight_effective_rank", "exp(-Σ p ln p), p = σ/Σσ, σ of a layer's weights", _ROY, margin=0.5),
+    _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", "Rudelson & Vershynin 2007", margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
     _expensive(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from optbench.metrics.rank import Spectrum
+    from optbench.metrics.rank import SingularValues, Spectrum
     from optbench.metrics.sparsity import Activity
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
@@ -144,6 +144,15 @@ class Weights(Reading):
         import torch
 
         return torch.cat([weight.flatten() for weight in self.weights.values()])
+
+    @functools.cached_property
+    def singular_values(self) -> SingularValues:
+        """Of the matrix (outputs, the rest) of a single layer; one decomposition for all measures of its rank."""
+        from optbench.metrics import rank
+
+        (weight,) = self.weights.values()
+        # Sizes, since -1 is ambiguous for a tensor without elements.
+        return rank.singular_values(weight.reshape(len(weight), math.prod(weight.shape[1:])))
 
     @functools.cached_property
     def _layers(self) -> dict[str, Weights]:

@@ -2,17 +2,20 @@
 
 Legend: `N` examples; `d` width of the features; `...` any leading axes (members).
 
-σ are the singular values of the N×d features as they are, λ the eigenvalues of their *centred* covariance. Both are
-computed once, in float64, as a `Spectrum`; every measure takes either the features or a spectrum already computed,
-and returns float64 of shape (...). All-zero spectra have rank 0. A measure is NaN where the features are not finite
-or empty, and, where it reads λ, for fewer than two examples. `note` says why.
+σ are the singular values of the N×d features as they are, λ the eigenvalues of their *centred* covariance, ρ those of
+their correlation matrix. All are read from one decomposition in float64, a `Spectrum`; every measure takes either the
+features or a spectrum already computed, and returns float64 of shape (...). All-zero spectra have rank 0. A measure is
+NaN where the features are not finite or empty, and, where it reads λ or ρ, for fewer than two examples. `note` says
+why.
 
-No measure exceeds min(N, d), and those from λ not min(N - 1, d): use N ≥ 10 d.
+No measure exceeds min(N, d), and those from λ or ρ not min(N - 1, d): use N ≥ 10 d.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -25,27 +28,71 @@ _TIE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The singular values and covariance eigenvalues of features (..., N, d), in float64.
+    """The decomposition of features F (..., N, d) that all measures of rank read, in float64.
 
-    sigma: (..., min(N, d)) singular values of the features, not centred, descending; NaN for non-finite features.
-    lam: (..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN likewise, and for N < 2.
+    With X = F - 1 f₀ᵀ the features relative to their first example, [1 X] = Q T and T is triangular. The first column
+    of Q is constant, so T without its first row and column has the singular values of the centred features; and
+    F = Q [t + r f₀ᵀ; ...], with (r, t) the first row of T, has those of its own small factor. Subtracting the first
+    example keeps both exact for units that do not vary. No Gram matrix is formed: small singular values keep their
+    digits.
+
+    first: (..., d) f₀.
+    triangle: (..., min(N, d + 1), d + 1) T, of zeros for features that are not finite.
+    finite: (...) whether all features are.
     examples: N.
     width: d.
     """
 
-    sigma: Tensor
-    lam: Tensor
+    first: Tensor
+    triangle: Tensor
+    finite: Tensor
     examples: int
     width: int
 
+    @cached_property
+    def sigma(self) -> Tensor:
+        """(..., min(N, d)) singular values of F, not centred, descending; NaN for features that are not finite."""
+        if self.examples == 0 or self.width == 0:
+            return self.triangle.new_empty((*self.finite.shape, 0))
+        top = self.triangle[..., :1, 1:] + self.triangle[..., :1, :1] * self.first[..., None, :]
+        sigma = torch.linalg.svdvals(torch.cat([top, self._centred], dim=-2))
+        return torch.where(self.finite[..., None], sigma, torch.nan)
+
+    @cached_property
+    def lam(self) -> Tensor:
+        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN likewise, and for N < 2."""
+        return self._eigenvalues(self._centred)
+
+    @cached_property
+    def rho(self) -> Tensor:
+        """(..., d) eigenvalues of the correlation matrix of the units that vary, descending, then zeros; NaN as λ."""
+        if self.examples < 2 or self.width == 0:
+            return self._eigenvalues(self._centred)
+        largest = self._centred.abs().amax(-2, keepdim=True)
+        relative = torch.where(largest > 0, self._centred / largest, 0.0)
+        norms = torch.linalg.vector_norm(relative, dim=-2, keepdim=True) / (self.examples - 1) ** 0.5
+        return self._eigenvalues(torch.where(norms > 0, relative / norms, 0.0))
+
+    @cached_property
+    def varying(self) -> Tensor:
+        """(...) the number of units that vary: the others have no correlation, and are no part of ρ."""
+        return (self._centred != 0).any(-2).sum(-1)
+
+    @property
+    def _centred(self) -> Tensor:
+        return self.triangle[..., 1:, 1:]
+
+    def _eigenvalues(self, factor: Tensor) -> Tensor:
+        """Those of factorᵀ factor / (N - 1), factor (..., r, d) of r ≤ d rows: the other d - r are exactly zero."""
+        if self.examples < 2 or self.width == 0:
+            return self.triangle.new_full((*self.finite.shape, self.width), torch.nan)
+        found = torch.linalg.svdvals(factor).square() / (self.examples - 1)
+        found = torch.nn.functional.pad(found, (0, self.width - found.shape[-1]))
+        return torch.where(self.finite[..., None], found, torch.nan)
+
 
 def spectrum(features: Tensor) -> Spectrum:
-    """σ and λ of features (..., N, d), from one QR decomposition.
-
-    Subtracting the first example, X = F - 1 f₀ᵀ, keeps both exact for features that do not vary. In
-    [1 X] = Q [[r, sᵀ], [0, R₁]] the first column of Q is constant, so the triangle R₁ has the singular values of the
-    centred features; and F = Q [[sᵀ + r f₀ᵀ], [R₁]] has those of its own small factor. No Gram matrix is formed:
-    small singular values keep their digits.
+    """The spectrum of features (..., N, d), from one QR decomposition.
 
     Raises ValueError when features have fewer than two axes.
     """
@@ -53,27 +100,36 @@ def spectrum(features: Tensor) -> Spectrum:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     *lead, examples, width = features.shape
     values = features.detach().double()
-    undefined = values.new_full((), torch.nan)
     if examples == 0 or width == 0:
-        return Spectrum(values.new_empty((*lead, 0)), undefined.expand(*lead, width), examples, width)
+        finite = torch.ones(lead, dtype=torch.bool, device=values.device)
+        return Spectrum(values.new_zeros(*lead, width), values.new_zeros(*lead, 0, width + 1), finite, examples, width)
     # Extremes propagate NaN, and unlike isfinite need no temporary of the features' size.
     finite = values.amin((-2, -1)).isfinite() & values.amax((-2, -1)).isfinite()
     if not finite.all():
         # LAPACK raises for the whole batch when one matrix is not finite.
         values = torch.where(finite[..., None, None], values, 0.0)
-    first = values[..., :1, :]
+    first = values[..., 0, :]
     bordered = values.new_ones((*lead, examples, width + 1))
-    torch.sub(values, first, out=bordered[..., 1:])
+    torch.sub(values, first[..., None, :], out=bordered[..., 1:])
     triangle: Tensor = torch.linalg.qr(bordered, mode="r").R
-    centred = triangle[..., 1:, 1:]
-    whole = torch.cat([triangle[..., :1, 1:] + triangle[..., :1, :1] * first, centred], dim=-2)
-    sigma = torch.where(finite[..., None], torch.linalg.svdvals(whole), undefined)
-    if examples == 1:
-        return Spectrum(sigma, undefined.expand(*lead, width), examples, width)
-    variances = torch.linalg.svdvals(centred).square() / (examples - 1)
-    # With N ≤ d the covariance has at least d - N + 1 eigenvalues that are exactly zero.
-    lam = torch.nn.functional.pad(variances, (0, width - variances.shape[-1]))
-    return Spectrum(sigma, torch.where(finite[..., None], lam, undefined), examples, width)
+    return Spectrum(first, triangle, finite, examples, width)
+
+
+def pooled(parts: Sequence[Spectrum]) -> Spectrum:
+    """The spectrum of the examples of all `parts`, matrices of one width, from their triangles alone.
+
+    Relative to another example g, [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which changes the first row
+    of a triangle only; and triangles on top of each other have the Gram matrix of all their rows.
+    """
+    filled = [part for part in parts if part.examples] or parts[:1]
+    first, rows = filled[0].first, []
+    for part in filled:
+        moved = part.triangle.clone()
+        moved[..., :1, 1:] += moved[..., :1, :1] * (part.first - first)[..., None, :]
+        rows.append(moved)
+    finite = torch.stack([part.finite for part in filled]).all(0)
+    triangle: Tensor = torch.linalg.qr(torch.cat(rows, -2), mode="r").R
+    return Spectrum(first, triangle, finite, sum(part.examples for part in filled), filled[0].width)
 
 
 def covariance_eigenvalues(features: Tensor | Spectrum) -> Tensor:
@@ -94,6 +150,23 @@ def effective_rank_ratio(features: Tensor | Spectrum) -> Tensor:
     """`effective_rank` / d: the share of the available dimensions in use. (..., N, d) -> (...)."""
     known = _spectrum(features)
     return effective_rank(known) / known.width
+
+
+def effective_rank_uncentred(features: Tensor | Spectrum) -> Tensor:
+    """exp(-Σ p ln p) with p = σ² / Σσ²: the entropy rank of the second moment, features not centred.
+
+    Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
+    """
+    sigma = _spectrum(features).sigma
+    return _entropy_rank((sigma / sigma[..., :1]).square(), zero_where=sigma)
+
+
+def effective_rank_correlation(features: Tensor | Spectrum) -> Tensor:
+    """exp(-Σ p ln p) with p = ρ / Σρ: the entropy rank of the correlation matrix, in which every unit weighs the same.
+
+    Units that do not vary have no correlation and are left out. (..., N, d) -> (...), from 1 to min(N - 1, d).
+    """
+    return _entropy_rank(_spectrum(features).rho)
 
 
 def effective_rank_sv(features: Tensor | Spectrum) -> Tensor:
@@ -131,41 +204,112 @@ def pca99(features: Tensor | Spectrum) -> Tensor:
     return _smallest_reaching((sigma / sigma[..., :1]).square(), 0.01, zero_where=sigma)
 
 
+def pca99_centred(features: Tensor | Spectrum) -> Tensor:
+    """Smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ: components that hold 99% of the variance. (..., N, d) -> (...)."""
+    lam = _spectrum(features).lam
+    return _smallest_reaching(lam / lam[..., :1], 0.01, zero_where=lam)
+
+
+def eigenvalue_count(features: Tensor | Spectrum, threshold: Annotated[float, Field(gt=0)] = 1.0) -> Tensor:
+    """The number of covariance eigenvalues λ above an absolute threshold: it changes with the features' scale.
+
+    (..., N, d) -> (...), from 0 to min(N - 1, d).
+    """
+    lam = _spectrum(features).lam
+    return _counted(lam > threshold, lam)
+
+
+def eigenvalue_count_relative(
+    features: Tensor | Spectrum, relative: Annotated[float, Field(gt=0, lt=1)] = 0.01
+) -> Tensor:
+    """The number of covariance eigenvalues λ above `relative` · λ₁. (..., N, d) -> (...), from 1 to min(N - 1, d)."""
+    lam = _spectrum(features).lam
+    return _counted(lam / lam[..., :1] > relative, lam)
+
+
 def feature_examples(features: Tensor | Spectrum) -> Tensor:
-    """N, recorded beside every measure of features. (..., N, d) -> (...)."""
+    """N, recorded next to every measure of features. (..., N, d) -> (...)."""
     known = _spectrum(features)
-    return known.sigma.new_full(known.sigma.shape[:-1], float(known.examples))
+    return known.triangle.new_full(known.finite.shape, float(known.examples))
 
 
 def feature_width(features: Tensor | Spectrum) -> Tensor:
-    """d, recorded beside every measure of features. (..., N, d) -> (...)."""
+    """d, recorded next to every measure of features. (..., N, d) -> (...)."""
     known = _spectrum(features)
-    return known.sigma.new_full(known.sigma.shape[:-1], float(known.width))
+    return known.triangle.new_full(known.finite.shape, float(known.width))
 
 
-def note(features: Tensor | Spectrum, *, centred: bool) -> str | None:
+def note(features: Tensor | Spectrum, *, centred: bool, correlation: bool = False) -> str | None:
     """What a reader must know about a rank of one N×d matrix: why it is NaN, 0, or capped; None when nothing.
 
-    centred: whether the measure reads λ (True) or σ (False).
+    centred: whether the measure reads λ or ρ rather than σ. correlation: whether it reads ρ.
     """
     known = _spectrum(features)
     examples, width = known.examples, known.width
-    assert known.sigma.ndim == 1, "a note is about one matrix"
+    assert known.finite.ndim == 0, "a note is about one matrix"
     if examples == 0 or width == 0:
         return f"no features: N = {examples}, d = {width}"
-    if known.sigma[0].isnan():
+    if not known.finite:
         return "the features are not finite"
     if centred and examples < 2:
-        return "needs at least 2 examples; 1 came"
-    if known.sigma[0] == 0:
+        return "expected at least 2 examples, got 1"
+    if not known.first.any() and not known.varying:
         return "all features are zero"
-    if centred and known.lam[0] == 0:
+    if centred and not known.varying:
         return "the features do not vary"
-    if centred and known.lam[0].isinf():
+    if centred and not correlation and known.lam[0].isinf():
         return "the variance of the features overflows"
+    if centred and not correlation and known.lam[0] == 0:
+        return "the variance of the features underflows"
+    said = []
+    if correlation and known.varying < width:
+        said.append(f"{width - int(known.varying)} of {width} units do not vary and are left out")
     if examples < 10 * width:
-        return f"N = {examples} < 10 d = {10 * width}: the rank is at most {min(examples - centred, width)}"
-    return None
+        said.append(f"N = {examples} < 10 d = {10 * width}: the rank is at most {min(examples - centred, width)}")
+    return "; ".join(said) or None
+
+
+@dataclass(frozen=True, eq=False)
+class SingularValues:
+    """sigma: (..., r) singular values of weight matrices, in float64, descending; NaN for those not finite."""
+
+    sigma: Tensor
+
+
+def singular_values(weights: Tensor) -> SingularValues:
+    """The singular values of weight matrices (..., m, n). Raises ValueError when they have fewer than two axes."""
+    if weights.ndim < 2:
+        raise ValueError(f"expected weights (..., m, n), got shape {tuple(weights.shape)}")
+    values = weights.detach().double()
+    finite = values.isfinite().all(-1).all(-1)
+    sigma = torch.linalg.svdvals(torch.where(finite[..., None, None], values, 0.0))
+    return SingularValues(torch.where(finite[..., None], sigma, torch.nan))
+
+
+def weight_effective_rank(weights: Tensor | SingularValues) -> Tensor:
+    """exp(-Σ p ln p) with p = σ / Σσ, σ of a weight matrix (Roy & Vetterli 2007). (..., m, n) -> (...)."""
+    return _entropy_rank(_singular_values(weights).sigma)
+
+
+def weight_stable_rank(weights: Tensor | SingularValues) -> Tensor:
+    """Σσ² / σ₁², σ of a weight matrix (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
+    sigma = _singular_values(weights).sigma
+    return _guarded((sigma / sigma[..., :1]).square().sum(-1), sigma)
+
+
+def weight_note(weights: Tensor | SingularValues) -> str | None:
+    """Why a rank of one weight matrix (m, n) is NaN or 0; None when the matrix is in order."""
+    sigma = _singular_values(weights).sigma
+    assert sigma.ndim == 1, "a note is about one matrix"
+    if not len(sigma):
+        return "no weights"
+    if sigma[0].isnan():
+        return "the weights are not finite"
+    return "all weights are zero" if sigma[0] == 0 else None
+
+
+def _singular_values(weights: Tensor | SingularValues) -> SingularValues:
+    return weights if isinstance(weights, SingularValues) else singular_values(weights)
 
 
 def _spectrum(features: Tensor | Spectrum) -> Spectrum:
@@ -178,13 +322,20 @@ def _shares(values: Tensor) -> Tensor:
     return relative / relative.sum(-1, keepdim=True)
 
 
-def _entropy_rank(values: Tensor) -> Tensor:
-    return _guarded(torch.special.entr(_shares(values)).sum(-1).exp(), values)
+def _entropy_rank(values: Tensor, zero_where: Tensor | None = None) -> Tensor:
+    rank = torch.special.entr(_shares(values)).sum(-1).exp()
+    return _guarded(rank, values if zero_where is None else zero_where)
+
+
+def _counted(above: Tensor, lam: Tensor) -> Tensor:
+    """The number of λ (..., d) that are `above`; NaN where the largest overflows."""
+    rank = above.sum(-1).double()
+    return _guarded(torch.where(lam.isinf().any(-1), torch.nan, rank), lam)
 
 
 def _smallest_reaching(values: Tensor, delta: float, zero_where: Tensor | None = None) -> Tensor:
     if not 0.0 <= delta < 1.0:
-        raise ValueError(f"delta needs 0 ≤ delta < 1; {delta} came")
+        raise ValueError(f"delta: expected 0 ≤ delta < 1, got {delta}")
     reached = values.cumsum(-1)
     threshold = (1.0 - delta - _TIE) * reached[..., -1:]
     below = (reached < threshold).sum(-1)

@@ -13,11 +13,18 @@ NOT_LEARNT = "†"
 
 _DECIMALS = {
     "effective_rank": 1,
+    "effective_rank_uncentred": 1,
+    "effective_rank_correlation": 1,
     "effective_rank_sv": 1,
     "stable_rank": 2,
     "participation_ratio": 1,
     "srank": 1,
     "pca99": 1,
+    "pca99_centred": 1,
+    "eigenvalue_count_relative": 1,
+    "eigenvalue_count": 1,
+    "weight_effective_rank": 1,
+    "weight_stable_rank": 2,
     "kurtosis": 2,
     "displacement_angle": 1,
     "train_seconds": 1,

@@ -23,8 +23,22 @@ ALL = [
     rank.participation_ratio,
     rank.srank,
     rank.pca99,
+    rank.effective_rank_uncentred,
+    rank.effective_rank_correlation,
+    rank.pca99_centred,
+    rank.eigenvalue_count_relative,
+    rank.eigenvalue_count,
 ]
-OF_VARIANCE = [rank.effective_rank, rank.effective_rank_ratio, rank.participation_ratio]
+OF_VARIANCE = [
+    rank.effective_rank,
+    rank.effective_rank_ratio,
+    rank.participation_ratio,
+    rank.effective_rank_correlation,
+    rank.pca99_centred,
+    rank.eigenvalue_count_relative,
+    rank.eigenvalue_count,
+]
+SCALE_FREE = [metric for metric in ALL if metric is not rank.eigenvalue_count]
 OF_SIGMA = [metric for metric in ALL if metric not in OF_VARIANCE]
 EXAMPLE = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
 
@@ -39,9 +53,17 @@ def reference(features: Tensor) -> dict[str, float]:
     """Everything again, with NumPy's SVD and covariance and SciPy's entropy."""
     f = features.double().numpy()
     sigma = np.linalg.svd(f, compute_uv=False)
-    lam = np.clip(np.linalg.eigvalsh(np.cov(f, rowvar=False)), 0, None)
+    lam = np.clip(np.linalg.eigvalsh(np.cov(f, rowvar=False)), 0, None)[::-1]
+    lam[len(f) - 1 :] = 0  # what rounding leaves of those that are exactly zero
     effective = float(np.exp(scipy.stats.entropy(lam)))
+    varying = f[:, np.ptp(f, axis=0) > 0]
+    rho = np.clip(np.linalg.eigvalsh(np.atleast_2d(np.corrcoef(varying, rowvar=False))), 0, None)
     return {
+        "effective_rank_uncentred": float(np.exp(scipy.stats.entropy(np.clip(np.linalg.eigvalsh(f.T @ f), 0, None)))),
+        "effective_rank_correlation": float(np.exp(scipy.stats.entropy(rho))),
+        "pca99_centred": 1 + int(np.argmax(np.cumsum(lam) / lam.sum() >= 0.99)),
+        "eigenvalue_count_relative": int((lam > 0.01 * lam[0]).sum()),
+        "eigenvalue_count": int((lam > 1).sum()),
         "effective_rank": effective,
         "effective_rank_ratio": effective / f.shape[1],
         "effective_rank_sv": float(np.exp(scipy.stats.entropy(sigma))),
@@ -70,6 +92,16 @@ def features(draw: st.DrawFn) -> Tensor:
         (rank.stable_rank, 1.5),
         (rank.participation_ratio, 1.8),
         (rank.srank, 3.0),
+        # σ² = 4, 1, 1.
+        (rank.effective_rank_uncentred, 2.38110),
+        # Each correlation is -1/3: ρ = 4/3, 4/3, 1/3.
+        (rank.effective_rank_correlation, 2.62469),
+        (rank.pca99_centred, 3.0),
+        (rank.eigenvalue_count_relative, 3.0),
+        (lambda f: rank.eigenvalue_count_relative(f, 0.2), 2.0),
+        # λ = 1.06203, 1/3, .10464.
+        (rank.eigenvalue_count, 1.0),
+        (lambda f: rank.eigenvalue_count(f, 0.3), 2.0),
     ],
 )
 def test_worked_example(metric: Callable[[Tensor], Tensor], expected: float) -> None:
@@ -90,7 +122,7 @@ def test_srank_reaches_an_exact_tie(delta: float) -> None:
 
 @pytest.mark.parametrize("delta", [-0.1, 1.0, math.nan])
 def test_srank_refuses_other_deltas(delta: float) -> None:
-    with pytest.raises(ValueError, match="delta needs 0 ≤ delta < 1"):
+    with pytest.raises(ValueError, match="delta: expected 0 ≤ delta < 1, got"):
         rank.srank(EXAMPLE, delta)
 
 
@@ -108,8 +140,11 @@ def test_agrees_with_an_independent_reference(f: Tensor) -> None:
 @given(features(), st.floats(1e-6, 1e6))
 def test_scaling_and_rotating_change_no_rank(f: Tensor, scale: float) -> None:
     turn = torch.linalg.qr(normal(f.shape[1], f.shape[1], seed=7)).Q
-    for metric in ALL:
-        assert float(metric(scale * f @ turn)) == pytest.approx(float(metric(f)), rel=1e-8), metric.__name__
+    for metric in SCALE_FREE:
+        turned = f if metric is rank.effective_rank_correlation else f @ turn
+        assert float(metric(scale * turned)) == pytest.approx(float(metric(f)), rel=1e-8), metric.__name__
+    # A threshold is a variance: it has to scale with the features.
+    assert rank.eigenvalue_count(scale * f @ turn, scale**2) == rank.eigenvalue_count(f)
 
 
 @settings(deadline=None, max_examples=40)
@@ -121,7 +156,9 @@ def test_bounds_and_order(f: Tensor) -> None:
         if metric is rank.effective_rank_ratio:
             continue
         most = min(examples - (metric in OF_VARIANCE), width)
-        assert 1 - 1e-9 <= float(metric(known)) <= most * (1 + 1e-9), metric.__name__
+        assert (metric is not rank.eigenvalue_count) - 1e-9 <= float(metric(known)) <= most * (1 + 1e-9), (
+            metric.__name__
+        )
     # The participation ratio is the exponential of the Rényi entropy of order 2, never above that of order 1.
     assert rank.participation_ratio(known) <= rank.effective_rank(known) * (1 + 1e-9)
 
@@ -130,7 +167,7 @@ def test_bounds_and_order(f: Tensor) -> None:
 @given(features())
 def test_shifting_changes_no_rank_of_the_covariance(f: Tensor) -> None:
     for metric in OF_VARIANCE:
-        assert float(metric(f + 10.0)) == pytest.approx(float(metric(f)), rel=1e-6)
+        assert float(metric(f + 10.0)) == pytest.approx(float(metric(f)), rel=1e-6), metric.__name__
 
 
 @pytest.mark.parametrize(("examples", "width"), [(50, 8), (8, 8), (9, 8), (5, 8), (2, 8), (30, 1)])
@@ -183,7 +220,7 @@ def test_all_zero_features_have_rank_zero_and_a_note() -> None:
     for metric in ALL:
         values = metric(f)
         assert values[0] == 0
-        assert values[1] > 0
+        assert values[1] > 0 or metric is rank.eigenvalue_count
     assert rank.note(f[0], centred=True) == "all features are zero"
 
 
@@ -192,8 +229,8 @@ def test_features_that_do_not_vary_have_no_variance_at_all(level: float) -> None
     """Rounding of the mean must not leave a spectrum of noise behind."""
     f = torch.full((37, 3), level, dtype=torch.float64) * torch.tensor([1.0, -0.3, 0.7], dtype=torch.float64)
     assert not rank.covariance_eigenvalues(f).any()
-    assert [float(metric(f)) for metric in OF_VARIANCE] == [0, 0, 0]
-    assert [float(metric(f)) for metric in OF_SIGMA] == pytest.approx([1, 1, 1, 1], abs=1e-9)
+    assert [float(metric(f)) for metric in OF_VARIANCE] == [0] * len(OF_VARIANCE)
+    assert [float(metric(f)) for metric in OF_SIGMA] == pytest.approx([1] * len(OF_SIGMA), abs=1e-9)
     assert rank.note(f, centred=True) == "the features do not vary"
     assert rank.note(f, centred=False) is None
 
@@ -204,7 +241,7 @@ def test_one_example_has_a_direction_but_no_variance() -> None:
         assert metric(f).isnan().all()
     for metric in OF_SIGMA:
         torch.testing.assert_close(metric(f), torch.ones(2, dtype=torch.float64))
-    assert rank.note(f[0], centred=True) == "needs at least 2 examples; 1 came"
+    assert rank.note(f[0], centred=True) == "expected at least 2 examples, got 1"
     assert rank.note(f[0], centred=False) == "N = 1 < 10 d = 30: the rank is at most 1"
 
 
@@ -229,14 +266,70 @@ def test_the_whole_range_of_float32_is_measured(scale: float) -> None:
     f = torch.randint(-3, 4, (50, 4), generator=torch.Generator().manual_seed(0)).float()
     scaled = f * scale
     assert scaled.isfinite().all()
-    for metric in ALL:
+    for metric in SCALE_FREE:
         torch.testing.assert_close(metric(scaled), metric(f), rtol=0.2 if scale == 1e-44 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("examples", "width"), [(60, 7), (7, 7), (4, 9)])
+def test_pooling_triangles_equals_decomposing_all_examples(examples: int, width: int) -> None:
+    decay = torch.logspace(0, -4, width, dtype=torch.float64)
+    parts = [normal(n, width, seed=n) * decay + normal(width, seed=n) for n in (examples, 1, 3, examples + 1)]
+    parts = [torch.cat([part, torch.full((len(part), 1), 0.1, dtype=torch.float64)], dim=1) for part in parts]
+    whole, made = rank.spectrum(torch.cat(parts)), rank.pooled([rank.spectrum(part) for part in parts])
+    assert (made.examples, made.width, int(made.varying)) == (2 * examples + 5, width + 1, width)
+    torch.testing.assert_close(made.sigma, whole.sigma, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(made.lam, whole.lam, rtol=1e-10, atol=1e-16)
+    torch.testing.assert_close(made.rho, whole.rho, rtol=1e-10, atol=1e-14)
+    for metric in ALL:
+        assert float(metric(made)) == pytest.approx(float(metric(whole)), rel=1e-10), metric.__name__
+
+
+def test_pooling_leaves_out_parts_without_examples_and_keeps_what_is_not_finite() -> None:
+    f, broken = normal(20, 3), torch.full((5, 3), math.inf)
+    none = rank.spectrum(torch.zeros(0, 3))
+    assert float(rank.effective_rank(rank.pooled([none, rank.spectrum(f)]))) == pytest.approx(
+        float(rank.effective_rank(f))
+    )
+    assert rank.note(rank.pooled([none, none]), centred=True) == "no features: N = 0, d = 3"
+    made = rank.pooled([rank.spectrum(f), rank.spectrum(broken)])
+    assert all(metric(made).isnan() for metric in ALL)
+    assert rank.note(made, centred=False) == "the features are not finite"
+
+
+def test_units_that_do_not_vary_have_no_part_in_the_correlation_matrix() -> None:
+    f = normal(100, 4)
+    padded = torch.cat([f, torch.full((100, 2), 3.3, dtype=torch.float64)], dim=1)
+    assert float(rank.effective_rank_correlation(padded)) == pytest.approx(float(rank.effective_rank_correlation(f)))
+    assert rank.note(padded, centred=True, correlation=True) == "2 of 6 units do not vary and are left out"
+    # However much the scales of units differ, here beyond what squares hold.
+    scales = torch.tensor([1e-200, 1.0, 1e200, -1e30], dtype=torch.float64)
+    assert float(rank.effective_rank_correlation(f * scales)) == pytest.approx(
+        float(rank.effective_rank_correlation(f))
+    )
+
+
+def test_ranks_of_a_weight_matrix() -> None:
+    """σ = 2, 1, 1: entropy rank 2√2, stable rank 6/4."""
+    turned = torch.linalg.qr(normal(7, 3)).Q @ torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
+    for weights in (turned, turned.T * -3.0, rank.singular_values(turned)):
+        assert float(rank.weight_effective_rank(weights)) == pytest.approx(2 * math.sqrt(2))
+        assert float(rank.weight_stable_rank(weights)) == pytest.approx(1.5)
+    broken = normal(2, 3, 4)
+    broken[0, 0, 0] = math.inf
+    assert rank.weight_stable_rank(broken).isnan().tolist() == [True, False]
+    assert rank.weight_note(broken[0]) == "the weights are not finite"
+    assert float(rank.weight_effective_rank(torch.zeros(3, 4))) == 0
+    assert rank.weight_note(torch.zeros(3, 4)) == "all weights are zero"
+    with pytest.raises(ValueError, match=r"expected weights \(\.\.\., m, n\), got shape \(5,\)"):
+        rank.singular_values(torch.zeros(5))
 
 
 def test_variance_beyond_float64_is_nan_with_a_note() -> None:
     f = normal(50, 3) * 1e200
     assert rank.effective_rank(f).isnan()
+    assert rank.eigenvalue_count(f).isnan()
     assert rank.note(f, centred=True) == "the variance of the features overflows"
+    assert rank.note(normal(50, 3) * 1e-200, centred=True) == "the variance of the features underflows"
     assert float(rank.effective_rank_sv(f)) == pytest.approx(float(rank.effective_rank_sv(f * 1e-200)))
 
 
