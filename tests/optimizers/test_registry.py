@@ -33,6 +33,8 @@ DIFFERENT = {
     ("lbfgs", "max_iter"): "twenty iterations on one mini-batch follow that batch away from all others",
     ("lbfgs", "line_search_fn"): "without a search its steps raise the loss of `optbench check`'s problem",
     ("lbfgs", "history_size"): "pairs from mini-batches long past describe another function",
+    ("scalable-shampoo", "preconditioning_compute_steps"): "many a task here has fewer than the package's 1,000 steps",
+    ("scalable-shampoo", "shape_interpretation"): "it merges the axes of small layers, which are then left to SGD",
     ("ademamix", "weight_decouple"): "Algorithm 1 of the paper decays the weights, not the gradient",
     ("lamb", "weight_decouple"): "Algorithm 2 of the paper scales the decay with the rest of the step",
     ("lamb", "adam_debias"): "no version of the paper divides the scaled step by 1 - β1^t",
