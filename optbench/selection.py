@@ -20,8 +20,10 @@ from optbench.execution.preflight import find_source
 from optbench.optimizers.registry import check_settings
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
+from optbench.suite.claims import Claim
 from optbench.suite.extends import read_document
-from optbench.suite.schema import MAX_SEEDS, Claim, ExperimentSettings, OptimizerSettings, Pairs, Tune, is_name
+from optbench.suite.fields import is_name
+from optbench.suite.schema import MAX_SEEDS, ExperimentSettings, OptimizerSettings, Pairs, Tune
 from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
 

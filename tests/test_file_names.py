@@ -15,7 +15,7 @@ from optbench.file_names import LONGEST, MARK, file_name, label
 from optbench.plan import Cohort, Trial
 from optbench.store import read_run
 from optbench.store.files import write_text
-from optbench.suite.schema import is_name
+from optbench.suite.fields import is_name
 from tests.conftest import run_file
 from tests.made_runs import SUITE, TASKS, made_run
 from tests.reports import figures

@@ -17,6 +17,7 @@ from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
+from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import using
 
@@ -33,7 +34,7 @@ def show_plan(plan: Plan, options: Options) -> None:
     Raises:
         OptbenchError: a user's optimizer refuses its settings, or a model does not fit its data.
     """
-    models, resume = _models(plan, options), options.resume
+    models, resume, claims = _models(plan, options), options.resume, plan.suite.claims
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
         planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
@@ -54,6 +55,10 @@ def show_plan(plan: Plan, options: Options) -> None:
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
             line = f"  {name}: {tasks} of {experiment.dataset.kind}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
+        if read := [f"  {name}: {_readings(claim.readings)}" for name, claim in claims.items() if claim.readings]:
+            console.print("\nReadings of claims")
+            for line in read:
+                console.print(Text(line), soft_wrap=True)
         if models:
             console.print("\nModels")
             for line in models:
@@ -71,6 +76,15 @@ def _task_summary(experiment: ExperimentSettings) -> str:
     settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count"}
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
     return f"{experiment.tasks.kind} ({details})" if details else experiment.tasks.kind
+
+
+def _readings(readings: Readings) -> str:
+    """`44 readings: 11 metrics × 2 layers × 2 data, the verdict on effective_rank, pooled`."""
+    sizes = [count(len(readings.metrics), "metric")]
+    sizes += [count(len(readings.layers), "layer")] if len(readings.layers) > 1 else []
+    sizes += [f"{len(readings.data)} data"] if len(readings.data) > 1 else []
+    verdict = f"the verdict is on {readings.primary_cell.name}, {readings.primary_cell.data}"
+    return f"{count(len(readings.cells), 'reading')}: {' × '.join(sizes)}; {verdict}"
 
 
 def _plain(value: object) -> str:

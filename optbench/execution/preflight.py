@@ -20,6 +20,7 @@ from optbench.plan import Trial
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
+from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import Source, is_file, read_file, read_source, said, source_hash, split
 from optbench.tasks import Outline
@@ -108,7 +109,7 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
 
     check_optimizers(left_of(plan))
     outlines = {}
-    for name, experiment in plan.suite.experiments.items():
+    for name, experiment in with_readings(plan.suite).experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
             dataset = load(experiment.dataset, data_dir, notify=notify)
         for model in experiment.models:

@@ -46,6 +46,7 @@ from optbench.store.provenance import provenance
 from optbench.store.run import RunExists
 from optbench.store.tables import Row, TrialRow
 from optbench.suite import Suite, dump_suite, suite_hash
+from optbench.suite.measured import with_readings
 from optbench.targets import using
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Outcome:
 
 def _own_metrics(suite: Suite) -> list[dict[str, Any]]:
     """What a run's record says of the metrics that the catalog does not have."""
-    named = [entry for experiment in suite.experiments.values() for entry in experiment.own_metrics.values()]
+    measured = with_readings(suite).experiments.values()
+    named = [entry for experiment in measured for entry in experiment.own_metrics.values()]
     return [metric_record(metric) for metric in resolve(named)]
 
 
@@ -238,7 +240,7 @@ class Session:
         pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
         left = Comparisons(plan, self.writer)
-        job = Job(plan.suite, self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
+        job = Job(with_readings(plan.suite), self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
         for event in self._pool.train(units, job, left.ready, lambda piece: goes_on(piece, find_begun(job.interim))):
             with self._signals.held():

@@ -282,6 +282,9 @@ _DERIVED = ("continual", "cost", "pruning")
 UNSET = (*_DERIVED, "pair")
 """Kinds of registered metrics that take no settings: derived when a run is read, or taken of two solutions."""
 
+OF_TEST_DATA = ("features", "similarity", "logits", "model")
+"""Kinds that are taken of the test data of each task, the last one among them, and of all tasks."""
+
 DEFAULT = "default"
 """In a suite's list of metrics: the default set."""
 
@@ -316,6 +319,11 @@ def check_metric(name: str) -> None:
     """Raises UsageError unless `name` is a registered metric that single trials have."""
     if select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
+
+
+def always_taken(metric: Metric) -> bool:
+    """Return whether every trial has a registered metric: everything is derived of accuracies and of the clock."""
+    return metric.kind in ("continual", "cost")
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:

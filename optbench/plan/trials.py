@@ -14,6 +14,7 @@ from optbench.file_names import label
 from optbench.optimizers import registry
 from optbench.optimizers.spec import DECLARATIONS, OptimizerSpec
 from optbench.suite import Suite, variants
+from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
 CONTROL = "control"
@@ -141,7 +142,7 @@ def trials(suite: Suite) -> list[Trial]:
     Controls follow the trials of their variant: the same optimizer, seed and initial weights in another data order.
     """
     found: list[Trial] = []
-    for experiment_name, experiment in suite.experiments.items():
+    for experiment_name, experiment in with_readings(suite).experiments.items():
         chosen = suite.taking_part(experiment)
         controlled = control_names(experiment, chosen)
         for model in experiment.models:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from optbench.counting import count, grouped
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
 from optbench.report.numbers import NOT_LEARNT, decimals, estimate, fixed, marked, p_value, words
+from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
-from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
+from optbench.stats.claims import ClaimVerdict, JudgedClaim
 from optbench.stats.conditions import Unmet
-from optbench.suite.schema import Bounds, Claim
+from optbench.suite.claims import Bounds, Claim
 
 TONES: Mapping[ClaimVerdict, Tone] = {
     ClaimVerdict.SUPPORTED: "good",
@@ -35,7 +36,10 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
         overview.append((Cell(str(number)), Cell(text), Cell(_verdict(claim), TONES[claim.verdict])))
     yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
+    if read := list(reading_lines(run.claims)):
+        yield Items(tuple(read))
     yield _parts(run.claims)
+    yield from reading_tables(run.claims)
     if shortcomings := list(_shortcomings(run)):
         yield Items(tuple(shortcomings), "warning")
     reasons = list(_reasons(run))
@@ -103,7 +107,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
     titles = (*columns("claim", "where", "verdict", *numeric, texts=3), Column("beside: left, right", numeric=False))
     rows = []
     for number, claim in enumerate(claims, start=1):
-        digits = decimals(claim.claim.metric)
+        digits = decimals(claim.claim.primary.name)
         for part in claim.parts:
             result = part.result
             right = result.median_b if isinstance(part.right, Arm) else part.right
@@ -134,18 +138,7 @@ def expectation(claim: JudgedClaim) -> str:
     said = claim.claim
     right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
-    return f"{words(said.metric)} of {said.left} {said.expect} {right}{by}"
-
-
-def part_label(part: ClaimPart) -> str:
-    """What tells a part from the others: its model, and the variants where a side is swept."""
-    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
-    return ", ".join([part.model, *swept])
-
-
-def arm_label(arm: Arm) -> str:
-    """A variant within a claim: its model and optimizer, with its settings where they were swept."""
-    return f"{arm.model}, {arm.label}"
+    return f"{reading_name(said.primary)} of {said.left} {said.expect} {right}{by}"
 
 
 def condition(claim: Claim) -> str:

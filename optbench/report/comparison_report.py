@@ -135,10 +135,12 @@ def _pair(
     warnings = list(_warnings(pair))
     if warnings:
         yield Items(tuple(warnings), "warning")
+    unlisted = pair.a.results.unlisted[pair.a.experiment] & pair.b.results.unlisted[pair.b.experiment]
+    chosen = [found for found in pair.metrics if found.judgement is not None or not primary_only]
     shown = [
         found
-        for found in pair.metrics
-        if (not metrics or found.metric.name in metrics) and (found.judgement is not None or not primary_only)
+        for found in chosen
+        if (found.metric.name in metrics if metrics else found.judgement or found.metric.name not in unlisted)
     ]
     if shown:
         yield _table(f"{place(pair)}: {a} (A) against {b} (B)", shown)
@@ -149,6 +151,9 @@ def _pair(
     ]
     if reasons:
         yield Items(tuple(reasons))
+    if not metrics and (left_out := len(chosen) - len(shown)):
+        what = count(left_out, "metric that is", "metrics that are")
+        yield Paragraph(f"Not shown: {what} measured for readings of claims; --metric NAME shows one.", "quiet")
 
 
 def _said(pair: ArmComparison, judgement: Judgement) -> bool:

@@ -20,6 +20,7 @@ from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
 from optbench.stats.learning import Shortcoming
 from optbench.stats.paired import PairedResult
+from optbench.stats.readings import JudgedReading, counts
 from optbench.stats.results import Results
 
 
@@ -159,7 +160,9 @@ def spread_record(spread: Spread | None) -> Record:
 
 
 def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
-    said = judged.claim.model_dump(exclude={"models", "margin"})
+    said = judged.claim.model_dump(exclude={"models", "margin", "readings"}) | {"metric": judged.claim.primary.name}
+    if judged.claim.readings is not None:
+        said["readings"] = judged.claim.readings.model_dump(exclude={"measured"})
     parts = [_part(part) for part in judged.parts]
     left_out = [_left_out(found) for found in judged.left_out]
     names = {"run": run, "claim": judged.name}
@@ -187,7 +190,22 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         "beside": {name: {"left": left, "right": right} for name, (left, right) in part.beside.items()},
         "seeds_needed": part.judgement.seeds_needed,
         "not_learnt": {"left": _not_learnt(part.left), "right": _not_learnt(part.right)},
+        **({"readings": _readings(part.readings)} if part.readings else {}),
     }
+
+
+def _readings(found: Sequence[JudgedReading]) -> dict[str, Any]:
+    """How many readings say what, and every reading with its difference over the median of the right side."""
+    return {**{str(says): n for says, n in counts(found).items()}, "cells": [_reading(reading) for reading in found]}
+
+
+def _reading(reading: JudgedReading) -> dict[str, Any]:
+    relative = dict(zip(("relative", "relative_low", "relative_high"), reading.relative or (None,) * 3, strict=True))
+    told = {"metric": reading.cell.metric, "layer": reading.cell.layer, "data": reading.cell.data}
+    about = {"name": reading.cell.name, "direction": reading.metric.direction, "primary": reading.primary}
+    said = {"says": reading.says, "reason": reading.reason}
+    paired = {key: value for key, value in _paired(reading.result, None).items() if key != "holm_p"}
+    return {**told, **about, **said, **paired, **relative}
 
 
 def comparison_rows(comparison: Comparison, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:

@@ -157,8 +157,11 @@ def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summ
 def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     known = {name: metric for arm in reversed(found) for name, metric in arm.results.metrics.items()}
     metrics = {name: metric for name, metric in known.items() if any(arm.took(name) for arm in found)}
-    measures = [m for m in MEASURES if m.name in metrics and any(_applies(m, arm.tasks) for arm in found)]
-    measures += [own_measure(metric) for metric in metrics.values() if metric.target]
+    # What is measured for readings of claims alone would widen every table.
+    left_out = frozenset.intersection(*(arm.results.unlisted[arm.experiment] for arm in found))
+    shown = {name: metric for name, metric in metrics.items() if name not in left_out}
+    measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm.tasks) for arm in found)]
+    measures += [own_measure(metric) for metric in shown.values() if metric.target]
     sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
     same = len(set(sentences.values())) == 1
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())

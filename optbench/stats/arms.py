@@ -13,6 +13,7 @@ from optbench.metrics.learning import NotLearnt
 from optbench.plan import Trial
 from optbench.stats.learning import Shortcoming
 from optbench.stats.results import Results
+from optbench.suite.readings import Data
 from optbench.suite.schema import ExperimentSettings, Tuning
 from optbench.tasks import Outline
 
@@ -65,9 +66,10 @@ class Arm:
         """How many trials were planned, and by status."""
         return {"planned": len(self.trials), **{status: self.count(status) for status in get_args(Status)}}
 
-    def value(self, metric: str, seed: int) -> float:
+    def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
         """The metric at the end; NaN where it is undefined or was not taken."""
-        return self.results.values.get(metric, {}).get(self.trials[seed].id, math.nan)
+        values = self.results.values if data == "pooled" else self.results.last_task_values
+        return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def values(self, metric: str) -> list[float]:
         """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""

@@ -3,6 +3,7 @@
 A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
 part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
 Tasks that trials of either side did not learn are reported next to the verdict and do not change it.
+A claim with readings has the verdict on its primary one; what the others say stands next to it (`readings`).
 A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
 """
 
@@ -18,9 +19,10 @@ from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
 from optbench.stats.paired import PairedResult, compare_paired
+from optbench.stats.readings import JudgedReading, judge_readings
 from optbench.stats.results import Results
 from optbench.stats.verdict import Judgement, Question, Verdict, judge
-from optbench.suite.schema import Claim
+from optbench.suite.claims import Claim
 
 
 class ClaimVerdict(StrEnum):
@@ -34,7 +36,10 @@ class ClaimVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """A claim on one model, for one variant of each side. beside: metric -> medians of left and right."""
+    """A claim on one model, for one variant of each side.
+
+    beside: metric -> medians of left and right. readings: what each of the claim's readings says; empty without any.
+    """
 
     model: str
     left: Arm
@@ -44,6 +49,7 @@ class ClaimPart:
     verdict: ClaimVerdict
     reason: str
     beside: Mapping[str, tuple[float | None, float | None]]
+    readings: tuple[JudgedReading, ...] = ()
 
     @property
     def not_learnt(self) -> bool:
@@ -79,28 +85,35 @@ class JudgedClaim:
 def judge_claims(results: Results) -> list[JudgedClaim]:
     """Every claim of the run's suite, in its order."""
     everyone, metrics = arms(results), results.metrics
-    return [_judged(name, claim, metrics[claim.metric], everyone) for name, claim in results.suite.claims.items()]
+    return [_judged(name, claim, metrics, everyone) for name, claim in results.suite.claims.items()]
 
 
-def _judged(name: str, claim: Claim, metric: Metric, everyone: Sequence[Arm]) -> JudgedClaim:
+def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Sequence[Arm]) -> JudgedClaim:
+    primary = claim.primary
+    metric = metrics[primary.name]
+    cells = claim.readings.cells if claim.readings is not None else ()
     margin = metric.margin if claim.margin is None else claim.margin
     taking_part, outside = _taking_part(claim, everyone)
     sides = _sides(claim, taking_part)
     results: list[PairedResult] = []
     questions: list[Question] = []
+    readings: list[tuple[JudgedReading, ...]] = []
     for left, right in sides:
         seeds = [s for s in left.trials if left.status(s) in ENDED and _ended(right, s)]
-        result = compare_paired(pairs(left, right, seeds, metric), metric.direction)
+        result = compare_paired(pairs(left, right, seeds, metric, primary.data), metric.direction)
         alike = same_start(left, right, seeds) if isinstance(right, Arm) else True
+        comparable = alike is not False
         results.append(result)
         questions.append(
-            Question(result, metric.direction, margin, comparable=alike is not False, reason="initial weights differ")
+            Question(result, metric.direction, margin, comparable=comparable, reason="initial weights differ")
         )
+        readings.append(judge_readings(cells, primary, (left, right), seeds, metrics, comparable=comparable))
     parts = []
-    for (left, right), result, judgement in zip(sides, results, judge(questions), strict=True):
+    judged = zip(sides, results, judge(questions), readings, strict=True)
+    for (left, right), result, judgement, read in judged:
         verdict, reason = _verdict(claim, result, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
-        parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside))
+        parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside, read))
     verdict = overall([part.verdict for part in parts])
     return JudgedClaim(name, claim, margin, verdict, tuple(parts), outside)
 

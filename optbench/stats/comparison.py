@@ -19,6 +19,7 @@ from optbench.stats.power import comparison_shortages, shortage_text
 from optbench.stats.results import Results
 from optbench.stats.verdict import Judgement, Question, judge
 from optbench.suite import suite_differences, suite_hash
+from optbench.suite.readings import Data
 
 ENDED = ("ok", "diverged")
 RECORDED = ("features_n", "features_d")
@@ -155,13 +156,13 @@ def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
     return starts[0] == starts[1] if seeds else None
 
 
-def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric) -> PairedValues:
+def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Data = "pooled") -> PairedValues:
     """The metric on both sides, a value per seed (n,); a number as `b` stands for every seed."""
-    left = np.array([a.value(metric.name, seed) for seed in seeds], np.float64)
+    left = np.array([a.value(metric.name, seed, data) for seed in seeds], np.float64)
     lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
     if not isinstance(b, Arm):
         return PairedValues(left, np.full(len(seeds), float(b)), lost, np.zeros(len(seeds), np.bool_))
-    right = np.array([b.value(metric.name, seed) for seed in seeds], np.float64)
+    right = np.array([b.value(metric.name, seed, data) for seed in seeds], np.float64)
     return PairedValues(left, right, lost, np.array([b.status(seed) == "diverged" for seed in seeds], np.bool_))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optbench.stats.arms import Arm
-from optbench.suite.schema import Bounds
+from optbench.suite.claims import Bounds
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from optbench.metrics import PRIMARY_METRICS
 from optbench.plan import Trial
 from optbench.stats.signed_rank import smallest_p
 from optbench.suite import Suite
-from optbench.suite.schema import Claim
+from optbench.suite.claims import Claim
 
 MIN_PAIRS = 6
 """Fewer pairs cannot reach p ≤ .05."""

@@ -31,10 +31,12 @@ from optbench.store.values import (
     Values,
     accuracy_column,
     accuracy_matrices,
+    final_metrics,
     pruning_curves,
     trial_values,
 )
 from optbench.suite import Suite, load_suite
+from optbench.suite.measured import unlisted
 from optbench.tasks import Outline
 
 SplitName = Literal["test", "validation"]
@@ -105,6 +107,23 @@ class Results:
     def values(self) -> Values:
         """What `trial_values` derives; not of controls."""
         return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
+
+    @functools.cached_property
+    def last_task_values(self) -> Values:
+        """As `values`, of measures that are taken of each task's test data: on those of the last task alone."""
+        metrics = self.run.table("metrics", *FINAL_COLUMNS)
+        good = {trial for trial, row in self.rows.items() if row.status == "ok"}
+        found = final_metrics(metrics, self.matrices, "last")
+        return {name: {t: value for t, value in of.items() if t in good} for name, of in found.items()}
+
+    @functools.cached_property
+    def unlisted(self) -> dict[str, frozenset[str]]:
+        """By experiment, the metrics that are measured for the readings of claims alone, with their companions."""
+        found = {}
+        for name in self.suite.experiments:
+            entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
+            found[name] = frozenset(one.name for metric in entries for one in (metric, *metric.companions()))
+        return found
 
     @functools.cached_property
     def every_value(self) -> Values:

@@ -19,6 +19,7 @@ from optbench.metrics.catalog import base_name
 from optbench.metrics.cost import Cost
 from optbench.store.columns import codes, numbers
 from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, versioned_schema
+from optbench.suite.readings import Data
 
 Matrix: TypeAlias = NDArray[np.float64]
 Values: TypeAlias = dict[str, dict[str, float]]
@@ -83,17 +84,19 @@ def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str,
     return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
 
 
-def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix]) -> Values:
-    """metric -> trial -> value after the trial's last task, over all tasks pooled and all layers.
+def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
+    """metric -> trial -> value after the trial's last task, over all layers.
 
-    Measures of the landscape are taken once, after the last task and on its training data: they are what they are.
+    data: over all tasks pooled, or on the last task alone. Measures of the landscape are taken once, after the last
+    task and on its training data: they count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
     landscape = [i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind == "landscape"]
-    pooled = np.isnan(numbers(metrics["task"])) | np.isin(metric, landscape)
+    task, once = numbers(metrics["task"]), np.isin(metric, landscape)
+    taken = np.isnan(task) | once if data == "pooled" else (task == last[trial]) & ~once
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
-    wanted = np.flatnonzero(pooled & everywhere & (numbers(metrics["after_task"]) == last[trial]))
+    wanted = np.flatnonzero(taken & everywhere & (numbers(metrics["after_task"]) == last[trial]))
     found: Values = {name: {} for name in names}
     values = numbers(metrics["value"])[wanted].tolist()
     for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from optbench.suite.document import ExplicitNull
+from optbench.suite.measured import with_readings
 from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
 
@@ -69,7 +70,7 @@ def suite_hash(suite: Suite) -> str:
 
     Two suites share it when they train and measure the same: comments, the order of keys and spelt-out defaults do
     not count, nor does what is only said about the results (description, claims, primary metrics, tuning) or how
-    settings are chosen (tune).
+    settings are chosen (tune). What is measured for the readings of claims counts as if it were listed.
     """
     content = _content(suite)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -82,7 +83,7 @@ def suite_differences(a: Suite, b: Suite) -> list[str]:
 
 
 def _content(suite: Suite) -> dict[str, Any]:
-    content = suite.model_dump(mode="json", exclude={"description", "claims", "tune"})
+    content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"]
         for added in ("pairs", "twins"):

@@ -17,7 +17,8 @@ from optbench.counting import count
 from optbench.errors import MANY_NAMES, KindError, SuiteError, UsageError, escaped, nearest, unknown
 from optbench.kinds import Kind
 from optbench.suite.document import Document, KeyPath, Place
-from optbench.suite.schema import HYPERPARAMETER_PATTERN, METRIC_PATTERN, NAME_PATTERN, Suite
+from optbench.suite.fields import HYPERPARAMETER_PATTERN, METRIC_PATTERN, NAME_PATTERN
+from optbench.suite.schema import Suite
 
 MAX_SHOWN = 5
 

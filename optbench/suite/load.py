@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
-from optbench.metrics.catalog import DEFAULT, base_name, check_metric, check_pair_metric, check_taken
-from optbench.metrics.own import check_rule, resolve
+from optbench.metrics.catalog import DEFAULT, OF_TEST_DATA, base_name, check_metric, check_pair_metric, check_taken
+from optbench.metrics.own import MetricSettings, check_rule, resolve
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
+from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
 from optbench.suite.schema import Suite
 from optbench.suite.spaces import space_problems
@@ -72,6 +73,7 @@ def load_suite(
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *_pairs_faults(suite, document),
             *_metric_faults(suite, document),
+            *_readings_faults(suite, document, as_written),
         ]
     if faults:
         raise_faults(faults)
@@ -80,8 +82,9 @@ def load_suite(
 
 def _sources(document: Document, find: FindSource) -> dict[str, Source]:
     """Read the users' files behind kinds and metrics, by what stands before the colon. A missing one is left out."""
-    experiments, tune = (document.value.get(key) for key in ("experiments", "tune"))
+    experiments, claims, tune = (document.value.get(key) for key in ("experiments", "claims", "tune"))
     parts = list(experiments.values()) if isinstance(experiments, dict) else []
+    parts += [c.get("readings") for c in claims.values() if isinstance(c, dict)] if isinstance(claims, dict) else []
     parts += [{"metrics": [tune.get("metric")]}] if isinstance(tune, dict) else []
     sources: dict[str, Source] = {}
     for part in parts:
@@ -220,13 +223,11 @@ def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     own: dict[str, str] = {}
-    for name, experiment in suite.experiments.items():
-        for i, entry in enumerate(experiment.metrics or ()):
-            if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
-                path: KeyPath = ("experiments", name, "metrics", i)
-                message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
-                yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
-    known = {name for experiment in suite.experiments.values() for name in experiment.own_metrics}
+    for path, entry in _listed_metrics(suite):
+        if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
+            message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
+            yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
+    known = {name for experiment in with_readings(suite).experiments.values() for name in experiment.own_metrics}
     for path, metric, check in _named_metrics(suite):
         try:
             check(metric)
@@ -239,23 +240,49 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             yield Fault(place, f"{shown_path(path[:-1])}: {what}")
 
 
+def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
+    """Yield where metrics are listed to be measured, and each entry."""
+    for name, experiment in suite.experiments.items():
+        yield from ((("experiments", name, "metrics", i), entry) for i, entry in enumerate(experiment.metrics or ()))
+    for name, claim in suite.claims.items():
+        listed = claim.readings.metrics if claim.readings else ()
+        yield from ((("claims", name, "readings", "metrics", i), entry) for i, entry in enumerate(listed))
+
+
+def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
+    """Metrics without a value on the last task, read on it."""
+    for name, claim in suite.claims.items():
+        if as_written or claim.readings is None or "last" not in claim.readings.data:
+            continue
+        path: KeyPath = ("claims", name, "readings", "data")
+        try:
+            found = resolve(claim.readings.metrics)
+        except UsageError:
+            continue  # reported where it is listed
+        without = [metric.name for metric in found if metric.kind not in OF_TEST_DATA]
+        if without:
+            what = f"expected metrics that are taken of each task's test data to be read on the last, got {without[0]}"
+            yield Fault(document.value_place((*path, claim.readings.data.index("last"))), f"{shown_path(path)}: {what}")
+
+
 def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
     """Yield where metrics of the catalog are named, the name, and what raises UsageError if it must not stand there."""
+    measured = with_readings(suite).experiments
+    for path, entry in _listed_metrics(suite):
+        if entry.kind != DEFAULT and not entry.is_users:
+            yield path, entry.kind, check_metric
     for name, experiment in suite.experiments.items():
-        path: KeyPath = ("experiments", name)
-        for i, entry in enumerate(experiment.metrics or ()):
-            if entry.kind != DEFAULT and not entry.is_users:
-                yield (*path, "metrics", i), entry.kind, check_metric
+        path = ("experiments", name)
         for i, metric in enumerate(experiment.primary or ()):
-            if metric not in experiment.own_metrics:
+            if metric not in measured[name].own_metrics:
                 yield (*path, "primary", i), metric, check_metric
         chosen = enumerate(experiment.pairs.metrics or ()) if experiment.pairs is not None else ()
         yield from (((*path, "pairs", "metrics", i), metric, check_pair_metric) for i, metric in chosen)
     for name, claim in suite.claims.items():
-        listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)]
+        listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)] if claim.metric else []
         listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
         listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
-        where = suite.experiments.get(claim.experiment)
+        where = measured.get(claim.experiment)
         checks = [check_metric]
         if where is not None:
             taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]

@@ -5,50 +5,29 @@ The classes are values: frozen, without behaviour beyond validation. `optbench.s
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from optbench.kinds import DATASETS, MODELS, TASKS, Kind, PlainValue, Whole
-from optbench.metrics.catalog import base_name
 from optbench.metrics.own import MetricSettings
+from optbench.suite.claims import Claim
+from optbench.suite.fields import (
+    HYPERPARAMETER_PATTERN,
+    HyperparameterName,
+    MetricName,
+    Name,
+    Settings,
+    Text,
+    distinct_metrics,
+    listed_once,
+    once,
+)
 from optbench.suite.seed_ranges import instead_of_range
 
 Stage = Literal["tune", "eval"]
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
-# A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
-METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
-MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
-"""`margin`, or with its settings `margin power=2`."""
-
-
-class _Settings(BaseModel):
-    # Strict: `batch_size: true` or `max_epochs: "5"` is a slip, not a number.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
-
-
-# A hyper-parameter becomes a keyword argument, and a part of a variant's name.
-HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
-Text = Annotated[str, Field(min_length=1, max_length=400)]
-
-
-def _listed_once(what: str, items: list[Any]) -> list[Any]:
-    twice = [item for item, count in Counter(items).items() if count > 1]
-    if twice:
-        raise ValueError(f"the {what} {twice[0]!r} is listed twice")
-    return items
-
-
-def _once(what: str) -> AfterValidator:
-    """Of a list: nothing is in it twice."""
-    return AfterValidator(functools.partial(_listed_once, what))
 
 
 def _seed_list(value: Any) -> Any:
@@ -68,12 +47,12 @@ MAX_SEEDS = 100_000
 Seeds = Annotated[
     list[Annotated[int, Field(ge=0, lt=2**63)]],
     Field(min_length=1, max_length=MAX_SEEDS),
-    _once("seed"),
+    once("seed"),
     BeforeValidator(_seed_list),
 ]
 
 
-class LogGrid(_Settings):
+class LogGrid(Settings):
     """`{log: [1e-4, 1e-1], points: 7}`: `points` values, evenly spaced in log, rounded to 3 digits or more."""
 
     # YAML has no tuples: a list of two serves.
@@ -140,14 +119,14 @@ OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 """Of settings that null switches off: `false` does so, too."""
 
 
-class EarlyStopping(_Settings):
+class EarlyStopping(Settings):
     """When a task ends before its `max_epochs`: after `patience` evaluations without a lower loss."""
 
     on: Literal["validation", "test"] = "validation"
     patience: Annotated[Whole, Field(ge=1)] = 3
 
 
-class Protocol(_Settings):
+class Protocol(Settings):
     """How each task is trained."""
 
     batch_size: Annotated[Whole, Field(ge=1)] = 128
@@ -172,7 +151,7 @@ Sampler = Literal["grid", "random", "tpe"]
 2011), which draws where settings did well before."""
 
 
-class Tuning(_Settings):
+class Tuning(Settings):
     """What choosing an optimizer's settings has cost, so that a reader can see whether it was the same for all.
 
     `optbench tune` writes it. Hyper-parameters are named by their path: `lr`, `base.lr`.
@@ -187,7 +166,7 @@ class Tuning(_Settings):
     """What was searched: a list of values, or `{log: [low, high], points: n}`; null: not stated."""
     chosen: dict[Text, PlainValue] | None = None
     """The values that were chosen; null: not stated."""
-    edge: list[Text] = []
+    edge: list[Text] = Field(default=[])
     """The hyper-parameters whose chosen value lies at an end of what was searched."""
 
 
@@ -196,16 +175,16 @@ Space = dict[HyperparameterName, PlainValue]
 `{of: optimizer.key, times: x}`: x times what is chosen for another optimizer. Of a base: `{base: {lr: ...}}`."""
 
 
-class ExperimentTune(_Settings):
+class ExperimentTune(Settings):
     """What is different when tuning for one experiment."""
 
-    models: Annotated[list[Name], Field(min_length=1), _once("model")] | None = None
+    models: Annotated[list[Name], Field(min_length=1), once("model")] | None = None
     """The models that settings are judged on, by their mean; null: every model of the experiment."""
-    optimizers: dict[Name, Space] = {}
+    optimizers: dict[Name, Space] = Field(default={})
     """What to search instead of what the suite's `tune.optimizers` says."""
 
 
-class Tune(_Settings):
+class Tune(Settings):
     """How `optbench tune` chooses hyper-parameters, by validation data alone. `optbench run` does not look at it."""
 
     seeds: Seeds | None = None
@@ -218,21 +197,21 @@ class Tune(_Settings):
     optimizers: dict[Name, Space] | None = None
     """What to search; the same number of settings for each. null: of every optimizer seven learning rates over two
     decades around its own."""
-    experiments: dict[Name, ExperimentTune] = {}
+    experiments: dict[Name, ExperimentTune] = Field(default={})
 
 
-class Pairs(_Settings):
+class Pairs(Settings):
     """Comparing solutions of the same seed with each other, each pair beside its null.
 
     The null is what another data order alone does: the same optimizer from the same initial weights, trained once
     more on the same tasks with the batches shuffled otherwise. Needs `checkpoints: true`.
     """
 
-    against: Annotated[list[Name], Field(min_length=1), _once("optimizer")] | None = None
+    against: Annotated[list[Name], Field(min_length=1), once("optimizer")] | None = None
     """Every solution is compared with those of these optimizers; null: with those of every optimizer taking part."""
-    controls: Annotated[list[Name], _once("optimizer")] | None = None
+    controls: Annotated[list[Name], once("optimizer")] | None = None
     """The optimizers that are trained in another data order, too; null: those of `against`; []: none."""
-    metrics: Annotated[list[Name], Field(min_length=1), _once("metric")] | None = None
+    metrics: Annotated[list[Name], Field(min_length=1), once("metric")] | None = None
     """Names of the measures to take, all of the kind `pair` (`optbench list metrics`); null: every one."""
 
 
@@ -246,7 +225,7 @@ def _distinct_pairs(pairs: list[list[str]]) -> list[list[str]]:
     for one, other in pairs:
         if one == other:
             raise ValueError(f"expected two optimizers, got {one!r} twice")
-    _listed_once("pair", [" and ".join(sorted(pair)) for pair in pairs])
+    listed_once("pair", [" and ".join(sorted(pair)) for pair in pairs])
     return pairs
 
 
@@ -255,12 +234,7 @@ Twins = Annotated[
 ]
 
 
-def _distinct_metrics(entries: list[MetricSettings]) -> list[MetricSettings]:
-    _listed_once("metric", [entry.kind + entry.name.removeprefix(base_name(entry.name)) for entry in entries])
-    return entries
-
-
-class ExperimentSettings(_Settings):
+class ExperimentSettings(Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
     dataset: DatasetSettings = DatasetSettings(kind="mnist")
@@ -269,9 +243,9 @@ class ExperimentSettings(_Settings):
     protocol: Protocol = Protocol()
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
-    metrics: Annotated[list[MetricSettings], AfterValidator(_distinct_metrics)] | None = None
+    metrics: Annotated[list[MetricSettings], AfterValidator(distinct_metrics)] | None = None
     """The measures to take, by name (`optbench list metrics`) or target; `default`: the default set, as null."""
-    primary: Annotated[list[MetricName], Field(min_length=1), _once("metric")] | None = None
+    primary: Annotated[list[MetricName], Field(min_length=1), once("metric")] | None = None
     """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
@@ -287,7 +261,7 @@ class ExperimentSettings(_Settings):
         if isinstance(value, list):
             if not all(isinstance(item, str) for item in value):
                 raise ValueError("needs a list of optimizer names, or a mapping from names to hyper-parameters")
-            _listed_once("optimizer", value)
+            listed_once("optimizer", value)
             return {item: {} for item in value}
         if isinstance(value, dict):
             return {key: {} if item is None else item for key, item in value.items()}
@@ -304,60 +278,7 @@ class ExperimentSettings(_Settings):
         return {entry.name: entry for entry in self.metrics or () if not entry.in_catalog}
 
 
-def _name_or_number(value: Any) -> str | float:
-    # Not a union of types: pydantic would report a fault once for each of them.
-    if isinstance(value, str) and is_name(value) and len(value) <= 80:
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"needs the name of an optimizer, or a number; {value!r} came")
-
-
-NameOrNumber = Annotated[Any, AfterValidator(_name_or_number)]
-
-
-class Bounds(_Settings):
-    """The open interval in which a mean must lie: `{above: 0.9}`, `{below: 0.1}`, or both."""
-
-    above: float | None = None
-    below: float | None = None
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Bounds:
-        if self.above is None and self.below is None:
-            raise ValueError("expected 'above', 'below' or both, as in {above: 0.9}")
-        if self.above is not None and self.below is not None and self.above >= self.below:
-            raise ValueError(f"no value lies above {self.above:g} and below {self.below:g}")
-        return self
-
-
-class Claim(_Settings):
-    """A statement made before the data were seen, and judged by them: `left` is higher (or lower) than `right`.
-
-    It is made for each of the models, and for every variant of an optimizer that is swept.
-    """
-
-    text: str = ""
-    """In words."""
-    source: str = ""
-    """Who says so: `arXiv:2507.12224, Figure 3 left`."""
-    experiment: Name
-    models: Annotated[list[Name], Field(min_length=1)] | None = None
-    """null: every model of the experiment."""
-    metric: MetricName
-    left: Name
-    right: NameOrNumber
-    """Another optimizer, or a number."""
-    expect: Literal["higher", "lower"]
-    margin: Annotated[float, Field(ge=0)] | None = None
-    """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
-    where: dict[MetricName, Bounds] = {}
-    """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
-    beside: list[MetricName] = []
-    """Metrics to show beside it, without which it would mislead."""
-
-
-class Suite(_Settings):
+class Suite(Settings):
     """One suite file."""
 
     name: Name
@@ -369,7 +290,7 @@ class Suite(_Settings):
     seeds: Seeds
     optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
-    claims: dict[Name, Claim] = {}
+    claims: dict[Name, Claim] = Field(default={})
     """What is expected, stated beforehand; `optbench report` judges each."""
     tune: Tune | None = None
     """How `optbench tune` chooses settings; null: as `Tune` has it."""
@@ -377,7 +298,3 @@ class Suite(_Settings):
     def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
         """The optimizers that take part in an experiment, each with its overrides."""
         return {name: {} for name in self.optimizers} if experiment.optimizers is None else experiment.optimizers
-
-
-def is_name(text: str) -> bool:
-    return re.fullmatch(NAME_PATTERN, text) is not None

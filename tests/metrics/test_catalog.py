@@ -25,7 +25,7 @@ from optbench.metrics import (
     take,
 )
 from optbench.metrics.measuring import Accuracy, Features, Weights
-from optbench.suite.schema import is_name
+from optbench.suite.fields import is_name
 
 torch.set_num_threads(1)
 

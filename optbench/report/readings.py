@@ -1,0 +1,91 @@
+"""The readings of claims in a report: a line for each part, and a table of every reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from optbench.counting import count
+from optbench.report.document import Block, Cell, Fold, Table, Tone, columns
+from optbench.report.numbers import UNDEFINED, decimals, estimate, fixed, words
+from optbench.stats.arms import Arm
+from optbench.stats.claims import ClaimPart, JudgedClaim
+from optbench.stats.readings import JudgedReading, Says, counts
+from optbench.suite.readings import ReadingCell
+
+ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
+PRIMARY = "*"
+"""Marks the reading that the verdict is about."""
+
+
+def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
+    """What the readings of each part say together."""
+    for number, claim in enumerate(claims, start=1):
+        for part in claim.parts:
+            if part.readings:
+                yield f"claim {number}, {part_label(part)}: {summary(part.readings)}"
+
+
+def summary(readings: Sequence[JudgedReading]) -> str:
+    """`lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
+    found = counts(readings)
+    undefined = found.pop(Says.UNDEFINED)
+    said = ", ".join(f"{says} in {n}" for says, n in found.items())
+    rest = f"; undefined in {undefined} more" if undefined else ""
+    return f"{said} of {count(sum(found.values()), 'reading')}{rest} (descriptive: the cells are correlated)"
+
+
+def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
+    """Every reading of each part that has any."""
+    tables = [
+        _table(f"Readings of claim {number}, {part_label(part)}", part)
+        for number, claim in enumerate(claims, start=1)
+        for part in claim.parts
+        if part.readings
+    ]
+    if tables:
+        yield Fold("Readings of claims", tuple(tables), instead=ELSEWHERE)
+
+
+def _table(caption: str, part: ClaimPart) -> Table:
+    keys = [key for key in ("layer", "data") if len({getattr(reading.cell, key) for reading in part.readings}) > 1]
+    texts = ("metric", *keys, "says")
+    titles = columns(*texts, "difference\n[95% interval]", "relative", "left", "right", "n", texts=len(texts))
+    rows = []
+    for reading in part.readings:
+        cell, result, digits = reading.cell, reading.result, decimals(reading.cell.name)
+        told = [words(cell.metric) + (f" {PRIMARY}" if reading.primary else "")]
+        told += [getattr(cell, key) or UNDEFINED for key in keys]
+        says = f"{reading.says}: {reading.reason}" if reading.reason else str(reading.says)
+        tone: Tone = "warning" if reading.says is Says.UNDEFINED else "plain"
+        values = (
+            estimate(result.difference, result.interval, digits),
+            UNDEFINED if reading.relative is None else percent(reading.relative[0]),
+            fixed(result.median_a, digits),
+            fixed(result.median_b if isinstance(part.right, Arm) else part.right, digits),
+            str(result.n),
+        )
+        rows.append((*map(Cell, told), Cell(says, tone), *map(Cell, values)))
+    return Table(f"{caption} ({PRIMARY} the verdict's)", titles, tuple(rows))
+
+
+def percent(value: float) -> str:
+    """`+12%`, `-3.4%`, `0.0%`."""
+    shown = 100 * value
+    sign = "+" if shown else ""
+    return f"{shown:{sign}.{0 if abs(shown) >= 10 else 1}f}%"
+
+
+def reading_name(cell: ReadingCell) -> str:
+    """`effective rank activation=before`, `effective rank on the last task`."""
+    return words(cell.name) + (" on the last task" if cell.data == "last" else "")
+
+
+def part_label(part: ClaimPart) -> str:
+    """What tells a part from the others: its model, and the variants where a side is swept."""
+    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
+    return ", ".join([part.model, *swept])
+
+
+def arm_label(arm: Arm) -> str:
+    """A variant within a claim: its model and optimizer, with its settings where they were swept."""
+    return f"{arm.model}, {arm.label}"

@@ -1,0 +1,97 @@
+"""What each reading of a claim says, next to the verdict on the primary one.
+
+Descriptive: readings of the same networks are correlated, so no correction is made over them and no verdict is drawn
+from their number. A reading is `higher` or `lower` where the signed-rank test of `verdict` shows a difference by
+itself (p ≤ .05, and the 95% interval excludes 0), whatever its size; `open` where it does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from optbench.metrics import Metric
+from optbench.stats.arms import Arm
+from optbench.stats.comparison import pairs
+from optbench.stats.paired import PairedResult, compare_paired
+from optbench.stats.verdict import Question, Verdict, judge
+from optbench.suite.readings import ReadingCell
+
+
+class Says(StrEnum):
+    """What a reading says of left against right."""
+
+    LOWER = "lower"
+    HIGHER = "higher"
+    OPEN = "open"
+    UNDEFINED = "undefined"
+
+
+@dataclass(frozen=True)
+class JudgedReading:
+    """One reading of one part of a claim.
+
+    primary: whether the claim's verdict is about it. reason: why it is undefined; else empty.
+    """
+
+    cell: ReadingCell
+    metric: Metric
+    primary: bool
+    result: PairedResult
+    says: Says
+    reason: str
+
+    @property
+    def relative(self) -> tuple[float, float, float] | None:
+        """The difference and the ends of its 95% interval over the median of the right side, without its sign.
+
+        So readings of different units share an axis. None where that median is 0, or there is no bounded interval.
+        """
+        result = self.result
+        if not result.median_b or result.difference is None or result.interval is None:
+            return None
+        found = [value / abs(result.median_b) for value in (result.difference, *result.interval)]
+        return (found[0], found[1], found[2]) if all(abs(value) < float("inf") for value in found) else None
+
+
+def judge_readings(
+    cells: Sequence[ReadingCell],
+    primary: ReadingCell,
+    sides: tuple[Arm, Arm | float],
+    seeds: Sequence[int],
+    metrics: Mapping[str, Metric],
+    *,
+    comparable: bool,
+) -> tuple[JudgedReading, ...]:
+    """Judge every reading of one part by itself.
+
+    seeds: that ended on both sides. comparable: False where equal seeds make no pairs.
+    """
+    return tuple(_judged(cell, cell == primary, sides, seeds, metrics[cell.name], comparable) for cell in cells)
+
+
+def counts(readings: Sequence[JudgedReading]) -> dict[Says, int]:
+    """Return how many readings say what, with every kind in a fixed order."""
+    found = Counter(reading.says for reading in readings)
+    return {says: found[says] for says in Says}
+
+
+def _judged(
+    cell: ReadingCell,
+    primary: bool,
+    sides: tuple[Arm, Arm | float],
+    seeds: Sequence[int],
+    metric: Metric,
+    comparable: bool,
+) -> JudgedReading:
+    result = compare_paired(pairs(*sides, seeds, metric, cell.data), metric.direction)
+    # A family of one without a margin: every reading by itself, and its direction whatever its size.
+    [found] = judge([Question(result, metric.direction, 0.0, comparable=comparable, reason="initial weights differ")])
+    if found.verdict is Verdict.NOT_COMPARABLE:
+        return JudgedReading(cell, metric, primary, result, Says.UNDEFINED, found.reason)
+    if found.verdict is Verdict.NO_EVIDENCE:
+        return JudgedReading(cell, metric, primary, result, Says.OPEN, "")
+    assert result.difference is not None, "a verdict without a difference"
+    return JudgedReading(cell, metric, primary, result, Says.HIGHER if result.difference > 0 else Says.LOWER, "")

@@ -1,0 +1,86 @@
+"""Claims of a suite: statements made before the data were seen, and judged by them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from optbench.suite.fields import MetricName, Name, Settings, is_name
+from optbench.suite.readings import ReadingCell, Readings
+
+
+def _name_or_number(value: Any) -> str | float:
+    # Not a union of types: pydantic would report a fault once for each of them.
+    if isinstance(value, str) and is_name(value) and len(value) <= 80:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"expected the name of an optimizer, or a number, got {value!r}")
+
+
+NameOrNumber = Annotated[Any, AfterValidator(_name_or_number)]
+
+
+class Bounds(Settings):
+    """The open interval in which a mean must lie: `{above: 0.9}`, `{below: 0.1}`, or both."""
+
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Bounds:
+        if self.above is None and self.below is None:
+            raise ValueError("expected 'above', 'below' or both, as in {above: 0.9}")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"no value lies above {self.above:g} and below {self.below:g}")
+        return self
+
+
+class Claim(Settings):
+    """A statement made before the data were seen, and judged by them: `left` is higher (or lower) than `right`.
+
+    It is made for each of the models, and for every variant of an optimizer that is swept.
+    """
+
+    text: str = ""
+    """In words."""
+    source: str = ""
+    """Who says so: `arXiv:2507.12224, Figure 3 left`."""
+    experiment: Name
+    models: Annotated[list[Name], Field(min_length=1)] | None = None
+    """null: every model of the experiment."""
+    metric: MetricName | None = None
+    """What the verdict is about; null: the primary one of the readings."""
+    readings: Readings | None = None
+    """In place of a metric: everything that the claim is read on, one of which its verdict is about; null: the metric
+    alone."""
+    left: Name
+    right: NameOrNumber
+    """Another optimizer, or a number."""
+    expect: Literal["higher", "lower"]
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
+    where: dict[MetricName, Bounds] = Field(default={})
+    """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
+    beside: list[MetricName] = Field(default=[])
+    """Metrics to show beside it, without which it would mislead."""
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Claim:
+        if self.metric is not None and self.readings is not None:
+            raise ValueError(
+                "'readings': expected it or 'metric', got both; the verdict is about the 'primary' reading"
+            )
+        if self.metric is None and self.readings is None:
+            raise ValueError("expected the key 'metric', or 'readings'")
+        return self
+
+    @property
+    def primary(self) -> ReadingCell:
+        """What the verdict is about."""
+        if self.readings is not None:
+            return self.readings.primary_cell
+        assert self.metric is not None, "held by the validator"
+        return ReadingCell(self.metric, "", "pooled", self.metric)

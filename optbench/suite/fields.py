@@ -1,0 +1,52 @@
+"""Fields that several parts of a suite have: names, lists without repetition, and how strictly settings are read."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from optbench.metrics.catalog import base_name
+from optbench.metrics.own import MetricSettings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+# A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
+MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
+"""`margin`, or with its settings `margin power=2`."""
+
+
+class Settings(BaseModel):
+    # Strict: `batch_size: true` or `max_epochs: "5"` is a slip, not a number.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+# A hyper-parameter becomes a keyword argument, and a part of a variant's name.
+HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
+Text = Annotated[str, Field(min_length=1, max_length=400)]
+
+
+def listed_once(what: str, items: list[Any]) -> list[Any]:
+    twice = [item for item, count in Counter(items).items() if count > 1]
+    if twice:
+        raise ValueError(f"the {what} {twice[0]!r} is listed twice")
+    return items
+
+
+def once(what: str) -> AfterValidator:
+    """Of a list: nothing is in it twice."""
+    return AfterValidator(functools.partial(listed_once, what))
+
+
+def distinct_metrics(entries: list[MetricSettings]) -> list[MetricSettings]:
+    listed_once("metric", [entry.kind + entry.name.removeprefix(base_name(entry.name)) for entry in entries])
+    return entries
+
+
+def is_name(text: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, text) is not None

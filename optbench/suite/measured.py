@@ -1,0 +1,37 @@
+"""What an experiment measures: the metrics that it lists, and those that claims about it are read on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from optbench.metrics.catalog import DEFAULT, METRICS, always_taken
+from optbench.metrics.own import MetricSettings
+from optbench.suite.schema import Suite
+
+
+def with_readings(suite: Suite) -> Suite:
+    """Return the suite with the readings of its claims among the metrics of its experiments, behind those listed."""
+    added = {name: extra for name in suite.experiments if (extra := list(unlisted(suite, name)))}
+    if not added:
+        return suite
+    experiments = dict(suite.experiments)
+    for name, extra in added.items():
+        listed = experiments[name].metrics
+        listed = [MetricSettings(kind=DEFAULT)] if listed is None else listed
+        experiments[name] = experiments[name].model_copy(update={"metrics": [*listed, *extra]})
+    return suite.model_copy(update={"experiments": experiments})
+
+
+def unlisted(suite: Suite, experiment: str) -> Iterator[MetricSettings]:
+    """Yield the metrics, each once, that an experiment measures for the readings of claims alone."""
+    listed = suite.experiments[experiment].metrics
+    everything = listed is None or any(entry.kind == DEFAULT for entry in listed)
+    known = {entry.name for entry in listed or ()}
+    known |= {metric.name for metric in METRICS.values() if always_taken(metric) or (everything and metric.default)}
+    for claim in suite.claims.values():
+        if claim.readings is None or claim.experiment != experiment:
+            continue
+        for entry in claim.readings.measured or ():
+            if entry.name not in known:
+                known.add(entry.name)
+                yield entry
