@@ -96,6 +96,7 @@ class Evaluator:
         self._reader = _FeatureReader(blueprint).eval()
         self.network = self._reader.network
         self._layout = blueprint.layout
+        self._inputs: Tensor | None = None
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
@@ -104,18 +105,24 @@ class Evaluator:
         weights = self._weights(row)
         count = examples.targets.numel()
         totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
-        parts, outputs = [], []
+        found: Tensor | None = None
+        outputs, done = [], 0
         for inputs, targets in self._chunks(examples):
             features, logits = functional_call(self._reader, weights, (inputs,))
             _count(totals[:, 0], logits, targets)
-            parts.append(features.flatten(0, targets.ndim - 1).flatten(1))
+            part = features.flatten(0, targets.ndim - 1).flatten(1)
+            if found is None:
+                found = part.new_empty(count, part.shape[1])
+            found[done : done + len(part)] = part  # a copy: without hidden layers the features are the inputs
+            done += len(part)
             if with_logits:
                 outputs.append(logits.flatten(0, -2))
         loss, correct = totals[:, 0].tolist()
         to = exact_device(row.device)  # where it is measured
         kept = torch.cat(outputs).to(to) if outputs else None
-        features, targets = torch.cat(parts).to(to), examples.targets.flatten().to(to)
-        return ScoreWithFeatures(loss / count, int(correct), count, features, targets, kept)
+        assert found is not None
+        targets = examples.targets.flatten().to(to)
+        return ScoreWithFeatures(loss / count, int(correct), count, found.to(to), targets, kept)
 
     def with_weights(self, row: Tensor) -> nn.Module:
         """A copy of the network with weights `row` (P,), in eval mode."""
@@ -184,9 +191,12 @@ class Evaluator:
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs, each in the same memory, and targets: fresh memory would cost as much as it takes to fill."""
         for start in range(0, len(examples), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            yield self.normalise(examples.inputs[chunk]), examples.targets[chunk]
+            raw = examples.inputs[start : start + CHUNK]
+            if self._inputs is None or len(self._inputs) < len(raw):
+                self._inputs = torch.empty(raw.shape, dtype=self.normalise.dtype, device=raw.device)
+            yield self.normalise(raw, out=self._inputs[: len(raw)]), examples.targets[start : start + CHUNK]
 
 
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:

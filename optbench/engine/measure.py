@@ -37,7 +37,7 @@ def score_held_out(
     evaluator: Evaluator,
     metrics: Sequence[Metric],
 ) -> list[list[Score]]:
-    """Score each member on the validation data of all tasks, all members together.
+    """Score each member on the validation data of all tasks, all members together; what is known is not taken again.
 
     No scores for a member that is not running, or that begins at a network which was measured before, or is measured
     for another member.
@@ -54,14 +54,19 @@ def score_held_out(
             begun.setdefault(network, []).append(member)
     found: list[list[Score]] = [[] for _ in members]
     for task in range(next(iter(sequences.values())).family.count):
-        data = [sequences[members[i].trial.seed].validation(task) for i in asked]
-        for i, score in zip(asked, evaluator.try_score([members[i].row for i in asked], data), strict=True):
-            if isinstance(score, Score):
-                found[i].append(score)
+        ended = task == after_task - 1
+        before = {i: members[i].validated for i in asked if ended}
+        scores: dict[int, Score | Exception] = {i: score for i, score in before.items() if score is not None}
+        left = [i for i in asked if i not in scores]
+        data = [sequences[members[i].trial.seed].validation(task) for i in left]
+        scores.update(zip(left, evaluator.try_score([members[i].row for i in left], data), strict=True))
+        for i, taken in scores.items():
+            if isinstance(taken, Score):
+                found[i].append(taken)
                 continue
             for member in next(alike for alike in begun.values() if members[i] in alike):
                 if member.running:
-                    member.fail(score)
+                    member.fail(taken)
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from optbench.engine.evaluate import Score
 from optbench.engine.lanes import MemberState
 from optbench.engine.lanes.verification import Verification
 from optbench.errors import spoken
@@ -71,6 +72,8 @@ class Member:
     """Why its optimizer's state cannot be kept between tasks, once that is known."""
     follower: Verification | None = None
     """What takes its next steps after it."""
+    validated: Score | None = None
+    """The score of `row` on the validation data of the task it has just ended, where that is known."""
     start: Tensor = field(init=False)
     """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to."""
 

@@ -39,10 +39,12 @@ class TaskTraining:
         self.stoppers: dict[str, Stopper] = {}
         self.held_out: dict[str, Examples] = {}
         self.losses: dict[str, list[float]] = {}
+        self.scores: dict[str, Score] = {}  # of the weights that would be kept if the task ended now
         arrays: dict[object, tuple[Examples, Examples]] = {}
         orders: dict[tuple[int, int], BatchStream] = {}
         patience = protocol.early_stopping.patience if protocol.early_stopping else None
         on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
+        self.validates = not on_test
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
@@ -139,6 +141,7 @@ class TaskTraining:
         best = self.stoppers[member.trial.id].best_row
         if member.running and member not in self.active:  # its task is over: what was best, or is measured now
             member.row = best if best is not None else stack.measured(i).clone()
+            member.validated = self.scores[member.trial.id] if self.validates else None
         else:
             member.row = stack.row(i)
         member.state = stack.state(i)
@@ -172,7 +175,11 @@ class TaskTraining:
             )
         )
         self.cohort.sketches.record(member, row, self.task + 1, step)
-        stop = self.stoppers[member.trial.id].see(score.loss, row) or step == schedule.total
+        stopper = self.stoppers[member.trial.id]
+        best = stopper.best_row
+        stop = stopper.see(score.loss, row) or step == schedule.total
+        if stopper.best_row is None or stopper.best_row is not best:
+            self.scores[member.trial.id] = score
         if stop:
             member.steps += step
             member.last_step = member.steps

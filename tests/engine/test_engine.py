@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optbench.data import Dataset, InputSpec
-from optbench.engine import stack
+from optbench.engine import TrialResult, Workspace, stack
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
@@ -28,6 +28,7 @@ from optbench.optimizers.registry import OPTIMIZERS, find
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SimilarityRow, SpectrumRow
 from optbench.streams import generator
+from optbench.suite import Suite
 from optbench.suite.schema import ModelSettings, Protocol
 from optbench.tasks import Examples
 from tests.conftest import PAIRS, PERMUTED, same_bits, small_suite, train_suite, trial_row
@@ -195,6 +196,17 @@ def test_early_stopping_is_each_members_own(mnist: Dataset) -> None:
         assert same_bits(train_suite(suite, mnist, only=i)[0], results[i])
 
 
+def held_out_loss(result: TrialResult, suite: Suite, mnist: Dataset, *, task: int) -> float:
+    """The loss of the final weights on a task's validation data, taken anew."""
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    blueprint = workspace.blueprint("small", result.trial.model)
+    normalise = Normaliser.of(mnist, workspace.experiment.protocol, workspace.device)
+    assert result.weights is not None
+    row = blueprint.layout.pack(result.weights)
+    data = workspace.family.sequence(result.trial.seed).validation(task)
+    return Evaluator(blueprint, normalise).score([row], [data])[0].loss
+
+
 def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset) -> None:
     # Patience never fires here, and the rate is so large that the held-out loss goes up and down.
     suite = small_suite({"opt": {"target": "sgd", "lr": 1.0}}, tasks={"kind": "permuted", "count": 1}, max_epochs=4,
@@ -203,7 +215,7 @@ def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset)
         curve = [row.eval_loss for row in result.rows if isinstance(row, CurveRow)]
         final = next(row for row in result.rows if isinstance(row, AccuracyRow) and row.after_task == 1)
         losses = [loss for loss in curve if loss is not None]
-        assert final.validation_loss == pytest.approx(min(losses), rel=1e-6)
+        assert final.validation_loss == min(losses) == held_out_loss(result, suite, mnist, task=0)
         assert min(losses) < losses[-1]
 
 
@@ -213,7 +225,16 @@ def test_without_early_stopping_the_last_weights_stay(mnist: Dataset) -> None:
         assert trial_row(result).steps == 2 * 3 * (800 // 32)
         last = [row for row in result.rows if isinstance(row, CurveRow)][-1]
         final = [row for row in result.rows if isinstance(row, AccuracyRow)][-1]
-        assert final.validation_loss == pytest.approx(last.eval_loss, rel=1e-6)
+        assert final.validation_loss == last.eval_loss == held_out_loss(result, suite, mnist, task=1)
+
+
+def test_validation_after_stopping_on_test_data_is_of_validation_data(mnist: Dataset) -> None:
+    suite = small_suite({"opt": {"target": "sgd"}}, early_stopping={"on": "test", "patience": 2}, max_epochs=1)
+    for result in train_suite(suite, mnist):
+        final = [row for row in result.rows if isinstance(row, AccuracyRow)][-1]
+        curve = [row.eval_loss for row in result.rows if isinstance(row, CurveRow) and row.task == 2]
+        assert final.validation_loss == held_out_loss(result, suite, mnist, task=1)
+        assert final.loss in curve
 
 
 def test_no_steps_after_the_first_task_means_no_forgetting(mnist: Dataset) -> None:
