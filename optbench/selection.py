@@ -285,7 +285,7 @@ def _kept_claim(
         return None
     experiment = experiments[claim.experiment]
     taking_part = experiment.optimizers or optimizers
-    if claim.left not in taking_part or (isinstance(claim.right, str) and claim.right not in taking_part):
+    if any(optimizer not in taking_part for optimizer in claim.optimizers):
         return None
     if claim.models is None:
         return claim

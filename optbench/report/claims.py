@@ -57,10 +57,16 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     if reasons:
         yield Items(tuple(reasons), "quiet")
     conditional = any(claim.claim.where for claim in run.claims)
+    equivalence = any(claim.claim.expect == "equivalent" for claim in run.claims)
     yield Paragraph(
         "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
         "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
         "part is, and contradicted when any part is."
+        + (
+            " That two are equivalent is supported where the 90% interval lies within the margin (two one-sided tests)."
+            if equivalence
+            else ""
+        )
         + (" Variants that do not meet a claim's condition are no parts of it." if conditional else ""),
         "quiet",
     )
@@ -118,7 +124,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
             cells = (
                 estimate(result.difference, result.interval, digits),
                 p_value(part.judgement.holm_p),
-                "> 0" if claim.claim.expect == "higher" else "< 0",
+                _expected(claim),
                 fixed(result.median_a, digits),
                 fixed(right, digits),
                 str(result.n),
@@ -133,9 +139,18 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
     return Table("Claims, part by part", titles, tuple(rows), keys=2)
 
 
+def _expected(claim: JudgedClaim) -> str:
+    if claim.claim.expect == "equivalent":
+        return f"within ±{claim.margin:g}"
+    return "> 0" if claim.claim.expect == "higher" else "< 0"
+
+
 def expectation(claim: JudgedClaim) -> str:
     """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
     said = claim.claim
+    if said.expect == "equivalent":
+        right = f"that of {said.right}" if isinstance(said.right, str) else f"{said.right:g}"
+        return f"{reading_name(said.primary)} of {said.left} equivalent to {right}, within {claim.margin:g}"
     right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
     return f"{reading_name(said.primary)} of {said.left} {said.expect} {right}{by}"

@@ -22,7 +22,7 @@ from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
 from optbench.stats.claims import JudgedClaim, judge_claims
 from optbench.stats.learning import without_learning
-from optbench.stats.power import shortage_text, suite_shortages
+from optbench.stats.power import corrected_for, shortage_text, suite_shortages
 from optbench.stats.results import Results, SplitName
 from optbench.store.values import Matrix
 from optbench.suite.schema import Protocol, Stage
@@ -255,7 +255,7 @@ def _command(words: Sequence[object]) -> str:
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
     """As before the run, but that the number of a claim's parts is known now."""
-    found = suite_shortages(results.suite, results.trials, [len(claim.parts) for claim in claims])
+    found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from optbench.metrics import Metric
@@ -19,10 +19,11 @@ from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
 from optbench.stats.paired import PairedResult, compare_paired
+from optbench.stats.power import MIN_PAIRS
 from optbench.stats.readings import JudgedReading, judge_readings
 from optbench.stats.results import Results
-from optbench.stats.verdict import Judgement, Question, Verdict, judge
-from optbench.suite.claims import Claim
+from optbench.stats.verdict import Judgement, Question, Verdict, judge, within_margin
+from optbench.suite.claims import Claim, covers
 
 
 class ClaimVerdict(StrEnum):
@@ -95,7 +96,6 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
     margin = metric.margin if claim.margin is None else claim.margin
     taking_part, outside = _taking_part(claim, everyone)
     sides = _sides(claim, taking_part)
-    results: list[PairedResult] = []
     questions: list[Question] = []
     readings: list[tuple[JudgedReading, ...]] = []
     for left, right in sides:
@@ -103,15 +103,17 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
         result = compare_paired(pairs(left, right, seeds, metric, primary.data), metric.direction)
         alike = same_start(left, right, seeds) if isinstance(right, Arm) else True
         comparable = alike is not False
-        results.append(result)
         questions.append(
             Question(result, metric.direction, margin, comparable=comparable, reason="initial weights differ")
         )
         readings.append(judge_readings(cells, primary, (left, right), seeds, metrics, comparable=comparable))
     parts = []
-    judged = zip(sides, results, judge(questions), readings, strict=True)
-    for (left, right), result, judgement, read in judged:
-        verdict, reason = _verdict(claim, result, judgement)
+    judged = zip(sides, questions, judge(questions), readings, strict=True)
+    for (left, right), question, judgement, read in judged:
+        result = question.result
+        if claim.expect == "equivalent":  # which needs no more seeds in company
+            judgement = replace(judgement, seeds_needed=None if question.result.n >= MIN_PAIRS else MIN_PAIRS)
+        verdict, reason = _verdict(claim, question, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
         parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside, read))
     verdict = overall([part.verdict for part in parts])
@@ -133,7 +135,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
         arm
         for arm in everyone
         if arm.experiment == claim.experiment
-        and arm.optimizer in (claim.left, claim.right)
+        and any(covers(side, arm.optimizer, arm.variant) for side in (claim.left, claim.right))
         and (claim.models is None or arm.model in claim.models)
     ]
     return select_variants(named, claim.where)
@@ -144,9 +146,10 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
-        lefts = [arm for arm in taking_part if arm.model == model and arm.optimizer == claim.left]
+        of_model = [arm for arm in taking_part if arm.model == model]
+        lefts = [arm for arm in of_model if covers(claim.left, arm.optimizer, arm.variant)]
         rights: Sequence[Arm | float] = (
-            [arm for arm in taking_part if arm.model == model and arm.optimizer == claim.right]
+            [arm for arm in of_model if covers(claim.right, arm.optimizer, arm.variant)]
             if isinstance(claim.right, str)
             else [claim.right]
         )
@@ -154,7 +157,10 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
     return found
 
 
-def _verdict(claim: Claim, result: PairedResult, judgement: Judgement) -> tuple[ClaimVerdict, str]:
+def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
+    result = question.result
+    if claim.expect == "equivalent" and judgement.verdict is not Verdict.NOT_COMPARABLE:
+        return _equivalence(question, judgement)
     match judgement.verdict:
         case Verdict.NOT_COMPARABLE:
             return ClaimVerdict.NOT_COMPARABLE, judgement.reason
@@ -169,6 +175,19 @@ def _verdict(claim: Claim, result: PairedResult, judgement: Judgement) -> tuple[
     if judgement.verdict is Verdict.BELOW_MARGIN:
         return ClaimVerdict.NO_EVIDENCE, "there is a difference, and it is smaller than the margin"
     return ClaimVerdict.SUPPORTED, ""
+
+
+def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
+    """Two one-sided tests, which a difference that is significant and small passes as well."""
+    if within_margin(question):
+        return ClaimVerdict.SUPPORTED, ""
+    if judgement.verdict not in (Verdict.NO_EVIDENCE, Verdict.BELOW_MARGIN):
+        return ClaimVerdict.CONTRADICTED, "there is a difference, and it is not smaller than the margin"
+    bounds = question.result.interval_90
+    if bounds is None:
+        return ClaimVerdict.NO_EVIDENCE, "there is no 90% interval"
+    said = f"the 90% interval [{bounds[0]:.3g}, {bounds[1]:.3g}] does not lie within ±{question.margin:.3g}"
+    return ClaimVerdict.NO_EVIDENCE, said
 
 
 def _ended(side: Arm | float, seed: int) -> bool:

@@ -14,7 +14,7 @@ from optbench.metrics import PRIMARY_METRICS
 from optbench.plan import Trial
 from optbench.stats.signed_rank import smallest_p
 from optbench.suite import Suite
-from optbench.suite.claims import Claim
+from optbench.suite.claims import Claim, covers
 
 MIN_PAIRS = 6
 """Fewer pairs cannot reach p ≤ .05."""
@@ -114,15 +114,23 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
     """The number of tests that a claim makes: on every model, every variant of left against every one of right."""
-    sides = grouped(
-        (model, optimizer)
-        for experiment, model, optimizer, _ in arms
+    by_model = grouped(
+        (model, (optimizer, variant))
+        for experiment, model, optimizer, variant in arms
         if experiment == claim.experiment and (claim.models is None or model in claim.models)
     )
-    return sum(
-        found.count(claim.left) * (found.count(claim.right) if isinstance(claim.right, str) else 1)
-        for found in sides.values()
+
+    def count_of(side: str | float, found: Sequence[tuple[str, str]]) -> int:
+        return sum(covers(side, *arm) for arm in found) if isinstance(side, str) else 1
+
+    return corrected_for(
+        claim, sum(count_of(claim.left, found) * count_of(claim.right, found) for found in by_model.values())
     )
+
+
+def corrected_for(claim: Claim, parts: int) -> int:
+    """Return how many tests Holm's correction is over: that a claim is equivalent in every part needs none."""
+    return min(1, parts) if claim.expect == "equivalent" else parts
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -102,7 +102,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
                 holm_p, Verdict.BELOW_MARGIN, f"{_short(size)} is less than the margin {_short(question.margin)}", None
             )
         return Judgement(holm_p, _winner(question.direction, result.difference), "", None)
-    if _within_margin(question):
+    if within_margin(question):
         return Judgement(holm_p, Verdict.EQUIVALENT, f"the 90% interval lies within ±{_short(question.margin)}", None)
     effect, reason = _what_would_have_shown(result, holm_p, m)
     return Judgement(holm_p, Verdict.NO_EVIDENCE, reason, effect, enough if result.n < enough else None)
@@ -141,7 +141,7 @@ def _winner(direction: Direction, difference: float) -> Verdict:
     return Verdict.BETTER if (difference > 0) == (direction == "higher") else Verdict.WORSE
 
 
-def _within_margin(question: Question) -> bool:
+def within_margin(question: Question) -> bool:
     """Whether the 90% interval lies inside ± margin: two one-sided tests at .05 (Schuirmann 1987)."""
     result, bounds = question.result, question.result.interval_90
     # Seeds on which both diverged are ties at 0 in a directed metric: they narrow the interval, but show no size.

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from optbench.suite.fields import MetricName, Name, Settings, is_name
+from optbench.suite.fields import METRIC_PATTERN, ArmName, MetricName, Name, Settings
 from optbench.suite.readings import ReadingCell, Readings
 
 
-def _name_or_number(value: Any) -> str | float:
+def _arm_or_number(value: Any) -> str | float:
     # Not a union of types: pydantic would report a fault once for each of them.
-    if isinstance(value, str) and is_name(value) and len(value) <= 80:
+    if isinstance(value, str) and re.fullmatch(METRIC_PATTERN, value) and len(value) <= 400:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ValueError(f"expected the name of an optimizer, or a number, got {value!r}")
 
 
-NameOrNumber = Annotated[Any, AfterValidator(_name_or_number)]
+ArmOrNumber = Annotated[Any, AfterValidator(_arm_or_number)]
+
+
+def split_arm(side: str) -> tuple[str, str | None]:
+    """Split one side of a claim into an optimizer and the variant of it that is meant; None: every variant."""
+    optimizer, _, variant = side.partition(" ")
+    return optimizer, variant or None
+
+
+def covers(side: str | float, optimizer: str, variant: str) -> bool:
+    """Return whether one side of a claim is about this variant."""
+    return isinstance(side, str) and split_arm(side) in ((optimizer, variant), (optimizer, None))
 
 
 class Bounds(Settings):
@@ -39,9 +51,9 @@ class Bounds(Settings):
 
 
 class Claim(Settings):
-    """A statement made before the data were seen, and judged by them: `left` is higher (or lower) than `right`.
+    """A statement made before the data were seen, and judged by them: `left` is higher or lower than `right`, or alike.
 
-    It is made for each of the models, and for every variant of an optimizer that is swept.
+    It is made for each of the models, and for every variant of a swept optimizer that is named without one.
     """
 
     text: str = ""
@@ -56,10 +68,12 @@ class Claim(Settings):
     readings: Readings | None = None
     """In place of a metric: everything that the claim is read on, one of which its verdict is about; null: the metric
     alone."""
-    left: Name
-    right: NameOrNumber
-    """Another optimizer, or a number."""
-    expect: Literal["higher", "lower"]
+    left: ArmName
+    """An optimizer, or one of its variants: `adam lr=0.001`."""
+    right: ArmOrNumber
+    """Likewise, or a number."""
+    expect: Literal["higher", "lower", "equivalent"]
+    """`equivalent`: any difference is smaller than the margin."""
     margin: Annotated[float, Field(ge=0)] | None = None
     """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
     where: dict[MetricName, Bounds] = Field(default={})
@@ -76,6 +90,17 @@ class Claim(Settings):
         if self.metric is None and self.readings is None:
             raise ValueError("expected the key 'metric', or 'readings'")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_equivalent(self) -> Claim:
+        if self.expect == "equivalent" and self.margin == 0:
+            raise ValueError("'margin': expected a number above 0 with expect: equivalent, got 0")
+        return self
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The optimizers that its sides name."""
+        return tuple(split_arm(side)[0] for side in (self.left, self.right) if isinstance(side, str))
 
     @property
     def primary(self) -> ReadingCell:

@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
 """`margin`, or with its settings `margin power=2`."""
+ArmName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
+"""`adam`, every variant of it; or one variant as reports call it, `adam lr=0.001`."""
 
 
 class Settings(BaseModel):

@@ -13,8 +13,17 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
-from optbench.metrics.catalog import DEFAULT, OF_TEST_DATA, base_name, check_metric, check_pair_metric, check_taken
+from optbench.metrics.catalog import (
+    DEFAULT,
+    METRICS,
+    OF_TEST_DATA,
+    base_name,
+    check_metric,
+    check_pair_metric,
+    check_taken,
+)
 from optbench.metrics.own import MetricSettings, check_rule, resolve
+from optbench.suite.claims import split_arm
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -71,6 +80,7 @@ def load_suite(
             *_name_faults(suite, document),
             *_tune_faults(suite, document, as_written),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
+            *_claim_faults(suite, document),
             *_pairs_faults(suite, document),
             *_metric_faults(suite, document),
             *_readings_faults(suite, document, as_written),
@@ -184,8 +194,8 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
         path = ("claims", name)
         yield (*path, "experiment"), 3, claim.experiment, any_experiment
         if (within := claim.experiment) in suite.experiments:
-            sides = (("left", claim.left), ("right", claim.right))
-            yield from (((*path, key), 3, o, optimizers[within]) for key, o in sides if isinstance(o, str))
+            sides = [(key, o) for key, o in (("left", claim.left), ("right", claim.right)) if isinstance(o, str)]
+            yield from (((*path, key), 3, split_arm(o)[0], optimizers[within]) for key, o in sides)
             yield from (((*path, "models", i), 4, m, models[within]) for i, m in enumerate(claim.models or ()))
     if suite.tune is not None:
         yield from ((("tune", "optimizers", o), 2, o, any_optimizer) for o in suite.tune.optimizers or ())
@@ -195,6 +205,29 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
             if name in suite.experiments:
                 yield from (((*path, "optimizers", o), 4, o, optimizers[name]) for o in changes.optimizers)
                 yield from (((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ()))
+
+
+def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    """Sides that name a variant which their optimizer does not have there; equivalence in a metric without a margin."""
+    for name, claim in suite.claims.items():
+        metric = METRICS.get(base_name(claim.primary.name))
+        if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
+            what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has none of its own"
+            yield Fault(document.value_place(("claims", name, "expect")), f"{shown_path(('claims', name))}: {what}")
+        experiment = suite.experiments.get(claim.experiment)
+        chosen = suite.taking_part(experiment) if experiment is not None else {}
+        for key, side in (("left", claim.left), ("right", claim.right)):
+            optimizer, variant = split_arm(side) if isinstance(side, str) else ("", None)
+            if variant is None or optimizer not in chosen or optimizer not in suite.optimizers:
+                continue
+            try:
+                found = variants(suite.optimizers[optimizer].hyperparameters | chosen[optimizer])
+            except OptimizerError:
+                continue  # reported where the optimizer is checked
+            if variant not in (names := [each.name for each in found]):
+                path: KeyPath = ("claims", name, key)
+                what = unknown(f"variant of {optimizer} in {claim.experiment}", variant, names)
+                yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:

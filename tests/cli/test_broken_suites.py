@@ -60,7 +60,7 @@ UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "needs an optimizer"),
     "wrapper around itself without end": (
         "sgd, lr: 0.1",
-        "gradient-noise, base: " + "{target: gradient-noise, base: " * 12 + "{target: nobody}" + "}" * 12,
+        "gradient-noise, base: " + "{target: gradient-noise, base: " * 8 + "{target: nobody}" + "}" * 8,
         "4:33",
         "unknown optimizer 'nobody'",
     ),

@@ -1,0 +1,102 @@
+"""Claims about one variant of a swept optimizer, and claims that two are equivalent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from optbench.plan import Trial
+from optbench.stats.claims import ClaimVerdict, JudgedClaim, judge_claims
+from optbench.stats.power import suite_shortages
+from optbench.store.tables import Row
+from tests.refusals import refusal
+from tests.stats.test_claim_conditions import suite_text
+from tests.written_runs import results_of, rows_of, write_run
+
+ABOUT = "experiment: digits, metric: average_accuracy"
+
+
+def judged(folder: Path, claim: str, left: Sequence[float], right: Sequence[float], others: float = 0.2) -> JudgedClaim:
+    """The claim on a run in which adam at .001 has the accuracies `left`, by seed; at .01 `right`; all else `others`."""
+
+    def rows(trial: Trial) -> list[Row]:
+        rate = trial.hyperparameters["lr"]
+        value = {0.001: left, 0.01: right}.get(rate, [others] * len(left))[trial.seed]
+        return rows_of("ok", [[0.1, 0.1], [value, 0.1], [value, value]], {}, init_hash=str(trial.seed))
+
+    return judge_claims(results_of(write_run(folder, suite_text(claim, len(left)), rows)))[0]
+
+
+EIGHT = [0.5 + 0.01 * seed for seed in range(8)]
+WIDE = [(-1) ** seed * 0.03 * (1 + seed / 100) for seed in range(8)]
+
+
+def test_a_side_names_one_variant_and_the_others_take_no_part(tmp_path: Path) -> None:
+    right = [value - 0.1 - 0.001 * seed for seed, value in enumerate(EIGHT)]
+    claim = judged(tmp_path, f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.01, expect: higher", EIGHT, right)
+    [part] = claim.parts
+    assert not isinstance(part.right, float)
+    assert (part.left.variant, part.right.variant) == ("lr=0.001", "lr=0.01")
+    assert claim.verdict is ClaimVerdict.SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("apart", "margin", "verdict"),
+    [
+        ([0.0] * 8, 0.005, ClaimVerdict.SUPPORTED),
+        # Significant, in one direction on every seed, and smaller than the margin: equivalent all the same.
+        ([0.002 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.SUPPORTED),
+        ([0.1 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.CONTRADICTED),
+        # Neither a difference nor its absence is shown.
+        (WIDE, 0.005, ClaimVerdict.NO_EVIDENCE),
+        (WIDE, 0.05, ClaimVerdict.SUPPORTED),
+    ],
+)
+def test_equivalence_is_an_interval_within_the_margin(
+    apart: list[float], margin: float, verdict: ClaimVerdict, tmp_path: Path
+) -> None:
+    text = f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.01, expect: equivalent, margin: {margin}"
+    claim = judged(tmp_path, text, EIGHT, [x - d for x, d in zip(EIGHT, apart, strict=True)])
+    assert claim.verdict is verdict
+    [part] = claim.parts
+    assert bool(part.reason) == (verdict is not ClaimVerdict.SUPPORTED)
+    if verdict is ClaimVerdict.NO_EVIDENCE:
+        assert "does not lie within ±0.005" in part.reason
+
+
+def test_equivalence_in_every_part_needs_no_more_seeds(tmp_path: Path) -> None:
+    claim = judged(tmp_path, f"{ABOUT}, left: adam, right: 0.2, expect: equivalent", [0.2] * 6, [0.2] * 6)
+    assert [part.verdict for part in claim.parts] == [ClaimVerdict.SUPPORTED] * 4
+    results = claim.parts[0].left.results
+    assert not [shortage for shortage in suite_shortages(results.suite, results.trials) if "claim" in shortage.about]
+
+
+DISTANCE = "relative_distance_from_init"
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (
+            f"{ABOUT}, left: adam lr=0.002, right: sgd, expect: higher",
+            "claims.c.left: unknown variant of adam in digits 'lr=0.002'; did you mean 'lr=0.001'?",
+        ),
+        (
+            f"{ABOUT}, left: adm lr=0.001, right: sgd, expect: higher",
+            "claims.c.left: unknown optimizer in digits 'adm'",
+        ),
+        (f"{ABOUT}, left: adam, right: sgd, expect: equivalent, margin: 0", "'margin': expected a number above 0"),
+        (
+            f"experiment: digits, metric: {DISTANCE}, left: adam, right: sgd, expect: equivalent",
+            f"claims.c: expect: equivalent: expected a 'margin', got none, and {DISTANCE} has none of its own",
+        ),
+    ],
+)
+def test_sides_and_margins_that_cannot_be_meant(
+    claim: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rates.yaml"
+    path.write_text(suite_text(claim), encoding="utf-8")
+    assert message in refusal(capsys, tmp_path, "run", path, "--dry-run")
