@@ -19,7 +19,7 @@ ABOUT = "experiment: digits, metric: average_accuracy"
 
 
 def judged(folder: Path, claim: str, left: Sequence[float], right: Sequence[float], others: float = 0.2) -> JudgedClaim:
-    """The claim on a run in which adam at .001 has the accuracies `left`, by seed; at .01 `right`; all else `others`."""
+    """The claim on a run in which adam has the accuracies `left` at .001 and `right` at .01, and else `others`."""
 
     def rows(trial: Trial) -> list[Row]:
         rate = trial.hyperparameters["lr"]
