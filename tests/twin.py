@@ -54,7 +54,8 @@ def train_twin(
     for task in range(family.count):
         if hasattr(optimizer, "begin_task"):
             optimizer.begin_task()
-        train, held_out = sequence.train(task), sequence.validation(task)
+        train, target = sequence.train(task), protocol.early_stopping.target if protocol.early_stopping else None
+        scored = sequence.validation(task) if target is None else train  # all of them, of fewer than 5,000
         stream = BatchStream(train, protocol.batch_size, suite.seed, seed, task)
         best, kept, waited = float("inf"), network.state_dict(), 0
         interval = round(protocol.evaluate_every * stream.steps_per_epoch)
@@ -68,14 +69,18 @@ def train_twin(
             if step % interval == 0:
                 network.eval()
                 with torch.no_grad():
-                    loss = nn.functional.cross_entropy(network(inputs(held_out.inputs)), held_out.targets).item()
-                if loss < best:
+                    loss = nn.functional.cross_entropy(network(inputs(scored.inputs)), scored.targets).item()
+                if target is not None:
+                    if loss <= target:
+                        break
+                elif loss < best:
                     best, waited = loss, 0
                     kept = {name: weight.clone() for name, weight in network.state_dict().items()}
                 else:
                     waited += 1
-                if protocol.early_stopping and waited >= protocol.early_stopping.patience:
+                if target is None and protocol.early_stopping and waited >= protocol.early_stopping.patience:
                     break
-        network.load_state_dict(kept)
+        if target is None:
+            network.load_state_dict(kept)
         matrix.append([accuracy(sequence.test(j)) for j in range(family.count)])
     return start, network.state_dict(), matrix

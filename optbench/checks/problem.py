@@ -30,7 +30,8 @@ from optbench.optimizers.registry import check_settings, complete, find
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.plan import Cohort, Trial
 from optbench.streams import generator
-from optbench.suite.schema import ExperimentSettings, ModelSettings, Protocol, TaskSettings
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import ExperimentSettings, ModelSettings, TaskSettings
 from optbench.tasks.examples import Examples, Part, Parts
 
 EXPERIMENT, MODEL = "check", "mlp"

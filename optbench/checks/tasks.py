@@ -13,7 +13,8 @@ from optbench.checks.problem import SMALL
 from optbench.checks.samples import first_that_fits
 from optbench.data import Dataset
 from optbench.kinds import TASKS
-from optbench.suite.schema import Protocol, TaskSettings
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import TaskSettings
 from optbench.tasks.examples import PARTS, Examples, Part, Parts, split_dataset
 from optbench.tasks.kind import DRAW, Tasks
 

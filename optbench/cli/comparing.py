@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.cli.output import deliver, say
-from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.errors import UsageError, unknown
 from optbench.report import comparison_report
 from optbench.report.comparison_report import place
 from optbench.report.formats import choose_format
@@ -53,8 +53,7 @@ def compare_runs(
         say(f"optbench: warning: {remark}")
     judged = judge_gates(parsed, comparison.pairs)
     deliver(comparison_report(comparison, judged, metrics), chosen, output)
-    if not any(pair.seeds for pair in comparison.pairs):
-        raise ComparisonError("nothing to compare: no seed has ended on both sides")
+    comparison.check_paired()
     return _conclude(judged, strict=strict)
 
 

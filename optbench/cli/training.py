@@ -138,6 +138,9 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             say(f"optbench: warning: {count(len(names), 'trial')} {status}: {', '.join(names[:NAMED])}{more}")
+    above = sum(bool(n) for n in recorded.table("trials")["tasks_above_target"].to_pylist())
+    if above:
+        say(f"optbench: warning: {count(above, 'trial')} ended a task above the target training loss")
     raised = metrics_that_raised(recorded)
     for name, (note, trials_of) in raised.items():
         say(f"optbench: warning: metric {name} {note}: undefined in {count(len(trials_of), 'trial')}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optbench.data import Dataset
 from optbench.streams import generator
-from optbench.suite.schema import Protocol
+from optbench.suite.protocol import Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17

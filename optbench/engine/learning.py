@@ -1,4 +1,4 @@
-"""What a finished trial's note says of the tasks that it did not learn."""
+"""Tasks that a finished trial did not learn, or not to the target loss: what its row and its note say of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from optbench.metrics.learning import NotLearnt, loss_exploded, no_better_than_guessing, start_losses
 from optbench.store.tables import AccuracyRow, CurveRow, Row
+from optbench.suite.protocol import Protocol
 
 
 def not_learnt(rows: Sequence[Row]) -> NotLearnt:
@@ -26,6 +27,17 @@ def not_learnt(rows: Sequence[Row]) -> NotLearnt:
         highest[point.task - 1] = np.fmax(highest[point.task - 1], _number(point.train_loss))
     guessed = no_better_than_guessing(accuracy, guess, examples)
     return NotLearnt.of(guessed, loss_exploded(highest, start_losses(loss)))
+
+
+def tasks_above_target(rows: Sequence[Row], protocol: Protocol) -> tuple[int, ...] | None:
+    """Return the tasks that ended with a training loss above `early_stopping.target`; None where there is no target.
+
+    rows: everything a trial that finished has found. A task's last evaluation is of the weights that it ended with.
+    """
+    if protocol.early_stopping is None or (target := protocol.early_stopping.target) is None:
+        return None
+    last = {row.task: row.eval_loss for row in rows if isinstance(row, CurveRow)}
+    return tuple(sorted(task for task, loss in last.items() if loss is None or loss > target))
 
 
 def _number(value: float | None) -> float:

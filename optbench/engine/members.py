@@ -15,7 +15,7 @@ from optbench.engine.lanes.verification import Verification
 from optbench.errors import spoken
 from optbench.plan import Trial
 from optbench.store.tables import Row
-from optbench.suite.schema import Protocol
+from optbench.suite.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Progress:
     fraction: float
     """Of all tasks, 0..1; a task that stops early jumps to its end."""
     accuracy: float | None
-    """Held-out accuracy on the current task."""
+    """On the current task, of the examples that evaluations during training use."""
     status: str
 
 
@@ -115,19 +115,29 @@ class Schedule:
 
 @dataclass
 class Stopper:
-    """Early stopping of one member in one task: remembers its best weights and counts evaluations without progress.
+    """Early stopping of one member in one task.
 
-    Prechelt 1998 with patience counted in evaluations. Without settings it only ends the task at its last step and
-    keeps the last weights.
+    With patience it remembers the best weights and counts evaluations without progress.
+
+    Prechelt 1998 with patience counted in evaluations. With a target the first loss at or below it ends the task, and
+    the weights of that evaluation are kept. With neither, the task ends at its last step with the last weights.
     """
 
     patience: int | None
+    target: float | None = None
     best_loss: float = math.inf
     best_row: Tensor | None = None
     waited: int = 0
 
+    @staticmethod
+    def of(protocol: Protocol) -> Stopper:
+        early = protocol.early_stopping
+        return Stopper(None if early is None else early.patience, None if early is None else early.target)
+
     def see(self, loss: float, row: Tensor) -> bool:
-        """Take note of a held-out loss and the weights it was measured at; whether to stop now."""
+        """Record a loss and the weights it was measured at; True to stop now."""
+        if self.target is not None:
+            return loss <= self.target
         if self.patience is None:
             return False
         if loss < self.best_loss:

@@ -9,6 +9,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
@@ -20,10 +21,26 @@ from optbench.engine.members import Member, Progress, Schedule, Stopper
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
 from optbench.store.tables import CurveRow
-from optbench.tasks import Examples
+from optbench.streams import generator
+from optbench.tasks import Examples, TaskSequence
 
 if TYPE_CHECKING:
     from optbench.engine.train import CohortTraining
+
+
+SUBSET = 5000
+"""Training examples that the loss with a target is measured on, as many as validate by default."""
+
+
+def training_subset(examples: Examples, suite_seed: int) -> Examples:
+    """Return at most `SUBSET` training examples of a task in their order: the same for every trial of a suite.
+
+    Drawn, since a user's task may hold its examples sorted by class.
+    """
+    if len(examples) <= SUBSET:
+        return examples
+    drawn = torch.randperm(len(examples), generator=generator(suite_seed, None, "training loss"))[:SUBSET]
+    return examples.select(drawn.sort().values.to(examples.targets.device))
 
 
 class TaskTraining:
@@ -37,21 +54,20 @@ class TaskTraining:
         self.streams: dict[str, BatchStream] = {}
         self.schedules: dict[str, Schedule] = {}
         self.stoppers: dict[str, Stopper] = {}
-        self.held_out: dict[str, Examples] = {}
+        self.scored: dict[str, Examples] = {}
         self.losses: dict[str, list[float]] = {}
         self.scores: dict[str, Score] = {}  # of the weights that would be kept if the task ended now
         arrays: dict[object, tuple[Examples, Examples]] = {}
         orders: dict[tuple[int, int], BatchStream] = {}
-        patience = protocol.early_stopping.patience if protocol.early_stopping else None
-        on_test = protocol.early_stopping is not None and protocol.early_stopping.on == "test"
-        self.validates = not on_test
+        early = protocol.early_stopping
+        self.validates = early is None or early.on == "validation"
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)
             if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
-                arrays[key] = (sequence.train(task), sequence.test(task) if on_test else sequence.validation(task))
-            examples, held_out = arrays[key]
+                arrays[key] = sequence.train(task), self._scored(sequence)
+            examples, scored = arrays[key]
             if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
                 seeds = (cohort.workspace.suite_seed, trial.seed)
                 stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
@@ -64,9 +80,18 @@ class TaskTraining:
                 )
             self.streams[trial.id] = stream
             self.schedules[trial.id] = Schedule.of(protocol, stream.steps_per_epoch)
-            self.stoppers[trial.id] = Stopper(patience)
-            self.held_out[trial.id] = held_out
+            self.stoppers[trial.id] = Stopper.of(protocol)
+            self.scored[trial.id] = scored
             self.losses[trial.id] = []
+
+    def _scored(self, sequence: TaskSequence) -> Examples:
+        """The examples that decide when the task ends: held-out ones, or a fixed subset of its training examples."""
+        early = self.cohort.protocol.early_stopping
+        if early is None or early.on == "validation":
+            return sequence.validation(self.task)
+        if early.on == "test":
+            return sequence.test(self.task)
+        return training_subset(sequence.train(self.task), self.cohort.workspace.suite_seed)
 
     def run(self) -> None:
         step, first = 0, True
@@ -102,7 +127,7 @@ class TaskTraining:
                             raise
                         self._leave(member, "failed", step, error)
             started = time.perf_counter()
-            scores = cohort.evaluator.try_score(list(due.values()), [self.held_out[here[i].trial.id] for i in due])
+            scores = cohort.evaluator.try_score(list(due.values()), [self.scored[here[i].trial.id] for i in due])
             share = (time.perf_counter() - started) / max(1, len(due))
             for (i, row), score in zip(due.items(), scores, strict=True):
                 here[i].evaluation_seconds += share
@@ -161,7 +186,7 @@ class TaskTraining:
         return step == self.schedules[member.trial.id].next_evaluation(step - 1)
 
     def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
-        """Record the held-out score of the weights `row` after `step`, and end the task if it is over."""
+        """Record the score of the weights `row` after `step`, and end the task if it is over."""
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
         member.rows.append(

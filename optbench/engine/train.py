@@ -32,7 +32,7 @@ from optbench.engine.gradients import OtherBitsError, Ways
 from optbench.engine.interim import CannotResume, Interim, Keep
 from optbench.engine.lanes import LaneMember, MemberState
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
-from optbench.engine.learning import not_learnt
+from optbench.engine.learning import not_learnt, tasks_above_target
 from optbench.engine.lockstep import Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
@@ -45,6 +45,7 @@ from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
 from optbench.errors import OptbenchError
+from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
@@ -320,6 +321,7 @@ class CohortTraining:
 
     def _results(self, member: Member) -> list[TrialResult]:
         finished = member.running
+        above = tasks_above_target(member.rows, self.protocol) if finished else None
         row = TrialRow(
             status="ok" if finished else member.status,
             error_type=member.failure[0] if member.failure else None,
@@ -338,6 +340,7 @@ class CohortTraining:
             note="; ".join(self._notes(member)) or None,
             gradients=member.gradients,
             evaluation_seconds=member.evaluation_seconds,
+            tasks_above_target=None if above is None else len(above),
         )
         weights = self.blueprint.checkpoint(member.row) if finished else None
         unsketched = [found for found in member.rows if not isinstance(found, SketchRow)]
@@ -351,7 +354,10 @@ class CohortTraining:
     def _notes(self, member: Member) -> list[str]:
         found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
         refused = sorted(self.machinery.recordings.refused.items())
-        found += not_learnt(member.rows).notes if member.running else []
+        if member.running:
+            found += not_learnt(member.rows).notes
+            if above := tasks_above_target(member.rows, self.protocol):
+                found.append(f"{ABOVE_TARGET} ({task_list(above)})")
         raised = {
             r.metric: r.note for r in member.rows if isinstance(r, MetricRow) and (r.note or "").startswith(RAISED)
         }

@@ -8,16 +8,17 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from optbench.counting import count
-from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.errors import UsageError, unknown
 from optbench.report.records import comparison_rows
 from optbench.report.spread import Spread, spread_text
 from optbench.report.summary import Summary, summarise
 from optbench.stats import comparison as pairing
+from optbench.stats.arms import Status
 from optbench.stats.results import Results, read_results
 from optbench.store import RunDirectory, find_run, read_runs
 from optbench.store import read_run as read_stored
@@ -25,7 +26,7 @@ from optbench.store.tables import ALL_TABLES, KEY_COLUMNS
 from optbench.store.values import SUMMARY, summary_table
 
 ARM = ["experiment", "model", "optimizer", "variant"]
-_COUNTS = ("ok", "diverged", "failed", "missing")
+_COUNTS = get_args(Status)
 
 
 class Run:
@@ -184,8 +185,7 @@ def compare(
         if name not in {**first._results.metrics, **second._results.metrics}:
             raise UsageError(unknown("metric", name, first._results.metrics))
     found = pairing.compare(*sides, experiments=experiments, force=force)
-    if not any(pair.seeds for pair in found.pairs):
-        raise ComparisonError("nothing to compare: no seed has ended on both sides")
+    found.check_paired()
     for remark in found.remarks:
         warnings.warn(remark, stacklevel=2)
     return pd.DataFrame(list(comparison_rows(found, metrics)))

@@ -68,6 +68,8 @@ def majority_share(counts: ArrayLike) -> float:
     return float(number.max()) / total if total else math.nan
 
 
+ABOVE_TARGET = "ended above the target training loss"
+"""Of tasks, in a trial's note: see `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optbench.counting import count, grouped
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
-from optbench.report.numbers import NOT_LEARNT, decimals, estimate, fixed, marked, p_value, words
+from optbench.report.numbers import NOT_LEARNT, decimals, dormant_line, estimate, fixed, marked, p_value, words
 from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimVerdict, JudgedClaim
 from optbench.stats.conditions import Unmet
+from optbench.stats.dormant import is_rank
 from optbench.suite.claims import Bounds, Claim
 
 TONES: Mapping[ClaimVerdict, Tone] = {
@@ -40,8 +41,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         yield Items(tuple(read))
     yield _parts(run.claims)
     yield from reading_tables(run.claims)
-    if shortcomings := list(_shortcomings(run)):
-        yield Items(tuple(shortcomings), "warning")
+    if warnings := [*_shortcomings(run), *_above_target(run), *_dormant(run)]:
+        yield Items(tuple(warnings), "warning")
     reasons = list(_reasons(run))
     reasons += [
         f"claim {number}, {arm_label(found.arm)}: left out: {'; '.join(map(unmet_text, found.unmet))}"
@@ -74,15 +75,42 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
 
 def _shortcomings(run: RunSummary) -> Iterable[str]:
     """What networks that claims are about did not learn: once for each variant, with the numbers of the claims."""
+    for said in _of_sides(run, lambda arm: arm.shortcoming):
+        yield f"{NOT_LEARNT} {said}. What was not learnt cannot be forgotten."
+
+
+def _above_target(run: RunSummary) -> Iterable[str]:
+    """Trials that claims leave out because they ended above the target training loss."""
+
+    def said(arm: Arm) -> str:
+        n = arm.count("above_target")
+        return f"{n} of {count(len(arm.trials), 'trial')} above the target training loss" if n else ""
+
+    for text in _of_sides(run, said):
+        yield f"{text}: their seeds are left out."
+
+
+def _dormant(run: RunSummary) -> Iterable[str]:
+    """Networks with many dormant units that claims about ranks are about, in one line."""
+    named = list(_of_sides(run, lambda arm: arm.many_dormant, lambda claim: is_rank(claim.primary.name)))
+    return [dormant_line(named)] if named else []
+
+
+def _of_sides(
+    run: RunSummary, say: Callable[[Arm], object], about: Callable[[Claim], bool] = lambda claim: True
+) -> Iterable[str]:
+    """What there is to say of variants that claims are about: each once, with the numbers of the claims."""
     found: dict[str, list[int]] = {}
     for number, claim in enumerate(run.claims, start=1):
+        if not about(claim.claim):
+            continue
         sides = (side for part in claim.parts for side in (part.left, part.right))
-        for arm in (side for side in sides if isinstance(side, Arm) and side.shortcoming):
-            numbers = found.setdefault(f"{arm_label(arm)}: {arm.shortcoming}", [])
-            numbers += [number] if number not in numbers else []
-    for said, numbers in found.items():
-        which = f"{'claim' if len(numbers) == 1 else 'claims'} {', '.join(map(str, numbers))}"
-        yield f"{NOT_LEARNT} {which}, {said}. What was not learnt cannot be forgotten."
+        for arm, said in ((side, say(side)) for side in sides if isinstance(side, Arm)):
+            if said:
+                numbers = found.setdefault(f"{arm_label(arm)}: {said}", [])
+                numbers += [number] if number not in numbers else []
+    for text, numbers in found.items():
+        yield f"{'claim' if len(numbers) == 1 else 'claims'} {', '.join(map(str, numbers))}, {text}"
 
 
 def _reasons(run: RunSummary) -> Iterable[str]:

@@ -9,6 +9,7 @@ from optbench.report.document import Block, Cell, Heading, Items, Paragraph, Rep
 from optbench.report.numbers import (
     NOT_LEARNT,
     decimals,
+    dormant_line,
     estimate,
     fixed,
     losses,
@@ -19,6 +20,7 @@ from optbench.report.numbers import (
 )
 from optbench.report.records import COMPARISON_COLUMNS, comparison_records
 from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
+from optbench.stats.dormant import is_rank
 from optbench.stats.gates import GateResult, JudgedGate
 from optbench.stats.signed_rank import smallest_p
 from optbench.stats.verdict import Judgement, Verdict
@@ -132,9 +134,6 @@ def _pair(
     a, b = (arm_name(comparison, pair, side) for side in ("A", "B"))
     yield Heading(f"{place(pair)}: {a} against {b}", 2)
     yield Items(tuple(_header(pair)), "quiet")
-    warnings = list(_warnings(pair))
-    if warnings:
-        yield Items(tuple(warnings), "warning")
     unlisted = pair.a.results.unlisted[pair.a.experiment] & pair.b.results.unlisted[pair.b.experiment]
     chosen = [found for found in pair.metrics if found.judgement is not None or not primary_only]
     shown = [
@@ -142,6 +141,8 @@ def _pair(
         for found in chosen
         if (found.metric.name in metrics if metrics else found.judgement or found.metric.name not in unlisted)
     ]
+    if warnings := [*_warnings(pair), *_dormant(pair, shown)]:
+        yield Items(tuple(warnings), "warning")
     if shown:
         yield _table(f"{place(pair)}: {a} (A) against {b} (B)", shown)
     reasons = [
@@ -184,10 +185,17 @@ def _header(pair: ArmComparison) -> Iterable[str]:
 
 def _warnings(pair: ArmComparison) -> Iterable[str]:
     for side, arm in (("A", pair.a), ("B", pair.b)):
-        if lost := losses(arm.count("diverged"), arm.count("failed"), arm.count("missing")):
+        if lost := losses(arm.counts):
             yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {lost}"
         if arm.shortcoming:
             yield f"{NOT_LEARNT} {side} ({arm.label}): {arm.shortcoming}. What was not learnt cannot be forgotten."
+
+
+def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:
+    """Networks with many dormant units, where a rank is compared."""
+    sides = (("A", pair.a), ("B", pair.b))
+    named = [f"{side} ({arm.label}), {said}" for side, arm in sides if (said := arm.many_dormant)]
+    return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []
 
 
 def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:

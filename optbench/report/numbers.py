@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from optbench.metrics import Metric
 from optbench.metrics.catalog import base_name
+from optbench.stats.dormant import MANY
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
 """Marks what is said of networks that did not learn their tasks; a footnote says which tasks."""
+
+MANY_DORMANT = "‡"
+"""Marks what is said of networks with many dormant units."""
+NOT_OK = {
+    "diverged": "diverged",
+    "failed": "failed",
+    "missing": "not finished",
+    "above_target": "above the target training loss",
+}
+"""What became of trials that have no part in a mean, by status, in words."""
 
 _DECIMALS = {
     "effective_rank": 1,
@@ -83,9 +95,15 @@ def marked(text: str, not_learnt: object) -> str:
     return f"{text}\N{NO-BREAK SPACE}{NOT_LEARNT}" if not_learnt else text
 
 
-def losses(diverged: int, failed: int, missing: int, of: str = "") -> str:
+def dormant_line(named: Sequence[str]) -> str:
+    """What is said of networks with many dormant units. named: each variant with what it has of them."""
+    said = "their rank is low because units are off"
+    return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {'; '.join(named)}: {said}."
+
+
+def losses(counts: Mapping[str, int], of: str = "") -> str:
     """`2 diverged, 1 not finished`: what became of the trials that are not ok. of: after each number, as in ` of 3`."""
-    kinds = ((diverged, "diverged"), (failed, "failed"), (missing, "not finished"))
+    kinds = ((counts[status], what) for status, what in NOT_OK.items())
     return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from optbench.report.document import Record, Records, Report, listed
 from optbench.report.spread import Spread
@@ -80,6 +80,10 @@ def _trials(results: Results) -> Iterable[Record]:
 
 KEYS = ("run", "experiment", "model", "optimizer", "variant")
 COUNTS = ("planned", "ok", "diverged", "failed", "missing")
+ABOVE_TARGET: Final = "above_target"
+"""How many trials ended above the target training loss on some task."""
+MANY_DORMANT: Final = "many_dormant"
+"""In how many trials more than 5% of the units are dormant."""
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """Of one solution against another: `pair`, or `null` for an arm and its controls; the other side; and the number of
@@ -104,7 +108,7 @@ COMPARISON_COLUMNS = (
 def result_columns(studies: Sequence[Study[Any]]) -> tuple[str, ...]:
     """The columns of a report in csv: those of results, and of each study those that it adds."""
     more = [column for study in studies for column in study.columns]
-    names = (*KEYS, *COUNTS, "metric", "direction", *_SPREAD, *more, SPLIT, *_LEARNING)
+    names = (*KEYS, *COUNTS, "metric", "direction", *_SPREAD, *more, SPLIT, *_LEARNING, ABOVE_TARGET, MANY_DORMANT)
     return tuple(dict.fromkeys(names))
 
 
@@ -144,11 +148,16 @@ def _results(summary: Summary) -> Iterable[Record]:
             for name, metric in section.metrics.items():
                 about = {"metric": name, "direction": metric.direction}
                 values = {**spread_record(row.values[name]), **blank, **beside.get((*keys.values(), name), {})}
-                yield {**keys, **counts, **about, **values, SPLIT: row.split, **_learning(row.arm.shortcoming)}
+                told = {SPLIT: row.split, **_learning(row.arm.shortcoming), **_dormant(row.arm)}
+                yield {**keys, **counts, **about, **values, **told}
 
 
 def _learning(found: Shortcoming | None, side: str = "") -> dict[str, int]:
     return {f"{name}{side}": getattr(found, name) if found else 0 for name in _LEARNING}
+
+
+def _dormant(arm: Arm) -> dict[str, int]:
+    return {MANY_DORMANT: len(arm.many_dormant.seeds) if arm.many_dormant else 0}
 
 
 def spread_record(spread: Spread | None) -> Record:
@@ -174,6 +183,10 @@ def _not_learnt(side: Arm | float) -> dict[str, int] | None:
     return _learning(side.shortcoming) if isinstance(side, Arm) and side.shortcoming else None
 
 
+def _above_target(side: Arm | float) -> int:
+    return side.count(ABOVE_TARGET) if isinstance(side, Arm) else 0
+
+
 def _left_out(found: LeftOut) -> dict[str, Any]:
     unmet = [{"metric": u.metric, "mean": u.mean, "n": u.n, "planned": u.planned} for u in found.unmet]
     return {"model": found.arm.model, "optimizer": found.arm.optimizer, "variant": found.arm.variant, "unmet": unmet}
@@ -189,6 +202,7 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         **_paired(part.result, part.judgement.holm_p),
         "beside": {name: {"left": left, "right": right} for name, (left, right) in part.beside.items()},
         "seeds_needed": part.judgement.seeds_needed,
+        ABOVE_TARGET: {"left": _above_target(part.left), "right": _above_target(part.right)},
         "not_learnt": {"left": _not_learnt(part.left), "right": _not_learnt(part.right)},
         **({"readings": _readings(part.readings)} if part.readings else {}),
     }

@@ -10,11 +10,23 @@ from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
 from optbench.report.layout import one_line
 from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
-from optbench.report.numbers import NOT_LEARNT, UNDEFINED, decimals, fixed, interval, losses, marked, name_with_arrow
+from optbench.report.numbers import (
+    NOT_LEARNT,
+    NOT_OK,
+    UNDEFINED,
+    decimals,
+    dormant_line,
+    fixed,
+    interval,
+    losses,
+    marked,
+    name_with_arrow,
+)
 from optbench.report.records import report_records, result_columns
 from optbench.report.sparks import bar, spark
 from optbench.report.spread import SpreadText, Statistic, spread_text
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
+from optbench.stats.dormant import is_rank
 
 SWEPT = ("learning_accuracy", "average_accuracy", "forgetting")
 FEWEST_SWEPT = 3
@@ -77,9 +89,9 @@ def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Blo
 
 def headline(run: RunSummary) -> str:
     """`<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
-    order = ["ok", "diverged", "failed"]
+    order = ["ok", *NOT_OK]
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    counts = ", ".join(f"{n} {status}" for status, n in ended)
+    counts = ", ".join(f"{n} {NOT_OK.get(status, status)}" for status, n in ended)
     done = _ended(run.ended, run.planned, "trial")
     if run.controls:
         done += f" and {_ended(run.controls_ended, run.controls, 'control')}"
@@ -96,7 +108,7 @@ def _ended(ended: int, planned: int, noun: str) -> str:
 def exclusions(row: SummaryRow) -> str | None:
     """What became of the trials that are not in a row's means, or None."""
     counts = row.arm.counts
-    lost = losses(counts["diverged"], counts["failed"], counts["missing"])
+    lost = losses(counts)
     return f"{row.label}: {counts['ok']} of {counts['planned']}; {lost}" if lost else None
 
 
@@ -126,6 +138,9 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for sentence in section.stopping:
         yield doc.Paragraph(sentence, "quiet")
     warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
+    if any(map(is_rank, section.metrics)):
+        dormant = [f"{row.label}, {many}" for row in section.rows if (many := row.arm.many_dormant)]
+        warnings += [dormant_line(dormant)] if dormant else []
     for row in section.rows:
         if said := row.arm.shortcoming:
             warnings.append(f"{NOT_LEARNT} {row.label}: {said}. What was not learnt cannot be forgotten.")

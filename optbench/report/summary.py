@@ -25,7 +25,8 @@ from optbench.stats.learning import without_learning
 from optbench.stats.power import corrected_for, shortage_text, suite_shortages
 from optbench.stats.results import Results, SplitName
 from optbench.store.values import Matrix
-from optbench.suite.schema import Protocol, Stage
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import Stage
 from optbench.tasks import Outline
 
 
@@ -104,7 +105,7 @@ class RunSummary:
     seeds: tuple[int, ...]
     planned: int
     statuses: Mapping[str, int]
-    """Number of finished trials by status."""
+    """Number of finished trials by status, as `Results.status` has it."""
     controls: int
     """Trials planned in another data order, for the null of `pairs` alone; not among `planned`."""
     controls_ended: int
@@ -140,7 +141,7 @@ class Summary:
     @property
     def measured(self) -> bool:
         """Whether any trial ended, well or diverged."""
-        return any(run.statuses.get(status) for run in self.runs for status in ("ok", "diverged"))
+        return any(run.statuses.get(status) for run in self.runs for status in ("ok", "above_target", "diverged"))
 
 
 def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summary:
@@ -188,13 +189,15 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
 
 
 def stopping(protocol: Protocol) -> str:
-    """One sentence: how long a task is trained, and which split decides when it ends early."""
+    """One sentence: how long a task is trained, and what decides when it ends early."""
     bound = count(protocol.max_epochs, "epoch")
     if protocol.max_steps is not None:
         bound += f" or {count(protocol.max_steps, 'step')}"
     if protocol.early_stopping is None:
         return f"No early stopping: {bound} a task."
     early = protocol.early_stopping
+    if early.target is not None:
+        return f"A task ends at the first training loss of {early.target:g} or less, after at most {bound}."
     split = "test" if early.on == "test" else "validation"
     return f"Early stopping on {split} loss, patience {early.patience}, at most {bound} a task."
 
@@ -238,7 +241,7 @@ def _run(results: Results, studies: Sequence[Study[Any]]) -> RunSummary:
         commit=f"{_text(git, 'commit')[:12]}{' with changes' if git.get('dirty') else ''}" if git else "",
         seeds=tuple(suite.seeds),
         planned=len(results.trials),
-        statuses=Counter(row.status for row in results.rows.values()),
+        statuses=Counter(map(results.status, results.rows)),
         controls=len(results.controls),
         controls_ended=len(results.control_rows),
         too_few_seeds=_too_few_seeds(results, claims),

@@ -11,13 +11,15 @@ from typing import Literal, get_args
 
 from optbench.metrics.learning import NotLearnt
 from optbench.plan import Trial
+from optbench.stats.dormant import DORMANT, ManyDormant
 from optbench.stats.learning import Shortcoming
 from optbench.stats.results import Results
 from optbench.suite.readings import Data
 from optbench.suite.schema import ExperimentSettings, Tuning
 from optbench.tasks import Outline
 
-Status = Literal["ok", "diverged", "failed", "missing"]
+Status = Literal["ok", "diverged", "failed", "missing", "above_target"]
+"""`above_target`: trained to the end, and above the target training loss on some task."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Arm:
         return (self.settings.tuning or {}).get(self.optimizer)
 
     def status(self, seed: int) -> str:
-        """`ok`, `diverged`, `failed`, or `missing`: planned, and not finished (or not even planned)."""
+        """As `Status`; `missing`: planned, and not finished (or not even planned)."""
         return self.results.status(self.trials[seed].id) if seed in self.trials else "missing"
 
     def count(self, status: Status) -> int:
@@ -80,6 +82,11 @@ class Arm:
         """What its trials did not learn; None where each of them learnt every task."""
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
+
+    @functools.cached_property
+    def many_dormant(self) -> ManyDormant | None:
+        """Its trials in which many units are dormant; None where there are none."""
+        return ManyDormant.of([(s, self.value(DORMANT, s)) for s in self.trials if self.status(s) == "ok"])
 
     @property
     def mixed_code(self) -> str | None:

@@ -105,6 +105,13 @@ class Comparison:
     pairs: tuple[ArmComparison, ...]
     remarks: tuple[str, ...]
 
+    def check_paired(self) -> None:
+        """Raises ComparisonError where no pair of arms has a seed."""
+        if not any(pair.seeds for pair in self.pairs):
+            above = any(arm.count("above_target") for pair in self.pairs for arm in (pair.a, pair.b))
+            where = " at or below the target training loss" if above else ""
+            raise ComparisonError(f"nothing to compare: no seed has ended on both sides{where}")
+
 
 def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
     """Compare two selections: each optimizer that both have, or the two that are named.

@@ -149,7 +149,7 @@ class Results:
             for name in self.metrics if trial.id in rows else ():
                 if (trial.experiment, trial.model, name) in taken:
                     value = values[name].get(trial.id, math.nan)
-                    yield TrialValue(trial, rows[trial.id].status, name, value)
+                    yield TrialValue(trial, self.status(trial.id), name, value)
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
@@ -171,8 +171,15 @@ class Results:
         return not_learnt(held, self.run.table("curves", "trial", "task", "train_loss"))
 
     def status(self, trial: str) -> str:
-        """`ok`, `diverged`, `failed`, or `missing`: planned, and not finished."""
-        return self.rows[trial].status if trial in self.rows else "missing"
+        """`ok`, `diverged`, `failed`, `above_target`, or `missing`: planned, and not finished.
+
+        A trial that ended above the target training loss is `ok` in its table. Here it is not: a mean or a pair over
+        solutions at one training loss has no place for it, and it is counted in sight as the diverged ones are.
+        """
+        row = self.rows.get(trial) or self.control_rows.get(trial)
+        if row is None:
+            return "missing"
+        return "above_target" if row.status == "ok" and row.tasks_above_target else row.status
 
 
 def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:

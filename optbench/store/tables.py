@@ -59,6 +59,9 @@ class TrialRow:
     a CPU it depends on what was faster, and results do not depend on it."""
     evaluation_seconds: float | None = None
     """This trial's share of its cohort's time in scores and measures."""
+    tasks_above_target: int | None = None
+    """How many tasks ended with a training loss above `early_stopping.target`; null where there is no target, or the
+    trial diverged or failed."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,11 @@ class PruningRow:
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One evaluation during training; `train_loss` is the mean over the steps since the one before."""
+    """One evaluation during training; `train_loss` is the mean over the batches since the one before.
+
+    `eval_loss` and `eval_accuracy` are of the examples that early stopping looks at, in eval mode: validation or test
+    data, or with `on: train_loss` the fixed subset of the task's training examples.
+    """
 
     table: ClassVar[str] = "curves"
 
@@ -162,7 +169,8 @@ Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | Pruning
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
-    {("accuracy", "majority"), ("trials", "source_hash"), ("trials", "gradients"), ("trials", "evaluation_seconds")}
+    {("accuracy", "majority")}
+    | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
 ON_REQUEST = frozenset({SketchRow.table})

@@ -209,7 +209,7 @@ def _difference(
         if is_optimizer_list(inner, written):
             written = dict.fromkeys(written)
         if key not in meant:
-            found[key] = every[key] if nullable else None  # a default that null would not mean
+            found[key] = every.get(key) if nullable else None  # a default that null would not mean
         elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # tells 1, 1.0 and true apart
             pass
         elif all(isinstance(value, dict) for value in (written, base.get(key), meant[key])):

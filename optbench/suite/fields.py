@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from optbench.metrics.catalog import base_name
 from optbench.metrics.own import MetricSettings
@@ -31,6 +31,10 @@ class Settings(BaseModel):
 HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
 Text = Annotated[str, Field(min_length=1, max_length=400)]
+
+
+OffByFalse = BeforeValidator(lambda value: None if value is False else value)
+"""Of settings that null switches off: `false` switches them off, too."""
 
 
 def listed_once(what: str, items: list[Any]) -> list[Any]:

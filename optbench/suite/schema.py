@@ -19,12 +19,14 @@ from optbench.suite.fields import (
     HyperparameterName,
     MetricName,
     Name,
+    OffByFalse,
     Settings,
     Text,
     distinct_metrics,
     listed_once,
     once,
 )
+from optbench.suite.protocol import Protocol
 from optbench.suite.seed_ranges import instead_of_range
 
 Stage = Literal["tune", "eval"]
@@ -113,37 +115,6 @@ class DatasetSettings(Kind):
 
     registry = DATASETS
     short = True
-
-
-OffByFalse = BeforeValidator(lambda value: None if value is False else value)
-"""Of settings that null switches off: `false` does so, too."""
-
-
-class EarlyStopping(Settings):
-    """When a task ends before its `max_epochs`: after `patience` evaluations without a lower loss."""
-
-    on: Literal["validation", "test"] = "validation"
-    patience: Annotated[Whole, Field(ge=1)] = 3
-
-
-class Protocol(Settings):
-    """How each task is trained."""
-
-    batch_size: Annotated[Whole, Field(ge=1)] = 128
-    max_epochs: Annotated[float, Field(gt=0)] = 5.0
-    max_steps: Annotated[Whole, Field(ge=1)] | None = None
-    """An upper bound on the steps of a task, whatever `max_epochs` says."""
-    evaluate_every: Annotated[float, Field(gt=0)] = 1.0
-    """In epochs: how often the held-out loss is measured (and early stopping decides)."""
-    early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
-    """null or false: every task is trained for all of its epochs."""
-    optimizer_state: Literal["keep", "reset"] = "keep"
-    validation_examples: Annotated[Whole, Field(ge=1)] = 5000
-    train_examples: Annotated[Whole, Field(ge=1)] | None = None
-    """Use only so many of the training examples (a random subset, the same for every trial)."""
-    test_examples: Annotated[Whole, Field(ge=1)] | None = None
-    normalisation: Literal["standard", "unit"] = "standard"
-    """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
 
 
 Sampler = Literal["grid", "random", "tpe"]

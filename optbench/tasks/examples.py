@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from optbench.data.dataset import Dataset, InputSpec, Split
-    from optbench.suite.schema import Protocol
+    from optbench.suite.protocol import Protocol
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

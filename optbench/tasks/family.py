@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from optbench.data.dataset import Dataset
-    from optbench.suite.schema import Protocol, TaskSettings
+    from optbench.suite.protocol import Protocol
+    from optbench.suite.schema import TaskSettings
 
 
 class TaskFamily(Tasks):

@@ -34,7 +34,8 @@ from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow
 from optbench.streams import generator
 from optbench.suite import Suite, load_suite, shipped_suites
-from optbench.suite.schema import ModelSettings, Protocol, TaskSettings
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import ModelSettings, TaskSettings
 from optbench.tasks import TaskFamily
 from tests.conftest import PoolHere, assert_same_tables, same_bits, small_suite, tables, timeless, trial_row
 from tests.engine.test_interim import BASES, stored

@@ -29,7 +29,8 @@ from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SimilarityRow, SpectrumRow
 from optbench.streams import generator
 from optbench.suite import Suite
-from optbench.suite.schema import ModelSettings, Protocol
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import ModelSettings
 from optbench.tasks import Examples
 from tests.conftest import PAIRS, PERMUTED, same_bits, small_suite, train_suite, trial_row
 from tests.twin import train_twin

@@ -17,7 +17,8 @@ from optbench.engine.landscape import flat
 from optbench.engine.lines import POINTS, Lines
 from optbench.engine.stack import Layout
 from optbench.models import Network, build, initialise
-from optbench.suite.schema import ModelSettings, Protocol
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import ModelSettings
 from optbench.tasks import Examples
 
 CPU = torch.device("cpu")

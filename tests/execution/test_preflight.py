@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from optbench.data import Dataset
 from optbench.data.dataset import Split
 from optbench.errors import UsageError
-from optbench.suite.schema import Protocol, TaskSettings
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import TaskSettings
 from optbench.tasks import TaskFamily
 from tests.execution.test_run_directories import QUICK
 from tests.refusals import refusal

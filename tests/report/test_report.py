@@ -120,8 +120,8 @@ def test_means_and_deviations_are_those_of_the_worked_example(run_path: Path) ->
 def test_diverged_and_failed_trials_are_counted_and_have_no_part_in_the_means(run_path: Path) -> None:
     summary = summary_of(run_path)
     fast, slow = summary.sections[1].rows
-    assert (fast.label, *fast.arm.counts.values()) == ("adam lr=0.001", 2, 1, 1, 0, 0)
-    assert (slow.label, *slow.arm.counts.values()) == ("adam lr=0.0001", 2, 1, 0, 1, 0)
+    assert (fast.label, *fast.arm.counts.values()) == ("adam lr=0.001", 2, 1, 1, 0, 0, 0)
+    assert (slow.label, *slow.arm.counts.values()) == ("adam lr=0.0001", 2, 1, 0, 1, 0, 0)
     for row in (fast, slow):
         spread = row.values["average_accuracy"]
         assert spread is not None
@@ -345,7 +345,8 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
         "run experiment model optimizer variant planned ok diverged failed missing metric direction "
         "n mean sd median q1 q3 min max "
         "switch_step switch_statistic switch_value switch_low switch_high switch_n "
-        "pair_kind optimizer_b variant_b outside task step split learns chosen guessed exploded"
+        "pair_kind optimizer_b variant_b outside task step split learns chosen guessed exploded "
+        "above_target many_dormant"
     )
     assert report_csv(summary).splitlines()[0] == header.replace(" ", ",")
     told = json.loads(report_json(summary))

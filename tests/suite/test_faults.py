@@ -193,6 +193,30 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "14:37",
         "early_stopping.on: unknown choice 'tset'; did you mean 'test'?",
     ),
+    "equal loss without a target": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {early_stopping: {on: train_loss}}",
+        "14:32",
+        "early_stopping: expected the key 'target' with on: train_loss, as in {on: train_loss, target: 0.1}",
+    ),
+    "target and patience": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {early_stopping: {on: train_loss, target: 0.1, patience: 2}}",
+        "14:62",
+        "early_stopping: 'patience' does not go with 'target'",
+    ),
+    "target of a held-out loss": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {early_stopping: {on: test, target: 0.1}}",
+        "14:43",
+        "early_stopping: 'target' needs on: train_loss, got on: test",
+    ),
+    "target that is no loss": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {early_stopping: {on: train_loss, target: 0}}",
+        "14:57",
+        "early_stopping.target: expected a number above 0, got 0",
+    ),
     "key with a line break": ("seeds: 3", 'seeds: 3\n"a\\nb": 1', "3:1", "unknown key 'a\\nb'"),
 }
 

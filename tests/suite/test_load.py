@@ -12,7 +12,8 @@ import pytest
 from optbench.errors import OptimizerError, SuiteError, UsageError
 from optbench.suite import load_suite
 from optbench.suite.document import parse_yaml
-from optbench.suite.schema import EarlyStopping, LogGrid, ModelSettings, Protocol, TaskSettings
+from optbench.suite.protocol import EarlyStopping, Protocol
+from optbench.suite.schema import LogGrid, ModelSettings, TaskSettings
 
 TEXT = """\
 name: full-1.0

@@ -9,7 +9,7 @@ import pytest
 
 from optbench.errors import SuiteError, UsageError
 from optbench.suite import Suite, load_suite
-from optbench.suite.schema import EarlyStopping
+from optbench.suite.protocol import EarlyStopping
 
 TEXT = """\
 name: s

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from optbench.data import Dataset, Split
 from optbench.errors import UsageError
-from optbench.suite.schema import Protocol, TaskSettings
+from optbench.suite.protocol import Protocol
+from optbench.suite.schema import TaskSettings
 from optbench.tasks import Examples, TaskFamily, TaskSequence
 from optbench.tasks.examples import PARTS
 from optbench.tasks.permuted import permute_pixels

@@ -80,6 +80,7 @@ SYMBOLS = {
     "°": r"\textdegree{}",
     "§": r"\S{}",
     "†": r"\textdagger{}",
+    "‡": r"\textdaggerdbl{}",
 }
 COMMANDS = """
 ± pm  ∓ mp  × times  ÷ div  · cdot  ≤ leq  ≥ geq  ≠ neq  ≈ approx  ≪ ll  ≫ gg  ∞ infty  ∈ in  ∑ sum  ∏ prod  ∂ partial

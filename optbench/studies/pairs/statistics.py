@@ -63,7 +63,8 @@ class SolutionPair:
     """Two arms of one experiment and model whose solutions were compared seed by seed.
 
     planned: on how many seeds. measures: by metric, in the catalog's order; a seed that is not yet compared is not in
-    its values, and one on which a side diverged or failed is NaN. notes: why values are undefined, each reason once.
+    its values, and one on which a side diverged, failed or ended above the target training loss is NaN. notes: why
+    values are undefined, each reason once.
     """
 
     run: str
@@ -123,9 +124,13 @@ def _values(results: Results) -> tuple[dict[ArmPair, dict[str, dict[int, float]]
     found: dict[ArmPair, dict[str, dict[int, float]]] = {}
     notes: dict[ArmPair, dict[str, None]] = {}
     values = numbers(table["value"]).tolist()
-    for *place, metric, seed, value, note in zip(*columns, seeds, values, table["note"].to_pylist(), strict=True):
+    compared = zip(*(table[side].to_pylist() for side in ("trial_a", "trial_b")), strict=True)
+    rows = zip(*columns, seeds, compared, values, table["note"].to_pylist(), strict=True)
+    for *place, metric, seed, trials, value, note in rows:
         experiment, model, optimizer_a, variant_a, optimizer_b, variant_b = place
         key = (experiment, model, ArmName(optimizer_a, variant_a), ArmName(optimizer_b, variant_b))
+        if any(results.status(trial) == "above_target" for trial in trials):
+            value = math.nan
         found.setdefault(key, {}).setdefault(metric, {})[seed] = value
         if note:
             notes.setdefault(key, {})[note] = None

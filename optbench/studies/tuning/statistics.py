@@ -41,7 +41,8 @@ class TriedSetting:
     """One setting of an optimizer, over the models it is judged on and the tuning seeds.
 
     hyperparameters: what was tried, by dotted path. score, learning: means of the rule's metric and of the learning
-    accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed: of the `planned` trials.
+    accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed,
+    above_target: of the `planned` trials.
     learns: whether it learns enough to be chosen. by_seed: the rule's metric and those of `SHOWN` on each seed, means
     over models; none unless every trial is ok.
     """
@@ -54,13 +55,14 @@ class TriedSetting:
     diverged: int
     failed: int
     planned: int
+    above_target: int = 0
     learns: bool = False
     by_seed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
         """Trials that have not finished: the run was interrupted, or still goes on."""
-        return self.planned - self.ok - self.diverged - self.failed
+        return self.planned - self.ok - self.diverged - self.failed - self.above_target
 
     @property
     def eligible(self) -> bool:
@@ -228,8 +230,8 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
     """group: the arms of one setting, one for each model."""
-    statuses: tuple[Status, ...] = ("ok", "diverged", "failed")
-    ok, diverged, failed = (sum(arm.count(status) for arm in group) for status in statuses)
+    statuses: tuple[Status, ...] = ("ok", "diverged", "failed", "above_target")
+    ok, diverged, failed, above = (sum(arm.count(status) for arm in group) for status in statuses)
     planned = sum(len(arm.trials) for arm in group)
     by_seed = {
         name: tuple(fmean(arm.value(name, seed) for arm in group) for seed in group[0].trials)
@@ -244,6 +246,7 @@ def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: s
         ok=ok,
         diverged=diverged,
         failed=failed,
+        above_target=above,
         planned=planned,
         by_seed=MappingProxyType(by_seed),
     )

@@ -12,7 +12,7 @@ from optbench.kinds import value_name
 from optbench.metrics import METRICS, Metric
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
 from optbench.report.measures import TITLES, own_measure
-from optbench.report.numbers import UNDEFINED, decimals, fixed, losses, words
+from optbench.report.numbers import NOT_OK, UNDEFINED, decimals, fixed, losses, words
 from optbench.report.sparks import bar
 from optbench.report.spread import Spread, SpreadText
 from optbench.stats.arms import Arm, arms
@@ -161,7 +161,7 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
 
 def _why_none(tuned: TunedOptimizer) -> str:
     if all(setting.ok < setting.planned for setting in tuned.settings):
-        return "each has a trial that diverged, failed or has not finished"
+        return "each has a trial that diverged, failed, ended above the target training loss or has not finished"
     return f"{words(tuned.metric.name)} is undefined in those whose trials ended well"
 
 
@@ -171,8 +171,8 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
         here = [tuned for tuned in found if tuned.experiment == experiment]
         slow = [(t, [(s, "") for s in _ordered(t) if s.eligible and not s.learns]) for t in here]
         said = {"too little learnt": slow}
-        for status in ("diverged", "failed"):
-            said[status] = [
+        for status in ("diverged", "failed", "above_target"):
+            said[NOT_OK[status]] = [
                 (t, [(s, f" ({n} of {s.planned})") for s in _ordered(t) if (n := getattr(s, status))]) for t in here
             ]
         for what, settings in said.items():
@@ -222,7 +222,7 @@ def _bar_text(setting: TriedSetting, metric: str) -> str:
 def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
     if setting is tuned.chosen:
         return Cell("chosen", "good")
-    if lost := losses(setting.diverged, setting.failed, setting.missing, f" of {setting.planned}"):
+    if lost := losses({status: getattr(setting, status) for status in NOT_OK}, f" of {setting.planned}"):
         return Cell(lost, "warning")
     return Cell("" if setting.learns else "learns little", "quiet")
 

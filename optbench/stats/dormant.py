@@ -1,0 +1,46 @@
+"""Networks with many dormant units: their rank is low because units are off, whatever the others represent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optbench.counting import count
+from optbench.metrics import METRICS
+from optbench.metrics.catalog import base_name
+
+DORMANT = "dormant_0.025"
+"""The share of dormant units of the final features, pooled over tasks (Sokar et al. 2023, τ = .025)."""
+MANY = 0.05
+"""The share above which a network is listed."""
+
+
+@dataclass(frozen=True)
+class ManyDormant:
+    """The trials of one arm in which more than `MANY` of the units are dormant.
+
+    trials: all that are `ok`. seeds, shares: of those listed, in the order of the seeds.
+    """
+
+    trials: int
+    seeds: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    @staticmethod
+    def of(shares: Sequence[tuple[int, float]]) -> ManyDormant | None:
+        """From the seed and the share of every trial that is ok, NaN where it was not taken; None if none has many."""
+        many = [(seed, share) for seed, share in shares if share > MANY]
+        seeds, found = tuple(seed for seed, _ in many), tuple(share for _, share in many)
+        return ManyDormant(len(shares), seeds, found) if many else None
+
+    def __str__(self) -> str:
+        shares = " to ".join(dict.fromkeys(f"{100 * share:.0f}%" for share in (min(self.shares), max(self.shares))))
+        seeds = f", {'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}"
+        which = seeds if len(self.seeds) < self.trials else ""
+        return f"{len(self.seeds)} of {count(self.trials, 'trial')}{which}: {shares}"
+
+
+def is_rank(metric: str) -> bool:
+    """Return whether a metric, with or without settings, is a rank of the representation."""
+    known = METRICS.get(base_name(metric))
+    return known is not None and known.subject == "rank" and known.source != "recorded"

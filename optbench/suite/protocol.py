@@ -1,0 +1,59 @@
+"""How each task is trained, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from optbench.kinds import Whole
+from optbench.suite.fields import OffByFalse, Settings
+
+
+class EarlyStopping(Settings):
+    """When a task ends before its `max_epochs`.
+
+    After `patience` evaluations without a lower held-out loss, with the weights of the lowest; or, with a `target`, at
+    the first evaluation whose training loss is at or below it, with the weights of that evaluation.
+    """
+
+    on: Literal["validation", "test", "train_loss"] = "validation"
+    patience: Annotated[Whole, Field(ge=1)] = 3
+    target: Annotated[float, Field(gt=0)] | None = None
+    """Of `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> EarlyStopping:
+        if self.on == "train_loss" and self.target is None:
+            raise ValueError("expected the key 'target' with on: train_loss, as in {on: train_loss, target: 0.1}")
+        if self.on != "train_loss" and self.target is not None:
+            raise ValueError(f"'target' needs on: train_loss, got on: {self.on}")
+        if self.target is not None and "patience" in self.model_fields_set:
+            raise ValueError("'patience' does not go with 'target': the first loss at or below the target ends a task")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _keys_of_its_rule(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialise(self)
+        found.pop("target" if self.target is None else "patience", None)
+        return found
+
+
+class Protocol(Settings):
+    """How each task is trained."""
+
+    batch_size: Annotated[Whole, Field(ge=1)] = 128
+    max_epochs: Annotated[float, Field(gt=0)] = 5.0
+    max_steps: Annotated[Whole, Field(ge=1)] | None = None
+    """An upper bound on the steps of a task, whatever `max_epochs` says."""
+    evaluate_every: Annotated[float, Field(gt=0)] = 1.0
+    """In epochs: how often the loss by which early stopping decides is measured."""
+    early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
+    """null or false: every task is trained for all of its epochs."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    validation_examples: Annotated[Whole, Field(ge=1)] = 5000
+    train_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """Use only so many of the training examples (a random subset, the same for every trial)."""
+    test_examples: Annotated[Whole, Field(ge=1)] | None = None
+    normalisation: Literal["standard", "unit"] = "standard"
+    """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
