@@ -211,13 +211,13 @@ def _draws(evidence: Evidence) -> Found | None:
 
 
 def _asks_for(evidence: Evidence) -> Found | None:
-    needs = evidence.problem.spec.needs
+    needs = evidence.problem.trial(0).spec.needs
     wishes = [words for need, words in ASKS.items() if need in needs]
     return ("information", f"{'; '.join(wishes)}: it gets that") if wishes else None
 
 
 def _lane(evidence: Evidence) -> Found:
-    spec = evidence.problem.spec
+    spec = evidence.problem.trial(0).spec
     yours = spec.source == "yours"
     note = (evidence.alone.row.note or "") if evidence.alone.result else ""
     if spec.lane == "elementwise" and yours and NOT_ELEMENTWISE in note:
@@ -230,7 +230,8 @@ def _lane(evidence: Evidence) -> Found:
     else:
         why = "an unmodified instance for each member"
         why += ", as nothing is known of it" if yours else ""
-    return "information", f"{spec.lane}: {why}"
+    whose = "" if evidence.problem.spec.lane == spec.lane else "its base's, "
+    return "information", f"{whose}{spec.lane}: {why}"
 
 
 def _state(evidence: Evidence) -> Found:

@@ -108,7 +108,7 @@ class _Place:
 
     def _raised(self, trial: Trial, device: torch.device) -> Exception | None:
         try:
-            spec = resolve_spec(trial.spec, trial.hyperparameters)
+            spec = resolve_spec(trial.spec, trial.settings)
             alone = "model" in spec.needs or trial.user_optimizers
             network = self._network(device) if alone else self._shared(device)
             given = {
@@ -120,9 +120,9 @@ class _Place:
             seed = stream_seed(self._suite_seed, trial.seed, "optimizer/made/task 0") % SEEDS
             with (
                 contextlib.redirect_stdout(sys.stderr),
-                UserCode(spec, trial.hyperparameters, device).aside(seed),
+                UserCode(spec, trial.settings, device).aside(seed),
             ):
-                maker(spec, trial.hyperparameters, given)(list(network.parameters()))
+                maker(spec, trial.settings, given)(list(network.parameters()))
         except Exception as error:  # a user's constructor may raise anything
             if of_the_machine(error):
                 raise

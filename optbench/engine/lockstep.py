@@ -20,6 +20,7 @@ from optbench.engine.gradients import Bound, GradientsFactory
 from optbench.engine.lanes import Evaluate, LaneMember, MemberState, build_lane
 from optbench.engine.lanes.verification import Verification
 from optbench.engine.passes import Passes
+from optbench.engine.penalties import Penalties, Penalty
 from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
@@ -74,8 +75,9 @@ class LockStep:
         begin: bool,
         followers: Sequence[Verification | None] = (),
         passes: Sequence[Passes] = (),
+        penalties: Sequence[Penalty | None] = (),
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. followers, passes: of each member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. The others: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -84,9 +86,10 @@ class LockStep:
         self._streams = streams
         self._followers = {i: follower for i, follower in enumerate(followers) if follower is not None}
         self._passes = passes
+        self._penalties = Penalties.of(penalties)
         self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
         self._grads = grads = torch.zeros_like(self._weights)
-        self._gradients = machinery.gradients(Bound(self._weights, grads, streams, passes))
+        self._gradients = machinery.gradients(Bound(self._weights, grads, streams, passes, self._penalties))
         self._lane = build_lane(
             machinery.spec,
             members,
@@ -126,6 +129,8 @@ class LockStep:
         for k in range(until - step):
             for own in self._passes:
                 own.begin(step + k)
+            if self._penalties is not None:
+                self._penalties.begin(step + k)
             broken = self._gradients(step + k, losses[k]) or {}
             following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
             for i, follower in following.items():
@@ -182,9 +187,12 @@ class LockStep:
         return loss
 
     def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
-        """The mean cross-entropy of `network` on the batch of this step of member `i`."""
+        """The loss of `network` on the batch of this step of member `i`: mean cross-entropy, and its penalty."""
         return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
     def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:
         inputs, targets = self._machinery.buffer.take(self._streams[i], step)
-        return cross_entropy(passes.again(network, inputs, given) if passes is not None else network(inputs), targets)
+        watched = self._penalties.added(i, network, targets.ndim) if self._penalties else contextlib.nullcontext(())
+        with watched as added:
+            logits = passes.again(network, inputs, given) if passes is not None else network(inputs)
+        return sum(added, cross_entropy(logits, targets))

@@ -62,6 +62,7 @@ class TaskTraining:
         early = protocol.early_stopping
         self.validates = early is None or early.on == "validation"
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
+        self.penalties = {member.trial.id: cohort.penalty(member, task) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)
@@ -155,6 +156,7 @@ class TaskTraining:
                     begin=begin,
                     followers=[member.follower for member in members],
                     passes=[own for member in members if (own := self.passes[member.trial.id]) is not None],
+                    penalties=[self.penalties[member.trial.id] for member in members],
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
@@ -217,7 +219,7 @@ class TaskTraining:
         if isinstance(error, ModelError):
             member.fail(error.error)
         elif error is not None:
-            member.failure = explained(error, member.trial.target, member.trial.hyperparameters)
+            member.failure = explained(error, *member.trial.stepping)
         member.steps += step
         member.last_step = member.steps
         self.active.remove(member)

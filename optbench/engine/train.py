@@ -38,6 +38,7 @@ from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
 from optbench.engine.outside import OutsideState
 from optbench.engine.passes import Passes
+from optbench.engine.penalties import Penalty
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
 from optbench.engine.resuming import obstacle, proven_state
@@ -136,7 +137,7 @@ class CohortTraining:
         if len(aparts := {interim.apart for interim in begun.values()}) > 1:
             raise CannotResume("some of its trials were trained in another lane")
         self.apart = aparts.pop() if aparts else apart
-        settings = [equal[0].hyperparameters for equal in cohort.trainings]
+        settings = [equal[0].settings for equal in cohort.trainings]
         self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)
         self.blueprint = workspace.blueprint(cohort.experiment, cohort.model)
         self.network, self.layout = self.blueprint.network, self.blueprint.layout
@@ -198,7 +199,7 @@ class CohortTraining:
         keeps = self.protocol.optimizer_state == "keep"
         made = 0 if keeps else task  # when its optimizer is made, or was
         return LaneMember(
-            member.trial.hyperparameters,
+            member.trial.settings,
             member.state,
             member.generator,
             self._total_steps(member, task),
@@ -219,6 +220,17 @@ class CohortTraining:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
         return Passes(copy.deepcopy(self.network), self.layout, member.row if row is None else row, draws)
+
+    def penalty(self, member: Member, task: int) -> Penalty | None:
+        """What is added to a member's loss in `task`, 0..T-1."""
+        settings, suite, seed = member.trial.hyperparameters, self.workspace.suite_seed, member.trial.seed
+        if member.trial.stepping[0] == member.trial.target:
+            return None
+
+        def draws(step: int) -> int:
+            return stream_seed(suite, seed, f"rank-penalty/task {task}/step {step}") % SEEDS
+
+        return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
@@ -241,7 +253,7 @@ class CohortTraining:
         """Two members of every variant are trained by instances of their own as well, for one task."""
         settings: dict[str, int] = {}
         for member in self.members:
-            key = repr(sorted(member.trial.hyperparameters.items()))
+            key = repr(sorted(member.trial.settings.items()))
             settings[key] = settings.get(key, 0) + 1
             if settings[key] <= VERIFIED:
                 lane_member = self.lane_member(member, 0)
@@ -279,7 +291,7 @@ class CohortTraining:
 
     def obstacle(self, member: Member) -> str | None:
         """Why members with settings of this kind cannot be resumed, found out by trying; None if they can."""
-        settings = member.trial.hyperparameters.items()
+        settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:
             seeds = (self.workspace.suite_seed, member.trial.seed)

@@ -131,7 +131,7 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
     for trial in {(t.experiment, t.optimizer, t.variant): t for t in trials}.values():
         try:
             check_arguments(trial.target, trial.hyperparameters)
-            resolve_spec(trial.spec, trial.hyperparameters)
+            resolve_spec(trial.spec, trial.settings)
         except OptimizerError as error:
             raise OptimizerError(*(f"optimizers.{trial.optimizer}: {line}" for line in error.args)) from error
 

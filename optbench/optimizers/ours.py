@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -113,6 +114,20 @@ OURS: tuple[OptimizerSpec, ...] = (
         reference="Daubechies et al. 2004, arXiv:math/0307152",
         state="its base's",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
+    ),
+    OptimizerSpec(
+        name="rank-penalty",
+        target="optbench.optimizers.rank_penalty:RankPenalty",
+        lane="its base's",
+        summary="adds λ times the entropy of the features' spectrum to the loss: lowers or raises their effective rank",
+        reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
+        state="its base's",
+        hyperparameters={
+            "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
+            "strength": Hyper(0.03, low=-math.inf),
+            "rotated": OFF,
+        },
+        needs=frozenset({"model", "generator", "random"}),
     ),
     _wrapper(
         name="switch",

@@ -72,11 +72,21 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 check_settings(base, settings)
             except OptimizerError as error:
                 raise OptimizerError(f"hyper-parameter '{name}' of {target}: {error}") from None
-            if needs := find(base).needs - {"random"}:
+            if find(base).lane == "its base's":
+                raise OptimizerError(
+                    f"{target} cannot stand over {base}; expected {base} outermost, with {target} inside"
+                )
+            if find(target).lane != "its base's" and (needs := find(base).needs - {"random"}):
                 raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
     problem = spec.conflict(hyperparameters) if spec.conflict else None
     if problem is not None:
         raise OptimizerError(f"{target}: {problem}")
+
+
+def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Target and complete hyper-parameters of what takes the steps: the base of a penalty on the loss, else itself."""
+    inside = find(target).lane == "its base's"
+    return base_settings(target, hyperparameters["base"]) if inside else (target, hyperparameters)
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:

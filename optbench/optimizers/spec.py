@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from optbench.errors import nearest
 
-Lane = Literal["elementwise", "batched", "per-member"]
+Lane = Literal["elementwise", "batched", "per-member", "its base's"]
+"""`its base's`: what it does is part of the loss alone, so its base trains as if it stood by itself."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
@@ -89,8 +90,9 @@ class Hyper:
         else:
             ok = number and (value > self.low if self.above else value >= self.low) and value <= self.high
             ok = (ok and (self.kind == "number" or isinstance(value, int))) or value in self.choices
-            article = "an integer" if self.kind == "integer" else "a number"
-            needed = f"{article} {'above' if self.above else 'of at least'} {self.low:g}"
+            needed = "an integer" if self.kind == "integer" else "a number"
+            if math.isfinite(self.low):
+                needed += f" {'above' if self.above else 'of at least'} {self.low:g}"
             needed += f" and at most {self.high:g}" if math.isfinite(self.high) else ""
             needed += "".join(f" or {choice!r}" for choice in self.choices)
         return None if ok or (value is None and self.optional) else f"needs {needed}; {value!r} came"

@@ -46,9 +46,19 @@ class Trial:
         return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
 
     @functools.cached_property
+    def stepping(self) -> tuple[str, Mapping[str, Any]]:
+        """Target and hyper-parameters of the optimizer that takes its steps, without what is only added to the loss."""
+        return registry.stepping(self.target, self.hyperparameters)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The hyper-parameters of the optimizer that takes its steps."""
+        return self.stepping[1]
+
+    @functools.cached_property
     def spec(self) -> OptimizerSpec:
-        """What is known of its optimizer without importing it."""
-        return registry.find(self.target)
+        """What is known of the optimizer that takes its steps without importing it."""
+        return registry.find(self.stepping[0])
 
     @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
@@ -189,13 +199,14 @@ def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
     """
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in all_trials:
-        groups.setdefault((trial.experiment, trial.model, trial.target, _shared_settings(trial)), []).append(trial)
+        key = (trial.experiment, trial.model, trial.target, trial.stepping[0], _shared_settings(trial))
+        groups.setdefault(key, []).append(trial)
     return [Cohort(key[0], key[1], group[0].optimizer, tuple(group)) for key, group in groups.items()]
 
 
 def _shared_settings(trial: Trial) -> str:
     """What the trials of one cohort have in common of their settings, as text."""
-    spec, settings = trial.spec, trial.hyperparameters
+    spec, settings = trial.spec, trial.settings
     if spec.lane == "batched":
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
     elif spec.source == "yours":
@@ -205,7 +216,9 @@ def _shared_settings(trial: Trial) -> str:
         # Parameter groups, or an instance per member: any setting may differ. Not so the optimizers inside a wrapper,
         # although they could: there is nothing to share between the steps of SGD and those of Shampoo, and a cohort
         # of both could not be cut into pieces that take equally long.
-        shared = {"inside": _inside(trial.target, settings)}
+        shared = {"inside": _inside(*trial.stepping)}
+    if trial.stepping[0] != trial.target:
+        shared["rotated"] = trial.hyperparameters["rotated"]  # one call for all members of a stack
     return json.dumps(shared, sort_keys=True)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optbench.engine.batches import BatchStream
 from optbench.engine.passes import Passes
+from optbench.engine.penalties import Penalties
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Bound:
     """Where each member's batches come from; members with the same object (those of one seed) share its batches."""
     passes: Sequence[Passes] = ()
     """Of each member of a user's model; none for our own networks."""
+    penalties: Penalties | None = None
+    """What is added to the members' losses; None where there is nothing."""
 
 
 class Gradients(Protocol):
@@ -39,6 +42,8 @@ class Gradients(Protocol):
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
         """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,).
+
+        Penalties join the gradients and not the losses, which so mean the same in all trials.
 
         Returns what the models of members raised, if any did.
         """

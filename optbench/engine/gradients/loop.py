@@ -29,6 +29,7 @@ class LoopGradients:
         self._buffer = buffer
         self._streams = bound.streams
         self._passes = bound.passes
+        self._penalties = bound.penalties
         self._sharing = sharing(bound.streams)
         device, rows = bound.weights.device, bound.weights.detach().unbind()
         self._weights = [layout.views(row) for row in rows]
@@ -58,18 +59,26 @@ class LoopGradients:
         return raised
 
     def _member(self, i: int, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
-        bound = self._bind(i)
-        if self._passes:
-            logits = self._passes[i].first(self._weights[i], inputs, bound=bound)
-        elif bound:
-            logits = self._networks[i](inputs)
+        if self._penalties is None:
+            total = loss = cross_entropy(self._logits(i, inputs), targets)
         else:
-            logits = functional_call(self._networks[i], self._weights[i], (inputs,))
-        loss = cross_entropy(logits, targets)
+            with self._penalties.added(i, self._networks[i], targets.ndim) as added:
+                loss = cross_entropy(self._logits(i, inputs), targets)
+            total = sum(added, loss)
         # Parameters that a module does not use have no gradient; of our own networks all are used.
-        found = torch.autograd.grad(loss, self._parameters[i], allow_unused=bool(self._passes))
+        found = torch.autograd.grad(total, self._parameters[i], allow_unused=bool(self._passes))
         _put(self._grads[i], found)
         losses[i].copy_(loss.detach())
+
+    def _logits(self, i: int, inputs: Tensor) -> Tensor:
+        bound = self._bind(i)
+        if self._passes:
+            return self._passes[i].first(self._weights[i], inputs, bound=bound)
+        if bound:
+            logits: Tensor = self._networks[i](inputs)
+            return logits
+        found: Tensor = functional_call(self._networks[i], self._weights[i], (inputs,))
+        return found
 
     def _bind(self, i: int) -> bool:
         """Let the parameters of a member's network lie in its weights; False where they have to be passed to it."""

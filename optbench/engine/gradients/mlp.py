@@ -43,6 +43,7 @@ class MlpGradients:
         self._together: dict[tuple[int, ...], _FirstLayers] = {}
         self._outputs: list[Tensor] = []
         self._deltas: list[Tensor] = []
+        self._penalties = bound.penalties
 
     @classmethod
     def supports(cls, network: nn.Module) -> bool:
@@ -88,7 +89,7 @@ class MlpGradients:
         torch.mean(delta.gather(1, rows), dim=(0, 1), out=loss)
         loss.neg_()
         delta.exp_()
-        delta.scatter_add_(1, rows, _MINUS_ONE.expand(rows.shape))
+        delta.scatter_add_(1, rows, _MINUS_ONE.to(delta).expand(rows.shape))
         delta.mul_(1.0 / labels.numel())
 
         for k in range(last, -1, -1):
@@ -98,6 +99,9 @@ class MlpGradients:
             if k:
                 torch.mm(delta, layers[k][0], out=deltas[k - 1])
                 delta = deltas[k - 1]
+                push = self._penalties.push(i, below) if self._penalties is not None and k == last else None
+                if push is not None:
+                    delta.add_(push)
                 if self._relu:
                     _mask_by_relu(delta, below, 0.0, grad_input=delta)
                 else:

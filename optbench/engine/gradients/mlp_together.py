@@ -27,6 +27,7 @@ class MlpTogether:
         views, targets = list(layout.views(bound.weights.detach()).values()), list(layout.views(bound.grads).values())
         self._layers = list(zip(views[::2], views[1::2], strict=True))
         self._targets = list(zip(targets[::2], targets[1::2], strict=True))
+        self._penalties = bound.penalties
         self._identity = torch.eye(self._layers[-1][1].shape[1], device=bound.weights.device)
 
     @torch.no_grad()
@@ -51,6 +52,8 @@ class MlpTogether:
             torch.sum(delta, 1, out=d_bias)
             if hs:
                 delta = torch.bmm(delta, weight)
+                if self._penalties is not None and len(hs) == len(self._layers) - 1:
+                    delta = self._penalties.join(delta, below)
                 if self._relu:
                     _mask_by_relu(delta, below, 0.0, grad_input=delta)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,25 @@ class Vmap:
         rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
         self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 
-        def loss(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            logits = functional_call(network, {**parameters, **buffers}, (inputs,))
-            return cross_entropy(logits, targets), logits
+        penalties = bound.penalties
+        self._members = torch.arange(len(bound.weights), device=bound.weights.device)
 
-        self._found = vmap(grad_and_value(loss, has_aux=True))
+        def loss(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor, member: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            watched = penalties.added_together(member, network, targets.ndim) if penalties else nullcontext(())
+            with watched as added:
+                logits = functional_call(network, {**parameters, **buffers}, (inputs,))
+            found = cross_entropy(logits, targets)
+            return sum(added, found), (found, logits)
+
+        # Networks that are trained together draw nothing; rotations are drawn for all members, from generators.
+        draws = "same" if penalties else "error"
+        self._found = vmap(grad_and_value(loss, has_aux=True), randomness=draws)
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
         """The logits, (M, B, C) or (M, B, T, C), besides."""
-        found, (values, logits) = self._found(self._weights, self._buffers, inputs, targets)
+        found, (_, (values, logits)) = self._found(self._weights, self._buffers, inputs, targets, self._members)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)

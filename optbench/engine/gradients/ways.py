@@ -59,13 +59,19 @@ class Ways:
         network, layout = self._blueprint.network, self._blueprint.layout
         if self.together:
             way = MlpTogether if self._written_out else Vmap
-            return lambda bound: TogetherGradients(way(network, layout, bound), bound, buffer.normalise, recordings)
+
+            def together(bound: Bound) -> Gradients:
+                # A decomposition of a matrix waits for the device, which cannot be recorded.
+                record = recordings if bound.penalties is None else Recordings(None)
+                return TogetherGradients(way(network, layout, bound), bound, buffer.normalise, record)
+
+            return together
         each = MlpGradients if self._written_out else LoopGradients
         choice = Choice()
 
         def gradients(bound: Bound) -> Gradients:
             members = len(bound.streams)
-            kept = self._kept if members > 1 else None
+            kept = self._kept if members > 1 and bound.penalties is None else None
             if kept is not None and choice.open(members * bound.streams[0].batch_size * kept):
                 return ChosenGradients(network, layout, buffer, bound, choice)
             return each(network, layout, buffer, bound)

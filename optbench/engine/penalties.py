@@ -1,0 +1,163 @@
+"""What is added to members' losses: a penalty on the rank of their features, wherever their gradients are taken.
+
+The features' part is worked out by itself (`optimizers.rank_penalty.entropy`), and joins the gradient that comes back
+from the head. So the optimizer, its lane and its state are those of a training without it.
+
+Legend: M members, N rows of features in a batch, d features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optbench.engine.blueprint import METHOD, own_features
+from optbench.optimizers.rank_penalty import entropy, random_frame
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """λ H on the features of one member, as `RankPenalty` has it."""
+
+    strength: float
+    """λ; 0 leaves the member alone."""
+    rotated: bool
+    """The same for all members of a stack."""
+    draws: Callable[[int], int]
+    """draws(step) -> the seed of the rotation at a step of the task: the same for every optimizer of a trial seed."""
+    features: str
+    """Where they are, as `Blueprint.features` has it; the same for all members of a stack."""
+
+    def frame(self, features: Tensor, step: int) -> Tensor | None:
+        """The rotation of this step, (d, r) for features (N, d); None without one."""
+        if not self.rotated:
+            return None
+        return random_frame(features, torch.Generator().manual_seed(self.draws(step)))
+
+
+class Penalties:
+    """The penalties of the members of a stack, at one step after the other."""
+
+    def __init__(self, penalties: Sequence[Penalty]) -> None:
+        self._penalties = list(penalties)
+        self._features = penalties[0].features
+        self._step = 0
+        self._strengths: Tensor | None = None
+
+    @staticmethod
+    def of(penalties: Sequence[Penalty | None]) -> Penalties | None:
+        """Those of all members; None where there is nothing to add."""
+        found = [penalty for penalty in penalties if penalty is not None]
+        return Penalties(found) if any(penalty.strength for penalty in found) else None
+
+    def begin(self, step: int) -> None:
+        """A step begins, counted within the task."""
+        self._step = step
+
+    def push(self, i: int, features: Tensor) -> Tensor | None:
+        """What joins the gradient by the features (N, d) of member `i`; None where there is nothing to add."""
+        own = self._penalties[i]
+        if own.strength == 0:
+            return None
+        return entropy(features, own.frame(features, self._step))[1].mul_(own.strength)
+
+    def join(self, gradients: Tensor, features: Tensor) -> Tensor:
+        """Gradients by the features, both (M, N, d), with the pushes of all members; those without keep their bits."""
+        strengths = self._all(features)[:, None, None]
+        push = entropy(features, self._frames(features[0]))[1] * strengths
+        return torch.where(strengths != 0, gradients + push, gradients)
+
+    @contextlib.contextmanager
+    def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
+        """Around a forward pass of member `i`: what its loss gains is in the list afterwards, if there is anything.
+
+        axes: of the features that count examples and positions. The term's value is λ H; its gradient is the push,
+        which an optimizer that differentiates twice takes for a constant.
+
+        Raises ValueError where a module has a method `features` that its forward pass does not call.
+        """
+        own = self._penalties[i]
+        if own.strength == 0:
+            yield []
+            return
+        with self._watched(network, axes, lambda rows: (own.strength, own.frame(rows, self._step))) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
+        """As `added`, of any member: within `torch.func.vmap` over the numbers 0..M-1."""
+
+        def settings(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            frames = self._frames(rows)
+            own = None if frames is None else frames.index_select(0, member.view(1)).squeeze(0)
+            return self._all(rows).index_select(0, member.view(1)).squeeze(0), own
+
+        with self._watched(network, axes, settings) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def _watched(
+        self, network: nn.Module, axes: int, settings: Callable[[Tensor], tuple[float | Tensor, Tensor | None]]
+    ) -> Iterator[list[Tensor]]:
+        """settings(features (N, d)) -> strength, and frame."""
+        found: list[Tensor] = []
+
+        def see(features: Tensor) -> None:
+            rows = features.flatten(0, axes - 1).flatten(1)
+            strength, frame = settings(rows)
+            value, gradient = entropy(rows.detach(), frame)
+            term = (rows * gradient).sum()
+            # Of a layer that is called several times the last call counts, as in measuring.
+            found[:] = [strength * (term + (value - term.detach()))]
+
+        with seen(network, self._features, see):
+            yield found
+        if not found:
+            raise ValueError(NOT_CALLED.format(type(network).__name__))
+
+    def _all(self, features: Tensor) -> Tensor:
+        """Every λ, (M,), made once."""
+        if self._strengths is None:
+            values = [own.strength for own in self._penalties]
+            self._strengths = torch.tensor(values, dtype=features.dtype, device=features.device)
+        return self._strengths
+
+    def _frames(self, features: Tensor) -> Tensor | None:
+        """The rotations of all members, (M, d, r) for features (N, d)."""
+        frames = [own.frame(features, self._step) for own in self._penalties]
+        found = [frame for frame in frames if frame is not None]
+        return torch.stack(found) if found else None
+
+
+NOT_CALLED = "rank-penalty: expected {0}.forward to call its method features(x), whose result is penalised, got no call"
+
+
+@contextlib.contextmanager
+def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see` with the features of every forward pass, where `Blueprint.features` says that they are."""
+    if features != METHOD:
+        layer = network.get_submodule(features)
+        handle = layer.register_forward_pre_hook(lambda _, arguments: see(arguments[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    own = own_features(network)
+    assert own is not None
+
+    def seeing(*arguments: Any, **named: Any) -> Tensor:
+        result = own(*arguments, **named)
+        see(result)
+        return result
+
+    network.features = seeing  # type: ignore[assignment]  # hides the class's own
+    try:
+        yield
+    finally:
+        del network.features

@@ -1,0 +1,141 @@
+"""A penalty on the effective rank of the features, added to the loss that any optimizer minimises.
+
+Legend: N examples of a batch, d features, r = min(N, d); leading axes are networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optbench.errors import OptimizerError
+from optbench.optimizers.closures import evaluated
+from optbench.optimizers.wrapper import Wrapper
+from optbench.precision import widest
+
+
+class RankPenalty(Wrapper):
+    """Trains with `base` on cross-entropy + λ H, where exp H is the effective rank of a batch's features.
+
+        C = (h - h̄)ᵀ(h - h̄) / N,    p = eigenvalues of C / tr C,    H = -Σ p ln p
+        ∂H/∂h = (2/N) (h - h̄) A,    A = ∂H/∂C = -V diag(ln p + H) Vᵀ / tr C
+
+    h (N, d) is what the last linear layer gets, V the eigenvectors of C. λ ∂H/∂h is added to the gradient there, and
+    backpropagation takes it to every weight below; the last layer's own gradient does not change. Positive λ lowers
+    the rank. H does not depend on the scale of the features or on the divisor of C.
+
+    `rotated` is the control: Q (A - tr A / d) Qᵀ in the place of A, Q uniform over the orthogonal matrices and drawn
+    anew at every step: the same spectrum around its mean, and no knowledge of directions. The mean is left out because
+    small eigenvalues make it large, and it turns into a push that scales all features: ∂H/∂h changes no scale, as
+    tr AC = 0, while Q A Qᵀ with its mean makes features shrink or grow until their rank has changed more than under
+    ∂H/∂h itself.
+
+    In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps as it does
+    without it, in its own lane, whatever it needs. This class does the same in a plain loop.
+
+    Args:
+        model: the network, whose last `nn.Linear` in the order of its modules gets the features; hooks are put there.
+        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
+        strength: λ, of either sign; at 0 the base is left alone.
+        rotated: whether A is turned.
+        generator: draws Q, on the CPU; None: the global one.
+
+    Example:
+        >>> optimizer = RankPenalty(model, base={"target": "sgd", "lr": 0.1}, strength=0.03)
+        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> optimizer.step()
+
+    Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), of the features' covariance.
+
+    Raises OptimizerError as `Wrapper` does, and where the model has no linear layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Mapping[str, Any],
+        strength: float = 0.03,
+        rotated: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__("rank-penalty", model.parameters(), base, {"strength": strength, "rotated": rotated})
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise OptimizerError("rank-penalty: expected a model with an nn.Linear, whose input is the features")
+        self.generator = generator
+        linear[-1].register_forward_pre_hook(self._see)
+
+    def _see(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features, group = inputs[0], self.param_groups[0]
+        if group["strength"] == 0 or not features.requires_grad or not torch.is_grad_enabled():
+            return
+        rows = features.detach().flatten(0, -2)
+        draws = self.generator or torch.default_generator
+        _, gradient = entropy(rows, random_frame(rows, draws) if group["rotated"] else None)
+        push = gradient.view_as(features) * group["strength"]
+        features.register_hook(lambda found: found + push)  # type: ignore[no-untyped-call]
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of the base; the loss of `closure`, where one is given."""
+        loss = evaluated(closure)
+        self.base.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, and the state of the generator."""
+        draws = self.generator.get_state() if self.generator is not None else None
+        return {"base": super().state_dict(), "generator": draws}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["base"])
+        if self.generator is not None:
+            self.generator.set_state(state_dict["generator"])
+
+
+@torch.no_grad()
+def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in their dtype.
+
+    frame: (..., d, r), orthonormal columns to take the place of the eigenvectors of A, whose mean eigenvalue is then
+    left out: the control, in place of the gradient.
+
+    Computed in float64 where the device has it, by the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which have
+    the same non-zero eigenvalues. Those of no more than r ε of their sum, ε the precision, are zero: dead units, and
+    all but N - 1 in a batch smaller than the width. There p ln p is 0, and the features, which do not vary that way,
+    are not pushed. Features that do not vary at all, or that are not finite, have H = 0 and get no push.
+    """
+    exact = features.to(widest(features.device))
+    centred = exact - exact.mean(-2, keepdim=True)
+    few = centred.shape[-2] < centred.shape[-1]
+    gram = centred @ centred.mT if few else centred.mT @ centred
+    total = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None]
+    varies = total.isfinite() & (total > 0)  # the diagonal bounds the rest
+    total = torch.where(varies, total, 1.0)
+    shares, vectors = torch.linalg.eigh(torch.where(varies[..., None], gram / total[..., None], 0.0))
+    there = shares > shares.shape[-1] * torch.finfo(shares.dtype).eps
+    logs = torch.where(there, shares, 1.0).log()
+    value = -(shares * logs).sum(-1, keepdim=True)
+    slopes = torch.where(there, (logs + value) * (-2.0 / total), 0.0).unsqueeze(-2)
+    if frame is not None:
+        mean = slopes.sum(-1, keepdim=True) / centred.shape[-1]
+        found = ((centred @ frame) * slopes) @ frame.mT - mean * centred
+    else:
+        matrix = (vectors * slopes) @ vectors.mT
+        found = matrix @ centred if few else centred @ matrix
+    # Not times zero, which of an infinite feature would make NaN.
+    return value.squeeze(-1), torch.where(varies[..., None], found, 0.0).to(features.dtype)
+
+
+def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
+    """(d, r) for features (N, d): orthonormal columns in uniformly random directions, where the features are.
+
+    Of Q V, uniform as Q is, these are the columns that count. Their signs do not, as they stand on both sides of A.
+    """
+    rows, width = features.shape
+    dtype = widest(features.device)
+    drawn = torch.randn(width, min(rows, width), generator=generator, dtype=dtype).to(features.device)
+    frame: Tensor = torch.linalg.qr(drawn)[0]
+    return frame
