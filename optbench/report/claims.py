@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optbench.counting import count, grouped
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
+from optbench.report.matching import matched_text, matching_lines
 from optbench.report.numbers import NOT_LEARNT, decimals, dormant_line, estimate, fixed, marked, p_value, words
 from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
@@ -37,7 +38,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
         overview.append((Cell(str(number)), Cell(text), Cell(_verdict(claim), TONES[claim.verdict])))
     yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
-    if read := list(reading_lines(run.claims)):
+    if read := [*matching_lines(run.claims), *reading_lines(run.claims)]:
         yield Items(tuple(read))
     yield _parts(run.claims)
     yield from reading_tables(run.claims)
@@ -131,7 +132,8 @@ def _verdict(claim: JudgedClaim) -> str:
     """`supported (3 of 3; 4 left out)`; of a claim with a single part the verdict alone."""
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
-    counts += [f"{len(claim.left_out)} left out"] if claim.left_out else []
+    left_out = len(claim.left_out) + len(claim.unmatched)
+    counts += [f"{left_out} left out"] if left_out else []
     text = f"{claim.verdict} ({'; '.join(counts)})" if counts else str(claim.verdict)
     return marked(text, any(part.not_learnt for part in claim.parts))
 
@@ -187,7 +189,7 @@ def expectation(claim: JudgedClaim) -> str:
 def condition(claim: Claim) -> str:
     """`where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
     said = [f"the mean {words(metric)} is {_bounds(bounds)}" for metric, bounds in claim.where.items()]
-    return f"where {' and '.join(said)}" if said else ""
+    return ", ".join(filter(None, (matched_text(claim), f"where {' and '.join(said)}" if said else "")))
 
 
 def unmet_text(unmet: Unmet) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from optbench.report.document import Record, Records, Report, listed
+from optbench.report.matching import match_record
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
@@ -19,6 +20,7 @@ from optbench.stats.comparison import ArmComparison, Comparison, MetricCompariso
 from optbench.stats.conditions import LeftOut
 from optbench.stats.gates import JudgedGate
 from optbench.stats.learning import Shortcoming
+from optbench.stats.matching import Match
 from optbench.stats.paired import PairedResult
 from optbench.stats.readings import JudgedReading, counts
 from optbench.stats.results import Results
@@ -174,6 +176,8 @@ def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
         said["readings"] = judged.claim.readings.model_dump(exclude={"measured"})
     parts = [_part(part) for part in judged.parts]
     left_out = [_left_out(found) for found in judged.left_out]
+    if judged.claim.matched is not None:
+        said["unmatched"] = [_unmatched(pair) for pair in judged.unmatched]
     names = {"run": run, "claim": judged.name}
     return {**names, **said, "margin": judged.margin, "verdict": judged.verdict, "parts": parts, "left_out": left_out}
 
@@ -192,6 +196,11 @@ def _left_out(found: LeftOut) -> dict[str, Any]:
     return {"model": found.arm.model, "optimizer": found.arm.optimizer, "variant": found.arm.variant, "unmet": unmet}
 
 
+def _unmatched(pair: Match) -> dict[str, Any]:
+    names = {f"{side}_variant": arm.variant for side, arm in (("left", pair.left), ("right", pair.right))}
+    return {"model": pair.left.model, **names, **match_record(pair)}
+
+
 def _part(part: ClaimPart) -> dict[str, Any]:
     return {
         "model": part.model,
@@ -204,6 +213,7 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         "seeds_needed": part.judgement.seeds_needed,
         ABOVE_TARGET: {"left": _above_target(part.left), "right": _above_target(part.right)},
         "not_learnt": {"left": _not_learnt(part.left), "right": _not_learnt(part.right)},
+        **({"match": match_record(part.match)} if part.match else {}),
         **({"readings": _readings(part.readings)} if part.readings else {}),
     }
 

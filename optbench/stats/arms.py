@@ -73,6 +73,10 @@ class Arm:
         values = self.results.values if data == "pooled" else self.results.last_task_values
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
+    def validated(self, metric: str, seed: int) -> float:
+        """A metric of the accuracy matrix, on validation data whatever the run's split; NaN where undefined."""
+        return self.results.validation.get(metric, {}).get(self.trials[seed].id, math.nan)
+
     def values(self, metric: str) -> list[float]:
         """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]

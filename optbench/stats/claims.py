@@ -5,6 +5,7 @@ part is the paired test of `verdict`, with Holm's correction over the parts; the
 Tasks that trials of either side did not learn are reported next to the verdict and do not change it.
 A claim with readings has the verdict on its primary one; what the others say stands next to it (`readings`).
 A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
+A claim at matched accuracy (`matched`) is about the variants of the two sides that are nearest to each other.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from optbench.counting import grouped
 from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
+from optbench.stats.matching import Match, match
 from optbench.stats.paired import PairedResult, compare_paired
 from optbench.stats.power import MIN_PAIRS
 from optbench.stats.readings import JudgedReading, judge_readings
@@ -40,6 +43,7 @@ class ClaimPart:
     """A claim on one model, for one variant of each side.
 
     beside: metric -> medians of left and right. readings: what each of the claim's readings says; empty without any.
+    match: how near the two are, of a claim at matched accuracy.
     """
 
     model: str
@@ -51,6 +55,7 @@ class ClaimPart:
     reason: str
     beside: Mapping[str, tuple[float | None, float | None]]
     readings: tuple[JudgedReading, ...] = ()
+    match: Match | None = None
 
     @property
     def not_learnt(self) -> bool:
@@ -64,6 +69,7 @@ class JudgedClaim:
 
     margin: the smallest difference that counts, the claim's own or its metric's.
     left_out: the variants of either side that do not meet the claim's condition, which no part is about.
+    unmatched: those without a variant of the other side that is near enough, with the nearest.
     """
 
     name: str
@@ -72,6 +78,7 @@ class JudgedClaim:
     verdict: ClaimVerdict
     parts: tuple[ClaimPart, ...]
     left_out: tuple[LeftOut, ...] = ()
+    unmatched: tuple[Match, ...] = ()
 
     @property
     def partly_judged(self) -> tuple[Arm, ...]:
@@ -95,7 +102,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
     cells = claim.readings.cells if claim.readings is not None else ()
     margin = metric.margin if claim.margin is None else claim.margin
     taking_part, outside = _taking_part(claim, everyone)
-    sides = _sides(claim, taking_part)
+    sides, matches, unmatched = _matched(claim, _sides(claim, taking_part))
     questions: list[Question] = []
     readings: list[tuple[JudgedReading, ...]] = []
     for left, right in sides:
@@ -108,16 +115,16 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
         )
         readings.append(judge_readings(cells, primary, (left, right), seeds, metrics, comparable=comparable))
     parts = []
-    judged = zip(sides, questions, judge(questions), readings, strict=True)
-    for (left, right), question, judgement, read in judged:
+    judged = zip(sides, questions, judge(questions), readings, matches, strict=True)
+    for (left, right), question, judgement, read, near in judged:
         result = question.result
         if claim.expect == "equivalent":  # which needs no more seeds in company
             judgement = replace(judgement, seeds_needed=None if question.result.n >= MIN_PAIRS else MIN_PAIRS)
         verdict, reason = _verdict(claim, question, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
-        parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside, read))
+        parts.append(ClaimPart(left.model, left, right, result, judgement, verdict, reason, beside, read, near))
     verdict = overall([part.verdict for part in parts])
-    return JudgedClaim(name, claim, margin, verdict, tuple(parts), outside)
+    return JudgedClaim(name, claim, margin, verdict, tuple(parts), outside, unmatched)
 
 
 def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
@@ -155,6 +162,21 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
         )
         found += [(left, right) for left in lefts for right in rights]
     return found
+
+
+def _matched(
+    claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
+) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
+    """The sides that make parts, how near each two are, and what is too far apart; all sides of an unmatched claim."""
+    if claim.matched is None:
+        return list(sides), [None] * len(sides), ()
+    near: list[Match] = []
+    far: list[Match] = []
+    for crossed in grouped((left.model, (left, right)) for left, right in sides if isinstance(right, Arm)).values():
+        lefts, rights = ({arm.key: arm for arm in side} for side in zip(*crossed, strict=True))
+        found = match(list(lefts.values()), list(rights.values()), claim.matched)
+        near, far = near + found[0], far + found[1]
+    return [(pair.left, pair.right) for pair in near], list(near), tuple(far)
 
 
 def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:

@@ -6,6 +6,7 @@ signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m: above .05 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,10 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
-    """The number of tests that a claim makes: on every model, every variant of left against every one of right."""
+    """The number of tests that a claim makes: on every model, every variant of left against every one of right.
+
+    At matched accuracy each of the side with fewer variants has one partner.
+    """
     by_model = grouped(
         (model, (optimizer, variant))
         for experiment, model, optimizer, variant in arms
@@ -123,9 +127,8 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
     def count_of(side: str | float, found: Sequence[tuple[str, str]]) -> int:
         return sum(covers(side, *arm) for arm in found) if isinstance(side, str) else 1
 
-    return corrected_for(
-        claim, sum(count_of(claim.left, found) * count_of(claim.right, found) for found in by_model.values())
-    )
+    counts = [(count_of(claim.left, found), count_of(claim.right, found)) for found in by_model.values()]
+    return corrected_for(claim, sum(min(pair) if claim.matched else math.prod(pair) for pair in counts))
 
 
 def corrected_for(claim: Claim, parts: int) -> int:

@@ -31,6 +31,7 @@ from optbench.store.values import (
     Values,
     accuracy_column,
     accuracy_matrices,
+    continual_values,
     final_metrics,
     pruning_curves,
     trial_values,
@@ -96,6 +97,12 @@ class Results:
         place = self.run.path / "accuracy.parquet"
         check_matrices(place, table, {trial: tasks[experiment] for trial, experiment in experiments.items()})
         return accuracy_matrices(table, column)
+
+    @functools.cached_property
+    def validation(self) -> Values:
+        """The continual metrics of every trial on validation data, whatever the split of the run."""
+        table = self.run.table("accuracy", "trial", "after_task", "task", "validation_accuracy")
+        return continual_values(accuracy_matrices(table, "validation_accuracy"))
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:

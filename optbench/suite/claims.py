@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from optbench.suite.fields import METRIC_PATTERN, ArmName, MetricName, Name, Settings
+from optbench.suite.matching import Matching
 from optbench.suite.readings import ReadingCell, Readings
 
 
@@ -78,6 +79,8 @@ class Claim(Settings):
     """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
     where: dict[MetricName, Bounds] = Field(default={})
     """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
+    matched: Matching | None = None
+    """Which variants are compared; null: each of the one side with each of the other."""
     beside: list[MetricName] = Field(default=[])
     """Metrics to show beside it, without which it would mislead."""
 
@@ -95,6 +98,15 @@ class Claim(Settings):
     def _can_be_equivalent(self) -> Claim:
         if self.expect == "equivalent" and self.margin == 0:
             raise ValueError("'margin': expected a number above 0 with expect: equivalent, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_matched(self) -> Claim:
+        if self.matched is not None and not isinstance(self.right, str):
+            raise ValueError(f"'matched': expected an optimizer on the right, got {self.right:g}")
+        cells = self.readings.cells if self.readings is not None else ()
+        if self.matched is not None and self.matched.on in (self.metric, *(cell.metric for cell in cells)):
+            raise ValueError(f"'matched': expected another metric than that of the claim, got {self.matched.on}")
         return self
 
     @property

@@ -1,0 +1,64 @@
+"""Matching: which variant of one optimizer is compared with which of another, as near as possible in accuracy.
+
+The choice looks at validation data alone. A claim on test data at matched accuracy is about the pair that was chosen:
+what is left of the difference in accuracy stands next to its verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optbench.stats.arms import Arm
+from optbench.stats.power import MIN_PAIRS
+from optbench.suite.matching import Matching
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two variants and how near they are.
+
+    left_mean, right_mean: of the metric on validation data, over the n seeds on which both are ok; NaN without any.
+    choices: how many variants the nearest was chosen among.
+    """
+
+    left: Arm
+    right: Arm
+    metric: str
+    left_mean: float
+    right_mean: float
+    n: int
+    choices: int
+
+    @property
+    def difference(self) -> float:
+        return self.left_mean - self.right_mean
+
+
+def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[list[Match], list[Match]]:
+    """Return the matches of two sides within the rule's limit, and those beyond it, in the order of the variants.
+
+    Each variant of the side with fewer of them (the left one of equals) gets the nearest of the other side. A variant
+    with too few common seeds for a test is taken only where all have too few.
+    """
+    found = []
+    few_left = len(lefts) <= len(rights)
+    for own in lefts if few_left else rights:
+        others = rights if few_left else lefts
+        sides = [(own, other) if few_left else (other, own) for other in others]
+        pairs = [_measured(left, right, rule, len(others)) for left, right in sides]
+        enough = [pair for pair in pairs if pair.n >= MIN_PAIRS] or [pair for pair in pairs if pair.n]
+        if pairs:
+            found.append(min(enough or pairs, key=lambda pair: abs(pair.difference) if pair.n else math.inf))
+    near = [pair for pair in found if pair.n and abs(pair.difference) <= rule.within]
+    return near, [pair for pair in found if pair not in near]
+
+
+def _measured(left: Arm, right: Arm, rule: Matching, choices: int) -> Match:
+    seeds = [seed for seed in left.trials if left.status(seed) == right.status(seed) == "ok"]
+    both = [(left.validated(rule.on, seed), right.validated(rule.on, seed)) for seed in seeds]
+    known = [values for values in both if all(map(math.isfinite, values))]
+    means = [statistics.fmean(side) for side in zip(*known, strict=True)] if known else [math.nan, math.nan]
+    return Match(left, right, rule.on, means[0], means[1], len(known), choices)
