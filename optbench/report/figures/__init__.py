@@ -13,6 +13,7 @@ from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.final_accuracy import final_accuracy
 from optbench.report.figures.heat_maps import accuracy_matrix, class_cosine
 from optbench.report.figures.pruning import pruning
+from optbench.report.figures.readings import readings
 from optbench.report.figures.rendering import FILE_FORMATS, FileFormat, save, to_svg
 from optbench.report.figures.spectrum import spectrum
 from optbench.report.figures.task_accuracy import task_accuracy
@@ -33,12 +34,14 @@ OF_WEIGHTS: tuple[FigureKind, ...] = (
     FigureKind("weight-magnitudes", weight_magnitudes),
 )
 """After those of the studies."""
+OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
+"""Last, as claims are judged at the end of a report."""
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
     """Every kind of figure, in the order of a report: those of leading studies before those of the others."""
     ordered = sorted(studies, key=lambda study: not study.leads)
-    return [*FIGURES, *(kind for study in ordered for kind in study.figures), *OF_WEIGHTS]
+    return [*FIGURES, *(kind for study in ordered for kind in study.figures), *OF_WEIGHTS, *OF_CLAIMS]
 
 
 def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[Figure]:

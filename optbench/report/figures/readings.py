@@ -1,0 +1,252 @@
+"""The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020): sorted by effect, and below each
+of them what it was read on.
+
+Readings have different units, so the effect is the difference over the median of the right side: it keeps its interval
+and its size, where a rank correlation of few pairs is 1 for almost every reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optbench.counting import count
+from optbench.report.figures import style
+from optbench.report.figures.drawing import MAX_WIDTH, Figure, Panel
+from optbench.report.figures.series import figure_name
+from optbench.report.numbers import words
+from optbench.report.readings import part_label, reading_name, summary
+from optbench.stats.arms import Arm
+from optbench.stats.claims import ClaimPart, JudgedClaim, judge_claims
+from optbench.stats.readings import JudgedReading, Says
+from optbench.stats.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVE, ROW, GAP = 1.7, 0.155, 0.09
+"""Inches: the height of the curve, of a row of marks below it, and the space before a group of rows."""
+ROW_NAME = 118.0
+"""Points; a longer name is cut."""
+FAR = 2.0
+"""Beyond this effect, 200%, the axis is linear around 0 and logarithmic far from it."""
+BEND = 0.5
+INSIDE = 0.9
+"""The share of interval ends that the axis reaches at least."""
+MORE = 1.5
+"""Where an axis longer by this factor has all of them, it has."""
+MANY = 6
+"""So many readings that are not drawn are named; of more, their number is given."""
+LOOKS: dict[Says, tuple[str, str, bool]] = {
+    Says.HIGHER: (style.PALETTE[3], "^", True),
+    Says.LOWER: (style.PALETTE[0], "v", True),
+    Says.OPEN: (style.PALETTE[6], "o", False),
+}
+"""Colour, marker and whether it is filled."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A reading that is drawn, with its effect and the ends of its 95% interval."""
+
+    reading: JudgedReading
+    effect: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of marks: its name, its height in inches below the curve, and the points that it marks."""
+
+    name: str
+    depth: float
+    marks: Callable[[JudgedReading], bool]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis of effects, in inches above the bottom of the curve; the same in every panel of a claim."""
+
+    low: float
+    high: float
+
+    @property
+    def bent(self) -> bool:
+        return max(abs(self.low), abs(self.high)) > FAR
+
+    def place(self, effect: float) -> float:
+        low, high, at = (math.asinh(v / BEND) if self.bent else v for v in (self.low, self.high, effect))
+        return CURVE * (at - low) / (high - low)
+
+    def cuts(self, point: Point) -> bool:
+        """Whether its interval leaves the axis."""
+        return point.low < self.low or point.high > self.high
+
+    def ticks(self) -> list[float]:
+        """Round effects in view, 0 among them."""
+        from matplotlib.ticker import MaxNLocator
+
+        if not self.bent:
+            return [float(v) for v in MaxNLocator(6).tick_values(self.low, self.high) if self.low <= v <= self.high]
+        sizes = [m * 10.0**k for k in range(-1, 7) for m in (1, 2, 5)]
+        found = [0.0]
+        for size in sizes:
+            for value in (size, -size):
+                apart = min(abs(self.place(value) - self.place(other)) for other in found)
+                if self.low <= value <= self.high and apart > 0.17:
+                    found.append(value)
+        return sorted(found)
+
+
+def readings(results: Sequence[Results]) -> list[Figure]:
+    """One figure for each claim with readings, with a panel for each of its parts."""
+    figures: list[Figure] = []
+    for result in results:
+        more = [result.run.id] if len(results) > 1 else []
+        for judged in judge_claims(result):
+            if judged.claim.readings is not None:
+                figures += _figure(judged, more, {figure.name for figure in figures})
+    return figures
+
+
+def drawn(part: ClaimPart) -> list[Point]:
+    """The readings with a bounded interval on a common scale, by effect."""
+    found = ((reading, reading.relative) for reading in part.readings)
+    points = [Point(reading, *relative) for reading, relative in found if relative is not None]
+    return sorted(points, key=lambda point: point.effect)
+
+
+def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterator[Figure]:
+    parts = [(part, points) for part in judged.parts if (points := drawn(part))]
+    if not parts:
+        return
+    every = [point for _, points in parts for point in points]
+    scale = _scale(every)
+    rows = list(_rows(judged))
+    names = (figure_name("readings", judged.name, *more, *n) for n in ([], *([str(i)] for i in range(2, 10**6))))
+    right = judged.claim.right if isinstance(judged.claim.right, str) else f"{judged.claim.right:g}"
+    sentences = [
+        f"Every reading of the claim, sorted by its effect: {judged.claim.left} minus {right}, in percent of the "
+        f"median of {right}, with the 95% interval of the signed-rank test. The marks below say what it is read on.",
+        "A triangle points up or down where the interval excludes 0 by itself; a circle is open. The band is the "
+        "reading that the verdict is about. Descriptive: the readings are correlated, and nothing "
+        "is corrected for their number.",
+        f"{_seeds(every)}.",
+        *(["The axis is linear around 0 and logarithmic far from it."] if scale.bent else []),
+        *(["Intervals that leave the axis are cut."] if any(map(scale.cuts, every)) else []),
+        *_left_out(judged),
+    ]
+    yield Figure(
+        name=next(name for name in names if name not in used),
+        title=f"{': '.join([*more, judged.name])}: every reading",
+        caption=" ".join(sentences),
+        alt="; ".join(f"{part_label(part)}: {summary(part.readings)}" for part, _ in parts) + ".",
+        panels=tuple(_panel(part, points, rows, scale) for part, points in parts),
+    )
+
+
+def _seeds(points: Sequence[Point]) -> str:
+    """`8 seeds`, or `6 to 8 seeds` where some readings have no value on some."""
+    numbers = sorted({point.reading.result.n for point in points})
+    most = count(numbers[-1], "seed")
+    return most if len(numbers) == 1 else f"{numbers[0]} to {most}"
+
+
+def _scale(points: Sequence[Point]) -> Scale:
+    """The axis with every effect and most of the intervals: a single wide one would press all the others together."""
+    ends = sorted(abs(end) for point in points for end in (point.low, point.high))
+    far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
+    far = ends[-1] if ends[-1] <= MORE * far else far
+    seen = [max(-far, min(far, end)) for point in points for end in (point.low, point.high)]
+    return Scale(*style.limits([0.0, *seen, *(point.effect for point in points)]))
+
+
+def _left_out(judged: JudgedClaim) -> Iterator[str]:
+    """What is not drawn, and why."""
+    found = []
+    for part in judged.parts:
+        shown = {point.reading.cell for point in drawn(part)}
+        names = [reading_name(reading.cell) for reading in part.readings if reading.cell not in shown]
+        if names:
+            which = ", ".join(names) if len(names) <= MANY else count(len(names), "reading")
+            found.append(f"of {part_label(part)} {which}")
+    if found:
+        yield f"Not drawn, without an interval or with a median of 0 on the right: {'; '.join(found)}."
+
+
+def _rows(judged: JudgedClaim) -> Iterator[Row]:
+    """A row for each metric, then for each layer and each kind of data, where there are several."""
+    assert judged.claim.readings is not None
+    cells = judged.claim.readings.cells
+    depth = 0.0
+    named: dict[str, Callable[[str], str]] = {
+        "metric": words,
+        "layer": lambda layer: layer or "as defined",
+        "data": {"pooled": "all tasks pooled", "last": "last task"}.__getitem__,
+    }
+    for key, text in named.items():
+        choices = list(dict.fromkeys(getattr(cell, key) for cell in cells))
+        if key != "metric" and len(choices) < 2:
+            continue
+        depth += GAP
+        for choice in choices:
+            depth += ROW
+
+            def marks(reading: JudgedReading, key: str = key, choice: str = choice) -> bool:
+                return bool(getattr(reading.cell, key) == choice)
+
+            yield Row(text(choice), depth - ROW / 2, marks)
+
+
+def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale: Scale) -> Panel:
+    bottom = -rows[-1].depth - ROW / 2
+    right = part.right.label if isinstance(part.right, Arm) else f"{part.right:g}"
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.ticker import FixedFormatter, FixedLocator
+
+        from optbench.report.figures.texts import cut
+
+        for x, point in enumerate(points):
+            if point.reading.primary:
+                axes.axvspan(x - 0.5, x + 0.5, color=style.INK, alpha=0.12, linewidth=0, label="_primary")
+        axes.axhline(scale.place(0.0), color=style.INK, linewidth=0.8, label="_zero")
+        for says, (colour, marker, filled) in LOOKS.items():
+            chosen = [(x, point) for x, point in enumerate(points) if point.reading.says is says]
+            _curve(axes, chosen, scale, style.Look(colour, marker, filled, "solid"), min(4.4, 180 / len(points)))
+            marked = [(x, -row.depth) for x, point in chosen for row in rows if row.marks(point.reading)]
+            if marked:
+                look = style.Look(colour, "s", True, "solid").marks | {"markersize": min(3.6, 150 / len(points))}
+                axes.plot(*np.transpose(marked), linestyle="none", **look, label="_marks")
+        ticks = scale.ticks()
+        axes.yaxis.set_major_locator(FixedLocator([*map(scale.place, ticks), *(-row.depth for row in rows)]))
+        names = [
+            *(f"{100 * tick:{'+' if tick else ''}g}%" for tick in ticks),
+            *(cut(row.name, 8.5, ROW_NAME) for row in rows),
+        ]
+        axes.yaxis.set_major_formatter(FixedFormatter(names))
+        axes.xaxis.set_major_locator(FixedLocator([]))
+        axes.set_xlim(-0.8, len(points) - 0.2)
+        axes.set_ylim(bottom, CURVE)
+        axes.set_xlabel(f"{count(len(points), 'reading')}, by effect")
+
+    title = f"{part_label(part)}: {part.left.label} against {right}"
+    return Panel(draw, MAX_WIDTH, CURVE - bottom + 0.5, title, scales="y")
+
+
+def _curve(axes: Axes, chosen: Sequence[tuple[int, Point]], scale: Scale, look: style.Look, size: float) -> None:
+    """The effects of readings that say the same, with their intervals."""
+    if not chosen:
+        return
+    xs = [x for x, _ in chosen]
+    low, middle, high = (
+        [scale.place(min(max(value, scale.low), scale.high)) for value in values]
+        for values in zip(*((point.low, point.effect, point.high) for _, point in chosen), strict=True)
+    )
+    axes.vlines(xs, low, high, color=look.colour, linewidth=1.0, alpha=0.7, label="_intervals")
+    axes.plot(xs, middle, linestyle="none", **look.marks | {"markersize": size}, label="_effects")
