@@ -36,7 +36,7 @@ class _Subject:
         problem = Problem.of("sgd", {"lr": 0.1})
         network = problem.network(problem.start(0)).eval()
         readings: list[Reading] = [
-            Features(features, targets, torch.randn(EXAMPLES, CLASSES, generator=draws)),
+            Features(features, targets, torch.randn(EXAMPLES, CLASSES, generator=draws), {self.metric.place: None}),
             Accuracy(accuracy.numpy()),
             Weights({name: parameter.detach() for name, parameter in network.named_parameters()}),
             Model(network, problem.inputs, problem.labels),
@@ -69,8 +69,9 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 def _of(subject: _Subject) -> Found:
     metric = subject.metric
     better = {"higher": "higher is better", "lower": "lower is better"}.get(metric.direction, "neither end is better")
+    where = f" at {metric.place.name}" if metric.place.name else ""
     unit, margin = f", in {metric.unit}" if metric.unit else "", f", margin {metric.margin:g}" if metric.margin else ""
-    return "passed", f"{metric.kind} ({', '.join(metric.reads)}); {better}{unit}{margin}"
+    return "passed", f"{metric.kind} ({', '.join(metric.reads)}){where}; {better}{unit}{margin}"
 
 
 def _number(subject: _Subject) -> Found:

@@ -86,6 +86,8 @@ def _said(error: ValidationError, settings: Iterable[str]) -> str:
     where, words = ".".join(map(str, first["loc"])), first["msg"].lower().replace("input should be", "expected")
     if first["type"] == "extra_forbidden":
         return unknown("setting", where, settings)
+    if first["type"] == "value_error":
+        return f"{where}: {first['ctx']['error']}"  # which says what it got
     return f"{where}: {words}" + (f", got {first['input']!r}" if first["type"] != "missing" else "")
 
 

@@ -92,7 +92,9 @@ def _metrics(_: Path) -> RenderableType:
     for metric in METRICS.values():
         cost = "default" if metric.default else metric.cost
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
-    return Group(table, Text("cost: default where a suite names no metrics; cheap and expensive where it names them"))
+    costs = "cost: default where a suite names no metrics; cheap and expensive where it names them"
+    placed = [metric.name for metric in METRICS.values() if metric.placed]
+    return Group(table, Text(costs), Text(f"layer, activation (before or after): settings of {', '.join(placed)}"))
 
 
 def _suites(_: Path) -> RenderableType:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from optbench.engine.batches import Normaliser
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import SEEDS, seeded
 from optbench.engine.stack import Layout
+from optbench.engine.taps import Modules, Tap, tap_of_ours
 from optbench.errors import OptbenchError, UsageError, spoken
 from optbench.isolation import AMBIENT, Snapshot, isolated
+from optbench.metrics.place import FEATURES, Place
 from optbench.models import Network, build, cross_entropy, initialise
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
@@ -56,6 +59,8 @@ class Blueprint:
     alone: str | None
     aliases: Mapping[str, str]
     _start: Callable[[int, int], dict[str, Tensor]]
+    _modules: Callable[[], Modules] | None = None
+    """Of a user's model, what else of it can be read: found out where a metric asks for it."""
 
     @property
     def ours(self) -> bool:
@@ -70,6 +75,19 @@ class Blueprint:
         """What `load_state_dict` takes, from a row (P + Q,): on the CPU, in memory of their own."""
         found = self.layout.unpack(row)
         return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
+
+    def tap(self, place: Place) -> Tap | None:
+        """The tensor of a forward pass that a place means; None for the features.
+
+        Raises:
+            ValueError: the network has no such layer, or it cannot be told what goes into its activation.
+        """
+        if place == FEATURES:
+            return None
+        if isinstance(self.network, Network):
+            return tap_of_ours(place, self.network.depth)
+        assert self._modules is not None, "a user's model"
+        return self._modules().tap(place)
 
     @staticmethod
     def of_ours(network: Network) -> Blueprint:
@@ -161,6 +179,17 @@ def _probed(
         seed = stream_seed(suite_seed, trial_seed, "initial weights") % SEEDS
         return _copies(make(seed))
 
+    @functools.cache
+    def read_modules() -> Modules:
+        module.eval()
+        with contextlib.redirect_stdout(sys.stderr), isolated(), torch.no_grad():
+            return Modules.of(
+                module,
+                lambda: _evaluated(module, inputs),
+                lambda: method(inputs.clone()) if method else _input_of(module, linear or "", inputs),
+                tuple(targets.shape),
+            )
+
     module.train().zero_grad()
     network = copy.deepcopy(module)  # as every member's is made: some modules cannot be copied
     output = name if (name := f"{linear}.weight") in start else None
@@ -172,6 +201,7 @@ def _probed(
         ", ".join(alone) or None,
         {alias: name for alias, name in aliases.items() if alias in persistent},
         begin,
+        read_modules,
     )
 
 
@@ -220,6 +250,17 @@ def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
     with seeded(0, inputs.device):
         logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),), tie_weights=False)
     return logits
+
+
+def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
+    """What goes into a layer in its last call, in eval mode."""
+    caught: list[Tensor] = []
+    handle = module.get_submodule(linear).register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
+    try:
+        _evaluated(module, inputs)
+    finally:
+        handle.remove()
+    return caught[-1]
 
 
 def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -18,6 +18,8 @@ from optbench.engine.batches import Normaliser, places, sharing
 from optbench.engine.blueprint import METHOD, Blueprint, own_features
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import seeded
+from optbench.engine.taps import Tap, tapped, tapped_of_ours
+from optbench.metrics.rank import Spectrum, pooled, spectrum
 from optbench.models import materialised
 from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
@@ -52,35 +54,43 @@ class ScoreWithFeatures(Score):
     targets: Tensor
     """(N,) or (N T,)"""
     logits: Tensor | None = None
-    """(N, C) or (N T, C), where they were asked for."""
+    """(N, C) or (N T, C), where requested."""
+    elsewhere: Mapping[Tap, Spectrum] = dataclasses.field(default_factory=dict)
+    """The spectra at the requested taps."""
 
 
 class _FeatureReader(nn.Module):
-    """Returns features and logits of the network it holds."""
+    """Returns features and logits of the network it holds, and what is requested by taps."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
         self.network = copy.deepcopy(blueprint.network)
         self._ours, self._features = blueprint.ours, blueprint.features
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, taps: Sequence[Tap] = ()) -> tuple[Tensor, Tensor, dict[Tap, Tensor]]:
         if self._ours:
-            features = self.network.features(inputs)  # type: ignore[operator]  # it is a `Network`
-            return features, self.network.head(features)  # type: ignore[operator]
+            hidden = list(self.network.hidden(inputs)) if taps else []  # type: ignore[operator]  # it is a `Network`
+            features = hidden[-1][1] if taps else self.network.features(inputs)  # type: ignore[operator]
+            return features, self.network.head(features), tapped_of_ours(hidden, taps)  # type: ignore[operator]
         # Copies: a network may work on its inputs in place. Seeded: one may draw in eval mode, too.
         with seeded(0, inputs.device):
             if self._features == METHOD:
                 own = own_features(self.network)
                 assert own is not None
-                return own(inputs.clone()), self.network(inputs.clone())
+                with tapped(self.network, [tap for tap in taps if tap.as_features]) as within:
+                    features = own(inputs.clone())
+                with tapped(self.network, [tap for tap in taps if not tap.as_features]) as found:
+                    logits = self.network(inputs.clone())
+                return features, logits, {**within, **found}
             caught: list[Tensor] = []
             layer = self.network.get_submodule(self._features)
             handle = layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
             try:
-                logits = self.network(inputs.clone())
+                with tapped(self.network, taps) as found:
+                    logits = self.network(inputs.clone())
             finally:
                 handle.remove()
-            return caught[-1], logits
+            return caught[-1], logits, found
 
 
 class Evaluator:
@@ -100,29 +110,41 @@ class Evaluator:
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
 
     @torch.no_grad()
-    def read(self, row: Tensor, examples: Examples, *, with_logits: bool = False) -> ScoreWithFeatures:
-        """The network with weights `row` (P,) on all `examples`. with_logits: keep them, too."""
+    def read(
+        self, row: Tensor, examples: Examples, *, with_logits: bool = False, taps: Sequence[Tap] = ()
+    ) -> ScoreWithFeatures:
+        """The network with weights `row` (P,) on all `examples`, in one forward pass. with_logits: keep them, too."""
         weights = self._weights(row)
         count = examples.targets.numel()
         totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
-        found: Tensor | None = None
+        kept: Tensor | None = None
         outputs, done = [], 0
+        spectra: dict[Tap, list[Spectrum]] = {tap: [] for tap in taps}
+        to = exact_device(row.device)  # where it is measured
         for inputs, targets in self._chunks(examples):
-            features, logits = functional_call(self._reader, weights, (inputs,))
+            features, logits, at_taps = functional_call(self._reader, weights, (inputs, taps))
             _count(totals[:, 0], logits, targets)
             part = features.flatten(0, targets.ndim - 1).flatten(1)
-            if found is None:
-                found = part.new_empty(count, part.shape[1])
-            found[done : done + len(part)] = part  # a copy: without hidden layers the features are the inputs
+            if kept is None:
+                kept = part.new_empty(count, part.shape[1])
+            kept[done : done + len(part)] = part  # a copy: without hidden layers the features are the inputs
             done += len(part)
             if with_logits:
                 outputs.append(logits.flatten(0, -2))
+            # Hidden layers may be large: no more than a chunk of them is held.
+            for tap, found in at_taps.items():
+                spectra[tap].append(spectrum(tap.rows(found, targets.ndim).to(to)))
         loss, correct = totals[:, 0].tolist()
-        to = exact_device(row.device)  # where it is measured
-        kept = torch.cat(outputs).to(to) if outputs else None
-        assert found is not None
-        targets = examples.targets.flatten().to(to)
-        return ScoreWithFeatures(loss / count, int(correct), count, found.to(to), targets, kept)
+        assert kept is not None
+        return ScoreWithFeatures(
+            loss / count,
+            int(correct),
+            count,
+            kept.to(to),
+            examples.targets.flatten().to(to),
+            torch.cat(outputs).to(to) if outputs else None,
+            {tap: pooled(found) for tap, found in spectra.items()},
+        )
 
     def with_weights(self, row: Tensor) -> nn.Module:
         """A copy of the network with weights `row` (P,), in eval mode."""
@@ -158,7 +180,7 @@ class Evaluator:
             singles = {i: self._weights(rows[i]) for i in members}
             for inputs, targets in self._chunks(examples[members[0]]):
                 for i, single in singles.items():
-                    _, logits = functional_call(self._reader, single, (inputs,))
+                    _, logits, _ = functional_call(self._reader, single, (inputs,))
                     _count(totals[:, i], logits, targets)
 
     def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
@@ -179,9 +201,9 @@ class Evaluator:
                     inputs = self.normalise(torch.stack([own.inputs[part] for own in distinct]))
                     targets = torch.stack([own.targets[part] for own in distinct]).index_select(0, index)
                     if len(distinct) == 1:
-                        _, logits = shared(weights, (inputs[0],))
+                        _, logits, _ = shared(weights, (inputs[0],))
                     else:
-                        _, logits = each(weights, (inputs.index_select(0, index),))
+                        _, logits, _ = each(weights, (inputs.index_select(0, index),))
                     _count(found, logits, targets)
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 

@@ -15,9 +15,11 @@ from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
 from optbench.engine.own_metrics import asked
 from optbench.engine.prune import pruning_rows
+from optbench.engine.taps import Tap
 from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.learning import majority_share
-from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Weights
+from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Weights
+from optbench.metrics.place import Place
 from optbench.metrics.similarity import class_cosine
 from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow
 from optbench.streams import generator
@@ -103,39 +105,44 @@ def measure(
     def ask(task: int | None = None) -> Ask:
         return asked(member.row.device, suite_seed, member.trial.seed, f"after {after_task}/task {task}")
 
+    final = after_task == count
+    taps = {metric.place: evaluator.blueprint.tap(metric.place) for metric in metrics}
     readings = []
     for task in range(count):
-        reading = evaluator.read(member.row, sequence.test(task), with_logits="logits" in kinds)
-        readings.append(reading)
+        measured = final or task == after_task - 1
+        here = tuple(dict.fromkeys(tap for tap in taps.values() if tap is not None)) if measured else ()
+        score = evaluator.read(member.row, sequence.test(task), with_logits="logits" in kinds, taps=here)
+        if after_task:
+            readings.append(_features(score, taps))
         member.rows.append(
             AccuracyRow(
                 after_task=after_task,
                 task=task + 1,
-                accuracy=reading.accuracy,
-                loss=_finite(reading.loss),
-                examples=reading.examples,
+                accuracy=score.accuracy,
+                loss=_finite(score.loss),
+                examples=score.examples,
                 validation_accuracy=held_out[task].accuracy,
                 validation_loss=_finite(held_out[task].loss),
-                majority=majority_share(torch.bincount(reading.targets.cpu()).tolist()),
+                majority=majority_share(torch.bincount(score.targets.cpu()).tolist()),
             )
         )
     member.rows += _metric_rows(take(metrics, Weights(layout.views(member.row)), ask()), after_task, None)
     if after_task == 0:
         known[network] = member.rows[before:]
         return
-    final = after_task == count
     for task, reading in enumerate(readings, start=1):
         if task == after_task or final:
-            _representation(member, _pool([reading]), after_task, task, metrics, ask(task))
+            _representation(member, reading, after_task, task, metrics, ask(task))
     if "model" in kinds:
         tasks = range(count) if final else (after_task - 1,)
         member.rows += _of_model(member, evaluator, sequence, tasks, after_task, metrics, ask)
-    pooled = _pool(readings)
+    pooled = Pooled(readings)
     if final:
         _representation(member, pooled, after_task, None, metrics, ask())
         if "pruning" in kinds:
             member.rows += pruning_rows(member.row, evaluator, sequence)
-    classes, cosines = sorted(set(pooled.targets.tolist())), class_cosine(pooled.features, pooled.targets).tolist()
+    sums = pooled.class_sums
+    classes, cosines = sums.counts.nonzero().flatten().tolist(), class_cosine(sums).tolist()
     member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
     if final:
         landscape = Landscape(
@@ -199,10 +206,10 @@ def _matrix(member: Member, count: int) -> NDArray[np.float64]:
     return matrix
 
 
-def _pool(readings: Sequence[ScoreWithFeatures]) -> Features:
-    logits = [r.logits for r in readings if r.logits is not None]
-    features, targets = torch.cat([r.features for r in readings]), torch.cat([r.targets for r in readings])
-    return Features(features, targets, torch.cat(logits) if logits else None)
+def _features(score: ScoreWithFeatures, taps: Mapping[Place, Tap | None]) -> Features:
+    read = {place: tap for place, tap in taps.items() if tap is None or tap in score.elsewhere}
+    elsewhere = {place: None if tap is None else score.elsewhere[tap] for place, tap in read.items()}
+    return Features(score.features, score.targets, score.logits, elsewhere)
 
 
 def _metric_rows(

@@ -27,6 +27,7 @@ from optbench.tasks import Outline
 
 if TYPE_CHECKING:
     from optbench.data import Dataset
+    from optbench.engine.blueprint import Blueprint
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
             dataset = load(experiment.dataset, data_dir, notify=notify)
         for model in experiment.models:
-            Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
+            blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
+            _check_places(name, experiment, model, blueprint)
         outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
@@ -181,6 +183,15 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
                 f"examples of task {task + 1} ({family.task_names[task]}, seed {seed})"
             )
     return family.outline
+
+
+def _check_places(name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint) -> None:
+    """Check that a model has every place that a metric is read at."""
+    for metric in resolve(experiment.metrics):
+        try:
+            blueprint.tap(metric.place)
+        except ValueError as error:
+            raise UsageError(f"experiments.{name}.metrics: {metric.name}: models.{model}: {error}") from error
 
 
 def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:

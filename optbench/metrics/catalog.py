@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from optbench import targets
 from optbench.errors import UsageError, unknown
+from optbench.metrics.place import FEATURES, SETTINGS, Place
 
 Direction = Literal["higher", "lower", "neutral"]
 Kind = Literal[
@@ -51,6 +52,7 @@ class Metric:
     scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
     target: what a suite's entry names, where it is not in this catalog: a user's function, or a metric with settings.
     settings: as plain values, defaults included.
+    place: where in the network its features are read, which settings choose where it is `placed`.
     source_hash: of a user's metric, which has no subject.
     """
 
@@ -77,6 +79,7 @@ class Metric:
     unit: str = ""
     target: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    place: Place = FEATURES
     source_hash: str | None = None
 
     @property
@@ -87,6 +90,11 @@ class Metric:
     @property
     def is_users(self) -> bool:
         return self.target is not None and is_own(self.target)
+
+    @property
+    def placed(self) -> bool:
+        """Whether settings choose where it is read: measures of rank."""
+        return self.reads == ("spectrum",)
 
     @property
     def computed_by(self) -> str:
@@ -100,15 +108,30 @@ class Metric:
 
     def with_settings(self, name: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> Metric:
         """This metric of the catalog with settings, under another name. arguments: what the settings mean."""
-        arguments = {**self.arguments, **arguments}
-        return replace(self, name=name, target=self.name, settings=settings, arguments=arguments, default=False)
+        own = {name: value for name, value in arguments.items() if not (self.placed and name in SETTINGS)}
+        return replace(
+            self,
+            name=name,
+            target=self.name,
+            settings=settings,
+            arguments={**self.arguments, **own},
+            place=Place.of(settings) if self.placed else FEATURES,
+            default=False,
+        )
 
     def companions(self) -> Iterator[Metric]:
-        """The metrics of `alongside`; those that read the same function's result have the same settings."""
+        """The metrics of `alongside`: with the same settings where they read the same function's result.
+
+        Of a measure at another place than the features they are taken at that place.
+        """
         for other in map(METRICS.__getitem__, self.alongside):
-            shared = self.target and other.computed_by == self.computed_by
-            name = other.name + self.name.removeprefix(base_name(self.name))
-            yield other.with_settings(name, self.settings, self.arguments) if shared else other
+            if self.target and other.computed_by == self.computed_by:
+                name = other.name + self.name.removeprefix(base_name(self.name))
+                yield other.with_settings(name, self.settings, self.arguments)
+            elif self.place == FEATURES:
+                yield other
+            else:
+                yield other.with_settings(f"{other.name} {self.place.name}", self.place.settings, {})
 
     def explain(self, *arguments: Any) -> str | None:
         """Why the value of these arguments is undefined, or what to remark on it."""
@@ -139,8 +162,8 @@ _correlation = partial(_rank, note_arguments={"centred": True, "correlation": Tr
 _size = partial(_features, source="recorded", margin=0.0, subject="rank", reads=("spectrum",))
 _units = partial(_features, subject="sparsity", reads=("activity",), note="activation_note")
 _dormant = partial(_units, source="Sokar et al. 2023", called="dormant")
-_cosine = partial(_features, kind="similarity", subject="similarity", reads=("features", "targets"), remarks=True)
-_cosine = partial(_cosine, arguments={"classes": None})  # those among the targets
+_cosine = partial(_features, kind="similarity", subject="similarity", reads=("class_sums",), remarks=True)
+_cosine = partial(_cosine, arguments={"labels": None, "classes": None})  # both are in the sums
 _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
 _matrix = partial(_weights, subject="rank", reads=("singular_values",), note="weight_note", remarks=True)
 _matrix = partial(_matrix, averaged=True, default=False)

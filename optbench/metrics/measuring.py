@@ -9,16 +9,19 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from optbench.metrics.catalog import Kind, Metric
-from optbench.precision import exact
+from optbench.metrics.place import FEATURES, Place
+from optbench.precision import exact, exact_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from optbench.metrics.rank import SingularValues, Spectrum
+    from optbench.metrics.similarity import ClassSums
     from optbench.metrics.sparsity import Activity
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
@@ -89,13 +92,34 @@ class Reading:
         return self._shared[key]
 
 
+class Elsewhere(Reading):
+    """Features at another place of the network, of which only the decomposition is known."""
+
+    kinds = frozenset({"features"})
+
+    def __init__(self, spectrum: Spectrum) -> None:
+        super().__init__()
+        self.spectrum = spectrum
+
+
 class Features(Reading):
-    """The input of the last linear layer on a fixed set of examples, (N, d) in float64, with targets (N,)."""
+    """The input of the last linear layer on a fixed set of examples, (N, d), with targets (N,).
+
+    What ours measure are sums over examples and one decomposition, which `Pooled` adds up.
+    """
 
     kinds = frozenset({"features", "similarity", "logits"})
 
-    def __init__(self, features: Tensor, targets: Tensor, logits: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        logits: Tensor | None = None,
+        elsewhere: Mapping[Place, Spectrum | None] = MappingProxyType({}),
+    ) -> None:
         """logits: (N, C); needed by metrics of logits.
+
+        elsewhere: needed by metrics of other places; None for another name of the same place.
 
         Raises:
             ValueError: the shapes disagree.
@@ -105,28 +129,104 @@ class Features(Reading):
             raise ValueError(
                 f"expected features (N, d) and targets (N,), got {tuple(features.shape)} and {tuple(targets.shape)}"
             )
-        self.features = exact(features)
-        self.targets = targets.to(self.features.device)
-        self._logits = logits
+        device = exact_device(features.device)
+        self._given, self._given_targets, self._logits = features.detach().to(device), targets.to(device), logits
+        self._elsewhere: dict[Place, Reading] = {FEATURES: self}
+        self._elsewhere |= {place: Elsewhere(known) if known else self for place, known in elsewhere.items()}
+
+    def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
+        return Reading.value(self.at(metric.place), metric, ask, layer)
+
+    def at(self, place: Place) -> Reading:
+        """The reading at a place of the network."""
+        return self._elsewhere[place]
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """(N, d) in float64."""
+        return exact(self._given)
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        return self._given_targets
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """(N, C) in float64."""
+        assert self._logits is not None, "read without logits"
+        return exact(self._logits)
 
     @functools.cached_property
     def spectrum(self) -> Spectrum:
         """One decomposition for all measures of rank."""
         from optbench.metrics import rank
 
-        return rank.spectrum(self.features)
+        return rank.spectrum(self._given)
 
     @functools.cached_property
     def activity(self) -> Activity:
         """One pass for all measures of activations."""
         from optbench.metrics import sparsity
 
-        return sparsity.activity(self.features)
+        return sparsity.activity(self._given)
+
+    @functools.cached_property
+    def class_sums(self) -> ClassSums:
+        """One pass for all measures of classes."""
+        from optbench.metrics import similarity
+
+        return similarity.class_sums(self._given, self.targets)
+
+
+class Pooled(Features):
+    """The features of several tasks together: what is measured of each is added up, and no example is read again."""
+
+    def __init__(self, parts: Sequence[Features]) -> None:
+        """parts: at least one, of one width."""
+        Reading.__init__(self)
+        self._parts = parts
+
+    def at(self, place: Place) -> Reading:
+        from optbench.metrics import rank
+
+        found = [part.at(place) for part in self._parts]
+        elsewhere = [reading.spectrum for reading in found if isinstance(reading, Elsewhere)]
+        return self._once(place, lambda: Elsewhere(rank.pooled(elsewhere))) if elsewhere else self
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        return self._joined("features")
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        return self._joined("targets")
 
     @functools.cached_property
     def logits(self) -> Tensor:
-        assert self._logits is not None, "read without logits"
-        return exact(self._logits)
+        return self._joined("logits")
+
+    @functools.cached_property
+    def spectrum(self) -> Spectrum:
+        from optbench.metrics import rank
+
+        return rank.pooled([part.spectrum for part in self._parts])
+
+    @functools.cached_property
+    def activity(self) -> Activity:
+        from optbench.metrics import sparsity
+
+        return sparsity.pooled_activity([part.activity for part in self._parts])
+
+    @functools.cached_property
+    def class_sums(self) -> ClassSums:
+        from optbench.metrics import similarity
+
+        return similarity.pooled_sums([part.class_sums for part in self._parts])
+
+    def _joined(self, name: str) -> Tensor:
+        import torch
+
+        return torch.cat([getattr(part, name) for part in self._parts])
 
 
 class Weights(Reading):

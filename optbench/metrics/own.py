@@ -12,10 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
+from pydantic import BaseModel, create_model
+
 from optbench import targets
 from optbench.errors import KindError, UsageError
 from optbench.kinds import Kind, Registry, same, signature, validated, value_name
 from optbench.metrics.catalog import DEFAULT, METRICS, UNSET, Direction, Metric, select
+from optbench.metrics.place import SETTINGS
 
 Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -98,6 +101,13 @@ class _Metrics(Registry):
         if not name.isascii() or not name[:1].isalpha():
             raise KindError(f"{kind}: expected a name of ASCII letters, digits and _ that starts with a letter")
         return found
+
+    def _settings(self, kind: str) -> type[BaseModel]:
+        """The function's settings, then those of where features are read."""
+        own = super()._settings(kind)
+        if kind in METRICS and METRICS[kind].placed:
+            return create_model("Settings", __base__=own, **SETTINGS)
+        return own
 
     def _given(self, kind: str, found: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Collection[str]:
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -9,39 +9,102 @@ Pascanu et al. 2025, arXiv:2507.12224. Examples without a direction (norm zero) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 _EPS = torch.finfo(torch.float64).eps
 
 
-def class_cosine(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
-    """Cosine between the class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
+@dataclass(frozen=True, eq=False)
+class ClassSums:
+    """What the measures of classes read of features (..., N, d) with labels, in float64.
 
-    features (..., N, d), labels integer (N,) or (..., N), classes C (default: the largest label plus one)
-    -> (..., C, C), with NaN in the row and column of a class without examples or whose mean is zero.
+    sums: (..., C, d) of the features of each class.
+    scale: (..., C) of their norms.
+    directions: (..., C, d) of the features over their norms, those of norm zero left out.
+    counts: (..., C) of examples.
+    directed: (..., C) of those with a norm other than zero.
+    examples: N.
+    """
+
+    sums: Tensor
+    scale: Tensor
+    directions: Tensor
+    counts: Tensor
+    directed: Tensor
+    examples: int
+
+
+def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> ClassSums:
+    """One pass over the features for all measures of classes.
+
+    features (..., N, d), labels integer (N,) or (..., N), classes C (default: the largest label plus one).
     Raises ValueError when shapes disagree or a label is not in 0..C-1.
     """
     values, member = _by_class(features, labels, classes)
-    sums, scale = member.mT @ values, member.mT @ torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    norms = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+    norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    # Dividing the N×C memberships, not the N×d features, spares a copy of the features.
+    member = member.expand(*values.shape[:-1], member.shape[-1])
+    weights = torch.cat([member, torch.where(norms > 0, member / norms, 0.0)], dim=-1)
+    sums, directions = (weights.mT @ values).chunk(2, dim=-2)
+    directed = (member * (norms > 0)).sum(-2)
+    scale = (member * norms).sum(-2)
+    # A norm that overflows has no direction, and zeroes what is divided by it.
+    directions = torch.where(norms.isfinite().all(-2, keepdim=True), directions, torch.nan)
+    return ClassSums(sums, scale, directions, member.sum(-2), directed, values.shape[-2])
+
+
+def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
+    """The sums over the examples of all `parts`, features of one width; a class is the same in each."""
+    count = max(part.counts.shape[-1] for part in parts)
+
+    def total(name: str, axes_after: int) -> Tensor:
+        found = [getattr(part, name) for part in parts]
+        after = [0, 0] * axes_after
+        padded = [torch.nn.functional.pad(one, [*after, 0, count - one.shape[-1 - axes_after]]) for one in found]
+        return torch.stack(padded).sum(0)
+
+    return ClassSums(
+        total("sums", 1),
+        total("scale", 0),
+        total("directions", 1),
+        total("counts", 0),
+        total("directed", 0),
+        sum(part.examples for part in parts),
+    )
+
+
+def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
+    """Cosine between the class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
+
+    features (..., N, d), labels and classes as of `class_sums`, or sums already taken
+    -> (..., C, C), with NaN in the row and column of a class without examples or whose mean is zero.
+    Raises ValueError as `class_sums`.
+    """
+    known = _class_sums(features, labels, classes)
+    norms = torch.linalg.vector_norm(known.sums, dim=-1, keepdim=True)
     # A mean that cancels to rounding has no direction of its own.
-    directed = norms > _EPS * values.shape[-2] * scale
-    directions = torch.where(directed, sums / norms, torch.nan)
+    directed = norms > _EPS * known.examples * known.scale[..., None]
+    directions = torch.where(directed, known.sums / norms, torch.nan)
     return (directions @ directions.mT).clamp(-1.0, 1.0)
 
 
-def class_cosine_mean(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
+def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """The mean of `class_cosine` off its diagonal, over the classes that have a direction.
 
-    features (..., N, d), labels integer (N,) or (..., N) -> (...); NaN with fewer than two such classes.
+    Arguments as of `class_cosine` -> (...); NaN with fewer than two such classes.
     """
     cosines = class_cosine(features, labels, classes)
     apart = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
     return torch.where(apart, cosines, torch.nan).flatten(-2).nanmean(-1)
 
 
-def pairwise_class_cosine(features: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
+def pairwise_class_cosine(
+    features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None
+) -> Tensor:
     """Mean cosine over pairs of examples of different classes, every pair of examples counted once.
 
         Σ_{c<c′} n_c n_c′ ⟨m_c, m_c′⟩ / Σ_{c<c′} n_c n_c′
@@ -49,19 +112,15 @@ def pairwise_class_cosine(features: Tensor, labels: Tensor, classes: int | None 
     with n_c the number of examples of class c and m_c the mean of their unit-normalised features. Pairs of classes
     therefore weigh by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero belong to no pair.
-    features (..., N, d), labels integer (N,) or (..., N) -> (...); NaN when no two examples differ in class.
+    Arguments as of `class_cosine` -> (...); NaN when no two examples differ in class.
     """
-    values, member = _by_class(features, labels, classes)
-    norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    # Dividing the N×C memberships, not the N×d features, spares a copy of the features.
-    sums = torch.where(norms > 0, member / norms, 0.0).mT @ values
-    counts = member.mT @ (norms > 0).double()
+    known = _class_sums(features, labels, classes)
+    sums, counts = known.directions, known.directed[..., None]
     apart = 1.0 - torch.eye(sums.shape[-2], dtype=sums.dtype, device=sums.device)
     # Both sums have every pair twice, as (c, c′) and as (c′, c).
     total = (sums @ sums.mT * apart).sum((-2, -1))
     pairs = (counts @ counts.mT * apart).sum((-2, -1))
-    finite = norms.isfinite().flatten(-2).all(-1)
-    return torch.where(finite & (pairs > 0), total / pairs, torch.nan)
+    return torch.where(pairs > 0, total / pairs, torch.nan)
 
 
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
@@ -116,27 +175,33 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
     return (a != b).double().mean(-1)
 
 
-def note(features: Tensor, labels: Tensor) -> str | None:
+def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
     """What a reader must know about the class measures of one N×d matrix: why NaN, or what was left out; else None."""
-    values, member = _by_class(features, labels, None)
-    assert values.ndim == 2, "a note is about one matrix"
-    norms = torch.linalg.vector_norm(values, dim=-1)
-    if not norms.isfinite().all():
+    known = _class_sums(features, labels, None)
+    assert known.counts.ndim == 1, "a note is about one matrix"
+    if not known.scale.isfinite().all():
         return "the features are not finite"
-    present = int((member.sum(0) > 0).sum())
+    present = int((known.counts > 0).sum())
     if present < 2:
-        return f"needs at least 2 classes; {present} came"
-    cosines = class_cosine(features, labels)
-    directed = int(cosines.diagonal().isfinite().sum())
-    zeros = int((norms == 0).sum())
+        return f"expected at least 2 classes, got {present}"
+    directed = int(class_cosine(known).diagonal().isfinite().sum())
+    zeros = int((known.counts - known.directed).sum())
     remarks = []
     if zeros:
-        remarks.append(f"{zeros} of {values.shape[0]} examples have zero norm and are left out")
+        remarks.append(f"{zeros} of {known.examples} examples have zero norm and are left out")
     if directed < present:
         remarks.append(
             f"{present - directed} of {present} classes have no mean direction and are left out of class means"
         )
     return "; ".join(remarks) or None
+
+
+def _class_sums(features: Tensor | ClassSums, labels: Tensor | None, classes: int | None) -> ClassSums:
+    if isinstance(features, ClassSums):
+        return features
+    if labels is None:
+        raise TypeError("expected features with labels, or the sums of classes, got features alone")
+    return class_sums(features, labels, classes)
 
 
 def _by_class(features: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:

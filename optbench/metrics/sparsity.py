@@ -10,7 +10,9 @@ float64 and return (...). NaN stands where a value is undefined or its input is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -82,14 +84,19 @@ def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0
 class Activity:
     """What the measures of activations (..., N, d) read, in float64.
 
-    means: (..., d) mean|h_i| of every unit over the examples; NaN for N = 0.
-    zeros: (...) share of activations that are exactly zero; NaN for N = 0 or d = 0.
+    total: (..., d) Σ|h_i| of every unit over the examples.
+    zeros: (...) the number of activations that are exactly zero.
     examples: N.
     """
 
-    means: Tensor
+    total: Tensor
     zeros: Tensor
     examples: int
+
+    @cached_property
+    def means(self) -> Tensor:
+        """(..., d) mean|h_i| of every unit over the examples; NaN for N = 0."""
+        return self.total / self.examples
 
 
 def activity(features: Tensor) -> Activity:
@@ -100,16 +107,22 @@ def activity(features: Tensor) -> Activity:
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach()
-    examples, width = values.shape[-2:]
-    total: Tensor = torch.linalg.vector_norm(values.double(), ord=1, dim=-2)
-    zeros = torch.count_nonzero(values == 0, dim=(-2, -1)).double() / (examples * width)
-    return Activity(total / examples, zeros, examples)
+    total: Tensor = values.abs().sum(-2, dtype=torch.float64)
+    zeros = (values == 0).sum((-2, -1)).double()
+    return Activity(total, zeros, values.shape[-2])
+
+
+def pooled_activity(parts: Sequence[Activity]) -> Activity:
+    """The activity over the examples of all `parts`, matrices of one width."""
+    total, zeros = torch.stack([part.total for part in parts]), torch.stack([part.zeros for part in parts])
+    return Activity(total.sum(0), zeros.sum(0), sum(part.examples for part in parts))
 
 
 def activation_zero_share(features: Tensor | Activity) -> Tensor:
     """Share of activations that are exactly zero, over examples and units. features (..., N, d) -> (...)."""
     known = _activity(features)
-    return torch.where(known.means.isfinite().all(-1), known.zeros, torch.nan)
+    share = known.zeros / (known.examples * known.total.shape[-1])
+    return torch.where(known.means.isfinite().all(-1), share, torch.nan)
 
 
 def dormant(features: Tensor | Activity, tau: float) -> Tensor:

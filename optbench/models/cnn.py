@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,14 @@ class Cnn(Network):
         self.head = nn.Linear(hidden, outputs)
         self.activation, self.initialisation = activation, initialisation
 
-    def features(self, x: Tensor) -> Tensor:
+    @property
+    def depth(self) -> int:
+        return len(self.layers) + 1
+
+    def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for layer in self.layers:
-            x = nn.functional.max_pool2d(activate(self.activation, layer(x)), 2)
-        return activate(self.activation, self.project(x.flatten(1)))
+            before = layer(x)
+            x = nn.functional.max_pool2d(activate(self.activation, before), 2)
+            yield before, x
+        before = self.project(x.flatten(1))
+        yield before, activate(self.activation, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,8 +44,13 @@ class Mlp(Network):
         self.head = nn.Linear(widths[-1], outputs)
         self.activation, self.normalisation, self.initialisation = activation, normalisation, initialisation
 
-    def features(self, x: Tensor) -> Tensor:
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         x = x.flatten(1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = activate(self.activation, norm(layer(x)))
-        return x
+            before = norm(layer(x))
+            x = activate(self.activation, before)
+            yield before, x

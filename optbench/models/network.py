@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from optbench.late import nn, torch
@@ -35,7 +36,8 @@ class Network(Module):
     """A classifier whose last layer is linear: `logits = head(features(x))`.
 
     The representation measured everywhere (rank, similarity, dormant units) is `features(x)`, the input of the last
-    linear layer. A network keeps no state besides its parameters: the same weights and inputs give the same outputs.
+    linear layer and the last of the `hidden` layers. A network keeps no state besides its parameters: the same weights
+    and inputs give the same outputs.
 
     A subclass becomes an `nn.Module` when it is first made, so that its settings are read without importing torch.
     """
@@ -46,9 +48,21 @@ class Network(Module):
     def __new__(cls, *arguments: Any, **settings: Any) -> Network:
         return object.__new__(_module(cls))  # type: ignore[arg-type]
 
+    @property
+    def depth(self) -> int:
+        """The number of hidden layers."""
+        raise NotImplementedError  # abstract, as `hidden`
+
+    def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each hidden layer in turn, what goes into its activation and what it gives, for inputs (B, *shape)."""
+        raise NotImplementedError  # abstract: every network defines its own
+
     def features(self, x: Tensor) -> Tensor:
         """Inputs (B, *shape) to features (B, d)."""
-        raise NotImplementedError  # abstract: every network defines its own
+        features = x.flatten(1)
+        for _, features in self.hidden(x):  # noqa: B007  # the last one is returned
+            pass
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, *shape) to logits (B, classes)."""

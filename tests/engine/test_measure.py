@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +45,9 @@ def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatc
     read: list[bytes] = []
     plain, score = Evaluator.read, Evaluator.score
 
-    def counting(self: Evaluator, row: Tensor, examples: Examples, *, with_logits: bool = False) -> ScoreWithFeatures:
+    def counting(self: Evaluator, row: Tensor, examples: Examples, **what: Any) -> ScoreWithFeatures:
         read.append(row.numpy().tobytes())
-        return plain(self, row, examples, with_logits=with_logits)
+        return plain(self, row, examples, **what)
 
     def counting_scores(self: Evaluator, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
         read.extend(row.numpy().tobytes() for row in rows)

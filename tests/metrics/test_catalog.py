@@ -82,7 +82,7 @@ def test_every_entry_is_complete(name: str) -> None:
     assert [p.name for p in required if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in metric.arguments] == {
         "continual": ["accuracy"],
         "features": ["features"],
-        "similarity": ["features", "labels"],
+        "similarity": ["features"],
         "weights": ["weights"],
         "landscape": (["weights", "start"] if "distance" in name else ["loss", "weights"])
         + (["generator"] if name.startswith("hessian") else []),

@@ -132,7 +132,7 @@ def test_one_class_or_none_is_nan(examples: int) -> None:
     features, labels = torch.ones(examples, 2), torch.zeros(examples, dtype=torch.int64)
     assert class_cosine_mean(features, labels).isnan()
     assert pairwise_class_cosine(features, labels).isnan()
-    assert similarity.note(features, labels) == f"needs at least 2 classes; {min(examples, 1)} came"
+    assert similarity.note(features, labels) == f"expected at least 2 classes, got {min(examples, 1)}"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -325,3 +325,19 @@ def test_disagreement_counts_examples() -> None:
 def test_disagreement_refuses_other_input(a: Tensor, b: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prediction_disagreement(a, b)
+
+
+def test_sums_of_parts_are_those_of_all_examples() -> None:
+    """Parts with other classes, a row of norm zero, a part without examples."""
+    draws = torch.Generator().manual_seed(0)
+    parts = [torch.randn(n, 4, generator=draws).relu() for n in (30, 7, 0, 50)]
+    labels = [torch.arange(len(part)) % count for part, count in zip(parts, (3, 1, 1, 5), strict=True)]
+    parts[0][2] = 0
+    made = similarity.pooled_sums([similarity.class_sums(f, y) for f, y in zip(parts, labels, strict=True)])
+    f, y = torch.cat(parts), torch.cat(labels)
+    torch.testing.assert_close(class_cosine(made), class_cosine(f, y), rtol=1e-12, atol=0)
+    torch.testing.assert_close(class_cosine_mean(made), class_cosine_mean(f, y), rtol=1e-12, atol=0)
+    torch.testing.assert_close(pairwise_class_cosine(made), pairwise_class_cosine(f, y), rtol=1e-12, atol=0)
+    assert similarity.note(made) == similarity.note(f, y)
+    with pytest.raises(TypeError, match="expected features with labels"):
+        class_cosine(f)

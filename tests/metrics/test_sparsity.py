@@ -227,3 +227,12 @@ def test_wrong_shapes_are_refused() -> None:
         hoyer(torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"expected features \(\.\.\., N, d\), got shape \(3,\)"):
         dead_share(torch.zeros(3))
+
+
+def test_activity_of_parts_is_that_of_all_examples() -> None:
+    draws = torch.Generator().manual_seed(0)
+    parts = [torch.randn(n, 4, generator=draws).relu() for n in (30, 7, 1)]
+    made, whole = sparsity.pooled_activity([sparsity.activity(part) for part in parts]), torch.cat(parts)
+    assert sparsity.activation_zero_share(made) == sparsity.activation_zero_share(whole)
+    torch.testing.assert_close(made.means, sparsity.activity(whole).means, rtol=1e-14, atol=0)
+    assert made.examples == 38
