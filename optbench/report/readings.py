@@ -13,6 +13,8 @@ from optbench.stats.readings import JudgedReading, Says, counts
 from optbench.suite.readings import ReadingCell
 
 ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
+DEFAULT_LAYER = "default"
+"""What the metrics are measured on where no layer is named."""
 PRIMARY = "*"
 """Marks the reading that the verdict is about."""
 
@@ -54,7 +56,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
     for reading in part.readings:
         cell, result, digits = reading.cell, reading.result, decimals(reading.cell.name)
         told = [words(cell.metric) + (f" {PRIMARY}" if reading.primary else "")]
-        told += [getattr(cell, key) or UNDEFINED for key in keys]
+        told += [getattr(cell, key) or DEFAULT_LAYER for key in keys]
         says = f"{reading.says}: {reading.reason}" if reading.reason else str(reading.says)
         tone: Tone = "warning" if reading.says is Says.UNDEFINED else "plain"
         values = (

@@ -5,9 +5,9 @@ Numbers are not rounded. A difference is infinite where a side diverged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from optbench.report.document import Record, Records, Report, listed
 from optbench.report.matching import match_record
@@ -24,6 +24,7 @@ from optbench.stats.matching import Match
 from optbench.stats.paired import PairedResult
 from optbench.stats.readings import JudgedReading, counts
 from optbench.stats.results import Results
+from optbench.suite.readings import layer_name
 
 
 def report_records(summary: Summary) -> list[Records]:
@@ -174,7 +175,8 @@ def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
     said = judged.claim.model_dump(exclude={"models", "margin", "readings"}) | {"metric": judged.claim.primary.name}
     if judged.claim.readings is not None:
         said["readings"] = judged.claim.readings.model_dump(exclude={"measured"})
-    parts = [_part(part) for part in judged.parts]
+    layers = {layer_name(layer): layer for layer in judged.claim.readings.layers} if judged.claim.readings else {}
+    parts = [_part(part, layers) for part in judged.parts]
     left_out = [_left_out(found) for found in judged.left_out]
     if judged.claim.matched is not None:
         said["unmatched"] = [_unmatched(pair) for pair in judged.unmatched]
@@ -201,7 +203,11 @@ def _unmatched(pair: Match) -> dict[str, Any]:
     return {"model": pair.left.model, **names, **match_record(pair)}
 
 
-def _part(part: ClaimPart) -> dict[str, Any]:
+Layers: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""The settings of a claim's layers, by their name."""
+
+
+def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
     return {
         "model": part.model,
         "left_variant": part.left.variant,
@@ -214,18 +220,21 @@ def _part(part: ClaimPart) -> dict[str, Any]:
         ABOVE_TARGET: {"left": _above_target(part.left), "right": _above_target(part.right)},
         "not_learnt": {"left": _not_learnt(part.left), "right": _not_learnt(part.right)},
         **({"match": match_record(part.match)} if part.match else {}),
-        **({"readings": _readings(part.readings)} if part.readings else {}),
+        **({"readings": _readings(part.readings, layers)} if part.readings else {}),
     }
 
 
-def _readings(found: Sequence[JudgedReading]) -> dict[str, Any]:
+def _readings(found: Sequence[JudgedReading], layers: Layers) -> dict[str, Any]:
     """How many readings say what, and every reading with its difference over the median of the right side."""
-    return {**{str(says): n for says, n in counts(found).items()}, "cells": [_reading(reading) for reading in found]}
+    return {
+        **{str(says): n for says, n in counts(found).items()},
+        "cells": [_reading(reading, layers[reading.cell.layer]) for reading in found],
+    }
 
 
-def _reading(reading: JudgedReading) -> dict[str, Any]:
+def _reading(reading: JudgedReading, layer: Mapping[str, Any]) -> dict[str, Any]:
     relative = dict(zip(("relative", "relative_low", "relative_high"), reading.relative or (None,) * 3, strict=True))
-    told = {"metric": reading.cell.metric, "layer": reading.cell.layer, "data": reading.cell.data}
+    told = {"metric": reading.cell.metric, "layer": layer, "data": reading.cell.data}
     about = {"name": reading.cell.name, "direction": reading.metric.direction, "primary": reading.primary}
     said = {"says": reading.says, "reason": reading.reason}
     paired = {key: value for key, value in _paired(reading.result, None).items() if key != "holm_p"}

@@ -11,8 +11,8 @@ import pytest
 
 from optbench.cli import main
 from optbench.plan import Trial
-from optbench.report.figures import to_svg
-from optbench.report.figures.readings import FAR, Scale, drawn, readings
+from optbench.report.figures import save, to_svg
+from optbench.report.figures.readings import FAR, MOST_PARTS, Scale, drawn, readings
 from optbench.stats.claims import judge_claims
 from optbench.stats.readings import Says
 from tests.conftest import report
@@ -82,7 +82,7 @@ def test_json_has_every_reading(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(found["cells"]) == 10
     first = found["cells"][0]
     [part] = judge_claims(results_of(run))[0].parts
-    assert first["primary"] is True
+    assert (first["primary"], first["layer"]) == (True, {})
     assert (first["difference"], first["low"], first["high"]) == (part.result.difference, *(part.result.interval or ()))
     assert first["relative"] == pytest.approx(first["difference"] / first["median_b"])
     last = found["cells"][-1]
@@ -145,11 +145,18 @@ def test_the_curve_is_sorted_and_marks_what_each_reading_is(run: Path) -> None:
 
 
 def test_the_figure_is_in_the_page_and_in_files(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "c: every reading." in report(run, "html", capsys)
-    assert main(["report", str(run), "--figures", str(tmp_path), "--format", "latex"]) == 0
-    assert {file.suffix for file in tmp_path.glob("readings_c.*")} == {".svg", ".png", ".pdf"}
-    [svg] = to_svg(readings([results_of(run)])[0])
+    assert "<strong>c: every reading.</strong>" in report(run, "html", capsys)
+    [figure] = readings([results_of(run)])
+    assert {suffix for suffix, file in save(figure, tmp_path).items() if file.stat().st_size} == {"svg", "png", "pdf"}
+    [svg] = to_svg(figure)
     assert svg.count(">last task<") == 1
+
+
+def test_a_claim_of_many_parts_has_a_panel_for_the_first_ones(tmp_path: Path) -> None:
+    rates = str([0.01 * i for i in range(1, 15)])
+    [figure] = readings([results_of(made(tmp_path, METRICS[:2], value, rates=rates, seeds=6))])
+    assert len(figure.panels) == MOST_PARTS
+    assert "Drawn are the first 12 of 14 parts of the claim." in figure.caption
 
 
 def test_two_runs_have_a_figure_each(run: Path, tmp_path: Path) -> None:

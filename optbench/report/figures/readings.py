@@ -19,7 +19,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import MAX_WIDTH, Figure, Panel
 from optbench.report.figures.series import figure_name
 from optbench.report.numbers import words
-from optbench.report.readings import part_label, reading_name, summary
+from optbench.report.readings import DEFAULT_LAYER, part_label, reading_name, summary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim, judge_claims
 from optbench.stats.readings import JudgedReading, Says
@@ -39,6 +39,8 @@ INSIDE = 0.9
 """The share of interval ends that the axis reaches at least."""
 MORE = 1.5
 """Where an axis longer by this factor has all of them, it has."""
+MOST_PARTS = 12
+"""So many parts of a claim are drawn, the first ones."""
 MANY = 6
 """So many readings that are not drawn are named; of more, their number is given."""
 LOOKS: dict[Says, tuple[str, str, bool]] = {
@@ -122,7 +124,8 @@ def drawn(part: ClaimPart) -> list[Point]:
 
 
 def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterator[Figure]:
-    parts = [(part, points) for part in judged.parts if (points := drawn(part))]
+    found = [(part, points) for part in judged.parts if (points := drawn(part))]
+    parts = found[:MOST_PARTS]
     if not parts:
         return
     every = [point for _, points in parts for point in points]
@@ -139,7 +142,8 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
         f"{_seeds(every)}.",
         *(["The axis is linear around 0 and logarithmic far from it."] if scale.bent else []),
         *(["Intervals that leave the axis are cut."] if any(map(scale.cuts, every)) else []),
-        *_left_out(judged),
+        *([f"Drawn are the first {MOST_PARTS} of {len(found)} parts of the claim."] if len(found) > MOST_PARTS else []),
+        *_left_out([part for part, _ in parts]),
     ]
     yield Figure(
         name=next(name for name in names if name not in used),
@@ -166,10 +170,10 @@ def _scale(points: Sequence[Point]) -> Scale:
     return Scale(*style.limits([0.0, *seen, *(point.effect for point in points)]))
 
 
-def _left_out(judged: JudgedClaim) -> Iterator[str]:
+def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
     """What is not drawn, and why."""
     found = []
-    for part in judged.parts:
+    for part in parts:
         shown = {point.reading.cell for point in drawn(part)}
         names = [reading_name(reading.cell) for reading in part.readings if reading.cell not in shown]
         if names:
@@ -186,7 +190,7 @@ def _rows(judged: JudgedClaim) -> Iterator[Row]:
     depth = 0.0
     named: dict[str, Callable[[str], str]] = {
         "metric": words,
-        "layer": lambda layer: layer or "as defined",
+        "layer": lambda layer: layer or DEFAULT_LAYER,
         "data": {"pooled": "all tasks pooled", "last": "last task"}.__getitem__,
     }
     for key, text in named.items():
