@@ -370,7 +370,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--out", type=Path, help="folder of the results; a new one where none is given")
     parser.add_argument(
-        "--only", action="append", choices=names, metavar="STEP", help="only this step; in the order given"
+        "--only", action="append", metavar="STEP", help="only this step (--list names them); in the order given"
     )
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything (%(default)g)")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, and two steps that hang and fail")
@@ -382,9 +382,9 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--device {given.device}: expected cuda, cuda:N or cpu")
     if not 0 < given.budget < float("inf"):
         parser.error(f"--budget {given.budget:g}: expected a number of seconds above 0")
-    rehearsed = {step.name for step in REHEARSED}
-    if not given.rehearse and rehearsed & {*(given.only or ()), given.inside}:
-        parser.error(f"--only {' or '.join(sorted(rehearsed))}: only with --rehearse")
+    known = [step.name for step in (EVERY.values() if given.rehearse else ALL)]
+    if wrong := [name for name in (given.only or [given.inside]) if name not in (*known, None)]:
+        parser.error(f"--only {wrong[0]}: expected one of {', '.join(known)}")
     return given
 
 

@@ -28,6 +28,7 @@ step has seen, mean and standard deviation over seeds; `difference`: of accuracy
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -127,20 +128,35 @@ def stacked(rows: list[list[Tensor]], place: int) -> Tensor:
     return torch.stack([row[place] for row in rows])
 
 
+def positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def usable(text: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"expected a device of this machine, got {text!r}")
+    return device
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--device", type=usable, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--members", type=positive, nargs="+", default=[1, 10])
     parser.add_argument("--sides", type=int, nargs="+", default=[10, 100, 784], choices=[10, 100, 784])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--refresh", action="store_true", help="when to refresh, instead of how")
-    parser.add_argument("--seeds", type=int, default=3, help="of --refresh")
+    parser.add_argument("--seeds", type=positive, default=3, help="of --refresh")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.refresh:
         compare_refreshes(arguments.seeds)
         return
-    device = torch.device(arguments.device)
+    device = arguments.device
     name = "a CPU, one thread" if device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; order {ORDER}, epsilon {EPSILON:g}\n")
     print(HEADING)

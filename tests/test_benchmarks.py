@@ -19,6 +19,22 @@ def printed(name: str, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("roots.py", ["--device", "cpuu"], "argument --device: expected cpu, cuda or cuda:N, got 'cpuu'"),
+        ("roots.py", ["--members", "0"], "argument --members: expected a whole number of at least 1, got '0'"),
+        ("on_device.py", ["--only", "rots"], "--only rots: expected one of machine, tests, smoke, throughput, roots, "),
+        ("on_device.py", ["--only", "hangs"], "--only hangs: expected one of machine, tests, "),
+    ],
+)
+def test_wrong_values_are_one_line(name: str, words: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, BENCHMARKS / name, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"{name}: error: {said}")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_throughput_prints_a_row_for_each_way() -> None:
     out = printed("throughput.py", "--members", "2", "--rounds", "1", "--seconds", "0.01")

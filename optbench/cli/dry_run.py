@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -11,8 +10,9 @@ from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.counting import count
+from optbench.data.catalog import FACTS
 from optbench.errors import DataError, escaped
-from optbench.execution.preflight import check_optimizers, find_code
+from optbench.execution.preflight import check_optimizers, find_code, placed
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
@@ -20,20 +20,26 @@ from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import using
+from optbench.tasks.examples import check_sizes
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
 """Characters of a name that are kept together, so that three names leave room for the rest in 80 columns."""
 
-LOCK_STEP = "trained in lock-step where torch.func agrees with each member alone, which is tried on an accelerator"
+LOCK_STEP = {
+    "cpu": "by torch.func for all members where that gives the bits of each alone and is faster, which is tried first",
+    "accelerator": "trained in lock-step where torch.func agrees with each member alone, which is tried first",
+}
 
 
 def show_plan(plan: Plan, options: Options) -> None:
     """Print experiments, cohorts and trials, and which of them are done already.
 
     Raises:
-        OptbenchError: a user's optimizer refuses its settings, or a model does not fit its data.
+        OptbenchError: a user's optimizer refuses its settings, a model does not fit its data, or a protocol asks for
+            more examples than a dataset has.
     """
+    _check_sizes(plan)
     models, resume, claims = _models(plan, options), options.resume, plan.suite.claims
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
@@ -71,6 +77,18 @@ def show_plan(plan: Plan, options: Options) -> None:
             console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
 
 
+def _check_sizes(plan: Plan) -> None:
+    """Check what protocols ask of the shipped datasets, whose sizes are known without their data.
+
+    Raises:
+        UsageError: more examples than there are, or none left to train on.
+    """
+    for name, experiment in plan.suite.experiments.items():
+        if (info := FACTS.get(experiment.dataset.kind)) is not None:
+            with placed(f"experiments.{name}"):
+                check_sizes(experiment.protocol, info.train_size, info.test_size, info.name)
+
+
 def _task_summary(experiment: ExperimentSettings) -> str:
     """`permuted (permutations per-seed, first permuted)`."""
     settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count"}
@@ -102,10 +120,10 @@ def _models(plan: Plan, options: Options) -> list[str]:
         return []
     with using(find_code(plan, options.resume, options.suite_folder, force=True).sources):
         check_optimizers(trial for trial in plan.trials if trial.user_optimizers)
-        return _tried(plan, options.data_dir)
+        return _tried(plan, options)
 
 
-def _tried(plan: Plan, data_dir: Path | None) -> list[str]:
+def _tried(plan: Plan, options: Options) -> list[str]:
     lines = []
     for name, experiment in plan.suite.experiments.items():
         users = [model for model, settings in experiment.models.items() if settings.is_users]
@@ -113,15 +131,20 @@ def _tried(plan: Plan, data_dir: Path | None) -> list[str]:
             continue
         from optbench.data import load
         from optbench.engine.blueprint import Blueprint
+        from optbench.engine.device import resolve
+
+        lock_step = LOCK_STEP["cpu" if resolve(options.device).type == "cpu" else "accelerator"]
 
         try:
-            dataset = load(experiment.dataset, data_dir, download=False)
+            dataset = load(experiment.dataset, options.data_dir, download=False)
         except DataError:
             lines += [f"{name}, {model}: not tried, since the data are missing" for model in users]
             continue
+        with placed(f"experiments.{name}"):
+            check_sizes(experiment.protocol, len(dataset.train), len(dataset.test), dataset.name)
         for model in users:
             alone = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}").alone
-            how = f"trained member by member: {alone}" if alone else LOCK_STEP
+            how = f"trained member by member: {alone}" if alone else lock_step
             lines.append(f"{name}, {model}: {how}")
     return lines
 

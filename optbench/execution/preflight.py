@@ -144,6 +144,15 @@ def left_of(plan: Plan) -> list[Trial]:
 
 
 @contextlib.contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Put the place in the suite in front of a UsageError that is raised in the block."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(*(f"{place}.{line}" for line in error.args)) from error
+
+
+@contextlib.contextmanager
 def _reported(place: str, kind: Kind) -> Iterator[None]:
     """Report what a user's kind raises in the block. place: of its settings in the suite.
 
@@ -168,11 +177,9 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
 
     protocol = experiment.protocol
     with _reported(f"experiments.{name}.tasks", experiment.tasks):
-        try:
+        with placed(f"experiments.{name}"):
             data = dataset if experiment.tasks.is_users else dataset.without_pixels()
             family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
-        except UsageError as error:
-            raise UsageError(*(f"experiments.{name}.{line}" for line in error.args)) from error
         sizes = list(family.train_sizes(suite.seeds))
         if experiment.tasks.is_users:  # the first task stands for all
             family.try_first(suite.seeds[0])

@@ -14,6 +14,7 @@ import pandas as pd
 
 from optbench.counting import count
 from optbench.errors import UsageError, unknown
+from optbench.interface.arguments import suggesting
 from optbench.report.records import comparison_rows
 from optbench.report.spread import Spread, spread_text
 from optbench.report.summary import Summary, summarise
@@ -148,6 +149,7 @@ def read_run(run: str | Path | Run, runs_dir: str | Path = "runs") -> Run:
     return run if isinstance(run, Run) else Run(read_stored(find_run(str(run), Path(runs_dir))))
 
 
+@suggesting
 def compare(
     run: str | Path | Run,
     a: str | None = None,
@@ -187,7 +189,7 @@ def compare(
     found = pairing.compare(*sides, experiments=experiments, force=force)
     found.check_paired()
     for remark in found.remarks:
-        warnings.warn(remark, stacklevel=2)
+        warnings.warn(remark, stacklevel=3)  # of the caller, past `suggesting`
     return pd.DataFrame(list(comparison_rows(found, metrics)))
 
 

@@ -13,6 +13,7 @@ from optbench.errors import UsageError
 from optbench.execution.session import Options
 from optbench.execution.session import run as train
 from optbench.execution.view import View
+from optbench.interface.arguments import suggesting
 from optbench.interface.given import GivenOptimizers, GivenSuite, choice_of, suite_file
 from optbench.interface.results import Run, read_run
 from optbench.kinds import AS_WRITTEN
@@ -23,6 +24,7 @@ from optbench.suite.placing import placing
 from optbench.targets import Objects, using
 
 
+@suggesting
 def run(
     suite: GivenSuite | None = None,
     *,
@@ -89,7 +91,7 @@ def run(
         raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
     found = read_run(outcome.path)
     for text in (*notes, *_failures(found)):
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)  # of the caller, past `suggesting`
     return found
 
 

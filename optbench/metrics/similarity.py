@@ -135,7 +135,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     a, b = centred(x), centred(y)
     examples = a.shape[-2]
     if b.shape[-2] != examples:
-        raise ValueError(f"x and y need the same number of examples; {examples} and {b.shape[-2]} came")
+        raise ValueError(f"expected x and y of the same number of examples, got {examples} and {b.shape[-2]}")
     if debiased and examples < 4:
         return alignment(a, b, False) * torch.nan
     cross = alignment(a, b, debiased)
@@ -154,9 +154,9 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
     """
     width = x.shape[-1]
     if y.shape[-1] != width:
-        raise ValueError(f"x and y need the same width; {width} and {y.shape[-1]} came")
+        raise ValueError(f"expected x and y of the same width, got {width} and {y.shape[-1]}")
     if not 1 <= k <= width:
-        raise ValueError(f"k needs 1 ≤ k ≤ d = {width}; {k} came")
+        raise ValueError(f"k: expected 1 ≤ k ≤ d = {width}, got {k}")
     overlap = (leading_directions(x, k) @ leading_directions(y, k).mT).square().sum((-2, -1)) / k
     return overlap.clamp(max=1.0)
 
@@ -171,7 +171,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
     for labels in (a, b):
         _check_integer(labels)
     if a.shape[-1:] != b.shape[-1:]:
-        raise ValueError(f"both need the same number of examples; shapes {tuple(a.shape)} and {tuple(b.shape)} came")
+        raise ValueError(f"expected the same examples on both sides, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     return (a != b).double().mean(-1)
 
 
@@ -209,21 +209,21 @@ def _by_class(features: Tensor, labels: Tensor, classes: int | None) -> tuple[Te
     _check_integer(labels)
     if features.ndim < 2 or labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
-            "features need shape (..., N, d) and labels (N,) or (..., N); "
-            f"{tuple(features.shape)} and {tuple(labels.shape)} came"
+            "expected features (..., N, d) and labels (N,) or (..., N), got shapes "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}"
         )
     labels = labels.to(features.device, torch.int64)
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
     count = high + 1 if classes is None else classes
     if low < 0 or high >= count:
-        raise ValueError(f"labels need to lie in 0..{count - 1}; {low}..{high} came")
+        raise ValueError(f"labels: expected 0..{count - 1}, got {low}..{high}")
     member = labels[..., None] == torch.arange(count, device=labels.device)
     return features.detach().double(), member.double()
 
 
 def _check_integer(labels: Tensor) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.ndim < 1:
-        raise ValueError(f"labels need to be integers of shape (..., N); {labels.dtype} {tuple(labels.shape)} came")
+        raise ValueError(f"labels: expected integers of shape (..., N), got {labels.dtype} {tuple(labels.shape)}")
 
 
 def centred(features: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
 def leading_directions(x: Tensor, k: int) -> Tensor:
     """The k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN where they are not determined."""
     if x.ndim < 2:
-        raise ValueError(f"x and y need shape (..., N, d); {tuple(x.shape)} came")
+        raise ValueError(f"expected x and y of shape (..., N, d), got {tuple(x.shape)}")
     values = x.detach().double()
     if values.shape[-2] < k:
         return values.new_full((*values.shape[:-2], k, values.shape[-1]), torch.nan)

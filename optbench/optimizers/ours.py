@@ -42,7 +42,7 @@ def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
     epsilon = settings.get("epsilon", 1.0)
     if settings.get("root") != "newton" or epsilon >= LEAST_FOR_NEWTON:
         return None
-    return f"root: newton needs an epsilon of at least {LEAST_FOR_NEWTON:g}; {epsilon!r} came"
+    return f"expected an epsilon of at least {LEAST_FOR_NEWTON:g} with root: newton, got {epsilon!r}"
 
 
 OURS: tuple[OptimizerSpec, ...] = (

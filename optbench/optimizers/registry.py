@@ -59,13 +59,13 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 _check_declaration(name, value)
             check_given(name, value)
             if isinstance(value, float) and not math.isfinite(value):
-                raise OptimizerError(f"hyper-parameter '{name}' needs a finite number; {value!r} came")
+                raise OptimizerError(f"hyper-parameter '{name}': expected a finite number, got {value!r}")
             continue
         if name not in spec.hyperparameters:
             raise OptimizerError(unknown(f"hyper-parameter of {target}", name, spec.hyperparameters))
         problem = spec.hyperparameters[name].problem(value)
         if problem is not None:
-            raise OptimizerError(f"hyper-parameter '{name}' of {target} {problem}")
+            raise OptimizerError(f"hyper-parameter '{name}' of {target}: {problem}")
         if spec.hyperparameters[name].kind == "optimizer":
             base, settings = base_settings(target, value)
             try:
@@ -103,7 +103,7 @@ def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 def _check_declaration(name: str, value: Any) -> None:
     if name in ("elementwise", "only_matrices") and not isinstance(value, bool):
-        raise OptimizerError(f"'{name}' needs true or false; {value!r} came")
+        raise OptimizerError(f"'{name}': expected true or false, got {value!r}")
     if name == "needs":
         words = value.split() if isinstance(value, str) else [str(value)]
         for word in words:

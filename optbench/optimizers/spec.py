@@ -70,14 +70,12 @@ class Hyper:
     """Whether null is a value too."""
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with `value` ("needs a number above 0; 'fast' came"), or None."""
+        """What is wrong with `value` ("expected a number above 0, got 'fast'"), or None."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if self.kind == "boolean":
             ok, needed = isinstance(value, bool), "true or false"
         elif self.kind == "choice":
             ok, needed = value in self.choices, " or ".join(repr(choice) for choice in self.choices)
-            guess = nearest(value, self.choices) if isinstance(value, str) else None
-            needed += f" (did you mean '{guess}'?)" if not ok and guess else ""
         elif self.kind == "optimizer":
             ok = isinstance(value, Mapping) and isinstance(value.get("target"), str)
             needed = "an optimizer, as in {target: adamw, lr: 0.001}"
@@ -95,7 +93,10 @@ class Hyper:
                 needed += f" {'above' if self.above else 'of at least'} {self.low:g}"
             needed += f" and at most {self.high:g}" if math.isfinite(self.high) else ""
             needed += "".join(f" or {choice!r}" for choice in self.choices)
-        return None if ok or (value is None and self.optional) else f"needs {needed}; {value!r} came"
+        if ok or (value is None and self.optional):
+            return None
+        guess = nearest(value, self.choices) if isinstance(value, str) else None
+        return f"expected {needed}, got {value!r}" + (f"; did you mean '{guess}'?" if guess else "")
 
 
 LR, WEIGHT_DECAY = Hyper(1e-3, above=True), Hyper(0.0)

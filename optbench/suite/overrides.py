@@ -40,7 +40,7 @@ def parse_override(text: str) -> Override:
     try:
         return Override(text, bare.segments, parse_yaml(value, "value").value)
     except SuiteError as error:
-        raise bare.error(str(error)) from None
+        raise bare.error(str(error).removeprefix("value:1:1: ")) from None  # the whole value: no place in it
 
 
 def apply_override(document: Document, override: Override) -> None:

@@ -62,7 +62,7 @@ def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str |
             f"'{text}' is text in YAML 1.2 and a bool in 1.1: write true or false (or null for none), or quote it"
         )
     if plain and _NOT_FINITE.fullmatch(text):
-        raise ValueError(f"needs a finite number; {text} came (quote it if it is text)")
+        raise ValueError(f"expected a finite number, got {text} (quote it if it is text)")
     return text
 
 
@@ -72,12 +72,12 @@ def _whole(text: str) -> int:
     # int() itself refuses to read thousands of digits; no 64-bit number is spelt with 40.
     value = int(text, 0) if len(text) <= 40 else 2**64
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"a whole number needs to fit into 64 bits; {text[:60]} came")
+        raise ValueError(f"expected a whole number of at most 64 bits, got {text[:60]}")
     return value
 
 
 def _number(text: str) -> float:
     value = math.inf if _NOT_FINITE.fullmatch(text) else float(text)
     if not math.isfinite(value):
-        raise ValueError(f"needs a finite number; {text[:60]} came")
+        raise ValueError(f"expected a finite number, got {text[:60]}")
     return value

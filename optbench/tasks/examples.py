@@ -73,18 +73,12 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     Raises:
         UsageError: the protocol asks for more examples than there are, or leaves none to train on.
     """
-    total = len(dataset.train)
-    held_out = protocol.validation_examples
-    if held_out >= total:
-        default = "" if "validation_examples" in protocol.model_fields_set else ", the default,"
-        raise UsageError(
-            f"protocol.validation_examples: {held_out}{default} leaves none of the {total} training examples of "
-            f"{dataset.name} to train on; at most {total - 1}"
-        )
+    total, held_out = len(dataset.train), protocol.validation_examples
+    check_sizes(protocol, total, len(dataset.test), dataset.name)
     order = torch.randperm(total, generator=generator(suite_seed, None, "validation split"))
     validation, rest = order[:held_out], order[held_out:].sort().values
-    train = rest[_subset("train", protocol.train_examples, len(rest), dataset, suite_seed)]
-    test = _subset("test", protocol.test_examples, len(dataset.test), dataset, suite_seed)
+    train = rest[_subset("train", protocol.train_examples, len(rest), suite_seed)]
+    test = _subset("test", protocol.test_examples, len(dataset.test), suite_seed)
     return Parts(
         train=_on_device(dataset.train, train, device),
         validation=_on_device(dataset.train, validation.sort().values, device),
@@ -94,15 +88,32 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     )
 
 
-def _subset(part: Part, wanted: int | None, available: int, dataset: Dataset, suite_seed: int) -> Tensor:
+def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
+    """Check what a protocol asks for against the sizes of a dataset called `name`; needs neither its data nor torch.
+
+    Raises:
+        UsageError: the protocol asks for more examples than there are, or leaves none to train on.
+    """
+    held_out = protocol.validation_examples
+    if held_out >= train:
+        default = "" if "validation_examples" in protocol.model_fields_set else ", the default,"
+        raise UsageError(
+            f"protocol.validation_examples: {held_out}{default} leaves none of the {train} training examples of "
+            f"{name} to train on; at most {train - 1}"
+        )
+    for part, wanted, available in (
+        ("train", protocol.train_examples, train - held_out),
+        ("test", protocol.test_examples, test),
+    ):
+        if wanted is not None and wanted > available:
+            left = f"{part} examples that {name} has" + (" after the validation split" if part == "train" else "")
+            raise UsageError(f"protocol.{part}_examples: {wanted} is more than the {available} {left}")
+
+
+def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> Tensor:
     """Sorted indices of `wanted` of the `available` examples; all of them when `wanted` is None."""
     if wanted is None:
         return torch.arange(available)
-    if wanted > available:
-        raise UsageError(
-            f"protocol.{part}_examples: {wanted} is more than the {available} {part} examples that {dataset.name} has"
-            + (" after the validation split" if part == "train" else "")
-        )
     order = torch.randperm(available, generator=generator(suite_seed, None, f"{part} subset"))
     return order[:wanted].sort().values
 

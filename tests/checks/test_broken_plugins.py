@@ -136,7 +136,7 @@ def test_a_target_that_is_none_is_refused(name: str, tmp_path: Path, capsys: pyt
         (["mine.speed=1"], "'speed'"),
         (["mine.lr=.nan"], "finite"),
         (["mine.needs=coffee"], "unknown need 'coffee'"),
-        (["mine.elementwise=1"], "'elementwise' needs true or false; 1 came"),
+        (["mine.elementwise=1"], "'elementwise': expected true or false, got 1"),
         (["mine.params=1"], "'params'"),
         (["mine.only_matrices=true", "mine.fallback_speed=1"], "'speed'"),
     ],

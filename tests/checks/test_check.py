@@ -409,7 +409,7 @@ def test_the_largest_difference_sees_one_bit_and_nan() -> None:
     [
         ("adamm", {}, "did you mean 'adam'"),
         ("adam", {"rate": 1}, "unknown hyper-parameter of adam 'rate'"),
-        ("adam", {"lr": "fast"}, "needs a number"),
+        ("adam", {"lr": "fast"}, "expected a number"),
         ("no_such_module:Sgd", {}, "cannot import no_such_module"),
         ("torch.optim:Adaam", {}, "did you mean 'Adam'"),
         ("torch.nn:Linear", {}, "expected a torch.optim.Optimizer, or a class or function"),

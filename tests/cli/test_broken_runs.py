@@ -172,7 +172,7 @@ def test_a_switch_at_a_step_below_0_is_refused_by_the_report_that_reads_it(
     suite = yaml.safe_load(file.read_text(encoding="utf-8"))
     suite["optimizers"]["switched"]["at"] = -1
     file.write_text(yaml.safe_dump(suite), encoding="utf-8")
-    words = "hyper-parameter 'at' of switch needs an integer of at least 0"
+    words = "hyper-parameter 'at' of switch: expected an integer of at least 0"
     assert words in refusal(capsys, tmp_path, *commands(run)["report"])
 
 

@@ -52,12 +52,12 @@ def test_every_command_that_takes_a_suite_refuses_it_alike(
 UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr'; did you mean 'lr'?"),
-    "rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd needs a number"),
-    "rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd needs a number"),
-    "rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd needs a number"),
-    "rate is null": ("lr: 0.1", "lr: null", "4:22", "'lr' of sgd needs a number"),
-    "a choice in a list of lists": ("lr: 0.1", "lr: [[1]]", "4:22", "'lr' of sgd needs a number"),
-    "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "needs an optimizer"),
+    "rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd: expected a number"),
+    "rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd: expected a number"),
+    "rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd: expected a number"),
+    "rate is null": ("lr: 0.1", "lr: null", "4:22", "'lr' of sgd: expected a number"),
+    "a choice in a list of lists": ("lr: 0.1", "lr: [[1]]", "4:22", "'lr' of sgd: expected a number"),
+    "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "expected an optimizer"),
     "wrapper around itself without end": (
         "sgd, lr: 0.1",
         "gradient-noise, base: " + "{target: gradient-noise, base: " * 8 + "{target: nobody}" + "}" * 8,

@@ -118,4 +118,4 @@ def test_a_dry_run_says_how_users_models_are_trained(suite: Path, capsys: pytest
     assert main([*words(suite, "dry"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "  nets, resnet: trained member by member: batch norm, dropout\n" in out
-    assert "  nets, vit: trained in lock-step where torch.func agrees with each member alone" in out
+    assert "  nets, vit: by torch.func for all members where that gives the bits of each alone and is faster" in out

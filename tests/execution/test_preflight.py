@@ -67,6 +67,18 @@ def test_a_fault_of_the_last_experiment_is_found_before_the_first_is_trained(
     assert Path("s.yaml").read_text().splitlines()[int(place[1]) - 1].strip().startswith(place[3])
 
 
+@pytest.mark.parametrize("name", ["more than there are", "all held out"])
+def test_a_dry_run_knows_the_sizes_of_shipped_datasets(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, protocol, words = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(SUITE.format(tasks=tasks, protocol=protocol), encoding="utf-8")
+    dry = refusal(capsys, tmp_path, "run", "s.yaml", "--dry-run")
+    assert words in dry
+    assert dry == refusal(capsys, tmp_path, "run", "s.yaml", *QUICK), "as the run itself says"
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.one_of(

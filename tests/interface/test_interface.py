@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -99,8 +100,9 @@ def test_a_run_with_an_object_is_resumed_with_the_same_object_only(capsys: pytes
 def test_failed_trials_are_rows_and_a_warning() -> None:
     with pytest.warns(
         UserWarning, match="2 of 4 trials failed, permuted/net/bad/default/seed=0 with RuntimeError: no such"
-    ):
+    ) as warned:
         run = small(optimizers={"bad": Raising})
+    assert warned[0].filename == __file__, "of the caller"
     assert repr(run).endswith("complete, 4 trials (2 ok, 2 failed)")
     assert "failed" in str(run)
     assert "<table" in run._repr_html_()
@@ -150,6 +152,13 @@ def test_mistakes_are_said_in_the_words_of_python(change: dict[str, Any], kind: 
         optbench.run(**{"suite": SMALL, "device": "cpu", **change})
     assert "--" not in str(found.value)
     assert not Path("runs").exists()
+
+
+def test_a_misspelt_argument_is_told_the_nearest_one() -> None:
+    wrong: dict[str, Any] = {"sees": 3}
+    with pytest.raises(TypeError, match=r"^optbench.run\(\): unknown argument 'sees'; did you mean 'seeds'\?"):
+        optbench.run("smoke", **wrong)
+    assert inspect.signature(optbench.run).parameters["seeds"].default is None
 
 
 @pytest.fixture(scope="module")

@@ -162,9 +162,9 @@ def test_class_measures_of_members_stacked_equal_members_alone() -> None:
     ("labels", "classes", "message"),
     [
         (torch.tensor([0, 1, 2]), None, r"labels \(N,\) or"),
-        (torch.tensor([0.0, 1, 2, 3]), None, "labels need to be integers"),
-        (torch.tensor([0, 1, 2, 3]), 3, r"lie in 0\.\.2; 0\.\.3 came"),
-        (torch.tensor([0, 1, -1, 0]), None, r"-1\.\.1 came"),
+        (torch.tensor([0.0, 1, 2, 3]), None, "labels: expected integers"),
+        (torch.tensor([0, 1, 2, 3]), 3, r"expected 0\.\.2, got 0\.\.3"),
+        (torch.tensor([0, 1, -1, 0]), None, r"got -1\.\.1"),
     ],
 )
 def test_wrong_labels_are_refused(labels: Tensor, classes: int | None, message: str) -> None:
@@ -258,7 +258,7 @@ def test_cka_of_members_stacked_equals_members_alone() -> None:
 
 
 def test_cka_refuses_different_numbers_of_examples() -> None:
-    with pytest.raises(ValueError, match="same number of examples; 5 and 6 came"):
+    with pytest.raises(ValueError, match="same number of examples, got 5 and 6"):
         linear_cka(normal(5, 2), normal(6, 2))
 
 
@@ -300,7 +300,7 @@ def test_overlap_is_nan_where_the_directions_are_undetermined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "k", "message"), [(3, 0, "1 ≤ k ≤ d = 3; 0"), (3, 4, "4 came"), (2, 1, "same width")]
+    ("width", "k", "message"), [(3, 0, "1 ≤ k ≤ d = 3, got 0"), (3, 4, "got 4"), (2, 1, "same width")]
 )
 def test_overlap_refuses_wrong_sizes(width: int, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -318,8 +318,8 @@ def test_disagreement_counts_examples() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), "same number of examples"),
-        (torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), "labels need to be integers"),
+        (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), "the same examples on both sides"),
+        (torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), "labels: expected integers"),
     ],
 )
 def test_disagreement_refuses_other_input(a: Tensor, b: Tensor, message: str) -> None:

@@ -415,19 +415,22 @@ def test_guests_of_every_kind_from_the_command_line(
         (["--optimizer", "x=./broken.py:Plain"], "cannot import broken.py"),
         (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.lrr=1"], "did you mean 'lr'?"),
         (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.needs=clozure"], "did you mean 'closure'?"),
-        (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.elementwise=1"], "needs true or false"),
+        (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.elementwise=1"], "expected true or false"),
         (
             ["--optimizer", "x=./mine.py:Normalised", "--set", "optimizers.x.elementwise=true"],
             "elementwise, and is not",
         ),
-        (["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"], "needs true or false"),
+        (
+            ["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"],
+            "expected true or false",
+        ),
         (
             ["--set", "optimizers.sgd={target: ./mine.py:Matrices, only_matrices: true, fallback_lrr: 1}"],
             "did you mean 'lr'?",
         ),
         (["--set", "optimizers.sgd={target: sam, base: {target: sgdd}}"], "did you mean 'sgd'?"),
         (["--set", "optimizers.sgd={target: sam, base: {target: sgd, lrr: 1}}"], "did you mean 'lr'?"),
-        (["--set", "optimizers.sgd={target: sam, base: sgd}"], "needs an optimizer, as in"),
+        (["--set", "optimizers.sgd={target: sam, base: sgd}"], "expected an optimizer, as in"),
         (["--set", "optimizers.sgd={target: sam, base: {target: sam}}"], "sam cannot stand over sam"),
     ],
 )

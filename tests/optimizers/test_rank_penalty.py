@@ -152,7 +152,7 @@ def test_what_it_does_not_stand_over_or_under_is_said() -> None:
     for outer in ("sam", "rank-penalty"):
         with pytest.raises(OptimizerError, match=f"{outer} cannot stand over rank-penalty; expected rank-penalty out"):
             check_settings(outer, {"base": inside})
-    with pytest.raises(OptimizerError, match="'strength' of rank-penalty needs a number; 'much' came"):
+    with pytest.raises(OptimizerError, match="'strength' of rank-penalty: expected a number, got 'much'"):
         check_settings("rank-penalty", {"strength": "much"})
     with pytest.raises(OptimizerError, match=r"expected a model with an nn\.Linear"):
         RankPenalty(nn.Conv2d(1, 1, 1), SGD)

@@ -261,5 +261,5 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained(e
     good = {"root": "newton", "epsilon": 1e-4}
     check_settings("shampoo", good)
     check_settings("shampoo", {"epsilon": epsilon})
-    with pytest.raises(OptimizerError, match=r"shampoo: root: newton needs an epsilon of at least 1e-15; "):
+    with pytest.raises(OptimizerError, match=r"shampoo: expected an epsilon of at least 1e-15 with root: newton, got "):
         check_settings("shampoo", good | {"epsilon": epsilon})
