@@ -29,3 +29,22 @@ def test_importing_needs_no_torch(module: str) -> None:
     code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_imports_no_more_than_it_needs() -> None:
+    code = """
+import sys, torch
+from optbench.data import load
+from optbench.execution.worker import prepare
+from optbench.models import build, materialised
+from optbench.suite.schema import ModelSettings
+
+prepare()
+mnist = load("mnist")
+network = materialised(build(ModelSettings(kind="mlp", hidden=[8]), mnist.inputs, mnist.classes), torch.device("cpu"))
+torch.optim.SGD(network.parameters(), lr=0.1).step()
+found = {"pandas", "pyarrow.dataset", "sympy", "torch._dynamo", "matplotlib"} & sys.modules.keys()
+sys.exit(", ".join(sorted(found)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -36,14 +36,15 @@ def embedded_mnist() -> Dataset:
     """
     info = FACTS["mnist"]
     try:
-        with as_file(files("optbench.data") / FILE_NAME) as path:
-            table = pq.read_table(path, columns=["image", "label"]).combine_chunks()
+        # pq.read_table, and to_numpy below, import pandas, which takes longer than reading.
+        with as_file(files("optbench.data") / FILE_NAME) as path, pq.ParquetFile(path) as file:
+            table = file.read(columns=["image", "label"], use_threads=False).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the embedded MNIST cannot be read; reinstall optbench ({type(error).__name__})") from error
     if len(table) != info.train_size + info.test_size:
         raise DataError(f"the embedded MNIST has {len(table)} rows; it should have 70000; reinstall optbench")
-    images = _images(table["image"].chunk(0)).reshape(-1, *info.shape)
-    labels = table["label"].to_numpy().astype(np.int64)
+    images = _bytes(table["image"].chunk(0)).reshape(-1, *info.shape)
+    labels = _bytes(table["label"].chunk(0)).astype(np.int64)
     # Copies: Arrow's buffers are read-only, and torch warns of tensors over memory that must not be written.
     pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels)
     first = info.train_size
@@ -57,8 +58,8 @@ def embedded_mnist() -> Dataset:
     )
 
 
-def _images(column: pa.FixedSizeBinaryArray) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The bytes of a fixed-size binary column as a flat read-only array, without a copy."""
+def _bytes(column: pa.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The bytes of a column of uint8 or of fixed-size binary as a flat read-only array, without a copy."""
     width = column.type.byte_width
     buffer = column.buffers()[1]
     return np.frombuffer(buffer, dtype=np.uint8, count=len(column) * width, offset=column.offset * width)

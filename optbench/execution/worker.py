@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from optbench.execution.nursery import heedless
 
 if TYPE_CHECKING:
+    from optbench.data import Dataset
     from optbench.engine import Workspace
     from optbench.execution.messages import Answer, Job, Unit
 
@@ -75,7 +76,8 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
     from optbench.targets import use
 
     job: Job | None = None
-    workspaces: dict[str, Workspace] = {}
+    workspaces: dict[str, Workspace] = {}  # the last one, by its experiment
+    loaded: tuple[str, Dataset] | None = None  # the last one, by its settings
     while True:
         try:
             received: Job | Unit = connection.recv()
@@ -85,16 +87,20 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
             job = received
             use(job.sources)
             workspaces.clear()
+            loaded = None
             continue
         assert job is not None
         unit = received
         try:
             if unit.experiment not in workspaces:
                 experiment = job.suite.experiments[unit.experiment]
-                dataset = load(experiment.dataset, job.data_dir, download=False)
                 workspaces.clear()  # one experiment's arrays at a time
+                wanted = experiment.dataset.model_dump_json()
+                if loaded is None or loaded[0] != wanted:
+                    loaded = None
+                    loaded = wanted, load(experiment.dataset, job.data_dir, download=False)
                 settle(torch.device(device))
-                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, torch.device(device))
+                workspaces[unit.experiment] = Workspace.of(experiment, loaded[1], job.suite.seed, torch.device(device))
             workspace = workspaces[unit.experiment]
             _answer(do(unit, workspace, connection.send, job.interim), connection)
         except KindError as error:

@@ -29,7 +29,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 def materialised(network: nn.Module, device: torch.device) -> nn.Module:
     """A copy on the device; the weights of one without any (on the meta device) are undefined."""
     copied = copy.deepcopy(network)
-    return copied.to_empty(device=device) if next(copied.parameters()).is_meta else copied.to(device)
+    if not next(copied.parameters()).is_meta:
+        return copied.to(device)
+    # As `to_empty`, which imports sympy for tensors on the meta device: half a second.
+    copied._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device=device))  # type: ignore[no-untyped-call]
+    return copied
 
 
 class Network(Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import optbench
 from optbench.cli import main
 
 PLUGIN = """
@@ -57,3 +59,45 @@ def test_patches_of_a_users_code_reach_no_other_optimizer(tmp_path: Path, capsys
     first, plain = (among[among.optimizer == name].accuracy.tolist() for name in ("first", "plain"))
     assert plain == first
     assert len(first) >= 2 * 2 * 3
+
+
+COUNTED = """
+import os
+from pathlib import Path
+import torch
+import optbench
+
+def points(log: str, *, noise: float = 0.0) -> optbench.Dataset:
+    with Path(log).open("a") as file:
+        file.write(f"{os.getpid()} {noise}\\n")
+    inputs = torch.randn(400, 4, generator=torch.Generator().manual_seed(0)) + noise
+    half = optbench.Split(inputs, (inputs[:, 0] > noise).long())
+    return optbench.Dataset("points", half, half, 2)
+"""
+
+
+def test_a_worker_loads_a_dataset_once_for_experiments_that_share_it(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(COUNTED)
+    log = tmp_path / "loads"
+
+    def experiment(noise: float) -> dict[str, object]:
+        return {
+            "dataset": {"kind": f"{tmp_path}/data.py:points", "log": str(log), "noise": noise},
+            "tasks": {"kind": "class-incremental", "group_size": 2},
+            "models": {"net": {"kind": "mlp", "hidden": [4]}},
+            "protocol": {"batch_size": 16, "max_epochs": 1, "validation_examples": 100},
+        }
+
+    suite = {
+        "name": "shared",
+        "seeds": 1,
+        "optimizers": {"sgd": {"target": "sgd", "lr": 0.1}},
+        "experiments": {"a": experiment(0.0), "b": experiment(0.0), "c": experiment(2.0)},
+    }
+    found = optbench.run(suite, runs_dir=tmp_path / "runs", device="cpu", jobs=1)
+    assert set(found.table("trials")["status"]) == {"ok"}
+    loads = [line.split() for line in log.read_text().splitlines()]
+    by_worker = [noise for pid, noise in loads if int(pid) != os.getpid()]
+    assert sorted(by_worker) == ["0.0", "2.0"]
+    accuracy = found.table("accuracy").query("after_task == 1").set_index("experiment")["loss"]
+    assert accuracy["a"] == accuracy["b"] != accuracy["c"]
