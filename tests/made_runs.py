@@ -38,6 +38,7 @@ experiments:
     tasks: {kind: permuted, count: 2}
     models: {narrow: {kind: mlp, hidden: [10]}}
     optimizers: [decays, sgd]
+    figures: [{x: effective_rank, y: forgetting}]
   early:
     tasks: {kind: permuted, count: 2}
     models: {narrow: {kind: mlp, hidden: [10]}}

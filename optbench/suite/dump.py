@@ -69,8 +69,8 @@ def suite_hash(suite: Suite) -> str:
     """16 hexadecimal digits of the SHA-256 of the resolved suite.
 
     Two suites share it when they train and measure the same: comments, the order of keys and spelt-out defaults do
-    not count, nor does what is only said about the results (description, claims, primary metrics, tuning) or how
-    settings are chosen (tune). What is measured for the readings of claims counts as if it were listed.
+    not count, nor does what is only said about the results (description, claims, primary metrics, tuning, figures) or
+    how settings are chosen (tune). What is measured for the readings of claims counts as if it were listed.
     """
     content = _content(suite)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -85,7 +85,7 @@ def suite_differences(a: Suite, b: Suite) -> list[str]:
 def _content(suite: Suite) -> dict[str, Any]:
     content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
-        del experiment["primary"], experiment["tuning"]
+        del experiment["primary"], experiment["tuning"], experiment["figures"]
         for added in ("pairs", "twins"):
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
 from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
-from optbench.suite.schema import Suite
+from optbench.suite.schema import ExperimentSettings, Suite
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
 from optbench.targets import Source, TargetError, is_file, read_source, split, using
@@ -309,19 +309,28 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
         for i, metric in enumerate(experiment.primary or ()):
             if metric not in measured[name].own_metrics:
                 yield (*path, "primary", i), metric, check_metric
+        for i, figure in enumerate(experiment.figures or ()):
+            at = (*path, "figures", i)
+            yield from _taken(measured[name], [((*at, "x"), figure.x), ((*at, "y"), figure.y)])
         chosen = enumerate(experiment.pairs.metrics or ()) if experiment.pairs is not None else ()
         yield from (((*path, "pairs", "metrics", i), metric, check_pair_metric) for i, metric in chosen)
     for name, claim in suite.claims.items():
         listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)] if claim.metric else []
         listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
         listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
-        where = measured.get(claim.experiment)
-        checks = [check_metric]
-        if where is not None:
-            taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
-            checks.append(functools.partial(check_taken, listed=taken))
-        own = where.own_metrics if where else {}
-        yield from ((path, metric, check) for path, metric in listed if metric not in own for check in checks)
+        yield from _taken(measured.get(claim.experiment), listed)
+
+
+def _taken(
+    where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
+) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
+    """As `_named_metrics`, of metrics that an experiment has to take. where: None if there is no such experiment."""
+    checks = [check_metric]
+    if where is not None:
+        taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
+        checks.append(functools.partial(check_taken, listed=taken))
+    own = where.own_metrics if where else {}
+    yield from ((path, metric, check) for path, metric in listed if metric not in own for check in checks)
 
 
 def _settings_faults(

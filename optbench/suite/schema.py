@@ -205,6 +205,24 @@ Twins = Annotated[
 ]
 
 
+class Against(Settings):
+    """A figure of one metric against another, along the setting that each optimizer sweeps."""
+
+    x: MetricName
+    y: MetricName
+
+    @model_validator(mode="after")
+    def _two_metrics(self) -> Against:
+        if self.x == self.y:
+            raise ValueError(f"'y': expected another metric than 'x', got '{self.y}' for both")
+        return self
+
+
+def _distinct_figures(figures: list[Against]) -> list[Against]:
+    listed_once("figure", [f"{figure.y} against {figure.x}" for figure in figures])
+    return figures
+
+
 class ExperimentSettings(Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
@@ -225,6 +243,8 @@ class ExperimentSettings(Settings):
     """Which solutions to compare with each other; null or false: none."""
     twins: Annotated[Twins | None, OffByFalse] = None
     """Pairs of optimizers whose distance from each other is followed during training; null or false: none."""
+    figures: Annotated[list[Against], Field(min_length=1), AfterValidator(_distinct_figures)] | None = None
+    """Figures of the report beyond those that every experiment has; null: none."""
 
     @field_validator("optimizers", mode="before")
     @classmethod

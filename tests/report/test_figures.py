@@ -48,6 +48,7 @@ NAMES = {
         for kind in ("task-accuracy", "class-cosine", "accuracy-matrix", "pruning", "weight-magnitudes")
         for place in ("permuted_narrow", "permuted_wide", "pairs_narrow", "decay_narrow", "early_narrow")
     ),
+    "against__decay__narrow__forgetting__effective_rank",
     "sweep_pairs_narrow_lr",
     "setting__decay__narrow__weight_decay",
     "switch_early_narrow_switched",

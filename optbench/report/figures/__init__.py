@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from optbench.report.figures.against import against
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.final_accuracy import final_accuracy
 from optbench.report.figures.heat_maps import accuracy_matrix, class_cosine
@@ -23,6 +24,7 @@ from optbench.stats.results import Results
 
 FIGURES: tuple[FigureKind, ...] = (
     FigureKind("final-accuracy", final_accuracy),
+    FigureKind("against", against),
     FigureKind("spectrum", spectrum),
     FigureKind("task-accuracy", task_accuracy),
     FigureKind("class-cosine", class_cosine),

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from optbench.report.figures.style import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Point = tuple[float, float]
 
@@ -10,8 +16,32 @@ CHARACTER, LINE = 5.2, 10.0
 """Points, of a label of size 8."""
 CLEAR = 6.0
 """Half the width that a mean's marker takes."""
+SMALL = 2.0
+"""Likewise of a seed's."""
 RINGS = (CLEAR + 1, CLEAR + 12, CLEAR + 26)
 DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.8, 0.9), (0.8, -0.9), (-0.8, -0.9))
+
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": INK, "shrinkA": 0, "shrinkB": 3}
+LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+
+
+def name_points(
+    axes: Axes,
+    centres: Sequence[Point],
+    texts: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+    size: tuple[float, float],
+    others: Sequence[Point] = (),
+    colours: Sequence[str] = (),
+) -> None:
+    """Write a text next to each point, with a line to it; arguments as `place_labels` has them.
+
+    colours: of the texts, where several series have texts.
+    """
+    places = place_labels(centres, texts, limits, size, others)
+    for text, centre, offset, colour in zip(texts, centres, places, colours or [INK] * len(texts), strict=True):
+        arrow = {**LEADER, "color": colour}
+        axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=arrow, color=colour, **LABEL)
 
 
 def place_labels(
@@ -19,14 +49,17 @@ def place_labels(
     texts: Sequence[str],
     limits: Sequence[tuple[float, float]],
     size: tuple[float, float],
+    others: Sequence[Point] = (),
 ) -> list[Point]:
     """The offset of the middle of each label from its point, in typographic points.
 
     centres: in the units of the axes. limits: of the x and the y axis. size: of the axes, in typographic points.
+    others: smaller points, in the units of the axes, that are better not covered.
     Of places on three rings around a point, the nearest one that is free; where none is, the one that covers least.
     """
     spots = [_place(centre, limits, size) for centre in centres]
     taken = [_box(spot, CLEAR, CLEAR) for spot in spots]
+    taken += [_box(_place(other, limits, size), SMALL, SMALL) for other in others]
     offsets: list[Point] = []
     for (x, y), text in zip(spots, texts, strict=True):
         half = CHARACTER * len(text) / 2

@@ -96,6 +96,12 @@ def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) 
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
 
 
+def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look) -> None:
+    """Means as large markers, told from seeds by their edge."""
+    marks = {**shown.marks, "markersize": 7.5, "markeredgecolor": INK}
+    axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **marks, label="_centres")
+
+
 def draw_line(
     axes: Axes, x: ArrayLike, y: ArrayLike, shown: Look, label: str, markers: int = 7, width: float = 2.0
 ) -> None:

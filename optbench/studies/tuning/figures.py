@@ -14,7 +14,7 @@ from optbench.counting import grouped
 from optbench.kinds import value_name
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
-from optbench.report.figures.placing import place_labels
+from optbench.report.figures.placing import name_points
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.wording import accuracy, caption, means
 from optbench.stats.results import Results
@@ -48,8 +48,6 @@ UNITS = {"effective_rank": "dimensions", "forgetting": "loss of accuracy"}
 
 WIDTH, HEIGHT = 3.2, 2.6
 SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
-LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": style.INK, "shrinkA": 0, "shrinkB": 3}
-LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 @dataclass(frozen=True)
@@ -265,7 +263,7 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
             axes.plot(xs, ys, color=shown.colour, linewidth=0.9, alpha=0.6, label="_path")
         for _, pairs in found:
             style.draw_seeds(axes, [x for x, _ in pairs], [y for _, y in pairs], shown)
-        axes.plot(xs, ys, linestyle="none", **{**shown.marks, "markersize": 7.5, "markeredgecolor": style.INK})
+        style.draw_centres(axes, centres, shown)
         learnt, forgotten = sweep.ring("learning_accuracy"), sweep.ring("forgetting")
         at_value = learnt[0] if learnt else None
         _draw_ring(axes, (learnt[1], forgotten[1]) if learnt and forgotten else None)
@@ -273,8 +271,7 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         named = [i for i, (value, _) in enumerate(found) if every or i in (0, len(found) - 1) or value == at_value]
         centres, texts = [centres[i] for i in named], [style.short(float(f"{found[i][0]:.3g}")) for i in named]
         size = ((SCATTER_WIDTH - 0.75) * 72, (SCATTER_HEIGHT - 0.75) * 72)
-        for text, centre, offset in zip(texts, centres, place_labels(centres, texts, limits, size), strict=True):
-            axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=LEADER, **LABEL)
+        name_points(axes, centres, texts, limits, size)
         style.labels(axes, "learning accuracy", "forgetting")
 
     which = "each mean" if len(_against(sweep)) <= MANY_VALUES else "some means"
