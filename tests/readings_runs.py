@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from optbench.metrics.own import metric_record, resolve
 from optbench.plan import Trial
 from optbench.store.tables import MetricRow, Row
+from optbench.suite import load_suite
+from optbench.suite.measured import with_readings
 from tests.written_runs import rows_of, write_run
 
 SUITE = """\
@@ -24,7 +27,7 @@ claims:
     left: a
     right: {right}
     expect: lower
-    readings: {{metrics: [{metrics}], data: [{data}], primary: {{metric: {primary}}}}}
+    readings: {{metrics: [{metrics}], layers: {layers}, data: [{data}], primary: {{metric: {primary}}}}}
 """
 MATRIX = [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]
 Value = Callable[[Trial, str, str], float | None]
@@ -39,6 +42,7 @@ def suite_text(
     data: str = "pooled",
     primary: str = "",
     rates: str = "0.1",
+    layers: str = "[{}]",
 ) -> str:
     return SUITE.format(
         seeds=seeds,
@@ -47,6 +51,7 @@ def suite_text(
         primary=primary or metrics[0],
         metrics=", ".join(metrics),
         rates=rates,
+        layers=layers,
     )
 
 
@@ -57,16 +62,24 @@ def made(
     *,
     name: str = "made",
     status: Callable[[Trial], str] = lambda trial: "ok",
+    measured: Sequence[str] = (),
     start: Callable[[Trial], str] = lambda trial: str(trial.seed),
     **suite: str | int,
 ) -> Path:
-    """A run of `suite_text` with these values; `hoyer` is .4 in every trial."""
+    """A run of `suite_text` with these values; `hoyer` is .4 in every trial.
+
+    measured: the names of the metrics to make values of, where they are not those that the suite lists.
+    """
+    text = suite_text(metrics, **suite)  # type: ignore[arg-type]
+    (folder / "read.yaml").write_text(text, encoding="utf-8")
+    own = with_readings(load_suite(folder / "read.yaml")).experiments["one"].own_metrics.values()
+    record = {"metrics": [metric_record(metric) for metric in resolve(own)]} if own else {}
 
     def rows(trial: Trial) -> list[Row]:
         if status(trial) == "diverged":
             return rows_of("diverged", [[0.1, 0.1], [None, None], [None, None]], {}, init_hash=start(trial))
         found = rows_of("ok", MATRIX, {"hoyer": 0.4}, init_hash=start(trial))
-        for metric in metrics:
+        for metric in measured or metrics:
             for data, task in (("pooled", None), ("last", 2)):
                 given = value(trial, metric, data)
                 note = None if given is not None else "undefined"
@@ -75,4 +88,4 @@ def made(
             found.append(MetricRow(1, 1, "features", metric, -77.0, None))
         return found
 
-    return write_run(folder, suite_text(metrics, **suite), rows, name=name)  # type: ignore[arg-type]
+    return write_run(folder, text, rows, name=name, **record)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from optbench.errors import KindError, OptbenchError, OptimizerError, UsageError
 from optbench.execution.schedule import Plan
 from optbench.kinds import Kind
-from optbench.metrics.own import resolve
+from optbench.metrics.own import MetricSettings, resolve
 from optbench.plan import Trial
 from optbench.store.plugins import Plugin, plugins_of, read_copy
 from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
-from optbench.suite.measured import with_readings
+from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import Source, is_file, read_file, read_source, said, source_hash, split
 from optbench.tasks import Outline
@@ -115,7 +115,7 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
             dataset = load(experiment.dataset, data_dir, notify=notify)
         for model in experiment.models:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
-            _check_places(name, experiment, model, blueprint)
+            _check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
         outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
@@ -192,13 +192,17 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
     return family.outline
 
 
-def _check_places(name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint) -> None:
-    """Check that a model has every place that a metric is read at."""
+def _check_places(
+    name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint, of_claims: Iterable[MetricSettings]
+) -> None:
+    """Check that a model has every place that a metric is read at. of_claims: the metrics of their readings alone."""
+    readings = {entry.name for entry in of_claims}
     for metric in resolve(experiment.metrics):
         try:
             blueprint.tap(metric.place)
         except ValueError as error:
-            raise UsageError(f"experiments.{name}.metrics: {metric.name}: models.{model}: {error}") from error
+            place = f"experiments.{name}{': readings of claims' if metric.name in readings else '.metrics'}"
+            raise UsageError(f"{place}: {metric.name}: models.{model}: {error}") from error
 
 
 def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:

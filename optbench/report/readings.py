@@ -13,8 +13,6 @@ from optbench.stats.readings import JudgedReading, Says, counts
 from optbench.suite.readings import ReadingCell
 
 ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
-DEFAULT_LAYER = "default"
-"""What the metrics are measured on where no layer is named."""
 PRIMARY = "*"
 """Marks the reading that the verdict is about."""
 
@@ -49,6 +47,7 @@ def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
 
 
 def _table(caption: str, part: ClaimPart) -> Table:
+    default = default_layer(part.readings)
     keys = [key for key in ("layer", "data") if len({getattr(reading.cell, key) for reading in part.readings}) > 1]
     texts = ("metric", *keys, "says")
     titles = columns(*texts, "difference\n[95% interval]", "relative", "left", "right", "n", texts=len(texts))
@@ -56,7 +55,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
     for reading in part.readings:
         cell, result, digits = reading.cell, reading.result, decimals(reading.cell.name)
         told = [words(cell.metric) + (f" {PRIMARY}" if reading.primary else "")]
-        told += [getattr(cell, key) or DEFAULT_LAYER for key in keys]
+        told += [getattr(cell, key) or default for key in keys]
         says = f"{reading.says}: {reading.reason}" if reading.reason else str(reading.says)
         tone: Tone = "warning" if reading.says is Says.UNDEFINED else "plain"
         values = (
@@ -68,6 +67,11 @@ def _table(caption: str, part: ClaimPart) -> Table:
         )
         rows.append((*map(Cell, told), Cell(says, tone), *map(Cell, values)))
     return Table(f"{caption} ({PRIMARY} the verdict's)", titles, tuple(rows))
+
+
+def default_layer(readings: Sequence[JudgedReading]) -> str:
+    """What the layer without settings is called: `features` where they choose where a rank is read."""
+    return "features" if all(reading.metric.placed for reading in readings) else "default"
 
 
 def percent(value: float) -> str:

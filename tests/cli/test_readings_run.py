@@ -145,3 +145,14 @@ def test_a_run_without_some_of_its_trials_is_resumed_with_their_readings(run: Pa
     keys = ["trial", "after_task", "task", "layer", "metric"]
     whole, resumed = (pd.read_parquet(path / "metrics.parquet").sort_values(keys) for path in (run, cut))
     pd.testing.assert_frame_equal(whole.reset_index(drop=True), resumed.reset_index(drop=True), check_exact=True)
+
+
+def test_a_layer_that_a_model_does_not_have_is_refused_as_one_of_a_reading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "s.yaml"
+    text = SUITE.replace(", './mine.py:spread'", "").replace(", './mine.py:largest'", "")
+    suite.write_text(text.replace("[{}]", "[{}, {layer: 3}]"), encoding="utf-8")
+    assert main(["run", str(suite), "--runs-dir", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "experiments.one: readings of claims: stable_rank layer=3: models.small: " in said

@@ -159,6 +159,23 @@ def test_a_claim_of_many_parts_has_a_panel_for_the_first_ones(tmp_path: Path) ->
     assert "Drawn are the first 12 of 14 parts of the claim." in figure.caption
 
 
+def test_layers_have_rows_and_columns_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("srank", "srank activation=before", "srank delta=0.1", "srank delta=0.1,activation=before")
+    path = made(
+        tmp_path,
+        ("srank", "{kind: srank, delta: 0.1}"),
+        lambda trial, metric, _: 10.0 + names.index(metric) + (trial.optimizer == "a"),
+        measured=names,
+        layers="[{}, {activation: before}]",
+    )
+    shown = report(path, "markdown", capsys)
+    rows = re.findall(r"^\| (srank\S*(?: delta=0.1)?)(?: \\\*)? +\| (\S+(?: before)?) +\| higher", shown, re.MULTILINE)
+    assert rows == [(m, layer) for m in ("srank", "srank delta=0.1") for layer in ("features", "activation before")]
+    [claim] = json.loads(report(path, "json", capsys))["claims"]
+    assert [cell["layer"] for cell in claim["parts"][0]["readings"]["cells"]] == [{}, {"activation": "before"}] * 2
+    assert [cell["median_b"] for cell in claim["parts"][0]["readings"]["cells"]] == [10.0, 11.0, 12.0, 13.0]
+
+
 def test_two_runs_have_a_figure_each(run: Path, tmp_path: Path) -> None:
     other = made(tmp_path, METRICS[:1], value, name="other")
     names = [figure.name for figure in readings([results_of(run), results_of(other)])]

@@ -19,7 +19,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import MAX_WIDTH, Figure, Panel
 from optbench.report.figures.series import figure_name
 from optbench.report.numbers import words
-from optbench.report.readings import DEFAULT_LAYER, part_label, reading_name, summary
+from optbench.report.readings import default_layer, part_label, reading_name, summary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim, judge_claims
 from optbench.stats.readings import JudgedReading, Says
@@ -190,7 +190,7 @@ def _rows(judged: JudgedClaim) -> Iterator[Row]:
     depth = 0.0
     named: dict[str, Callable[[str], str]] = {
         "metric": words,
-        "layer": lambda layer: layer or DEFAULT_LAYER,
+        "layer": lambda layer: layer or default_layer(judged.parts[0].readings),
         "data": {"pooled": "all tasks pooled", "last": "last task"}.__getitem__,
     }
     for key, text in named.items():
