@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from optbench.cli.entry import main
+from optbench.script import main
 
 # Worker processes import this module again, under another name.
 if __name__ == "__main__":

@@ -9,13 +9,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from optbench.cli import completion, options
 
 if TYPE_CHECKING:
     from optbench.cli.training import Request
 
+
+class _Group(TyperGroup):
+    """Ends an interrupt as `typer.Abort`, of which `entry` says a word: Typer itself would leave in silence."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _aborting():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _aborting():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _aborting() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Abort from None
+
+
 app = typer.Typer(
+    cls=_Group,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take as long to import as everything else
     help="Asks of an optimizer not only how fast it is, but what kind of solution it finds.",
@@ -24,11 +47,7 @@ app = typer.Typer(
 
 def _leave(command: Callable[[], int]) -> NoReturn:
     """Leave with the exit code of a command."""
-    try:
-        code = command()
-    except KeyboardInterrupt:
-        raise typer.Abort from None  # Typer would leave in silence
-    raise typer.Exit(code)
+    raise typer.Exit(command())
 
 
 def _request(context: typer.Context) -> Request:

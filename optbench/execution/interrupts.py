@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+ECHO = 0.3
+"""Seconds after the first interrupt in which another one is that one again: `timeout` and shells pass on to their
+children the Ctrl-C that a terminal has sent to all of them. A second press takes longer."""
 
 
 class Interrupts:
@@ -17,9 +23,10 @@ class Interrupts:
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called for every later interrupt, which raises nothing itself: the first is on its way."""
+        """further: called for every later interrupt but an echo. It raises nothing itself: the first is on its way."""
         self._further = further
         self._requested = self._held = False
+        self._since = math.inf  # on the monotonic clock, the first interrupt
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -53,8 +60,9 @@ class Interrupts:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._requested:
-            self._further()
+            if time.monotonic() - self._since >= ECHO:
+                self._further()
             return
-        self._requested = True
+        self._requested, self._since = True, time.monotonic()
         if not self._held:
             raise KeyboardInterrupt

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from optbench.cli import main
+from optbench.execution.interrupts import ECHO
 from optbench.execution.nursery import FORKS
 from optbench.store import read_run
 from optbench.suite import dump_suite
@@ -84,7 +85,7 @@ def test_the_first_interruption_ends_a_run_within_five_seconds(
 def test_the_second_interruption_does_not_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with training(tmp_path) as (process, workers):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(ECHO + 0.1)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from optbench.execution.interrupts import Interrupts
+from optbench.execution.interrupts import ECHO, Interrupts
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,9 +25,13 @@ def _before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_first_interrupt_is_raised_and_later_ones_are_handed_on(number: signal.Signals) -> None:
+def test_the_first_interrupt_is_raised_and_later_ones_are_handed_on(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     later: list[int] = []
     interrupts = Interrupts(lambda: later.append(1))
+    now = iter((5.0, 6.0, 9.0))
+    monkeypatch.setattr("optbench.execution.interrupts.time.monotonic", lambda: next(now))
 
     def interrupted() -> None:
         with interrupts:
@@ -40,6 +44,20 @@ def test_the_first_interrupt_is_raised_and_later_ones_are_handed_on(number: sign
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert later == [1, 1]
+
+
+def test_an_echo_of_the_first_interrupt_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when `timeout` passes on the Ctrl-C that the terminal has sent to both."""
+    later: list[int] = []
+    now = iter((5.0, 5.0 + 0.9 * ECHO, 5.0 + 1.1 * ECHO))
+    monkeypatch.setattr("optbench.execution.interrupts.time.monotonic", lambda: next(now))
+    with Interrupts(lambda: later.append(1)):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert not later
+        signal.raise_signal(signal.SIGINT)
+        assert later == [1]
 
 
 @pytest.mark.parametrize("again", [True, False])

@@ -15,6 +15,7 @@ import pytest
 from nbclient import NotebookClient
 
 import optbench
+from optbench.execution.interrupts import ECHO
 
 DEFINED = """
 import torch, optbench
@@ -135,7 +136,7 @@ def test_two_interrupts_leave_the_interpreter_alive_and_what_was_finished(tmp_pa
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)  # ending the stubborn worker takes longer
+        time.sleep(ECHO + 0.1)  # ending the stubborn worker takes longer
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
