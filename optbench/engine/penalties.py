@@ -79,7 +79,8 @@ class Penalties:
         axes: of the features that count examples and positions. The term's value is λ H; its gradient is the push,
         which an optimizer that differentiates twice takes for a constant.
 
-        Raises ValueError where a module has a method `features` that its forward pass does not call.
+        Raises ValueError where a module has a method `features` that its forward pass does not call, and where
+        features do not depend on weights.
         """
         own = self._penalties[i]
         if own.strength == 0:
@@ -87,6 +88,8 @@ class Penalties:
             return
         with self._watched(network, axes, lambda rows: (own.strength, own.frame(rows, self._step))) as found:
             yield found
+        if torch.is_grad_enabled() and not found[0].requires_grad:
+            raise ValueError(f"rank-penalty: expected weights below the features of {type(network).__name__}, got none")
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:

@@ -45,7 +45,7 @@ from optbench.engine.resuming import obstacle, proven_state
 from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
-from optbench.errors import OptbenchError
+from optbench.errors import OptbenchError, UsageError
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
 from optbench.optimizers.load import load_factory
@@ -226,6 +226,9 @@ class CohortTraining:
         settings, suite, seed = member.trial.hyperparameters, self.workspace.suite_seed, member.trial.seed
         if member.trial.stepping[0] == member.trial.target:
             return None
+        if self.blueprint.ours and len(self.layout.slots) == 2:  # weight and bias of the head
+            place = f"experiments.{member.trial.experiment}.models.{member.trial.model}"
+            raise UsageError(f"{place}: rank-penalty: expected a model with layers below its last one, got none")
 
         def draws(step: int) -> int:
             return stream_seed(suite, seed, f"rank-penalty/task {task}/step {step}") % SEEDS

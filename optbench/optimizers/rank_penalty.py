@@ -61,7 +61,9 @@ class RankPenalty(Wrapper):
         rotated: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__("rank-penalty", model.parameters(), base, {"strength": strength, "rotated": rotated})
+        super().__init__(
+            "rank-penalty outside of a run", model.parameters(), base, {"strength": strength, "rotated": rotated}
+        )
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise OptimizerError("rank-penalty: expected a model with an nn.Linear, whose input is the features")

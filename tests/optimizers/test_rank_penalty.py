@@ -11,7 +11,7 @@ from torch import nn
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult
-from optbench.errors import OptimizerError
+from optbench.errors import OptimizerError, UsageError
 from optbench.optimizers.make import maker
 from optbench.optimizers.rank_penalty import RankPenalty
 from optbench.optimizers.registry import check_settings, complete, find
@@ -144,6 +144,15 @@ def test_the_engine_agrees_with_the_class_in_a_plain_loop(strength: float, mnist
         assert result.weights is not None
         for key, weight in weights.items():
             assert (result.weights[key] - weight).norm() < 1e-3 * (weight - start[key]).norm(), key
+
+
+def test_a_model_without_layers_below_the_features_is_refused(mnist: Dataset, use: Use) -> None:  # noqa: F811
+    suite = small_suite({"it": penalised(SGD, 0.1)}, model={"kind": "mlp", "hidden": []}, seeds=1, **SHORT)
+    with pytest.raises(UsageError, match=r"small\.models\.net: rank-penalty: expected a model with layers below"):
+        train_suite(suite, mnist)
+    use(own_models.Flat)
+    (result,) = train_suite(small_suite({"it": penalised(SGD, 0.1)}, seeds=1, **SHORT), mnist)
+    assert trial_row(result).error_message == "rank-penalty: expected weights below the features of Flat, got none"
 
 
 def test_what_it_does_not_stand_over_or_under_is_said() -> None:
