@@ -204,3 +204,17 @@ def test_a_claim_has_either_a_metric_or_readings(
     message = refusal(capsys, tmp_path, "run", path, "--dry-run")
     assert message.startswith(f"{path}:{place}: "), message
     assert said in message
+
+
+def test_the_documented_claim_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "readings.md").read_text(encoding="utf-8")
+    suite = loaded(tmp_path, text.split("```yaml\n")[1].split("```")[0], "documented")
+    claim = suite.claims["shampoo-has-a-lower-rank"]
+    assert claim.readings is not None
+    assert len(claim.readings.cells) == 24
+    assert (claim.primary.name, claim.primary.layer, claim.primary.data) == ("effective_rank", "", "pooled")
+    assert {cell.name for cell in claim.readings.cells if cell.layer} == {
+        *("effective_rank activation=before", "effective_rank_sv activation=before", "stable_rank activation=before"),
+        *("participation_ratio activation=before", "pca99_centred activation=before"),
+        "srank delta=0.05,activation=before",
+    }
