@@ -75,6 +75,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         recordable=True,
         conflict=_shampoo_conflict,
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),
+        apart=frozenset({"momentum"}),
         presets=SHAMPOO_PRESETS,
         step_cost=12.0,
     ),

@@ -121,6 +121,9 @@ class OptimizerSpec:
     state: str
     hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
     per_member: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
+    """Those of `per_member` without which, at 0, there is less state: members with and without are no cohort, so that
+    none holds state it does not use."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of the hyper-parameters without a default, by the value of the hyper-parameter `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -209,6 +209,7 @@ def _shared_settings(trial: Trial) -> str:
     spec, settings = trial.spec, trial.settings
     if spec.lane == "batched":
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
+        shared |= {f"{name} is 0": settings[name] == 0 for name in spec.apart}
     elif spec.source == "yours":
         # What is declared of a user's optimizer says how it is served, and holds for a whole cohort.
         shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
