@@ -300,3 +300,10 @@ def test_a_kind_is_told_from_what_the_target_is() -> None:
     assert CHECKERS.keys() == NAMES.keys()
     with pytest.raises(UsageError, match=re.escape("cannot tell what it is")):
         recognise("./mine.py:riddle")
+
+
+def test_attention_and_a_buffer_that_is_not_saved_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is what torch.func says of the members that are tried together."""
+    assert main(["check", f"{Path(__file__).parent.parent / 'own_models.py'}:VisionTransformer"]) == 0
+    shown = capsys.readouterr()
+    assert not [word for word in ("performance drop", "Triggered", "KeyError") if word in shown.out + shown.err]
