@@ -100,6 +100,14 @@ def test_batched_optimizers_share_a_cohort_where_what_members_cannot_differ_in_i
     assert names({"a": rare, "b": often, "c": {**rare, "lr": 0.5}}) == [("a", "c"), ("b",)]
 
 
+def test_members_without_momentum_hold_no_buffer_for_it() -> None:
+    plain, heavy = {"target": "shampoo", "momentum": 0.0}, {"target": "shampoo", "momentum": 0.9}
+    assert names({"a": plain, "b": heavy, "c": {**plain, "lr": 0.5}, "d": {**heavy, "momentum": 0.5}}) == [
+        ("a", "c"),
+        ("b", "d"),
+    ]
+
+
 def test_wrappers_share_a_cohort_over_the_same_bases_all_the_way_down() -> None:
     adam = {"target": "adam"}
     inner = {"target": "l1", "base": SGD}
