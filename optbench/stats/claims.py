@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from optbench.counting import grouped
+from optbench.errors import StoreError
 from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.comparison import ENDED, pairs, same_start
@@ -91,8 +92,17 @@ class JudgedClaim:
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
-    """Every claim of the run's suite, in its order."""
+    """Every claim of the run's suite, in its order.
+
+    Raises:
+        StoreError: the run's record does not describe a metric that a claim is about.
+    """
     everyone, metrics = arms(results), results.metrics
+    for name, claim in results.suite.claims.items():
+        cells = (claim.primary, *(claim.readings.cells if claim.readings is not None else ()))
+        if missing := next((cell.name for cell in cells if cell.name not in metrics), None):
+            what = f"expected a description of '{missing}', which claims.{name} of its suite is about, got none"
+            raise StoreError(f"{results.run.path / 'run.json'}: metrics: {what}")
     return [_judged(name, claim, metrics, everyone) for name, claim in results.suite.claims.items()]
 
 

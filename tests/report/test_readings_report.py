@@ -12,11 +12,13 @@ import pytest
 from optbench.cli import main
 from optbench.plan import Trial
 from optbench.report.figures import save, to_svg
-from optbench.report.figures.readings import FAR, MOST_PARTS, Scale, drawn, readings
+from optbench.report.figures.readings import FAR, MOST_PARTS, PAD, Scale, drawn, readings
 from optbench.stats.claims import judge_claims
 from optbench.stats.readings import Says
 from tests.conftest import report
 from tests.readings_runs import made
+from tests.refusals import refusal
+from tests.sent_runs import change_record
 from tests.written_runs import results_of
 
 METRICS = ("effective_rank", "stable_rank", "pca99", "srank", "dead_share")
@@ -210,10 +212,21 @@ def test_the_axis_is_increasing_and_has_round_ticks_with_room(low: float, high: 
     places = [scale.place(tick) for tick in ticks]
     assert all(b - a > 0.12 for a, b in itertools.pairwise(places)), ticks
     assert len(ticks) >= 3
-    assert scale.place(low) == pytest.approx(0.0)
+    assert scale.place(low) == pytest.approx(PAD)
 
 
 def test_nothing_is_drawn_of_readings_without_values(tmp_path: Path) -> None:
     path = made(tmp_path, METRICS, lambda *_: None)
     assert readings([results_of(path)]) == []
     assert {r.says for r in judge_claims(results_of(path))[0].parts[0].readings} == {Says.UNDEFINED}
+
+
+def test_a_record_without_a_metric_that_is_read_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made(tmp_path, ("srank", "{kind: srank, delta: 0.1}"), lambda *_: 1.0, measured=("srank", "srank delta=0.1"))
+    change_record(path, lambda record: record.pop("metrics"))
+    said = refusal(capsys, tmp_path, "report", path)
+    assert said.endswith(
+        "run.json: metrics: expected a description of 'srank delta=0.1', which claims.c of its suite is about, got none"
+    )

@@ -28,13 +28,14 @@ from optbench.stats.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVE, ROW, GAP = 1.7, 0.155, 0.09
-"""Inches: the height of the curve, of a row of marks below it, and the space before a group of rows."""
-ROW_NAME = 118.0
-"""Points; a longer name is cut."""
+CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
+"""Inches: the height of the curve, what it leaves free at its ends, the height of a row of marks, and the space before
+a group of rows."""
+ROW_NAME, FOLDED = 122.0, 25
+"""Points, beyond which a name is cut; characters, beyond which its settings stand on a second line."""
 FAR = 2.0
 """Beyond this effect, 200%, the axis is linear around 0 and logarithmic far from it."""
-BEND = 0.5
+BEND = 0.2
 INSIDE = 0.9
 """The share of interval ends that the axis reaches at least."""
 MORE = 1.5
@@ -63,10 +64,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of marks: its name, its height in inches below the curve, and the points that it marks."""
+    """A row of marks: its name, its middle and its end in inches below the curve, and the points that it marks."""
 
     name: str
     depth: float
+    end: float
     marks: Callable[[JudgedReading], bool]
 
 
@@ -83,7 +85,7 @@ class Scale:
 
     def place(self, effect: float) -> float:
         low, high, at = (math.asinh(v / BEND) if self.bent else v for v in (self.low, self.high, effect))
-        return CURVE * (at - low) / (high - low)
+        return PAD + (CURVE - 2 * PAD) * (at - low) / (high - low)
 
     def cuts(self, point: Point) -> bool:
         """Whether its interval leaves the axis."""
@@ -199,16 +201,24 @@ def _rows(judged: JudgedClaim) -> Iterator[Row]:
             continue
         depth += GAP
         for choice in choices:
-            depth += ROW
+            name = _folded(text(choice))
+            height = ROW * (1 + name.count("\n"))
+            depth += height
 
             def marks(reading: JudgedReading, key: str = key, choice: str = choice) -> bool:
                 return bool(getattr(reading.cell, key) == choice)
 
-            yield Row(text(choice), depth - ROW / 2, marks)
+            yield Row(name, depth - height / 2, depth, marks)
+
+
+def _folded(name: str) -> str:
+    """The name of a metric with its settings on a line of their own, where both are too long for one."""
+    head, _, settings = name.rpartition(" ")
+    return f"{head}\n{settings}" if len(name) > FOLDED and "=" in settings else name
 
 
 def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale: Scale) -> Panel:
-    bottom = -rows[-1].depth - ROW / 2
+    bottom = -rows[-1].end
     right = part.right.label if isinstance(part.right, Arm) else f"{part.right:g}"
 
     def draw(axes: Axes) -> None:
@@ -231,7 +241,7 @@ def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale:
         axes.yaxis.set_major_locator(FixedLocator([*map(scale.place, ticks), *(-row.depth for row in rows)]))
         names = [
             *(f"{100 * tick:{'+' if tick else ''}g}%" for tick in ticks),
-            *(cut(row.name, 8.5, ROW_NAME) for row in rows),
+            *("\n".join(cut(line, 8.5, ROW_NAME) for line in row.name.split("\n")) for row in rows),
         ]
         axes.yaxis.set_major_formatter(FixedFormatter(names))
         axes.xaxis.set_major_locator(FixedLocator([]))
