@@ -97,8 +97,8 @@ def marked(text: str, not_learnt: object) -> str:
 
 def dormant_line(named: Sequence[str]) -> str:
     """What is said of networks with many dormant units. named: each variant with what it has of them."""
-    said = "their rank is low because units are off"
-    return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {'; '.join(named)}: {said}."
+    listed = "; ".join(named)
+    return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Units that are off lower a rank."
 
 
 def losses(counts: Mapping[str, int], of: str = "") -> str:

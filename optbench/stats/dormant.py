@@ -1,4 +1,4 @@
-"""Networks with many dormant units: their rank is low because units are off, whatever the others represent."""
+"""Networks with many dormant units: units that are off lower a rank, whatever the others represent."""
 
 from __future__ import annotations
 

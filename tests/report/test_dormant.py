@@ -56,9 +56,9 @@ def test_a_report_names_them_in_one_line_by_the_table_and_by_the_claims(
 ) -> None:
     shown = " ".join(report(made(tmp_path), "markdown", capsys).split())
     some, dead = "2 of 7 trials, seeds 2, 5: 8% to 11%", "7 of 7 trials: 40%"
-    why = "their rank is low because units are off."
-    assert f"‡ More than 5% of units dormant: some, {some}; dead, {dead}: {why}" in shown
-    assert f"‡ More than 5% of units dormant: claim 1, m, some: {some}: {why}" in shown, "not of a claim on forgetting"
+    why = "Units that are off lower a rank."
+    assert f"‡ More than 5% of units dormant: some, {some}; dead, {dead}. {why}" in shown
+    assert f"‡ More than 5% of units dormant: claim 1, m, some: {some}. {why}" in shown, "not of a claim on forgetting"
     assert r"\textdaggerdbl{} More than 5" in report(made(tmp_path / "again"), "latex", capsys)
     records = json.loads(report(tmp_path / "runs" / "made", "json", capsys))["results"]
     assert {(row["optimizer"], row["many_dormant"]) for row in records} == {("sgd", 0), ("some", 2), ("dead", 7)}
