@@ -80,13 +80,15 @@ class Pool:
                 else:
                     if isinstance(event, OptbenchError):
                         raise event
+                    if not isinstance(event, Divide | Finished | Compared | Failed):
+                        yield event
+                        continue
+                    worker.unit = None
                     if isinstance(event, Divide):
                         waiting += reversed(halved(event, places))
                     else:
+                        self._hand_out(waiting, job)  # before what it found is written, so that it need not wait
                         yield event
-                        if not isinstance(event, Finished | Compared | Failed):
-                            continue
-                    worker.unit = None
                 waiting[:0] = reversed(more())
                 self._hand_out(waiting, job)
 

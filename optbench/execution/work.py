@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 1.0
 """Least time between two saved states of a cohort; shorter work is cheaper to repeat."""
-SHARE = 0.05
+SHARE = 0.02
 """At most about this share of the time is spent on keeping it."""
 ANEW = "trained from the start when resumed"
 OTHER = {"device": "on another kind of device", "code": "by other code"}
