@@ -107,7 +107,7 @@ def activity(features: Tensor) -> Activity:
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach()
-    total: Tensor = values.abs().sum(-2, dtype=torch.float64)
+    total: Tensor = values.abs().double().sum(-2)
     zeros = (values == 0).sum((-2, -1)).double()
     return Activity(total, zeros, values.shape[-2])
 

@@ -103,7 +103,7 @@ def test_every_reading_equals_numpy(run: TrialResult, mnist: Dataset) -> None:
             for kind in (*DEFINITIONS, "eigenvalue_count_relative relative=0.001"):
                 base, _, setting = kind.partition(" ")
                 name = f"{base} {','.join(part for part in (setting, place.name) if part)}".rstrip()
-                assert found[name] == pytest.approx(expected[kind], rel=1e-8), (task, name)
+                assert found[name] == pytest.approx(expected[kind], rel=1e-10), (task, name)
                 compared += 1
             size = f" {place.name}" if place.name else ""
             assert (found[f"features_n{size}"], found[f"features_d{size}"]) == tuple(features[place].shape)

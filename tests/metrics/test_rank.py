@@ -136,6 +136,28 @@ def test_agrees_with_an_independent_reference(f: Tensor) -> None:
         assert float(metric(f)) == pytest.approx(expected[metric.__name__], rel=1e-8), metric.__name__
 
 
+def shaped(kind: str) -> Tensor:
+    """A feature matrix of some shape or flaw."""
+    if kind == "tall":
+        return normal(2500, 6).relu() + normal(6, seed=1)
+    if kind == "wide":
+        return normal(7, 20)
+    if kind == "deficient":
+        return normal(60, 3) @ normal(3, 9, seed=1) + 2.0
+    dead = normal(60, 9).relu()
+    dead[:, 2:5] = torch.tensor([0.0, 0.1, -7.3], dtype=torch.float64)
+    return dead if kind == "constant units" else torch.where(torch.arange(60)[:, None] < 55, 0.0, dead)
+
+
+@pytest.mark.parametrize("kind", ["tall", "wide", "deficient", "constant units", "mostly zeros"])
+def test_every_shape_agrees_with_numpy(kind: str) -> None:
+    f = shaped(kind)
+    expected = reference(f)
+    for metric in ALL:
+        # Of a matrix that lacks rank NumPy has singular values of 1e-16 where ours may have others.
+        assert float(metric(f)) == pytest.approx(expected[metric.__name__], rel=1e-10, abs=1e-10), metric.__name__
+
+
 @settings(deadline=None, max_examples=40)
 @given(features(), st.floats(1e-6, 1e6))
 def test_scaling_and_rotating_change_no_rank(f: Tensor, scale: float) -> None:
