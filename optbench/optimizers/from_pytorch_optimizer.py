@@ -57,6 +57,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "matrix_eps": Hyper(1e-6),
             "use_svd": OFF,
         },
+        needs=frozenset({"random"}),  # its Newton iteration begins with a power iteration from a random vector
         step_cost=20.0,
     ),
     _spec(

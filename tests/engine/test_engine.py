@@ -46,6 +46,7 @@ RATES = {
     "adadelta": 1.0,
     "soap": 3e-3,
     "kron": 1e-3,
+    "scalable-shampoo": 0.01,
     "rprop": 1e-4,
     "adamax": 5e-3,
     "adabelief": 2e-3,
@@ -72,6 +73,7 @@ WITHOUT_TWIN = {
     "soap": "what it does on the null space of the first gradient is decided by rounding (tests/test_registry.py)",
     "muon": "orthogonalises in bfloat16, which makes a large step of a rounding (tests/test_foreign_optimizers.py)",
     "kron": "draws from the global generators, which the engine seeds for each step",
+    "scalable-shampoo": "draws likewise",
     "adahessian": "draws likewise, and needs a differentiable gradient",
     "rprop": "a step's sign and size depend on the sign of every change of gradient, and so on rounding",
     "lbfgs": "needs a closure; divides by differences of gradients, and so by rounding",
@@ -92,6 +94,7 @@ SELDOM: dict[str, dict[str, Any]] = {
     "shampoo": {"precondition_frequency": 40},
     "soap": {"max_precondition_dim": 128},
     "kron": {"max_size_triangular": 128},
+    "scalable-shampoo": {"preconditioning_compute_steps": 40},
     "adafactor": {"weight_decay": 1e-4},  # its step is bounded whatever the rate, its decay is not
 }
 
