@@ -399,7 +399,7 @@ def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> N
         ("{experiment: permuted, metric: forgetting, left: sdg, right: adam, expect: lower}", "did you mean 'sgd'"),
         ("{experiment: permuted, metric: forgetting, left: sgd, right: adm, expect: lower}", "did you mean 'adam'"),
         ("{experiment: permuted, metric: forgetting, left: sgd, right: [1], expect: lower}", "or a number"),
-        ("{experiment: permuted, metric: forgetting, left: sgd, right: adam, expect: below}", "valid: higher, lower"),
+        ("{experiment: permuted, metric: forgetting, left: sgd, right: adam, expect: below}", "valid: equivalent, hig"),
         (
             "{experiment: permuted, models: [smal], metric: forgetting, left: sgd, right: adam, expect: lower}",
             "did you mean 'small'",
