@@ -161,7 +161,9 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
 
 def _why_none(tuned: TunedOptimizer) -> str:
     if all(setting.ok < setting.planned for setting in tuned.settings):
-        return "each has a trial that diverged, failed, ended above the target training loss or has not finished"
+        above = any(setting.above_target for setting in tuned.settings)
+        said = ", ended above the target training loss" if above else ""
+        return f"each has a trial that diverged, failed{said} or has not finished"
     return f"{words(tuned.metric.name)} is undefined in those whose trials ended well"
 
 
