@@ -83,3 +83,9 @@ def test_a_sweep_is_compared_with_its_trials_one_by_one() -> None:
     rows = [line for line in out.splitlines() if line.startswith("sgd ")]
     assert len(rows) == 5
     assert sum("aim 60" in row for row in rows) == 1
+
+
+@pytest.mark.slow
+def test_the_cost_of_readings_is_a_share_of_a_trial() -> None:
+    out = printed("ranks.py", "--rounds", "1", "--model", "mlp-50")
+    assert re.search(r"^extra cost of the readings: -?\d+\.\d\d \[.*\]% of a trial$", out, re.MULTILINE), out
