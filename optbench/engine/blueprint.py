@@ -58,7 +58,7 @@ class Blueprint:
     output: str | None
     alone: str | None
     aliases: Mapping[str, str]
-    _start: Callable[[int, int], dict[str, Tensor]]
+    _start: Callable[[int, int, str], dict[str, Tensor]]
     _modules: Callable[[], Modules] | None = None
     """Of a user's model, what else of it can be read: found out where a metric asks for it."""
 
@@ -67,9 +67,12 @@ class Blueprint:
         """Whether it is one of our own: without buffers, without draws, and alone with its weights."""
         return isinstance(self.network, Network)
 
-    def start(self, suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
-        """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed."""
-        return self._start(suite_seed, trial_seed)
+    def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
+        """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed.
+
+        task: 0..T-1; after the first, those of a new network for this task.
+        """
+        return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
     def checkpoint(self, row: Tensor) -> dict[str, Tensor]:
         """What `load_state_dict` takes, from a row (P + Q,): on the CPU, in memory of their own."""
@@ -93,8 +96,8 @@ class Blueprint:
     def of_ours(network: Network) -> Blueprint:
         """The blueprint of one of our own networks."""
 
-        def start(suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
-            return initialise(network, generator(suite_seed, trial_seed, "initial weights"))
+        def start(suite_seed: int, trial_seed: int, purpose: str) -> dict[str, Tensor]:
+            return initialise(network, generator(suite_seed, trial_seed, purpose))
 
         layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
         return Blueprint(network, layout, "head", "head.weight", None, {}, start)
@@ -175,8 +178,8 @@ def _probed(
     buffers = dict(module.named_buffers())
     layout = Layout.of({name: p.shape for name, p in module.named_parameters()}, buffers, persistent)
 
-    def begin(suite_seed: int, trial_seed: int) -> dict[str, Tensor]:
-        seed = stream_seed(suite_seed, trial_seed, "initial weights") % SEEDS
+    def begin(suite_seed: int, trial_seed: int, purpose: str) -> dict[str, Tensor]:
+        seed = stream_seed(suite_seed, trial_seed, purpose) % SEEDS
         return _copies(make(seed))
 
     @functools.cache

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from optbench.data import Dataset, load
 from optbench.engine.blueprint import Blueprint
+from optbench.engine.controls import renews_state
 from optbench.engine.faults import of_the_machine
 from optbench.engine.members import Schedule
 from optbench.engine.randomness import SEEDS
@@ -114,7 +115,7 @@ class _Place:
             given = {
                 "generator": generator(self._suite_seed, trial.seed, "optimizer"),
                 "model": network,
-                "total_steps": self._total_steps() if "total_steps" in spec.needs else 0,
+                "total_steps": self._total_steps(trial) if "total_steps" in spec.needs else 0,
                 "examples": self._first_task if "examples" in spec.needs else 0,
             }
             seed = stream_seed(self._suite_seed, trial.seed, "optimizer/made/task 0") % SEEDS
@@ -149,10 +150,10 @@ class _Place:
             self._networks[device] = self._network(device)
         return self._networks[device]
 
-    def _total_steps(self) -> int:
+    def _total_steps(self, trial: Trial) -> int:
         """Total steps, as if all tasks were as long as the first one, the only one that is generated here."""
         protocol = self._experiment.protocol
-        tasks = 1 if protocol.optimizer_state == "reset" else self._tasks.count
+        tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total
 
     @functools.cached_property

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.anchors import Anchor, Anchors
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
@@ -76,6 +77,7 @@ class LockStep:
         followers: Sequence[Verification | None] = (),
         passes: Sequence[Passes] = (),
         penalties: Sequence[Penalty | None] = (),
+        anchors: Sequence[Anchor | None] = (),
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. The others: of each member.
 
@@ -87,6 +89,7 @@ class LockStep:
         self._followers = {i: follower for i, follower in enumerate(followers) if follower is not None}
         self._passes = passes
         self._penalties = Penalties.of(penalties)
+        self._anchors = Anchors.of(anchors, machinery.layout)
         self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
         self._grads = grads = torch.zeros_like(self._weights)
         self._gradients = machinery.gradients(Bound(self._weights, grads, streams, passes, self._penalties))
@@ -132,6 +135,8 @@ class LockStep:
             if self._penalties is not None:
                 self._penalties.begin(step + k)
             broken = self._gradients(step + k, losses[k]) or {}
+            if self._anchors is not None:
+                self._anchors.join(self._grads, self._weights)
             following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
             for i, follower in following.items():
                 follower.take(self._grads[i])
@@ -187,7 +192,7 @@ class LockStep:
         return loss
 
     def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
-        """The loss of `network` on the batch of this step of member `i`: mean cross-entropy, and its penalty."""
+        """The loss of `network` on the batch of this step of member `i`: mean cross-entropy, and what is added."""
         return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
     def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:
@@ -195,4 +200,5 @@ class LockStep:
         watched = self._penalties.added(i, network, targets.ndim) if self._penalties else contextlib.nullcontext(())
         with watched as added:
             logits = passes.again(network, inputs, given) if passes is not None else network(inputs)
-        return sum(added, cross_entropy(logits, targets))
+        loss = sum(added, cross_entropy(logits, targets))
+        return loss + self._anchors.term(i, network) if self._anchors is not None else loss

@@ -62,7 +62,8 @@ class TaskTraining:
         early = protocol.early_stopping
         self.validates = early is None or early.on == "validation"
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
-        self.penalties = {member.trial.id: cohort.penalty(member, task) for member in self.active}
+        self.penalties = {member.trial.id: cohort.controls.penalty(member.trial, task) for member in self.active}
+        self.anchors = {member.trial.id: cohort.controls.anchor(member, task) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)
@@ -157,6 +158,7 @@ class TaskTraining:
                     followers=[member.follower for member in members],
                     passes=[own for member in members if (own := self.passes[member.trial.id]) is not None],
                     penalties=[self.penalties[member.trial.id] for member in members],
+                    anchors=[self.anchors[member.trial.id] for member in members],
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():

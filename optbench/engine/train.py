@@ -25,6 +25,7 @@ from torch import Tensor
 from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import Blueprint
+from optbench.engine.controls import Controls, renews_state
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
@@ -38,14 +39,13 @@ from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
 from optbench.engine.outside import OutsideState
 from optbench.engine.passes import Passes
-from optbench.engine.penalties import Penalty
 from optbench.engine.randomness import SEEDS
 from optbench.engine.recording import Recordings
 from optbench.engine.resuming import obstacle, proven_state
 from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
-from optbench.errors import OptbenchError, UsageError
+from optbench.errors import OptbenchError
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
 from optbench.optimizers.load import load_factory
@@ -141,6 +141,7 @@ class CohortTraining:
         self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)
         self.blueprint = workspace.blueprint(cohort.experiment, cohort.model)
         self.network, self.layout = self.blueprint.network, self.blueprint.layout
+        self.controls = Controls(self.blueprint, workspace.suite_seed)
         self.metrics = resolve(workspace.experiment.metrics)
         normalise = Normaliser.of(workspace.dataset, self.protocol, workspace.device)
         buffer = BatchBuffer(self.protocol.batch_size, normalise)
@@ -180,9 +181,10 @@ class CohortTraining:
             for member in self.members:
                 self.sketches.record(member, member.row, task=1, step=0)
         for task in range(self.finished, count):
-            if self.protocol.optimizer_state == "reset":
-                for member in self.members:
+            for member in self.members:
+                if not self._keeps_state(member):
                     member.state = None
+                self.controls.renew(member, task)
             if task == 0 and self.spec.lane == "elementwise" and self.spec.source == "yours":
                 self._verify()
             TaskTraining(self, task).run()
@@ -196,8 +198,7 @@ class CohortTraining:
 
     def lane_member(self, member: Member, task: int) -> LaneMember:
         """What a lane is told of a member in `task`, 0..T-1."""
-        keeps = self.protocol.optimizer_state == "keep"
-        made = 0 if keeps else task  # when its optimizer is made, or was
+        made = 0 if self._keeps_state(member) else task  # when its optimizer is made, or was
         return LaneMember(
             member.trial.settings,
             member.state,
@@ -206,6 +207,10 @@ class CohortTraining:
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
         )
+
+    def _keeps_state(self, member: Member) -> bool:
+        """Whether its optimizer goes from task to task."""
+        return self.protocol.optimizer_state == "keep" and not renews_state(member.trial)
 
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
         """What a user's model keeps between its forward passes in `task`, 0..T-1; our own networks keep nothing.
@@ -220,20 +225,6 @@ class CohortTraining:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
         return Passes(copy.deepcopy(self.network), self.layout, member.row if row is None else row, draws)
-
-    def penalty(self, member: Member, task: int) -> Penalty | None:
-        """What is added to a member's loss in `task`, 0..T-1."""
-        settings, suite, seed = member.trial.hyperparameters, self.workspace.suite_seed, member.trial.seed
-        if member.trial.stepping[0] == member.trial.target:
-            return None
-        if self.blueprint.ours and len(self.layout.slots) == 2:  # weight and bias of the head
-            place = f"experiments.{member.trial.experiment}.models.{member.trial.model}"
-            raise UsageError(f"{place}: rank-penalty: expected a model with layers below its last one, got none")
-
-        def draws(step: int) -> int:
-            return stream_seed(suite, seed, f"rank-penalty/task {task}/step {step}") % SEEDS
-
-        return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
@@ -282,7 +273,7 @@ class CohortTraining:
         Raises:
             CannotResume: it could not be resumed from such a state.
         """
-        if not member.running or member.state is None or self.protocol.optimizer_state == "reset":
+        if not member.running or member.state is None or not self._keeps_state(member):
             return None
         if self.spec.lane != "per-member":
             return member.state
@@ -312,7 +303,7 @@ class CohortTraining:
         if "total_steps" not in self.spec.needs:
             return 0  # counting would make the tasks
         sequence = self.sequences[member.trial.seed]
-        tasks = [task] if self.protocol.optimizer_state == "reset" else range(self.workspace.family.count)
+        tasks = range(self.workspace.family.count) if self._keeps_state(member) else [task]
         per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
         return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
 

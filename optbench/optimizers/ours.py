@@ -11,6 +11,7 @@ from optbench.optimizers.spec import OFF, Hyper, OptimizerSpec
 
 _each = partial(OptimizerSpec, lane="per-member")
 _wrapper = partial(_each, needs=frozenset({"random"}))  # of a base that may draw
+_control = partial(OptimizerSpec, lane="its base's")
 
 LEAST_FOR_NEWTON = 1e-15
 """Below, what is added to a factor's eigenvalues is lost in the rounding of float64."""
@@ -116,10 +117,9 @@ OURS: tuple[OptimizerSpec, ...] = (
         state="its base's",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
     ),
-    OptimizerSpec(
+    _control(
         name="rank-penalty",
         target="optbench.optimizers.rank_penalty:RankPenalty",
-        lane="its base's",
         summary="adds λ times the entropy of the features' spectrum to the loss: lowers or raises their effective rank",
         reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
         state="its base's",
@@ -129,6 +129,40 @@ OURS: tuple[OptimizerSpec, ...] = (
             "rotated": OFF,
         },
         needs=frozenset({"model", "generator", "random"}),
+    ),
+    _control(
+        name="l2-init",
+        target="optbench.optimizers.l2_init:L2Init",
+        summary="adds λ times the squared distance from the initial weights to the loss of a base optimizer",
+        reference="Kumar et al. 2023, arXiv:2308.11958",
+        state="its base's, and the initial weights",
+        hyperparameters={"base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"), "strength": Hyper(1e-3)},
+        needs=frozenset({"random"}),
+        step_cost=0.2,
+    ),
+    _control(
+        name="shrink-and-perturb",
+        target="optbench.optimizers.renewal:ShrinkAndPerturb",
+        summary="shrinks the weights at each task's start and adds a fraction of new initial weights",
+        reference="Ash & Adams 2020, arXiv:1910.08475",
+        state="its base's",
+        hyperparameters={
+            "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
+            "shrink": Hyper(0.4, high=1.0),
+            "perturb": Hyper(0.1),
+        },
+        needs=frozenset({"model", "generator", "random"}),
+        step_cost=0.0,
+    ),
+    _control(
+        name="fresh-network",
+        target="optbench.optimizers.renewal:FreshNetwork",
+        summary="a new network and optimizer state for each task: what is learnt without any past",
+        reference="random initialisation in Ash & Adams 2020, arXiv:1910.08475",
+        state="its base's",
+        hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer")},
+        needs=frozenset({"model", "generator", "random"}),
+        step_cost=0.0,
     ),
     _wrapper(
         name="switch",

@@ -72,11 +72,15 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 check_settings(base, settings)
             except OptimizerError as error:
                 raise OptimizerError(f"hyper-parameter '{name}' of {target}: {error}") from None
+            if find(target).lane == "its base's":
+                if target in around(base, settings):
+                    raise OptimizerError(f"hyper-parameter '{name}': expected {target} once, got it inside itself")
+                continue
             if find(base).lane == "its base's":
                 raise OptimizerError(
                     f"{target} cannot stand over {base}; expected {base} outermost, with {target} inside"
                 )
-            if find(target).lane != "its base's" and (needs := find(base).needs - {"random"}):
+            if needs := find(base).needs - {"random"}:
                 raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
     problem = spec.conflict(hyperparameters) if spec.conflict else None
     if problem is not None:
@@ -84,9 +88,21 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Target and complete hyper-parameters of what takes the steps: the base of a penalty on the loss, else itself."""
-    inside = find(target).lane == "its base's"
-    return base_settings(target, hyperparameters["base"]) if inside else (target, hyperparameters)
+    """Target and complete hyper-parameters of what takes the steps: the base of wrappers that take none."""
+    while find(target).lane == "its base's":
+        target, hyperparameters = base_settings(target, hyperparameters["base"])
+    return target, hyperparameters
+
+
+def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The hyper-parameters of the wrappers around what takes the steps, by their names, outermost first."""
+    found: dict[str, Mapping[str, Any]] = {}
+    while find(target).lane == "its base's":
+        found[target] = hyperparameters
+        if "base" not in hyperparameters:
+            break
+        target, hyperparameters = base_settings(target, hyperparameters["base"])
+    return found
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:

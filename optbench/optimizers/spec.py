@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import nearest
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
-"""`its base's`: what it does is part of the loss alone, so its base trains as if it stood by itself."""
+"""`its base's`: it adds to the loss or acts between tasks, and leaves the steps and their state to its base alone."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",

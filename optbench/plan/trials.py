@@ -47,8 +47,13 @@ class Trial:
 
     @functools.cached_property
     def stepping(self) -> tuple[str, Mapping[str, Any]]:
-        """Target and hyper-parameters of the optimizer that takes its steps, without what is only added to the loss."""
+        """Target and hyper-parameters of the optimizer that takes its steps, without the wrappers that take none."""
         return registry.stepping(self.target, self.hyperparameters)
+
+    @functools.cached_property
+    def around(self) -> Mapping[str, Mapping[str, Any]]:
+        """The hyper-parameters of the wrappers that take no steps, by their names, outermost first."""
+        return registry.around(self.target, self.hyperparameters)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -218,8 +223,10 @@ def _shared_settings(trial: Trial) -> str:
         # although they could: there is nothing to share between the steps of SGD and those of Shampoo, and a cohort
         # of both could not be cut into pieces that take equally long.
         shared = {"inside": _inside(*trial.stepping)}
-    if trial.stepping[0] != trial.target:
-        shared["rotated"] = trial.hyperparameters["rotated"]  # one call for all members of a stack
+    if trial.around:
+        shared["around"] = list(trial.around)
+    if penalty := trial.around.get("rank-penalty"):
+        shared["rotated"] = penalty["rotated"]  # one call for all members of a stack
     return json.dumps(shared, sort_keys=True)
 
 

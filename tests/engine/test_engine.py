@@ -67,7 +67,17 @@ RATES = {
     "hessian-free": 1.0,
 }
 # They stand over another optimizer, which has the rate (tests/test_foreign_optimizers.py).
-WRAPPERS = {"sam", "gradient-noise", "powerpropagation", "l1", "rank-penalty", "switch"}
+WRAPPERS = {
+    "sam",
+    "gradient-noise",
+    "powerpropagation",
+    "l1",
+    "rank-penalty",
+    "switch",
+    "l2-init",
+    "shrink-and-perturb",
+    "fresh-network",
+}
 # No plain loop of `backward()` and `step()` takes the same way as the engine:
 WITHOUT_TWIN = {
     "soap": "what it does on the null space of the first gradient is decided by rounding (tests/test_registry.py)",

@@ -1,0 +1,61 @@
+"""What pulls members' weights towards where they started: λ‖w - w₀‖² in their losses, as `optimizers.l2_init` has it.
+
+Legend: M members, P padded parameter count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optbench.engine.stack import Layout
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """λ and w₀ of one member."""
+
+    strength: float
+    """λ; 0 leaves the member alone."""
+    start: Tensor
+    """w₀, (P,)."""
+
+
+class Anchors:
+    """The anchors of the members of a stack."""
+
+    def __init__(self, anchors: Sequence[Anchor], layout: Layout) -> None:
+        self._anchors, self._layout = list(anchors), layout
+        self._starts = torch.stack([own.start for own in anchors])
+        self._factors = self._starts.new_tensor([2 * own.strength for own in anchors]).unsqueeze(1)
+        self._all = all(own.strength for own in anchors)
+        self._push = torch.empty_like(self._starts)
+
+    @staticmethod
+    def of(anchors: Sequence[Anchor | None], layout: Layout) -> Anchors | None:
+        """Those of all members; None where there is nothing to add."""
+        found = [anchor for anchor in anchors if anchor is not None]
+        return Anchors(found, layout) if any(anchor.strength for anchor in found) else None
+
+    def join(self, grads: Tensor, weights: Tensor) -> None:
+        """Add 2λ(w - w₀) to the gradients (M, P), in place, at weights (M, P); members with λ = 0 keep their bits.
+
+        Three kernels that round every element by itself, so a member's bits do not depend on the others.
+        """
+        push = torch.sub(weights, self._starts, out=self._push).mul_(self._factors)
+        if self._all:
+            grads.add_(push)
+        else:
+            grads.copy_(torch.where(self._factors != 0, grads + push, grads))
+
+    def term(self, i: int, network: nn.Module) -> Tensor | float:
+        """λ‖w - w₀‖² of member `i` with the weights of `network`, for an optimizer that evaluates the loss itself."""
+        own = self._anchors[i]
+        if own.strength == 0:
+            return 0.0
+        starts = self._layout.views(own.start)
+        distances = [(p - starts[name]).square().sum() for name, p in network.named_parameters()]
+        return own.strength * torch.stack(distances).sum()

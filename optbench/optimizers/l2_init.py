@@ -1,0 +1,65 @@
+"""Regularisation towards the initial weights, over any base optimizer: keeps a network able to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from optbench.optimizers.closures import evaluated
+from optbench.optimizers.wrapper import Wrapper
+
+
+class L2Init(Wrapper):
+    """Minimises the loss plus the squared distance from the initial weights (Kumar et al. 2023, arXiv:2308.11958).
+
+        L(w) + λ‖w - w₀‖²,    g ← g + 2λ(w - w₀)
+
+    over all parameters, biases and gains included. The term is part of the loss, as in the paper, so an adaptive base
+    rescales it like the rest of the gradient.
+
+    In optbench's engine the term joins the gradients (`engine.anchors`), and the base steps in its own lane, whatever
+    it needs. This class does the same in a plain loop, for bases that need gradients only.
+
+    Args:
+        params: parameters, or groups of them, at their initial values w₀.
+        base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
+        strength: λ ≥ 0; the paper tunes it over 1e-5, 1e-4, 1e-3 and 1e-2.
+
+    The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
+
+    Example:
+        >>> optimizer = L2Init(model.parameters(), base={"target": "adam", "lr": 1e-3}, strength=1e-3)
+        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(self, params: Iterable[Any], base: Mapping[str, Any], strength: float = 1e-3) -> None:
+        super().__init__("l2-init outside of a run", params, base, {"strength": strength})
+        self.start = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step of the base; return the loss of `closure`, if one is given, without the added term."""
+        loss = evaluated(closure)
+        clean = []
+        for group, start in zip(self.param_groups, self.start, strict=True):
+            for p, initial in zip(group["params"], start, strict=True):
+                if p.grad is not None:
+                    clean.append((p, p.grad))
+                    p.grad = p.grad + (p - initial) * (2 * group["strength"])
+        self.base.step()
+        for p, grad in clean:
+            p.grad = grad
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state and the initial weights."""
+        return {"base": super().state_dict(), "start": self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["base"])
+        for kept, given in zip(self.start, state_dict["start"], strict=True):
+            for initial, value in zip(kept, given, strict=True):
+                initial.copy_(value)

@@ -1,0 +1,125 @@
+"""Renewing a network at the start of each task, over any base optimizer: partly, or altogether."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from optbench.errors import OptimizerError
+from optbench.optimizers.closures import evaluated
+from optbench.optimizers.make import base_optimizer
+from optbench.optimizers.wrapper import Wrapper
+
+
+class ShrinkAndPerturb(Wrapper):
+    """Mixes the weights with those of a new network at the start of each task but the first.
+
+        w ← α w + β u,    u new initial weights
+
+    for all parameters, biases and gains included; buffers stay. Noise drawn like initial weights is each layer's own
+    scale times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets it.
+
+    In optbench's engine u is drawn by the model's own initialisation from a stream of the trial seed and the task, the
+    same for every optimizer (`engine.controls`), and the base steps in its own lane, whatever it needs. This class does
+    the same in a plain loop, for bases that need gradients only: it draws u by `reset_parameters()` of each module.
+
+    Args:
+        model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
+        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
+        shrink: α, from 0 to 1. perturb: β.
+        generator: seeds the draws of u; None: the global one.
+
+    Example:
+        >>> optimizer = ShrinkAndPerturb(model, base={"target": "sgd", "lr": 0.1})
+        >>> for task in tasks:
+        ...     optimizer.begin_task()
+        ...     train(model, optimizer, task)
+
+    Reference: Ash & Adams 2020, arXiv:1910.08475, before each new round of training data. (Dohare et al. 2024, Nature
+    632, shrink and perturb at every step instead.)
+
+    Raises OptimizerError as `Wrapper` does, and where a module with parameters cannot be initialised again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Mapping[str, Any],
+        shrink: float = 0.4,
+        perturb: float = 0.1,
+        generator: torch.Generator | None = None,
+        *,
+        name: str = "shrink-and-perturb",
+    ) -> None:
+        self._make = (f"{name} outside of a run", dict(base))
+        super().__init__(self._make[0], model.parameters(), base, {"shrink": shrink, "perturb": perturb})
+        for part in model.modules():
+            if list(part.parameters(recurse=False)) and not callable(getattr(part, "reset_parameters", None)):
+                raise OptimizerError(f"{self._make[0]}: expected reset_parameters() of {type(part).__name__}, got none")
+        self._model, self.generator, self.tasks = model, generator, 0
+
+    @torch.no_grad()
+    def begin_task(self) -> None:
+        """Renew the network unless this is the first task, then tell the base."""
+        self.tasks += 1
+        if self.tasks > 1:
+            group = self.param_groups[0]
+            for p, new in zip(self._model.parameters(), self._fresh().parameters(), strict=True):
+                p.mul_(group["shrink"]).add_(new * group["perturb"])
+            self._renewed()
+        super().begin_task()
+
+    def _renewed(self) -> None:
+        """Called after the weights were renewed: the state of the base stays."""
+
+    def _fresh(self) -> nn.Module:
+        """A new network of the same shape, drawn with a seed from the generator."""
+        draws = self.generator or torch.default_generator
+        seed = int(torch.randint(2**31, (), generator=draws))
+        fresh = copy.deepcopy(self._model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in fresh.modules():
+                if callable(reset := getattr(part, "reset_parameters", None)):
+                    reset()
+        return fresh
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step of the base; return the loss of `closure`, if one is given."""
+        loss = evaluated(closure)
+        self.base.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state, the number of tasks begun, and the state of the generator."""
+        draws = self.generator.get_state() if self.generator is not None else None
+        return {"base": super().state_dict(), "tasks": self.tasks, "generator": draws}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["base"])
+        self.tasks = state_dict["tasks"]
+        if self.generator is not None:
+            self.generator.set_state(state_dict["generator"])
+
+
+class FreshNetwork(ShrinkAndPerturb):
+    """Trains a new network on each task: the control that shows what is learnt without any past.
+
+    At the start of each task but the first, weights, buffers and optimizer state are those of a new network. Used as
+    `ShrinkAndPerturb` is; in optbench's engine the base is made anew, whatever it needs.
+
+    Args:
+        model, base, generator: as of `ShrinkAndPerturb`.
+    """
+
+    def __init__(self, model: nn.Module, base: Mapping[str, Any], generator: torch.Generator | None = None) -> None:
+        super().__init__(model, base, 0.0, 1.0, generator, name="fresh-network")
+
+    def _renewed(self) -> None:
+        self.base = base_optimizer(*self._make, list(self._model.parameters()))
+        self.state = getattr(self.base, "state", self.state)

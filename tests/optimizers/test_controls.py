@@ -1,0 +1,242 @@
+"""Controls that leave the steps to their base: l2-init, shrink-and-perturb, fresh-network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optbench.data import Dataset
+from optbench.engine import TrialResult
+from optbench.errors import OptimizerError
+from optbench.models import build, initialise
+from optbench.optimizers.l2_init import L2Init
+from optbench.optimizers.registry import check_settings
+from optbench.optimizers.renewal import FreshNetwork, ShrinkAndPerturb
+from optbench.plan import cohorts, trials
+from optbench.streams import generator
+from tests import own_models
+from tests.conftest import same_bits, small_suite, train_suite, trial_row
+from tests.engine.test_interim import cut_and_whole
+from tests.engine.test_own_models import Use, use  # noqa: F401  # a fixture
+from tests.twin import train_twin
+
+SGD: dict[str, Any] = {"target": "sgd", "lr": 0.1, "momentum": 0.5}
+BASES: dict[str, dict[str, Any]] = {
+    "sgd": SGD,
+    "adamw": {"target": "adamw", "lr": 2e-3},
+    "shampoo": {"target": "shampoo", "lr": 0.1, "precondition_frequency": 400, "structure": "diagonal-factor"},
+    "soap": {"target": "soap", "lr": 3e-3, "max_precondition_dim": 128},
+    "sam": {"target": "sam", "base": SGD},
+    "kfac": {"target": "kfac", "lr": 0.1},
+    "lbfgs": {"target": "lbfgs", "lr": 0.1},
+    "yours": {"target": "torch.optim:SGD", "lr": 0.1, "elementwise": True},
+}
+SHORT: dict[str, Any] = {
+    "train_examples": 200,
+    "test_examples": 100,
+    "validation_examples": 50,
+    "max_epochs": 1,
+    "early_stopping": None,
+}
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "l2-init": {"strength": 0.0},
+    "shrink-and-perturb": {"shrink": 1.0, "perturb": 0.0},
+}
+AT_WORK: dict[str, dict[str, Any]] = {
+    "l2-init": {"strength": 0.1},
+    "shrink-and-perturb": {"shrink": 0.5, "perturb": 0.2},
+    "fresh-network": {},
+}
+
+
+def over(name: str, base: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {"target": name, "base": base, **settings}
+
+
+def needed(base: str) -> None:
+    if base == "soap":
+        pytest.importorskip("pytorch_optimizer")
+
+
+def weights_of(result: TrialResult) -> dict[str, Tensor]:
+    assert trial_row(result).status == "ok", trial_row(result).error_message
+    assert result.weights is not None
+    return result.weights
+
+
+def same_weights(a: TrialResult, b: TrialResult) -> bool:
+    return all(torch.equal(weight, weights_of(b)[name]) for name, weight in weights_of(a).items())
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_at_neutral_settings_it_is_the_base_and_alone_it_is_as_among_others(
+    name: str, base: str, mnist: Dataset
+) -> None:
+    needed(base)
+    sweep = [{**NEUTRAL[name]}, {**AT_WORK[name]}]
+    optimizers = {"plain": BASES[base], "it": {"target": name, "base": BASES[base], "variants": sweep}}
+    suite = small_suite(optimizers, seeds=1, **SHORT)
+    assert [len(cohort.trials) for cohort in cohorts(trials(suite))] == [1, 2], "both settings in lock-step"
+    plain, neutral, at_work = results = train_suite(suite, mnist)
+    assert same_weights(plain, neutral)
+    assert not same_weights(plain, at_work)
+    for i in (1, 2):
+        assert same_bits(train_suite(suite, mnist, only=i)[0], results[i])
+
+
+@pytest.mark.parametrize("base", ["adamw", "shampoo", "soap"])
+@pytest.mark.parametrize("name", AT_WORK)
+def test_it_goes_on_as_if_it_had_not_been_cut(name: str, base: str, mnist: Dataset) -> None:
+    needed(base)
+    suite = small_suite({"it": over(name, BASES[base], **AT_WORK[name])}, seeds=1, **SHORT)
+    for _, whole, again in cut_and_whole(suite, mnist):
+        assert all(map(same_bits, whole, again))
+
+
+def agree(suite: Any, mnist: Dataset, make: Callable[[nn.Module, int], torch.optim.Optimizer]) -> None:
+    """The engine's weights are those of a plain loop up to rounding."""
+    for result in train_suite(suite, mnist):
+        seed = result.trial.seed
+        start, weights, _ = train_twin(suite, mnist, seed, lambda network, seed=seed: make(network, seed))
+        for key, weight in weights.items():
+            assert (weights_of(result)[key] - weight).norm() < 1e-3 * (weight - start[key]).norm(), key
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_the_engine_agrees_with_l2_init_in_a_plain_loop(base: str, mnist: Dataset) -> None:
+    suite = small_suite({"it": over("l2-init", BASES[base], strength=0.1)}, seeds=[4, 9], **SHORT)
+    agree(suite, mnist, lambda network, _: L2Init(network.parameters(), BASES[base], 0.1))
+
+
+@pytest.mark.parametrize("name", ["shrink-and-perturb", "fresh-network"])
+def test_the_engine_agrees_with_renewal_in_a_plain_loop(name: str, mnist: Dataset) -> None:
+    suite = small_suite({"it": over(name, BASES["adamw"], **AT_WORK[name])}, seeds=[4, 9], **SHORT)
+    kind = FreshNetwork if name == "fresh-network" else ShrinkAndPerturb
+
+    def make(network: nn.Module, seed: int) -> torch.optim.Optimizer:
+        made = kind(network, BASES["adamw"], **AT_WORK[name])
+
+        def fresh() -> nn.Module:
+            """A new network by the model's own initialisation, from the engine's stream of this task."""
+            other = build(suite.experiments["small"].models["net"], mnist.inputs, mnist.classes)
+            weights = initialise(other, generator(suite.seed, seed, f"initial weights/task {made.tasks - 1}"))
+            other = other.to_empty(device="cpu")
+            other.load_state_dict(weights)
+            return other
+
+        made._fresh = fresh  # type: ignore[method-assign]
+        return made
+
+    agree(suite, mnist, make)
+
+
+def test_a_fresh_network_knows_nothing_of_earlier_tasks(mnist: Dataset) -> None:
+    """It ends where a network ends whose first task was another, and differs from one that is only told to forget."""
+    fresh = {"target": "fresh-network", "base": BASES["adamw"]}
+    tasks = [{"kind": "rotated", "angles": [angle, 90.0]} for angle in (0.0, 45.0)]
+    ends = [train_suite(small_suite({"it": fresh}, tasks=each, seeds=2, **SHORT), mnist) for each in tasks]
+    assert all(same_weights(a, b) for a, b in zip(*ends, strict=True))
+    kept = [train_suite(small_suite({"it": BASES["adamw"]}, tasks=each, seeds=1, **SHORT), mnist) for each in tasks]
+    assert not same_weights(kept[0][0], kept[1][0])
+
+
+def test_a_fresh_network_is_all_perturbation_with_the_state_reset(mnist: Dataset) -> None:
+    optimizers = {
+        "fresh": over("fresh-network", BASES["adamw"]),
+        "mixed": over("shrink-and-perturb", BASES["adamw"], shrink=0.0, perturb=1.0),
+    }
+    kept = train_suite(small_suite(optimizers, seeds=1, **SHORT), mnist)
+    assert not same_weights(*kept), "the mixed one keeps its optimizer's state"
+    fresh, mixed = train_suite(small_suite(optimizers, seeds=1, optimizer_state="reset", **SHORT), mnist)
+    assert same_weights(fresh, mixed)
+    assert same_weights(fresh, kept[0])
+
+
+def test_l2_init_pulls_a_fresh_network_to_its_own_start(mnist: Dataset) -> None:
+    """With a pull too strong for anything else, weights stay where the last task began, and not where the first did."""
+    base = {"target": "sgd", "lr": 1e-3}
+    settings = {"lasting": over("l2-init", base, strength=400.0)}
+    settings["fresh"] = over("l2-init", over("fresh-network", base), strength=400.0)
+    suite = small_suite(settings, seeds=1, tasks={"kind": "permuted", "count": 2}, **SHORT)
+    network = build(suite.experiments["small"].models["net"], mnist.inputs, mnist.classes)
+    for result, stream in zip(train_suite(suite, mnist), ("initial weights", "initial weights/task 1"), strict=True):
+        start = initialise(network, generator(suite.seed, result.trial.seed, stream))
+        assert all((weights_of(result)[name] - weight).norm() < 0.05 * weight.norm() for name, weight in start.items())
+
+
+@pytest.mark.parametrize("name", AT_WORK)
+def test_models_of_a_user_with_buffers(name: str, mnist: Dataset, use: Use) -> None:  # noqa: F811
+    use(own_models.ResNet)
+    suite = small_suite({"it": over(name, SGD, **AT_WORK[name])}, seeds=2, **SHORT)
+    results = train_suite(suite, mnist)
+    assert same_bits(train_suite(suite, mnist, only=1)[0], results[1])
+    assert not same_weights(*results)
+
+
+def test_one_that_diverges_leaves_the_others_alone(mnist: Dataset) -> None:
+    settings = {"target": "l2-init", "base": {"target": "sgd", "lr": 0.1}, "strength": [0.0, 0.1, 1e30]}
+    suite = small_suite({"it": settings}, seeds=1, **SHORT)
+    results = train_suite(suite, mnist)
+    assert [trial_row(result).status for result in results] == ["ok", "ok", "diverged"]
+    for i in (0, 1):
+        assert same_bits(train_suite(suite, mnist, only=i)[0], results[i])
+
+
+def test_they_stand_over_each_other_in_any_order_and_once(mnist: Dataset) -> None:
+    both = [over("l2-init", over("shrink-and-perturb", SGD)), over("shrink-and-perturb", over("l2-init", SGD))]
+    a, b = train_suite(small_suite({"a": both[0], "b": both[1]}, seeds=1, **SHORT), mnist)
+    assert same_weights(a, b)
+    with pytest.raises(OptimizerError, match="'base': expected l2-init once, got it inside itself"):
+        check_settings("l2-init", {"base": {"target": "shrink-and-perturb", "base": {"target": "l2-init"}}})
+    with pytest.raises(OptimizerError, match="sam cannot stand over l2-init; expected l2-init outermost, with sam ins"):
+        check_settings("sam", {"base": {"target": "l2-init"}})
+    with pytest.raises(OptimizerError, match="'shrink' of shrink-and-perturb: expected a number of at least 0 and at "):
+        check_settings("shrink-and-perturb", {"shrink": 1.5})
+
+
+def test_renewal_in_a_plain_loop_draws_from_its_generator_and_keeps_or_drops_the_state() -> None:
+    def trained(kind: type[ShrinkAndPerturb], seed: int) -> tuple[nn.Linear, ShrinkAndPerturb]:
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        optimizer = kind(network, {"target": "adam"}, generator=torch.Generator().manual_seed(seed))
+        optimizer.begin_task()
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        before = network.weight.detach().clone()
+        optimizer.begin_task()
+        if kind is ShrinkAndPerturb:
+            assert ((network.weight - 0.4 * before).abs() <= 0.1 / 3**0.5).all(), "PyTorch draws within 1/sqrt(fan-in)"
+        assert bool(optimizer.state) == (kind is ShrinkAndPerturb)
+        return network, optimizer
+
+    for kind in (ShrinkAndPerturb, FreshNetwork):
+        (a, _), (b, _), (c, _) = (trained(kind, seed) for seed in (1, 1, 2))
+        assert torch.equal(a.weight, b.weight)
+        assert not torch.equal(a.weight, c.weight)
+
+
+def test_a_module_that_cannot_be_drawn_anew_is_refused_in_a_plain_loop() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    with pytest.raises(OptimizerError, match=r"fresh-network outside of a run: expected reset_parameters\(\) of"):
+        FreshNetwork(Scaled(), {"target": "sgd"})
+
+
+def test_l2_init_restores_its_start_and_leaves_gradients_alone() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = L2Init([weight], {"target": "sgd", "lr": 0.5}, 0.25)
+    weight.data += 4.0
+    weight.grad = torch.ones(2)
+    other = L2Init([weight], {"target": "sgd", "lr": 0.5}, 0.25)
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    assert weight.grad.tolist() == [1.0, 1.0]
+    assert weight.tolist() == [5.0 - 0.5 * (1 + 2 * 0.25 * 4), 6.0 - 0.5 * (1 + 2 * 0.25 * 4)]
