@@ -1,0 +1,91 @@
+"""Plasticity: whether a network still learns after many tasks, read off its online accuracy on each of them.
+
+Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
+
+`accuracy` has shape (..., T), as fractions: a_k, the mean accuracy on the batches of task k, each before its update
+(Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window.
+
+Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T) with T ≥ 1. It is
+NaN where a sequence has a non-finite entry anywhere (a trial that diverged halfway has no value comparable with
+others'), and where its docstring says so. `note` gives the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+SLOPE_TASKS = 100
+"""A slope is the change over so many tasks."""
+
+
+def plasticity_kept(accuracy: ArrayLike) -> Array:
+    """Mean of the last w tasks as a share of the largest mean of w tasks in a row; at most 1, higher is better.
+
+    NaN where that mean is 0, too: what never learnt has nothing to keep.
+    """
+    means = _window_means(_sequences(accuracy))
+    best = means.max(axis=-1)
+    return means[..., -1] / np.where(best == 0, np.nan, best)
+
+
+def plasticity_slope(accuracy: ArrayLike) -> Array:
+    """Theil-Sen slope per 100 tasks: the median of (a_l - a_k) / (l - k) over all k < l; higher is better.
+
+    It withstands outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). NaN where T = 1, too.
+    """
+    sequences = _sequences(accuracy)
+    tasks = sequences.shape[-1]
+    if tasks == 1:
+        return np.full(sequences.shape[:-1], np.nan)
+    first, second = np.triu_indices(tasks, k=1)
+    # One sequence at a time: a thousand tasks have half a million pairs.
+    found = [np.median((a[second] - a[first]) / (second - first)) for a in sequences.reshape(-1, tasks)]
+    return SLOPE_TASKS * np.array(found, dtype=np.float64).reshape(sequences.shape[:-1])
+
+
+def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
+    """Mean of the last w tasks minus that of fresh networks on the same tasks and seeds; higher is better.
+
+    fresh: (..., T), which may broadcast. Below 0, what was learnt before gets in the way; above 0, it helps.
+
+    Raises ValueError where the two differ in T or do not broadcast.
+    """
+    ours, theirs = _sequences(accuracy), _sequences(fresh)
+    if ours.shape[-1] != theirs.shape[-1]:
+        raise ValueError(f"expected fresh networks on {ours.shape[-1]} tasks, got {theirs.shape[-1]}")
+    return _window_means(ours)[..., -1] - _window_means(theirs)[..., -1]
+
+
+def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
+    """Why a measure of one sequence (T,) is NaN, or None where it is defined.
+
+    of: `level` is what both sides of `against_fresh` are.
+    """
+    sequence = _sequences(accuracy)
+    if np.isnan(sequence).any():
+        return "the online accuracy has non-finite entries"
+    if of == "slope" and sequence.shape[-1] == 1:
+        return "expected at least 2 tasks, got 1"
+    if of == "kept" and not sequence.any():
+        return "the online accuracy is 0 on every task"
+    return None
+
+
+def _sequences(accuracy: ArrayLike) -> Array:
+    """(..., T) in float64; all of a sequence is NaN where any of it is not finite."""
+    found = np.asarray(accuracy, dtype=np.float64)
+    if found.ndim < 1 or found.shape[-1] < 1:
+        raise ValueError(f"expected accuracies of shape (..., T) with T ≥ 1, got {found.shape}")
+    return np.where(np.isfinite(found).all(axis=-1, keepdims=True), found, np.nan)
+
+
+def _window_means(sequences: Array) -> Array:
+    """The mean of every w tasks in a row: (..., T) -> (..., T - w + 1)."""
+    tasks = sequences.shape[-1]
+    means: Array = sliding_window_view(sequences, max(1, tasks // 10), axis=-1).mean(axis=-1)
+    return means
