@@ -97,6 +97,23 @@ OURS: tuple[OptimizerSpec, ...] = (
         recordable=True,
         step_cost=2.5,
     ),
+    OptimizerSpec(
+        name="sgdw",
+        target="optbench.optimizers.sgdw:Sgdw",
+        lane="elementwise",
+        summary="SGD with decoupled weight decay, which differs from sgd's where there is momentum",
+        reference="Loshchilov & Hutter 2019, arXiv:1711.05101",
+        state="0 (1 with momentum)",
+        hyperparameters={
+            "lr": Hyper(1e-3, above=True),
+            "momentum": Hyper(0.0, high=1.0),
+            "dampening": Hyper(0.0, high=1.0),
+            "weight_decay": Hyper(0.0),
+            "nesterov": OFF,
+        },
+        arguments_on={"cpu": {"fused": True}, "cuda": {"fused": True}},
+        recordable=True,
+    ),
     _wrapper(
         name="powerpropagation",
         target="optbench.optimizers.powerpropagation:Powerpropagation",

@@ -38,6 +38,7 @@ from tests.twin import train_twin
 # Rates at which each optimizer learns something in the few steps of the small suite.
 RATES = {
     "sgd": 0.1,
+    "sgdw": 0.1,
     "adam": 2e-3,
     "adamw": 2e-3,
     "adagrad": 0.02,
@@ -93,7 +94,10 @@ WITHOUT_TWIN = {
 # No rate makes these diverge: a step of Rprop is at most 50, one of K-FAC is clipped, and one that raises the loss of
 # its batch is not taken by those that look.
 BOUNDED = {"rprop", "kfac", "hessian-free"}
-MOMENTUM: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}}
+MOMENTUM: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+    "sgdw": {"momentum": 0.9, "weight_decay": 0.1},
+}
 # Far beyond any use, and yet a tenfold of it, as bias correction may make, is still a float32: else torch refuses it.
 ABSURD = 1e30
 SEQUENCES = {"permuted": PERMUTED, "pairs": PAIRS}

@@ -1,0 +1,58 @@
+"""SGD whose weight decay stays out of its momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from optbench.optimizers.closures import evaluated
+
+
+class Sgdw(torch.optim.SGD):
+    """SGD with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1), as AdamW has it.
+
+        w ← w - lr λ w,    then PyTorch's SGD
+
+    for all parameters. In `torch.optim.SGD`, λw joins the gradient and lives on in the momentum; without momentum the
+    two are the same. `weight_decay` of Shampoo, SOAP, Muon and AdamW is decoupled already.
+
+    Args:
+        params: parameters, or groups of them, whose `weight_decay` may differ.
+        weight_decay: λ ≥ 0, multiplied by lr as in PyTorch's AdamW.
+        lr, momentum, dampening, nesterov, fused: as of `torch.optim.SGD`.
+
+    Example:
+        >>> optimizer = Sgdw(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step; return the loss of `closure`, if one is given."""
+        loss = evaluated(closure)
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for p in group["params"]:
+                if decay and p.grad is not None:
+                    p.mul_(1 - group["lr"] * decay)
+            group["weight_decay"] = 0.0
+        try:
+            super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+        return loss
