@@ -20,7 +20,7 @@ from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import seeded
 from optbench.engine.taps import Tap, tapped, tapped_of_ours
 from optbench.metrics.rank import Spectrum, pooled, spectrum
-from optbench.models import materialised
+from optbench.models import cross_entropy, materialised
 from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
@@ -145,6 +145,30 @@ class Evaluator:
             torch.cat(outputs).to(to) if outputs else None,
             {tap: pooled(found) for tap, found in spectra.items()},
         )
+
+    def differentiate(self, row: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Features (N, d) of all `examples`, and the gradient of their mean cross-entropy by the weights `row` (P,).
+
+        The gradient (n,) is without padding, parameter after parameter; parameters that the network does not use have
+        zeros. One forward and one backward pass, in eval mode.
+        """
+        fixed = self._weights(row)
+        names = [f"network.{slot.name}" for slot in self._layout.slots]
+        leaves = {name: fixed[name].detach().requires_grad_() for name in names}
+        sums = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        parts = []
+        for inputs, targets in self._chunks(examples):
+            with torch.enable_grad():
+                features, logits, _ = functional_call(self._reader, {**fixed, **leaves}, (inputs, ()))
+                loss = cross_entropy(logits, targets, "sum")
+            for total, found in zip(
+                sums, torch.autograd.grad(loss, [*leaves.values()], allow_unused=True), strict=True
+            ):
+                if found is not None:
+                    total.add_(found)
+            parts.append(features.detach().flatten(0, targets.ndim - 1).flatten(1).clone())
+        gradient = torch.cat([total.flatten() for total in sums]) / examples.targets.numel()
+        return torch.cat(parts).to(exact_device(row.device)), gradient
 
     def with_weights(self, row: Tensor) -> nn.Module:
         """A copy of the network with weights `row` (P,), in eval mode."""

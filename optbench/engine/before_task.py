@@ -1,0 +1,86 @@
+"""The state of a network before the first update on a task: what it brings along, and how the new task pulls at it.
+
+Legend: P padded parameter count, Q floats that buffers take, N examples, d features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optbench.engine.evaluate import Evaluator
+from optbench.metrics import rank, sparsity
+from optbench.precision import exact
+from optbench.streams import generator
+from optbench.tasks import Examples
+
+PROBED = 2000
+"""Examples of the new task that it is taken on."""
+TAU = 0.025
+"""Share of the mean activity at or below which a unit is dormant (Sokar et al. 2023, arXiv:2302.12902)."""
+
+
+@dataclass(frozen=True)
+class BeforeTask:
+    """Of one network and one task; None where undefined, which `note` explains."""
+
+    dead: float | None
+    """Share of the features that are exactly zero on every example (`sparsity.dead_share`)."""
+    dormant: float | None
+    """`sparsity.dormant` at `TAU`."""
+    effective_rank: float | None
+    """Of the covariance of the features (`rank.effective_rank`)."""
+    weight_magnitude: float | None
+    """Mean |w| over all weights; biases and gains are none."""
+    gradient_norm: float | None
+    """2-norm of the gradient of the mean cross-entropy by all parameters."""
+    examples: int
+    """N."""
+    width: int
+    """d."""
+    note: str | None
+
+
+def probe(examples: Examples, suite_seed: int) -> Examples:
+    """At most `PROBED` training examples of a task in their order: the same places in every task and trial of a suite.
+
+    Drawn, since a user's task may hold its examples sorted by class.
+    """
+    if len(examples) <= PROBED:
+        return examples
+    drawn = torch.randperm(len(examples), generator=generator(suite_seed, None, "network before a task"))[:PROBED]
+    return examples.select(drawn.sort().values.to(examples.targets.device))
+
+
+def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:
+    """Measure the network `row` (P + Q,) on examples of a task that it has yet to be trained on, in eval mode.
+
+    One forward and one backward pass; the features are the input of the last linear layer, as everywhere.
+
+    Raises whatever a user's model raises.
+    """
+    features, gradient = evaluator.differentiate(row, examples)
+    activity, spectrum = sparsity.activity(features), rank.spectrum(features)
+    weights = [w.flatten() for w in evaluator.blueprint.layout.views(row).values() if w.ndim >= 2]
+    magnitude = exact(torch.cat(weights)).abs().mean().item() if weights else math.nan
+    norm = torch.linalg.vector_norm(exact(gradient)).item()
+    said = [sparsity.activation_note(activity), rank.note(spectrum, centred=True)]
+    said += [] if math.isfinite(magnitude) else ["no weights" if not weights else "the weights are not finite"]
+    said += [] if math.isfinite(norm) else ["the gradient is not finite"]
+    return BeforeTask(
+        dead=_defined(sparsity.dead_share(activity).item()),
+        dormant=_defined(sparsity.dormant(activity, TAU).item()),
+        effective_rank=_defined(rank.effective_rank(spectrum).item()),
+        weight_magnitude=_defined(magnitude),
+        gradient_norm=_defined(norm),
+        examples=features.shape[0],
+        width=features.shape[1],
+        note="; ".join(dict.fromkeys(filter(None, said))) or None,
+    )
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
