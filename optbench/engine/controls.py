@@ -41,19 +41,18 @@ class Controls:
 
         return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
-    def anchor(self, member: Member, task: int) -> Anchor | None:
+    def anchor(self, member: Member) -> Anchor | None:
         """What is added to the loss by the distance from the initial weights, of a fresh network from its own."""
         if (settings := member.trial.around.get("l2-init")) is None:
             return None
-        start = self._fresh(member, task) if task and renews_state(member.trial) else member.start
-        return Anchor(settings["strength"], self.blueprint.layout.weights(start))
+        return Anchor(settings["strength"], self.blueprint.layout.weights(member.start))
 
     def renew(self, member: Member, task: int) -> None:
         """Give a member the weights that it begins `task` with; those of the first task are its initial weights."""
         if task == 0 or not member.running:
             return
         if renews_state(member.trial):
-            member.row = self._fresh(member, task)
+            member.row = member.start = self._fresh(member, task)
         elif (settings := member.trial.around.get("shrink-and-perturb")) is not None:
             layout, row = self.blueprint.layout, member.row.clone()
             noise = layout.weights(self._fresh(member, task)) * settings["perturb"]

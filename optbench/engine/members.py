@@ -75,7 +75,8 @@ class Member:
     validated: Score | None = None
     """The score of `row` on the validation data of the task it has just ended, where that is known."""
     start: Tensor = field(init=False)
-    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to."""
+    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to. Those of a
+    network that is made anew for each task are those of the task."""
 
     def __post_init__(self) -> None:
         self.start = self.row

@@ -63,7 +63,7 @@ class TaskTraining:
         self.validates = early is None or early.on == "validation"
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
         self.penalties = {member.trial.id: cohort.controls.penalty(member.trial, task) for member in self.active}
-        self.anchors = {member.trial.id: cohort.controls.anchor(member, task) for member in self.active}
+        self.anchors = {member.trial.id: cohort.controls.anchor(member) for member in self.active}
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)

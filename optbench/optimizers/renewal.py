@@ -21,7 +21,9 @@ class ShrinkAndPerturb(Wrapper):
         w ← α w + β u,    u new initial weights
 
     for all parameters, biases and gains included; buffers stay. Noise drawn like initial weights is each layer's own
-    scale times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets it.
+    scale times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets it
+    (`optimizer_state: reset`), as it should for one that keeps weights of its own there: schedule-free, for one, would
+    return to them.
 
     In optbench's engine u is drawn by the model's own initialisation from a stream of the trial seed and the task, the
     same for every optimizer (`engine.controls`), and the base steps in its own lane, whatever it needs. This class does

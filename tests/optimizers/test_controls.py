@@ -17,6 +17,7 @@ from optbench.optimizers.l2_init import L2Init
 from optbench.optimizers.registry import check_settings
 from optbench.optimizers.renewal import FreshNetwork, ShrinkAndPerturb
 from optbench.plan import cohorts, trials
+from optbench.store.tables import MetricRow
 from optbench.streams import generator
 from tests import own_models
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
@@ -157,16 +158,21 @@ def test_a_fresh_network_is_all_perturbation_with_the_state_reset(mnist: Dataset
     assert same_weights(fresh, kept[0])
 
 
-def test_l2_init_pulls_a_fresh_network_to_its_own_start(mnist: Dataset) -> None:
-    """With a pull too strong for anything else, weights stay where the last task began, and not where the first did."""
+def test_a_fresh_network_starts_where_it_is_pulled_to_and_measured_from(mnist: Dataset) -> None:
+    """Under a pull too strong for anything else, weights stay where the last task began, not where the first did."""
     base = {"target": "sgd", "lr": 1e-3}
     settings = {"lasting": over("l2-init", base, strength=400.0)}
     settings["fresh"] = over("l2-init", over("fresh-network", base), strength=400.0)
-    suite = small_suite(settings, seeds=1, tasks={"kind": "permuted", "count": 2}, **SHORT)
+    metrics = ["relative_distance_from_init"]
+    suite = small_suite(settings, seeds=1, tasks={"kind": "permuted", "count": 2}, metrics=metrics, **SHORT)
     network = build(suite.experiments["small"].models["net"], mnist.inputs, mnist.classes)
-    for result, stream in zip(train_suite(suite, mnist), ("initial weights", "initial weights/task 1"), strict=True):
+    streams = ("initial weights", "initial weights/task 1")
+    for result, stream in zip(train_suite(suite, mnist), streams, strict=True):
         start = initialise(network, generator(suite.seed, result.trial.seed, stream))
         assert all((weights_of(result)[name] - weight).norm() < 0.05 * weight.norm() for name, weight in start.items())
+        (distance,) = [row.value for row in result.rows if isinstance(row, MetricRow) and row.metric == metrics[0]]
+        assert distance is not None
+        assert 0 < distance < 0.05
 
 
 @pytest.mark.parametrize("name", AT_WORK)
