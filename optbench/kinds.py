@@ -368,6 +368,7 @@ TASKS = Registry(
         "permuted": "optbench.tasks.permuted:Permuted",
         "class-incremental": "optbench.tasks.class_incremental:ClassIncremental",
         "rotated": "optbench.tasks.rotated:Rotated",
+        "random-labels": "optbench.tasks.random_labels:RandomLabels",
     },
 )
 MODELS = Registry(

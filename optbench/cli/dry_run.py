@@ -59,7 +59,7 @@ def show_plan(plan: Plan, options: Options) -> None:
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
-            line = f"  {name}: {tasks} of {experiment.dataset.kind}, {_task_summary(experiment)}"
+            line = f"  {name}: {tasks} of {_data_summary(experiment)}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
         if read := [f"  {name}: {_readings(claim.readings)}" for name, claim in claims.items() if claim.readings]:
             console.print("\nReadings of claims")
@@ -89,9 +89,16 @@ def _check_sizes(plan: Plan) -> None:
                 check_sizes(experiment.protocol, info.train_size, info.test_size, info.name)
 
 
+def _data_summary(experiment: ExperimentSettings) -> str:
+    """`mnist`, or `mnist at 14 × 14`."""
+    side = None if experiment.dataset.is_users else experiment.dataset.settings.get("resize")
+    return experiment.dataset.kind + (f" at {side} × {side}" if side else "")
+
+
 def _task_summary(experiment: ExperimentSettings) -> str:
     """`permuted (permutations per-seed, first permuted)`."""
-    settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count"}
+    given = experiment.tasks.settings.items()
+    settings = {key: value for key, value in given if key != "count" and (key, value) != ("examples_per_task", None)}
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
     return f"{experiment.tasks.kind} ({details})" if details else experiment.tasks.kind
 

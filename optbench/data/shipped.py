@@ -7,14 +7,21 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from optbench.data.catalog import FACTS
 from optbench.errors import DataError, UsageError
+from optbench.kinds import Whole
 from optbench.paths import user_path
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset
+
+
+Side = Annotated[Whole, Field(ge=1)]
+"""Of images that are average-pooled to `resize` × `resize` before anything else; see `optbench.data.pooling`."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +54,54 @@ def data_folder(data_dir: Path | None = None) -> Path:
         raise DataError(f"{error}, with --data-dir or OPTBENCH_DATA") from None
 
 
-def mnist() -> Dataset:
+def mnist(*, resize: Side | None = None) -> Dataset:
     """MNIST handwritten digits"""
     from optbench.data.mnist import embedded_mnist
 
-    return embedded_mnist()
+    return _resized(embedded_mnist(), resize)
 
 
-def fashion_mnist() -> Dataset:
+def fashion_mnist(*, resize: Side | None = None) -> Dataset:
     """Fashion-MNIST articles of clothing"""
-    return _published("fashion-mnist")
+    return _published("fashion-mnist", resize)
 
 
-def kmnist() -> Dataset:
+def kmnist(*, resize: Side | None = None) -> Dataset:
     """Kuzushiji-MNIST cursive Japanese characters"""
-    return _published("kmnist")
+    return _published("kmnist", resize)
 
 
-def emnist() -> Dataset:
+def emnist(*, resize: Side | None = None) -> Dataset:
     """EMNIST balanced: handwritten digits and letters"""
-    return _published("emnist")
+    return _published("emnist", resize)
 
 
-def cifar10() -> Dataset:
+def cifar10(*, resize: Side | None = None) -> Dataset:
     """CIFAR-10 small colour photographs"""
-    return _published("cifar10")
+    return _published("cifar10", resize)
 
 
-def cifar100() -> Dataset:
+def cifar100(*, resize: Side | None = None) -> Dataset:
     """CIFAR-100 small colour photographs, fine labels"""
-    return _published("cifar100")
+    return _published("cifar100", resize)
 
 
-def svhn() -> Dataset:
+def svhn(*, resize: Side | None = None) -> Dataset:
     """SVHN street view house numbers, cropped digits"""
-    return _published("svhn")
+    return _published("svhn", resize)
 
 
-def _published(name: str) -> Dataset:
+def _published(name: str, resize: int | None) -> Dataset:
     from optbench.data.vision import load_published
 
     access = ACCESS.get(Access())
-    return load_published(FACTS[name], data_folder(access.data_dir), access.download, access.notify)
+    found = load_published(FACTS[name], data_folder(access.data_dir), access.download, access.notify)
+    return _resized(found, resize)
+
+
+def _resized(dataset: Dataset, side: int | None) -> Dataset:
+    if side is None:
+        return dataset
+    from optbench.data.pooling import average_pooled
+
+    return average_pooled(dataset, side)

@@ -171,6 +171,7 @@ class CohortTraining:
             if self.finished:
                 begun[member.trial.id].restore(member)
         self._obstacles: dict[str, str | None] = {}
+        self._totals: dict[tuple[int, int | None], int] = {}
         # Read before any instance is made.
         self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
@@ -302,10 +303,13 @@ class CohortTraining:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
         if "total_steps" not in self.spec.needs:
             return 0  # counting would make the tasks
-        sequence = self.sequences[member.trial.seed]
-        tasks = range(self.workspace.family.count) if self._keeps_state(member) else [task]
-        per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
-        return sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
+        place = member.trial.seed, None if self._keeps_state(member) else task
+        if place not in self._totals:  # once: it makes every task, which would cost more in every task
+            sequence = self.sequences[member.trial.seed]
+            tasks = range(self.workspace.family.count) if place[1] is None else [task]
+            per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
+            self._totals[place] = sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
+        return self._totals[place]
 
     def _measure(self, after_task: int) -> None:
         started = time.perf_counter()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from optbench.data.catalog import FACTS
+from optbench.errors import KindError
 from optbench.kinds import DATASETS, MODELS, TASKS, Kind, PlainValue, Whole
 from optbench.metrics.own import MetricSettings
 from optbench.suite.claims import Claim
@@ -115,6 +118,19 @@ class DatasetSettings(Kind):
 
     registry = DATASETS
     short = True
+
+    @classmethod
+    def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        kept = super()._kept(kind, given)
+        if (info := FACTS.get(kind)) is None:
+            return kept
+        # Without `resize` a dataset of ours is its name alone, as it was before there was such a setting.
+        if (side := kept.get("resize")) is None:
+            return {name: value for name, value in kept.items() if name != "resize"}
+        if (whole := info.shape[-1]) % side:
+            fitting = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
+            raise KindError(f"resize: expected a divisor of {whole}, the side of its images: {fitting}; got {side}")
+        return kept
 
 
 Sampler = Literal["grid", "random", "tpe"]

@@ -62,6 +62,24 @@ class Parts:
         examples: Examples = getattr(self, part)
         return examples
 
+    def check_enough(self, examples_per_task: int) -> None:
+        """Raises UsageError where a task wants more examples than there are to train on."""
+        if examples_per_task > len(self.train):
+            raise UsageError(
+                f"tasks.examples_per_task: expected at most {len(self.train)}, the number of training examples after "
+                f"the validation split, got {examples_per_task}"
+            )
+
+
+def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int, task: int | None) -> Examples:
+    """Return `size` of the examples, drawn without replacement for a trial seed and task, in their published order.
+
+    task: 0..T-1; None: the same examples in every task.
+    """
+    name = "examples of every task" if task is None else f"examples of task {task}"
+    order = torch.randperm(len(plain), generator=generator(suite_seed, trial_seed, name))
+    return plain.select(order[:size].sort().values.to(plain.targets.device))
+
 
 def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device: torch.device) -> Parts:
     """Splits a dataset as the protocol asks and puts the parts on the device.

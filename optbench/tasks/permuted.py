@@ -13,7 +13,7 @@ from optbench.errors import UsageError
 from optbench.kinds import Whole
 from optbench.late import torch
 from optbench.streams import generator
-from optbench.tasks.examples import Examples, Part, Parts
+from optbench.tasks.examples import Examples, Part, Parts, drawn_examples
 from optbench.tasks.kind import Outline
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ class Permuted:
 
     Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts. The same p
     serves every channel: a colour image stays made of its own colours. Of other inputs it moves every number.
+
+    With `examples_per_task` each task trains on so many of the training examples, drawn for every trial seed and task;
+    validation and test data stay whole. With `max_epochs: 1` that is the online form.
     """
 
     def __init__(
@@ -35,30 +38,38 @@ class Permuted:
         count: Annotated[Whole, Field(ge=1, le=10_000)] = 3,
         first: Literal["permuted", "identity"] = "permuted",
         permutations: Literal["per-seed", "shared"] = "per-seed",
+        examples_per_task: Annotated[Whole, Field(ge=1)] | None = None,
     ) -> None:
+        """Raises UsageError where examples have several targets, or there are fewer than a task needs."""
         if data.train.targets.ndim > 1 and (count > 1 or first == "permuted"):
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         self.names = _names(count, first)
-        self._first, self._permutations = first, permutations
+        if examples_per_task is not None:
+            data.check_enough(examples_per_task)
+        self._first, self._permutations, self._size = first, permutations, examples_per_task
         self._parts, self._suite_seed = data, seed
 
     @staticmethod
-    def outline(classes: int, *, count: int, first: str, permutations: str) -> Outline:
+    def outline(classes: int, *, count: int, first: str, **_others: object) -> Outline:
         return Outline(_names(count, first), classes)
 
     def key(self, trial_seed: int, task: int) -> Hashable:
+        if self._size is not None:  # the examples are each seed's own, whatever the permutation
+            return "drawn", trial_seed, task
         if self._is_identity(task):
             return "identity"
         return "permutation", self._drawn_by(trial_seed), task
 
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
         plain = self._parts[part]
+        if self._size is not None and part == "train":
+            plain = drawn_examples(plain, self._size, self._suite_seed, trial_seed, task)
         if self._is_identity(task):
             return plain
         return Examples(permute_pixels(plain.inputs, self.permutation(trial_seed, task)), plain.targets)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images
+        yield trial_seeds[0], 0, self._size or len(self._parts.train)  # in every task
 
     def keeps(self, key: Hashable) -> bool:
         # The identity's arrays are the family's own; keeping them costs nothing.

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from pydantic import ValidationError
 
 from optbench.data import FACTS, Dataset, data_folder, load
 from optbench.data.mnist import SHA256, embedded_mnist
@@ -415,3 +416,27 @@ def test_a_shipped_dataset_is_a_callable_as_a_users_is(name: str) -> None:
 def test_a_shipped_dataset_is_a_target_too(mnist: Dataset) -> None:
     found = load(DatasetSettings.of("optbench.data.shipped:mnist"))
     assert torch.equal(found.train.inputs, mnist.train.inputs)
+
+
+def test_pooled_images_are_rounded_means_of_blocks_with_their_own_statistics() -> None:
+    whole, pooled = load("mnist"), load(DatasetSettings.of("mnist", resize=14))
+    assert pooled.inputs.shape == (1, 14, 14)
+    for half, small in ((whole.train, pooled.train), (whole.test, pooled.test)):
+        means = torch.nn.functional.avg_pool2d(half.inputs[-500:].double(), 2)
+        assert small.inputs.dtype == torch.uint8
+        assert torch.equal(small.inputs[-500:].double(), (means + 0.5).floor())
+        assert torch.equal(small.targets, half.targets)
+    scaled = pooled.train.inputs.double() / 255
+    assert pooled.mean == pytest.approx((scaled.mean().item(),), abs=1e-4)
+    assert pooled.std == pytest.approx((scaled.std(correction=0).item(),), abs=1e-4)
+
+
+def test_without_resize_a_dataset_is_its_name_alone() -> None:
+    assert DatasetSettings.of("mnist", resize=None).model_dump() == "mnist"
+    assert DatasetSettings.of("mnist", resize=7).model_dump() == {"kind": "mnist", "resize": 7}
+
+
+@pytest.mark.parametrize("side", [13, 56])
+def test_a_side_that_divides_no_image_is_refused_with_those_that_do(side: int) -> None:
+    with pytest.raises(ValidationError, match=r"resize: expected a divisor of 28, .*7, 14, 28; got"):
+        DatasetSettings.of("mnist", resize=side)

@@ -28,6 +28,8 @@ KINDS: dict[str, TaskSettings] = {
     "permuted": TaskSettings.of("permuted", count=3),
     "permuted shared": TaskSettings.of("permuted", count=3, permutations="shared"),
     "permuted after identity": TaskSettings.of("permuted", count=3, first="identity"),
+    "permuted, drawn": TaskSettings.of("permuted", count=3, examples_per_task=20),
+    "random labels": TaskSettings.of("random-labels", count=3, examples_per_task=20, images="per-task"),
     "class-incremental": TaskSettings.of("class-incremental", group_size=2),
     "class-incremental shuffled": TaskSettings.of("class-incremental", group_size=2, order="shuffled"),
     "rotated": TaskSettings.of("rotated", angles=[0, 30, 90]),
@@ -128,6 +130,74 @@ def test_making_tasks_leaves_the_dataset_as_it_was(kind: str) -> None:
         parts(tasks.sequence(0), task)
     assert torch.equal(data.train.inputs, DATA.train.inputs)
     assert torch.equal(data.test.inputs, DATA.test.inputs)
+
+
+# --- tasks of a part of the training examples ---
+
+
+def test_a_drawn_task_is_a_subset_of_the_whole_one_in_its_order_with_whole_held_out_parts() -> None:
+    drawn, whole = family(KINDS["permuted, drawn"]), family(KINDS["permuted"])
+    for seed, task in [(0, 0), (0, 2), (4, 1)]:
+        part, full = drawn.sequence(seed), whole.sequence(seed)
+        kept, every = ([image.tobytes() for image in s.train(task).inputs.numpy()] for s in (part, full))
+        places = [every.index(image) for image in kept]
+        assert len(places) == 20
+        assert places == sorted(set(places))
+        assert torch.equal(part.train(task).targets, full.train(task).targets[places])
+        assert torch.equal(part.validation(task).inputs, full.validation(task).inputs)
+        assert torch.equal(part.test(task).inputs, full.test(task).inputs)
+
+
+def test_every_seed_and_task_draws_its_own_examples() -> None:
+    tasks = family(TaskSettings.of("permuted", count=3, examples_per_task=20, permutations="shared"))
+    # A permutation keeps the sum of an image, which tells random images apart.
+    drawn = [
+        frozenset(tasks.sequence(seed).train(task).inputs.sum((1, 2, 3)).tolist()) for seed in (0, 1) for task in (0, 1)
+    ]
+    assert len(set(drawn)) == 4
+
+
+def test_random_labels_are_uniform_and_of_the_tasks_own_training_images() -> None:
+    tasks = family(TaskSettings.of("random-labels", count=200, examples_per_task=60), suite_seed=3)
+    sequence = tasks.sequence(0)
+    counts = torch.zeros(CLASSES)
+    for task in range(tasks.count):
+        train, validation, test = parts(sequence, task)
+        assert torch.equal(train.inputs, tasks.parts.train.inputs)  # images once: all 60 of 60, in their order
+        for held_out in (validation, test):
+            assert torch.equal(held_out.inputs, train.inputs)
+            assert torch.equal(held_out.targets, train.targets)
+        counts += torch.bincount(train.targets, minlength=CLASSES)
+    # 12,000 draws: a standard deviation of 41 around 2,000.
+    assert (counts - 2000).abs().max() < 5 * 41
+    assert not torch.equal(sequence.train(0).targets, sequence.train(1).targets)
+    assert not torch.equal(sequence.train(0).targets, tasks.sequence(1).train(0).targets)
+
+
+def test_images_of_random_labels_are_chosen_once_or_for_every_task() -> None:
+    chosen = {}
+    for images in ("once", "per-task"):
+        sequence = family(TaskSettings.of("random-labels", count=4, examples_per_task=20, images=images)).sequence(2)
+        chosen[images] = [sequence.train(task).inputs for task in range(4)]
+    assert all(torch.equal(chosen["once"][0], other) for other in chosen["once"])
+    assert len({frozenset(rows(inputs)) for inputs in chosen["per-task"]}) == 4
+
+
+@pytest.mark.parametrize("kind", ["permuted", "random-labels"])
+def test_a_task_of_more_examples_than_there_are_is_a_usage_error(kind: str) -> None:
+    with pytest.raises(UsageError, match=r"examples_per_task: expected at most 60, .* got 61"):
+        family(TaskSettings.of(kind, examples_per_task=61))
+
+
+def test_hundreds_of_tasks_leave_nothing_behind() -> None:
+    tasks = family(TaskSettings.of("permuted", count=300, examples_per_task=20))
+    held = []
+    for task in range(tasks.count):
+        held += [weakref.ref(examples) for examples in parts(tasks.sequence(0), task)]
+    gc.collect()
+    assert len(held) == 900
+    assert not any(ref() is not None for ref in held)
+    assert not tasks._kept
 
 
 # --- the split ---

@@ -1,0 +1,64 @@
+"""Random labels: each task is to learn by heart labels that say nothing of their images (Lyle et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from optbench.errors import UsageError
+from optbench.kinds import Whole
+from optbench.late import torch
+from optbench.streams import generator
+from optbench.tasks.examples import Examples, Part, Parts, drawn_examples
+from optbench.tasks.kind import Outline
+
+
+class RandomLabels:
+    """Images with random labels: each task draws them anew, uniformly over the classes.
+
+    `images: once` keeps the images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` draws them
+    anew, too. Images and labels are drawn for each trial seed from the training examples. Nothing can be generalised
+    from such labels, so validation and test data of a task are its own training examples, and its accuracy says how
+    much of them was memorised. Early stopping on validation data therefore looks at the training loss.
+    """
+
+    def __init__(
+        self,
+        data: Parts,
+        seed: int,
+        *,
+        count: Annotated[Whole, Field(ge=1, le=10_000)] = 50,
+        examples_per_task: Annotated[Whole, Field(ge=1)] = 1200,
+        images: Literal["once", "per-task"] = "once",
+    ) -> None:
+        """Raises UsageError where there are fewer training examples than a task needs."""
+        if data.train.targets.ndim > 1:
+            raise UsageError("tasks.kind: expected one target for each example, got one for each position")
+        data.check_enough(examples_per_task)
+        self.names = _names(count)
+        self._parts, self._suite_seed = data, seed
+        self._size, self._once = examples_per_task, images == "once"
+
+    @staticmethod
+    def outline(classes: int, *, count: int, examples_per_task: int, images: str) -> Outline:
+        return Outline(_names(count), classes)
+
+    def key(self, trial_seed: int, task: int) -> Hashable:
+        return "random labels", trial_seed, task
+
+    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        images = drawn_examples(
+            self._parts.train, self._size, self._suite_seed, trial_seed, None if self._once else task
+        )
+        draw = generator(self._suite_seed, trial_seed, f"random labels {task}")
+        labels = torch.randint(self._parts.classes, (self._size,), generator=draw)
+        return Examples(images.inputs, labels.to(images.targets.device))
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        yield trial_seeds[0], 0, self._size  # in every task
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"labels {i + 1}" for i in range(count))
