@@ -409,8 +409,8 @@ def test_an_unusable_torchvision_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", FACTS)
 def test_a_shipped_dataset_is_a_callable_as_a_users_is(name: str) -> None:
     assert list(DATASETS.names) == list(FACTS)
-    assert not DATASETS.settings(name).model_fields
-    assert DATASETS.load(name).__annotations__ == {"return": "Dataset"}
+    assert list(DATASETS.settings(name).model_fields) == ["resize"]
+    assert DATASETS.load(name).__annotations__["return"] == "Dataset"
 
 
 def test_a_shipped_dataset_is_a_target_too(mnist: Dataset) -> None:
