@@ -247,6 +247,10 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
         for name, claim in suite.claims.items()
         if (kept_claim := _kept_claim(claim, experiments, optimizers)) is not None
     }
+    claims = {
+        name: claim.model_copy(update={"given": [premise for premise in claim.given if premise in claims]})
+        for name, claim in claims.items()
+    }
     tune = _kept_tune(suite.tune, experiments, optimizers) if suite.tune else None
     changed = {"optimizers": optimizers, "experiments": experiments, "claims": claims, "tune": tune}
     return suite.model_copy(update=changed)

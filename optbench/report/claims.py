@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from optbench.counting import count, grouped
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
 from optbench.report.matching import matched_text, matching_lines
-from optbench.report.numbers import NOT_LEARNT, decimals, dormant_line, estimate, fixed, marked, p_value, words
+from optbench.report.numbers import (
+    NOT_LEARNT,
+    UNDEFINED,
+    decimals,
+    dormant_line,
+    estimate,
+    fixed,
+    marked,
+    p_value,
+    words,
+)
 from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
@@ -32,11 +42,17 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     counts = [f"{sum(c.verdict is v for c in run.claims)} {v}" for v in ClaimVerdict]
     yield Paragraph(f"Stated in the run's suite: {', '.join(counts)}.")
     overview = []
+    verdicts = {claim.name: (number, claim.verdict) for number, claim in enumerate(run.claims, start=1)}
     for number, claim in enumerate(run.claims, start=1):
         source = f" ({claim.claim.source})" if claim.claim.source else ""
         about = condition(claim.claim)
         text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
-        overview.append((Cell(str(number)), Cell(text), Cell(_verdict(claim), TONES[claim.verdict])))
+        verdict, tone = _verdict(claim), TONES[claim.verdict]
+        for premise in claim.claim.given:
+            which, holds = verdicts[premise]
+            if holds is not ClaimVerdict.SUPPORTED:
+                verdict, tone = f"{verdict}; given claim {which}, which is {holds}", "warning"
+        overview.append((Cell(str(number)), Cell(text), Cell(verdict, tone)))
     yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
     if read := [*matching_lines(run.claims), *reading_lines(run.claims)]:
         yield Items(tuple(read))
@@ -139,27 +155,31 @@ def _verdict(claim: JudgedClaim) -> str:
 
 
 def _parts(claims: Sequence[JudgedClaim]) -> Table:
-    numeric = ("difference\n[95% interval]", "Holm p", "expected", "left", "right", "n")
-    titles = (*columns("claim", "where", "verdict", *numeric, texts=3), Column("beside: left, right", numeric=False))
+    numeric = ("difference\n[95% interval]", "Holm p", "expected", "left,\nmedian", "right,\nmedian", "n")
+    beside = any(claim.claim.beside for claim in claims)
+    more = [Column("beside: left, right", numeric=False)] if beside else []
+    titles = (*columns("claim", "where", "verdict", *numeric, texts=3), *more)
     rows = []
     for number, claim in enumerate(claims, start=1):
         digits = decimals(claim.claim.primary.name)
         for part in claim.parts:
             result = part.result
             right = result.median_b if isinstance(part.right, Arm) else part.right
-            beside = "; ".join(
+            said = "; ".join(
                 f"{words(name)} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
                 for name, (left, right) in part.beside.items()
             )
-            cells = (
-                estimate(result.difference, result.interval, digits),
-                p_value(part.judgement.holm_p),
+            equivalence = claim.claim.expect == "equivalent"
+            found = estimate(result.difference, result.interval_90 if equivalence else result.interval, digits)
+            cells = [
+                f"{found} (90%)" if equivalence else found,
+                UNDEFINED if equivalence else p_value(part.judgement.holm_p),  # of a test of another question
                 _expected(claim),
                 fixed(result.median_a, digits),
                 fixed(right, digits),
                 str(result.n),
-                beside,
-            )
+            ]
+            cells += [said] if beside else []
             where = (
                 Cell(str(number)),
                 Cell(part_label(part)),

@@ -87,9 +87,10 @@ def reading_name(cell: ReadingCell) -> str:
 
 
 def part_label(part: ClaimPart) -> str:
-    """What tells a part from the others: its model, and the variants where a side is swept."""
-    swept = [side.variant for side in (part.left, part.right) if isinstance(side, Arm) and side.variant != "default"]
-    return ", ".join([part.model, *swept])
+    """What tells a part from the others: its model, and both sides where one is swept."""
+    sides = [side for side in (part.left, part.right) if isinstance(side, Arm)]
+    swept = any(side.variant != "default" for side in sides)
+    return f"{part.model}, {' | '.join(side.label for side in sides)}" if swept else part.model
 
 
 def arm_label(arm: Arm) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from optbench.counting import grouped
+from optbench.counting import count, grouped
 from optbench.errors import StoreError
 from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
@@ -26,7 +26,7 @@ from optbench.stats.paired import PairedResult, compare_paired
 from optbench.stats.power import MIN_PAIRS
 from optbench.stats.readings import JudgedReading, judge_readings
 from optbench.stats.results import Results
-from optbench.stats.verdict import Judgement, Question, Verdict, judge, within_margin
+from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge, within_margin
 from optbench.suite.claims import Claim, covers
 
 
@@ -159,7 +159,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
 
 
 def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
-    """Left and right of each part: every model, every variant of the one against every variant of the other."""
+    """Left and right of each part: every model, every variant of the one against every other variant of the other."""
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
@@ -170,7 +170,7 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
             if isinstance(claim.right, str)
             else [claim.right]
         )
-        found += [(left, right) for left in lefts for right in rights]
+        found += [(left, right) for left in lefts for right in rights if left is not right]
     return found
 
 
@@ -205,21 +205,27 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
     if (result.difference > 0) != (claim.expect == "higher"):
         return ClaimVerdict.CONTRADICTED, "the difference has the other sign"
     if judgement.verdict is Verdict.BELOW_MARGIN:
-        return ClaimVerdict.NO_EVIDENCE, "there is a difference, and it is smaller than the margin"
+        return ClaimVerdict.NO_EVIDENCE, f"there is a difference below the margin: {judgement.reason}"
     return ClaimVerdict.SUPPORTED, ""
 
 
 def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
-    """Two one-sided tests, which a difference that is significant and small passes as well."""
+    """Two one-sided tests, which a difference that is significant and small passes as well.
+
+    Contradicted only where the interval lies outside of the margin, and Holm's correction leaves a difference.
+    """
     if within_margin(question):
         return ClaimVerdict.SUPPORTED, ""
-    if judgement.verdict not in (Verdict.NO_EVIDENCE, Verdict.BELOW_MARGIN):
-        return ClaimVerdict.CONTRADICTED, "there is a difference, and it is not smaller than the margin"
-    bounds = question.result.interval_90
-    if bounds is None:
+    result, margin = question.result, question.margin
+    if result.interval_90 is None:
         return ClaimVerdict.NO_EVIDENCE, "there is no 90% interval"
-    said = f"the 90% interval [{bounds[0]:.3g}, {bounds[1]:.3g}] does not lie within ±{question.margin:.3g}"
-    return ClaimVerdict.NO_EVIDENCE, said
+    low, high = result.interval_90
+    where = f"the 90% interval [{low:.3g}, {high:.3g}]"
+    if (low >= margin or high <= -margin) and judgement.verdict in DIFFERENT:
+        return ClaimVerdict.CONTRADICTED, f"{where} lies outside of ±{margin:.3g}"
+    if -margin < low and high < margin:
+        return ClaimVerdict.NO_EVIDENCE, f"both diverged on {count(result.diverged_both, 'seed')}, which shows no size"
+    return ClaimVerdict.NO_EVIDENCE, f"{where} does not lie within ±{margin:.3g}"
 
 
 def _ended(side: Arm | float, seed: int) -> bool:

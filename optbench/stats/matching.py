@@ -47,7 +47,7 @@ def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[
     few_left = len(lefts) <= len(rights)
     for own in lefts if few_left else rights:
         others = rights if few_left else lefts
-        sides = [(own, other) if few_left else (other, own) for other in others]
+        sides = [(own, other) if few_left else (other, own) for other in others if other is not own]
         pairs = [_measured(left, right, rule, len(others)) for left, right in sides]
         enough = [pair for pair in pairs if pair.n >= MIN_PAIRS] or [pair for pair in pairs if pair.n]
         if pairs:

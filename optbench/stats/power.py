@@ -6,7 +6,6 @@ signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m: above .05 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -124,11 +123,14 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
         if experiment == claim.experiment and (claim.models is None or model in claim.models)
     )
 
-    def count_of(side: str | float, found: Sequence[tuple[str, str]]) -> int:
-        return sum(covers(side, *arm) for arm in found) if isinstance(side, str) else 1
+    def number(found: Sequence[tuple[str, str]]) -> int:
+        lefts = {arm for arm in found if covers(claim.left, *arm)}
+        if not isinstance(claim.right, str):
+            return len(lefts)
+        rights = {arm for arm in found if covers(claim.right, *arm)}
+        return min(len(lefts), len(rights)) if claim.matched else len(lefts) * len(rights) - len(lefts & rights)
 
-    counts = [(count_of(claim.left, found), count_of(claim.right, found)) for found in by_model.values()]
-    return corrected_for(claim, sum(min(pair) if claim.matched else math.prod(pair) for pair in counts))
+    return corrected_for(claim, sum(map(number, by_model.values())))
 
 
 def corrected_for(claim: Claim, parts: int) -> int:

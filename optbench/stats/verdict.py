@@ -35,6 +35,10 @@ class Verdict(StrEnum):
     NOT_COMPARABLE = "not comparable"
 
 
+DIFFERENT = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.HIGHER, Verdict.LOWER})
+"""What says that there is a difference worth a verdict."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One metric of the family: is A different from B?

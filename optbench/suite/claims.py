@@ -81,6 +81,8 @@ class Claim(Settings):
     """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
     matched: Matching | None = None
     """Which variants are compared; null: each of the one side with each of the other."""
+    given: list[Name] = Field(default=[])
+    """Other claims without which it means little: a report says where one of them is not supported."""
     beside: list[MetricName] = Field(default=[])
     """Metrics to show beside it, without which it would mislead."""
 

@@ -23,7 +23,7 @@ from optbench.metrics.catalog import (
     check_taken,
 )
 from optbench.metrics.own import MetricSettings, check_rule, resolve
-from optbench.suite.claims import split_arm
+from optbench.suite.claims import Claim, split_arm
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -192,6 +192,8 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
             yield from (((*path, "twins", i, j), 3, o, optimizers[name]) for j, o in enumerate(twins))
     for name, claim in suite.claims.items():
         path = ("claims", name)
+        others = ("claim", suite.claims.keys() - {name})
+        yield from (((*path, "given", i), 3, premise, others) for i, premise in enumerate(claim.given))
         yield (*path, "experiment"), 3, claim.experiment, any_experiment
         if (within := claim.experiment) in suite.experiments:
             sides = [(key, o) for key, o in (("left", claim.left), ("right", claim.right)) if isinstance(o, str)]
@@ -214,6 +216,9 @@ def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
             what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has none of its own"
             yield Fault(document.value_place(("claims", name, "expect")), f"{shown_path(('claims', name))}: {what}")
+        if claim.left == claim.right and _is_one_variant(suite, claim):
+            what = f"right: expected another optimizer or variant than on the left, got {claim.right}"
+            yield Fault(document.value_place(("claims", name, "right")), f"{shown_path(('claims', name))}: {what}")
         experiment = suite.experiments.get(claim.experiment)
         chosen = suite.taking_part(experiment) if experiment is not None else {}
         for key, side in (("left", claim.left), ("right", claim.right)):
@@ -228,6 +233,16 @@ def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
                 path: KeyPath = ("claims", name, key)
                 what = unknown(f"variant of {optimizer} in {claim.experiment}", variant, names)
                 yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
+
+
+def _is_one_variant(suite: Suite, claim: Claim) -> bool:
+    """Whether the left side names a single variant, so that there is no other one to compare it with."""
+    optimizer, variant = split_arm(claim.left)
+    experiment = suite.experiments.get(claim.experiment)
+    if variant is not None or experiment is None or optimizer not in suite.optimizers:
+        return variant is not None
+    changes = suite.taking_part(experiment).get(optimizer, {})
+    return _settings(suite.optimizers[optimizer].hyperparameters | changes) == 1
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from optbench.cli import main
 from optbench.plan import Trial
 from optbench.stats.claims import ClaimVerdict, JudgedClaim, judge_claims
 from optbench.stats.power import suite_shortages
@@ -49,6 +50,8 @@ def test_a_side_names_one_variant_and_the_others_take_no_part(tmp_path: Path) ->
         # Significant, in one direction on every seed, and smaller than the margin: equivalent all the same.
         ([0.002 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.SUPPORTED),
         ([0.1 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.CONTRADICTED),
+        # A difference, by the estimate not within the margin, and yet the interval reaches into it.
+        ([0.0054 + 0.0008 * (seed - 3.5) for seed in range(8)], 0.005, ClaimVerdict.NO_EVIDENCE),
         # Neither a difference nor its absence is shown.
         (WIDE, 0.005, ClaimVerdict.NO_EVIDENCE),
         (WIDE, 0.05, ClaimVerdict.SUPPORTED),
@@ -64,6 +67,35 @@ def test_equivalence_is_an_interval_within_the_margin(
     assert bool(part.reason) == (verdict is not ClaimVerdict.SUPPORTED)
     if verdict is ClaimVerdict.NO_EVIDENCE:
         assert "does not lie within ±0.005" in part.reason
+
+
+def test_a_variant_is_not_compared_with_itself(tmp_path: Path) -> None:
+    [claim] = judge_claims(
+        results_of(
+            write_run(
+                tmp_path,
+                suite_text(f"{ABOUT}, left: adam lr=0.001, right: adam, expect: higher", 6),
+                lambda trial: rows_of("ok", [[0.1, 0.1], [0.5, 0.1], [0.5, 0.5]], {}, init_hash=str(trial.seed)),
+            )
+        )
+    )
+    rights = [part.right.variant for part in claim.parts if not isinstance(part.right, float)]
+    assert rights == ["lr=1e-05", "lr=0.0001", "lr=0.01"]
+    results = claim.parts[0].left.results
+    assert "3 parts" in next(s for s in suite_shortages(results.suite, results.trials) if "claim" in s.about).tests
+
+
+def test_a_report_says_that_a_premise_does_not_hold(tmp_path: Path) -> None:
+    premise = f"c: {{{ABOUT}, left: adam lr=0.001, right: 0.9, expect: higher}}"
+    text = suite_text(f"{ABOUT}, left: adam lr=0.001, right: 0.2, expect: higher, given: [c]", 8)
+    run = write_run(
+        tmp_path,
+        text.replace("  c: {", f"  {premise}\n  builds: {{"),
+        lambda trial: rows_of("ok", [[0.1, 0.1], [0.5, 0.1], [0.5, 0.5 + trial.seed / 1000]], {}, init_hash="0"),
+    )
+    report = tmp_path / "report.md"
+    assert main(["report", str(run), "-o", str(report)]) == 0
+    assert "supported; given claim 1, which is contradicted" in report.read_text(encoding="utf-8")
 
 
 def test_equivalence_in_every_part_needs_no_more_seeds(tmp_path: Path) -> None:
@@ -87,6 +119,12 @@ DISTANCE = "relative_distance_from_init"
             f"{ABOUT}, left: adm lr=0.001, right: sgd, expect: higher",
             "claims.c.left: unknown optimizer in digits 'adm'",
         ),
+        (
+            f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.001, expect: higher",
+            "claims.c: right: expected another optimizer or variant than on the left, got adam lr=0.001",
+        ),
+        (f"{ABOUT}, left: sgd, right: sgd, expect: higher", "claims.c: right: expected another optimizer or variant"),
+        (f"{ABOUT}, left: adam, right: sgd, expect: higher, given: [d]", "claims.c.given: unknown claim 'd'"),
         (f"{ABOUT}, left: adam, right: sgd, expect: equivalent, margin: 0", "'margin': expected a number above 0"),
         (
             f"experiment: digits, metric: {DISTANCE}, left: adam, right: sgd, expect: equivalent",

@@ -249,7 +249,7 @@ def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale:
         axes.set_ylim(bottom, CURVE)
         axes.set_xlabel(f"{count(len(points), 'reading')}, by effect")
 
-    title = f"{part_label(part)}: {part.left.label} against {right}"
+    title = f"{part.model}: {part.left.label} against {right}"
     return Panel(draw, MAX_WIDTH, CURVE - bottom + 0.5, title, scales="y")
 
 
