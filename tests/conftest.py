@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ class PoolHere:
         job: Job,
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
+        held: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> Iterator[Finished | Compared | Failed]:
         workspaces: dict[str, Workspace] = {}
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]

@@ -48,7 +48,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self, *, again: bool = True) -> Iterator[None]:
-        """Let an interrupt wait for the end of the block. again: and raise it there."""
+        """Let an interrupt wait for the end of the block. again: and raise it there, unless an exception leaves it.
+
+        Of a block inside another one, too: the end of the inner one lets interrupts through.
+        """
         self._held = True
         try:
             yield

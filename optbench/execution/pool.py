@@ -12,10 +12,11 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from optbench.errors import OptbenchError
-from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
+from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.execution.nursery import Nursery, nursery
 from optbench.plan import Cohort
 from optbench.store.interim import Begun
@@ -43,12 +44,15 @@ class Pool:
         job: Job,
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
+        held: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> Iterator[Progress | Finished | Compared | Failed]:
         """Do the units, in order of starting; events as they come.
 
         more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
-        places: where the trials of a piece go on by now. Units that are too large for memory are halved, and what a
-        worker had that died (killed, out of memory) is tried once more, in pieces down to a training alone.
+        places: where the trials of a piece go on by now. held: makes an interrupt wait; entered before an event is read
+        from a worker, left after the caller has taken it, so that none is lost in between. Units that are too large for
+        memory are halved, and what a worker had that died (killed, out of memory) is tried once more, in pieces down to
+        a training alone.
 
         Raises:
             OptbenchError: what a worker raised because of the user's settings.
@@ -63,9 +67,14 @@ class Pool:
                 worker = busy[ready]  # type: ignore[index]  # `wait` returns what it was given
                 unit = worker.unit
                 assert unit is not None
-                try:
-                    event = worker.connection.recv()
-                except (EOFError, OSError, pickle.UnpicklingError):
+                with held():
+                    event = worker.answer()
+                    if isinstance(event, Finished | Compared | Failed):
+                        worker.unit = None
+                        self._hand_on(worker, waiting, job)
+                    if event is not None and not isinstance(event, Divide | OptbenchError):
+                        yield event
+                if event is None:
                     worker.process.join(timeout=1)  # so that its own exit code is seen, not that of being stopped
                     code = worker.stop()
                     self._replace(worker)
@@ -77,20 +86,25 @@ class Pool:
                         waiting += [Train(piece, places(piece), note) for piece in reversed(pieces)] or [unit]
                         singles = {piece.id for piece in pieces if len(piece.trainings) == 1}
                         died_before |= singles if pieces else {unit.id}
-                else:
-                    if isinstance(event, OptbenchError):
-                        raise event
-                    if not isinstance(event, Divide | Finished | Compared | Failed):
-                        yield event
-                        continue
+                elif isinstance(event, OptbenchError):
+                    raise event
+                elif isinstance(event, Divide):
                     worker.unit = None
-                    if isinstance(event, Divide):
-                        waiting += reversed(halved(event, places))
-                    else:
-                        self._hand_out(waiting, job)  # before what it found is written, so that it need not wait
-                        yield event
+                    waiting += reversed(halved(event, places))
+                elif not isinstance(event, Finished | Compared | Failed):
+                    continue
                 waiting[:0] = reversed(more())
                 self._hand_out(waiting, job)
+
+    @staticmethod
+    def _hand_on(worker: _Worker, waiting: list[Unit], job: Job) -> None:
+        """Give an idle worker the next unit that its process serves, so that it has work while results are written.
+
+        What it found last is not written yet, so nothing here may take long or fail: processes are neither stopped nor
+        started.
+        """
+        if (served := worker.next_of(waiting)) is not None:
+            worker.give(waiting.pop(served), job)
 
     def _hand_out(self, waiting: list[Unit], job: Job) -> None:
         """Give waiting units, the last first, to idle workers, and start workers while there are more units than those.
@@ -107,7 +121,7 @@ class Pool:
         for worker in sorted((*idle, *new), key=lambda worker: not any(map(worker.serves, waiting))):
             if not waiting:
                 return
-            served = next((i for i in reversed(range(len(waiting))) if worker.serves(waiting[i])), None)
+            served = worker.next_of(waiting)
             unit = waiting.pop(-1 if served is None else served)
             (worker if served is not None else self._replace(worker)).give(unit, job)
 
@@ -157,6 +171,18 @@ class _Worker:
     def serves(self, unit: Unit) -> bool:
         """True if no user's code but the unit's own has run in this process."""
         return not self._user_code or self._user_code == unit.user_code
+
+    def next_of(self, waiting: Sequence[Unit]) -> int | None:
+        """The place of the last of the waiting units that it serves; None where it serves none."""
+        return next((i for i in reversed(range(len(waiting))) if self.serves(waiting[i])), None)
+
+    def answer(self) -> Progress | Answer | OptbenchError | None:
+        """What its process has sent; None where the process has died."""
+        try:
+            event: Progress | Answer | OptbenchError = self.connection.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+        return event
 
     def give(self, unit: Unit, job: Job) -> None:
         self.unit = unit

@@ -36,7 +36,7 @@ from optbench.metrics.own import metric_record, resolve
 from optbench.plan import Cohort, Trial
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
-from optbench.store.interim import find_begun
+from optbench.store.interim import Begun, find_begun
 from optbench.store.lock import RunLock
 from optbench.store.pairs_table import NOT_COMPARED
 from optbench.store.parts import INTERIM
@@ -242,8 +242,13 @@ class Session:
         left = Comparisons(plan, self.writer)
         job = Job(with_readings(plan.suite), self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
-        for event in self._pool.train(units, job, left.ready, lambda piece: goes_on(piece, find_begun(job.interim))):
-            with self._signals.held():
+        held = self._signals.held
+
+        def begun(piece: Cohort) -> Mapping[str, Begun]:
+            return goes_on(piece, find_begun(job.interim))
+
+        for event in self._pool.train(units, job, left.ready, begun, held):
+            with held():
                 self._take(event, plan, left)
 
     def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: Comparisons) -> None:

@@ -1,27 +1,108 @@
-"""Workers and what they are given."""
+"""Workers and what they are given; and that results outlive whatever happens while the next unit is handed out."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import pytest
+
+from optbench.cli import main
 from optbench.execution.messages import Finished, Job, Train
-from optbench.execution.pool import Pool
+from optbench.execution.nursery import FORKS, Nursery
+from optbench.execution.pool import Pool, _Worker
 from optbench.execution.schedule import make_plan, spread
-from tests.conftest import small_suite
+from optbench.suite import dump_suite
+from tests.conftest import PoolHere, small_suite
+
+OURS = {"sgd": {"target": "sgd"}, "adam": {"target": "adam"}}
+SHORT: dict[str, Any] = {"seeds": 1, "train_examples": 64}
+WORDS = ["--device", "cpu", "--jobs", "1", "--quiet"]
 
 
-def test_a_worker_has_its_next_unit_while_what_it_found_is_written(tmp_path: Path) -> None:
-    plan = make_plan(small_suite({"sgd": {"target": "sgd"}, "adam": {"target": "adam"}}, seeds=1, train_examples=64))
-    units = [Train(cohort, {}) for cohort in spread(plan, 1, 8)]
+def calling(before: Callable[[], None], method: Callable[..., Any], nth: int) -> Callable[..., Any]:
+    """A method whose n-th call does something else first."""
+    calls = iter(range(1, 100))
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == nth:
+            before()
+        return method(*arguments, **named)
+
+    return called
+
+
+def test_a_worker_has_its_next_unit_while_what_it_found_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(small_suite(OURS, **SHORT))
+    first, second = units = [Train(cohort, {}) for cohort in spread(plan, 1, 8)]
+    order: list[tuple[str, str]] = []
+    give = _Worker.give
+
+    def noted(worker: _Worker, unit: Train, job: Job) -> None:
+        order.append(("given", unit.id))
+        give(worker, unit, job)
+
+    monkeypatch.setattr(_Worker, "give", noted)
     pool = Pool(["cpu"])
-    ended: list[str] = []
     try:
-        for event in pool.train(units, Job(plan.suite, None, tmp_path, {})):
-            if isinstance(event, Finished):
-                ended.append(event.cohort.id)
-                (worker,) = pool._workers
-                assert worker.unit == (units[1] if len(ended) == 1 else None)
+        events = pool.train(units, Job(plan.suite, None, tmp_path, {}))
+        order.extend(("taken", event.cohort.id) for event in events if isinstance(event, Finished))
     finally:
         pool.close()
-    assert ended == [unit.cohort.id for unit in units]
-    assert len(ended) == 2
+    assert order == [("given", first.id), ("given", second.id), ("taken", first.id), ("taken", second.id)]
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def refuse() -> None:
+    raise OSError("no more processes")
+
+
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
+@pytest.mark.parametrize(("owner", "name"), [(_Worker, "give"), (Pool, "_hand_out")], ids=["before", "after"])
+def test_an_interrupt_around_the_writing_of_a_result_neither_loses_nor_doubles_it(
+    owner: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite.yaml").write_text(dump_suite(small_suite(OURS, **SHORT)))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, calling(interrupt, getattr(owner, name), 2))  # at the end of the first cohort
+        assert main(["run", str(tmp_path / "suite.yaml"), "--runs-dir", str(tmp_path), "--name", "cut", *WORDS]) == 130
+    assert "interrupted; 1 finished trial is kept" in capsys.readouterr().err
+    kept = pd.read_parquet(tmp_path / "cut" / "trials.parquet")
+    monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
+    monkeypatch.setattr("optbench.execution.nursery.FORKS", False)  # no process is started for it
+    assert main(["run", "--resume", str(tmp_path / "cut"), *WORDS]) == 0
+    found = pd.read_parquet(tmp_path / "cut" / "trials.parquet")
+    assert sorted(found.optimizer) == sorted(OURS)
+    same = found[found.optimizer.isin(kept.optimizer)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, kept, check_exact=True)  # its seconds, too: it was not trained again
+
+
+@pytest.mark.skipif(not FORKS, reason="workers are forks on Linux alone")
+def test_a_process_that_cannot_be_started_loses_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that has run a user's code is replaced for the next optimizer's."""
+    (tmp_path / "mine.py").write_text("from torch.optim import SGD\nclass A(SGD): ...\nclass B(SGD): ...\n")
+    users = {name: {"target": f"{tmp_path}/mine.py:{name.upper()}", "lr": 0.1} for name in ("a", "b")}
+    (tmp_path / "suite.yaml").write_text(dump_suite(small_suite(users, **SHORT)))
+    monkeypatch.setattr(Nursery, "start", calling(refuse, Nursery.start, 2))
+    words = ["--runs-dir", str(tmp_path), "--name", "cut", *WORDS]
+    assert main(["run", str(tmp_path / "suite.yaml"), *words]) == 70
+    assert "OSError: no more processes" in capsys.readouterr().err
+    assert len(pd.read_parquet(tmp_path / "cut" / "trials.parquet")) == 1
