@@ -12,7 +12,7 @@ from optbench.cli.output import results
 from optbench.counting import count
 from optbench.data.catalog import FACTS
 from optbench.errors import DataError, escaped
-from optbench.execution.preflight import check_optimizers, find_code, placed
+from optbench.execution.preflight import check_optimizers, check_penalties, find_code, placed
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
@@ -36,10 +36,11 @@ def show_plan(plan: Plan, options: Options) -> None:
     """Print experiments, cohorts and trials, and which of them are done already.
 
     Raises:
-        OptbenchError: a user's optimizer refuses its settings, a model does not fit its data, or a protocol asks for
-            more examples than a dataset has.
+        OptbenchError: a user's optimizer refuses its settings, a model does not fit its data or an optimizer, or a
+            protocol asks for more examples than a dataset has.
     """
     _check_sizes(plan)
+    check_penalties(plan.suite, plan.trials)
     models, resume, claims = _models(plan, options), options.resume, plan.suite.claims
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:

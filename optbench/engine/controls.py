@@ -11,7 +11,6 @@ from optbench.engine.blueprint import Blueprint
 from optbench.engine.members import Member
 from optbench.engine.penalties import Penalty
 from optbench.engine.randomness import SEEDS
-from optbench.errors import UsageError
 from optbench.plan import Trial
 from optbench.streams import stream_seed
 
@@ -24,16 +23,9 @@ class Controls:
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """What is added to the loss by the features.
-
-        Raises:
-            UsageError: the model has no layer below its last one.
-        """
+        """What is added to the loss by the features."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
-        if self.blueprint.ours and len(self.blueprint.layout.slots) == 2:  # weight and bias of the head
-            place = f"experiments.{trial.experiment}.models.{trial.model}"
-            raise UsageError(f"{place}: rank-penalty: expected a model with layers below its last one, got none")
         suite, seed = self.suite_seed, trial.seed
 
         def draws(step: int) -> int:

@@ -102,8 +102,9 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
 
     Raises:
         OptbenchError: an optimizer cannot be imported or refuses its settings, data are missing, a model does not fit
-            them, or a task has no full batch.
+            them or an optimizer, or a task has no full batch.
     """
+    check_penalties(plan.suite, left_of(plan))
     # Late, because importing torch takes seconds.
     from optbench.data import load
     from optbench.engine.blueprint import Blueprint
@@ -136,6 +137,19 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
             resolve_spec(trial.spec, trial.settings)
         except OptimizerError as error:
             raise OptimizerError(*(f"optimizers.{trial.optimizer}: {line}" for line in error.args)) from error
+
+
+def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
+    """Check that a `rank-penalty`, of whatever strength, has weights to train: in our own networks, without their data.
+
+    Raises:
+        UsageError: a network has no hidden layer, so that its features are the inputs.
+    """
+    for trial in trials:
+        model = suite.experiments[trial.experiment].models[trial.model]
+        if "rank-penalty" in trial.around and not model.is_users and not model.settings.get("hidden", True):
+            place = f"experiments.{trial.experiment}.models.{trial.model}"
+            raise UsageError(f"{place}: rank-penalty: expected a model with layers below its last one, got none")
 
 
 def left_of(plan: Plan) -> list[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +12,18 @@ from torch import nn
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult
-from optbench.errors import OptimizerError, UsageError
+from optbench.errors import OptimizerError
 from optbench.optimizers.make import maker
 from optbench.optimizers.rank_penalty import RankPenalty
 from optbench.optimizers.registry import check_settings, complete, find
 from optbench.plan import cohorts, trials
 from optbench.store.tables import MetricRow
+from optbench.suite import dump_suite
 from tests import own_models
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
 from tests.engine.test_interim import cut_and_whole
 from tests.engine.test_own_models import Use, use  # noqa: F401  # a fixture
+from tests.refusals import refusal
 from tests.twin import train_twin
 
 SGD: dict[str, Any] = {"target": "sgd", "lr": 0.1}
@@ -146,10 +149,19 @@ def test_the_engine_agrees_with_the_class_in_a_plain_loop(strength: float, mnist
             assert (result.weights[key] - weight).norm() < 1e-3 * (weight - start[key]).norm(), key
 
 
-def test_a_model_without_layers_below_the_features_is_refused(mnist: Dataset, use: Use) -> None:  # noqa: F811
-    suite = small_suite({"it": penalised(SGD, 0.1)}, model={"kind": "mlp", "hidden": []}, seeds=1, **SHORT)
-    with pytest.raises(UsageError, match=r"small\.models\.net: rank-penalty: expected a model with layers below"):
-        train_suite(suite, mnist)
+@pytest.mark.parametrize("strength", [0.1, 0])
+@pytest.mark.parametrize("more", [["--dry-run"], ["--device", "cpu", "--jobs", "1"]], ids=["dry run", "run"])
+def test_a_network_without_hidden_layers_is_refused_before_training(
+    more: list[str], strength: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = small_suite({"it": penalised(SGD, strength)}, model={"kind": "mlp", "hidden": []}, seeds=7, **SHORT)
+    (tmp_path / "suite.yaml").write_text(dump_suite(suite))
+    said = refusal(capsys, tmp_path, "run", tmp_path / "suite.yaml", "--runs-dir", tmp_path / "runs", *more)
+    place = f"{tmp_path}/suite.yaml:29:15: experiments.small.models.net"
+    assert said == f"{place}: rank-penalty: expected a model with layers below its last one, got none"
+
+
+def test_a_model_of_yours_without_weights_below_the_features_fails_alone(mnist: Dataset, use: Use) -> None:  # noqa: F811
     use(own_models.Flat)
     (result,) = train_suite(small_suite({"it": penalised(SGD, 0.1)}, seeds=1, **SHORT), mnist)
     assert trial_row(result).error_message == "rank-penalty: expected weights below the features of Flat, got none"
