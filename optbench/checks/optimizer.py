@@ -20,7 +20,7 @@ from optbench.checks.remedies import what_works
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.registry import check_settings
-from optbench.optimizers.spec import Need
+from optbench.optimizers.spec import Need, OptimizerSpec
 
 Found = tuple[Outcome, str]
 
@@ -212,13 +212,18 @@ def _draws(evidence: Evidence) -> Found | None:
 
 
 def _asks_for(evidence: Evidence) -> Found | None:
-    needs = evidence.problem.trial(0).spec.needs
+    needs = _stepping(evidence.problem).needs
     wishes = [words for need, words in ASKS.items() if need in needs]
     return ("information", f"{'; '.join(wishes)}: it gets that") if wishes else None
 
 
+def _stepping(problem: Problem) -> OptimizerSpec:
+    """What takes the steps, with what is declared of it: the optimizer itself, or the base of one that takes none."""
+    return problem.trial(0).spec if problem.spec.lane == "its base's" else problem.spec
+
+
 def _lane(evidence: Evidence) -> Found:
-    spec = evidence.problem.trial(0).spec
+    spec = _stepping(evidence.problem)
     yours = spec.source == "yours"
     note = (evidence.alone.row.note or "") if evidence.alone.result else ""
     if spec.lane == "elementwise" and yours and NOT_ELEMENTWISE in note:

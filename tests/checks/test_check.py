@@ -23,6 +23,7 @@ from optbench.cli import main
 from optbench.cli.checking import MARKS, NAME_WIDTH, parse_settings
 from optbench.errors import OptimizerError, UsageError
 from optbench.optimizers.registry import OPTIMIZERS
+from tests.engine.test_interim import STARTED_OVER
 
 TINY = Size(side=7, hidden=16, examples=256, batch_size=32, steps=16)
 ALL = [entry.name for entry in CHECKS]
@@ -249,7 +250,9 @@ def test_every_registered_optimizer_keeps_the_contract(name: str) -> None:
     assert with_outcome(findings, "failed") == [], findings
     assert before.moved(GlobalDraws.now()) == [], "optimizers of the registry leave the global generators alone"
     trained = ("lowers the loss", "deterministic", "resume", "alone or in company")
-    assert all(findings[check].outcome == "passed" for check in trained)
+    assert [check for check in trained if findings[check].outcome != "passed"] == (
+        ["resume"] if name in STARTED_OVER else []
+    )
 
 
 def test_an_optimizer_that_keeps_everything(find: Callable[..., dict[str, Finding]]) -> None:

@@ -60,7 +60,11 @@ BASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+STARTED_OVER = {"scalable-shampoo"}
+"""Whose state holds objects of its package, which is no state to be saved: such trials are trained from their start."""
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - STARTED_OVER))
 def test_every_registered_optimizer_goes_on_as_if_it_had_not_been_cut(name: str, mnist: Dataset) -> None:
     if OPTIMIZERS[name].source == "pytorch-optimizer":
         pytest.importorskip("pytorch_optimizer")
