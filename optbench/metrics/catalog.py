@@ -97,6 +97,11 @@ class Metric:
         return self.reads == ("spectrum",)
 
     @property
+    def is_size(self) -> bool:
+        """Whether it only says how many numbers the measures of features were taken on: no result of an optimizer."""
+        return self.kind == "features" and self.source == "recorded"
+
+    @property
     def computed_by(self) -> str:
         """The name of the function of a registered metric; several metrics may read one function's result."""
         return self.called or base_name(self.name)

@@ -162,7 +162,7 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     left_out = frozenset.intersection(*(arm.results.unlisted[arm.experiment] for arm in found))
     shown = {name: metric for name, metric in metrics.items() if name not in left_out}
     measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm.tasks) for arm in found)]
-    measures += [own_measure(metric) for metric in shown.values() if metric.target]
+    measures += [own_measure(metric) for metric in shown.values() if metric.target and not metric.is_size]
     sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
     same = len(set(sentences.values())) == 1
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())

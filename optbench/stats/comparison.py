@@ -22,8 +22,6 @@ from optbench.suite import suite_differences, suite_hash
 from optbench.suite.readings import Data
 
 ENDED = ("ok", "diverged")
-RECORDED = ("features_n", "features_d")
-"""Not measures of a solution: what the others were taken on."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def compare_arms(a: Arm, b: Arm) -> ArmComparison:
     same = same_start(a, b, seeds)
     metrics = {**b.results.metrics, **a.results.metrics}
     primary = [metrics[name] for name in a.settings.primary or PRIMARY_METRICS if name in metrics]
-    others = [m for m in metrics.values() if m not in primary and m.name not in RECORDED]
+    others = [m for m in metrics.values() if m not in primary and not m.is_size]
     taken = [metric for metric in others if a.took(metric.name) or b.took(metric.name)]
     results = {
         metric.name: compare_paired(pairs(a, b, seeds, metric), metric.direction) for metric in (*primary, *taken)

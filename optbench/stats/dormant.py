@@ -43,4 +43,4 @@ class ManyDormant:
 def is_rank(metric: str) -> bool:
     """Return whether a metric, with or without settings, is a rank of the representation."""
     known = METRICS.get(base_name(metric))
-    return known is not None and known.subject == "rank" and known.source != "recorded"
+    return known is not None and known.subject == "rank" and known.kind == "features" and not known.is_size

@@ -85,4 +85,5 @@ def test_without_a_rank_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_ranks_are_known_with_their_settings() -> None:
     assert all(map(is_rank, ("effective_rank", "srank delta=0.05", "stable_rank activation=before")))
-    assert not any(map(is_rank, ("features_d", "forgetting", "mine", "dormant_0.025")))
+    others = ("features_d", "features_n activation=before", "weight_effective_rank", "weight_stable_rank", "forgetting")
+    assert not any(map(is_rank, (*others, "mine", "dormant_0.025")))

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from optbench.cli import main
+from optbench.metrics.own import metric_record, resolve
 from optbench.plan import Trial
 from optbench.report.figures import save, to_svg
 from optbench.report.figures.readings import FAR, MOST_PARTS, PAD, Scale, drawn, readings
 from optbench.stats.claims import judge_claims
 from optbench.stats.readings import Says
+from optbench.suite import load_suite
 from tests.conftest import report
 from tests.readings_runs import made
 from tests.refusals import refusal
 from tests.sent_runs import change_record
-from tests.written_runs import results_of
+from tests.written_runs import results_of, rows_of, write_run
 
 METRICS = ("effective_rank", "stable_rank", "pca99", "srank", "dead_share")
 APART = {"effective_rank": 1.0, "stable_rank": 2.0, "pca99": -1.0, "srank": -0.05}
@@ -68,6 +70,34 @@ def test_listed_metrics_keep_their_columns(tmp_path: Path, capsys: pytest.Captur
     suite.write_text(text.replace("[hoyer]", "[hoyer, effective_rank]", 1), encoding="utf-8")
     shown = report(path, "markdown", capsys)
     assert "effective rank" in shown[: shown.index("<details>")]
+
+
+def test_what_measures_were_taken_on_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sizes of features come with measures of them, wherever these are read."""
+    suite = """
+name: sizes
+seeds: 2
+optimizers: {a: {target: sgd, lr: 0.1}, b: {target: adam}}
+experiments:
+  one:
+    tasks: {kind: permuted, count: 3}
+    models: {m: {kind: mlp}}
+    metrics: [{kind: effective_rank, activation: before}]
+"""
+    taken = {"effective_rank activation=before": 20.0, "features_n activation=before": 600.0}
+    (tmp_path / "sizes.yaml").write_text(suite)
+    own = load_suite(tmp_path / "sizes.yaml").experiments["one"].own_metrics.values()
+    records = [metric_record(metric) for metric in resolve(own)]
+    path = write_run(tmp_path, suite, lambda trial: rows_of(metrics=taken), metrics=records)
+    shown = report(path, "markdown", capsys)
+    tables, _, every = shown.partition("<details>")
+    assert "rank activation=before" in tables.replace("<br>", " ")
+    assert "features n" not in tables.replace("<br>", " ")
+    assert "features n activation=before" in every
+    assert main(["compare", f"{path}:a", f"{path}:b"]) == 0
+    compared = capsys.readouterr().out
+    assert "effective rank" in compared
+    assert "features n" not in compared
 
 
 def test_json_has_every_reading(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
