@@ -88,14 +88,14 @@ def note(accuracy: ArrayLike, *, over_pairs: bool) -> str | None:
     if not np.isfinite(matrix).all():
         return "the accuracy matrix has non-finite entries"
     if over_pairs and matrix.shape[-1] == 1:
-        return "needs at least 2 tasks; 1 came"
+        return "expected at least 2 tasks, got 1"
     return None
 
 
 def _matrix(accuracy: ArrayLike) -> Array:
     matrix = np.asarray(accuracy, dtype=np.float64)
     if matrix.ndim < 2 or matrix.shape[-1] < 1 or matrix.shape[-2] != matrix.shape[-1] + 1:
-        raise ValueError(f"accuracy needs shape (..., T+1, T) with T ≥ 1; {matrix.shape} came")
+        raise ValueError(f"expected accuracy of shape (..., T+1, T) with T ≥ 1, got {matrix.shape}")
     return matrix
 
 

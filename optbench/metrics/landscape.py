@@ -82,7 +82,7 @@ def barrier(losses: Tensor) -> Tensor:
     """
     values = losses.detach().double()
     if values.ndim < 1 or values.shape[-1] < BARRIER_POINTS:
-        raise ValueError(f"a barrier needs values (..., K) with K ≥ {BARRIER_POINTS}; {tuple(values.shape)} came")
+        raise ValueError(f"expected losses of shape (..., K) with K ≥ {BARRIER_POINTS}, got {tuple(values.shape)}")
     alphas = torch.linspace(0.0, 1.0, values.shape[-1], dtype=values.dtype, device=values.device)
     rise = values - torch.lerp(values[..., :1], values[..., -1:], alphas)
     return torch.where(values.isfinite().all(-1), rise.amax(-1), torch.nan)
@@ -185,7 +185,7 @@ def hessian_top_eigenvalue(
     Raises ValueError unless tolerance > 0 and iterations ≥ 1.
     """
     if not (tolerance > 0 and iterations >= 1):
-        raise ValueError(f"Lanczos needs tolerance > 0 and iterations ≥ 1; {tolerance} and {iterations} came")
+        raise ValueError(f"Lanczos: expected tolerance > 0 and iterations ≥ 1, got {tolerance} and {iterations}")
     hessian = _Hessian(loss, weights)
     if hessian.note:
         return TopEigenvalue(math.nan, math.nan, 0, hessian.note)
@@ -235,7 +235,7 @@ def hessian_trace(
     diagonal Hessian's trace is exact. Raises ValueError for fewer than 2 probes, which give no standard error.
     """
     if probes < 2:
-        raise ValueError(f"a standard error needs at least 2 probes; {probes} came")
+        raise ValueError(f"expected at least 2 probes for a standard error, got {probes}")
     hessian = _Hessian(loss, weights)
     if hessian.note:
         return Trace(math.nan, math.nan, probes, hessian.note)
@@ -269,7 +269,7 @@ class _Hessian:
 def _gradient(loss: Loss, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, float, Tensor]:
     """The point (P,) in float64, the loss there and its gradient (P,)."""
     if weights.ndim != 1:
-        raise ValueError(f"weights need shape (P,); {tuple(weights.shape)} came")
+        raise ValueError(f"expected weights of shape (P,), got {tuple(weights.shape)}")
     with torch.enable_grad():
         point = weights.detach().double().requires_grad_(True)
         value = loss(point)
@@ -294,7 +294,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
     """L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent where distances are measured in units of `scale` s."""
     if not (rho > 0 and math.isfinite(rho)):
-        raise ValueError(f"rho needs to be positive and finite; {rho} came")
+        raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)
     note = _unfit(point, value, gradient)
     if note:
@@ -312,7 +312,7 @@ def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_d
 
 def _displacement(weights: Tensor, start: Tensor) -> Tensor:
     if weights.ndim < 1:
-        raise ValueError("weights need shape (..., P); a scalar came")
+        raise ValueError("expected weights of shape (..., P), got a scalar")
     return weights.detach().double() - start.detach().double()
 
 

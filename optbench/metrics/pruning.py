@@ -75,10 +75,10 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
     import torch
 
     if scope not in SCOPES:
-        raise ValueError(f"scope needs to be one of {', '.join(SCOPES)}; {scope} came")
+        raise ValueError(f"expected scope to be one of {', '.join(SCOPES)}, got {scope}")
     chosen = {name: weight.detach() for name, weight in weights.items() if weight.ndim >= 2}
     if output is not None and output not in chosen:
-        raise ValueError(f"output needs to be one of {', '.join(chosen)}; {output} came")
+        raise ValueError(f"expected output to be one of {', '.join(chosen)}, got {output}")
     pools = [[name] for name in chosen] if scope == "layer" else [list(chosen)] if chosen else []
     places: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -110,7 +110,7 @@ def kept(keep: float, n: int) -> int:
     Raises ValueError unless 0 ≤ keep ≤ 1.
     """
     if not 0.0 <= keep <= 1.0:
-        raise ValueError(f"keep needs to be from 0 to 1; {keep} came")
+        raise ValueError(f"expected keep to be from 0 to 1, got {keep}")
     product = keep * n
     nearest = round(product)
     return nearest if math.isclose(product, nearest, rel_tol=ROUNDING) else math.ceil(product)
@@ -137,7 +137,7 @@ def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.
     NaN where sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
     """
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"share needs to be above 0 and at most 1; {share} came")
+        raise ValueError(f"expected share to be above 0 and at most 1, got {share}")
     at, values = _curve(sparsity, accuracy)
     dense = values[..., :1]
     enough = values >= share * dense * (1 - ROUNDING)
@@ -152,7 +152,7 @@ def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Ar
     NaN outside of what was measured. Raises ValueError unless 0 < keep ≤ 1.
     """
     if not 0.0 < keep <= 1.0:
-        raise ValueError(f"keep needs to be above 0 and at most 1; {keep} came")
+        raise ValueError(f"expected keep to be above 0 and at most 1, got {keep}")
     at, values = _curve(sparsity, accuracy)
     at, values = at[at < 1], values[..., at < 1]
     undefined: Array = np.full(values.shape[:-1], np.nan)
@@ -184,9 +184,9 @@ def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
     """Sparsity (K,) ascending and accuracy (..., K) in its order, NaN throughout where one of its values is."""
     at, values = np.asarray(sparsity, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
-        raise ValueError(f"a curve needs sparsity (K,) and accuracy (..., K); {at.shape} and {values.shape} came")
+        raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")
     if not ((at >= 0) & (at <= 1)).all() or len(np.unique(at)) != len(at):
-        raise ValueError("a curve needs sparsities from 0 to 1, each once")
+        raise ValueError("expected sparsities from 0 to 1, each once")
     order = np.argsort(at)
     finite = np.isfinite(values).all(axis=-1, keepdims=True)
     return at[order], np.where(finite, values[..., order], np.nan)

@@ -153,7 +153,7 @@ def note(weights: Tensor) -> str | None:
     if not weights.any():
         return "all weights are zero"
     if weights.numel() == 1:
-        return "needs at least 2 weights; 1 came"
+        return "expected at least 2 weights, got 1"
     if (weights == weights[0]).all():
         return "the weights do not vary"
     return None
@@ -180,7 +180,7 @@ def _relative(weights: Tensor) -> Tensor:
     """
     values = weights.detach().double()
     if values.ndim < 1:
-        raise ValueError("weights need shape (..., n); a scalar came")
+        raise ValueError("expected weights of shape (..., n), got a scalar")
     if values.shape[-1] == 0:
         return values
     largest = values.abs().amax(-1, keepdim=True)

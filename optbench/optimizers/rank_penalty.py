@@ -34,7 +34,8 @@ class RankPenalty(Wrapper):
     ∂H/∂h itself.
 
     In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps as it does
-    without it, in its own lane, whatever it needs. This class does the same in a plain loop.
+    without it, in its own lane, whatever it needs. This class does the same in a plain loop, except that it pushes
+    the features of every call of the head in a forward pass, the engine those of the last call only.
 
     Args:
         model: the network, whose last `nn.Linear` in the order of its modules gets the features; hooks are put there.

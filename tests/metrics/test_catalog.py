@@ -153,7 +153,7 @@ def test_accuracy_is_measured_as_the_functions_do() -> None:
 
 def test_one_task_is_null_with_a_note() -> None:
     found = by_name(measure_accuracy(None, np.array([[0.1], [0.9]])))
-    assert found["forgetting"] == Measurement("forgetting", None, None, "needs at least 2 tasks; 1 came")
+    assert found["forgetting"] == Measurement("forgetting", None, None, "expected at least 2 tasks, got 1")
     assert found["average_accuracy"] == Measurement("average_accuracy", None, 0.9, None)
 
 

@@ -131,7 +131,7 @@ def test_one_task_leaves_only_the_means_over_all_tasks() -> None:
     for metric in OVER_PAIRS:
         assert np.isnan(metric(accuracy))
     assert continual.note(accuracy, over_pairs=False) is None
-    assert continual.note(accuracy, over_pairs=True) == "needs at least 2 tasks; 1 came"
+    assert continual.note(accuracy, over_pairs=True) == "expected at least 2 tasks, got 1"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -149,5 +149,5 @@ def test_one_non_finite_entry_makes_that_seed_nan_and_no_other(metric: Callable[
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 4), (1, 0), (2, 5, 3)])
 @pytest.mark.parametrize("metric", ALL)
 def test_another_shape_is_refused(metric: Callable[[Matrix], Matrix], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"needs shape \(\.\.\., T\+1, T\)"):
+    with pytest.raises(ValueError, match=r"expected accuracy of shape \(\.\.\., T\+1, T\)"):
         metric(np.zeros(shape))

@@ -164,15 +164,15 @@ def test_other_fractions_are_refused(keep: float) -> None:
         lambda: mask(weights, keep, "layer"),
         lambda: pruned_accuracy([0.0, 0.5], [1.0, 0.5], keep),
     ):
-        with pytest.raises(ValueError, match="keep needs to be"):
+        with pytest.raises(ValueError, match="expected keep to be"):
             refused()
 
 
 def test_unknown_scopes_and_output_layers_are_refused() -> None:
     weights = {"a": torch.ones(2, 2), "bias": torch.ones(2)}
-    with pytest.raises(ValueError, match="scope needs to be one of global, layer; row came"):
+    with pytest.raises(ValueError, match="expected scope to be one of global, layer, got row"):
         mask(weights, 0.5, "row")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="output needs to be one of a; bias came"):
+    with pytest.raises(ValueError, match="expected output to be one of a, got bias"):
         mask(weights, 0.5, "layer", "bias")
 
 
@@ -286,14 +286,14 @@ class TestCurves:
     )
     def test_what_is_no_curve_is_refused(self, function: object, sparsity: list[float], accuracy: list[float]) -> None:
         assert callable(function)
-        with pytest.raises(ValueError, match="a curve needs"):
+        with pytest.raises(ValueError, match="expected sparsit"):
             function(sparsity, accuracy)
 
 
 def test_too_few_points_are_undefined() -> None:
     assert math.isnan(pruning_area([0.0], [0.9]))
     assert math.isnan(holding_sparsity([0.1, 0.5], [0.9, 0.9])), "the dense accuracy is not known"
-    with pytest.raises(ValueError, match="share needs to be above 0"):
+    with pytest.raises(ValueError, match="expected share to be above 0"):
         holding_sparsity([0.0], [0.9], share=0)
 
 

@@ -157,7 +157,7 @@ def test_few_or_equal_weights() -> None:
     assert hoyer(one).isnan()
     assert kurtosis(one).isnan()
     assert float(gini(one)) == 0
-    assert sparsity.note(one) == "needs at least 2 weights; 1 came"
+    assert sparsity.note(one) == "expected at least 2 weights, got 1"
     assert kurtosis(equal).isnan(), "rounding of the mean is no variance"
     assert sparsity.note(equal) == "the weights do not vary"
     assert sparsity.note(vector(1, 2)) is None
@@ -223,7 +223,7 @@ def test_undefined_activations_are_nan(metric: Callable[[Tensor], Tensor]) -> No
 
 
 def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights need shape \(\.\.\., n\)"):
+    with pytest.raises(ValueError, match=r"expected weights of shape \(\.\.\., n\)"):
         hoyer(torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"expected features \(\.\.\., N, d\), got shape \(3,\)"):
         dead_share(torch.zeros(3))

@@ -1,6 +1,6 @@
 """One metric against another along a swept setting: whether what a setting does to the one, it does to the other.
 
-Asked for by an experiment: `figures: [{x: effective_rank, y: forgetting}]`.
+Requested by an experiment: `figures: [{x: effective_rank, y: forgetting}]`.
 """
 
 from __future__ import annotations
