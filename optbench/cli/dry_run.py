@@ -19,6 +19,7 @@ from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings
+from optbench.suite.scoring import scoring
 from optbench.targets import using
 from optbench.tasks.examples import check_sizes
 
@@ -62,6 +63,8 @@ def show_plan(plan: Plan, options: Options) -> None:
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
             line = f"  {name}: {tasks} of {_data_summary(experiment)}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
+            if said := scoring(experiment.protocol.score, plan.outlines[name].count):
+                console.print(Text(f"    {said}"), soft_wrap=True)
         if read := [f"  {name}: {_readings(claim.readings)}" for name, claim in claims.items() if claim.readings]:
             console.print("\nReadings of claims")
             for line in read:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,7 +18,7 @@ from optbench.engine.own_metrics import asked
 from optbench.engine.prune import pruning_rows
 from optbench.engine.taps import Tap
 from optbench.metrics import Measurement, Metric, take
-from optbench.metrics.learning import majority_share
+from optbench.metrics.learning import majority_share, task_list
 from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Weights
 from optbench.metrics.place import Place
 from optbench.metrics.similarity import class_cosine
@@ -38,8 +39,11 @@ def score_held_out(
     after_task: int,
     evaluator: Evaluator,
     metrics: Sequence[Metric],
-) -> list[list[Score]]:
-    """Score each member on the validation data of all tasks, all members together; what is known is not taken again.
+    scored: Sequence[int],
+) -> list[dict[int, Score]]:
+    """Score each member on the validation data of the tasks `scored` (0..T-1), all members together.
+
+    What is known is not taken again.
 
     No scores for a member that is not running, or that begins at a network which was measured before, or is measured
     for another member.
@@ -54,8 +58,8 @@ def score_held_out(
             asked.append(i)
         if member.running:
             begun.setdefault(network, []).append(member)
-    found: list[list[Score]] = [[] for _ in members]
-    for task in range(next(iter(sequences.values())).family.count):
+    found: list[dict[int, Score]] = [{} for _ in members]
+    for task in scored:
         ended = task == after_task - 1
         before = {i: members[i].validated for i in asked if ended}
         scores: dict[int, Score | Exception] = {i: score for i, score in before.items() if score is not None}
@@ -64,7 +68,7 @@ def score_held_out(
         scores.update(zip(left, evaluator.try_score([members[i].row for i in left], data), strict=True))
         for i, taken in scores.items():
             if isinstance(taken, Score):
-                found[i].append(taken)
+                found[i][task] = taken
                 continue
             for member in next(alike for alike in begun.values() if members[i] in alike):
                 if member.running:
@@ -79,20 +83,24 @@ def measure(
     evaluator: Evaluator,
     metrics: Sequence[Metric],
     suite_seed: int,
-    held_out: Sequence[Score],
+    held_out: Mapping[int, Score],
+    scored: Sequence[int],
 ) -> None:
     """Append the rows of one member after `after_task` of all tasks (0: before any training).
 
-    held_out: what it comes to on the validation data of every task, see `score_held_out`.
+    scored: the tasks (0..T-1) whose accuracies are taken. held_out: its scores on their validation data, see
+    `score_held_out`.
 
     Representation measures, and users' of logits or of the model, are taken on the test data of the task just learnt
-    and, after the last task, of every task and of all tasks pooled (`task` null; of the model the mean over tasks);
-    class similarity on all tasks pooled. Pruning curves are taken after the last task, where `metrics` has a measure of
-    them. A network that is not running any more (diverged, failed) gets its accuracies as nulls.
+    and, after the last task, of every scored task and of these pooled (`task` null; of the model the mean over tasks);
+    class similarity on all tasks pooled. Where not all tasks are scored, spectra and similarity are taken after the
+    last task alone: over hundreds of tasks they would be most of what a run keeps. Pruning curves are taken after the
+    last task, where `metrics` has a measure of them. A network that is not running any more
+    (diverged, failed) gets its accuracies as nulls.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:
-        member.rows += [_missing(after_task, task) for task in range(1, count + 1)]
+        member.rows += [_missing(after_task, task + 1) for task in scored]
         return
     known = _UNTRAINED.setdefault(sequence.family, {})
     network = _network(member, sequence, metrics)
@@ -105,15 +113,15 @@ def measure(
     def ask(task: int | None = None) -> Ask:
         return asked(member.row.device, suite_seed, member.trial.seed, f"after {after_task}/task {task}")
 
-    final = after_task == count
+    final, whole = after_task == count, len(scored) == count
     taps = {metric.place: evaluator.blueprint.tap(metric.place) for metric in metrics}
-    readings = []
-    for task in range(count):
+    readings: dict[int, Features] = {}
+    for task in scored:
         measured = final or task == after_task - 1
         here = tuple(dict.fromkeys(tap for tap in taps.values() if tap is not None)) if measured else ()
         score = evaluator.read(member.row, sequence.test(task), with_logits="logits" in kinds, taps=here)
-        if after_task:
-            readings.append(_features(score, taps))
+        if after_task and (measured or whole):
+            readings[task] = _features(score, taps)
         member.rows.append(
             AccuracyRow(
                 after_task=after_task,
@@ -130,17 +138,22 @@ def measure(
     if after_task == 0:
         known[network] = member.rows[before:]
         return
-    for task, reading in enumerate(readings, start=1):
-        if task == after_task or final:
-            _representation(member, reading, after_task, task, metrics, ask(task))
+    for task, reading in readings.items():
+        if task == after_task - 1 or final:
+            _representation(member, reading, after_task, task + 1, metrics, ask(task + 1), spectra=whole or final)
     if "model" in kinds:
-        tasks = range(count) if final else (after_task - 1,)
+        tasks = scored if final else (after_task - 1,)
         member.rows += _of_model(member, evaluator, sequence, tasks, after_task, metrics, ask)
-    pooled = Pooled(readings)
+    if not (whole or final):
+        return
+    pooled = Pooled(list(readings.values()))
     if final:
+        before = len(member.rows)
         _representation(member, pooled, after_task, None, metrics, ask())
+        if not whole:
+            member.rows[before:] = [_of_some(row, scored, count) for row in member.rows[before:]]
         if "pruning" in kinds:
-            member.rows += pruning_rows(member.row, evaluator, sequence)
+            member.rows += pruning_rows(member.row, evaluator, sequence, scored)
     sums = pooled.class_sums
     classes, cosines = sums.counts.nonzero().flatten().tolist(), class_cosine(sums).tolist()
     member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
@@ -163,11 +176,28 @@ def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) 
 
 
 def _representation(
-    member: Member, reading: Features, after_task: int, task: int | None, metrics: Sequence[Metric], ask: Ask
+    member: Member,
+    reading: Features,
+    after_task: int,
+    task: int | None,
+    metrics: Sequence[Metric],
+    ask: Ask,
+    *,
+    spectra: bool = True,
 ) -> None:
     member.rows += _metric_rows(take(metrics, reading, ask), after_task, task, FEATURES)
+    if not spectra:
+        return
     eigenvalues = reading.spectrum.lam.tolist()
     member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
+
+
+def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
+    """Return a pooled row with the tasks it is of in its note."""
+    if not isinstance(row, MetricRow):
+        return row
+    said = f"of {task_list([task + 1 for task in scored])} of {count}: no others were scored"
+    return replace(row, note=f"{row.note}; {said}" if row.note else said)
 
 
 def _of_model(

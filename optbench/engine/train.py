@@ -54,6 +54,7 @@ from optbench.plan import Cohort
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
+from optbench.suite.scoring import scored_tasks
 from optbench.tasks import TaskFamily, TaskSequence
 
 VERIFIED = 2
@@ -313,12 +314,13 @@ class CohortTraining:
 
     def _measure(self, after_task: int) -> None:
         started = time.perf_counter()
-        held_out = score_held_out(self.members, self.sequences, after_task, self.evaluator, self.metrics)
+        scored = [i - 1 for i in scored_tasks(self.protocol.score, self.workspace.family.count, after_task)]
+        held_out = score_held_out(self.members, self.sequences, after_task, self.evaluator, self.metrics, scored)
         share = (time.perf_counter() - started) / len(self.members)
         for member, scores in zip(self.members, held_out, strict=True):
             started = time.perf_counter()
             before, sequence = len(member.rows), self.sequences[member.trial.seed]
-            context = after_task, self.evaluator, self.metrics, self.workspace.suite_seed, scores
+            context = after_task, self.evaluator, self.metrics, self.workspace.suite_seed, scores, scored
             try:
                 measure(member, sequence, *context)
             except Exception as error:

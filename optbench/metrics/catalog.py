@@ -158,8 +158,12 @@ _SIZES = ("features_n", "features_d")
 _LOSS = "landscape_loss"
 
 _continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
-_of_tasks = partial(_continual, note_arguments={"over_pairs": False})
-_of_pairs = partial(_continual, note_arguments={"over_pairs": True})
+
+
+def _of(needs: str, *, pairs: bool) -> Callable[..., Metric]:
+    return partial(_continual, note_arguments={"over_pairs": pairs, "needs": needs})
+
+
 _features = partial(Metric, kind="features", alongside=_SIZES)
 _rank = partial(_features, subject="rank", reads=("spectrum",), remarks=True, note_arguments={"centred": False})
 _centred = partial(_rank, note_arguments={"centred": True})
@@ -209,13 +213,15 @@ def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
 
 
 _TABLE = (
-    _of_tasks("average_accuracy", "mean_j R[T,j]", _GEM, "higher"),
-    _of_pairs("forgetting", "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "Chaudhry et al. 2018", "lower"),
-    _of_pairs("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher"),
-    _of_pairs("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher"),
-    _of_tasks("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
-    _of_tasks("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
-    _of_pairs("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
+    _of("last row", pairs=False)("average_accuracy", "mean_j R[T,j]", _GEM, "higher"),
+    _of("since learnt", pairs=True)(
+        "forgetting", "mean_{j<T} (max_{j≤l<T} R[l,j] - R[T,j])", "Chaudhry et al. 2018", "lower"
+    ),
+    _of("last row", pairs=True)("backward_transfer", "mean_{j<T} (R[T,j] - R[j,j])", _GEM, "higher"),
+    _of("before", pairs=True)("forward_transfer", "mean_{j≥2} (R[j-1,j] - R[0,j])", _GEM, "higher"),
+    _of("learnt", pairs=False)("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
+    _of("learnt", pairs=False)("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
+    _of("last row", pairs=True)("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
     _centred("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005),
     _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),

@@ -6,18 +6,21 @@ Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 In the formulas R[i, j] is row i and task j, with tasks counted from 1 (so task j is column j - 1 of the array).
 
 Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T+1, T). It is NaN
-where a matrix has a non-finite entry anywhere (a trial that diverged halfway has no value comparable with others'),
-and, for the means over T - 1 tasks, where T = 1. `note` says which of the two it was.
+where some R[j, j] is NaN or any entry is infinite (a trial that diverged halfway has no value comparable with others'),
+where an entry that it needs is NaN, because that was not scored, and, for the means over T - 1 tasks, where T = 1.
+`note` says which of these it was.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
+Needs: TypeAlias = Literal["all", "learnt", "last row", "since learnt", "before"]
+"""Entries of the matrix: R[j, j]; these and R[T, j]; R[l, j] for l ≥ j; R[j-1, j] and R[0, j] for j ≥ 2."""
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
@@ -44,7 +47,7 @@ def forgetting(accuracy: ArrayLike) -> Array:
     # Entry (l, j) counts when j ≤ l < T: rows 1..T-1 of the matrix, on and below their diagonal.
     since_learnt = np.tri(tasks - 1, dtype=bool)
     candidates = np.where(since_learnt, matrix[..., 1:tasks, : tasks - 1], -np.inf)
-    best = candidates.max(axis=-2, initial=-np.inf)
+    best = candidates.max(axis=-2, initial=-np.inf)  # NaN where one of them is
     return _mean(best - matrix[..., -1, :-1], matrix)
 
 
@@ -79,17 +82,45 @@ def forward_transfer(accuracy: ArrayLike) -> Array:
     return _mean(just_before - matrix[..., 0, 1:], matrix)
 
 
-def note(accuracy: ArrayLike, *, over_pairs: bool) -> str | None:
+NOT_SCORED = "not every accuracy that it needs was scored (protocol.score)"
+
+
+def note(accuracy: ArrayLike, *, over_pairs: bool, needs: Needs = "all") -> str | None:
     """Why a measure of one matrix (T+1, T) is NaN, or None where it is defined.
 
-    over_pairs: whether the measure is a mean over T - 1 tasks, and so needs at least two.
+    over_pairs: whether the measure is a mean over T - 1 tasks, and so needs at least two. needs: which entries.
     """
     matrix = _matrix(accuracy)
-    if not np.isfinite(matrix).all():
+    if not _ended(matrix):
         return "the accuracy matrix has non-finite entries"
     if over_pairs and matrix.shape[-1] == 1:
         return "expected at least 2 tasks, got 1"
-    return None
+    return NOT_SCORED if np.isnan(matrix[_needed(matrix.shape[-1], needs)]).any() else None
+
+
+def _needed(tasks: int, needs: Needs) -> NDArray[np.bool_]:
+    """Mask (T+1, T) of the entries that a measure reads."""
+    row, column = np.indices((tasks + 1, tasks))
+    ahead = column + 1 - row  # 0 where a task has just been learnt
+    match needs:
+        case "all":
+            return np.ones((tasks + 1, tasks), np.bool_)
+        case "learnt":
+            return np.asarray(ahead == 0)
+        case "last row":
+            return np.asarray((row == tasks) | (ahead == 0))
+        case "since learnt":
+            return np.asarray(ahead <= 0)
+        case "before":
+            return np.asarray((column > 0) & ((ahead == 1) | (row == 0)))
+
+
+def _ended(matrix: Array) -> NDArray[np.bool_]:
+    """Whether a training got to the end of every task, of which its own accuracy is always scored."""
+    found: NDArray[np.bool_] = np.asarray(
+        np.isfinite(_just_learnt(matrix)).all(axis=-1) & ~np.isinf(matrix).any(axis=(-2, -1))
+    )
+    return found
 
 
 def _matrix(accuracy: ArrayLike) -> Array:
@@ -105,10 +136,9 @@ def _just_learnt(matrix: Array) -> Array:
 
 
 def _mean(per_task: Array, matrix: Array) -> Array:
-    """The mean over the last axis, NaN where that is empty or the matrix it came from is not finite throughout."""
+    """The mean over the last axis, NaN where that is empty or the matrix it came from is of a training cut short."""
     if per_task.shape[-1] == 0:
         return np.full(per_task.shape[:-1], np.nan)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(matrix).all(axis=(-2, -1)))
     # Masked before the mean: infinities would otherwise meet as inf - inf and warn.
-    mean: Array = np.where(finite[..., None], per_task, np.nan).mean(axis=-1)
+    mean: Array = np.where(_ended(matrix)[..., None], per_task, np.nan).mean(axis=-1)
     return mean

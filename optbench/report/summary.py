@@ -27,6 +27,7 @@ from optbench.stats.results import Results, SplitName
 from optbench.store.values import Matrix
 from optbench.suite.protocol import Protocol
 from optbench.suite.schema import Stage
+from optbench.suite.scoring import scoring
 from optbench.tasks import Outline
 
 
@@ -163,7 +164,7 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     shown = {name: metric for name, metric in metrics.items() if name not in left_out}
     measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm.tasks) for arm in found)]
     measures += [own_measure(metric) for metric in shown.values() if metric.target and not metric.is_size]
-    sentences = {arm.results.run.id: stopping(arm.settings.protocol) for arm in found}
+    sentences = {arm.results.run.id: _said(arm) for arm in found}
     same = len(set(sentences.values())) == 1
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())
     return Section(experiment, model, said, tuple(measures), metrics, tuple(_row(arm, metrics) for arm in found))
@@ -186,6 +187,11 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
         fallbacks=sum(row.fallbacks for row in rows),
         notes=Counter(note for row in rows if not row.fallbacks and (note := without_learning(row.note or ""))),
     )
+
+
+def _said(arm: Arm) -> str:
+    scored = scoring(arm.settings.protocol.score, arm.tasks.count)
+    return stopping(arm.settings.protocol) + (f" {scored}" if scored else "")
 
 
 def stopping(protocol: Protocol) -> str:

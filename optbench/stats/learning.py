@@ -58,9 +58,11 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
     for group in by_tasks.values():  # all trials with the same number of tasks at once
         fields = ("accuracy", "loss", "guess", "examples")  # each (trials, T+1, T) below
         accuracy, loss, guess, examples = (np.stack([getattr(held[name], f) for name in group]) for f in fields)
+        # Of each task the row right after it, which is always there: later ones may not have been scored.
+        guess, examples = (np.diagonal(matrix[:, 1:], axis1=-2, axis2=-1) for matrix in (guess, examples))
         even = np.array([1 / held[name].classes if held[name].classes else math.nan for name in group])[:, None]
-        share = np.where(np.isnan(guess[:, -1]), even, guess[:, -1])
-        guessed = no_better_than_guessing(accuracy, share, examples[:, -1])
+        share = np.where(np.isnan(guess), even, guess)
+        guessed = no_better_than_guessing(accuracy, share, examples)
         exploded = loss_exploded(np.stack([highest[name] for name in group]), start_losses(loss))
         for name, *flags in zip(group, guessed, exploded, strict=True):
             every[name] = NotLearnt.of(*flags)

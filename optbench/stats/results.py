@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from optbench.errors import StoreError
 from optbench.metrics import Metric
@@ -38,6 +40,8 @@ from optbench.store.values import (
 )
 from optbench.suite import Suite, load_suite
 from optbench.suite.measured import unlisted
+from optbench.suite.protocol import Protocol
+from optbench.suite.scoring import Rule, scored_tasks
 from optbench.tasks import Outline
 
 SplitName = Literal["test", "validation"]
@@ -95,7 +99,9 @@ class Results:
         experiments = {trial.id: trial.experiment for trial in (*self.trials, *self.controls)}
         tasks = {name: outline.count for name, outline in self.outlines.items()}
         place = self.run.path / "accuracy.parquet"
-        check_matrices(place, table, {trial: tasks[experiment] for trial, experiment in experiments.items()})
+        counts = {trial: tasks[experiment] for trial, experiment in experiments.items()}
+        protocols = {trial: self.suite.experiments[name].protocol for trial, name in experiments.items()}
+        check_matrices(place, table, counts, protocols)
         return accuracy_matrices(table, column)
 
     @functools.cached_property
@@ -215,11 +221,13 @@ def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
     return Results(run, suite, tuple(trial for trial in planned if not trial.is_control), rows, controls, of_controls)
 
 
-def check_matrices(place: Path, accuracy: pa.Table, tasks: Mapping[str, int]) -> None:
-    """Raises StoreError unless every matrix has each of its (T+1) T entries, once: a diverged trial's are null.
+def check_matrices(
+    place: Path, accuracy: pa.Table, tasks: Mapping[str, int], protocols: Mapping[str, Protocol] = MappingProxyType({})
+) -> None:
+    """Raises StoreError unless every matrix has each entry that its protocol scores, once: a diverged trial's are null.
 
     place: for the message. tasks: T by trial; of trials that are not in it, and where T is not known (0), the T that
-    their rows reach.
+    their rows reach. protocols: by trial; where there is none, or it does not say, all (T+1) T entries will do, too.
     """
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
@@ -228,14 +236,38 @@ def check_matrices(place: Path, accuracy: pa.Table, tasks: Mapping[str, int]) ->
     needed = np.array([tasks.get(name, 0) for name in ids], np.int64)
     needed = np.where(needed > 0, needed, reached)
     rows = np.bincount(trial, minlength=len(ids))
-    if len(wrong := np.flatnonzero((reached != needed) | (rows != (needed + 1) * needed))):
-        t = int(needed[wrong[0]])
-        what = f"expected {(t + 1) * t} rows, after tasks 0 to {t} on tasks 1 to {t}"
-        came = f"got {rows[wrong[0]]} rows up to task {reached[wrong[0]]}"
-        raise StoreError(f"{place}: {ids[wrong[0]]}: {what}, {came}")
-    starts = np.concatenate([[0], np.cumsum(rows)])
-    times = np.bincount(starts[trial] + after * needed[trial] + task - 1)
-    if len(twice := np.flatnonzero(times > 1)):
-        i = int(np.searchsorted(starts, twice[0], side="right")) - 1
-        row, column = divmod(int(twice[0] - starts[i]), int(needed[i]))
-        raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
+    scores = [None if (one := protocols.get(name)) is None else one.score for name in ids]
+    whole = rows == (needed + 1) * needed
+    # Counted before anything of the size of a matrix is made: a file may claim any number of tasks.
+    for i, (score, t, n) in enumerate(zip(scores, needed.tolist(), rows.tolist(), strict=True)):
+        if reached[i] != t or (n != _count(score, t) and not (score is None and whole[i])):
+            raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got {n} rows up to task {reached[i]}")
+    starts = np.concatenate([[0], np.cumsum((needed + 1) * needed)]).astype(np.int64)
+    times = np.bincount(starts[trial] + after * needed[trial] + task - 1, minlength=int(starts[-1]))
+    for i, (score, t) in enumerate(zip(scores, needed.tolist(), strict=True)):
+        found = times[starts[i] : starts[i + 1]]
+        if len(twice := np.flatnonzero(found > 1)):
+            row, column = divmod(int(twice[0]), t)
+            raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
+        if not whole[i] and (found != _entries(score, t).ravel()).any():
+            raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got others")
+
+
+@functools.cache
+def _entries(score: Rule | None, tasks: int) -> NDArray[np.int64]:
+    """1 at each entry (T+1, T) that is scored, else 0."""
+    found = np.zeros((tasks + 1, tasks), np.int64)
+    for after in range(tasks + 1):
+        found[after, [task - 1 for task in scored_tasks(score, tasks, after)]] = 1
+    return found
+
+
+@functools.cache
+def _count(score: Rule | None, tasks: int) -> int:
+    return sum(len(scored_tasks(score, tasks, after)) for after in range(tasks + 1))
+
+
+def _expected(score: Rule | None, tasks: int) -> str:
+    n = _count(score, tasks)
+    some = "" if n == (tasks + 1) * tasks else ", those that protocol.score names"
+    return f"expected {n} rows, after tasks 0 to {tasks} on tasks 1 to {tasks}{some}"

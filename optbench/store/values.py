@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from optbench.metrics import METRICS, Metric, select
+from optbench.metrics import METRICS, Metric, continual, select
 from optbench.metrics.catalog import base_name
 from optbench.metrics.cost import Cost
 from optbench.store.columns import codes, numbers
@@ -27,7 +27,12 @@ Values: TypeAlias = dict[str, dict[str, float]]
 
 FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 SUMMARY = "summary"
-_SUMMARY_FIELDS = [*KEY_FIELDS, pa.field("metric", pa.string(), nullable=False), pa.field("value", pa.float64())]
+_SUMMARY_FIELDS = [
+    *KEY_FIELDS,
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("value", pa.float64()),
+    pa.field("note", pa.string()),
+]
 
 
 def trial_values(
@@ -52,7 +57,9 @@ def accuracy_column(stages: Iterable[str]) -> str:
 
 
 def summary_table(trials: pa.Table, accuracy: pa.Table, metrics: pa.Table, catalog: Mapping[str, Metric]) -> pa.Table:
-    """Return the table `summary`: key columns, metric and value of every trial and continual metric, null if undefined.
+    """Return the table `summary`: key columns, metric, value and note of every trial and continual metric.
+
+    The value is null where it is undefined, and the note then says why.
 
     Controls are in it, as in every table; their stage tells them apart. catalog: every metric of the run by name.
     """
@@ -68,7 +75,20 @@ def summary_table(trials: pa.Table, accuracy: pa.Table, metrics: pa.Table, catal
     columns = {name: repeated[name] for name in KEY_COLUMNS}
     columns |= {"metric": pa.array([*found] * len(names), pa.string())}
     columns |= {"value": pa.array(np.array(values, dtype=np.float64), from_pandas=True)}  # NaN is null
+    places = [(name, metric) for name in names for metric in found]
+    notes = [
+        _note(catalog.get(metric), matrices.get(name)) if math.isnan(value) else None
+        for (name, metric), value in zip(places, values, strict=True)
+    ]
+    columns |= {"note": pa.array(notes, pa.string())}
     return pa.table(columns, schema=versioned_schema(_SUMMARY_FIELDS))
+
+
+def _note(metric: Metric | None, matrix: Matrix | None) -> str | None:
+    """Why a continual metric of ours is null; None of a user's, whose note is in `metrics`, and without accuracies."""
+    if metric is None or metric.is_users or metric.kind != "continual" or matrix is None:
+        return None
+    return continual.note(matrix, **metric.note_arguments)
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:

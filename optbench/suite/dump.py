@@ -89,6 +89,8 @@ def _content(suite: Suite) -> dict[str, Any]:
         for added in ("pairs", "twins"):
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash
+        if experiment["protocol"]["score"] is None:
+            del experiment["protocol"]["score"]  # likewise
         if experiment["tasks"].get("examples_per_task", 0) is None:
             del experiment["tasks"]["examples_per_task"]  # likewise
         for model in experiment["models"].values():

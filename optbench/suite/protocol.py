@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from optbench.kinds import Whole
 from optbench.suite.fields import OffByFalse, Settings
+from optbench.suite.scoring import Score
 
 
 class EarlyStopping(Settings):
@@ -55,5 +56,8 @@ class Protocol(Settings):
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Use only so many of the training examples (a random subset, the same for every trial)."""
     test_examples: Annotated[Whole, Field(ge=1)] | None = None
+    score: Score = None
+    """Which tasks are scored after a task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null: all
+    of up to 20 tasks, else current."""
     normalisation: Literal["standard", "unit"] = "standard"
     """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""

@@ -134,16 +134,35 @@ def test_one_task_leaves_only_the_means_over_all_tasks() -> None:
     assert continual.note(accuracy, over_pairs=True) == "expected at least 2 tasks, got 1"
 
 
+NEEDS: dict[str, continual.Needs] = {
+    "average_accuracy": "last row",
+    "forgetting": "since learnt",
+    "backward_transfer": "last row",
+    "forward_transfer": "before",
+    "learning_accuracy": "learnt",
+}
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("metric", ALL)
 def test_one_non_finite_entry_makes_that_seed_nan_and_no_other(metric: Callable[[Matrix], Matrix], bad: float) -> None:
+    """NaN off the diagonal is an accuracy that was not scored: it counts where the metric needs it."""
     for row, column in np.ndindex(4, 3):
         accuracy = np.stack([EXAMPLE, EXAMPLE])
         accuracy[0, row, column] = bad
         values = metric(accuracy)
-        assert np.isnan(values[0])
+        # By the formula: does another number there change the value?
+        other = EXAMPLE.copy()
+        other[row, column] = 9.0
+        lower = EXAMPLE.copy()
+        lower[row, column] = -9.0
+        read = metric(other) != metric(EXAMPLE) or metric(lower) != metric(EXAMPLE)
+        cut_short = bool(np.isinf(bad)) or row == column + 1
+        assert np.isnan(values[0]) == (read or cut_short)
         assert values[1] == metric(EXAMPLE)
-        assert continual.note(accuracy[0], over_pairs=False) == "the accuracy matrix has non-finite entries"
+        note = continual.note(accuracy[0], over_pairs=False, needs=NEEDS[metric.__name__])
+        reason = continual.NOT_SCORED if read else None
+        assert note == ("the accuracy matrix has non-finite entries" if cut_short else reason)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 4), (1, 0), (2, 5, 3)])

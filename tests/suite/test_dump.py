@@ -129,7 +129,13 @@ def test_every_default_is_written_out() -> None:
     assert written["seeds"] == [0, 1]
     assert written["stage"] == "eval"
     experiment = written["experiments"]["e"]
-    assert experiment["tasks"] == {"kind": "permuted", "count": 3, "first": "permuted", "permutations": "per-seed"}
+    assert experiment["tasks"] == {
+        "kind": "permuted",
+        "count": 3,
+        "first": "permuted",
+        "permutations": "per-seed",
+        "examples_per_task": None,
+    }
     assert experiment["protocol"]["early_stopping"] == {"on": "validation", "patience": 3}
     assert experiment["optimizers"] is None
 

@@ -114,12 +114,13 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
         rows = TaskNames(("none", *columns.names), "after training on")
         title = "accuracy on " + columns.title.split(" ")[0].rstrip(",")
         panels.append(draw_heat_map(series.label, HeatMap(values, 0.0, 1.0, rows, TaskNames(columns.names, title))))
-    end = [(series.label, float(values[-1].mean())) for series, values in drawn]
+    end = [(series.label, float(np.nanmean(values[-1]))) for series, values in drawn if np.isfinite(values[-1]).any()]
+    scored = all(np.isfinite(values[-1]).all() for _, values in drawn)
     what = (
         f"{accuracy(series for series, _ in drawn)} on every task of {group.experiment} (columns) before any training "
         f"and after each task (rows), {group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
     )
-    alt = f"Mean of the last row, the accuracy at the end over all tasks: {means(end)}."
+    alt = f"Mean of the last row, the accuracy at the end over all{'' if scored else ' scored'} tasks: {means(end)}."
     return group_figure(group, "accuracy-matrix", "accuracy after each task", what, alt, panels)
 
 

@@ -1,0 +1,71 @@
+"""Which entries of the accuracy matrix are taken: all of them, or so few that the cost is linear in tasks.
+
+Legend: `T` tasks, counted from 1; row 0 is before any training.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from optbench.errors import nearest
+from optbench.kinds import Whole
+from optbench.suite.fields import Settings
+
+MOST_SCORED_WHOLE = 20
+"""Up to so many tasks every task is scored after every other unless the protocol says otherwise."""
+
+
+class Every(Settings):
+    """`{every: k}`: beside the current task, the tasks k, 2k, ... after each of the tasks k, 2k, ... and before any."""
+
+    every: Annotated[Whole, Field(ge=1)]
+
+
+def _one_of(value: Any) -> Any:
+    """One fault instead of one for each form."""
+    if value is None or isinstance(value, Every) or value in ("all", "current"):
+        return value
+    if isinstance(value, dict) and list(value) == ["every"]:
+        k = value["every"]
+        if isinstance(k, int | float) and not isinstance(k, bool) and k >= 1 and k == int(k):
+            return value
+        raise ValueError(f"expected a whole number of at least 1 as 'every', got {k!r}")
+    guess = nearest(value, ("all", "current")) if isinstance(value, str) else None
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    raise ValueError(f"expected all, current or {{every: k}}, got {value!r}{hint}")
+
+
+Rule = Literal["all", "current"] | Every
+Score = Annotated[Rule | None, BeforeValidator(_one_of)]
+
+
+def resolved(score: Rule | None, tasks: int) -> Rule:
+    """What null means for so many tasks."""
+    return score or ("all" if tasks <= MOST_SCORED_WHOLE else "current")
+
+
+def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, ...]:
+    """Return the tasks (1..T, ascending) that are scored after `after_task` (0: before any training).
+
+    `current`: the task just learnt and the next one, whose loss before its first step says whether training exploded.
+    `{every: k}`: also the tasks k, 2k, ..., learnt or not, where `after_task` is 0 or one of them; `{every: 1}` is all.
+    """
+    rule = resolved(score, tasks)
+    if rule == "all":
+        return tuple(range(1, tasks + 1))
+    found = {after_task, after_task + 1}
+    if isinstance(rule, Every) and after_task % rule.every == 0:
+        found |= set(range(rule.every, tasks + 1, rule.every))
+    return tuple(sorted(task for task in found if 1 <= task <= tasks))
+
+
+def scoring(score: Rule | None, tasks: int) -> str | None:
+    """Return the sentence that says what is scored; None where everything is."""
+    rule = resolved(score, tasks)
+    if rule == "all" or tasks <= 2:
+        return None
+    why = f" (the default for more than {MOST_SCORED_WHOLE} tasks)" if score is None else ""
+    also = f", and every {rule.every}th task after every {rule.every}th" if isinstance(rule, Every) else ""
+    return f"Each task is scored after it and before it{also}{why}; metrics that need other accuracies are null."

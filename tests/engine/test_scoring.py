@@ -1,0 +1,87 @@
+"""Training where not every task is scored after every other."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optbench.data import Dataset
+from optbench.engine.members import TrialResult
+from optbench.metrics import continual
+from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SpectrumRow
+from optbench.suite.scoring import scored_tasks
+from tests.conftest import small_suite, train_suite
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {"target": "sgd", "lr": 0.05}}
+TASKS = 5
+
+
+def trained(dataset: Dataset, score: object, tasks: int = TASKS) -> TrialResult:
+    sequence = {"kind": "permuted", "count": tasks, "examples_per_task": 64}
+    suite = small_suite(OPTIMIZERS, tasks=sequence, seeds=1, score=score, max_epochs=1, early_stopping=None)
+    (result,) = train_suite(suite, dataset)
+    return result
+
+
+def entries(result: TrialResult) -> dict[tuple[int, int], AccuracyRow]:
+    return {(row.after_task, row.task): row for row in result.rows if isinstance(row, AccuracyRow)}
+
+
+@pytest.mark.parametrize("score", ["current", {"every": 2}])
+def test_what_is_scored_is_what_all_has_there(mnist: Dataset, one_thread: None, score: Any) -> None:
+    whole, some = trained(mnist, "all"), trained(mnist, score)
+    assert whole.weights is not None
+    assert some.weights is not None
+    assert all((whole.weights[name] == some.weights[name]).all() for name in whole.weights)
+    every, found = entries(whole), entries(some)
+    rule = small_suite(OPTIMIZERS, score=score).experiments["small"].protocol.score
+    assert list(found) == [(i, j) for i in range(TASKS + 1) for j in scored_tasks(rule, TASKS, i)]
+    assert all(row == every[place] for place, row in found.items())
+    curves = [[row for row in result.rows if isinstance(row, CurveRow)] for result in (whole, some)]
+    assert curves[0] == curves[1]
+
+
+def test_the_network_at_the_end_is_read_on_what_was_scored_and_says_so(mnist: Dataset, one_thread: None) -> None:
+    result = trained(mnist, {"every": 2})
+    pooled = [row for row in result.rows if isinstance(row, MetricRow) and row.layer == "features" and row.task is None]
+    assert {row.after_task for row in pooled} == {TASKS}
+    assert all("of task 5 of 5: no others were scored" in (row.note or "") for row in pooled)
+    assert {row.after_task for row in result.rows if isinstance(row, SpectrumRow)} == {TASKS}
+    ranks = [row for row in result.rows if isinstance(row, MetricRow) and row.metric == "effective_rank"]
+    assert [(row.after_task, row.task) for row in ranks][: TASKS - 1] == [(i, i) for i in range(1, TASKS)]
+
+
+def test_rows_of_a_task_are_as_many_however_long_the_sequence(mnist: Dataset, one_thread: None) -> None:
+    def per_task(result: TrialResult) -> list[int]:
+        rows = [row for row in result.rows if isinstance(row, AccuracyRow | MetricRow | SpectrumRow)]
+        return [sum(row.after_task == task for row in rows) for task in range(2, 22)]
+
+    counts = per_task(trained(mnist, None, 30))
+    assert len(set(counts)) == 1
+    gc.collect()
+
+
+def test_metrics_of_what_was_not_scored_are_null_with_a_note() -> None:
+    matrix = np.full((4, 3), np.nan)
+    for after in range(4):
+        for task in scored_tasks("current", 3, after):
+            matrix[after, task - 1] = 0.1 * task + 0.2 * (after == task)
+    assert float(continual.learning_accuracy(matrix)) == pytest.approx(0.4)
+    assert float(continual.last_task_accuracy(matrix)) == pytest.approx(0.5)
+    assert continual.note(matrix, over_pairs=False, needs="learnt") is None
+    needs: dict[str, continual.Needs] = {
+        "average_accuracy": "last row",
+        "earlier_tasks_accuracy": "last row",
+        "backward_transfer": "last row",
+        "forgetting": "since learnt",
+        "forward_transfer": "before",
+    }
+    for name, entries_needed in needs.items():
+        assert np.isnan(getattr(continual, name)(matrix))
+        assert continual.note(matrix, over_pairs=True, needs=entries_needed) == continual.NOT_SCORED
+    matrix[2, 1] = np.nan  # diverged in task 2
+    assert np.isnan(continual.last_task_accuracy(matrix))
+    assert continual.note(matrix, over_pairs=False, needs="learnt") == "the accuracy matrix has non-finite entries"
