@@ -352,7 +352,7 @@ def test_claims_are_judged_by_the_data(tmp_path: Path) -> None:
     by_name = {claim.name: claim for claim in judge_claims(results)}
     assert [part.model for part in by_name["right"].parts] == ["small", "wide"]
     assert [part.model for part in by_name["one-model"].parts] == ["wide"]
-    assert "smaller than the margin" in by_name["large"].parts[0].reason
+    assert "below the margin" in by_name["large"].parts[0].reason
     assert "equivalent" in by_name["same"].parts[0].reason
     assert len(by_name["sweep"].parts) == 6
     assert by_name["sweep"].parts[0].judgement.holm_p == pytest.approx(6 * 2 / 1024), "Holm over the parts"
