@@ -56,7 +56,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
     if read := [*matching_lines(run.claims), *reading_lines(run.claims)]:
         yield Items(tuple(read))
-    yield _parts(run.claims)
+    if any(claim.parts for claim in run.claims):
+        yield _parts(run.claims)
     yield from reading_tables(run.claims)
     if warnings := [*_shortcomings(run), *_above_target(run), *_dormant(run)]:
         yield Items(tuple(warnings), "warning")
@@ -81,7 +82,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
         "part is, and contradicted when any part is."
         + (
-            " That two are equivalent is supported where the 90% interval lies within the margin (two one-sided tests)."
+            " That two are equivalent is supported where the 90% interval lies within the margin (two one-sided tests)"
+            ", and contradicted where it lies outside of it and the difference is significant."
             if equivalence
             else ""
         )

@@ -29,6 +29,8 @@ def summary(readings: Sequence[JudgedReading]) -> str:
     """`lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
     found = counts(readings)
     undefined = found.pop(Says.UNDEFINED)
+    if not any(found.values()):
+        return f"none of {count(undefined, 'reading')} could be compared"
     said = ", ".join(f"{says} in {n}" for says, n in found.items())
     rest = f"; undefined in {undefined} more" if undefined else ""
     return f"{said} of {count(sum(found.values()), 'reading')}{rest} (descriptive: the cells are correlated)"
