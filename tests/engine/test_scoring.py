@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from optbench.data import Dataset
+from optbench.engine.interim import Interim
 from optbench.engine.members import TrialResult
+from optbench.engine.train import Workspace, train
 from optbench.metrics import continual
+from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SpectrumRow
 from optbench.suite.scoring import scored_tasks
-from tests.conftest import small_suite, train_suite
+from tests.conftest import same_bits, small_suite, train_suite
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {"target": "sgd", "lr": 0.05}}
 TASKS = 5
@@ -85,3 +89,18 @@ def test_metrics_of_what_was_not_scored_are_null_with_a_note() -> None:
     matrix[2, 1] = np.nan  # diverged in task 2
     assert np.isnan(continual.last_task_accuracy(matrix))
     assert continual.note(matrix, over_pairs=False, needs="learnt") == "the accuracy matrix has non-finite entries"
+
+
+def test_what_goes_on_after_task_15_of_30_finds_the_same(mnist: Dataset, one_thread: None) -> None:
+    sequence = {"kind": "permuted", "count": 30, "examples_per_task": 64}
+    suite = small_suite(OPTIMIZERS, tasks=sequence, seeds=2, max_epochs=1, early_stopping=None)
+    (cohort,) = cohorts(trials(suite))
+    workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
+    kept: list[list[Interim]] = []
+    whole = train(cohort, workspace, lambda _: None, lambda take: kept.append(take()))
+    begun = {interim.trials[0]: interim for interim in kept[14]}
+    assert {interim.task for interim in begun.values()} == {15}
+    resumed = train(cohort, workspace, lambda _: None, begun=begun)
+    assert len(resumed) == len(whole) == 2
+    for one, other in zip(whole, resumed, strict=True):
+        assert same_bits(one, other)
