@@ -40,7 +40,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_summary_has_every_trial_and_continual_metric(path: Path) -> None:
     table, trials = pd.read_parquet(path / "summary.parquet"), pd.read_parquet(path / "trials.parquet")
     assert (pq.read_schema(path / "summary.parquet").metadata or {})[VERSION_KEY.encode()] == b"%d" % SCHEMA_VERSION
-    assert list(table.columns) == [*KEY_COLUMNS, "metric", "value"]
+    assert list(table.columns) == [*KEY_COLUMNS, "metric", "value", "note"]
     assert list(dict.fromkeys(table["trial"])) == list(trials["trial"])
     assert set(table["metric"]) >= {"average_accuracy", "forgetting", "forward_transfer"}
     assert len(table) == len(trials) * table["metric"].nunique()
