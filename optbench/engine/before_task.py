@@ -45,14 +45,8 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """At most `PROBED` training examples of a task in their order: the same places in every task and trial of a suite.
-
-    Drawn, since a user's task may hold its examples sorted by class.
-    """
-    if len(examples) <= PROBED:
-        return examples
-    drawn = torch.randperm(len(examples), generator=generator(suite_seed, None, "network before a task"))[:PROBED]
-    return examples.select(drawn.sort().values.to(examples.targets.device))
+    """At most `PROBED` training examples of a task in their order: the same in every trial of a suite."""
+    return examples.drawn(PROBED, generator(suite_seed, None, "network before a task"))
 
 
 def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:

@@ -240,7 +240,7 @@ class Evaluator:
         """Yield inputs, each in the same memory, and targets: fresh memory would cost as much as it takes to fill."""
         for start in range(0, len(examples), CHUNK):
             raw = examples.inputs[start : start + CHUNK]
-            if self._inputs is None or len(self._inputs) < len(raw):
+            if self._inputs is None or len(self._inputs) < len(raw) or self._inputs.shape[1:] != raw.shape[1:]:
                 self._inputs = torch.empty(raw.shape, dtype=self.normalise.dtype, device=raw.device)
             yield self.normalise(raw, out=self._inputs[: len(raw)]), examples.targets[start : start + CHUNK]
 

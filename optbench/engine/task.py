@@ -9,7 +9,6 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
@@ -33,14 +32,8 @@ SUBSET = 5000
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task in their order: the same for every trial of a suite.
-
-    Drawn, since a user's task may hold its examples sorted by class.
-    """
-    if len(examples) <= SUBSET:
-        return examples
-    drawn = torch.randperm(len(examples), generator=generator(suite_seed, None, "training loss"))[:SUBSET]
-    return examples.select(drawn.sort().values.to(examples.targets.device))
+    """Return at most `SUBSET` training examples of a task in their order: the same for every trial of a suite."""
+    return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 
 class TaskTraining:

@@ -84,7 +84,7 @@ class Claim(Settings):
     given: list[Name] = Field(default=[])
     """Other claims without which it means little: a report says where one of them is not supported."""
     beside: list[MetricName] = Field(default=[])
-    """Metrics to show beside it, without which it would mislead."""
+    """Metrics to show next to it, which a reader needs to judge it."""
 
     @model_validator(mode="after")
     def _one_subject(self) -> Claim:

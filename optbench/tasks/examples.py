@@ -13,7 +13,7 @@ from optbench.late import torch
 from optbench.streams import generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from optbench.data.dataset import Dataset, InputSpec, Split
     from optbench.suite.protocol import Protocol
@@ -41,6 +41,10 @@ class Examples:
     def select(self, index: Tensor) -> Examples:
         """The examples at `index`, int64 of shape (K,) on the same device."""
         return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index))
+
+    def drawn(self, most: int, stream: Generator) -> Examples:
+        """At most `most` of the examples, in their order; drawn, since a user's may lie sorted by class."""
+        return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +81,7 @@ def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int,
     task: 0..T-1; None: the same examples in every task.
     """
     name = "examples of every task" if task is None else f"examples of task {task}"
-    order = torch.randperm(len(plain), generator=generator(suite_seed, trial_seed, name))
-    return plain.select(order[:size].sort().values.to(plain.targets.device))
+    return plain.drawn(size, generator(suite_seed, trial_seed, name))
 
 
 def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device: torch.device) -> Parts:
@@ -132,8 +135,12 @@ def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> T
     """Sorted indices of `wanted` of the `available` examples; all of them when `wanted` is None."""
     if wanted is None:
         return torch.arange(available)
-    order = torch.randperm(available, generator=generator(suite_seed, None, f"{part} subset"))
-    return order[:wanted].sort().values
+    return _places(available, wanted, generator(suite_seed, None, f"{part} subset"))
+
+
+def _places(available: int, most: int, stream: Generator) -> Tensor:
+    """At most `most` of the places 0..available-1, ascending."""
+    return torch.randperm(available, generator=stream)[:most].sort().values
 
 
 def _on_device(split: Split, index: Tensor, device: torch.device) -> Examples:

@@ -60,9 +60,9 @@ UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "expected an optimizer"),
     "wrapper around itself without end": (
         "sgd, lr: 0.1",
-        "gradient-noise, base: " + "{target: gradient-noise, base: " * 8 + "{target: nobody}" + "}" * 8,
+        "gradient-noise, base: " + "{target: gradient-noise, base: " * 8 + "{target: unheard-of}" + "}" * 8,
         "4:33",
-        "unknown optimizer 'nobody'",
+        "unknown optimizer 'unheard-of'",
     ),
     "preset that is none": ("target: sgd, lr: 0.1", "target: shampoo, preset: fast", "4:26", "'preset'"),
     "preset that is a list": ("target: sgd, lr: 0.1", "target: shampoo, preset: [[1]]", "4:26", "'preset'"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optbench.data import Dataset
 from optbench.engine import TrialResult
@@ -23,26 +22,8 @@ from tests import own_models
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
 from tests.engine.test_interim import cut_and_whole
 from tests.engine.test_own_models import Use, use  # noqa: F401  # a fixture
-from tests.twin import train_twin
+from tests.optimizers.over_bases import BASES, SGD, SHORT, distance_from_plain_loops, needed, weights_of
 
-SGD: dict[str, Any] = {"target": "sgd", "lr": 0.1, "momentum": 0.5}
-BASES: dict[str, dict[str, Any]] = {
-    "sgd": SGD,
-    "adamw": {"target": "adamw", "lr": 2e-3},
-    "shampoo": {"target": "shampoo", "lr": 0.1, "precondition_frequency": 400, "structure": "diagonal-factor"},
-    "soap": {"target": "soap", "lr": 3e-3, "max_precondition_dim": 128},
-    "sam": {"target": "sam", "base": SGD},
-    "kfac": {"target": "kfac", "lr": 0.1},
-    "lbfgs": {"target": "lbfgs", "lr": 0.1},
-    "yours": {"target": "torch.optim:SGD", "lr": 0.1, "elementwise": True},
-}
-SHORT: dict[str, Any] = {
-    "train_examples": 200,
-    "test_examples": 100,
-    "validation_examples": 50,
-    "max_epochs": 1,
-    "early_stopping": None,
-}
 NEUTRAL: dict[str, dict[str, Any]] = {
     "l2-init": {"strength": 0.0},
     "shrink-and-perturb": {"shrink": 1.0, "perturb": 0.0},
@@ -56,17 +37,6 @@ AT_WORK: dict[str, dict[str, Any]] = {
 
 def over(name: str, base: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return {"target": name, "base": base, **settings}
-
-
-def needed(base: str) -> None:
-    if base == "soap":
-        pytest.importorskip("pytorch_optimizer")
-
-
-def weights_of(result: TrialResult) -> dict[str, Tensor]:
-    assert trial_row(result).status == "ok", trial_row(result).error_message
-    assert result.weights is not None
-    return result.weights
 
 
 def same_weights(a: TrialResult, b: TrialResult) -> bool:
@@ -99,19 +69,13 @@ def test_it_goes_on_as_if_it_had_not_been_cut(name: str, base: str, mnist: Datas
         assert all(map(same_bits, whole, again))
 
 
-def agree(suite: Any, mnist: Dataset, make: Callable[[nn.Module, int], torch.optim.Optimizer]) -> None:
-    """The engine's weights are those of a plain loop up to rounding."""
-    for result in train_suite(suite, mnist):
-        seed = result.trial.seed
-        start, weights, _ = train_twin(suite, mnist, seed, lambda network, seed=seed: make(network, seed))
-        for key, weight in weights.items():
-            assert (weights_of(result)[key] - weight).norm() < 1e-3 * (weight - start[key]).norm(), key
-
-
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 def test_the_engine_agrees_with_l2_init_in_a_plain_loop(base: str, mnist: Dataset) -> None:
     suite = small_suite({"it": over("l2-init", BASES[base], strength=0.1)}, seeds=[4, 9], **SHORT)
-    agree(suite, mnist, lambda network, _: L2Init(network.parameters(), BASES[base], 0.1))
+    assert (
+        distance_from_plain_loops(suite, mnist, lambda network, _: L2Init(network.parameters(), BASES[base], 0.1))
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["shrink-and-perturb", "fresh-network"])
@@ -133,7 +97,7 @@ def test_the_engine_agrees_with_renewal_in_a_plain_loop(name: str, mnist: Datase
         made._fresh = fresh  # type: ignore[method-assign]
         return made
 
-    agree(suite, mnist, make)
+    assert distance_from_plain_loops(suite, mnist, make) < 1e-3
 
 
 def test_a_fresh_network_knows_nothing_of_earlier_tasks(mnist: Dataset) -> None:
