@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from optbench.errors import OptimizerError
-from optbench.optimizers.closures import evaluated
 from optbench.optimizers.wrapper import Wrapper
 from optbench.precision import widest
 
@@ -80,12 +79,6 @@ class RankPenalty(Wrapper):
         _, gradient = entropy(rows, random_frame(rows, draws) if group["rotated"] else None)
         push = gradient.view_as(features) * group["strength"]
         features.register_hook(lambda found: found + push)  # type: ignore[no-untyped-call]
-
-    def step(self, closure: Any = None) -> Any:
-        """One step of the base; the loss of `closure`, where one is given."""
-        loss = evaluated(closure)
-        self.base.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, and the state of the generator."""

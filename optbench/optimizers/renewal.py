@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from optbench.errors import OptimizerError
-from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer
 from optbench.optimizers.wrapper import Wrapper
 
@@ -89,13 +88,6 @@ class ShrinkAndPerturb(Wrapper):
                 if callable(reset := getattr(part, "reset_parameters", None)):
                     reset()
         return fresh
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take one step of the base; return the loss of `closure`, if one is given."""
-        loss = evaluated(closure)
-        self.base.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state, the number of tasks begun, and the state of the generator."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
 
 
@@ -25,6 +26,13 @@ class Wrapper(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self.base = base_optimizer(name, base, [p for group in self.param_groups for p in group["params"]])
         self.state = getattr(self.base, "state", self.state)  # where the wrapper keeps nothing between steps
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step of the base; return the loss of `closure`, if one is given."""
+        loss = evaluated(closure)
+        self.base.step()
+        return loss
 
     def begin_task(self) -> None:
         """A new task begins: the base may want to know."""
