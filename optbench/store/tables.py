@@ -165,7 +165,31 @@ class SketchRow:
     sketch: tuple[float, ...]
 
 
-Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow
+@dataclass(frozen=True)
+class OnlineRow:
+    """How one task was learnt: on every batch before its update, and what the network was like before the first."""
+
+    table: ClassVar[str] = "online"
+
+    task: int
+    steps: int
+    """Optimizer steps taken in this task."""
+    online_accuracy: float | None
+    """Mean over these steps of the accuracy on each batch before its update."""
+    online_loss: float | None
+    """Likewise, of the mean cross-entropy."""
+    dead: float | None
+    """This and what follows: as `engine.before_task.BeforeTask` has it, on at most 2,000 of the task's inputs."""
+    dormant: float | None
+    effective_rank: float | None
+    weight_magnitude: float | None
+    gradient_norm: float | None
+    examples: int
+    width: int
+    note: str | None
+
+
+Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow | OnlineRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
@@ -173,7 +197,7 @@ ADDED = frozenset(
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
-ON_REQUEST = frozenset({SketchRow.table})
+ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table})
 """Tables that are written only where a suite asks for what is in them."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
 """Those that every run has, be they empty."""

@@ -218,7 +218,7 @@ def test_every_name_of_a_training_has_its_rows_its_checkpoint_and_its_status(tog
             if name == SketchRow.table:  # `twins` follows some names only
                 assert (len(mine) > 0, len(its) > 0) == (a.optimizer == "sgd", False)
                 continue
-            assert len(mine) > 0 or name == "pruning"
+            assert len(mine) > 0 or name in ("pruning", "online")
             # The seconds too: those of the one training.
             pd.testing.assert_frame_equal(
                 mine.drop(columns=[*keys, *CHECKPOINT], errors="ignore"),
