@@ -59,6 +59,9 @@ class Dataset:
             inputs' first axis. Bytes are scaled to [0, 1] before. By default those of the training inputs: of images
             (C, H, W) per channel, else over everything. Tokens have none.
         vocabulary: of tokens, how many there are; by default as many as classes.
+        token_bytes: int64, (classes,): how many bytes of text each token stands for, all ones where tokens are bytes.
+            Predictions of the next token at every position are then scored in bits per byte, Σ −log₂ p(target) /
+            Σ token_bytes[target]. None where tokens are no text.
 
     Raises:
         DataError: the parts do not fit one another, or are not what is said above.
@@ -71,6 +74,7 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     vocabulary: int | None = None
+    token_bytes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 1:
@@ -99,6 +103,22 @@ class Dataset:
                     f"dataset {self.name}: {name}: expected one number, or one for each channel, got {values}"
                 )
             object.__setattr__(self, name, values)
+        if self.token_bytes is not None and (fault := self._fault_of_token_bytes(self.token_bytes)) is not None:
+            raise DataError(f"dataset {self.name}: token_bytes: {fault}")
+
+    def _fault_of_token_bytes(self, found: Tensor) -> str | None:
+        if self.vocabulary is None or self.train.targets.ndim == 1:
+            return f"expected None, since examples are {form_of(self.train)} and no text"
+        if not isinstance(found, Tensor):
+            return f"expected a tensor, got {type(found).__name__}"
+        if found.dtype != torch.int64 or found.shape != (self.classes,):
+            return f"expected int64 of shape ({self.classes},), one for each class, got {_described(found)}"
+        if int(found.min()) < 0:
+            return f"expected numbers of bytes, 0 or more, got {int(found.min())}"
+        for half in ("train", "test"):
+            if not bool(found[getattr(self, half).targets].any()):
+                return f"expected {half} targets that stand for text, got only tokens of 0 bytes"
+        return None
 
     @property
     def inputs(self) -> InputSpec:
