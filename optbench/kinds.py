@@ -359,6 +359,8 @@ DATASETS = Registry(
         "cifar10": "optbench.data.shipped:cifar10",
         "cifar100": "optbench.data.shipped:cifar100",
         "svhn": "optbench.data.shipped:svhn",
+        "text-domains": "optbench.data.shipped:text_domains",
+        "text-files": "optbench.data.shipped:text_files",
     },
 )
 TASKS = Registry(
@@ -369,6 +371,8 @@ TASKS = Registry(
         "class-incremental": "optbench.tasks.class_incremental:ClassIncremental",
         "rotated": "optbench.tasks.rotated:Rotated",
         "random-labels": "optbench.tasks.random_labels:RandomLabels",
+        "domains": "optbench.tasks.domains:Domains",
+        "permuted-vocabulary": "optbench.tasks.permuted_vocabulary:PermutedVocabulary",
     },
 )
 MODELS = Registry(

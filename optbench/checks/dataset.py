@@ -54,6 +54,19 @@ def _targets(subject: _Subject) -> Found:
     return "passed", said
 
 
+def _text(subject: _Subject) -> Found:
+    found = subject.dataset
+    if found.texts is None:
+        return "information", "no domains of text"
+    entropies = found.unigram_entropies()
+    said = []
+    for domain, text in found.texts.items():
+        sizes = " + ".join(str(len(part)) for part in (text.train, text.validation, text.test))
+        entropy = f", unigram entropy {entropies[domain]:.3f} bits per byte" if domain in entropies else ""
+        said.append(f"{domain} {sizes} tokens{entropy}")
+    return "information", "; ".join(said)
+
+
 def _normalisation(subject: _Subject) -> Found:
     found = subject.dataset
     if found.vocabulary is not None:
@@ -81,6 +94,7 @@ CHECKS = (
     ("makes a dataset", _makes),
     ("inputs", _inputs),
     ("targets", _targets),
+    ("text", _text),
     ("normalisation", _normalisation),
     ("reproducible", _reproducible),
 )

@@ -1,4 +1,4 @@
-"""Small datasets of every form that models and task sequences are tried on: images, vectors and sequences of tokens."""
+"""Small datasets of every form that models and task sequences are tried on: images, vectors, tokens and texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from optbench.checks.problem import SMALL, shrunken_mnist
 from optbench.data import Dataset, Split
 from optbench.data.mnist import embedded_mnist
+from optbench.data.windows import Text
 from optbench.errors import OptbenchError
 from optbench.targets import said
 
@@ -49,12 +50,25 @@ def _tokens(*, every_position: bool) -> Dataset:
     return Dataset(name, *halves, classes, vocabulary=VOCABULARY)
 
 
+def _domains() -> Dataset:
+    """Two texts that count, upwards and downwards, with a random step now and then."""
+    draws = torch.Generator().manual_seed(0)
+
+    def text(step: int) -> Text:
+        steps = torch.where(torch.rand(2000, generator=draws) < 0.9, step, 3 * step)
+        return Text(*torch.split(steps.cumsum(0) % VOCABULARY, [1600, 200, 200]))
+
+    texts = {"upwards": text(1), "downwards": text(-1)}
+    return Dataset.of_texts("domains", texts, VOCABULARY, LENGTH, torch.ones(VOCABULARY, dtype=torch.int64))
+
+
 SAMPLES: Mapping[str, Callable[[], Dataset]] = {
     "images": _images,
     "small images": lambda: shrunken_mnist(SMALL),
     "vectors": _vectors,
     "text": lambda: _tokens(every_position=True),
     "tokens": lambda: _tokens(every_position=False),
+    "domains": _domains,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -21,7 +21,7 @@ from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings
 from optbench.suite.scoring import scoring
 from optbench.targets import using
-from optbench.tasks.examples import check_sizes
+from optbench.tasks.examples import check_dataset, check_sizes
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
@@ -94,17 +94,23 @@ def _check_sizes(plan: Plan) -> None:
 
 
 def _data_summary(experiment: ExperimentSettings) -> str:
-    """`mnist`, or `mnist at 14 × 14`."""
-    side = None if experiment.dataset.is_users else experiment.dataset.settings.get("resize")
+    """`mnist`, `mnist at 14 × 14`, or `text-domains (tokens bytes, context 128)`."""
+    settings = {} if experiment.dataset.is_users else experiment.dataset.settings
+    if experiment.dataset.domains:
+        return _with_details(experiment.dataset.kind, settings)
+    side = settings.get("resize")
     return experiment.dataset.kind + (f" at {side} × {side}" if side else "")
 
 
 def _task_summary(experiment: ExperimentSettings) -> str:
     """`permuted (permutations per-seed, first permuted)`."""
-    given = experiment.tasks.settings.items()
-    settings = {key: value for key, value in given if key != "count" and (key, value) != ("examples_per_task", None)}
+    settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count" and value is not None}
+    return _with_details(experiment.tasks.kind, settings)
+
+
+def _with_details(kind: str, settings: Mapping[str, object]) -> str:
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
-    return f"{experiment.tasks.kind} ({details})" if details else experiment.tasks.kind
+    return f"{kind} ({details})" if details else kind
 
 
 def _readings(readings: Readings) -> str:
@@ -117,6 +123,8 @@ def _readings(readings: Readings) -> str:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value)
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -152,7 +160,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
             lines += [f"{name}, {model}: not tried, since the data are missing" for model in users]
             continue
         with placed(f"experiments.{name}"):
-            check_sizes(experiment.protocol, len(dataset.train), len(dataset.test), dataset.name)
+            check_dataset(experiment.protocol, dataset)
         for model in users:
             alone = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}").alone
             how = f"trained member by member: {alone}" if alone else lock_step

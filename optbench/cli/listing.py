@@ -54,9 +54,10 @@ def _optimizers(_: Path) -> RenderableType:
 
 
 def _datasets(_: Path) -> RenderableType:
-    from optbench.data.catalog import FACTS
+    from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
+    from optbench.data.text import SHARE
 
-    table = _table("dataset", "what it is", "images", "classes", "train", "test", "from")
+    table = _table("dataset", "what it is", "inputs", "classes", "train", "test", "from")
     for info in FACTS.values():
         shape = "×".join(str(size) for size in info.shape)
         place = "package" if info.embedded else "download"
@@ -70,7 +71,16 @@ def _datasets(_: Path) -> RenderableType:
             info.test_size,
             place,
         )
-    return table
+    text, count = TEXT_DOMAINS, len(TEXT_DOMAINS.domains)
+    held_out = text.size // SHARE
+    sizes = [f"{count} × {size / 1e6:g} MB" for size in (text.size - 2 * held_out, held_out)]
+    _row(table, text.name, DATASETS.load(text.name).__doc__, "tokens", text.classes, *sizes, "package")
+    _row(table, TEXT_FILES, DATASETS.load(TEXT_FILES).__doc__, "tokens", "", "", "", "files")
+    settings = [
+        f"text: {', '.join(f'{name} {_value(field.default)}' for name, field in fields.items() if name != 'files')}"
+        for fields in [DATASETS.settings(text.name).model_fields]
+    ]
+    return Group(table, *map(Text, [*settings, f"{TEXT_FILES}: files, a path for each domain (docs/text.md)"]))
 
 
 def _settings(what: str, registry: Registry) -> Table:

@@ -33,6 +33,23 @@ class DatasetInfo:
         return not self.files
 
 
+@dataclass(frozen=True)
+class TextInfo:
+    """The facts about a dataset of text.
+
+    Attributes:
+        domains: their names, in the fixed order.
+        size: bytes of each domain.
+        classes: the vocabulary where tokens are bytes.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    size: int
+    classes: int
+    licence: str
+
+
 _IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -99,3 +116,13 @@ _INFOS = (
 )
 
 FACTS: Mapping[str, DatasetInfo] = MappingProxyType({info.name: info for info in _INFOS})
+
+TEXT_DOMAINS = TextInfo(
+    name="text-domains",
+    domains=("scripture", "glosses", "prose", "code"),
+    size=1_200_000,
+    classes=128,
+    licence="public domain; WordNet 3.0; PSF version 2 (TEXT-LICENSE.md)",
+)
+TEXT_FILES = "text-files"
+"""The kind of dataset that is made of a user's own texts."""

@@ -1,17 +1,19 @@
 """A dataset in memory: inputs as they were published or prepared, nothing scaled.
 
-Shapes: N examples, T positions of a sequence; C channels, H rows, W columns of an image.
+Shapes: N examples, T positions of a sequence, n tokens of a text; C channels, H rows, W columns of an image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from optbench.data.statistics import statistics
+from optbench.data.windows import Text, consecutive_windows, unigram_entropy
 from optbench.errors import DataError
 
 
@@ -62,6 +64,7 @@ class Dataset:
         token_bytes: int64, (classes,): how many bytes of text each token stands for, all ones where tokens are bytes.
             Predictions of the next token at every position are then scored in bits per byte, Σ −log₂ p(target) /
             Σ token_bytes[target]. None where tokens are no text.
+        texts: the whole texts by domain, which task sequences of domains draw windows from; see `of_texts`.
 
     Raises:
         DataError: the parts do not fit one another, or are not what is said above.
@@ -75,6 +78,27 @@ class Dataset:
     std: tuple[float, ...] | None = None
     vocabulary: int | None = None
     token_bytes: Tensor | None = None
+    texts: Mapping[str, Text] | None = None
+
+    @staticmethod
+    def of_texts(
+        name: str, texts: Mapping[str, Text], vocabulary: int, context: int, token_bytes: Tensor | None = None
+    ) -> Dataset:
+        """Return a dataset of one or more domains of text; examples are windows of `context` tokens and the next ones.
+
+        Its two halves are the consecutive windows of the training and of the test stretches, domain by domain.
+
+        Raises:
+            DataError: a stretch is shorter than one window, or holds other tokens than 0..vocabulary-1.
+        """
+        if (fault := fault_of_texts(texts, vocabulary, context)) is not None:
+            raise DataError(f"dataset {name}: texts{fault}")
+        halves = {}
+        for part in ("train", "test"):
+            windows = torch.cat([consecutive_windows(getattr(text, part), context) for text in texts.values()])
+            halves[part] = Split(windows[:, :-1], windows[:, 1:])
+        train, test = halves["train"], halves["test"]
+        return Dataset(name, train, test, vocabulary, token_bytes=token_bytes, texts=dict(texts))
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 1:
@@ -106,6 +130,12 @@ class Dataset:
         if self.token_bytes is not None and (fault := self._fault_of_token_bytes(self.token_bytes)) is not None:
             raise DataError(f"dataset {self.name}: token_bytes: {fault}")
 
+        if self.texts is not None:
+            shape = self.train.targets.shape[1:]
+            fault = ": expected None, since examples have one target" if not shape else None
+            if (fault := fault or fault_of_texts(self.texts, self.classes, *shape)) is not None:
+                raise DataError(f"dataset {self.name}: texts{fault}")
+
     def _fault_of_token_bytes(self, found: Tensor) -> str | None:
         if self.vocabulary is None or self.train.targets.ndim == 1:
             return f"expected None, since examples are {form_of(self.train)} and no text"
@@ -126,8 +156,21 @@ class Dataset:
         dtype = torch.int64 if self.vocabulary is not None else torch.float32
         return InputSpec(tuple(self.train.inputs.shape[1:]), dtype, self.vocabulary)
 
+    def unigram_entropies(self) -> dict[str, float]:
+        """Return the unigram entropy of each domain's training text, in bits per byte; see `unigram_entropy`.
+
+        Empty where there are no texts, or it is not known how many bytes their tokens stand for.
+        """
+        known, texts = self.token_bytes, self.texts or {}
+        return {} if known is None else {name: unigram_entropy(text.train, known) for name, text in texts.items()}
+
     def without_pixels(self) -> Dataset:
-        """Return the dataset with inputs of zeros and one place along every axis but the first: in little memory."""
+        """Return the dataset with inputs of zeros and one place along every axis but the first: in little memory.
+
+        Text stays as it is.
+        """
+        if self.texts is not None:
+            return self
         shape = self.train.inputs.shape
         small = (*shape[1:2], *(1,) * len(shape[2:]))
         halves = [Split(half.inputs.new_zeros(len(half), *small), half.targets) for half in (self.train, self.test)]
@@ -155,6 +198,25 @@ def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
         if low < 0 or high >= count:
             return f".{name}: expected integers in 0..{count - 1}, got {low}..{high}"
     return None
+
+
+def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:
+    """Return what is wrong with the domains of text, to follow their name; None if nothing is."""
+    for domain, text in texts.items():
+        for part in ("train", "validation", "test"):
+            if (fault := _fault_of_tokens(getattr(text, part, None), vocabulary, context)) is not None:
+                return f": {domain}.{part}: {fault}"
+    return None if texts else ": expected at least one domain, got none"
+
+
+def _fault_of_tokens(tokens: object, vocabulary: int, context: int) -> str | None:
+    if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        found = _described(tokens) if isinstance(tokens, Tensor) else type(tokens).__name__
+        return f"expected integers of shape (n,), got {found}"
+    if len(tokens) <= context:
+        return f"expected at least {context + 1} tokens, as one window of context {context} takes, got {len(tokens)}"
+    low, high = int(tokens.min()), int(tokens.max())
+    return f"expected tokens in 0..{vocabulary - 1}, got {low}..{high}" if low < 0 or high >= vocabulary else None
 
 
 def form_of(half: Split) -> str:

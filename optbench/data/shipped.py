@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from optbench.data.catalog import FACTS
+from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
+from optbench.data.text import ASCII, MOST, Encoding, text_dataset
 from optbench.errors import DataError, UsageError
 from optbench.kinds import Whole
 from optbench.paths import user_path
+from optbench.targets import read_text
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 Side = Annotated[Whole, Field(ge=1)]
 """Of images that are average-pooled to `resize` × `resize` before anything else; see `optbench.data.pooling`."""
+
+Vocabulary = Annotated[Whole, Field(gt=ASCII, le=MOST)]
+"""Of `tokens: bpe`."""
+Context = Annotated[Whole, Field(ge=1, le=65_536)]
+"""Tokens of one example."""
+DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,27 @@ def cifar100(*, resize: Side | None = None) -> Dataset:
 def svhn(*, resize: Side | None = None) -> Dataset:
     """SVHN street view house numbers, cropped digits"""
     return _published("svhn", resize)
+
+
+def text_domains(
+    *, tokens: Encoding = "bytes", vocabulary: Vocabulary | None = None, context: Context = 128
+) -> Dataset:
+    """Scripture, a dictionary's glosses, technical prose, Python code"""
+    from optbench.data.text_domains import embedded_texts
+
+    return text_dataset(TEXT_DOMAINS.name, embedded_texts(), tokens, vocabulary, context)
+
+
+def text_files(
+    *,
+    files: Annotated[dict[DomainName, Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+    tokens: Encoding = "bytes",
+    vocabulary: Vocabulary | None = None,
+    context: Context = 128,
+) -> Dataset:
+    """Your own texts, a file for each domain"""
+    contents = {name: read_text(path) for name, path in files.items()}
+    return text_dataset(TEXT_FILES, contents, tokens, vocabulary, context)
 
 
 def _published(name: str, resize: int | None) -> Dataset:

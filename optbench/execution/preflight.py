@@ -22,7 +22,18 @@ from optbench.store.read import is_run, read_json
 from optbench.suite import Suite
 from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.schema import ExperimentSettings
-from optbench.targets import Source, is_file, read_file, read_source, said, source_hash, split
+from optbench.targets import (
+    TEXT,
+    Source,
+    is_file,
+    is_text,
+    read_file,
+    read_source,
+    read_text_file,
+    said,
+    source_hash,
+    split,
+)
 from optbench.tasks import Outline
 
 if TYPE_CHECKING:
@@ -46,13 +57,13 @@ class Code:
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
         """Return the source hash of a trial, and what is to be said of it."""
-        targets = sorted(trial.user_code)
+        targets = sorted(trial.user_files)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
 
 
 def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, force: bool = False) -> Code:
-    """Find the users' code that a plan's trials name; nothing but installed modules is executed.
+    """Find the users' code and texts that a plan's trials name; nothing but installed modules is executed.
 
     A file is looked up next to the suite, then in the working directory. If the suite is a run's own `suite.yaml`, the
     run's copies are used; a resumed run uses the files it was started with, or its copies of files that are gone.
@@ -63,17 +74,18 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
         UsageError: trials are left whose code has changed since the run began.
         OptbenchError: a file is missing, or cannot be read.
     """
-    named = {split(target)[0]: target for trial in plan.trials for target in trial.user_code}
+    named = {split(target)[0]: target for trial in plan.trials for target in trial.user_files}
     recorded = plugins_of(read_json(resume)) if resume is not None and named else {}
     found = {where: find_source(target, suite_folder, resume) for where, target in named.items()}
     sources = {where: source for where, source in found.items() if source is not None}
     changed = {w: s for w, s in sources.items() if w in recorded and s.hash != recorded[w].source_hash}
-    left = {split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in trial.user_code}
+    left = {split(target)[0] for trial in plan.trials if trial.id not in plan.done for target in trial.user_files}
     for where in changed:
         if where in left and not force:
+            other = "another text" if is_text(where) else "other code"
             raise UsageError(
                 f"--resume {resume}: {_differing(changed[where], recorded[where])} has changed since the run was made, "
-                "so the rest would be trained with other code; --force trains it all the same"
+                f"so the rest would be trained with {other}; --force trains it all the same"
             )
     first = _first_hashes(resume) if resume is not None and named else {}
     notes = {
@@ -90,7 +102,8 @@ def find_source(target: str, suite_folder: Path | None, resume: Path | None = No
     """Read the code behind one target, as `find_code` does. Raises OptbenchError if a file cannot be read."""
     where = split(target)[0]
     run = resume if suite_folder is None else suite_folder if is_run(suite_folder) else None
-    if is_file(where) and run is not None and (plugin := plugins_of(read_json(run)).get(where)) is not None:
+    plugin = plugins_of(read_json(run)).get(where) if run is not None and (is_file(where) or is_text(where)) else None
+    if run is not None and plugin is not None:
         return _original(run, plugin) if suite_folder is None else read_copy(run, plugin)
     return read_source(target, [] if suite_folder is None else [suite_folder])
 
@@ -232,7 +245,9 @@ def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, 
 
 def _original(resume: Path, plugin: Plugin) -> Source:
     """Return the file that a run was made from; its copy where that file is not there any more."""
-    return read_file(plugin.origin) if Path(plugin.origin).is_file() else read_copy(resume, plugin)
+    if not Path(plugin.origin).is_file():
+        return read_copy(resume, plugin)
+    return read_text_file(f"{TEXT}{plugin.origin}") if is_text(plugin.target) else read_file(plugin.origin)
 
 
 def _differing(source: Source, plugin: Plugin) -> str:

@@ -169,8 +169,8 @@ class _Keeper:
 
 
 def _code(cohort: Cohort) -> str | None:
-    """Return the hash of the users' code that a cohort is trained with; None where there is none."""
-    return source_hash(target for trial in cohort.trials for target in trial.user_code)
+    """Return the hash of the users' code and texts that a cohort is trained with; None where there are none."""
+    return source_hash(target for trial in cohort.trials for target in trial.user_files)
 
 
 def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from optbench.data.catalog import FACTS
+from optbench.data.catalog import FACTS, TEXT_DOMAINS
 from optbench.optimizers.registry import base_settings, find
 from optbench.plan.trials import Trial
 from optbench.suite.schema import ExperimentSettings
@@ -16,6 +16,8 @@ def outline(experiment: ExperimentSettings) -> Outline:
     """The tasks of an experiment as far as they are known without its data, and without executing a user's code."""
     if experiment.tasks.is_users:
         return Outline()
+    if domains := experiment.dataset.domains:  # of their names only: the vocabulary may need the texts
+        return outline_of(experiment.tasks, TEXT_DOMAINS.classes, domains)
     info = FACTS.get(experiment.dataset.kind)
     return outline_of(experiment.tasks, info.classes if info else 0)
 
@@ -28,11 +30,19 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
     protocol, count = experiment.protocol, max(1, tasks.count)
     info = FACTS.get(experiment.dataset.kind)
     examples = protocol.train_examples or (info.train_size if info else 1)
-    drawn = None if experiment.tasks.is_users else experiment.tasks.settings.get("examples_per_task")
+    drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
     steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)
     steps = min(steps, protocol.max_steps or steps)
     return count * steps * step_cost(trial.target, trial.hyperparameters)
+
+
+def _drawn(experiment: ExperimentSettings) -> int | None:
+    """The examples that each task draws; None where it takes them all."""
+    settings = experiment.tasks.settings
+    tokens, context = settings.get("tokens_per_task"), experiment.dataset.settings.get("context")
+    drawn: int | None = tokens // context if tokens and context else settings.get("examples_per_task")
+    return drawn
 
 
 def step_cost(target: str, hyperparameters: Mapping[str, Any]) -> float:

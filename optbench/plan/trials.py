@@ -36,6 +36,8 @@ class Trial:
     hyperparameters: Mapping[str, Any]
     kinds: tuple[str, ...] = ()
     """Targets of the user's own behind dataset, tasks, model and metrics."""
+    texts: tuple[str, ...] = ()
+    """Targets of the user's own texts behind the dataset."""
     order: int = 0
     """Which of the data orders of its seed it sees; all that is compared sees the first, 0."""
 
@@ -74,6 +76,11 @@ class Trial:
     def user_code(self) -> frozenset[str]:
         """Targets of the user's own that it uses."""
         return self.user_optimizers | frozenset(self.kinds)
+
+    @property
+    def user_files(self) -> frozenset[str]:
+        """Targets of the user's own that its result depends on: code, and texts."""
+        return self.user_code | frozenset(self.texts)
 
     @property
     def is_control(self) -> bool:
@@ -182,6 +189,7 @@ def trials(suite: Suite) -> list[Trial]:
                                 target=settings.target,
                                 hyperparameters=variant.hyperparameters,
                                 kinds=experiment.user_targets(model),
+                                texts=experiment.text_targets,
                                 order=order,
                             )
                         )

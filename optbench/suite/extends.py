@@ -2,8 +2,8 @@
 
 Mappings merge key by key; lists and scalars replace what the base has. `null` removes a key of the base, except where
 the schema gives null a meaning (`early_stopping: null` is no early stopping): there it is the value. `!!null` is always
-the value null. A file may extend one that extends another. Files of code that a base names by relative paths are
-looked for next to the base.
+the value null. A file may extend one that extends another. Files of code and texts that a base names by relative
+paths are looked for next to the base.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optbench.data.catalog import TEXT_FILES
 from optbench.errors import SuiteError, UsageError, unknown
 from optbench.suite.document import (
     MAX_BYTES,
@@ -29,7 +30,7 @@ from optbench.suite.document import (
 from optbench.suite.faults import admits_null, shown_path
 from optbench.suite.resolve import resolve_suite_path
 from optbench.suite.schema import Suite
-from optbench.targets import is_file
+from optbench.targets import TEXT, is_file
 
 KEY = "extends"
 NAMED = (("experiments",), ("optimizers",), ("claims",))
@@ -82,19 +83,27 @@ def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, A
 
 
 def rebased(value: Any, folder: Path, to: Path) -> Any:
-    """Return a suite's value with the files of code in `folder` named relative to the folder `to`.
+    """Return a suite's value with the files of code and the texts in `folder` named relative to the folder `to`.
 
     Names of files that are not in `folder` stay: they mean files of the working directory.
     """
     if os.path.realpath(folder) == os.path.realpath(to):
         return value
     if isinstance(value, dict):
-        return {key: rebased(item, folder, to) for key, item in value.items()}
+        texts = value.get("files") if value.get("kind") == TEXT_FILES else None
+        moved = {name: _moved_text(path, folder, to) for name, path in texts.items()} if isinstance(texts, dict) else {}
+        found = {key: rebased(item, folder, to) for key, item in value.items()}
+        return found | {"files": moved} if moved else found
     if isinstance(value, list):
         return [rebased(item, folder, to) for item in value]
     where, _, attribute = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     file = _meant(where, folder) if is_file(where) and not Path(where).is_absolute() else None
     return f"{relative(file, to)}:{attribute}" if file is not None else value
+
+
+def _moved_text(path: Any, folder: Path, to: Path) -> Any:
+    file = _meant(path, folder, TEXT) if isinstance(path, str) and not Path(path).is_absolute() else None
+    return path if file is None else relative(file, to)
 
 
 def relative(file: Path, folder: Path) -> str:
@@ -133,11 +142,14 @@ def _base(name: Any, place: Place, folder: Path) -> Path:
         raise SuiteError(f"{place}: {KEY}: {error}") from None
 
 
-def _meant(where: str, folder: Path) -> Path | None:
-    """The file that a suite in `folder` means by a relative name: of a run's own suite, the run's copy."""
+def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
+    """The file that a suite in `folder` means by a relative name: of a run's own suite, the run's copy.
+
+    prefix: what stands before the name in the record of a run.
+    """
     try:
         for entry in json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plugins") or ():
-            if entry["target"] == where and entry["copy"]:
+            if entry["target"] == f"{prefix}{where}" and entry["copy"]:
                 return folder / f"{entry['copy']}/{entry['main']}"
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # not a run, or a damaged one

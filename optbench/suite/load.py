@@ -27,6 +27,7 @@ from optbench.suite.claims import Claim, split_arm
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
+from optbench.suite.fitting import fitting_faults, text_faults
 from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
 from optbench.suite.schema import ExperimentSettings, Suite
@@ -84,6 +85,8 @@ def load_suite(
             *_pairs_faults(suite, document),
             *_metric_faults(suite, document),
             *_readings_faults(suite, document, as_written),
+            *([] if as_written else fitting_faults(suite, document)),
+            *([] if as_written else text_faults(suite, document, find)),
         ]
     if faults:
         raise_faults(faults)

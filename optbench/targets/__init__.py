@@ -1,6 +1,7 @@
 """From the name of a user's code to the object and a hash of its source.
 
-A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object that Python has given to a run.
+A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object that Python has given to a run. A
+text of the user's, which nothing executes, is read, hashed and kept likewise, under `text-file:` and its path.
 
 A file and its neighbours (modules in its folder that it imports, and that those import) are read once and executed from
 what was read: what is hashed is what runs, and an edit during a run changes nothing in it. Every state of a file is
@@ -23,19 +24,33 @@ from typing import Any
 from optbench.targets.executing import PACKAGE, execute, importing, said
 from optbench.targets.modules import check_unchanged, find_attribute, import_module, read_module, starting_processes
 from optbench.targets.objects import InMemory, Objects, is_object, lost
-from optbench.targets.source import DIGITS, Source, TargetError, is_file, read_file, split
+from optbench.targets.source import (
+    DIGITS,
+    TEXT,
+    Source,
+    TargetError,
+    is_file,
+    is_text,
+    read_file,
+    read_text_file,
+    split,
+)
 
 __all__ = [
     "PACKAGE",
+    "TEXT",
     "Objects",
     "Source",
     "TargetError",
     "importing",
     "is_file",
     "is_object",
+    "is_text",
     "load",
     "read_file",
     "read_source",
+    "read_text",
+    "read_text_file",
     "said",
     "source_hash",
     "split",
@@ -85,8 +100,18 @@ def load(target: str) -> Any:
     return find_attribute(module, target)
 
 
+def read_text(path: str) -> bytes:
+    """Return the content of a user's text, as it was when the run began.
+
+    Raises:
+        TargetError: there is no such file, or it cannot be read.
+    """
+    source = _SOURCES.get().get(f"{TEXT}{path}") or read_text_file(f"{TEXT}{path}")
+    return source.files[source.main]
+
+
 def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
-    """Read the code behind a target: of a file without executing it, of a module that is installed by importing it.
+    """Read what is behind a target: of a file without executing it, of a module that is installed by importing it.
 
     folders: where a relative file is looked for before the working directory.
 
@@ -96,6 +121,8 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
         TargetError: there is no such file or object, or an installed module cannot be imported.
     """
     where, _ = split(target)
+    if is_text(where):
+        return read_text_file(where, folders)
     if is_object(where):
         if (known := _SOURCES.get().get(where)) is None:
             raise lost(target)

@@ -24,6 +24,8 @@ DIGITS = 16
 NEEDED = "needs module:Class or ./file.py:Class"
 IN_MEMORY = "python"
 """What stands before the colon of an object that no module has under a name."""
+TEXT = "text-file:"
+"""What stands before the path of a user's text among the sources of a run; no module has a hyphen."""
 
 
 class TargetError(OptbenchError):
@@ -71,11 +73,13 @@ class Source:
 def split(target: str) -> tuple[str, str]:
     """Return what is before the last colon, a module or a file, and the attribute after it.
 
-    Each object in memory has a source of its own: the whole of `python:name` stands for it.
+    Each object in memory, and each text, has a source of its own: the whole of `python:name` stands for it.
 
     Raises:
         TargetError: one of them is missing.
     """
+    if is_text(target):
+        return target, ""
     where, _, attribute = target.rpartition(":")
     if not where or not attribute:
         raise TargetError(f"{target}: {NEEDED}")
@@ -83,7 +87,11 @@ def split(target: str) -> tuple[str, str]:
 
 
 def is_file(where: str) -> bool:
-    return where.endswith(".py")
+    return where.endswith(".py") and not is_text(where)
+
+
+def is_text(where: str) -> bool:
+    return where.startswith(TEXT)
 
 
 def read_file(where: str, folders: Sequence[Path] = (), target: str | None = None) -> Source:
@@ -94,18 +102,37 @@ def read_file(where: str, folders: Sequence[Path] = (), target: str | None = Non
     Raises:
         TargetError: there is no such file, or it cannot be read.
     """
-    candidates = [Path(os.path.abspath(folder / where)) for folder in (*folders, Path())]  # noqa: PTH100
-    path = next(filter(_is_regular, candidates), None)
-    if path is None:
-        looked = f", neither in {folders[0]} nor in the working directory" if folders and where[:1] != "/" else ""
-        raise TargetError(f"{target or where}: there is no file {Path(where)}{looked}")
-    path = Path(
-        os.path.realpath(path)
-    )  # as in a script that is called by a link, neighbours are those of the file itself
+    # As in a script that is called by a link, neighbours are those of the file itself.
+    path = Path(os.path.realpath(_found(where, folders, target or where)))
     try:
         return read_folder(path.parent, path.name)
     except OSError as error:
         raise TargetError(f"{target or where}: cannot read {path}: {error.strerror or error}") from error
+
+
+def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
+    """Read a text, looked for as `read_file` does. target: `TEXT` and its path.
+
+    Raises:
+        TargetError: there is no such file, or it cannot be read.
+    """
+    where = target.removeprefix(TEXT)
+    path = _found(where, folders, where)
+    if "\\" in path.name:  # what a run keeps a copy of has a name that is one everywhere
+        raise TargetError(f"{where}: expected a name without a backslash")
+    try:
+        return Source(path.parent, path.name, {path.name: path.read_bytes()})
+    except OSError as error:
+        raise TargetError(f"{where}: cannot read {path}: {error.strerror or error}") from error
+
+
+def _found(where: str, folders: Sequence[Path], named: str) -> Path:
+    """The file that a path means; a relative one is looked for in `folders`, then in the working directory."""
+    candidates = [Path(os.path.abspath(folder / where)) for folder in (*folders, Path())]  # noqa: PTH100
+    if (path := next(filter(_is_regular, candidates), None)) is not None:
+        return path
+    looked = f", neither in {folders[0]} nor in the working directory" if folders and where[:1] != "/" else ""
+    raise TargetError(f"{named}: there is no file {Path(where)}{looked}")
 
 
 _is_regular = os.path.isfile

@@ -5,9 +5,12 @@ Shapes: N examples, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from optbench.data.text import NO_LIMIT
+from optbench.data.windows import Text, consecutive_windows
 from optbench.errors import UsageError
 from optbench.late import torch
 from optbench.streams import generator
@@ -54,6 +57,8 @@ class Parts:
     Attributes:
         classes: the number of classes.
         spec: what a model sees of one example.
+        texts: of a dataset of text its domains, by name, held-out text as far as the protocol allows; else None.
+        token_bytes: as in `Dataset`.
     """
 
     train: Examples
@@ -61,6 +66,8 @@ class Parts:
     test: Examples
     classes: int
     spec: InputSpec
+    texts: Mapping[str, Text] | None = None
+    token_bytes: Tensor | None = None
 
     def __getitem__(self, part: Part) -> Examples:
         examples: Examples = getattr(self, part)
@@ -91,11 +98,16 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     A smaller `train_examples` or `test_examples` takes a subset of what a larger one takes, and neither changes
     which examples validate. Within a part the examples keep their published order.
 
+    The parts of text are consecutive windows of each domain's stretches: of what is held out, for each domain the first
+    `validation_examples` and `test_examples` or as many as there are.
+
     Raises:
         UsageError: the protocol asks for more examples than there are, or leaves none to train on.
     """
+    check_dataset(protocol, dataset)
+    if dataset.texts is not None:
+        return _text_parts(dataset, dataset.texts, protocol, device)
     total, held_out = len(dataset.train), protocol.validation_examples
-    check_sizes(protocol, total, len(dataset.test), dataset.name)
     order = torch.randperm(total, generator=generator(suite_seed, None, "validation split"))
     validation, rest = order[:held_out], order[held_out:].sort().values
     train = rest[_subset("train", protocol.train_examples, len(rest), suite_seed)]
@@ -107,6 +119,41 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
         classes=dataset.classes,
         spec=dataset.inputs,
     )
+
+
+def _text_parts(dataset: Dataset, texts: Mapping[str, Text], protocol: Protocol, device: torch.device) -> Parts:
+    (context,) = dataset.train.inputs.shape[1:]
+
+    def first(tokens: Tensor, windows: int | None) -> Tensor:
+        return tokens if windows is None else tokens[: windows * context + 1]
+
+    def examples(windows: list[Tensor]) -> Examples:
+        joined = torch.cat(windows).to(device)
+        return Examples(joined[:, :-1], joined[:, 1:])
+
+    most = protocol.validation_examples, protocol.test_examples
+    texts = {n: Text(t.train, first(t.validation, most[0]), first(t.test, most[1])) for n, t in texts.items()}
+    return Parts(
+        train=Examples(dataset.train.inputs.to(device), dataset.train.targets.to(device)),
+        validation=examples([consecutive_windows(text.validation, context) for text in texts.values()]),
+        test=examples([consecutive_windows(text.test, context) for text in texts.values()]),
+        classes=dataset.classes,
+        spec=dataset.inputs,
+        texts=texts,
+        token_bytes=dataset.token_bytes,
+    )
+
+
+def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
+    """Check what a protocol asks for against the examples of a dataset.
+
+    Raises:
+        UsageError: it asks for more than there are, leaves none to train on, or limits training on text.
+    """
+    if dataset.texts is None:
+        check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)
+    elif protocol.train_examples is not None:
+        raise UsageError(f"protocol.train_examples: {NO_LIMIT}")
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:

@@ -67,16 +67,17 @@ class Outline:
         return TypeAdapter(Outline).validate_python(record)
 
 
-def outline_of(settings: TaskSettings, classes: int) -> Outline:
+def outline_of(settings: TaskSettings, classes: int, domains: Sequence[str] = ()) -> Outline:
     """Return what can be known of the tasks before there are data; nothing of a kind that does not say.
 
-    classes: of the dataset; 0: unknown, which a kind of ours needs.
+    classes: of the dataset; 0: unknown, which a kind of ours needs. domains: those of a dataset of text.
     """
     find = getattr(settings.registry.load(settings.kind), "outline", None)
     if find is None or not (classes or settings.is_users):
         return Outline()
     with _around(settings, 0):
-        found = find(classes, **settings.arguments)
+        more = {"domains": domains} if domains and not settings.is_users else {}
+        found = find(classes, **settings.arguments, **more)
     if not isinstance(found, Outline):
         raise KindError(f"{settings.kind}: outline: expected an optbench.Outline, got {type(found).__name__}")
     return found
@@ -108,7 +109,7 @@ class Tasks:
             raise KindError(f"{settings.kind}: expected 'names', one text per task, got {list(names)!r}")
         if not callable(getattr(self._kind, "examples", None)):
             raise KindError(f"{settings.kind}: expected a method 'examples(trial_seed, task, part)', got none")
-        known = outline_of(settings, parts.classes)
+        known = outline_of(settings, parts.classes, tuple(parts.texts or ()))
         self.outline = known if known.count == len(names) else Outline(names, parts.classes, disjoint)
 
     def key(self, trial_seed: int, task: int) -> Hashable:

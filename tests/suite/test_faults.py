@@ -157,7 +157,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "experiment is null": (GOOD[GOOD.index("    tasks") :], "", "9:12", "experiments.permuted: expected a mapping"),
     "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "expected the key 'tasks'"),
     "tasks misspelt": ("    tasks:", "    taks:", "10:5", "unknown key 'taks'; did you mean 'tasks'?"),
-    "kind missing": ("kind: permuted, ", "", "10:12", "(one of: permuted, class-incremental, rotated, random-labels)"),
+    "kind missing": ("kind: permuted, ", "", "10:12", "(one of: permuted, class-incremental, rotated, random-labels, "),
     "kind unknown": ("kind: permuted", "kind: permutd", "10:19", "unknown kind 'permutd'; did you mean 'permuted'?"),
     "kind a list": ("kind: permuted", "kind: [permuted]", "10:19", "expected text, got a list"),
     "key of another kind": ("count: 2", "angles: [1]", "10:29", "tasks: unknown key 'angles'"),

@@ -1,0 +1,97 @@
+"""From the bytes of texts to a dataset: their stretches, and tokens that are bytes or a byte-pair encoding of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from optbench.errors import DataError
+from optbench.late import torch
+
+if TYPE_CHECKING:
+    from optbench.data.dataset import Dataset
+
+Encoding = Literal["bytes", "bpe"]
+SHARE = 20
+"""The last 1/20 of each text is for test, the 1/20 before it for validation; rounded down to whole bytes."""
+VOCABULARY = 512
+"""Of `tokens: bpe`, unless given."""
+MOST = 2048
+ASCII = 128
+NO_LIMIT = "expected none with text, of which the task sequence says how much is read (tokens_per_task)"
+
+
+def stretches(content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return what of a text is for training, for validation and for test."""
+    held_out = len(content) // SHARE
+    end = len(content) - held_out
+    return content[: end - held_out], content[end - held_out : end], content[end:]
+
+
+def fault_of_text(content: bytes, context: int) -> str | None:
+    """Return why a text cannot be read in windows of `context` bytes; None if it can."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return f"expected UTF-8, got the byte 0x{content[error.start]:02x} at place {error.start}"
+    if len(content) < (least := SHARE * (context + 1)):
+        return (
+            f"expected at least {least} bytes, so that its last {100 // SHARE}% hold a window of context {context}, "
+            f"got {len(content)}"
+        )
+    return None
+
+
+def text_dataset(
+    name: str, contents: Mapping[str, bytes], tokens: Encoding, vocabulary: int | None, context: int
+) -> Dataset:
+    """Return a dataset of the domains `contents`, by name.
+
+    Bytes: a token is a byte, of a vocabulary of 128; of 256 where some text is not ASCII alone. A byte-pair encoding
+    is trained on the training stretches of all domains together. Stretches are encoded one by one.
+
+    Raises:
+        DataError: a text is not UTF-8 or too short, or has fewer tokens than `vocabulary`.
+    """
+    from optbench.data.dataset import Dataset
+    from optbench.data.windows import Text
+
+    for domain, content in contents.items():
+        if (fault := fault_of_text(content, context)) is not None:
+            raise DataError(f"dataset {name}: {domain}: {fault}")
+    alphabet = ASCII if all(content.isascii() for content in contents.values()) else 256
+    if tokens == "bytes":
+        encoded = [[_as_tokens(part) for part in stretches(content)] for content in contents.values()]
+        token_bytes = torch.ones(alphabet, dtype=torch.int64)
+    else:
+        encoded, token_bytes = _encoded(name, contents, vocabulary or VOCABULARY, alphabet)
+    texts = {domain: Text(*parts) for domain, parts in zip(contents, encoded, strict=True)}
+    return Dataset.of_texts(name, texts, len(token_bytes), context, token_bytes)
+
+
+def _as_tokens(part: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(part), dtype=torch.uint8)
+
+
+_Encoded = tuple[list[list["torch.Tensor"]], "torch.Tensor"]
+_KNOWN: dict[bytes, _Encoded] = {}
+"""What texts were encoded to: a second or two of work, which a process does once."""
+
+
+def _encoded(name: str, contents: Mapping[str, bytes], vocabulary: int, alphabet: int) -> _Encoded:
+    from optbench.data.bpe import Bpe
+
+    texts = [stretches(content) for content in contents.values()]
+    sums = [hashlib.sha256(content).digest() for content in contents.values()]
+    key = b"".join([vocabulary.to_bytes(8, "big"), *sums])
+    if key not in _KNOWN:
+        if vocabulary <= alphabet:
+            raise DataError(f"dataset {name}: vocabulary: expected more than the {alphabet} bytes, got {vocabulary}")
+        bpe = Bpe.trained([train for train, _, _ in texts], vocabulary, alphabet)
+        if (most := len(bpe.pieces)) < vocabulary:
+            what = f"expected at most {most}, since its texts have no more pairs, got {vocabulary}"
+            raise DataError(f"dataset {name}: vocabulary: {what}")
+        parts = [torch.from_numpy(found) for found in bpe.encode([part for text in texts for part in text])]
+        _KNOWN[key] = [parts[i : i + 3] for i in range(0, len(parts), 3)], torch.from_numpy(bpe.token_bytes)
+    return _KNOWN[key]

@@ -1,0 +1,74 @@
+"""Domains of text, one after the other: continual pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from optbench.errors import UsageError
+from optbench.late import torch
+from optbench.streams import generator
+from optbench.tasks.examples import Examples, Part, Parts
+from optbench.tasks.kind import Outline
+from optbench.tasks.windows import TokensPerTask, Windows
+
+Order = Literal["fixed", "shuffled"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Domains:
+    """Domains of text, one after the other: a task is the next token of one domain's text.
+
+    Each task trains on `tokens_per_task` tokens, in windows at random places of the domain's training text, which are
+    drawn for every trial seed and task. It validates and tests on consecutive windows of the text held out for that,
+    at most `validation_examples` and `test_examples` of them.
+
+    `order`: `fixed`, the dataset's own; `shuffled`, anew for every trial seed; or a list of domains.
+    """
+
+    def __init__(
+        self, data: Parts, seed: int, *, order: Order = "fixed", tokens_per_task: TokensPerTask = 1_024_000
+    ) -> None:
+        """Raises UsageError where the data are no domains of text, or do not have one that is named."""
+        self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
+        if not isinstance(order, str):
+            for i, name in enumerate(order):
+                self._windows.check_domain(f"order.{i}", name)
+                if name in order[:i]:
+                    raise UsageError(f"tasks.order.{i}: expected each domain once, got '{name}' again")
+        self._domains = tuple(self._windows.texts) if isinstance(order, str) else tuple(order)
+        self._shuffled = order == "shuffled"
+        self._held_out: dict[tuple[str, Part], Examples] = {}
+        self.names = self.outline(data.classes, order=order, domains=self._domains).names
+
+    @staticmethod
+    def outline(classes: int, *, order: str | Sequence[str], domains: Sequence[str] = (), **_others: object) -> Outline:
+        """domains: those of the dataset."""
+        names = tuple(domains if isinstance(order, str) else order)
+        if order == "shuffled":
+            return Outline(tuple(f"domain {i + 1}" for i in range(len(names))), classes)
+        return Outline(names, classes, ticks=names, axis="domain")
+
+    def key(self, trial_seed: int, task: int) -> Hashable:
+        return "domain", trial_seed, task
+
+    def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
+        domain = self.domains(trial_seed)[task]
+        if part == "train":
+            return self._windows.examples(self._windows.of(domain, trial_seed, task, part))
+        # Few, and the same for all trial seeds, so that members on one domain can be scored together.
+        place = domain, part
+        if place not in self._held_out:
+            self._held_out[place] = self._windows.examples(self._windows.of(domain, trial_seed, task, part))
+        return self._held_out[place]
+
+    def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        yield trial_seeds[0], 0, self._windows.count  # in every task
+
+    def domains(self, trial_seed: int) -> tuple[str, ...]:
+        """The domain of each task."""
+        if not self._shuffled:
+            return self._domains
+        order = torch.randperm(len(self._domains), generator=generator(self._seed, trial_seed, "order of domains"))
+        return tuple(self._domains[i] for i in order.tolist())

@@ -1,0 +1,59 @@
+"""The examples of tasks of text: windows drawn for every trial seed and task, and consecutive ones held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from optbench.data.windows import Text, consecutive_windows, drawn_windows
+from optbench.errors import UsageError, unknown
+from optbench.kinds import Whole
+from optbench.streams import generator
+from optbench.tasks.examples import Examples, Part, Parts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TokensPerTask = Annotated[Whole, Field(ge=1, le=10**9)]
+
+
+class Windows:
+    """Windows of the domains of a dataset.
+
+    A task trains on `tokens_per_task` tokens, so many whole windows of the dataset's context (rounded down), at random
+    places of a domain's training text. Where they are depends on the suite's seed, the trial's seed and the task alone.
+    """
+
+    def __init__(self, data: Parts, seed: int, tokens_per_task: int) -> None:
+        """Raises UsageError where the data are no domains of text, or a task would have no window."""
+        if data.texts is None:
+            raise UsageError("tasks.kind: expected a dataset with domains of text, as text-domains, got one without")
+        self.texts: Mapping[str, Text] = data.texts
+        (self._context,) = data.train.inputs.shape[1:]
+        self.count = tokens_per_task // self._context
+        if not self.count:
+            raise UsageError(
+                f"tasks.tokens_per_task: expected at least {self._context}, the context of one window, got "
+                f"{tokens_per_task}"
+            )
+        self._parts, self._seed = data, seed
+
+    def check_domain(self, key: str, name: str) -> None:
+        """Raises UsageError where there is no domain called `name`. key: where it is named."""
+        if name not in self.texts:
+            raise UsageError(f"tasks.{key}: {unknown('domain', name, self.texts)}")
+
+    def of(self, domain: str, trial_seed: int, task: int, part: Part) -> Tensor:
+        """Return (N, T + 1) int64, on the CPU."""
+        text = self.texts[domain]
+        if part == "train":
+            stream = generator(self._seed, trial_seed, f"windows of task {task}")
+            return drawn_windows(text.train, self._context, self.count, stream)
+        return consecutive_windows(getattr(text, part), self._context)
+
+    def examples(self, windows: Tensor) -> Examples:
+        """Return windows (N, T + 1) as inputs and the next tokens, two views of one memory on the data's device."""
+        windows = windows.to(self._parts.train.targets.device)
+        return Examples(windows[:, :-1], windows[:, 1:])
