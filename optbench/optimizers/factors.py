@@ -101,6 +101,16 @@ def begin(
         state[f"{side}_age"] = torch.zeros(members, dtype=torch.int64, device=device)
 
 
+def planned(size: int, item: int, diagonal: bool, single: bool, by_need: bool) -> int:
+    """Bytes of the tensors that `begin` writes on a CPU for one member; item: of a number of the gradient."""
+    if diagonal:
+        return size * (8 + item)
+    found = size * size * (8 + item)
+    if by_need or single:
+        found += size * size * (4 if single else 8) + 16
+    return found + (size * item + 16 if by_need else 0)
+
+
 def factor_of(state: dict[str, Any], side: str, order: int) -> Factor:
     """The factor that `begin` wrote."""
     rest = (state.get(f"{side}_{name}") for name in ("growth", "kept", "unit", "seen", "correction", "age"))

@@ -16,7 +16,8 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="soap",
         target="pytorch_optimizer:SOAP",
-        summary="Adam in the eigenbasis of Shampoo's preconditioner; its first step only looks at the gradient",
+        summary="Adam in the eigenbasis of Shampoo's preconditioner, plainly along sides longer than "
+        "max_precondition_dim and for vectors; its first step only looks at the gradient",
         reference="Vyas et al. 2024, arXiv:2409.11321",
         state="2, and 2(m²+n²) per m×n matrix",
         hyperparameters={
@@ -32,6 +33,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "correct_bias": ON,
             "normalize_gradient": OFF,
         },
+        interval="precondition_frequency",
         step_cost=12.0,
     ),
     _spec(
@@ -58,6 +60,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "use_svd": OFF,
         },
         needs=frozenset({"random"}),  # its Newton iteration begins with a power iteration from a random vector
+        interval="preconditioning_compute_steps",
         step_cost=20.0,
     ),
     _spec(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.optimizers.closures import evaluated
+from optbench.optimizers.regions import ROOTS, STATISTICS
 from optbench.optimizers.roots import one_by_one
 from optbench.optimizers.symmetric import add_gram
 
@@ -59,8 +60,9 @@ class Kfac(torch.optim.Optimizer):
     π² = (tr A / a) / (tr G / o) shares the damping λ among the factors (Martens & Grosse 2015, section 6.3), and
     ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
 
-    The network is a softmax classifier whose output are logits (N, classes). Parameters of other layers
-    (normalisations, grouped convolutions) take plain steps: V = ∇.
+    The network is a softmax classifier whose output are logits (N, classes), or a tuple of several such outputs, whose
+    losses are added. Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps:
+    V = ∇.
 
     Args:
         model: the network; forward hooks on it and its layers see the inputs and draw the labels.
@@ -137,16 +139,22 @@ class Kfac(torch.optim.Optimizer):
             )
         self._inputs[layer], self._outputs[layer] = inputs[0].detach(), output
 
-    def _see_prediction(self, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
+    def _see_prediction(self, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor | tuple[Tensor, ...]) -> None:
         """Draw labels from the prediction and follow their likelihood back to every layer's outputs."""
         self._looking = False
-        if not self._outputs:
-            return
+        if self._outputs:
+            with STATISTICS:
+                self._follow((logits,) if isinstance(logits, Tensor) else logits)
+
+    def _follow(self, predictions: Sequence[Tensor]) -> None:
         seen, self._outputs = self._outputs, {}
-        with torch.no_grad():
-            chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
-            labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        losses = []
+        for logits in predictions:
+            with torch.no_grad():
+                chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
+                labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         found = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
         self.signals = {
             layer: _signals(layer, self._inputs[layer], gradient) for layer, gradient in zip(seen, found, strict=True)
@@ -167,14 +175,16 @@ class Kfac(torch.optim.Optimizer):
                 continue
             state = self.state[group["params"][0]]
             if layer in signals:
-                _average(state, group, signals[layer])
+                with STATISTICS:
+                    _average(state, group, signals[layer])
             if "input_factor" not in state:  # no forward pass was seen yet, as after loading an empty state
                 moves += [Move(group, p, p.grad, p.grad) for p in group["params"]]
                 continue
             if "input_inverse" not in state or self._due("inverse_frequency"):
-                state["input_inverse"], state["output_inverse"] = damped_inverses(
-                    state["input_factor"], state["output_factor"], group["damping"]
-                )
+                with ROOTS:
+                    state["input_inverse"], state["output_inverse"] = damped_inverses(
+                        state["input_factor"], state["output_factor"], group["damping"]
+                    )
             directions = _preconditioned(group, state)
             moves += [Move(group, p, p.grad, v) for p, v in zip(group["params"], directions, strict=True)]
         scale = self._trusted(moves)
@@ -186,6 +196,20 @@ class Kfac(torch.optim.Optimizer):
         for group in self.param_groups:
             group["steps"] += 1
         return loss
+
+    def planned(self, rows: int) -> tuple[int, int]:
+        """Bytes of the state, and of what a step needs besides, from the shapes of the layers alone.
+
+        rows: of signals of each layer: examples times the places in each.
+        """
+        sides = []
+        for layer in self._layers:
+            weight, *bias = layer.parameters(recurse=False)
+            sides.append((weight[0].numel() + len(bias), len(weight)))
+        weights = sum(p.numel() for group in self.param_groups for p in group["params"])
+        state = 4 * weights + sum(8 * (a * a + o * o) for a, o in sides)
+        longest = max((side for pair in sides for side in pair), default=0)
+        return state, 4 * rows * sum(map(sum, sides)) + 4 * 8 * longest**2
 
     def _trusted(self, moves: list[Move]) -> Tensor | float:
         """ν, by which all directions are multiplied."""

@@ -74,16 +74,30 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
         return made
     other = find(spec.fallback)
     fallback = maker(other, complete(other.name, rest))
+    apart = embeddings_and_heads(given.get("model"))
 
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        matrices = [p for p in parameters if p.ndim == 2]
-        others = [p for p in parameters if p.ndim != 2]
+        matrices = [p for p in parameters if p.ndim == 2 and id(p) not in apart]
+        others = [p for p in parameters if p.ndim != 2 or id(p) in apart]
         parts = [made(matrices)] if matrices else []
         if others:
             parts.append(fallback(others))
         return Together(parts)
 
     return split
+
+
+def embeddings_and_heads(model: torch.nn.Module | None) -> frozenset[int]:
+    """`id`s of the weights of embeddings, and of linear layers over the vocabulary of one.
+
+    Their rows belong to tokens that rarely occur together: they are no maps between representations, and Muon, as
+    published, leaves them to AdamW. A network without embeddings has none, whatever its head.
+    """
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)] if model is not None else []
+    vocabularies = {table.num_embeddings for table in tables}
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)] if model is not None else []
+    heads = [layer for layer in layers if layer.out_features in vocabularies]
+    return frozenset(id(module.weight) for module in (*tables, *heads))
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,10 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="shampoo",
         target="optbench.optimizers.shampoo:Shampoo",
         lane="batched",
-        summary="preconditions rows and columns of a weight matrix; presets gupta, adam-grafted; diagonal control",
+        summary="preconditions rows and columns of a weight matrix; presets gupta, adam-grafted; diagonal control; "
+        "diagonal on sides longer than max_side, others in blocks of block_size",
         reference="Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018",
-        state="3(m²+n²) per m×n matrix, a third of it in float64",
+        state="3(m²+n²) per m×n matrix or block, a third of it in float64",
         hyperparameters={
             "preset": Hyper("gupta", "choice", choices=tuple(SHAMPOO_PRESETS)),
             "lr": Hyper(None, above=True),
@@ -66,6 +67,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "refresh_share": Hyper(0.3),
             "small_side": Hyper(None, "integer", optional=True),
             "max_side": Hyper(8192, "integer", low=1),
+            "block_size": Hyper(None, "integer", low=1, optional=True),
             "structure": Hyper("kronecker", "choice", choices=("kronecker", "diagonal-factor")),
             "momentum_form": Hyper(None, "choice", choices=("heavy-ball", "average")),
             "grafting": Hyper(None, "choice", choices=("none", "adam")),
@@ -78,6 +80,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         per_member=frozenset({"lr", "momentum", "beta2", "epsilon", "initial_epsilon", "weight_decay"}),
         apart=frozenset({"momentum"}),
         presets=SHAMPOO_PRESETS,
+        interval="precondition_frequency",
         step_cost=12.0,
     ),
     OptimizerSpec(
@@ -225,6 +228,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "weight_decay": Hyper(0.0),
         },
         needs=frozenset({"model", "generator"}),
+        interval="inverse_frequency",
         step_cost=10.0,
     ),
     _each(

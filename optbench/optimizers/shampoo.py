@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from optbench.errors import unknown
 from optbench.optimizers import factors
+from optbench.optimizers.blocks import Part, block_side, joined, parts
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.newton_root import iterations_for
 from optbench.optimizers.ours import SHAMPOO_PRESETS
+from optbench.optimizers.regions import ROOTS, STATISTICS
 from optbench.optimizers.roots import norms, one_by_one, precondition
 from optbench.precision import exact, widest
 
@@ -44,10 +46,12 @@ RANGES = {
     "graft_epsilon": (0.0, math.inf, False),
     "refresh_share": (0.0, math.inf, False),
 }
-COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1}
+COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1, "block_size": 1}
 AUTO = "auto"
 UNASKED = 50
 """The interval that `AUTO` stands for on an accelerator, which would have to be waited for to be asked what is due."""
+DECOMPOSITION = 7
+"""Matrices in float64 that are alive while one is decomposed: copies, eigenvectors, the workspace of LAPACK."""
 SMALL_SIDE = 128
 """Roots of sides up to this are refreshed at every step by default, whatever the network."""
 
@@ -90,6 +94,11 @@ class Shampoo(Optimizer):
       for all members at once and without waiting. There ε times the largest eigenvalue, which is known to a few
       percent, is added to every eigenvalue (as Anil et al. have it) instead of lifting those below: nearly the same
       method, and the same on every device.
+    - `block_size=b` cuts every matrix into blocks of at most b × b, from its first row and column on, and every vector
+      likewise; each block is preconditioned as a matrix of its own (Anil et al. 2020). Memory and roots then
+      grow with the number of weights, not with the square of a side. Sides longer than `max_side` are not cut: they
+      keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on one side and factors of b² on
+      the other. Grafting takes norms over the whole parameter.
     - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else the same.
     - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
 
@@ -122,6 +131,7 @@ class Shampoo(Optimizer):
             longest output of a layer (the rows of a matrix, the length of a vector) among those up to `max_side`, if
             that is longer.
         max_side: sides longer than this keep only the diagonal of their factor, as n² numbers would not fit.
+        block_size: ≥ 1, the longest side of a block; None: parameters are not cut.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.
         grafting: `"none"` or `"adam"`.
@@ -166,6 +176,7 @@ class Shampoo(Optimizer):
         refresh_share: float = 0.3,
         small_side: int | None = None,
         max_side: int = 8192,
+        block_size: int | None = None,
         structure: Literal["kronecker", "diagonal-factor"] = "kronecker",
         momentum_form: Literal["heavy-ball", "average"] | None = None,
         grafting: Literal["none", "adam"] | None = None,
@@ -195,6 +206,7 @@ class Shampoo(Optimizer):
             "refresh_share": refresh_share,
             "small_side": small_side,
             "max_side": max_side,
+            "block_size": block_size,
             "structure": structure,
             "graft_epsilon": graft_epsilon,
             "root": root,
@@ -260,18 +272,44 @@ class Shampoo(Optimizer):
         group = self.param_groups[0]
         return torch.zeros(group["params"][0].shape[0] if group["stacked"] else 1, dtype=torch.int64)
 
+    def planned(self, rows: int = 0) -> tuple[int, int]:
+        """Bytes of the state on a CPU, and of what a step needs besides, from the shapes of the parameters alone.
+
+        Parameters may be on the device `meta`. rows: as of `Kfac.planned`; of no use here.
+        """
+        state = work = 0
+        for group in self.param_groups:
+            epsilon = _numbers(group["epsilon"]).flatten().tolist()
+            kept = bool(torch.as_tensor(group["momentum"]).any()) + (group["grafting"] == "adam")
+            for p in group["params"]:
+                members, item = p.shape[0] if group["stacked"] else 1, max(4, p.element_size())
+                state += 16 * members + kept * p.numel() * item
+                work = max(work, (6 * item + 8) * p.numel())
+                for part in _parts(p, group):
+                    for n in (part.height, part.width)[: len(_matrix(p, group))]:
+                        fits = {"auto": item == 4 and all(factors.single_fits(n, epsilon)), "float32": True}
+                        single = fits.get(group["root_precision"], False)
+                        diagonal = group["structure"] == "diagonal-factor" or n > group["max_side"]
+                        by_need = _by_need(n, group)
+                        state += members * part.count * factors.planned(n, item, diagonal, single, by_need)
+                        work = max(work, 0 if diagonal else DECOMPOSITION * 8 * n * n)
+        return state, work
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; training then goes on identically."""
         super().load_state_dict(state_dict)
         # The base class casts every state tensor to the parameter's dtype, float64 factors and counts included.
         identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for identifier, parameter in zip(identifiers, parameters, strict=True):
+        parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for identifier, (parameter, group) in zip(identifiers, parameters, strict=True):
             for name, value in state_dict["state"].get(identifier, {}).items():
                 self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
-            if not one_by_one(parameter):
-                for side in {"left", "right"} & self.state[parameter].keys():
-                    factors.moved(self.state[parameter], side)
+            if (state := self.state.get(parameter)) and not one_by_one(parameter):
+                for part in _parts(parameter, group):
+                    own = part.opened(state)
+                    for side in {"left", "right"} & own.keys():
+                        factors.moved(own, side)
+                    part.close(own, state)
         self._set_refreshed_sides()
 
     def step(self, closure: Any = None) -> Any:
@@ -307,14 +345,16 @@ class Shampoo(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     return None
-                sides = [side for side in ("left", "right") if side in state]
                 ask = one_by_one(parameter)
-                due = {side: _is_due(state[side].shape[1], len(sides), group, ask) for side in sides}
-                if None in due.values():
-                    return None
-                if group["root"] == "eigh" and any(state[side].ndim == 3 for side in sides if due[side]):
-                    return None
-                found.append(frozenset(side for side in sides if due[side]))
+                for part in _parts(parameter, group):
+                    own = part.opened(state)
+                    sides = [side for side in ("left", "right") if side in own]
+                    due = {side: _is_due(own[side].shape[1], len(sides), group, ask) for side in sides}
+                    if None in due.values():
+                        return None
+                    if group["root"] == "eigh" and any(own[side].ndim == 3 for side in sides if due[side]):
+                        return None
+                    found.append(frozenset(side for side in sides if due[side]))
         return tuple(found)
 
     def advance(self) -> None:
@@ -334,35 +374,16 @@ class Shampoo(Optimizer):
         def column(values: Tensor) -> Tensor:
             return values.to(g.dtype).view(-1, 1, 1)
 
-        state, epsilon = self.state[parameter], setting("epsilon")
+        state = self.state[parameter]
         fresh = not state
-        # One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
-        sides = {"left": g} if weights.ndim <= 2 else {"left": g, "right": g.mT}
         if fresh:
-            _start(state, g, sides, epsilon, group)
+            _start(state, g, group)
         assert state["step"].shape == g.shape[:1], "members were dropped from the parameters, not from their state"
         state["step"] += 1
 
         beta2 = setting("beta2")
         new = torch.where(beta2 == 1, 1.0, 1 - beta2)
         correction = _bias_correction(beta2, state["step"])
-        largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
-        roots = []
-        for side, rows in sides.items():
-            factor, single = factors.factor_of(state, side, 2 * len(sides)), _single(rows, epsilon, group)
-            factors.accumulate(factor, rows, beta2, new, single, largest)
-            due = fresh or _is_due(factor.size, len(sides), group, one_by_one(g))
-            if due is None and factor.seen is None:  # of a state from another device
-                due = True
-            members: Sequence[int] = range(len(g)) if due else ()
-            if due is None:
-                members = factors.outgrown(factor, rows, epsilon, correction, group["refresh_share"])
-            if members:
-                newton = group["smallest_epsilon"] if group["root"] == "newton" else None
-                precisions = [torch.float32 if fits else torch.float64 for fits in single]
-                state["fallbacks"] += factors.refresh(factor, members, epsilon, correction, newton, precisions)
-            roots.append(factor.root)
-
         moment = g
         if _any(group["momentum"]):
             beta1 = setting("momentum")
@@ -375,7 +396,14 @@ class Shampoo(Optimizer):
             if average:
                 moment = moment / column(_bias_correction(beta1, state["step"]))
 
-        update = precondition(roots, moment)
+        # One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
+        sides = ("left",) if weights.ndim <= 2 else ("left", "right")
+        numbers = _Numbers(setting("epsilon"), beta2, new, correction)
+        found = {
+            part: precondition(_roots(part, sides, part.cut(g), numbers, state, group, fresh=fresh), part.cut(moment))
+            for part in _parts(parameter, group)
+        }
+        update = joined(found, g)
 
         if group["grafting"] == "adam":
             state["second_moment"].mul_(column(beta2)).add_((g * g).mul_(column(new)))
@@ -389,6 +417,56 @@ class Shampoo(Optimizer):
         weights.sub_(update.mul_(column(lr)).reshape(weights.shape))
 
 
+class _Numbers(NamedTuple):
+    """Settings and what follows from them, one number for each member: (M,)."""
+
+    epsilon: Tensor
+    beta2: Tensor
+    new: Tensor
+    correction: Tensor
+
+
+def _roots(
+    part: Part,
+    sides: Sequence[str],
+    g: Tensor,
+    numbers: _Numbers,
+    state: dict[str, Any],
+    group: dict[str, Any],
+    *,
+    fresh: bool,
+) -> list[Tensor]:
+    """Add gradients g (M·B, h, w) of the blocks of a part to their factors; the roots, renewed where they are due.
+
+    numbers: for each member.
+    """
+    epsilon, beta2, new, correction = map(part.spread, numbers)
+    largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
+    tensors, roots = part.opened(state), []
+    if fresh:
+        _begin(tensors, sides, g, epsilon, group)
+        part.close(tensors, state)
+    for side, rows in zip(sides, (g, g.mT), strict=False):
+        factor, single = factors.factor_of(tensors, side, 2 * len(sides)), _single(rows, epsilon, group)
+        with STATISTICS:
+            factors.accumulate(factor, rows, beta2, new, single, largest)
+        due = fresh or _is_due(factor.size, len(sides), group, one_by_one(g))
+        if due is None and factor.seen is None:  # of a state from another device
+            due = True
+        members: Sequence[int] = range(len(g)) if due else ()
+        if due is None:
+            with ROOTS:
+                members = factors.outgrown(factor, rows, epsilon, correction, group["refresh_share"])
+        if members:
+            newton = group["smallest_epsilon"] if group["root"] == "newton" else None
+            precisions = [torch.float32 if fits else torch.float64 for fits in single]
+            with ROOTS:
+                kept = factors.refresh(factor, members, epsilon, correction, newton, precisions)
+            state["fallbacks"] += kept.view(-1, part.count).sum(1)
+        roots.append(factor.root)
+    return roots
+
+
 def _check_group(group: dict[str, Any]) -> None:
     for name, (low, high, closed) in RANGES.items():
         value = group[name]
@@ -398,7 +476,7 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}{']' if closed else ')'}, got {value!r}")
     for name, least in COUNTS.items():
         value = group[name]
-        if (name, value) in (("small_side", None), ("precondition_frequency", AUTO)):
+        if (name, value) in (("small_side", None), ("block_size", None), ("precondition_frequency", AUTO)):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             word = f" or {AUTO!r}" if name == "precondition_frequency" else ""
@@ -452,18 +530,22 @@ def _as_matrices(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], -1)
 
 
-def _start(state: dict[str, Any], g: Tensor, sides: dict[str, Tensor], epsilon: Tensor, group: dict[str, Any]) -> None:
-    members = g.shape[0]
+def _start(state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
     for name in ("step", "fallbacks"):
-        state[name] = torch.zeros(members, dtype=torch.int64, device=g.device)
-    start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device).expand(members)
-    for side, rows in sides.items():
+        state[name] = torch.zeros(len(g), dtype=torch.int64, device=g.device)
+    if group["grafting"] == "adam":
+        state["second_moment"] = torch.zeros_like(g)
+
+
+def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tensor, group: dict[str, Any]) -> None:
+    """Write the factors of blocks into `state`; g: their first gradients (M·B, h, w), epsilon: (M·B,)."""
+    start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device)
+    start = start.repeat_interleave(len(g) // len(start)) if start.ndim else start.expand(len(g))
+    for side, rows in zip(sides, (g, g.mT), strict=False):
         diagonal = group["structure"] == "diagonal-factor" or rows.shape[1] > group["max_side"]
         by_need = one_by_one(rows) and _by_need(rows.shape[1], group)
         single = _single(rows, epsilon, group)
         factors.begin(state, side, rows, start, diagonal=diagonal, single=single, by_need=by_need)
-    if group["grafting"] == "adam":
-        state["second_moment"] = torch.zeros_like(g)
 
 
 def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
@@ -475,10 +557,21 @@ def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
     return factors.single_fits(rows.shape[1], epsilon.tolist())
 
 
-def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths of the sides that have a factor: (m, n) of a matrix, (n,) of a vector."""
+def _matrix(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
+    """Lengths of the sides: (m, n) of a matrix, (n,) of a vector."""
     shape = parameter.shape[1:] if group["stacked"] else parameter.shape
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
+
+
+def _parts(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
+    """The blocks of a parameter."""
+    rows, *columns = _matrix(parameter, group)
+    return parts(rows, columns[0] if columns else 1, group["block_size"], group["max_side"])
+
+
+def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
+    """Lengths of the sides that have a factor: those of its largest block."""
+    return tuple(block_side(side, group["block_size"], group["max_side"]) for side in _matrix(parameter, group))
 
 
 def _by_need(size: int, group: dict[str, Any]) -> bool:

@@ -141,6 +141,8 @@ class OptimizerSpec:
     only_matrices: bool = False
     """It takes weights of two axes only: all other parameters go to `fallback`, with its own settings."""
     fallback: str = "adamw"
+    interval: str = ""
+    """The hyper-parameter that says how many steps lie between two refreshes of its roots, inverses or bases."""
     step_cost: float = 1.0
     """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with 100 hidden units on a
     CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""

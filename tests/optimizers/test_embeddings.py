@@ -1,0 +1,103 @@
+"""What optimizers of matrices do with embeddings, whose rows are no directions: Muon leaves them to AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optbench.optimizers.make import embeddings_and_heads, maker
+from optbench.optimizers.registry import complete, find
+
+VOCABULARY, WIDTH = 11, 6
+
+
+class Tokens(nn.Module):
+    """An embedding, a layer of as many outputs as inputs, a head over the vocabulary and one over two classes."""
+
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, WIDTH)
+        self.hidden = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.classes = nn.Linear(WIDTH, 2)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.hidden(self.table(tokens)).tanh()
+        return torch.cat([self.head(hidden), self.classes(hidden)], -1)
+
+
+def steps_of(model: nn.Module) -> dict[str, Tensor]:
+    """By parameter: how far one step of Muon takes it."""
+    torch.manual_seed(0)
+    inputs = torch.randint(VOCABULARY, (32,)) if isinstance(model, Tokens) else torch.randn(32, WIDTH)
+    spec = find("muon")
+    settings = {
+        **complete("muon", {}),
+        "lr": 1.0,
+        "weight_decay": 0.0,
+        "fallback_lr": 0.25,
+        "fallback_weight_decay": 0.0,
+    }
+    optimizer = maker(spec, settings, {"model": model})(list(model.parameters()))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    return {name: (p.detach() - before[name]).abs() for name, p in model.named_parameters()}
+
+
+def by_adamw(moved: Tensor) -> bool:
+    """AdamW's first step is of one length for every weight that has a gradient, Muon's is not."""
+    lengths = moved[moved > 0]
+    return bool(torch.allclose(lengths, torch.full_like(lengths, 0.25), rtol=1e-2))
+
+
+def test_muon_takes_matrices_between_representations_alone() -> None:
+    for tied in (False, True):
+        model = Tokens(tied=tied)
+        found = {name: by_adamw(moved) for name, moved in steps_of(model).items()}
+        assert found.pop("head.weight", True), tied
+        assert found == {
+            "table.weight": True,
+            "hidden.weight": False,
+            "hidden.bias": True,
+            "classes.weight": False,
+            "classes.bias": True,
+        }
+
+
+def test_a_network_without_embeddings_has_all_its_matrices_taken() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, VOCABULARY), nn.Tanh(), nn.Linear(VOCABULARY, VOCABULARY))
+    assert embeddings_and_heads(model) == embeddings_and_heads(None) == frozenset()
+    found = steps_of(model)
+    assert not any(by_adamw(moved) for name, moved in found.items() if name.endswith("weight"))
+
+
+def test_kfac_draws_labels_for_every_output_and_has_no_factor_of_a_vocabulary() -> None:
+    class Two(Tokens):
+        def forward(self, tokens: Tensor) -> Any:
+            hidden = self.hidden(self.table(tokens)).tanh()
+            return nn.functional.linear(hidden, self.table.weight), self.classes(hidden)
+
+    torch.manual_seed(0)
+    model = Two()
+    del model.head
+    optimizer: Any = maker(find("kfac"), complete("kfac", {}), {"model": model, "generator": torch.Generator()})([])
+    tokens = torch.randint(VOCABULARY, (32,))
+    losses = []
+    for _ in range(20):
+        words, classes = model(tokens)
+        assert set(optimizer.signals) == {model.hidden, model.classes}
+        loss = nn.functional.cross_entropy(words, tokens) + nn.functional.cross_entropy(classes, tokens % 2)
+        model.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.2
+    held = optimizer.state[model.hidden.weight]
+    assert held["input_factor"].shape == (WIDTH + 1, WIDTH + 1)
+    assert held["output_factor"].shape == (WIDTH, WIDTH)
+    assert set(optimizer.state[model.table.weight]) == {"momentum"}
