@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from optbench.plan import Trial
 from optbench.stats.results import Results
 from optbench.store.tables import AccuracyRow, MetricRow, PruningRow, Row, SimilarityRow, SketchRow, SpectrumRow
+from tests.online_runs import online_rows
 from tests.written_runs import results_of, trial_row, write_run
 
 SUITE = """
@@ -62,6 +63,7 @@ class Found:
     similarity: bool = True
     pruning: bool = True
     sketches: bool = True
+    online: bool = True
     status: Callable[[Trial], str | None] = lambda trial: "ok"
     """`ok`, `diverged` or `failed`; None: not finished."""
 
@@ -94,6 +96,9 @@ def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
                 for scope in ("global", "layer")
                 for keep in KEEPS
             ]
+    if found.online and trial.experiment == "permuted":
+        learnt = random.uniform(0.5, 0.9, tasks) if not bad else np.full(tasks, np.nan)
+        rows += online_rows(learnt)
     if found.sketches and trial.experiment == "early" and trial.optimizer in ("sgd", "adam"):
         start = np.random.default_rng(trial.seed).normal(size=DIMENSIONS)
         for place in ((1, 0), (1, 4), (1, 8), (2, 4), (2, 8)):

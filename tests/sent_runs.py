@@ -39,7 +39,7 @@ claims:
     where: {average_accuracy: {above: 0.8}}
     beside: [forgetting]
 """
-TABLES = ("trials", "accuracy", "metrics", "spectra", "similarity", "pruning", "sketches", "pairs")
+TABLES = ("trials", "accuracy", "metrics", "spectra", "similarity", "pruning", "sketches", "online", "pairs")
 TUNED = (
     SUITE.replace("seeds: 2", "seeds: 2\nstage: tune\ntune: {optimizers: {sgd: {lr: [0.1, 0.2]}}}")
     .replace("lr: 0.1", "lr: [0.1, 0.2]")

@@ -24,7 +24,7 @@ from optbench.stats.results import Results, read_results
 from optbench.store import RunDirectory, find_run, read_runs
 from optbench.store import read_run as read_stored
 from optbench.store.tables import ALL_TABLES, KEY_COLUMNS
-from optbench.store.values import SUMMARY, summary_table
+from optbench.store.values import SUMMARY, SUMMED, summary_table
 
 ARM = ["experiment", "model", "optimizer", "variant"]
 _COUNTS = get_args(Status)
@@ -62,8 +62,9 @@ class Run:
         """
         stored = self._stored
         if name == SUMMARY:
-            trials, accuracy, metrics = map(stored.table, ("trials", "accuracy", "metrics"))
-            found = summary_table(trials, accuracy, metrics, self._results.metrics)
+            tables = {table: stored.table(table) for table in SUMMED}
+            planned = (*self._results.trials, *self._results.controls)
+            found = summary_table(tables, self._results.metrics, planned)
         elif name in ALL_TABLES:
             found = stored.table(name)
         elif name == "pairs":

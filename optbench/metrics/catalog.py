@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from optbench import targets
 from optbench.errors import UsageError, unknown
 from optbench.metrics.place import FEATURES, SETTINGS, Place
 
 Direction = Literal["higher", "lower", "neutral"]
-Kind = Literal[
-    "continual", "features", "similarity", "weights", "logits", "model", "landscape", "cost", "pruning", "pair"
-]
-Subject = Literal["continual", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
+Derived = Literal["continual", "online", "cost", "pruning"]
+"""What registered metrics are derived of when a run is read."""
+Kind = Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "pair"]
+Subject = Literal["continual", "plasticity", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
 Cost = Literal["cheap", "expensive"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
@@ -33,10 +33,11 @@ class Metric:
     direction: which values are better; a neutral metric is higher or lower, never better.
     margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
         is equivalent.
-    kind: what it is measured from: `continual` the accuracy matrix, `features` (N, d), `similarity` features with
-        labels, `weights` each weight tensor and all together, `landscape` final and initial weights and the training
-        loss, `cost` a trial's record of its training, `pruning` the accuracies with only the largest weights, `pair`
-        two trained networks (a suite's `pairs`); of users' alone `logits` (N, C) and `model`.
+    kind: what it is measured from: `continual` the accuracy matrix, `online` the accuracy on each batch before its
+        update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
+        together, `landscape` final and initial weights and the training loss, `cost` a trial's record of its training,
+        `pruning` the accuracies with only the largest weights, `pair` two trained networks (a suite's `pairs`); of
+        users' alone `logits` (N, C) and `model`.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds a trial) or `expensive`.
@@ -151,6 +152,7 @@ class Metric:
 _GEM = "Lopez-Paz & Ranzato 2017"
 _ROY = "Roy & Vetterli 2007"
 _PAPER = "Pascanu et al. 2025, Figure 4"
+_KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
 
 _SIZES = ("features_n", "features_d")
@@ -162,6 +164,14 @@ _continual = partial(Metric, margin=0.005, kind="continual", subject="continual"
 
 def _of(needs: str, *, pairs: bool) -> Callable[..., Metric]:
     return partial(_continual, note_arguments={"over_pairs": pairs, "needs": needs})
+
+
+_learnt_online = partial(Metric, direction="higher", kind="online", subject="plasticity", default=False)
+
+
+def _online(of: str, margin: float = 0.01, *, fresh: bool = False) -> Callable[..., Metric]:
+    reads = ("accuracy", "fresh") if fresh else ("accuracy",)
+    return partial(_learnt_online, margin=margin, reads=reads, note_arguments={"of": of})
 
 
 _features = partial(Metric, kind="features", alongside=_SIZES)
@@ -222,6 +232,11 @@ _TABLE = (
     _of("learnt", pairs=False)("learning_accuracy", "mean_j R[j,j]", "Riemer et al. 2019", "higher"),
     _of("learnt", pairs=False)("last_task_accuracy", "R[T,T]", _PAPER, "higher"),
     _of("last row", pairs=True)("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
+    _online("level", 0.005)("online_accuracy", "mean_k a_k, a_k on each batch of task k before its update", _KUMAR),
+    _online("level", 0.005)("late_online_accuracy", "mean of the last w a_k, w = max(1, ⌊T/10⌋)", _KUMAR),
+    _online("kept")("plasticity_kept", "mean of the last w a_k / the largest mean of w in a row", _DOHARE),
+    _online("slope")("plasticity_slope", "median_{k<l} (a_l - a_k) / (l - k), per 100 tasks", "Sen 1968"),
+    _online("level", fresh=True)("against_fresh", "mean of the last w a_k minus that of fresh networks", _DOHARE),
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
     _centred("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005),
     _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),
@@ -312,8 +327,8 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
-_DERIVED = ("continual", "cost", "pruning")
-UNSET = (*_DERIVED, "pair")
+_DERIVED: tuple[Derived, ...] = get_args(Derived)
+UNSET: tuple[Kind, ...] = (*_DERIVED, "pair")
 """Kinds of registered metrics that take no settings: derived when a run is read, or taken of two solutions."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
@@ -355,18 +370,20 @@ def check_metric(name: str) -> None:
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 
-def always_taken(metric: Metric) -> bool:
-    """Return whether every trial has a registered metric: everything is derived of accuracies and of the clock."""
-    return metric.kind in ("continual", "cost")
+def derived_with(names: Iterable[str]) -> set[Kind]:
+    """Return the kinds of which every registered metric is derived where these are named.
+
+    Of the accuracy matrix and the clock everything is derived, and of online accuracies and pruning curves all of
+    their measures once any is named.
+    """
+    return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*_DERIVED}
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
     """Raises UsageError unless trials have the registered metric `name` where a suite lists these (None: no list)."""
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
-    # Of the accuracy matrix and the clock everything is derived, and of one pruning curve all of its measures.
-    derived = {"continual", "cost", *(METRICS[one].kind for one in chosen if one in METRICS)} & {*_DERIVED}
-    if name in METRICS and name not in chosen and METRICS[name].kind not in derived:
+    if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
         raise UsageError(f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'")
 
 

@@ -212,9 +212,10 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raises UsageError unless settings may be chosen by a metric: by accuracies, which validation data have, too."""
-    if found.kind != "continual":
-        names = ", ".join(metric.name for metric in METRICS.values() if metric.kind == "continual")
+    """Raises UsageError unless settings may be chosen by a metric: without any test data, and of one trial alone."""
+    if found.kind not in ("continual", "online") or "fresh" in found.reads:
+        chosen = [m for m in METRICS.values() if m.kind in ("continual", "online") and "fresh" not in m.reads]
+        names = ", ".join(metric.name for metric in chosen)
         raise UsageError(f"expected a measure of accuracies ({names}, or a user's), got {found.name}")
     if found.direction == "neutral":
         raise UsageError(f"expected a metric that is better higher or lower, got the neutral {found.name}")

@@ -3,7 +3,7 @@
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
 `accuracy` has shape (..., T), as fractions: a_k, the mean accuracy on the batches of task k, each before its update
-(Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window.
+(Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window (`window`).
 
 Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T) with T ≥ 1. It is
 NaN where a sequence has a non-finite entry anywhere (a trial that diverged halfway has no value comparable with
@@ -23,12 +23,35 @@ SLOPE_TASKS = 100
 """A slope is the change over so many tasks."""
 
 
+def window(tasks: int) -> int:
+    """w of so many tasks."""
+    return max(1, tasks // 10)
+
+
+def window_means(accuracy: ArrayLike) -> Array:
+    """The mean of every w tasks in a row: (..., T) -> (..., T - w + 1)."""
+    sequences = _sequences(accuracy)
+    means: Array = sliding_window_view(sequences, window(sequences.shape[-1]), axis=-1).mean(axis=-1)
+    return means
+
+
+def online_accuracy(accuracy: ArrayLike) -> Array:
+    """Mean over all tasks; higher is better."""
+    mean: Array = _sequences(accuracy).mean(axis=-1)
+    return mean
+
+
+def late_online_accuracy(accuracy: ArrayLike) -> Array:
+    """Mean of the last w tasks; higher is better."""
+    return window_means(accuracy)[..., -1]
+
+
 def plasticity_kept(accuracy: ArrayLike) -> Array:
     """Mean of the last w tasks as a share of the largest mean of w tasks in a row; at most 1, higher is better.
 
     NaN where that mean is 0, too: what never learnt has nothing to keep.
     """
-    means = _window_means(_sequences(accuracy))
+    means = window_means(accuracy)
     best = means.max(axis=-1)
     return means[..., -1] / np.where(best == 0, np.nan, best)
 
@@ -58,13 +81,13 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
     ours, theirs = _sequences(accuracy), _sequences(fresh)
     if ours.shape[-1] != theirs.shape[-1]:
         raise ValueError(f"expected fresh networks on {ours.shape[-1]} tasks, got {theirs.shape[-1]}")
-    return _window_means(ours)[..., -1] - _window_means(theirs)[..., -1]
+    return late_online_accuracy(ours) - late_online_accuracy(theirs)
 
 
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
     """Why a measure of one sequence (T,) is NaN, or None where it is defined.
 
-    of: `level` is what both sides of `against_fresh` are.
+    of: `level` is a mean, as both sides of `against_fresh` are.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():
@@ -82,10 +105,3 @@ def _sequences(accuracy: ArrayLike) -> Array:
     if found.ndim < 1 or found.shape[-1] < 1:
         raise ValueError(f"expected accuracies of shape (..., T) with T ≥ 1, got {found.shape}")
     return np.where(np.isfinite(found).all(axis=-1, keepdims=True), found, np.nan)
-
-
-def _window_means(sequences: Array) -> Array:
-    """The mean of every w tasks in a row: (..., T) -> (..., T - w + 1)."""
-    tasks = sequences.shape[-1]
-    means: Array = sliding_window_view(sequences, max(1, tasks // 10), axis=-1).mean(axis=-1)
-    return means

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final, TypeAlias
 
+from optbench.metrics import Metric
 from optbench.report.document import Record, Records, Report, listed
 from optbench.report.matching import match_record
 from optbench.report.spread import Spread
@@ -77,7 +78,8 @@ def _trials(results: Results) -> Iterable[Record]:
         trial = one.trial
         names = (results.run.id, trial.experiment, trial.model, trial.optimizer, trial.variant)
         told = (trial.id, *names, trial.seed, trial.stage, one.status, one.metric)
-        rest = (results.metrics[one.metric].direction, one.value, results.split)
+        metric = results.metrics[one.metric]
+        rest = (metric.direction, one.value, split_of(metric, results.split))
         yield dict(zip(_TRIAL_COLUMNS, (*told, *rest), strict=True))
 
 
@@ -92,7 +94,7 @@ PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """Of one solution against another: `pair`, or `null` for an arm and its controls; the other side; and the number of
 seeds on which a pair lies outside the range of the null values of its two sides."""
 SPLIT = "split"
-"""The data that accuracies are of: `test`, or `validation` in a tuning run."""
+"""The data that accuracies are of: `test`, or `validation` in a tuning run; `training` of online accuracies."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
 """How many of the trials that are ok were no better than guessing on a task that they had just been trained on, and in
@@ -151,8 +153,13 @@ def _results(summary: Summary) -> Iterable[Record]:
             for name, metric in section.metrics.items():
                 about = {"metric": name, "direction": metric.direction}
                 values = {**spread_record(row.values[name]), **blank, **beside.get((*keys.values(), name), {})}
-                told = {SPLIT: row.split, **_learning(row.arm.shortcoming), **_dormant(row.arm)}
+                told = {SPLIT: split_of(metric, row.split), **_learning(row.arm.shortcoming), **_dormant(row.arm)}
                 yield {**keys, **counts, **about, **values, **told}
+
+
+def split_of(metric: Metric, split: str) -> str:
+    """The data that accuracies behind a metric are of. split: of the run's others."""
+    return "training" if metric.kind == "online" else split
 
 
 def _learning(found: Shortcoming | None, side: str = "") -> dict[str, int]:

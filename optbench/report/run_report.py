@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import numpy as np
+
 from optbench.counting import count, grouped
 from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
@@ -23,7 +25,7 @@ from optbench.report.numbers import (
     name_with_arrow,
 )
 from optbench.report.records import report_records, result_columns
-from optbench.report.sparks import bar, spark
+from optbench.report.sparks import bar, spark, thinned
 from optbench.report.spread import SpreadText, Statistic, spread_text
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
 from optbench.stats.dormant import is_rank
@@ -137,6 +139,9 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     yield from _sweeps(section, several)
     for sentence in section.stopping:
         yield doc.Paragraph(sentence, "quiet")
+    for reason, missing in section.undefined.items():
+        names = ", ".join(one_line(measure.title) for measure in missing)
+        yield doc.Paragraph(f"Undefined: {names}: {reason}.", "quiet")
     warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
     if any(map(is_rank, section.metrics)):
         dormant = [f"{row.label}, {many}" for row in section.rows if (many := row.arm.many_dormant)]
@@ -190,18 +195,22 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
         return
     count = tasks.pop()
     keys = _row_columns(several)[:-1]
+    # Where not every task was scored at the end, each was right after training on it.
+    whole = all(row.matrix is not None and np.isfinite(row.matrix[-1]).all() for row in rows)
     lines = []
     for row in rows:
         assert row.matrix is not None
         head = _row_cells(row, several)[:-1]
         if count > MANY_TASKS:
-            lines.append((*head, doc.Cell(spark(row.matrix[-1].tolist()))))
+            line = row.matrix[-1] if whole else row.matrix[1:].diagonal()
+            lines.append((*head, doc.Cell(spark(thinned(line.tolist())))))
         else:
             cells = [f"{spark(row.matrix[:, j].tolist())} {fixed(float(row.matrix[-1, j]), 2)}" for j in range(count)]
             lines.append((*head, *map(doc.Cell, cells)))
     if count > MANY_TASKS:
         columns = doc.columns(f"tasks 1 to {count}", texts=1)
-        caption = f"{section.experiment}, {section.model}: accuracy on each task at the end, 0 to 1"
+        when = "at the end" if whole else "right after training on it"
+        caption = f"{section.experiment}, {section.model}: accuracy on each task {when}, 0 to 1"
     else:
         columns = doc.columns(*(f"task {j + 1}" for j in range(count)))
         caption = f"{section.experiment}, {section.model}: accuracy on each task during training"

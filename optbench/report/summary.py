@@ -6,6 +6,7 @@ Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any train
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +69,10 @@ class Section:
     stopping: tuple[str, ...]
     """How a task ends, and which split decides it: a sentence, or one per run where they differ."""
     measures: tuple[Measure, ...]
-    """The columns of the tables: those of `MEASURES` that were taken here, and of users' metrics."""
+    """The columns of the tables: those of `MEASURES` that were taken here, and of users' metrics; not those of
+    `undefined`."""
+    undefined: Mapping[str, tuple[Measure, ...]]
+    """Reason -> the measures that are undefined in every trial that is ok, for this reason."""
     metrics: Mapping[str, Metric]
     """Every metric that was taken here."""
     rows: tuple[SummaryRow, ...]
@@ -165,9 +169,26 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm.tasks) for arm in found)]
     measures += [own_measure(metric) for metric in shown.values() if metric.target and not metric.is_size]
     sentences = {arm.results.run.id: _said(arm) for arm in found}
+    undefined = _undefined(measures, found)
+    missing = {measure.name for group in undefined.values() for measure in group}
+    measures = [measure for measure in measures if measure.name not in missing]
     same = len(set(sentences.values())) == 1
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())
-    return Section(experiment, model, said, tuple(measures), metrics, tuple(_row(arm, metrics) for arm in found))
+    rows = tuple(_row(arm, metrics) for arm in found)
+    return Section(experiment, model, said, tuple(measures), undefined, metrics, rows)
+
+
+def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
+    """What would be a column of nothing, by the one reason for all of it."""
+    trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
+    groups: dict[str, list[Measure]] = {}
+    for measure in measures:
+        if not trials or any(math.isfinite(value) for arm in found for value in arm.values(measure.name)):
+            continue
+        reasons = {arm.results.undefined(measure.name, trial) for arm, trial in trials}
+        if len(reasons) == 1 and (reason := reasons.pop()):
+            groups.setdefault(reason, []).append(measure)
+    return {reason: tuple(group) for reason, group in groups.items()}
 
 
 def _applies(measure: Measure, tasks: Outline) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from optbench.plan import Trial, outline, trials
 from optbench.stats.learning import Held, not_learnt
 from optbench.store import RunDirectory
 from optbench.store.columns import codes, numbers
+from optbench.store.online import ACCURACY, Online
 from optbench.store.tables import TrialRow
 from optbench.store.values import (
     FINAL_COLUMNS,
@@ -37,6 +38,7 @@ from optbench.store.values import (
     final_metrics,
     pruning_curves,
     trial_values,
+    undefined,
 )
 from optbench.suite import Suite, load_suite
 from optbench.suite.measured import unlisted
@@ -117,6 +119,20 @@ class Results:
         return pruning_curves(table, self.matrices)
 
     @functools.cached_property
+    def online(self) -> Online:
+        """The online accuracy of every trial of which it was recorded."""
+        table = self.run.table("online", "trial", "task", ACCURACY)
+        planned = (*self.trials, *self.controls)
+        tasks = {trial.id: self.outlines[trial.experiment].count for trial in planned}
+        good = {trial for trial, row in {**self.rows, **self.control_rows}.items() if row.status == "ok"}
+        check_online(self.run.path / "online.parquet", table, tasks, good)
+        return Online.of(table, tasks, good, planned)
+
+    def undefined(self, metric: str, trial: str) -> str | None:
+        """Why a metric that is derived of accuracies is undefined of a trial that is ok; None where it is not said."""
+        return undefined(self.metrics.get(metric), trial, self.matrices, self.online)
+
+    @functools.cached_property
     def values(self) -> Values:
         """What `trial_values` derives; not of controls."""
         return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
@@ -142,7 +158,8 @@ class Results:
     def every_value(self) -> Values:
         """As `values`, of the controls too."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
-        return trial_values({**self.rows, **self.control_rows}, self.matrices, metrics, self.pruning)
+        rows = {**self.rows, **self.control_rows}
+        return trial_values(rows, self.matrices, metrics, self.pruning, self.online)
 
     def trial_values(self, *, controls: bool = False) -> Iterator[TrialValue]:
         """Yield a value for each trial that ended and each metric that was taken of its experiment and model.
@@ -251,6 +268,26 @@ def check_matrices(
             raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
         if not whole[i] and (found != _entries(score, t).ravel()).any():
             raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got others")
+
+
+def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: Set[str]) -> None:
+    """Raises StoreError unless trials have a row for each of their tasks, once; those not in `good` for some of them.
+
+    place: for the message. tasks: T by trial.
+    """
+    trial, ids = codes(online["trial"])
+    task = numbers(online["task"]).astype(np.int64)
+    rows = np.bincount(trial, minlength=len(ids))
+    places, times = np.unique(np.column_stack([trial, task]), axis=0, return_counts=True)
+    if len(twice := np.flatnonzero(times > 1)):
+        code, number = places[twice[0]].tolist()
+        raise StoreError(f"{place}: {ids[code]}: task {number} is listed twice")
+    last = np.zeros(len(ids), np.int64)
+    np.maximum.at(last, trial, task)
+    for name, n, reached in zip(ids, rows.tolist(), last.tolist(), strict=True):
+        count = tasks.get(name) or reached
+        if reached > count or (n < count and name in good):
+            raise StoreError(f"{place}: {name}: expected {count} rows, tasks 1 to {count}, got {n} up to {reached}")
 
 
 @functools.cache

@@ -55,6 +55,7 @@ class RunWriter:
         self.path = path
         self._lock = lock
         self._record = record
+        self._plan = tuple(order)
         self._order = {trial.id: i for i, trial in enumerate(order)}
         found = RunDirectory(path, record, read_parts(path))
         self._tables = {name: found.table(name) for name in ALL_TABLES}
@@ -151,6 +152,7 @@ class RunWriter:
             *before, last = self._record["resumed"]
             more = {**last, "left": list(dict.fromkeys([*last["left"], *left]))}
             self._record = {**self._record, "resumed": [*before, more]}
+        self._plan = tuple(order)
         self._order = {trial.id: i for i, trial in enumerate(order)}
         self._record = {**self._record, "suite_hash": suite_hash}
         self._save_record("running")
@@ -241,8 +243,8 @@ class RunWriter:
             keys = np.array([self._order.get(trial, -1) for trial in table["trial"].to_pylist()], dtype=np.int64)
             ordered = table.take(pa.array(np.argsort(keys, kind="stable")))
             self._save_table(name, ordered)
-        accuracy, metrics = self._tables["accuracy"], self._tables["metrics"]
-        self._save_table(SUMMARY, summary_table(ordered, accuracy, metrics, metrics_of(self._record)))
+        tables = {**self._tables, TrialRow.table: ordered}
+        self._save_table(SUMMARY, summary_table(tables, metrics_of(self._record), self._plan))
         self._merged_at = time.monotonic()
         self._merge_seconds = self._merged_at - started
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from optbench.metrics import METRICS, Metric, continual, select
 from optbench.metrics.catalog import base_name
 from optbench.metrics.cost import Cost
+from optbench.plan import Trial
 from optbench.store.columns import codes, numbers
+from optbench.store.online import ONLINE, Online
 from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, versioned_schema
 from optbench.suite.readings import Data
 
@@ -27,6 +29,8 @@ Values: TypeAlias = dict[str, dict[str, float]]
 
 FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 SUMMARY = "summary"
+SUMMED = ("trials", "accuracy", "metrics", "online")
+"""The tables that it is derived from."""
 _SUMMARY_FIELDS = [
     *KEY_FIELDS,
     pa.field("metric", pa.string(), nullable=False),
@@ -40,15 +44,16 @@ def trial_values(
     matrices: Mapping[str, Matrix],
     metrics: pa.Table,
     pruning: Mapping[tuple[str, str], Matrix],
+    online: Online,
 ) -> Values:
-    """Derive every value of the trials in `rows`: continual, measured, pruning and cost.
+    """Derive every value of the trials in `rows`: continual, measured, online, pruning and cost.
 
     Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
     """
     found = {**continual_values(matrices), **final_metrics(metrics, matrices), **pruning_values(pruning)}
     good = {trial for trial, row in rows.items() if row.status == "ok"}
     values = {name: {trial: v for trial, v in by_trial.items() if trial in good} for name, by_trial in found.items()}
-    return {**values, **cost_values(rows)}
+    return {**values, **online.values(), **cost_values(rows)}
 
 
 def accuracy_column(stages: Iterable[str]) -> str:
@@ -56,13 +61,16 @@ def accuracy_column(stages: Iterable[str]) -> str:
     return "validation_accuracy" if "tune" in stages else "accuracy"
 
 
-def summary_table(trials: pa.Table, accuracy: pa.Table, metrics: pa.Table, catalog: Mapping[str, Metric]) -> pa.Table:
+def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric], planned: Iterable[Trial]) -> pa.Table:
     """Return the table `summary`: key columns, metric, value and note of every trial and continual metric.
 
-    The value is null where it is undefined, and the note then says why.
+    So too of those of plasticity, where online accuracies were recorded. The value is null where it is undefined, and
+    the note then says why.
 
-    Controls are in it, as in every table; their stage tells them apart. catalog: every metric of the run by name.
+    Controls are in it, as in every table; their stage tells them apart. tables: those of `SUMMED`, by name. catalog:
+    every metric of the run by name. planned: every trial that there may be.
     """
+    trials, accuracy, metrics, online = (tables[name] for name in SUMMED)
     column = accuracy_column(trials["stage"].to_pylist())
     matrices = accuracy_matrices(accuracy, column)
     found = continual_values(matrices)
@@ -70,25 +78,35 @@ def summary_table(trials: pa.Table, accuracy: pa.Table, metrics: pa.Table, catal
     found |= {name: measured[name] for name in measured if name in catalog and catalog[name].kind == "continual"}
     names = trials["trial"].to_pylist()
     good = {name for name, status in zip(names, trials["status"].to_pylist(), strict=True) if status == "ok"}
-    values = [found[metric].get(name, math.nan) if name in good else math.nan for name in names for metric in found]
-    repeated = trials.select(list(KEY_COLUMNS)).take(pa.array(np.repeat(np.arange(len(names)), len(found))))
+    learnt = Online.of(online, {trial: matrix.shape[1] for trial, matrix in matrices.items()}, good, planned)
+    online_names = [metric.name for metric in ONLINE]
+    taken = {name: [*found, *(online_names if name in learnt.sequences else ())] for name in names}
+    places = [(name, metric) for name in names for metric in taken[name]]
+    found |= learnt.values()
+    values = [found.get(metric, {}).get(name, math.nan) if name in good else math.nan for name, metric in places]
+    repeated = trials.select(list(KEY_COLUMNS)).take(
+        pa.array(np.repeat(np.arange(len(names)), [len(taken[name]) for name in names]))
+    )
     columns = {name: repeated[name] for name in KEY_COLUMNS}
-    columns |= {"metric": pa.array([*found] * len(names), pa.string())}
+    columns |= {"metric": pa.array([metric for _, metric in places], pa.string())}
     columns |= {"value": pa.array(np.array(values, dtype=np.float64), from_pandas=True)}  # NaN is null
-    places = [(name, metric) for name in names for metric in found]
     notes = [
-        _note(catalog.get(metric), matrices.get(name)) if math.isnan(value) else None
+        undefined(catalog.get(metric), name, matrices, learnt) if math.isnan(value) else None
         for (name, metric), value in zip(places, values, strict=True)
     ]
     columns |= {"note": pa.array(notes, pa.string())}
     return pa.table(columns, schema=versioned_schema(_SUMMARY_FIELDS))
 
 
-def _note(metric: Metric | None, matrix: Matrix | None) -> str | None:
-    """Why a continual metric of ours is null; None of a user's, whose note is in `metrics`, and without accuracies."""
-    if metric is None or metric.is_users or metric.kind != "continual" or matrix is None:
+def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
+    """Why a derived metric is undefined of a trial; None of a user's, whose note is in `metrics`, and without data."""
+    if metric is None or metric.is_users:
         return None
-    return continual.note(matrix, **metric.note_arguments)
+    if metric.kind == "online" and trial in online.sequences:
+        return online.note(metric, trial)
+    if metric.kind == "continual" and trial in matrices:
+        return continual.note(matrices[trial], **metric.note_arguments)
+    return None
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:

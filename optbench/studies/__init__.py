@@ -10,9 +10,10 @@ from typing import Any
 
 from optbench.report.study import Study
 from optbench.studies.pairs import PAIRS
+from optbench.studies.plasticity import PLASTICITY
 from optbench.studies.switching import SWITCHING
 from optbench.studies.tuning import TUNING
 from optbench.studies.twins import TWINS
 
-STUDIES: tuple[Study[Any], ...] = (SWITCHING, PAIRS, TWINS, TUNING)
+STUDIES: tuple[Study[Any], ...] = (SWITCHING, PAIRS, TWINS, TUNING, PLASTICITY)
 """In the order of a report."""

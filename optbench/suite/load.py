@@ -250,12 +250,17 @@ def _is_one_variant(suite: Suite, claim: Claim) -> bool:
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
     """A metric that is not to choose by; tuning seeds on which the result is judged as well."""
-    if suite.tune is not None and not as_written:
+    tune = suite.tune
+    rules: dict[KeyPath, MetricSettings] = {}
+    if tune is not None and not as_written:
+        rules[("tune", "metric")] = tune.metric
+        rules |= {("tune", "experiments", name, "metric"): e.metric for name, e in tune.experiments.items() if e.metric}
+    for path, rule in rules.items():
         try:
-            for metric in resolve([suite.tune.metric]):
+            for metric in resolve([rule]):
                 check_rule(metric)
         except UsageError as error:
-            yield Fault(document.value_place(("tune", "metric")), f"tune.metric: {error}")
+            yield Fault(document.value_place(path), f"{shown_path(path)}: {error}")
     both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.tune and suite.stage == "eval" else []
     if both:
         place = document.key_place(("seeds",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from optbench.metrics.catalog import DEFAULT, METRICS, always_taken
+from optbench.metrics.catalog import DEFAULT, METRICS, derived_with
 from optbench.metrics.own import MetricSettings
 from optbench.suite.schema import Suite
 
@@ -27,7 +27,8 @@ def unlisted(suite: Suite, experiment: str) -> Iterator[MetricSettings]:
     listed = suite.experiments[experiment].metrics
     everything = listed is None or any(entry.kind == DEFAULT for entry in listed)
     known = {entry.name for entry in listed or ()}
-    known |= {metric.name for metric in METRICS.values() if always_taken(metric) or (everything and metric.default)}
+    derived = derived_with(known)
+    known |= {m.name for m in METRICS.values() if m.kind in derived or (everything and m.default)}
     for claim in suite.claims.values():
         if claim.readings is None or claim.experiment != experiment:
             continue

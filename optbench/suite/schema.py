@@ -191,24 +191,33 @@ class ExperimentTune(Settings):
 
     models: Annotated[list[Name], Field(min_length=1), once("model")] | None = None
     """The models that settings are judged on, by their mean; null: every model of the experiment."""
+    metric: MetricSettings | None = None
+    """Chosen by this instead of the suite's `tune.metric`; null: by that."""
     optimizers: dict[Name, Space] = Field(default={})
     """What to search instead of what the suite's `tune.optimizers` says."""
 
 
 class Tune(Settings):
-    """How `optbench tune` chooses hyper-parameters, by validation data alone. `optbench run` does not look at it."""
+    """How `optbench tune` chooses hyper-parameters, without test data. `optbench run` does not look at it."""
 
     seeds: Seeds | None = None
     """None of them among the suite's own; null: two, from 1000 on."""
     metric: MetricSettings = MetricSettings(kind="average_accuracy")
-    """The best of this is chosen: a metric of the accuracy matrix, which is of validation data."""
+    """The best of this is chosen: a metric of the accuracy matrix, which is of validation data; or of the kind
+    `online`, such as `online_accuracy`, which is of each training batch before its update."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
     """Among the settings whose learning accuracy is within this of the optimizer's best: one too small to learn must
-    not win by not forgetting. null: among all."""
+    not win by not forgetting. null: among all, as always with a metric of the kind `online`: there what is learnt is
+    what is measured."""
     optimizers: dict[Name, Space] | None = None
     """What to search; the same number of settings for each. null: of every optimizer seven learning rates over two
     decades around its own."""
     experiments: dict[Name, ExperimentTune] = Field(default={})
+
+    def metric_on(self, experiment: str) -> MetricSettings:
+        """What settings are chosen by on an experiment."""
+        here = self.experiments.get(experiment)
+        return (here and here.metric) or self.metric
 
 
 class Pairs(Settings):

@@ -81,6 +81,7 @@ def test_every_entry_is_complete(name: str) -> None:
     required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     assert [p.name for p in required if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in metric.arguments] == {
         "continual": ["accuracy"],
+        "online": ["accuracy", *(["fresh"] if name == "against_fresh" else [])],
         "features": ["features"],
         "similarity": ["features"],
         "weights": ["weights"],
@@ -101,7 +102,7 @@ def test_only_accuracies_and_costs_are_better_or_worse() -> None:
         "learning_accuracy": "higher",
         "last_task_accuracy": "higher",
         "earlier_tasks_accuracy": "higher",
-        **{name: "higher" for name, metric in METRICS.items() if metric.kind == "pruning"},
+        **{name: "higher" for name, metric in METRICS.items() if metric.kind in ("online", "pruning")},
         "train_seconds": "lower",
         "milliseconds_per_step": "lower",
         "state_bytes_per_parameter": "lower",
@@ -131,8 +132,8 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine, and pruning curves, the landscape and pairs of solutions are its own work.
-    elsewhere = ("cost", "pruning", "landscape", "pair")
+    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape and pairs are its own work.
+    elsewhere = ("online", "cost", "pruning", "landscape", "pair")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),

@@ -14,13 +14,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import theilslopes
 
-from optbench.metrics.plasticity import against_fresh, note, plasticity_kept, plasticity_slope
+from optbench.metrics.plasticity import (
+    against_fresh,
+    late_online_accuracy,
+    note,
+    online_accuracy,
+    plasticity_kept,
+    plasticity_slope,
+    window_means,
+)
 
 Sequences = NDArray[np.float64]
 FALLING = np.linspace(0.9, 0.7, 100)
 RISING_THEN_FLAT = np.concatenate([np.linspace(0.5, 0.9, 20), np.full(80, 0.8)])
 FRESH = np.full(100, 0.85)
 ALL: list[Callable[[Sequences], Sequences]] = [
+    online_accuracy,
+    late_online_accuracy,
     plasticity_kept,
     plasticity_slope,
     lambda accuracy: against_fresh(accuracy, np.full(accuracy.shape[-1], 0.5)),
@@ -47,6 +57,16 @@ def sequences(draw: st.DrawFn, smallest: int = 2) -> Sequences:
 def test_worked_examples(accuracy: Sequences, kept: float, slope: float) -> None:
     assert float(plasticity_kept(accuracy)) == pytest.approx(kept, abs=5e-6)
     assert float(plasticity_slope(accuracy)) == pytest.approx(slope, abs=5e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(sequences())
+def test_means_are_of_all_tasks_and_of_windows(accuracy: Sequences) -> None:
+    tasks, w = accuracy.shape[1], max(1, accuracy.shape[1] // 10)
+    np.testing.assert_allclose(online_accuracy(accuracy), [sum(a) / tasks for a in accuracy])
+    np.testing.assert_allclose(late_online_accuracy(accuracy), [sum(a[-w:]) / w for a in accuracy])
+    windows = [[a[k : k + w].mean() for k in range(tasks - w + 1)] for a in accuracy]
+    np.testing.assert_allclose(window_means(accuracy), windows)
 
 
 def test_against_fresh_compares_the_last_tenth() -> None:

@@ -53,6 +53,8 @@ NAMES = {
     "setting__decay__narrow__weight_decay",
     "switch_early_narrow_switched",
     "twins_early_narrow",
+    "plasticity_permuted_narrow",
+    "plasticity_permuted_wide",
 }
 
 
@@ -273,6 +275,7 @@ def test_no_runs_have_no_figures() -> None:
         ("similarity", "class-cosine"),
         ("pruning", ("pruning", "weight-magnitudes")),
         ("sketches", "twins"),
+        ("online", "plasticity"),
     ],
 )
 def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind: str | tuple[str, ...]) -> None:

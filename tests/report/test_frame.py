@@ -210,13 +210,31 @@ def test_the_number_of_artists_grows_with_series_but_not_with_seeds_ticks_or_cel
     for one, other in zip(drawn, larger, strict=True):
         assert [artists(panel) for panel in one.panels] == [artists(panel) for panel in other.panels], one.name
         for panel in one.panels:
-            assert artists(panel) <= 35 + 5 * len(panel.series), one.name
+            named = len(on_axes(panel).texts)  # next to their lines
+            assert artists(panel) <= (35 + 5 * max(named, len(panel.series))) * (1 + len(panel.below)), one.name
+
+
+def test_panels_below_one_another_share_their_axis_and_follow_without_a_gap() -> None:
+    def draw(top: float) -> Callable[[Axes], None]:
+        return lambda axes: axes.set(xlim=(0, 1), ylim=(0, top), ylabel="y") and None
+
+    panel = Panel(draw(1), 3.0, 2.0, below=(Panel(draw(123_456), 3.0, 1.0), Panel(draw(0.1), 3.0, 1.5, beside=0.5)))
+    assert height(panel) == 72 * 4.5
+    canvas, frame = framed(panel)
+    boxes = [axes.get_position().get_points() * (3.0 * 72, 4.5 * 72) for axes in canvas.axes]
+    assert len({tuple(box[:, 0].round(6)) for box in boxes}) == 1
+    assert frame.inner[2] == pytest.approx(3.0 * 72 - 0.5 * 72 - 3), "as the one with the least room"
+    tops, bottoms = [box[1, 1] for box in boxes], [box[0, 1] for box in boxes]
+    assert all(low > high for low, high in zip(bottoms, tops[1:], strict=False))
+    assert frame.outer[1] == pytest.approx(72 * 2.5)
 
 
 def test_no_tick_objects_are_made(drawn: list[Figure]) -> None:
     def ticks(panel: Panel) -> list[int]:
-        (axes,) = framed(panel)[0].axes
-        return [len(axis.majorTicks) for axis in (axes.xaxis, axes.yaxis)]
+        drawn = framed(panel)[0].axes
+        assert len(drawn) == 1 + len(panel.below)
+        (counts,) = {tuple(len(axis.majorTicks) for axis in (axes.xaxis, axes.yaxis)) for axes in drawn}
+        return list(counts)
 
     # Those that matplotlib makes with any axes, and looks at no more.
     nothing = ticks(Panel(lambda axes: None, 3.0, 3.0))

@@ -350,7 +350,8 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
     )
     assert report_csv(summary).splitlines()[0] == header.replace(" ", ",")
     told = json.loads(report_json(summary))
-    lists = {"runs", "results", "matrices", "claims", "switches", "pairs", "twins", "tunings", "remarks", "troubles"}
+    lists = {"runs", "results", "matrices", "claims", "remarks", "troubles"}
+    lists |= {"switches", "pairs", "twins", "tunings", "plasticity"}
     assert set(told) == {"format", "version", *lists}
     elsewhere = {"pair_kind", "optimizer_b", "variant_b", "outside", "task", "step", "learns", "chosen"}
     assert set(told["results"][0]) == set(header.split()) - elsewhere

@@ -22,7 +22,8 @@ class Panel:
     draw: what goes onto the axes, in the style of `style.STYLE`; their limits, scales, ticks and names. height: without
     the legend. series: named in a legend above the axes, or in the title where it is one. lines: whether the legend
     shows them as lines, or as markers alone. scales: the axes with a grid and ticks; the others have names in places.
-    beside: room to the right of the axes that `draw` fills.
+    beside: room to the right of the axes that `draw` fills. below: panels under it, whose axes begin and end where its
+    own do, so that one axis serves all.
     """
 
     draw: Callable[[Axes], None]
@@ -33,9 +34,11 @@ class Panel:
     lines: bool = True
     scales: Literal["xy", "x", "y", ""] = "xy"
     beside: float = 0.0
+    below: tuple[Panel, ...] = ()
 
     def __post_init__(self) -> None:
         assert 0 < self.width <= MAX_WIDTH, self.width
+        assert all(panel.width == self.width and not panel.below for panel in self.below)
         assert self.height > 0, self.height
 
     @property

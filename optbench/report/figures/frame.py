@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Affine2D, Transform
 
 from optbench.report.figures.drawing import Panel
@@ -49,21 +50,38 @@ class Frame:
 
 
 def height(panel: Panel) -> float:
-    """Of the panel with its legend."""
-    return 72 * panel.height + LEGEND_ROW * _rows(panel)
+    """Of the panel with its legend, and of those below it."""
+    return 72 * panel.height + LEGEND_ROW * _rows(panel) + sum(map(height, panel.below))
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw the panel with its left bottom corner there."""
-    axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_axis_off()
-    panel.draw(axes)
-    frame = _fitted(panel, axes, (left, bottom, left + 72 * panel.width, bottom + height(panel)))
+    """Draw the panel, and those below it, with their left bottom corner there; the frame of the panel itself."""
+    top, drawn = bottom + height(panel), []
+    for one in (panel, *panel.below):
+        axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        one.draw(axes)
+        under = top - height(replace(one, below=()))
+        drawn.append((axes, _fitted(one, axes, (left, under, left + 72 * one.width, top))))
+        top = under
     points = Affine2D().scale(1 / 72) + canvas.dpi_scale_trans
-    for line in (*_lines(frame, points), *_handles(frame, points)):
-        canvas.add_artist(line)
-    canvas.add_artist(Labels(labels(frame), points))
-    return frame
+    frames = _aligned(drawn) if panel.below else [frame for _, frame in drawn]
+    for frame in frames:
+        for line in (*_lines(frame, points), *_handles(frame, points)):
+            canvas.add_artist(line)
+        canvas.add_artist(Labels(labels(frame), points))
+    return frames[0]
+
+
+def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
+    """The frames with the same left and right ends, as the one with the least room has them."""
+    x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
+    found = []
+    for axes, frame in drawn:
+        inner = (x0, frame.inner[1], x1, frame.inner[3])
+        _place(axes, inner)
+        found.append(replace(frame, inner=inner))
+    return found
 
 
 def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
@@ -71,7 +89,9 @@ def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
     left, bottom, right, top = outer
     rows = _rows(panel)
     x_name, y_name = axes.get_xlabel(), axes.get_ylabel()
-    y0 = bottom + EDGE + TICK_SIZE + _gap(panel, "x") + (NAME_SIZE + NAME_GAP if x_name else 0.0)
+    y0 = bottom + EDGE + (NAME_SIZE + NAME_GAP if x_name else 0.0)
+    if not isinstance(axes.xaxis.get_major_formatter(), NullFormatter):
+        y0 += TICK_SIZE + _gap(panel, "x")
     y1 = top - EDGE - TICK_SIZE / 2
     if panel.heading or rows:
         y1 = top - EDGE - HEADER_GAP - LEGEND_ROW * rows - (TITLE_SIZE if panel.heading else 0.0)

@@ -50,8 +50,18 @@ def class_cosine(results: Sequence[Results]) -> list[Figure]:
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model."""
-    return [_accuracy_figure(*drawn) for drawn in _drawn(results, lambda found: found.matrices)]
+    """One figure per experiment and model; none where each task was only scored right before and after it."""
+    return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
+
+
+def _matrices(found: Results) -> dict[str, Matrix]:
+    return {trial: matrix for trial, matrix in found.matrices.items() if _is_more_than_two_diagonals(matrix)}
+
+
+def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
+    row, column = np.indices(matrix.shape)
+    further = (column != row) & (column != row - 1)
+    return bool(np.isfinite(matrix[further]).any() or np.isfinite(matrix).all())
 
 
 def _drawn(

@@ -1,14 +1,17 @@
-"""Labels beside points, where they cover neither points nor each other."""
+"""Labels beside points and at the ends of lines, where they cover neither points nor each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from optbench.report.figures.style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
 
 Point = tuple[float, float]
 
@@ -20,6 +23,11 @@ SMALL = 2.0
 """Likewise of a seed's."""
 RINGS = (CLEAR + 1, CLEAR + 12, CLEAR + 26)
 DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.8, 0.9), (0.8, -0.9), (-0.8, -0.9))
+
+INDENT = 10.0
+"""Between the axes and the names of lines, which leaders cross."""
+MARGINS = 30.0
+"""Of a panel, above and below its axes together."""
 
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": INK, "shrinkA": 0, "shrinkB": 3}
 LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
@@ -42,6 +50,53 @@ def name_points(
     for text, centre, offset, colour in zip(texts, centres, places, colours or [INK] * len(texts), strict=True):
         arrow = {**LEADER, "color": colour}
         axes.annotate(text, centre, offset, textcoords="offset points", arrowprops=arrow, color=colour, **LABEL)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a line ends, in the units of the axes, and how it is named."""
+
+    text: str
+    place: Point
+    colour: str
+    alpha: float = 1.0
+
+
+def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], height: float, room: float) -> None:
+    """Write the name of each line to the right of the axes, as near to its end as the others leave it.
+
+    limits: of the y axis. height: of the panel, room: to the right of the axes, in typographic points.
+    """
+    from optbench.report.figures.texts import cut
+
+    low, high = limits
+    places = spaced([(end.place[1] - low) / (high - low) for end in ends], LINE / (height - MARGINS))
+    for end, y in zip(ends, places, strict=True):
+        name = cut(end.text, LABEL["fontsize"], room - INDENT)
+        look = {"color": end.colour, "alpha": end.alpha}
+        style: dict[str, Any] = {**LABEL, "ha": "left", **look}
+        arrow = {**LEADER, **look, "shrinkA": 2, "shrinkB": 0, "relpos": (0.0, 0.5)}
+        axes.annotate(name, end.place, (1.0, y), textcoords=_indented(axes), arrowprops=arrow, **style)
+
+
+def spaced(places: Sequence[float], gap: float) -> list[float]:
+    """The places in [0, 1], in the same order and at least `gap` apart, moved as little as that takes (least squares).
+
+    Where there is not room for all of them, they are evenly apart.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    gap = min(gap, 1 / max(1, len(places) - 1))
+    # Less their gaps the places must not fall: neighbours that would are pooled (isotonic regression).
+    pools: list[list[float]] = []
+    for rank, i in enumerate(order):
+        pools.append([places[i] - rank * gap])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [fmean(pool) for pool in pools for _ in pool]
+    most = 1 - gap * (len(places) - 1)
+    found = dict(zip(order, (min(max(at, 0.0), most) + rank * gap for rank, at in enumerate(level)), strict=True))
+    return [found[i] for i in range(len(places))]
 
 
 def place_labels(
@@ -71,6 +126,12 @@ def place_labels(
         taken.append(boxes[best])
         offsets.append(around[best])
     return offsets
+
+
+def _indented(axes: Axes) -> Transform:
+    from matplotlib.transforms import ScaledTranslation
+
+    return axes.transAxes + ScaledTranslation(INDENT / 72, 0, axes.figure.dpi_scale_trans)
 
 
 def _place(point: Point, limits: Sequence[tuple[float, float]], size: tuple[float, float]) -> Point:

@@ -131,6 +131,13 @@ def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -
     axis.set_major_formatter(FixedFormatter(names[::every]))
 
 
+def no_names(axes: Axes, which: Which) -> None:
+    """Ticks without texts: another panel has them."""
+    from matplotlib.ticker import NullFormatter
+
+    _axis(axes, which).set_major_formatter(NullFormatter())
+
+
 def log_axis(axes: Axes, which: Which) -> None:
     """Powers of ten, as text: matplotlib's own labels need a font that a page does not have."""
     from matplotlib.ticker import FuncFormatter, LogLocator

@@ -32,7 +32,9 @@ MANY_VALUES = 10
 RING = "_chosen"
 """The name of the artist around the chosen setting."""
 
+ONLINE = "online_accuracy"
 LEARNING = {
+    ONLINE: "online accuracy",
     "learning_accuracy": "learning accuracy",
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",
@@ -219,7 +221,8 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
             style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
             _draw_ring(axes, sweep.ring(metric))
         of_tuning = part[0].series.arm.results.split == "validation"
-        style.labels(axes, name, UNITS.get(metric, "validation accuracy" if of_tuning else "accuracy"))
+        data = "validation accuracy" if of_tuning and metric != ONLINE else "accuracy"
+        style.labels(axes, name, UNITS.get(metric, data))
 
     series = [sweep.series for sweep in part]
     return Panel(draw, WIDTH, HEIGHT, title, series, lines=all(sweep.joined for sweep in part))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from optbench.metrics import METRICS
 from optbench.report.document import Record
-from optbench.report.records import COUNTS, KEYS, PAIR, SPLIT, spread_record
+from optbench.report.records import COUNTS, KEYS, PAIR, SPLIT, split_of, spread_record
 from optbench.report.spread import Spread
 from optbench.studies.tuning.statistics import LEARNING, TriedSetting, TunedOptimizer
 
@@ -34,7 +34,7 @@ def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
                     "direction": metric.direction,
                     **spread_record(Spread.of(setting.by_seed.get(metric.name, ()))),
                     PAIR[0]: "tuning",
-                    SPLIT: "validation",
+                    SPLIT: split_of(metric, "validation"),
                     **_choice(tuned, setting),
                 }
 

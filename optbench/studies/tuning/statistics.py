@@ -1,8 +1,9 @@
 """Tuning: which setting of each optimizer a tuning run chooses, by the rule that its suite declares.
 
-The rule looks at validation data alone: the best mean of the suite's metric, over models and tuning seeds, among the
-settings whose learning accuracy comes close to the optimizer's best. A rate too small to learn forgets nothing; it
-must not win by that.
+The rule looks at no test data: the best mean of the suite's metric, over models and tuning seeds. Of a metric of the
+accuracy matrix, which is of validation data, it is the best among the settings whose learning accuracy comes close to
+the optimizer's best: a rate too small to learn forgets nothing, and must not win by that. Online accuracy, of each
+training batch before its update, is what was learnt itself.
 """
 
 from __future__ import annotations
@@ -115,21 +116,15 @@ def tunings(results: Results) -> list[TunedOptimizer]:
     A suite without `tune` is judged by the default rule.
 
     Raises:
-        SuiteError: the rule's metric is not one of the accuracy matrix.
+        SuiteError: a rule's metric is not one of accuracies.
         StoreError: a table is unreadable.
     """
     suite = results.suite
     if suite.stage != "tune":
         return []
-    rule, place = suite.tune or Tune(), results.run.path / "suite.yaml"
-    try:
-        check_rule(metric := results.metrics[rule.metric.name])
-    except KeyError:
-        raise SuiteError(f"{place}: tune.metric: {unknown('metric', rule.metric.name, results.metrics)}") from None
-    except UsageError as error:
-        raise SuiteError(f"{place}: tune.metric: {error}") from None
+    rule = suite.tune or Tune()
     groups = grouped(((arm.experiment, arm.optimizer), arm) for arm in arms(results))
-    return [_tuned(results, rule, metric, found) for found in groups.values()]
+    return [_tuned(results, rule, _metric(results, rule, name), found) for (name, _), found in groups.items()]
 
 
 def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
@@ -200,6 +195,7 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
     named = (here and here.models) or list(found[0].settings.models)
     models = tuple(model for model in found[0].settings.models if model in named)
     space = _space(rule, experiment, optimizer)
+    margin = None if metric.kind == "online" else rule.learning_margin
     by_variant = grouped((arm.variant, arm) for arm in found if arm.model in models)
     given = [_paths(next(iter(group[0].trials.values())).hyperparameters) for group in by_variant.values()]
     paths = _tried(given, space or {})
@@ -208,9 +204,9 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
             _setting(group, {path: values[path] for path in paths if path in values}, metric.name)
             for group, values in zip(by_variant.values(), given, strict=True)
         ],
-        rule.learning_margin,
+        margin,
     )
-    chosen = choose(settings, rule.learning_margin, metric.direction)
+    chosen = choose(settings, margin, metric.direction)
     tuned = TunedOptimizer(
         run=results.run.id,
         experiment=experiment,
@@ -218,7 +214,7 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
         models=models,
         seeds=tuple(results.suite.seeds),
         metric=metric,
-        margin=rule.learning_margin,
+        margin=margin,
         sampler=_sampler(results),
         space=space,
         settings=tuple(settings),
@@ -226,6 +222,20 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
         ends={},
     )
     return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
+
+
+def _metric(results: Results, rule: Tune, experiment: str) -> Metric:
+    chosen = rule.metric_on(experiment)
+    place = (
+        f"{results.run.path / 'suite.yaml'}: tune.{'' if chosen is rule.metric else f'experiments.{experiment}.'}metric"
+    )
+    try:
+        check_rule(metric := results.metrics[chosen.name])
+    except KeyError:
+        raise SuiteError(f"{place}: {unknown('metric', chosen.name, results.metrics)}") from None
+    except UsageError as error:
+        raise SuiteError(f"{place}: {error}") from None
+    return metric
 
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:

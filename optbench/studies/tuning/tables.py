@@ -40,13 +40,23 @@ def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: S
             yield _chosen(here, name, spread_text)
             if warnings := [f"{name}{text}" for text in _warnings(here)]:
                 yield Items(tuple(warnings), "warning")
-        yield Items((f"{name}{rule_text(optimizers[0])}", f"{name}{DATA}", *_reasons(optimizers, name)), "quiet")
+        yield Items((*(f"{name}{text}" for text in _rules(optimizers)), *_reasons(optimizers, name)), "quiet")
         for tuned in optimizers:
             if len(tuned.settings) > 1:
                 yield from _settings(tuned, name, spread_text)
 
 
 DATA = "Accuracies of a tuning run are on validation data; test data have no part in the choice."
+ONLINE_DATA = "Online accuracy is of each training batch before its update; test data have no part in the choice."
+
+
+def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
+    """How settings were chosen, in sentences; by experiment where that differs."""
+    rules = grouped((rule_text(tuned), tuned.experiment) for tuned in found)
+    for text, experiments in rules.items():
+        yield text if len(rules) == 1 else f"{' and '.join(dict.fromkeys(experiments))}: {text}"
+    kinds = {tuned.metric.kind for tuned in found}
+    yield from ([ONLINE_DATA] if "online" in kinds else []) + ([DATA] if kinds != {"online"} else [])
 
 
 def rule_text(tuned: TunedOptimizer) -> str:
@@ -121,7 +131,8 @@ def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) 
         budget = Cell(f"{len(tuned.settings)} × {len(tuned.seeds)}")
         cells = (Cell(edges or ("no" if chosen else UNDEFINED), "warning" if edges else "plain"), budget)
         rows.append((Cell(tuned.optimizer), label, *scores, *cells, Cell(_searched(tuned))))
-    return Table(f"{name}{_place(first)}: the settings chosen, by validation data", titles, tuple(rows))
+    data = "online accuracies" if first.metric.kind == "online" else "validation data"
+    return Table(f"{name}{_place(first)}: the settings chosen, by {data}", titles, tuple(rows))
 
 
 def _searched(tuned: TunedOptimizer) -> str:
@@ -193,7 +204,8 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
     """Every setting of one optimizer: as bars where a line is text, as numbers on a page, which has a figure too."""
-    metrics = list(dict.fromkeys([*(METRICS[name] for name in SHOWN), tuned.metric]))
+    shown = [METRICS[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
+    metrics = list(dict.fromkeys([*shown, tuned.metric]))
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
         caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
@@ -213,6 +225,10 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
     yield Part("chart", table(_bar_text, numeric=False))
     numbers = table(lambda s, metric: spread_text(Spread.of(s.by_seed.get(metric, ())), decimals(metric)), numeric=True)
     yield Part("numbers", Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
+
+
+def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
+    return [value for setting in tuned.settings for value in setting.by_seed.get(metric, ())]
 
 
 def _bar_text(setting: TriedSetting, metric: str) -> str:

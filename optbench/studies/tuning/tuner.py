@@ -18,6 +18,7 @@ from optbench.errors import SuiteError
 from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Options, Outcome, Session
 from optbench.execution.view import View
+from optbench.metrics import METRICS
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.streams import stream_seed
@@ -77,17 +78,17 @@ class Tuner:
     def tuning_suite(self) -> Suite:
         """The suite of a tuning run: every setting tried so far is a variant, and only what judges them is taken."""
         experiments = {}
-        rule = (self.suite.tune or Tune()).metric
         for name in dict.fromkeys(search.experiment for search in self.searches.searches):
             here = [search for search in self.searches.searches if search.experiment == name]
             experiment = self.suite.experiments[name]
+            rule = (self.suite.tune or Tune()).metric_on(name)
             taking_part = {search.optimizer: self._variants(search) for search in here}
             models = {m: experiment.models[m] for m in experiment.models if any(m in search.models for search in here)}
             experiments[name] = experiment.model_copy(
                 update={
                     "models": models,
                     "optimizers": taking_part,
-                    "metrics": [] if rule.in_catalog else [rule],
+                    "metrics": [] if rule.in_catalog and METRICS[rule.kind].kind == "continual" else [rule],
                     "primary": None,
                     "tuning": None,
                     "checkpoints": False,
@@ -171,7 +172,9 @@ class Tuner:
         tune = self.suite.tune or Tune()
         experiments: dict[str, ExperimentTune] = {}
         for search in self.searches.searches:
-            here = experiments.get(search.experiment, ExperimentTune(models=list(search.models)))
+            stated = tune.experiments.get(search.experiment, ExperimentTune())
+            new = ExperimentTune(models=list(search.models), metric=stated.metric)
+            here = experiments.get(search.experiment, new)
             space = with_values({}, {dimension.path: dimension.stated for dimension in search.dimensions})
             spaces = {**here.optimizers, search.optimizer: space}
             experiments[search.experiment] = here.model_copy(update={"optimizers": spaces})

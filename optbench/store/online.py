@@ -1,0 +1,92 @@
+"""Plasticity, derived from the table `online` when a run is read: one number per trial and metric.
+
+Legend: `T` tasks; a sequence has shape (T,), the online accuracy on each task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from optbench.counting import grouped
+from optbench.metrics import METRICS, Metric, plasticity
+from optbench.plan import Trial, fresh_networks
+from optbench.store.columns import codes, numbers
+
+Sequence: TypeAlias = NDArray[np.float64]
+ACCURACY = "online_accuracy"
+ONLINE = tuple(metric for metric in METRICS.values() if metric.kind == "online")
+
+
+@dataclass(frozen=True)
+class Online:
+    """What was recorded online.
+
+    sequences: of every trial that has any, NaN where it ended before. fresh: trial -> the one with fresh networks that
+    it is compared with, as `plan.fresh_networks` has it. good: the trials that ended well; others have no value.
+    """
+
+    sequences: Mapping[str, Sequence] = field(default_factory=dict)
+    fresh: Mapping[str, str] = field(default_factory=dict)
+    good: Set[str] = frozenset()
+
+    @staticmethod
+    def of(table: pa.Table, tasks: Mapping[str, int], good: Set[str], planned: Iterable[Trial]) -> Online:
+        """From the table `online`; tasks as `sequences` has it. planned: every trial that there may be."""
+        if not table.num_rows:
+            return Online()
+        return Online(sequences(table, tasks), fresh_networks(planned), good)
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """metric -> trial -> value, of every metric of the kind `online` and every good trial; NaN where undefined."""
+        found: dict[str, dict[str, float]] = {}
+        for group in grouped((len(self.sequences[t]), t) for t in self.sequences if t in self.good).values():
+            stacked = np.stack([self.sequences[trial] for trial in group])
+            missing = np.full_like(stacked[0], np.nan)
+            fresh = np.stack([missing if (one := self._fresh(t)) is None else self.sequences[one] for t in group])
+            for metric in ONLINE:
+                data = (stacked, fresh) if "fresh" in metric.reads else (stacked,)
+                values = metric.function()(*data).tolist()
+                found.setdefault(metric.name, {}).update(zip(group, values, strict=True))
+        return found
+
+    def note(self, metric: Metric, trial: str) -> str | None:
+        """Why a metric of the kind `online` is undefined of a trial that has a sequence, or None."""
+        if (found := plasticity.note(self.sequences[trial], **metric.note_arguments)) is not None:
+            return found
+        if trial not in self.good:
+            return "the trial has not ended well"
+        if "fresh" not in metric.reads or self._fresh(trial) is not None:
+            return None
+        if trial not in self.fresh:
+            return "no fresh-network over the same optimizer, with the same settings, in the experiment"
+        return "its fresh networks have not ended well"
+
+    def _fresh(self, trial: str) -> str | None:
+        """The trial with fresh networks, where it ended well on as many tasks."""
+        one = self.fresh.get(trial, "")
+        well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
+        return one if well else None
+
+
+def sequences(online: pa.Table, tasks: Mapping[str, int], column: str = ACCURACY) -> dict[str, Sequence]:
+    """Trial -> a column of the table `online` by task, NaN where it has no row or is null.
+
+    tasks: T by trial; where it is not known, or 0, the last task that a trial reaches.
+    """
+    trial, ids = codes(online["trial"])
+    task, values = numbers(online["task"]).astype(np.int64), numbers(online[column])
+    reached = np.zeros(len(ids), np.int64)
+    np.maximum.at(reached, trial, task)
+    counts = np.array([tasks.get(name) or int(last) for name, last in zip(ids, reached, strict=True)], np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    flat = np.full(int(starts[-1]), math.nan)
+    known = task <= counts[trial]
+    flat[starts[trial[known]] + task[known] - 1] = values[known]
+    return {name: flat[starts[i] : starts[i + 1]] for i, name in enumerate(ids)}

@@ -1,0 +1,63 @@
+"""What programs read of plasticity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from optbench.metrics import METRICS
+from optbench.report.document import Record
+from optbench.report.records import KEYS, PAIR, SPLIT, spread_record
+from optbench.report.spread import Spread
+from optbench.store.online import ACCURACY
+from optbench.studies.plasticity.statistics import BEFORE, RECORDED, LearntOnline
+
+TASK = "task"
+"""Of what was recorded online (`pair_kind` is `online`): on which task; empty of windows of tasks."""
+WINDOWS = {"first": "first_online_accuracy", "best": "best_online_accuracy", "late": "late_online_accuracy"}
+"""Online accuracies over w tasks: the first, the best in a row, the last."""
+
+
+def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
+    """A record per arm: its windows, what its networks are like in the end, and every task."""
+    for learnt in found:
+        yield {
+            **_keys(learnt),
+            "planned": len(learnt.arm.trials),
+            "window": learnt.window,
+            **{name: spread_record(Spread.of(getattr(learnt, key))) for key, name in WINDOWS.items()},
+            **{column: spread_record(Spread.of(learnt.at_end(column))) for column in BEFORE},
+            "tasks": [
+                {TASK: task, **{column: spread_record(Spread.of(learnt.at(column, task))) for column in RECORDED}}
+                for task in range(1, learnt.tasks + 1)
+            ],
+        }
+
+
+def online_lines(found: Sequence[LearntOnline]) -> Iterator[Record]:
+    """A record per arm and window, then per arm, task and column."""
+    for learnt in found:
+        for key, name in WINDOWS.items():
+            yield _line(learnt, name, None, getattr(learnt, key))
+        for task in range(1, learnt.tasks + 1):
+            for column in RECORDED:
+                yield _line(learnt, column, task, learnt.at(column, task))
+
+
+def _line(learnt: LearntOnline, metric: str, task: int | None, values: Iterable[float]) -> Record:
+    accuracy = metric == ACCURACY or metric in WINDOWS.values()
+    return {
+        **_keys(learnt),
+        PAIR[0]: "online",
+        TASK: task,
+        "planned": len(learnt.arm.trials),
+        "metric": metric,
+        "direction": METRICS[ACCURACY].direction if accuracy else "neutral",
+        SPLIT: "training",
+        **spread_record(Spread.of(values)),
+    }
+
+
+def _keys(learnt: LearntOnline) -> Record:
+    arm = learnt.arm
+    names = (arm.results.run.id, arm.experiment, arm.model, arm.optimizer, arm.variant)
+    return dict(zip(KEYS, names, strict=True))
