@@ -96,7 +96,7 @@ def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
                 for scope in ("global", "layer")
                 for keep in KEEPS
             ]
-    if found.online and trial.experiment == "permuted":
+    if found.online and trial.experiment in ("permuted", "early"):
         learnt = random.uniform(0.5, 0.9, tasks) if not bad else np.full(tasks, np.nan)
         rows += online_rows(learnt)
     if found.sketches and trial.experiment == "early" and trial.optimizer in ("sgd", "adam"):

@@ -330,6 +330,12 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "sketch empty": (retyped("sketches", "sketch", pa.list_(pa.float32()), []), JSON, "'sketch' needs lists"),
     "sketch with a null": (cell("sketches", "sketch", [None] * 6), JSON, "'sketch' needs lists of numbers; null came"),
     "step below 0": (cell("sketches", "step", -4), JSON, "'step' needs a whole number from 0"),
+    "online accuracy of 2": (
+        cell("online", "online_accuracy", 2.0),
+        JSON,
+        "'online_accuracy' needs a number from 0 to 1",
+    ),
+    "online of a task that is none": (cell("online", "task", 9), JSON, "expected 2 rows, tasks 1 to 2"),
     "pair of seed -1": (cell("pairs", "seed", -1), JSON, "'seed' needs a whole number from 0"),
     **{
         f"checkpoint at {place!r}": (

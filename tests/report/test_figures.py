@@ -55,6 +55,7 @@ NAMES = {
     "twins_early_narrow",
     "plasticity_permuted_narrow",
     "plasticity_permuted_wide",
+    "plasticity_early_narrow",
 }
 
 
