@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset, InputSpec, Split
+    from optbench.data.windows import Text
     from optbench.errors import OptbenchError
     from optbench.interface.results import Run, compare, read_run
     from optbench.interface.run import load_suite, run
@@ -27,6 +28,7 @@ _PUBLIC = {
     "Parts": "optbench.tasks.examples",
     "Run": "optbench.interface.results",
     "Split": "optbench.data.dataset",
+    "Text": "optbench.data.windows",
     "compare": "optbench.interface.results",
     "load_suite": "optbench.interface.run",
     "metric": "optbench.metrics.own",
@@ -45,6 +47,7 @@ __all__ = [
     "Parts",
     "Run",
     "Split",
+    "Text",
     "__version__",
     "compare",
     "load_suite",
