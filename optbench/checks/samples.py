@@ -36,39 +36,35 @@ def _vectors() -> Dataset:
     return Dataset("vectors", half(SMALL.examples + SMALL.batch_size), half(SMALL.batch_size), CLASSES)
 
 
-def _tokens(*, every_position: bool) -> Dataset:
-    """Counting upwards from a random number: the next token, or whether the first is in the lower half."""
+def _tokens() -> Dataset:
+    """Counting upwards from a random number: whether that is in the lower half."""
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:
         first = torch.randint(VOCABULARY, (count, 1), generator=draws)
-        text = (first + torch.arange(LENGTH + 1)) % VOCABULARY
-        return Split(text[:, :-1], text[:, 1:] if every_position else (first[:, 0] < VOCABULARY // 2).long())
+        return Split((first + torch.arange(LENGTH)) % VOCABULARY, (first[:, 0] < VOCABULARY // 2).long())
 
-    halves = half(SMALL.examples + SMALL.batch_size), half(SMALL.batch_size)
-    classes, name = (VOCABULARY, "text") if every_position else (2, "tokens")
-    return Dataset(name, *halves, classes, vocabulary=VOCABULARY)
+    return Dataset("tokens", half(SMALL.examples + SMALL.batch_size), half(SMALL.batch_size), 2, vocabulary=VOCABULARY)
 
 
-def _domains() -> Dataset:
-    """Two texts that count, upwards and downwards, with a random step now and then."""
+def _text() -> Dataset:
+    """The next token at every position of two domains, counting upwards and downwards with a longer step now and then."""
     draws = torch.Generator().manual_seed(0)
 
     def text(step: int) -> Text:
-        steps = torch.where(torch.rand(2000, generator=draws) < 0.9, step, 3 * step)
-        return Text(*torch.split(steps.cumsum(0) % VOCABULARY, [1600, 200, 200]))
+        steps = torch.where(torch.rand(8000, generator=draws) < 0.9, step, 3 * step)
+        return Text(*torch.split(steps.cumsum(0) % VOCABULARY, [6400, 800, 800]))
 
     texts = {"upwards": text(1), "downwards": text(-1)}
-    return Dataset.of_texts("domains", texts, VOCABULARY, LENGTH, torch.ones(VOCABULARY, dtype=torch.int64))
+    return Dataset.of_texts("text", texts, VOCABULARY, LENGTH, torch.ones(VOCABULARY, dtype=torch.int64))
 
 
 SAMPLES: Mapping[str, Callable[[], Dataset]] = {
     "images": _images,
     "small images": lambda: shrunken_mnist(SMALL),
     "vectors": _vectors,
-    "text": lambda: _tokens(every_position=True),
-    "tokens": lambda: _tokens(every_position=False),
-    "domains": _domains,
+    "text": _text,
+    "tokens": _tokens,
 }
 
 
