@@ -48,7 +48,7 @@ def _tokens() -> Dataset:
 
 
 def _text() -> Dataset:
-    """The next token at every position of two domains, counting upwards and downwards with a longer step now and then."""
+    """Two domains, which count upwards and downwards with a longer step now and then: the next token everywhere."""
     draws = torch.Generator().manual_seed(0)
 
     def text(step: int) -> Text:
