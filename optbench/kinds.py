@@ -381,5 +381,6 @@ MODELS = Registry(
     {
         "mlp": "optbench.models.mlp:Mlp",
         "cnn": "optbench.models.cnn:Cnn",
+        "gpt": "optbench.models.gpt:Gpt",
     },
 )

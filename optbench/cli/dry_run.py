@@ -18,7 +18,7 @@ from optbench.execution.session import Options
 from optbench.plan import Cohort
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.readings import Readings
-from optbench.suite.schema import ExperimentSettings
+from optbench.suite.schema import ExperimentSettings, ModelSettings
 from optbench.suite.scoring import scoring
 from optbench.targets import using
 from optbench.tasks.examples import check_dataset, check_sizes
@@ -131,12 +131,12 @@ def _plain(value: object) -> str:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """How each user's model is trained, found out by trying it on a few examples, where those need no download.
+    """How large each user's model is, and each of tokens, and how it is trained, where the data need no download.
 
-    The users' optimizers are imported, and asked whether they take their settings.
+    A user's is tried on a few examples. The users' optimizers are imported, and asked whether they take their settings.
     """
     if not any(trial.user_code for trial in plan.trials):
-        return []
+        return _tried(plan, options)
     with using(find_code(plan, options.resume, options.suite_folder, force=True).sources):
         check_optimizers(trial for trial in plan.trials if trial.user_optimizers)
         return _tried(plan, options)
@@ -145,8 +145,8 @@ def _models(plan: Plan, options: Options) -> list[str]:
 def _tried(plan: Plan, options: Options) -> list[str]:
     lines = []
     for name, experiment in plan.suite.experiments.items():
-        users = [model for model, settings in experiment.models.items() if settings.is_users]
-        if not users:
+        shown = [model for model, settings in experiment.models.items() if settings.is_users or _of_tokens(settings)]
+        if not shown:
             continue
         from optbench.data import load
         from optbench.engine.blueprint import Blueprint
@@ -157,15 +157,20 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         try:
             dataset = load(experiment.dataset, options.data_dir, download=False)
         except DataError:
-            lines += [f"{name}, {model}: not tried, since the data are missing" for model in users]
+            lines += [f"{name}, {model}: not tried, since the data are missing" for model in shown]
             continue
         with placed(f"experiments.{name}"):
             check_dataset(experiment.protocol, dataset)
-        for model in users:
-            alone = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}").alone
-            how = f"trained member by member: {alone}" if alone else lock_step
-            lines.append(f"{name}, {model}: {how}")
+        for model in shown:
+            blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
+            how = f"trained member by member: {blueprint.alone}" if blueprint.alone else lock_step
+            lines.append(f"{name}, {model}: {blueprint.layout.parameters:,} parameters; {how}")
     return lines
+
+
+def _of_tokens(settings: ModelSettings) -> bool:
+    """Whether a model of ours reads tokens: of its size the suite says little."""
+    return getattr(settings.registry.load(settings.kind), "reads_tokens", False)
 
 
 def _pairs(plan: Plan) -> str:

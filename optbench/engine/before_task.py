@@ -45,8 +45,8 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """At most `PROBED` training examples of a task in their order: the same in every trial of a suite."""
-    return examples.drawn(PROBED, generator(suite_seed, None, "network before a task"))
+    """At most `PROBED` training examples of a task (fewer long sequences), in their order: the same in every trial."""
+    return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 
 def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:

@@ -64,8 +64,20 @@ class Blueprint:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of our own: without buffers, without draws, and alone with its weights."""
+        """Whether it is one of our own: without buffers, alone with its weights, and without draws in eval mode."""
         return isinstance(self.network, Network)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a forward pass in training depends on weights and inputs alone: ours, without dropout."""
+        return isinstance(self.network, Network) and not self.network.draws
+
+    @functools.cached_property
+    def ends(self) -> frozenset[str]:
+        """Of a network with embeddings, these and the output layer, by the names of their parameters; else none."""
+        embeddings = [id(part.weight) for part in self.network.modules() if isinstance(part, nn.Embedding)]
+        found = {name for name, parameter in self.network.named_parameters() if id(parameter) in embeddings}
+        return frozenset(found | {self.output} if found and self.output else found)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed.
@@ -100,7 +112,7 @@ class Blueprint:
             return initialise(network, generator(suite_seed, trial_seed, purpose))
 
         layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
-        return Blueprint(network, layout, "head", "head.weight", None, {}, start)
+        return Blueprint(network, layout, "head", "head.weight", "dropout" if network.draws else None, {}, start)
 
     @staticmethod
     def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:
@@ -116,8 +128,11 @@ class Blueprint:
         try:
             network = make()
             if isinstance(network, Network):
-                if dataset.inputs.vocabulary is not None or dataset.train.targets.ndim > 1:
+                sequences = dataset.train.targets.ndim > 1
+                if not network.reads_tokens and (sequences or dataset.inputs.vocabulary is not None):
                     raise ValueError("expected images or vectors with one target each, got sequences")
+                if network.reads_tokens and not sequences:
+                    raise ValueError("expected a target at each position, got one for each sequence")
                 return Blueprint.of_ours(network)
             normalise = Normaliser.of(dataset, experiment.protocol, torch.device("cpu"))
             inputs, targets = normalise(dataset.train.inputs[:PROBED]), dataset.train.targets[:PROBED]

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from optbench.engine.attention import unfused
 from optbench.engine.batches import Normaliser, places, sharing
 from optbench.engine.blueprint import METHOD, Blueprint, own_features
 from optbench.engine.faults import of_the_machine
@@ -25,9 +28,11 @@ from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
 CHUNK = 2500
-"""Examples per forward pass: large enough to be fast, small enough that the floats of MNIST stay below 10 MB."""
+"""Examples per forward pass, or positions of sequences: large enough to be fast, small enough that the floats of MNIST
+stay below 10 MB."""
 MOST = 50
 """Networks in one forward pass, and then a fifth of a chunk: activations as of ten networks on a whole one."""
+LN2 = math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +43,21 @@ class Score:
     """Mean cross-entropy; not finite for a diverged network."""
     correct: int
     examples: int
+    """Targets: of sequences one at each position."""
+    bits: float | None = dataclasses.field(default=None, kw_only=True)
+    """Of text: Σ -log2 p(target) over all targets, summed in float64."""
+    bytes: int | None = dataclasses.field(default=None, kw_only=True)
+    """Of text: the bytes that the targets stand for."""
 
     @property
     def accuracy(self) -> float:
         """The share of the examples that it labels correctly."""
         return self.correct / self.examples
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of text, whatever its tokens are; None of everything else."""
+        return self.bits / self.bytes if self.bits is not None and self.bytes else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +65,12 @@ class ScoreWithFeatures(Score):
     """One network on one set of examples, with what it makes of them."""
 
     features: Tensor
-    """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position."""
+    """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position, or
+    (K, d) at some of them."""
     targets: Tensor
-    """(N,) or (N T,)"""
+    """(N,), (N T,) or (K,): where the features are."""
     logits: Tensor | None = None
-    """(N, C) or (N T, C), where requested."""
+    """(N, C), (N T, C) or (K, C), where requested."""
     elsewhere: Mapping[Tap, Spectrum] = dataclasses.field(default_factory=dict)
     """The spectra at the requested taps."""
 
@@ -100,7 +116,15 @@ class Evaluator:
     none meets another's numbers.
     """
 
-    def __init__(self, blueprint: Blueprint, normalise: Normaliser, *, batched: bool | None = None) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        normalise: Normaliser,
+        *,
+        batched: bool | None = None,
+        token_bytes: Tensor | None = None,
+    ) -> None:
+        """token_bytes: of text, as `Dataset` has it: scores are in bits per byte, too."""
         self.blueprint = blueprint
         self.normalise = normalise
         self._reader = _FeatureReader(blueprint).eval()
@@ -108,15 +132,31 @@ class Evaluator:
         self._layout = blueprint.layout
         self._inputs: Tensor | None = None
         self._batched = normalise.scale.device.type != "cpu" if batched is None else batched
+        self._bytes = None if token_bytes is None else token_bytes.to(normalise.scale.device)
+
+    @property
+    def text(self) -> bool:
+        """Whether targets are the tokens of a text rather than classes."""
+        return self._bytes is not None
 
     @torch.no_grad()
     def read(
-        self, row: Tensor, examples: Examples, *, with_logits: bool = False, taps: Sequence[Tap] = ()
+        self,
+        row: Tensor,
+        examples: Examples,
+        *,
+        with_logits: bool = False,
+        taps: Sequence[Tap] = (),
+        at: Tensor | None = None,
     ) -> ScoreWithFeatures:
-        """The network with weights `row` (P,) on all `examples`, in one forward pass. with_logits: keep them, too."""
+        """The network with weights `row` (P,) on all `examples`, in one forward pass.
+
+        with_logits: keep them, too. at: (K,) ascending places among the targets, one after the other, whose features,
+        logits and tapped tensors are kept; None: of all. The score is of all in either case.
+        """
         weights = self._weights(row)
-        count = examples.targets.numel()
-        totals = torch.zeros(2, 1, dtype=widest(row.device), device=row.device)
+        count = examples.targets.numel() if at is None else len(at)
+        totals, seen = self._zeros(1, row.device), 0
         kept: Tensor | None = None
         outputs, done = [], 0
         spectra: dict[Tap, list[Spectrum]] = {tap: [] for tap in taps}
@@ -125,25 +165,32 @@ class Evaluator:
             features, logits, at_taps = functional_call(self._reader, weights, (inputs, taps))
             _count(totals[:, 0], logits, targets)
             part = features.flatten(0, targets.ndim - 1).flatten(1)
+            here = slice(None) if at is None else at[(at >= seen) & (at < seen + targets.numel())] - seen
+            seen += targets.numel()
+            part = part[here]
             if kept is None:
                 kept = part.new_empty(count, part.shape[1])
             kept[done : done + len(part)] = part  # a copy: without hidden layers the features are the inputs
             done += len(part)
             if with_logits:
-                outputs.append(logits.flatten(0, -2))
+                outputs.append(logits.flatten(0, -2)[here])
             # Hidden layers may be large: no more than a chunk of them is held.
             for tap, found in at_taps.items():
-                spectra[tap].append(spectrum(tap.rows(found, targets.ndim).to(to)))
-        loss, correct = totals[:, 0].tolist()
+                rows = tap.rows(found, targets.ndim)
+                spectra[tap].append(spectrum((rows if at is None else rows[here]).to(to)))
         assert kept is not None
+        score = self._scores(totals, [examples])[0]
+        targets = examples.targets.flatten()
         return ScoreWithFeatures(
-            loss / count,
-            int(correct),
-            count,
+            score.loss,
+            score.correct,
+            score.examples,
             kept.to(to),
-            examples.targets.flatten().to(to),
+            (targets if at is None else targets[at]).to(to),
             torch.cat(outputs).to(to) if outputs else None,
             {tap: pooled(found) for tap, found in spectra.items()},
+            bits=score.bits,
+            bytes=score.bytes,
         )
 
     def differentiate(self, row: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -181,11 +228,27 @@ class Evaluator:
         """Each network, weights `rows` (P,), on the examples at its place; what is found is read in one go."""
         if not rows:
             return []
-        totals = torch.zeros(2, len(rows), dtype=widest(rows[0].device), device=rows[0].device)
-        (self._score_together if self._batched else self._score_each)(rows, examples, totals)
-        losses, correct = totals.tolist()
+        totals = self._zeros(len(rows), rows[0].device)
+        with unfused() if self._batched else nullcontext():
+            (self._score_together if self._batched else self._score_each)(rows, examples, totals)
+        return self._scores(totals, examples)
+
+    def _zeros(self, count: int, device: torch.device) -> Tensor:
+        """What `_count` adds to: losses and hits of so many networks, of text bits as well."""
+        return torch.zeros(2 if self._bytes is None else 3, count, dtype=widest(device), device=device)
+
+    def _scores(self, totals: Tensor, examples: Sequence[Examples]) -> list[Score]:
+        """Scores from totals (2 or 3, M) over the examples at each place."""
+        losses, correct, *bits = totals.tolist()
         counts = [own.targets.numel() for own in examples]
-        return [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
+        found = [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
+        if self._bytes is None:
+            return found
+        sizes = {id(own): int(self._bytes[own.targets].sum()) for own in examples}
+        return [
+            dataclasses.replace(score, bits=own_bits, bytes=sizes[id(own)])
+            for score, own_bits, own in zip(found, bits[0], examples, strict=True)
+        ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
         """As `score`, but with what a user's model raised in the place of its score."""
@@ -214,12 +277,12 @@ class Evaluator:
         for whole in places(map(len, examples)):
             for members in (whole[i : i + MOST] for i in range(0, len(whole), MOST)):
                 weights = self._weights(torch.stack([rows[i] for i in members]))
-                found = torch.zeros(2, len(members), dtype=totals.dtype, device=totals.device)
+                found = self._zeros(len(members), totals.device)
                 alike = sharing([examples[i] for i in members])
                 distinct = [examples[members[same[0]]] for same in alike]
                 of = {place: s for s, same in enumerate(alike) for place in same}
                 index = torch.tensor([of[place] for place in range(len(members))], device=totals.device)
-                size = min(CHUNK, MOST * CHUNK // 5 // len(members))
+                size = max(1, min(CHUNK, MOST * CHUNK // 5 // len(members)) // distinct[0].positions)
                 for start in range(0, len(distinct[0]), size):
                     part = slice(start, start + size)
                     inputs = self.normalise(torch.stack([own.inputs[part] for own in distinct]))
@@ -238,16 +301,23 @@ class Evaluator:
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs, each in the same memory, and targets: fresh memory would cost as much as it takes to fill."""
-        for start in range(0, len(examples), CHUNK):
-            raw = examples.inputs[start : start + CHUNK]
+        size = max(1, CHUNK // examples.positions)
+        for start in range(0, len(examples), size):
+            raw = examples.inputs[start : start + size]
             if self._inputs is None or len(self._inputs) < len(raw) or self._inputs.shape[1:] != raw.shape[1:]:
                 self._inputs = torch.empty(raw.shape, dtype=self.normalise.dtype, device=raw.device)
-            yield self.normalise(raw, out=self._inputs[: len(raw)]), examples.targets[start : start + CHUNK]
+            yield self.normalise(raw, out=self._inputs[: len(raw)]), examples.targets[start : start + size]
 
 
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, [T,] C)."""
+    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, [T,] C).
+
+    totals (3, ...): of text, whose cross-entropies are taken in its dtype; the third are bits.
+    """
     logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    totals[0] += losses.view(*totals.shape[1:], -1).to(totals.dtype).sum(-1)
+    exact = logits.to(totals.dtype) if len(totals) > 2 else logits
+    losses = nn.functional.cross_entropy(exact, targets, reduction="none").view(*totals.shape[1:], -1)
+    totals[0] += losses.to(totals.dtype).sum(-1)
+    if len(totals) > 2:
+        totals[2] += (losses / LN2).sum(-1)
     totals[1] += (logits.argmax(-1) == targets).view(*totals.shape[1:], -1).sum(-1)

@@ -70,7 +70,8 @@ class Interim:
     """How many tasks it has finished, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Weights (P,), state of the generator, and state of the optimizer, as `saved` returns them."""
+    """Weights (P,), state of the generator, state of the optimizer, and weights after earlier tasks where they are
+    needed, as `saved` returns them."""
     rows: tuple[Row, ...]
     """What it has found so far."""
     refused: str | None = None
@@ -86,6 +87,7 @@ class Interim:
         if member.unkept is not None:
             return Interim(trials, task, counters, b"", (), refused=member.unkept)
         state = {"weights": member.row.detach().cpu(), "draws": member.generator.get_state(), "optimizer": optimizer}
+        state["ended"] = [row.detach().cpu() for row in member.ended]
         return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
     def restore(self, member: Member) -> None:
@@ -104,6 +106,7 @@ class Interim:
         member.row = state["weights"].to(member.row.device)
         member.generator.set_state(state["draws"])
         member.state = state["optimizer"]
+        member.ended = [row.to(member.row.device) for row in state.get("ended", ())]
         member.rows = list(self.rows)
 
     def record(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from optbench.engine.attention import unfused
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import seeded
@@ -35,21 +35,24 @@ those, about a second. On all 55,000 of MNIST they would cost more than the trai
 
 
 def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss:
-    """Mean cross-entropy on the first `EXAMPLES` of `examples` as a function of the weights (P,), in float64.
+    """Mean cross-entropy on the first `EXAMPLES` of `examples` (fewer long sequences, see `Examples.few`) as a function
+    of the weights (P,), in float64.
 
     The weights lie one parameter after the other in the order of the layout, as `flat` gives them. Buffers are those of
     `row` (P + Q,), and the network is in eval mode: running statistics stay as they are.
     """
     network, layout = evaluator.network, evaluator.blueprint.layout
     # Bytes become float32 first, as in training: the very inputs that the network was trained on.
-    inputs = exact_inputs(evaluator.normalise(examples.inputs[:EXAMPLES]))
-    targets = examples.targets[:EXAMPLES].to(inputs.device)
+    few = slice(examples.few(EXAMPLES))
+    inputs = exact_inputs(evaluator.normalise(examples.inputs[few]))
+    targets = examples.targets[few].to(inputs.device)
     buffers = {name: exact_inputs(view) for name, view in layout.buffer_views(row).items()}
 
     def loss(weights: Tensor) -> Tensor:
         parameters = layout.parts(weights)
         if evaluator.blueprint.ours:
-            return cross_entropy(functional_call(network, parameters, (inputs,)), targets)
+            with unfused():
+                return cross_entropy(functional_call(network, parameters, (inputs,)), targets)
         return cross_entropy(in_float64(network, {**parameters, **buffers}, inputs), targets)
 
     return loss
@@ -57,9 +60,9 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
 
 def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """Logits of a user's model in eval mode with these parameters and buffers, which stay as they are."""
-    # Copies and a seed: as in `Evaluator`. The fused kernels of attention have no second derivative.
+    # Copies and a seed: as in `Evaluator`.
     given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
-    with sdpa_kernel(SDPBackend.MATH), seeded(0, inputs.device):
+    with unfused(), seeded(0, inputs.device):
         logits: Tensor = functional_call(network, given, (inputs.clone(),))
         return logits
 

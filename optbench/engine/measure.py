@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
 from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
+from optbench.engine.overlaps import overlaps
 from optbench.engine.own_metrics import asked
+from optbench.engine.positions import sampled
 from optbench.engine.prune import pruning_rows
 from optbench.engine.taps import Tap
 from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.learning import majority_share, task_list
 from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Weights
 from optbench.metrics.place import Place
-from optbench.metrics.similarity import class_cosine
+from optbench.metrics.similarity import ClassSums, class_cosine
 from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow
 from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
@@ -93,10 +95,11 @@ def measure(
 
     Representation measures, and users' of logits or of the model, are taken on the test data of the task just learnt
     and, after the last task, of every scored task and of these pooled (`task` null; of the model the mean over tasks);
-    class similarity on all tasks pooled. Where not all tasks are scored, spectra and similarity are taken after the
-    last task alone: over hundreds of tasks they would be most of what a run keeps. Pruning curves are taken after the
-    last task, where `metrics` has a measure of them. A network that is not running any more
-    (diverged, failed) gets its accuracies as nulls.
+    class similarity on all tasks pooled. Of long sequences features and logits are taken at some positions, see
+    `positions`, and of text nothing by classes. Where not all tasks are scored, spectra and similarity are taken after
+    the last task alone: over hundreds of tasks they would be most of what a run keeps. Pruning curves are taken after
+    the last task, where `metrics` has a measure of them. A network that is not running any more (diverged, failed) gets
+    its accuracies as nulls.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:
@@ -119,9 +122,11 @@ def measure(
     for task in scored:
         measured = final or task == after_task - 1
         here = tuple(dict.fromkeys(tap for tap in taps.values() if tap is not None)) if measured else ()
-        score = evaluator.read(member.row, sequence.test(task), with_logits="logits" in kinds, taps=here)
+        test = sequence.test(task)
+        at = sampled(test, suite_seed)
+        score = evaluator.read(member.row, test, with_logits="logits" in kinds, taps=here, at=at)
         if after_task and (measured or whole):
-            readings[task] = _features(score, taps)
+            readings[task] = _features(score, taps, classes=not evaluator.text)
         member.rows.append(
             AccuracyRow(
                 after_task=after_task,
@@ -131,13 +136,21 @@ def measure(
                 examples=score.examples,
                 validation_accuracy=held_out[task].accuracy,
                 validation_loss=_finite(held_out[task].loss),
-                majority=majority_share(torch.bincount(score.targets.cpu()).tolist()),
+                majority=majority_share(torch.bincount(test.targets.flatten().cpu()).tolist()),
+                bits_per_byte=_finite(score.bits_per_byte),
+                validation_bits_per_byte=_finite(held_out[task].bits_per_byte),
             )
         )
     member.rows += _metric_rows(take(metrics, Weights(layout.views(member.row)), ask()), after_task, None)
     if after_task == 0:
         known[network] = member.rows[before:]
         return
+    if "overlap" in kinds:
+        member.ended.append(member.row)
+        if final:
+            found = overlaps(evaluator, sequence, member.ended, metrics, suite_seed)
+            for of, one in found:
+                member.rows += _metric_rows([one], after_task, of, FEATURES)
     for task, reading in readings.items():
         if task == after_task - 1 or final:
             _representation(member, reading, after_task, task + 1, metrics, ask(task + 1), spectra=whole or final)
@@ -154,9 +167,8 @@ def measure(
             member.rows[before:] = [_of_some(row, scored, count) for row in member.rows[before:]]
         if "pruning" in kinds:
             member.rows += pruning_rows(member.row, evaluator, sequence, scored)
-    sums = pooled.class_sums
-    classes, cosines = sums.counts.nonzero().flatten().tolist(), class_cosine(sums).tolist()
-    member.rows += [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
+    if not evaluator.text:
+        member.rows += _similarity(pooled.class_sums, after_task)
     if final:
         landscape = Landscape(
             flat(layout, member.row),
@@ -190,6 +202,11 @@ def _representation(
         return
     eigenvalues = reading.spectrum.lam.tolist()
     member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
+
+
+def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
+    classes, cosines = sums.counts.nonzero().flatten().tolist(), class_cosine(sums).tolist()
+    return [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
@@ -227,19 +244,24 @@ def _of_model(
 
 
 def _matrix(member: Member, count: int) -> NDArray[np.float64]:
-    """The accuracies (T+1, T) of a trial that has ended: on validation data where it chooses settings."""
+    """The matrix R (T+1, T) of a trial that has ended: on validation data where it chooses settings.
+
+    Accuracies, or of text -bits per byte, as `store.values` derives it.
+    """
     matrix = np.full((count + 1, count), np.nan)
-    for row in member.rows:
-        if isinstance(row, AccuracyRow):
-            found = row.validation_accuracy if member.trial.stage == "tune" else row.accuracy
-            matrix[row.after_task, row.task - 1] = math.nan if found is None else found
+    split = "validation_" if member.trial.stage == "tune" else ""
+    rows = [row for row in member.rows if isinstance(row, AccuracyRow)]
+    text = any(row.bits_per_byte is not None for row in rows)
+    for row in rows:
+        found = getattr(row, f"{split}bits_per_byte" if text else f"{split}accuracy")
+        matrix[row.after_task, row.task - 1] = math.nan if found is None else -found if text else found
     return matrix
 
 
-def _features(score: ScoreWithFeatures, taps: Mapping[Place, Tap | None]) -> Features:
+def _features(score: ScoreWithFeatures, taps: Mapping[Place, Tap | None], *, classes: bool) -> Features:
     read = {place: tap for place, tap in taps.items() if tap is None or tap in score.elsewhere}
     elsewhere = {place: None if tap is None else score.elsewhere[tap] for place, tap in read.items()}
-    return Features(score.features, score.targets, score.logits, elsewhere)
+    return Features(score.features, score.targets, score.logits, elsewhere, classes=classes)
 
 
 def _metric_rows(
@@ -252,5 +274,5 @@ def _missing(after_task: int, task: int) -> AccuracyRow:
     return AccuracyRow(after_task, task, None, None, 0, None, None)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -68,6 +68,8 @@ class Member:
     gradients: str | None = None
     """How they were taken last, as `Gradients.way` has it; None before the first step."""
     rows: list[Row] = field(default_factory=list)
+    ended: list[Tensor] = field(default_factory=list)
+    """Weights and buffers (P + Q,) after each task so far, where a measure of the overlap of tasks asks for them."""
     unkept: str | None = None
     """Why its optimizer's state cannot be kept between tasks, once that is known."""
     follower: Verification | None = None

@@ -26,7 +26,7 @@ def pruning_rows(row: Tensor, evaluator: Evaluator, sequence: TaskSequence, task
     # Task by task, so that no more than one task's data are held: a sequence may be hundreds of tasks long.
     for task in tasks:
         test = sequence.test(task)
-        examples += len(test)
+        examples += test.targets.numel()
         for scope, keep in correct:
             (score,) = evaluator.score([_pruned(row, layout, rankings[scope], keep)], [test])
             correct[scope, keep] += score.correct

@@ -17,6 +17,7 @@ from optbench.engine.batches import Normaliser
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import End, Lines
+from optbench.engine.positions import sampled
 from optbench.engine.train import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.metrics.landscape import NotedValue
@@ -95,6 +96,7 @@ class _SolutionReader:
         self.exact = exact_device(workspace.device)
         self.sequence = workspace.family.sequence(comparison.seed)
         self.tasks = range(workspace.family.count)
+        self.suite_seed = workspace.suite_seed
         self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
         # Bytes, not floats: of a hundred tasks, too.
@@ -107,7 +109,9 @@ class _SolutionReader:
         row = self.layout.pack({**self._initial, **weights}).to(self.device)
         ours = self.blueprint.ours
         tests = (self.sequence.test(task) for task in self.tasks)
-        readings = [self.evaluator.read(row, test, with_logits=not ours) for test in tests]
+        readings = [
+            self.evaluator.read(row, test, with_logits=not ours, at=sampled(test, self.suite_seed)) for test in tests
+        ]
         pooled = torch.cat([reading.features for reading in readings])
         if ours:
             head = self.layout.views(row)
@@ -166,11 +170,12 @@ def _tiled(pairs: Sequence[TrialPair], room: Callable[[Trial], int]) -> Iterator
 
 def _first(examples: Examples) -> Examples:
     # Copies: views would keep the arrays of every task alive.
-    return Examples(examples.inputs[:TRAIN_EXAMPLES].clone(), examples.targets[:TRAIN_EXAMPLES].clone())
+    few = slice(examples.few(TRAIN_EXAMPLES))
+    return Examples(examples.inputs[few].clone(), examples.targets[few].clone())
 
 
 def _spread(examples: Examples) -> Examples:
-    count = min(TEST_EXAMPLES, len(examples))
+    count = min(examples.few(TEST_EXAMPLES), len(examples))
     index = torch.arange(count, device=examples.targets.device) * len(examples) // count
     return examples.select(index)
 

@@ -194,6 +194,7 @@ class TaskTraining:
                 train_loss=sum(recent) / len(recent),
                 eval_loss=score.loss if math.isfinite(score.loss) else None,
                 eval_accuracy=score.accuracy,
+                eval_bits_per_byte=score.bits_per_byte if math.isfinite(score.loss) else None,
             )
         )
         self.cohort.sketches.record(member, row, self.task + 1, step)

@@ -48,6 +48,7 @@ from optbench.engine.task import TaskTraining
 from optbench.errors import OptbenchError
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
+from optbench.models import materialised
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
 from optbench.plan import Cohort
@@ -151,7 +152,8 @@ class CohortTraining:
         recordings = Recordings(execution.record)
         gradients = self.ways.factory(buffer, recordings)
         self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
-        self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together)
+        token_bytes = workspace.dataset.token_bytes
+        self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together, token_bytes=token_bytes)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)
         self.sequences: dict[int, TaskSequence] = {
             seed: workspace.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
@@ -208,6 +210,7 @@ class CohortTraining:
             self._total_steps(member, task),
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
+            self.blueprint.ends,
         )
 
     def _keeps_state(self, member: Member) -> bool:
@@ -215,18 +218,21 @@ class CohortTraining:
         return self.protocol.optimizer_state == "keep" and not renews_state(member.trial)
 
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
-        """What a user's model keeps between its forward passes in `task`, 0..T-1; our own networks keep nothing.
+        """What a model keeps between its forward passes in `task`, 0..T-1; a plain network keeps nothing.
 
         row: (P + Q,) at its beginning, the member's own unless given.
         """
-        if self.blueprint.ours:
+        if self.blueprint.plain:
             return None
         suite, trial = self.workspace.suite_seed, member.trial.seed
 
         def draws(step: int, evaluation: int) -> int:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
-        return Passes(copy.deepcopy(self.network), self.layout, member.row if row is None else row, draws)
+        # Ours has no weights of its own; a user's module stays where it was made.
+        ours = self.blueprint.ours
+        network = materialised(self.network, self.workspace.device) if ours else copy.deepcopy(self.network)
+        return Passes(network, self.layout, member.row if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""

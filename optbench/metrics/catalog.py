@@ -19,8 +19,8 @@ from optbench.metrics.place import FEATURES, SETTINGS, Place
 Direction = Literal["higher", "lower", "neutral"]
 Derived = Literal["continual", "online", "cost", "pruning"]
 """What registered metrics are derived of when a run is read."""
-Kind = Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "pair"]
-Subject = Literal["continual", "plasticity", "rank", "similarity", "sparsity", "landscape", "cost", "pruning", "pairs"]
+Kind = Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "overlap", "pair"]
+Subject = Derived | Literal["plasticity", "rank", "similarity", "sparsity", "landscape", "overlap", "pairs"]
 Cost = Literal["cheap", "expensive"]
 
 _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
@@ -35,9 +35,9 @@ class Metric:
         is equivalent.
     kind: what it is measured from: `continual` the accuracy matrix, `online` the accuracy on each batch before its
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
-        together, `landscape` final and initial weights and the training loss, `cost` a trial's record of its training,
-        `pruning` the accuracies with only the largest weights, `pair` two trained networks (a suite's `pairs`); of
-        users' alone `logits` (N, C) and `model`.
+        together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
+        networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
+        largest weights, `pair` two trained networks (a suite's `pairs`); of users' alone `logits` (N, C) and `model`.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds a trial) or `expensive`.
@@ -51,6 +51,7 @@ class Metric:
     alongside: metrics without which the value cannot be read: taken with it.
     averaged: whether the value over all layers is the mean of theirs, weighted by size, rather than of all weights.
     scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
+    said: what tables call it where that is not its name: of text, see `score`.
     target: what a suite's entry names, where it is not in this catalog: a user's function, or a metric with settings.
     settings: as plain values, defaults included.
     place: where in the network its features are read, which settings choose where it is `placed`.
@@ -78,6 +79,7 @@ class Metric:
     averaged: bool = False
     scope: str | None = None
     unit: str = ""
+    said: str = ""
     target: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     place: Place = FEATURES
@@ -151,6 +153,7 @@ class Metric:
 
 _GEM = "Lopez-Paz & Ranzato 2017"
 _ROY = "Roy & Vetterli 2007"
+_CKA, _GOLUB = "Kornblith et al. 2019", "Golub & Van Loan 1996"
 _PAPER = "Pascanu et al. 2025, Figure 4"
 _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
@@ -195,6 +198,12 @@ _expensive = partial(
 _hessian = partial(_expensive, reads=("loss", "weights", "generator"))
 _top = partial(_hessian, called="hessian_top_eigenvalue", alongside=(_LOSS, "hessian_top_residual"))
 _trace = partial(_hessian, called="hessian_trace", alongside=(_LOSS, "hessian_trace_error"))
+# Read beside its null: no margin.
+_overlap = partial(_expensive, kind="overlap", subject="overlap", alongside=())
+_kept = partial(_overlap, reads=("changes",), alongside=("kept_cka_null", "overlap_chance"))
+_broken = partial(_kept, source="recorded", called="kept_cka", arguments={"broken": True}, alongside=())
+_shared = partial(_overlap, reads=("tasks",), alongside=("tasks_cka_within", "tasks_overlap_within", "overlap_chance"))
+_within = partial(_shared, source="recorded", arguments={"within": True}, alongside=())
 # No margin: what a second is worth depends on the machine.
 _cost = partial(Metric, source="recorded", direction="lower", margin=0.0, kind="cost", subject="cost")
 # Read beside its null, which differs with the network and the data: no margin.
@@ -294,14 +303,23 @@ _TABLE = (
     _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
     _expensive("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = rho, .05 by default", "Foret et al. 2021"),
     _expensive("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = rho, .5 by default", "Kwon et al. 2021"),
+    _kept("kept_cka", "mean_{j<T} linear CKA of task j's features after task j with those at the end", _CKA),
+    _broken("kept_cka_null", "the same with examples paired wrongly"),
+    _kept("kept_cka_means", "kept_cka of means over the positions of a sequence, debiased", _CKA),
+    _kept("kept_overlap", "subspace overlap likewise, ‖UᵀV‖²_F / k, k = 16 principal directions", _GOLUB),
+    _shared("tasks_cka", "mean_{a<b} ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖), C_a covariance of task a's features at the end", _CKA),
+    _within("tasks_cka_within", "the same of two halves of each task", called="tasks_cka"),
+    _shared("tasks_overlap", "mean_{a<b} subspace overlap of tasks' features at the end, k = 16", _GOLUB),
+    _within("tasks_overlap_within", "the same of two halves of each task", called="tasks_overlap"),
+    _within("overlap_chance", "k / d, the overlap of random subspaces", arguments={}),
     *_pruned("global", "all weights ranked together"),
     *_pruned("layer", "each layer ranked alone"),
-    _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", "Kornblith et al. 2019"),
+    _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", _CKA),
     _debiased("linear_cka_debiased", "the same, each term estimated without bias", "Song et al. 2012"),
     _pair(
         "subspace_overlap",
         "‖UᵀV‖²_F / k, U and V the k = 10 leading directions of the features",
-        "Golub & Van Loan 1996",
+        _GOLUB,
     ),
     _pair("subspace_overlap_chance", "k / d, the overlap of random subspaces", "recorded"),
     _pair("prediction_disagreement", "share of test examples that two solutions label differently", "counted"),
@@ -327,9 +345,9 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
-_DERIVED: tuple[Derived, ...] = get_args(Derived)
-UNSET: tuple[Kind, ...] = (*_DERIVED, "pair")
-"""Kinds of registered metrics that take no settings: derived when a run is read, or taken of two solutions."""
+DERIVED: tuple[Derived, ...] = get_args(Derived)
+UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap")
+"""Kinds of registered metrics that take no settings: derived when a run is read, or taken of two networks."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds that are taken of the test data of each task, the last one among them, and of all tasks."""
@@ -362,32 +380,3 @@ def is_own(target: str) -> bool:
 def base_name(name: str) -> str:
     """`margin` of `margin power=2`: the name of a metric without its settings."""
     return name.partition(" ")[0]
-
-
-def check_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a registered metric that single trials have."""
-    if select([name])[0].kind == "pair":
-        raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
-
-
-def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds of which every registered metric is derived where these are named.
-
-    Of the accuracy matrix and the clock everything is derived, and of online accuracies and pruning curves all of
-    their measures once any is named.
-    """
-    return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*_DERIVED}
-
-
-def check_taken(name: str, listed: Iterable[str] | None) -> None:
-    """Raises UsageError unless trials have the registered metric `name` where a suite lists these (None: no list)."""
-    listed = (DEFAULT,) if listed is None else listed
-    chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
-    if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
-        raise UsageError(f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'")
-
-
-def check_pair_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a metric of two solutions."""
-    if name not in PAIR_METRICS:
-        raise UsageError(unknown("metric of pairs", name, PAIR_METRICS))

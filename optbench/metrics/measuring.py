@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from optbench.metrics.overlap import Change, TaskFeatures
     from optbench.metrics.rank import SingularValues, Spectrum
     from optbench.metrics.similarity import ClassSums
     from optbench.metrics.sparsity import Activity
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
 """Calls a user's metric with its arguments; its value, NaN if undefined, and then why."""
+
+
+NO_CLASSES = "expected classes, got the tokens of a text"
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,10 @@ class Features(Reading):
         targets: Tensor,
         logits: Tensor | None = None,
         elsewhere: Mapping[Place, Spectrum | None] = MappingProxyType({}),
+        *,
+        classes: bool = True,
     ) -> None:
-        """logits: (N, C); needed by metrics of logits.
+        """logits: (N, C); needed by metrics of logits. classes: False where targets are the tokens of a text.
 
         elsewhere: needed by metrics of other places; None for another name of the same place.
 
@@ -131,10 +137,13 @@ class Features(Reading):
             )
         device = exact_device(features.device)
         self._given, self._given_targets, self._logits = features.detach().to(device), targets.to(device), logits
+        self.classes = classes
         self._elsewhere: dict[Place, Reading] = {FEATURES: self}
         self._elsewhere |= {place: Elsewhere(known) if known else self for place, known in elsewhere.items()}
 
     def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
+        if metric.kind == "similarity" and not self.classes:
+            return measurement(metric, layer, math.nan, NO_CLASSES)
         return Reading.value(self.at(metric.place), metric, ask, layer)
 
     def at(self, place: Place) -> Reading:
@@ -185,6 +194,7 @@ class Pooled(Features):
         """parts: at least one, of one width."""
         Reading.__init__(self)
         self._parts = parts
+        self.classes = all(part.classes for part in parts)
 
     def at(self, place: Place) -> Reading:
         from optbench.metrics import rank
@@ -276,6 +286,17 @@ class Weights(Reading):
             )
         total = sum(layer.value * size for layer, size in filled if layer.value is not None)
         return measurement(metric, None, total / sum(sizes), None)
+
+
+class Overlap(Reading):
+    """Features of every task's examples by the network at the end, and how they have changed since each was learnt."""
+
+    kinds = frozenset({"overlap"})
+
+    def __init__(self, changes: Sequence[Change], tasks: Sequence[TaskFeatures]) -> None:
+        """changes: of the tasks before the last. tasks: at the end."""
+        super().__init__()
+        self.changes, self.tasks = changes, tasks
 
 
 class Accuracy(Reading):

@@ -32,17 +32,23 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
 
     Linear and convolution layers get what the model's settings say (`optbench.models.network.Initialisation`), by
     default PyTorch's own: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
-    `nn.Linear.reset_parameters` does). Normalisations start at one and zero.
+    `nn.Linear.reset_parameters` does). Normalisations start at one and zero. A network may ask for normal draws
+    instead, see `Network.deviation`.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own"
-    draw = _DRAWS[model.initialisation]
     weights: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
-        if not own:
+        normal = {name: std for name in own if (std := model.deviation(name)) is not None}
+        for name, std in normal.items():
+            weights[name] = torch.zeros(own[name].shape)
+            if std:
+                weights[name].normal_(0.0, std, generator=generator)
+        if len(normal) == len(own):
             continue
         if isinstance(module, nn.Linear | nn.Conv2d):
+            draw = _DRAWS[model.initialisation]
             for name, parameter in own.items():
                 weights[name] = draw(parameter.shape, math.prod(module.weight.shape[1:]), generator)
         elif isinstance(module, nn.LayerNorm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from optbench.late import nn, torch
 
@@ -46,6 +46,9 @@ class Network(Module):
     A subclass becomes an `nn.Module` when it is first made, so that its settings are read without importing torch.
     """
 
+    reads_tokens: ClassVar[bool] = False
+    """Whether its inputs are sequences of tokens (B, T), with logits (B, T, V), rather than images or vectors."""
+
     head: nn.Linear
     initialisation: Initialisation
 
@@ -57,19 +60,28 @@ class Network(Module):
         """The number of hidden layers."""
         raise NotImplementedError  # abstract, as `hidden`
 
+    @property
+    def draws(self) -> bool:
+        """Whether forward passes in training draw random numbers: dropout."""
+        return False
+
+    def deviation(self, name: str) -> float | None:
+        """Standard deviation of a parameter drawn from a normal; None: as its layer or `initialisation` has it."""
+        return None
+
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each hidden layer in turn, what goes into its activation and what it gives, for inputs (B, *shape)."""
         raise NotImplementedError  # abstract: every network defines its own
 
     def features(self, x: Tensor) -> Tensor:
-        """Inputs (B, *shape) to features (B, d)."""
-        features = x.flatten(1)
+        """Inputs (B, *shape) to features (B, d), or (B, T, d) of tokens."""
+        features = x if self.reads_tokens else x.flatten(1)
         for _, features in self.hidden(x):  # noqa: B007  # the last one is returned
             pass
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, *shape) to logits (B, classes)."""
+        """Inputs (B, *shape) to logits (B, classes), or (B, T, V) of tokens."""
         logits: Tensor = self.head(self.features(x))
         return logits
 

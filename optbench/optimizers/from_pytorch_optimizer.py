@@ -16,8 +16,8 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="soap",
         target="pytorch_optimizer:SOAP",
-        summary="Adam in the eigenbasis of Shampoo's preconditioner, plainly along sides longer than "
-        "max_precondition_dim and for vectors; its first step only looks at the gradient",
+        summary="Adam in the eigenbasis of Shampoo's preconditioner; plain Adam for vectors, along sides longer than "
+        "max_precondition_dim, and for embeddings and the head behind them; its first step only looks at the gradient",
         reference="Vyas et al. 2024, arXiv:2409.11321",
         state="2, and 2(m²+n²) per m×n matrix",
         hyperparameters={
@@ -34,6 +34,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "normalize_gradient": OFF,
         },
         interval="precondition_frequency",
+        at_the_ends={"max_precondition_dim": 0},
         step_cost=12.0,
     ),
     _spec(

@@ -148,7 +148,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="muon",
         target="torch.optim:Muon",
-        summary="orthogonalised momentum for weight matrices; embeddings, heads over their vocabulary and all other "
+        summary="orthogonalised momentum for weight matrices; embeddings, the head behind them and all other "
         "parameters by AdamW (fallback_*)",
         reference="Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982",
         state="1 (2 by AdamW)",

@@ -61,8 +61,9 @@ class Kfac(torch.optim.Optimizer):
     ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
 
     The network is a softmax classifier whose output are logits (N, classes), or a tuple of several such outputs, whose
-    losses are added. Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps:
-    V = ∇.
+    losses are added. Of logits (B, T, classes), a prediction at each position of a sequence, E takes the mean over all
+    B T positions for both factors, as if each was an example (K-FAC-expand, Eschenhagen et al. 2023). Parameters of
+    other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
 
     Args:
         model: the network; forward hooks on it and its layers see the inputs and draw the labels.
@@ -77,7 +78,8 @@ class Kfac(torch.optim.Optimizer):
         >>> nn.functional.cross_entropy(model(inputs), labels).backward()
         >>> optimizer.step()
 
-    Reference: Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407.
+    Reference: Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407; Eschenhagen et al.
+    2023, arXiv:2311.00636.
 
     Raises ValueError, in the forward pass, when a layer is used twice in it.
     """
@@ -149,7 +151,8 @@ class Kfac(torch.optim.Optimizer):
     def _follow(self, predictions: Sequence[Tensor]) -> None:
         seen, self._outputs = self._outputs, {}
         losses = []
-        for logits in predictions:
+        examples = predictions[0].shape[:-1].numel() if predictions[0].ndim > 2 else None
+        for logits in (found.flatten(0, -2) for found in predictions):
             with torch.no_grad():
                 chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
                 labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
@@ -157,7 +160,8 @@ class Kfac(torch.optim.Optimizer):
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         found = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
         self.signals = {
-            layer: _signals(layer, self._inputs[layer], gradient) for layer, gradient in zip(seen, found, strict=True)
+            layer: _signals(layer, self._inputs[layer], gradient, examples)
+            for layer, gradient in zip(seen, found, strict=True)
         }
         self._inputs.clear()
 
@@ -265,7 +269,8 @@ def _supported(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> LayerSignals:
+def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor, examples: int | None) -> LayerSignals:
+    """examples: N where it is not the number of inputs: every position of a sequence."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
         patches = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -275,4 +280,4 @@ def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> LayerSignals
         rows, gradients = inputs.flatten(0, -2), gradient.flatten(0, -2)
     if layer.bias is not None:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-    return LayerSignals(rows, gradients, len(inputs))
+    return LayerSignals(rows, gradients, len(inputs) if examples is None else examples)

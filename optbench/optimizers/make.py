@@ -27,7 +27,7 @@ from optbench.optimizers.needs import (
     parameters_of,
 )
 from optbench.optimizers.registry import base_settings, complete, find
-from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
+from optbench.optimizers.spec import DECLARATIONS, END, FALLBACK, GIVEN, Need, OptimizerSpec
 from optbench.targets import said
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -45,6 +45,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     factory = load_factory(spec.target)
     names = list(parameters_of(factory))
     given = given or {}
+    apart = embeddings_and_heads(given.get("model")) if spec.only_matrices or spec.at_the_ends else frozenset()
     arguments = constructor_arguments(spec, hyperparameters)
     # What the user has set stands: a schedule may be meant to end sooner.
     named = {*names, *declared_needs(hyperparameters)}
@@ -65,7 +66,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
         }
         own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
-            return checked(factory(list(parameters), **own), spec.target)
+            return checked(factory(_grouped(parameters, spec.at_the_ends, apart), **own), spec.target)
         # The model, say, comes first; parameters may follow.
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         return checked(factory(own.pop(names[0]), **own), spec.target)
@@ -74,11 +75,10 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
         return made
     other = find(spec.fallback)
     fallback = maker(other, complete(other.name, rest))
-    apart = embeddings_and_heads(given.get("model"))
 
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        matrices = [p for p in parameters if p.ndim == 2 and id(p) not in apart]
-        others = [p for p in parameters if p.ndim != 2 or id(p) in apart]
+        matrices = [p for p in parameters if p.ndim == 2 and not _is_end(p, apart)]
+        others = [p for p in parameters if p.ndim != 2 or _is_end(p, apart)]
         parts = [made(matrices)] if matrices else []
         if others:
             parts.append(fallback(others))
@@ -88,16 +88,34 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def embeddings_and_heads(model: torch.nn.Module | None) -> frozenset[int]:
-    """`id`s of the weights of embeddings, and of linear layers over the vocabulary of one.
+    """`id`s of the weights at the ends of a network, where nothing says which: see `spec.END`.
 
-    Their rows belong to tokens that rarely occur together: they are no maps between representations, and Muon, as
-    published, leaves them to AdamW. A network without embeddings has none, whatever its head.
+    These are the embeddings, and of one of our own networks its head, else linear layers over the vocabulary of an
+    embedding: their rows belong to tokens that rarely occur together, so they are no maps between representations. A
+    network without embeddings has none, whatever its head.
     """
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)] if model is not None else []
+    if model is None or any(hasattr(p, END) for p in model.parameters()):
+        return frozenset()
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     vocabularies = {table.num_embeddings for table in tables}
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)] if model is not None else []
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     heads = [layer for layer in layers if layer.out_features in vocabularies]
+    if tables and getattr(model, "reads_tokens", False):
+        heads = [layer for layer in layers if layer is model.head]
     return frozenset(id(module.weight) for module in (*tables, *heads))
+
+
+def _is_end(parameter: Tensor, apart: frozenset[int]) -> bool:
+    return hasattr(parameter, END) or id(parameter) in apart
+
+
+def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any], apart: frozenset[int]) -> list[Any]:
+    """The parameters, or a group of them and one of the ends with settings of its own."""
+    ends = [p for p in parameters if _is_end(p, apart)] if at_the_ends else []
+    if not ends:
+        return list(parameters)
+    rest = [p for p in parameters if not _is_end(p, apart)]
+    return [*([{"params": rest}] if rest else []), {"params": ends, **at_the_ends}]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
 """What an argument of any name may be set to, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
+END = "optbench_end"
+"""Attribute of parameters at the ends of a network of tokens: embeddings, and the layer that gives the logits. By
+convention optimizers that are for the matrices of hidden layers leave them to Adam (Jordan et al. 2024; Vyas et al.
+2024). Networks without an embedding have none."""
 FALLBACK = "fallback_"
 """Hyper-parameters with this prefix are those of the fallback of an optimizer that takes matrices only."""
 
@@ -139,10 +143,12 @@ class OptimizerSpec:
     needs: frozenset[Need] = frozenset()
     """What it asks of whoever trains with it, beyond gradients and `step()`."""
     only_matrices: bool = False
-    """It takes weights of two axes only: all other parameters go to `fallback`, with its own settings."""
+    """It takes weights of two axes only: all others, and the ends, go to `fallback`, with its own settings."""
     fallback: str = "adamw"
     interval: str = ""
     """The hyper-parameter that says how many steps lie between two refreshes of its roots, inverses or bases."""
+    at_the_ends: Mapping[str, Any] = field(default_factory=dict)
+    """What is set otherwise for a network's ends, see `END`: in a parameter group of their own."""
     step_cost: float = 1.0
     """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with 100 hidden units on a
     CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optbench.metrics import METRICS, Metric
@@ -73,6 +73,15 @@ TOPICS: dict[Topic, str] = {
     "cost": "cost",
 }
 
+OF_TEXT: dict[str, str] = {
+    "average_accuracy": "average score: at the end, mean over all tasks; a score is {split} text's bits per byte with "
+    "the sign turned, so that higher is better",
+    "forgetting": "forgetting: best score on a task since it was learnt minus its score at the end, in bits per byte",
+    "learning_accuracy": "learning score: that on each task right after training on it",
+    "last_task_accuracy": "last task, earlier tasks: score at the end on the last task, and mean on those before it",
+}
+"""What is said of text in place of `LEGENDS`."""
+
 # {split}: the data that accuracies are of; pruned networks are measured on test data in any run.
 LEGENDS: dict[str, str] = {
     "average_accuracy": "average accuracy: {split} accuracy at the end, mean over all tasks",
@@ -100,6 +109,11 @@ def own_measure(metric: Metric) -> Measure:
     title = name.replace(" ", "\n", 1) if " " in name else f"\n{name}"
     unit = f" ({metric.unit})" if metric.unit else ""
     return Measure(metric.name, f"{title}{unit}", "learning" if metric.kind == "continual" else "solution", own=metric)
+
+
+def score_measure(measure: Measure, metric: Metric) -> Measure:
+    """The column of a continual metric as it is of text, any other as it is."""
+    return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 
 def own_legend(metric: Metric) -> str:

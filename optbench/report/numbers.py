@@ -109,5 +109,5 @@ def losses(counts: Mapping[str, int], of: str = "") -> str:
 
 def name_with_arrow(metric: Metric) -> str:
     """`forgetting ↓`; a neutral metric has no arrow."""
-    text = words(metric.name) + (f" ({metric.unit})" if metric.unit else "")
+    text = (metric.said or words(metric.name)) + (f" ({metric.unit})" if metric.unit else "")
     return text if metric.direction == "neutral" else f"{text} {metric.arrow}"

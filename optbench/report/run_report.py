@@ -11,7 +11,7 @@ from optbench.counting import count, grouped
 from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
 from optbench.report.layout import one_line
-from optbench.report.measures import LEGENDS, TOPICS, Measure, own_legend
+from optbench.report.measures import LEGENDS, OF_TEXT, TOPICS, Measure, own_legend
 from optbench.report.numbers import (
     NOT_LEARNT,
     NOT_OK,
@@ -30,7 +30,8 @@ from optbench.report.spread import SpreadText, Statistic, spread_text
 from optbench.report.summary import RunSummary, Section, Summary, SummaryRow
 from optbench.stats.dormant import is_rank
 
-SWEPT = ("learning_accuracy", "average_accuracy", "forgetting")
+FORGETTING = "forgetting"
+SWEPT = ("learning_accuracy", "average_accuracy", FORGETTING)
 FEWEST_SWEPT = 3
 """Fewer settings than this are no sweep."""
 BAR = 10
@@ -193,7 +194,7 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
     if len(tasks) != 1:
         return
-    count = tasks.pop()
+    count, ends = tasks.pop(), section.ends
     keys = _row_columns(several)[:-1]
     # Where not every task was scored at the end, each was right after training on it.
     whole = all(row.matrix is not None and np.isfinite(row.matrix[-1]).all() for row in rows)
@@ -203,17 +204,19 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
         head = _row_cells(row, several)[:-1]
         if count > MANY_TASKS:
             line = row.matrix[-1] if whole else row.matrix[1:].diagonal()
-            lines.append((*head, doc.Cell(spark(thinned(line.tolist())))))
+            lines.append((*head, doc.Cell(spark(thinned(line.tolist()), *ends))))
         else:
-            cells = [f"{spark(row.matrix[:, j].tolist())} {fixed(float(row.matrix[-1, j]), 2)}" for j in range(count)]
+            ending = [fixed(float(value), 2) for value in row.matrix[-1]]
+            cells = [f"{spark(row.matrix[:, j].tolist(), *ends)} {ending[j]}" for j in range(count)]
             lines.append((*head, *map(doc.Cell, cells)))
     if count > MANY_TASKS:
         columns = doc.columns(f"tasks 1 to {count}", texts=1)
         when = "at the end" if whole else "right after training on it"
-        caption = f"{section.experiment}, {section.model}: accuracy on each task {when}, 0 to 1"
+        scale = f"{ends[0]:g} to {ends[1]:g}"
+        caption = f"{section.experiment}, {section.model}: {section.score} on each task {when}, {scale}"
     else:
         columns = doc.columns(*(f"task {j + 1}" for j in range(count)))
-        caption = f"{section.experiment}, {section.model}: accuracy on each task during training"
+        caption = f"{section.experiment}, {section.model}: {section.score} on each task during training"
     table = doc.Table(caption, (*keys, *columns), tuple(lines), keys=len(keys))
     yield doc.Part("chart", table)
 
@@ -232,7 +235,11 @@ def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
         lines = []
         for row in rows:
             spreads = [row.values[metric.name] for metric in swept_by]
-            cells = [f"{bar(s.mean, 0, 1, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED for s in spreads]
+            ends = [(0.0, 1.0) if metric.name == FORGETTING else section.ends for metric in swept_by]
+            cells = [
+                f"{bar(s.mean, *own, BAR)} {fixed(s.mean, 2)}" if s else UNDEFINED
+                for s, own in zip(spreads, ends, strict=True)
+            ]
             lines.append((doc.Cell(marked(row.arm.variant, row.arm.shortcoming)), *map(doc.Cell, cells)))
         who = f"{run}, {optimizer}" if several else optimizer
         table = doc.Table(f"{section.experiment}, {section.model}: the sweep of {who}", columns, tuple(lines))
@@ -252,11 +259,14 @@ def _matrices(section: Section, several: bool) -> Iterable[doc.Block]:
         who = f"{row.run}, {row.label}" if several else row.label
         tables.append(
             doc.Table(
-                f"{who}: mean {row.split} accuracy over {count(row.arm.count('ok'), 'seed')}", columns, tuple(rows)
+                f"{who}: mean {row.split} {section.score} over {count(row.arm.count('ok'), 'seed')}",
+                columns,
+                tuple(rows),
             )
         )
     if tables:
-        yield doc.Fold(f"Accuracy matrices: {section.experiment}, {section.model}", tuple(tables))
+        matrices = "Matrices of bits per byte" if section.in_bits else "Accuracy matrices"
+        yield doc.Fold(f"{matrices}: {section.experiment}, {section.model}", tuple(tables))
 
 
 def _details(section: Section, several: bool) -> doc.Block:
@@ -293,7 +303,9 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
     }[statistic]
     splits = sorted({row.split for section in summary.sections for row in section.rows})
     split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
-    lines = [what, *(text.format(split=split) for name, text in LEGENDS.items() if name in measures)]
+    kinds = sorted({section.in_bits for section in summary.sections})  # of images and the like first
+    texts = [(name, (OF_TEXT if bits else {}).get(name, text)) for bits in kinds for name, text in LEGENDS.items()]
+    lines = [what, *dict.fromkeys(text.format(split=split) for name, text in texts if name in measures)]
     lines += [own_legend(measure.metric) for measure in measures.values() if measure.metric.target]
     yield doc.Items(tuple(lines), "quiet")
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from optbench.counting import count, grouped
 from optbench.metrics import Metric
-from optbench.report.measures import MEASURES, Measure, own_measure
+from optbench.metrics.score import score_word
+from optbench.report.measures import MEASURES, Measure, own_measure, score_measure
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
@@ -29,7 +30,6 @@ from optbench.store.values import Matrix
 from optbench.suite.protocol import Protocol
 from optbench.suite.schema import Stage
 from optbench.suite.scoring import scoring
-from optbench.tasks import Outline
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,25 @@ class Section:
     metrics: Mapping[str, Metric]
     """Every metric that was taken here."""
     rows: tuple[SummaryRow, ...]
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether it is of text, whose matrices hold bits per byte."""
+        return any(row.arm.in_bits for row in self.rows)
+
+    @property
+    def score(self) -> str:
+        """What the matrices hold, in a word."""
+        return score_word(self.in_bits)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The scale of what the matrices hold: 0 to 1, of text from whole bits below to above all of it."""
+        if not self.in_bits:
+            return 0.0, 1.0
+        values = np.concatenate([row.matrix.ravel() for row in self.rows if row.matrix is not None] or [np.zeros(1)])
+        low, high = np.nanmin(values), np.nanmax(values)
+        return float(np.floor(low)), float(max(np.ceil(high), np.floor(low) + 1))
 
 
 @dataclass(frozen=True)
@@ -161,12 +180,14 @@ def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summ
 
 
 def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
-    known = {name: metric for arm in reversed(found) for name, metric in arm.results.metrics.items()}
+    known = {name: metric for arm in reversed(found) for name, metric in arm.metrics.items()}
     metrics = {name: metric for name, metric in known.items() if any(arm.took(name) for arm in found)}
     # What is measured for readings of claims alone would widen every table.
     left_out = frozenset.intersection(*(arm.results.unlisted[arm.experiment] for arm in found))
     shown = {name: metric for name, metric in metrics.items() if name not in left_out}
-    measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm.tasks) for arm in found)]
+    measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm) for arm in found)]
+    if any(arm.in_bits for arm in found):
+        measures = [score_measure(measure, known[measure.name]) for measure in measures]
     measures += [own_measure(metric) for metric in shown.values() if metric.target and not metric.is_size]
     sentences = {arm.results.run.id: _said(arm) for arm in found}
     undefined = _undefined(measures, found)
@@ -191,7 +212,10 @@ def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, t
     return {reason: tuple(group) for reason, group in groups.items()}
 
 
-def _applies(measure: Measure, tasks: Outline) -> bool:
+def _applies(measure: Measure, arm: Arm) -> bool:
+    tasks = arm.tasks
+    if arm.in_bits and measure.metric.kind == "similarity":
+        return False  # the tokens of a text are no classes
     if measure.metric.note_arguments.get("over_pairs") and tasks.count == 1:
         return False  # of a single task nothing can be forgotten
     return not measure.groups_only or tasks.disjoint

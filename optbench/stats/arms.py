@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from optbench.metrics import Metric
 from optbench.metrics.learning import NotLearnt
 from optbench.plan import Trial
 from optbench.stats.dormant import DORMANT, ManyDormant
@@ -46,6 +47,16 @@ class Arm:
     @property
     def settings(self) -> ExperimentSettings:
         return self.results.suite.experiments[self.experiment]
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Every metric of the run by name, in the units that it has in this experiment."""
+        return self.results.metrics_of(self.experiment)
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether it is of text, whose R holds bits per byte."""
+        return self.experiment in self.results.in_bits
 
     @property
     def tasks(self) -> Outline:

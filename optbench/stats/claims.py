@@ -103,7 +103,10 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
         if missing := next((cell.name for cell in cells if cell.name not in metrics), None):
             what = f"expected a description of '{missing}', which claims.{name} of its suite is about, got none"
             raise StoreError(f"{results.run.path / 'run.json'}: metrics: {what}")
-    return [_judged(name, claim, metrics, everyone) for name, claim in results.suite.claims.items()]
+    return [
+        _judged(name, claim, results.metrics_of(claim.experiment), everyone)
+        for name, claim in results.suite.claims.items()
+    ]
 
 
 def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Sequence[Arm]) -> JudgedClaim:

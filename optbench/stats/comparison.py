@@ -140,7 +140,7 @@ def compare_arms(a: Arm, b: Arm) -> ArmComparison:
     """Every metric that either arm took; verdicts for the primary ones of the experiment."""
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)
-    metrics = {**b.results.metrics, **a.results.metrics}
+    metrics = {**b.metrics, **a.metrics}
     primary = [metrics[name] for name in a.settings.primary or PRIMARY_METRICS if name in metrics]
     others = [m for m in metrics.values() if m not in primary and not m.is_size]
     taken = [metric for metric in others if a.took(metric.name) or b.took(metric.name)]

@@ -21,6 +21,7 @@ from optbench.errors import StoreError
 from optbench.metrics import Metric
 from optbench.metrics.learning import NotLearnt
 from optbench.metrics.own import metrics_of
+from optbench.metrics.score import metric_in_bits
 from optbench.optimizers.registry import check_names
 from optbench.plan import Trial, outline, trials
 from optbench.stats.learning import Held, not_learnt
@@ -36,7 +37,10 @@ from optbench.store.values import (
     accuracy_matrices,
     continual_values,
     final_metrics,
+    in_bits,
     pruning_curves,
+    score_columns,
+    score_matrices,
     trial_values,
     undefined,
 )
@@ -95,22 +99,37 @@ class Results:
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """Accuracy (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before."""
+        """R (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before.
+
+        Accuracies, or of text -bits per byte.
+        """
         column = accuracy_column([self.suite.stage])
-        table = self.run.table("accuracy", "trial", "after_task", "task", column)
+        table = self.run.table("accuracy", *dict.fromkeys(score_columns(column)))
         experiments = {trial.id: trial.experiment for trial in (*self.trials, *self.controls)}
         tasks = {name: outline.count for name, outline in self.outlines.items()}
         place = self.run.path / "accuracy.parquet"
         counts = {trial: tasks[experiment] for trial, experiment in experiments.items()}
         protocols = {trial: self.suite.experiments[name].protocol for trial, name in experiments.items()}
         check_matrices(place, table, counts, protocols)
-        return accuracy_matrices(table, column)
+        return score_matrices(table, column)
+
+    @functools.cached_property
+    def in_bits(self) -> frozenset[str]:
+        """The experiments on text, whose R holds bits per byte."""
+        text = in_bits(self.run.table("accuracy", "trial", "bits_per_byte"))
+        return frozenset(trial.experiment for trial in (*self.trials, *self.controls) if trial.id in text)
+
+    def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
+        """As `metrics`, in the units that they have in an experiment."""
+        if experiment not in self.in_bits:
+            return self.metrics
+        return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}
 
     @functools.cached_property
     def validation(self) -> Values:
         """The continual metrics of every trial on validation data, whatever the split of the run."""
-        table = self.run.table("accuracy", "trial", "after_task", "task", "validation_accuracy")
-        return continual_values(accuracy_matrices(table, "validation_accuracy"))
+        table = self.run.table("accuracy", *score_columns("validation_accuracy"))
+        return continual_values(score_matrices(table, "validation_accuracy"))
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
@@ -184,12 +203,15 @@ class Results:
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
         """What trials that are `ok` did not learn, by id; no entry for those that learnt every task."""
+        right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
-        table = self.run.table("accuracy", "trial", "after_task", "task", column, "majority", "examples")
-        loss, guess, examples = (accuracy_matrices(table, name) for name in (column, "majority", "examples"))
+        table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
+        accuracy, loss, guess, examples = (
+            accuracy_matrices(table, name) for name in (right, column, "majority", "examples")
+        )
         held = {
             trial.id: Held(
-                self.matrices[trial.id],
+                accuracy[trial.id],
                 loss[trial.id],
                 guess[trial.id],
                 examples[trial.id],

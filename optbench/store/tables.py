@@ -79,6 +79,9 @@ class AccuracyRow:
     validation_loss: float | None
     majority: float | None = None
     """The share of the most frequent class among the test examples: the accuracy of a guess."""
+    bits_per_byte: float | None = None
+    """Of text, whose R this is with its sign turned: Σ -log₂ p(token) / Σ bytes of the tokens, on the test data."""
+    validation_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class CurveRow:
     train_loss: float | None
     eval_loss: float | None
     eval_accuracy: float | None
+    eval_bits_per_byte: float | None = None
+    """Of text."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,8 @@ Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | Pruning
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
-    {("accuracy", "majority")}
+    {("accuracy", name) for name in ("majority", "bits_per_byte", "validation_bits_per_byte")}
+    | {("curves", "eval_bits_per_byte")}
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""

@@ -1,7 +1,8 @@
 """One number per trial and metric: what every table, report, comparison and plot is made of.
 
 Raw accuracies are stored; forgetting and its kin are derived here, so that a better definition needs no retraining.
-Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training; `K` fractions of weights kept.
+Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies, of text of -bits per byte, row 0 before any training; `K`
+fractions of weights kept.
 """
 
 from __future__ import annotations
@@ -71,8 +72,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
     every metric of the run by name. planned: every trial that there may be.
     """
     trials, accuracy, metrics, online = (tables[name] for name in SUMMED)
-    column = accuracy_column(trials["stage"].to_pylist())
-    matrices = accuracy_matrices(accuracy, column)
+    matrices = score_matrices(accuracy, accuracy_column(trials["stage"].to_pylist()))
     found = continual_values(matrices)
     measured = final_metrics(metrics, matrices)
     found |= {name: measured[name] for name in measured if name in catalog and catalog[name].kind == "continual"}
@@ -120,6 +120,26 @@ def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str,
     flat = np.full(int(starts[-1]), np.nan)
     flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy[column])
     return {name: flat[starts[i] : starts[i + 1]].reshape(tasks[i] + 1, tasks[i]) for i, name in enumerate(ids)}
+
+
+def in_bits(accuracy: pa.Table) -> frozenset[str]:
+    """The trials on text, whose R holds bits per byte."""
+    trial, ids = codes(accuracy["trial"])
+    return frozenset(ids[i] for i in np.unique(trial[np.isfinite(numbers(accuracy["bits_per_byte"]))]).tolist())
+
+
+def score_columns(column: str) -> tuple[str, ...]:
+    """The columns that `score_matrices` reads for R of these accuracies."""
+    return ("trial", "after_task", "task", column, "bits_per_byte", f"{column.removesuffix('accuracy')}bits_per_byte")
+
+
+def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
+    """Trial -> R (T+1, T): the accuracies in `column`, and of text -bits per byte on the same data."""
+    found = accuracy_matrices(accuracy, column)
+    if text := in_bits(accuracy):
+        bits = accuracy_matrices(accuracy, score_columns(column)[-1])
+        found |= {name: -bits[name] for name in text}
+    return found
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:

@@ -18,10 +18,8 @@ from optbench.metrics.catalog import (
     METRICS,
     OF_TEST_DATA,
     base_name,
-    check_metric,
-    check_pair_metric,
-    check_taken,
 )
+from optbench.metrics.naming import check_metric, check_pair_metric, check_taken
 from optbench.metrics.own import MetricSettings, check_rule, resolve
 from optbench.suite.claims import Claim, split_arm
 from optbench.suite.document import Document, KeyPath, Place, is_name_list

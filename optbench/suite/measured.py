@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from optbench.metrics.catalog import DEFAULT, METRICS, derived_with
+from optbench.metrics.catalog import DEFAULT, METRICS
+from optbench.metrics.naming import derived_with
 from optbench.metrics.own import MetricSettings
 from optbench.suite.schema import Suite
 

@@ -41,6 +41,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def positions(self) -> int:
+        """Targets of one example: T of a sequence, else 1."""
+        return self.targets[0].numel() if len(self.targets) else 1
+
+    def few(self, most: int) -> int:
+        """At most so many examples, of long sequences so few that they have no more than 8 `most` targets."""
+        return min(most, max(1, 8 * most // self.positions))
+
     def select(self, index: Tensor) -> Examples:
         """The examples at `index`, int64 of shape (K,) on the same device."""
         return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index))

@@ -90,6 +90,7 @@ def test_every_entry_is_complete(name: str) -> None:
         "cost": ["cost"],
         "pruning": ["sparsity", "accuracy"],
         "pair": ["pair"],
+        "overlap": list(metric.reads),
     }[metric.kind]
 
 
@@ -132,8 +133,8 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape and pairs are its own work.
-    elsewhere = ("online", "cost", "pruning", "landscape", "pair")
+    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, overlaps and pairs are its own.
+    elsewhere = ("online", "cost", "pruning", "landscape", "overlap", "pair")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from optbench.engine.attention import unfused
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
 from optbench.models import cross_entropy
@@ -45,7 +46,8 @@ class Vmap:
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
         """The logits, (M, B, C) or (M, B, T, C), besides."""
-        found, (_, (values, logits)) = self._found(self._weights, self._buffers, inputs, targets, self._members)
+        with unfused():
+            found, (_, (values, logits)) = self._found(self._weights, self._buffers, inputs, targets, self._members)
         for name, target in self._grads.items():
             target.copy_(found[name])
         losses.copy_(values)

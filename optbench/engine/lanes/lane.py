@@ -38,6 +38,8 @@ class LaneMember:
     """Training examples of the task at which its optimizer is made."""
     draws: Callable[[str], int] = _unseeded
     """draws(purpose) -> the seed of what its optimizer draws outside of steps."""
+    ends: frozenset[str] = frozenset()
+    """The parameters at the ends of the network, by name: see `optimizers.spec.END`."""
 
 
 class RefusedError(Exception):

@@ -11,14 +11,13 @@ import numpy as np
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, by_experiment, chunks, figure_name, groups, mean, spread_out
-from optbench.report.figures.wording import accuracy, caption, means
+from optbench.report.figures.wording import accuracy, caption, means, score_of
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRIC = "average_accuracy"
-AXIS = "average accuracy at the end"
 WIDTH, HEIGHT = 4.6, 3.1
 MEAN: dict[str, Any] = {"color": style.INK, "linewidth": 1.8, "label": "_means"}
 MAX_ROWS = 12
@@ -61,11 +60,15 @@ def _figure(experiment: str, found: Sequence[Group]) -> Figure | None:
     )
     return Figure(
         name=figure_name("final-accuracy", experiment),
-        title=f"{experiment}: final accuracy",
+        title=f"{experiment}: final {score_of(everything)}",
         caption=caption(what, [(group, group.shown) for group in found]),
-        alt=f"Mean accuracy at the end of {experiment}: {means(numbers)}.",
+        alt=f"Mean {score_of(everything)} at the end of {experiment}: {means(numbers)}.",
         panels=panels,
     )
+
+
+def _axis(shown: Sequence[Series]) -> str:
+    return f"average {score_of(shown)} at the end"
 
 
 def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
@@ -80,7 +83,7 @@ def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
         style.name_ticks(axes, "y", [textwrap.fill(series.label, 26) for series in part])
         axes.set_xlim(limits)
         axes.set_ylim(len(part) - 0.5, -0.5)
-        axes.set_xlabel(AXIS)
+        axes.set_xlabel(_axis(part))
 
     return Panel(draw, WIDTH, 0.7 + 0.3 * len(part), scales="x")
 
@@ -109,6 +112,6 @@ def _columns(
         style.name_ticks(axes, "x", models)
         axes.set_xlim(-0.5, len(models) - 0.5)
         axes.set_ylim(limits)
-        axes.set_ylabel(AXIS)
+        axes.set_ylabel(_axis(part))
 
     return Panel(draw, WIDTH, HEIGHT, series=part, lines=False, scales="y")

@@ -18,7 +18,7 @@ from optbench.report.figures.columns import final_rows
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups
 from optbench.report.figures.tasks import TaskNames, task_names, task_ticks
-from optbench.report.figures.wording import accuracy, group_figure, means
+from optbench.report.figures.wording import accuracy, group_figure, means, score_of
 from optbench.stats.results import Results
 from optbench.store.columns import numbers
 
@@ -117,21 +117,30 @@ def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figu
 
 
 def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
-    panels = []
+    panels, score = [], score_of(series for series, _ in drawn)
+    text = any(series.arm.in_bits for series, _ in drawn)
+    low, high = _ends([values for _, values in drawn]) if text else (0.0, 1.0)
     for series, values in drawn:
         tasks = values.shape[1]
         columns = task_names(series.arm.tasks, tasks)
         rows = TaskNames(("none", *columns.names), "after training on")
-        title = "accuracy on " + columns.title.split(" ")[0].rstrip(",")
-        panels.append(draw_heat_map(series.label, HeatMap(values, 0.0, 1.0, rows, TaskNames(columns.names, title))))
+        title = f"{score} on " + columns.title.split(" ")[0].rstrip(",")
+        panels.append(draw_heat_map(series.label, HeatMap(values, low, high, rows, TaskNames(columns.names, title))))
     end = [(series.label, float(np.nanmean(values[-1]))) for series, values in drawn if np.isfinite(values[-1]).any()]
     scored = all(np.isfinite(values[-1]).all() for _, values in drawn)
     what = (
         f"{accuracy(series for series, _ in drawn)} on every task of {group.experiment} (columns) before any training "
-        f"and after each task (rows), {group.model}; mean over seeds; the colours go from 0 (dark) to 1 (light)."
+        f"and after each task (rows), {group.model}; mean over seeds; the colours go from {low:g} (dark) to {high:g} "
+        "(light)."
     )
-    alt = f"Mean of the last row, the accuracy at the end over all{'' if scored else ' scored'} tasks: {means(end)}."
-    return group_figure(group, "accuracy-matrix", "accuracy after each task", what, alt, panels)
+    alt = f"Mean of the last row, the {score} at the end over all{'' if scored else ' scored'} tasks: {means(end)}."
+    return group_figure(group, "accuracy-matrix", f"{score} after each task", what, alt, panels)
+
+
+def _ends(drawn: Sequence[Matrix]) -> tuple[float, float]:
+    """Whole numbers below and above all of it."""
+    every = np.concatenate([values[np.isfinite(values)] for values in drawn])
+    return math.floor(every.min()), math.ceil(every.max())
 
 
 def _off_diagonal(values: Matrix) -> float:

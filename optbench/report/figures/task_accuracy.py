@@ -12,7 +12,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, spread_out
 from optbench.report.figures.tasks import task_names, task_ticks
-from optbench.report.figures.wording import accuracy, group_figure, means
+from optbench.report.figures.wording import accuracy, group_figure, means, score_of
 from optbench.stats.results import Results
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def _figure(group: Group) -> Figure | None:
         f"{accuracy(shown)} on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, a "
         "line goes through the means."
     )
-    alt = f"Mean accuracy at the end on the first task: {means(first)}; on the last: {means(last)}."
+    score = score_of(shown)
+    alt = f"Mean {score} at the end on the first task: {means(first)}; on the last: {means(last)}."
     panels = [_panel(part, limits) for part in chunks(shown)]
-    return group_figure(group, "task-accuracy", "accuracy per task at the end", what, alt, panels)
+    return group_figure(group, "task-accuracy", f"{score} per task at the end", what, alt, panels)
 
 
 def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
@@ -65,6 +66,6 @@ def _panel(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
         axes.set_xlim(-0.5, tasks - 0.5)
         axes.set_ylim(limits)
         task_ticks(axes, "x", names, WIDTH - 0.7)
-        style.labels(axes, names.title, "accuracy at the end")
+        style.labels(axes, names.title, f"{score_of(part)} at the end")
 
     return Panel(draw, WIDTH, HEIGHT, series=part, scales="y")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
 from optbench.counting import count, grouped
+from optbench.metrics.score import UNIT, score_word
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series
 from optbench.stats.arms import Status
@@ -42,10 +43,17 @@ def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panel
     )
 
 
+def score_of(series: Iterable[Series]) -> str:
+    """What R holds of the experiment that is drawn: `accuracy`, or of text `-bits per byte`."""
+    return score_word(any(one.arm.in_bits for one in series))
+
+
 def accuracy(series: Iterable[Series]) -> str:
-    """`Test accuracy`, `Validation accuracy` of tuning runs, and what a mixture of both has."""
-    splits = {one.arm.results.split for one in series}
-    return f"{_capital(splits.pop())} accuracy" if len(splits) == 1 else "Test accuracy (of a tuning run validation)"
+    """`Test accuracy`, `Validation accuracy` of tuning runs, and what a mixture of both has; of text bits per byte."""
+    every = list(series)
+    splits = {one.arm.results.split for one in every}
+    score = f"{UNIT} with the sign turned" if any(one.arm.in_bits for one in every) else "accuracy"
+    return f"{_capital(splits.pop())} {score}" if len(splits) == 1 else f"Test {score} (of a tuning run validation)"
 
 
 def seeds(series: Sequence[Series]) -> str:

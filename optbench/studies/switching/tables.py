@@ -98,7 +98,7 @@ def _title(switching: Switching, metric: str) -> str:
     title = TITLES.get(metric, words(metric))
     if switching.statistic == "rho":
         return title
-    direction = name_with_arrow(switching.results.metrics[metric])
+    direction = name_with_arrow(switching.points[0].arm.metrics[metric])
     return f"{title}{direction.removeprefix(words(metric))}"
 
 

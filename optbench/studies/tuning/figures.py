@@ -16,7 +16,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.placing import name_points
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
-from optbench.report.figures.wording import accuracy, caption, means
+from optbench.report.figures.wording import accuracy, caption, means, score_of
 from optbench.stats.results import Results
 from optbench.studies.switching.statistics import steps_setting
 from optbench.studies.tuning.statistics import tunings
@@ -165,7 +165,12 @@ def _by_hyperparameter(group: Group) -> dict[str, list[Sweep]]:
 
 
 def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, str], kind: str) -> list[Figure]:
-    taken = {metric: title for metric, title in metrics.items() if any(sweep.drawn(metric) for sweep in found)}
+    text = any(sweep.series.arm.in_bits for sweep in found)
+    taken = {
+        metric: title.replace("accuracy", "score") if text else title
+        for metric, title in metrics.items()
+        if any(sweep.drawn(metric) for sweep in found)
+    }
     panels = [_curve(metric, title, name, part) for metric, title in taken.items() for part in _parts(found, metric)]
     both = [sweep for sweep in found if _against(sweep)] if is_rate(name) else []
     panels += [_scatter(sweep, both) for sweep in both]
@@ -185,7 +190,10 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
         what += f" {accuracy(sweep.series for sweep in found)}"
         what += "; a ring is the setting that tuning chooses." if chosen else "."
     if both:
-        what += " Of forgetting against learning accuracy, bottom right is best, and bottom left has little to forget."
+        learning = "score" if text else "accuracy"
+        what += (
+            f" Of forgetting against learning {learning}, bottom right is best, and bottom left has little to forget."
+        )
     swept = Group(group.experiment, group.model, tuple(arm for sweep in found for _, arm in sweep.points))
     best = []
     for sweep in found:
@@ -197,7 +205,11 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
             name=group.figure_name(kind, name),
             title=f"{group.experiment}, {group.model}: {'learning and forgetting by ' if both else 'by '}{name}",
             caption=caption(what, [(swept, swept.series)]),
-            alt=(f"Highest mean accuracy at the end by {name}: {means(best)}." if best else f"{what}")
+            alt=(
+                f"Highest mean {score_of(sweep.series for sweep in found)} at the end by {name}: {means(best)}."
+                if best
+                else f"{what}"
+            )
             + (f" Chosen: {', '.join(chosen)}." if chosen else ""),
             panels=tuple(panels),
         )
@@ -220,9 +232,11 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
             x = [value for value, values in drawn for _ in values]
             style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
             _draw_ring(axes, sweep.ring(metric))
-        of_tuning = part[0].series.arm.results.split == "validation"
-        data = "validation accuracy" if of_tuning and metric != ONLINE else "accuracy"
-        style.labels(axes, name, UNITS.get(metric, data))
+        arm, score = part[0].series.arm, score_of(sweep.series for sweep in part)
+        unit = arm.metrics[metric].unit if arm.in_bits and metric == "forgetting" else UNITS.get(metric)
+        if metric == ONLINE:
+            unit = "accuracy"
+        style.labels(axes, name, unit or (f"validation {score}" if arm.results.split == "validation" else score))
 
     series = [sweep.series for sweep in part]
     return Panel(draw, WIDTH, HEIGHT, title, series, lines=all(sweep.joined for sweep in part))
@@ -275,7 +289,8 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
         centres, texts = [centres[i] for i in named], [style.short(float(f"{found[i][0]:.3g}")) for i in named]
         size = ((SCATTER_WIDTH - 0.75) * 72, (SCATTER_HEIGHT - 0.75) * 72)
         name_points(axes, centres, texts, limits, size)
-        style.labels(axes, "learning accuracy", "forgetting")
+        learning = "learning score" if sweep.series.arm.in_bits else "learning accuracy"
+        style.labels(axes, learning, "forgetting")
 
     which = "each mean" if len(_against(sweep)) <= MANY_VALUES else "some means"
     title = f"{sweep.series.label}, {sweep.hyperparameter} next to {which}"

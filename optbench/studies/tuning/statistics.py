@@ -92,6 +92,13 @@ class TunedOptimizer:
     settings: tuple[TriedSetting, ...]
     chosen: TriedSetting | None
     ends: Mapping[str, End]
+    in_bits: bool = False
+    """Whether scores are bits per byte with the sign turned: of text."""
+
+    @property
+    def score(self) -> str:
+        """What settings are judged by, in a word."""
+        return "score" if self.in_bits else "accuracy"
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -213,13 +220,14 @@ def _tuned(results: Results, rule: Tune, metric: Metric, found: Sequence[Arm]) -
         optimizer=optimizer,
         models=models,
         seeds=tuple(results.suite.seeds),
-        metric=metric,
+        metric=found[0].metrics[metric.name],
         margin=margin,
         sampler=_sampler(results),
         space=space,
         settings=tuple(settings),
         chosen=chosen,
         ends={},
+        in_bits=found[0].in_bits,
     )
     return tuned if chosen is None else replace(tuned, ends=MappingProxyType(dict(_ends(tuned, chosen))))
 

@@ -10,6 +10,7 @@ from typing import Any
 from optbench.counting import count, grouped
 from optbench.kinds import value_name
 from optbench.metrics import METRICS, Metric
+from optbench.metrics.score import metric_in_bits
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
 from optbench.report.measures import TITLES, own_measure
 from optbench.report.numbers import NOT_OK, UNDEFINED, decimals, fixed, losses, words
@@ -66,9 +67,9 @@ def rule_text(tuned: TunedOptimizer) -> str:
     among = (
         ""
         if tuned.margin is None
-        else f", among the settings whose learning accuracy is within {tuned.margin:g} of the optimizer's best"
+        else f", among the settings whose learning {tuned.score} is within {tuned.margin:g} of the optimizer's best"
     )
-    name = words(tuned.metric.name)
+    name = tuned.metric.said or words(tuned.metric.name)
     return (
         f"Chosen is the setting with the {best} {name}{among}; means over {seeds}. A setting with a "
         "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
@@ -204,8 +205,10 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
     """Every setting of one optimizer: as bars where a line is text, as numbers on a page, which has a figure too."""
-    shown = [METRICS[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
+    known = {name: metric_in_bits(METRICS[name]) if tuned.in_bits else METRICS[name] for name in SHOWN}
+    shown = [known[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
     metrics = list(dict.fromkeys([*shown, tuned.metric]))
+    ends = _ends_of_bars(tuned)
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
         caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
@@ -222,7 +225,7 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
         ]
         return Table(caption, (*titles, Column("", numeric=False)), tuple(rows))
 
-    yield Part("chart", table(_bar_text, numeric=False))
+    yield Part("chart", table(lambda s, metric: _bar_text(s, metric, ends), numeric=False))
     numbers = table(lambda s, metric: spread_text(Spread.of(s.by_seed.get(metric, ())), decimals(metric)), numeric=True)
     yield Part("numbers", Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
 
@@ -231,10 +234,20 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
     return [value for setting in tuned.settings for value in setting.by_seed.get(metric, ())]
 
 
-def _bar_text(setting: TriedSetting, metric: str) -> str:
+def _ends_of_bars(tuned: TunedOptimizer) -> tuple[float, float]:
+    """The scale of accuracies, or of text from whole bits below what settings learn to above it."""
+    learnt = list(filter(math.isfinite, _every(tuned, LEARNING)))
+    if not (tuned.in_bits and learnt):
+        return 0.0, 1.0
+    low = math.floor(min(learnt))
+    return low, max(math.ceil(max(learnt)), low + 1)
+
+
+def _bar_text(setting: TriedSetting, metric: str, ends: tuple[float, float]) -> str:
     values = setting.by_seed.get(metric, ())
     value = fmean(values) if values else math.nan
-    return UNDEFINED if math.isnan(value) else f"{bar(value, 0, 1, BAR)} {fixed(value, 2)}"
+    scale = (0.0, 1.0) if metric == "forgetting" else ends
+    return UNDEFINED if math.isnan(value) else f"{bar(value, *scale, BAR)} {fixed(value, 2)}"
 
 
 def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
@@ -298,4 +311,5 @@ def _range(low: float, high: float) -> str:
 
 def _title(metric: Metric) -> str:
     """In two lines where the tables of results have two."""
-    return f"{TITLES.get(metric.name) or own_measure(metric).title} {metric.arrow}"
+    title = TITLES.get(metric.name) or own_measure(metric).title
+    return f"{title.replace('accuracy', 'score') if metric.said else title} {metric.arrow}"

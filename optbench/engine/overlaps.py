@@ -1,0 +1,61 @@
+"""Overlap of tasks in one trial: features of each task's test data by the networks that its tasks ended with.
+
+Legend: P padded parameter count, Q floats that buffers take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from optbench.engine.evaluate import Evaluator
+from optbench.engine.positions import MOST, sampled
+from optbench.metrics import Measurement, Metric, take
+from optbench.metrics.measuring import Overlap
+from optbench.metrics.overlap import Change, TaskFeatures
+from optbench.precision import exact
+from optbench.streams import generator
+from optbench.tasks import Examples, TaskSequence
+
+SEQUENCES = 512
+"""Of long sequences so many of a task's test data are read: of 128 positions 65,000, two forward passes over which take
+about a second on one core for a network of 2 layers and width 64."""
+
+
+def overlaps(
+    evaluator: Evaluator,
+    sequence: TaskSequence,
+    ended: Sequence[Tensor],
+    metrics: Sequence[Metric],
+    suite_seed: int,
+) -> list[tuple[int | None, Measurement]]:
+    """Measure `metrics` of the kind `overlap`: each value with its task (1..T), and with None that over all tasks.
+
+    ended: the network (P + Q,) after each task, the last one among them.
+    """
+    few = [_few(sequence.test(task), suite_seed) for task in range(len(ended))]
+    end = [_features(evaluator, ended[-1], examples, suite_seed) for examples in few]
+    changes = [
+        Change(_features(evaluator, row, few[task], suite_seed), end[task]) for task, row in enumerate(ended[:-1])
+    ]
+    found: list[tuple[int | None, Measurement]] = [(None, one) for one in take(metrics, Overlap(changes, end))]
+    kept = [metric for metric in metrics if metric.reads == ("changes",)]
+    for task, change in enumerate(changes):
+        found += [(task + 1, one) for one in take(kept, Overlap([change], end)) if one.metric in {m.name for m in kept}]
+    return found
+
+
+def _few(test: Examples, suite_seed: int) -> Examples:
+    """At most so many of a task's test examples, the same for every trial of a suite."""
+    most = max(SEQUENCES, MOST // test.positions)
+    return test.drawn(most, generator(suite_seed, None, "examples of overlaps"))
+
+
+def _features(evaluator: Evaluator, row: Tensor, examples: Examples, suite_seed: int) -> TaskFeatures:
+    features = evaluator.read(row, examples).features
+    means = None
+    if examples.targets.ndim > 1:
+        means = exact(features.view(*examples.targets.shape, -1).mean(1))
+    at = sampled(examples, suite_seed)
+    return TaskFeatures(exact(features if at is None else features[at]), means)

@@ -1,0 +1,37 @@
+"""Names of registered metrics where a suite may say them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from optbench.errors import UsageError, unknown
+from optbench.metrics.catalog import DEFAULT, DEFAULT_METRICS, DERIVED, METRICS, PAIR_METRICS, Kind, select
+
+
+def check_metric(name: str) -> None:
+    """Raises UsageError unless `name` is a registered metric that single trials have."""
+    if select([name])[0].kind == "pair":
+        raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
+
+
+def derived_with(names: Iterable[str]) -> set[Kind]:
+    """Return the kinds of which every registered metric is derived where these are named.
+
+    Of the accuracy matrix and the clock everything is derived, and of online accuracies and pruning curves all of
+    their measures once any is named.
+    """
+    return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
+
+
+def check_taken(name: str, listed: Iterable[str] | None) -> None:
+    """Raises UsageError unless trials have the registered metric `name` where a suite lists these (None: no list)."""
+    listed = (DEFAULT,) if listed is None else listed
+    chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
+    if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
+        raise UsageError(f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'")
+
+
+def check_pair_metric(name: str) -> None:
+    """Raises UsageError unless `name` is a metric of two solutions."""
+    if name not in PAIR_METRICS:
+        raise UsageError(unknown("metric of pairs", name, PAIR_METRICS))

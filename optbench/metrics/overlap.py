@@ -1,0 +1,139 @@
+"""Overlap of tasks: whether later tasks move the features of earlier ones, and whether tasks share directions.
+
+Legend: `N` examples, or drawn positions of sequences; `W` sequences; `d` features; `T` tasks; k = 16.
+
+Everything is computed in float64 from centred features. Each measure is a mean over tasks or pairs of tasks, and a
+`NotedValue`: a number, or NaN with the reason. None is better in either direction, and each is read beside its null:
+what the same numbers give where there is nothing to find, or nothing but chance between two halves of one task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from optbench.metrics import similarity
+from optbench.metrics.landscape import NotedValue
+
+DIRECTIONS = 16
+"""k of the subspaces: a quarter of a width of 64."""
+
+
+@dataclass(frozen=True)
+class TaskFeatures:
+    """The features of one task's examples by one network.
+
+    places: (N, d), of every example, or at drawn positions of sequences. means: (W, d), over the positions of each
+    sequence; None where examples are no sequences.
+    """
+
+    places: Tensor
+    means: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One task's features right after training on it and at the end: of the same examples."""
+
+    before: TaskFeatures
+    after: TaskFeatures
+
+
+def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
+    """Linear CKA of the features of a task right after training on it with those at the end, mean over j < T.
+
+    broken: the null, in which each place is paired with the one half of all places further on.
+    """
+
+    def of(change: Change) -> Tensor:
+        after = change.after.places
+        after = after.roll(len(after) // 2, 0) if broken else after
+        return similarity.linear_cka(change.before.places, after)
+
+    return _mean(map(of, changes), "the features of a task do not vary", NO_EARLIER)
+
+
+def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
+    """As `kept_cka` of the means over the positions of each sequence, debiased, since there are few sequences."""
+    if any(change.before.means is None for change in changes):
+        return NotedValue(math.nan, "expected sequences, got examples without positions")
+
+    def of(change: Change) -> Tensor:
+        assert change.before.means is not None
+        assert change.after.means is not None
+        return similarity.linear_cka(change.before.means, change.after.means, debiased=True)
+
+    return _mean(map(of, changes), "expected at least 4 sequences whose features vary", NO_EARLIER)
+
+
+def kept_overlap(changes: Sequence[Change]) -> NotedValue:
+    """Overlap of the k leading principal directions right after training and at the end, mean over j < T."""
+    pairs = [(change.before.places, change.after.places) for change in changes]
+    return _overlap(pairs, NO_EARLIER)
+
+
+def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
+    """⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features by one network, mean over pairs of tasks.
+
+    Examples of two tasks have no pairs, but units have: this is linear CKA with units in the place of examples, 1 for
+    proportional covariances and 0 where the features of the two share no direction.
+    within: the null, of the two halves of each task.
+    """
+    return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
+
+
+def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
+    """Overlap of the k leading principal directions of two tasks' features by one network, mean over pairs of tasks.
+
+    within: the null, of the two halves of each task.
+    """
+    return _overlap(list(_pairs(tasks, within)), NO_PAIR)
+
+
+def overlap_chance(tasks: Sequence[TaskFeatures]) -> NotedValue:
+    """k / d: the overlap of two random subspaces, on average."""
+    width = tasks[0].places.shape[1]
+    return NotedValue(math.nan, _too_narrow(width)) if width < DIRECTIONS else NotedValue(DIRECTIONS / width, None)
+
+
+NO_EARLIER = "expected at least 2 tasks, got 1"
+NO_PAIR = NO_EARLIER
+
+
+def _pairs(tasks: Sequence[TaskFeatures], within: bool) -> Iterable[tuple[Tensor, Tensor]]:
+    if not within:
+        return ((a.places, b.places) for a, b in combinations(tasks, 2))
+    halves = ((task.places, len(task.places) // 2) for task in tasks)
+    return ((places[:half], places[half:]) for places, half in halves)
+
+
+def _aligned(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine between the covariances of (N, d) and (N′, d); NaN where one of them does not vary."""
+    one, other = (x.mT @ x for x in map(similarity.centred, (a, b)))
+    norms = torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other)
+    return torch.where(norms > 0, (one * other).sum() / norms, torch.nan)
+
+
+def _overlap(pairs: Sequence[tuple[Tensor, Tensor]], none: str) -> NotedValue:
+    if pairs and (width := pairs[0][0].shape[1]) < DIRECTIONS:
+        return NotedValue(math.nan, _too_narrow(width))
+    centred: Callable[[Tensor], Tensor] = similarity.centred
+    found = (similarity.subspace_overlap(centred(a), centred(b), DIRECTIONS) for a, b in pairs)
+    return _mean(found, f"the {DIRECTIONS} leading directions of a task are not determined", none)
+
+
+def _mean(found: Iterable[Tensor], undefined: str, none: str) -> NotedValue:
+    values = [value.item() for value in found]
+    if not values:
+        return NotedValue(math.nan, none)
+    mean = sum(values) / len(values)
+    return NotedValue(mean, None) if math.isfinite(mean) else NotedValue(math.nan, undefined)
+
+
+def _too_narrow(width: int) -> str:
+    return f"expected at least {DIRECTIONS} features, got {width}"
