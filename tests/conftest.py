@@ -22,7 +22,7 @@ from optbench.execution.messages import Compare, Compared, Divide, Failed, Finis
 from optbench.execution.work import do
 from optbench.plan import Cohort, cohorts, complete, trials
 from optbench.store.interim import Begun
-from optbench.store.tables import TABLES, TrialRow
+from optbench.store.tables import ALL_TABLES, TABLES, TrialRow
 from optbench.suite import Suite
 
 # How long it takes to make an example depends on what else the machine does.
@@ -90,14 +90,17 @@ def _train_here() -> Iterator[None]:
 
 def tables(path: Path) -> dict[str, pd.DataFrame]:
     """The tables of a run without what depends on the clock."""
-    found = {name: pd.read_parquet(path / f"{name}.parquet") for name in TABLES}
+    files = {name: path / f"{name}.parquet" for name in ALL_TABLES}
+    found = {name: pd.read_parquet(file) for name, file in files.items() if name in TABLES or file.exists()}
     found["trials"] = found["trials"].drop(columns=CLOCK)
     return found
 
 
 def assert_same_tables(a: Path, b: Path) -> None:
-    for name, table in tables(a).items():
-        pd.testing.assert_frame_equal(table, tables(b)[name], check_exact=True)
+    one, other = tables(a), tables(b)
+    assert one.keys() == other.keys()
+    for name, table in one.items():
+        pd.testing.assert_frame_equal(table, other[name], check_exact=True)
 
 
 PROTOCOL: dict[str, Any] = {

@@ -81,7 +81,7 @@ def test_no_step_waits_for_the_device_or_takes_numbers_to_it(name: str, mnist: D
     assert stack.take(0, 12, range(4))[1] == {}
     simulated_device.asked.clear()
     simulated_device.crossed.clear()
-    losses, raised = stack.take(12, 30, range(4))
+    losses, raised, _ = stack.take(12, 30, range(4))
     assert raised == {}
     assert simulated_device.asked == {}
     assert simulated_device.crossed == {}

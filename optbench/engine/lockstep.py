@@ -18,6 +18,7 @@ from optbench.engine.anchors import Anchor, Anchors
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
+from optbench.engine.hits import Hits
 from optbench.engine.lanes import Evaluate, LaneMember, MemberState, build_lane
 from optbench.engine.lanes.verification import Verification
 from optbench.engine.passes import Passes
@@ -55,6 +56,8 @@ class Stretch:
 
     losses: list[list[float]]
     """K rows of A."""
+    accuracies: list[list[float]]
+    """K rows of A: of each batch before the update on it. Empty where they are not asked for."""
     finite: list[bool]
     """Of each member, whether all of its weights are, at the end."""
     raised: dict[int, Exception]
@@ -78,8 +81,10 @@ class LockStep:
         passes: Sequence[Passes] = (),
         penalties: Sequence[Penalty | None] = (),
         anchors: Sequence[Anchor | None] = (),
+        online: bool = False,
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. The others: of each member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. online: whether the
+        accuracies of batches are asked for. The others: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -92,7 +97,9 @@ class LockStep:
         self._anchors = Anchors.of(anchors, machinery.layout)
         self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
         self._grads = grads = torch.zeros_like(self._weights)
-        self._gradients = machinery.gradients(Bound(self._weights, grads, streams, passes, self._penalties))
+        self._hits = Hits(streams) if online else None
+        bound = Bound(self._weights, grads, streams, passes, self._penalties, self._hits)
+        self._gradients = machinery.gradients(bound)
         self._lane = build_lane(
             machinery.spec,
             members,
@@ -111,30 +118,35 @@ class LockStep:
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
         """The steps from `step` to `until`, as `take` does them, and what came of them."""
         started = time.perf_counter()
-        losses, raised = self.take(step, until, of)
+        losses, raised, accuracies = self.take(step, until, of)
         # The one point at which the host waits for the device.
-        *rows, finite = torch.cat([losses, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
+        found = torch.cat([losses, accuracies, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
         seconds = time.perf_counter() - started
-        return Stretch(rows, [bool(each) for each in finite], raised, seconds, self._stopwatch.read())
+        rows, online, finite = found[: len(losses)], found[len(losses) : -1], [bool(each) for each in found[-1]]
+        return Stretch(rows, online, finite, raised, seconds, self._stopwatch.read())
 
-    def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception]]:
+    def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception], Tensor]:
         """Enqueue the steps from `step` to `until` without waiting for the device.
 
-        Returns their losses (K, A), and what optimizers raised in the last of them, which then is not `until`.
-        Exceptions raised by members not in `of` are ignored.
+        Returns their losses (K, A); what optimizers raised in the last of them, which then is not `until`; and the
+        accuracies on their batches before each, (K, A), or (0, A) where they are not asked for. Exceptions raised by
+        members not in `of` are ignored.
         """
         draws = bool(self._passes) or "random" in self._machinery.spec.needs
         with kept(self._weights.device) if draws else contextlib.nullcontext():
             return self._take(step, until, of)
 
-    def _take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception]]:
+    def _take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception], Tensor]:
         losses = torch.empty(until - step, len(self._weights), device=self._weights.device)
+        accuracies = torch.empty_like(losses) if self._hits is not None else losses[:0]
         for k in range(until - step):
             for own in self._passes:
                 own.begin(step + k)
             if self._penalties is not None:
                 self._penalties.begin(step + k)
             broken = self._gradients(step + k, losses[k]) or {}
+            if self._hits is not None:
+                accuracies[k].copy_(self._hits.shares())
             if self._anchors is not None:
                 self._anchors.join(self._grads, self._weights)
             following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
@@ -150,8 +162,8 @@ class LockStep:
                     follower.follow(self._own_loss(step + k, i), self._weights[i])
             raised = {i: error for i, error in failures.items() if i in of}
             if raised:
-                return losses[: k + 1], raised
-        return losses, {}
+                return losses[: k + 1], raised, accuracies[: k + 1]
+        return losses, {}, accuracies
 
     def measured(self, i: int) -> Tensor:
         """The weights (P,) to measure member `i` at; they change with the next step.

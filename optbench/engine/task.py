@@ -15,7 +15,7 @@ from optbench.engine.batches import BatchStream
 from optbench.engine.evaluate import Score
 from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
-from optbench.engine.lockstep import LockStep
+from optbench.engine.lockstep import LockStep, Stretch
 from optbench.engine.members import Member, Progress, Schedule, Stopper
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
@@ -114,7 +114,7 @@ class TaskTraining:
                 member.optimizer_seconds += stretch.optimizer_seconds / len(here)
                 if i in stretch.raised:
                     self._leave(member, "failed", step, stretch.raised[i])
-                elif self._went_on(member, [row[i] for row in stretch.losses], stretch.finite[i], before, step):
+                elif self._went_on(member, i, stretch, before, step):
                     try:
                         due[i] = stack.measured(i)
                     except Exception as error:  # a user's optimizer may raise when it changes its mode, too
@@ -152,6 +152,7 @@ class TaskTraining:
                     passes=[own for member in members if (own := self.passes[member.trial.id]) is not None],
                     penalties=[self.penalties[member.trial.id] for member in members],
                     anchors=[self.anchors[member.trial.id] for member in members],
+                    online=cohort.online is not None,
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
@@ -170,16 +171,19 @@ class TaskTraining:
         member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
         member.gradients = stack.way
 
-    def _went_on(self, member: Member, losses: list[float], finite: bool, before: int, step: int) -> bool:
+    def _went_on(self, member: Member, i: int, stretch: Stretch, before: int, step: int) -> bool:
         """Record the steps from `before` to `step`; True if the member continues and is due for evaluation.
 
-        losses: of these steps. finite: whether its weights are.
+        i: its place in the stack. stretch: what came of these steps.
         """
+        losses, finite = [row[i] for row in stretch.losses], stretch.finite[i]
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None or not finite:
             self._leave(member, "diverged", step if bad is None else before + bad + 1, None)
             return False
         self.losses[member.trial.id] += losses
+        if self.cohort.online is not None:
+            self.cohort.online.see(member, losses, [row[i] for row in stretch.accuracies])
         return step == self.schedules[member.trial.id].next_evaluation(step - 1)
 
     def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:

@@ -37,6 +37,7 @@ from optbench.engine.learning import not_learnt, tasks_above_target
 from optbench.engine.lockstep import Machinery
 from optbench.engine.measure import measure, score_held_out
 from optbench.engine.members import Member, Notify, Schedule, TrialResult
+from optbench.engine.online import Online
 from optbench.engine.outside import OutsideState
 from optbench.engine.passes import Passes
 from optbench.engine.randomness import SEEDS
@@ -158,6 +159,8 @@ class CohortTraining:
         self.sequences: dict[int, TaskSequence] = {
             seed: workspace.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
+        asked = any(metric.kind == "online" for metric in self.metrics)
+        self.online = Online(self.evaluator, self.sequences, workspace.suite_seed) if asked else None
         self.places = {trial.id: i for i, trial in enumerate(cohort.trials)}
         self.members: list[Member] = []
         starts: dict[int, dict[str, Tensor]] = {}
@@ -189,10 +192,14 @@ class CohortTraining:
                 if not self._keeps_state(member):
                     member.state = None
                 self.controls.renew(member, task)
+            if self.online is not None:
+                self.online.begin(self.members, task)
             if task == 0 and self.spec.lane == "elementwise" and self.spec.source == "yours":
                 self._verify()
             TaskTraining(self, task).run()
             self.look_at_followers(at_end=True)
+            if self.online is not None:
+                self.online.end(self.members, task)
             self._measure(task + 1)
             self.finished = task + 1
             if keep is not None and self.finished < count:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
+from optbench.engine.hits import Hits
 from optbench.engine.passes import Passes
 from optbench.engine.penalties import Penalties
 
@@ -30,6 +31,8 @@ class Bound:
     """Of each member of a user's model; none for our own networks."""
     penalties: Penalties | None = None
     """What is added to the members' losses; None where there is nothing."""
+    hits: Hits | None = None
+    """Told what each member predicts of its batch; None where it is not asked for."""
 
 
 class Gradients(Protocol):

@@ -81,13 +81,15 @@ class ChosenGradients:
         trying = self._taken < TRIED
         started = time.thread_time()
         try:
-            self._together(step, losses)
+            logits = self._together(step, losses)
         except Exception:  # whatever it was: if it is not of this way alone, the other will raise it, too
             self._choice.possible = False
             return self._each(step, losses)
         between = time.thread_time()
         self._taken += 1
         if not trying and (self._taken - TRIED - 1) % CHECKED:
+            if self._bound.hits is not None:
+                self._bound.hits.see_all(logits, self._together.targets)
             return None
         grads, found = self._bound.grads.clone(), losses.clone()
         again = time.thread_time()
@@ -116,7 +118,13 @@ class _Together:
         self._sharing = sharing(bound.streams)
         self._batches: list[Tensor] = []
 
-    def __call__(self, step: int, losses: Tensor) -> None:
+    @property
+    def targets(self) -> Tensor:
+        """Of the last batches, (M, B) or (M, B, T)."""
+        return self._batches[1]
+
+    def __call__(self, step: int, losses: Tensor) -> Tensor:
+        """Return the logits, (M, B, C) or (M, B, T, C)."""
         for members in self._sharing:
             batch = self._buffer.take(self._streams[members[0]], step)
             if not self._batches:
@@ -126,5 +134,7 @@ class _Together:
                     stacked[i].copy_(part)
         inputs, targets = self._batches
         # The mean over a batch is another sum with the member axis.
-        for i, logits in enumerate(self._vmap(inputs, targets, losses)):
+        found = self._vmap(inputs, targets, losses)
+        for i, logits in enumerate(found):
             losses[i].copy_(cross_entropy(logits, targets[i]))
+        return found

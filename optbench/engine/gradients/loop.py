@@ -30,6 +30,7 @@ class LoopGradients:
         self._streams = bound.streams
         self._passes = bound.passes
         self._penalties = bound.penalties
+        self._hits = bound.hits
         self._sharing = sharing(bound.streams)
         device, rows = bound.weights.device, bound.weights.detach().unbind()
         self._weights = [layout.views(row) for row in rows]
@@ -60,11 +61,15 @@ class LoopGradients:
 
     def _member(self, i: int, inputs: Tensor, targets: Tensor, losses: Tensor) -> None:
         if self._penalties is None:
-            total = loss = cross_entropy(self._logits(i, inputs), targets)
+            logits = self._logits(i, inputs)
+            total = loss = cross_entropy(logits, targets)
         else:
             with self._penalties.added(i, self._networks[i], targets.ndim) as added:
-                loss = cross_entropy(self._logits(i, inputs), targets)
+                logits = self._logits(i, inputs)
+                loss = cross_entropy(logits, targets)
             total = sum(added, loss)
+        if self._hits is not None:
+            self._hits.see(i, logits, targets)
         # Parameters that a module does not use have no gradient; of our own networks all are used.
         found = torch.autograd.grad(total, self._parameters[i], allow_unused=bool(self._passes))
         _put(self._grads[i], found)

@@ -44,6 +44,7 @@ class MlpGradients:
         self._outputs: list[Tensor] = []
         self._deltas: list[Tensor] = []
         self._penalties = bound.penalties
+        self._hits = bound.hits
 
     @classmethod
     def supports(cls, network: nn.Module) -> bool:
@@ -83,6 +84,8 @@ class MlpGradients:
             if k < last:
                 h = output.clamp_min_(0.0) if self._relu else output.tanh_()
 
+        if self._hits is not None:
+            self._hits.see(i, outputs[last], labels)
         delta = deltas[last]
         torch.log_softmax(outputs[last], 1, out=delta)
         rows = labels.unsqueeze(1)

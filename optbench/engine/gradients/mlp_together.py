@@ -31,8 +31,8 @@ class MlpTogether:
         self._identity = torch.eye(self._layers[-1][1].shape[1], device=bound.weights.device)
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """inputs: (M, B, ...), which may be one batch expanded. labels: (M, B). losses: (M,), written to."""
+    def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+        """As `Way` has it, labels (M, B)."""
         hs = [inputs.flatten(2)]
         for k, (weight, bias) in enumerate(self._layers):
             z = torch.baddbmm(bias.unsqueeze(1), hs[-1], weight.mT)
@@ -40,7 +40,8 @@ class MlpTogether:
                 z = z.relu_() if self._relu else z.tanh_()
             hs.append(z)
 
-        delta = torch.log_softmax(hs.pop(), 2)
+        logits = hs.pop()
+        delta = torch.log_softmax(logits, 2)
         rows = labels.unsqueeze(2)
         torch.mean(delta.gather(2, rows), dim=(1, 2), out=losses)
         losses.neg_()
@@ -58,6 +59,7 @@ class MlpTogether:
                     _mask_by_relu(delta, below, 0.0, grad_input=delta)
                 else:
                     delta.addcmul_(delta * below, below, value=-1.0)
+        return logits
 
 
 _mask_by_relu = torch.ops.aten.threshold_backward.grad_input

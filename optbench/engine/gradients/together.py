@@ -22,8 +22,11 @@ class Way(Protocol):
     name: str
     """As `Gradients.way` says it."""
 
-    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> object:
-        """inputs: (M, B, ...), which may be one batch expanded. targets: (M, B) or (M, B, T). losses: (M,)."""
+    def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> Tensor:
+        """Return the logits, (M, B, C) or (M, B, T, C).
+
+        inputs: (M, B, ...), which may be one batch expanded. targets: (M, B) or (M, B, T). losses: (M,).
+        """
         ...
 
 
@@ -42,7 +45,9 @@ class TogetherGradients:
         if 1 < len(places) < self._members:
             of = {i: s for s, members in enumerate(places) for i in members}
             self._stream_of = torch.tensor([of[i] for i in range(self._members)], device=device)
-        self._changed = (bound.grads, self._losses, self._feed.positions)
+        self._hits = bound.hits
+        noted = () if bound.hits is None else bound.hits.changed
+        self._changed = (bound.grads, self._losses, self._feed.positions, *noted)
         self._work: Recorded[None] = Recorded("gradients", recordings)
 
     def __call__(self, step: int, losses: Tensor) -> None:
@@ -55,4 +60,6 @@ class TogetherGradients:
         if self._stream_of is not None:
             inputs, targets = inputs.index_select(0, self._stream_of), targets.index_select(0, self._stream_of)
         inputs, targets = (t.expand(self._members, *t.shape[1:]) for t in (inputs, targets))
-        self._way(inputs, targets, self._losses)
+        logits = self._way(inputs, targets, self._losses)
+        if self._hits is not None:
+            self._hits.see_all(logits, targets)

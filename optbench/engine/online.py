@@ -1,0 +1,85 @@
+"""The rows of `online`: how each task of a trial was learnt, and the state of the network that it began with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optbench.engine.before_task import BeforeTask, before_task, probe
+from optbench.engine.evaluate import Evaluator
+from optbench.engine.faults import of_the_machine
+from optbench.engine.members import Member
+from optbench.errors import OptbenchError
+from optbench.store.tables import OnlineRow
+from optbench.tasks import Examples, TaskSequence
+
+
+@dataclass
+class _Steps:
+    """The updates of one member in one task."""
+
+    before: BeforeTask
+    accuracies: list[float] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+
+class Online:
+    """The rows of the table `online` of one cohort: for each task, the state it begins with and its updates."""
+
+    def __init__(self, evaluator: Evaluator, sequences: Mapping[int, TaskSequence], suite_seed: int) -> None:
+        """sequences: by trial seed."""
+        self._evaluator = evaluator
+        self._sequences = sequences
+        self._suite_seed = suite_seed
+        self._steps: dict[str, _Steps] = {}
+
+    def begin(self, members: Sequence[Member], task: int) -> None:
+        """Take the state of the running members before `task`, 0..T-1; a user's model that raises fails there."""
+        self._steps = {}
+        probes: dict[int, Examples] = {}
+        for member in members:
+            if not member.running:
+                continue
+            started, seed = time.perf_counter(), member.trial.seed
+            if seed not in probes:
+                probes[seed] = probe(self._sequences[seed].train(task), self._suite_seed)
+            try:
+                self._steps[member.trial.id] = _Steps(before_task(self._evaluator, member.row, probes[seed]))
+            except Exception as error:
+                if self._evaluator.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
+                    raise
+                member.fail(error)
+            member.evaluation_seconds += time.perf_counter() - started
+
+    def see(self, member: Member, losses: Sequence[float], accuracies: Sequence[float]) -> None:
+        """Record updates of a member: the losses and accuracies of their batches before each."""
+        steps = self._steps[member.trial.id]
+        steps.losses += losses
+        steps.accuracies += accuracies
+
+    def end(self, members: Sequence[Member], task: int) -> None:
+        """Append the row of `task`, 0..T-1, to every member that began it."""
+        for member in members:
+            if (steps := self._steps.get(member.trial.id)) is not None:
+                member.rows.append(_row(member, task, steps))
+
+
+def _row(member: Member, task: int, steps: _Steps) -> OnlineRow:
+    """Return the row; without an accuracy where the member has left the task before its end."""
+    state = dataclasses.asdict(steps.before)
+    notes = [state.pop("note"), None if member.running else f"{member.status} in this task"]
+    return OnlineRow(
+        task=task + 1,
+        steps=len(steps.accuracies),
+        online_accuracy=_mean(steps.accuracies) if member.running else None,
+        online_loss=_mean(steps.losses) if member.running else None,
+        **state,
+        note="; ".join(filter(None, notes)) or None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
