@@ -301,6 +301,20 @@ def test_the_tuning_suite_has_every_setting_and_measures_nothing_else() -> None:
     assert made.tune.experiments["e"].optimizers == {"sgd": {"lr": RATES}}
 
 
+def test_each_experiment_measures_what_it_is_tuned_by() -> None:
+    suite = suite_of(
+        {"optimizers": {"sgd": {"lr": RATES}}, "experiments": {"online": {"metric": "online_accuracy"}}},
+        experiments={"e": EXPERIMENT, "online": EXPERIMENT},
+    )
+    tuner = Tuner.of(suite, Method())
+    tuner.propose([])
+    made = tuner.tuning_suite
+    assert made.experiments["e"].metrics == []
+    assert [entry.name for entry in made.experiments["online"].metrics or ()] == ["online_accuracy"]
+    assert made.tune is not None
+    assert [made.tune.metric_on(name).name for name in ("e", "online")] == ["average_accuracy", "online_accuracy"]
+
+
 class Interrupting:
     """A view that presses Ctrl-C after so many cohorts."""
 

@@ -22,7 +22,8 @@ from optbench.studies.plasticity.statistics import Array, LearntOnline, learnt_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT, UNDER = 3.4, 1.05
+HEIGHT, UNDER, NAMES = 3.4, 1.05, 0.35
+"""Of the axes of accuracy, of those below, and of what stands under the last of them."""
 BESIDE = 1.25
 """Room for the names of lines."""
 PARTS = {"dead": "dead units", "dormant": "dormant units", "effective_rank": "effective rank"}
@@ -94,10 +95,11 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
 
 def _panel(part: Sequence[_Line], lines: Sequence[_Line]) -> Panel:
     shown = [column for column in PARTS if _shows(lines, column)]
-    under = [
-        Panel(_drawing(part, lines, column, PARTS[column], last=column == shown[-1]), MAX_WIDTH, UNDER, beside=BESIDE)
-        for column in shown
-    ]
+    under = []
+    for column in shown:
+        last = column == shown[-1]
+        draw = _drawing(part, lines, column, PARTS[column], last=last)
+        under.append(Panel(draw, MAX_WIDTH, UNDER + NAMES * last, beside=BESIDE))
     draw = _drawing(part, lines, ACCURACY, "online accuracy", last=not under)
     return Panel(draw, MAX_WIDTH, HEIGHT, beside=BESIDE, below=tuple(under))
 
