@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -91,6 +91,11 @@ class Arm:
     def values(self, metric: str) -> list[float]:
         """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
+
+    def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
+        """Why a metric that is derived of accuracies has no value on these seeds, as far as their trials are `ok`."""
+        missing = [s for s in seeds if self.status(s) == "ok" and math.isnan(self.value(metric, s))]
+        return {why for s in missing if (why := self.results.undefined(metric, self.trials[s].id))}
 
     @functools.cached_property
     def shortcoming(self) -> Shortcoming | None:

@@ -19,7 +19,7 @@ from optbench.counting import count, grouped
 from optbench.errors import StoreError
 from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
-from optbench.stats.comparison import ENDED, pairs, same_start
+from optbench.stats.comparison import ENDED, ask, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
 from optbench.stats.matching import Match, match
 from optbench.stats.paired import PairedResult, compare_paired
@@ -123,9 +123,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
         result = compare_paired(pairs(left, right, seeds, metric, primary.data), metric.direction)
         alike = same_start(left, right, seeds) if isinstance(right, Arm) else True
         comparable = alike is not False
-        questions.append(
-            Question(result, metric.direction, margin, comparable=comparable, reason="initial weights differ")
-        )
+        questions.append(ask(left, right, seeds, metric, result, margin, comparable=comparable))
         readings.append(judge_readings(cells, primary, (left, right), seeds, metrics, comparable=comparable))
     parts = []
     judged = zip(sides, questions, judge(questions), readings, matches, strict=True)

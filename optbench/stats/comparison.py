@@ -147,12 +147,25 @@ def compare_arms(a: Arm, b: Arm) -> ArmComparison:
     results = {
         metric.name: compare_paired(pairs(a, b, seeds, metric), metric.direction) for metric in (*primary, *taken)
     }
-    questions = [
-        Question(results[m.name], m.direction, m.margin, comparable=same is not False, reason="initial weights differ")
-        for m in primary
-    ]
+    questions = [ask(a, b, seeds, m, results[m.name], m.margin, comparable=same is not False) for m in primary]
     judged = [MetricComparison(m, results[m.name], j) for m, j in zip(primary, judge(questions), strict=True)]
     return ArmComparison(a, b, seeds, same, (*judged, *(MetricComparison(m, results[m.name], None) for m in taken)))
+
+
+def ask(
+    a: Arm,
+    b: Arm | float,
+    seeds: Sequence[int],
+    metric: Metric,
+    result: PairedResult,
+    margin: float,
+    *,
+    comparable: bool,
+) -> Question:
+    """Ask whether `a` is different from `b`. comparable: whether both began at the same weights."""
+    found = [side.undefined(metric.name, seeds) for side in (a, b) if isinstance(side, Arm)] if result.p is None else []
+    undefined = "; ".join(sorted(set().union(*found)))
+    return Question(result, metric.direction, margin, comparable, "initial weights differ", undefined)
 
 
 def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:

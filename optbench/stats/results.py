@@ -141,6 +141,8 @@ class Results:
     def online(self) -> Online:
         """The online accuracy of every trial of which it was recorded."""
         table = self.run.table("online", "trial", "task", ACCURACY)
+        if not table.num_rows:
+            return Online()  # Arrow's own conversion of a column without chunks imports pandas
         planned = (*self.trials, *self.controls)
         tasks = {trial.id: self.outlines[trial.experiment].count for trial in planned}
         good = {trial for trial, row in {**self.rows, **self.control_rows}.items() if row.status == "ok"}

@@ -45,6 +45,7 @@ class Question:
 
     margin: the smallest difference worth a verdict, in the metric's unit, ≥ 0; nothing is `equivalent` at 0.
     comparable: False where equal seeds make no pairs, as with different initial weights; `reason` then says why.
+    undefined: why values are, where that is known.
     """
 
     result: PairedResult
@@ -52,6 +53,7 @@ class Question:
     margin: float
     comparable: bool = True
     reason: str = ""
+    undefined: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,11 @@ def _why_no_test(question: Question) -> str | None:
     one_sided = result.diverged_a + result.diverged_b - 2 * result.diverged_both
     if question.direction == "neutral" and one_sided:
         return f"only one side diverged on {one_sided} of {count(result.pairs, 'pair')}"
+    if result.p is None and result.pairs:
+        why = f": {question.undefined}" if question.undefined else ""
+        return f"none of {count(result.pairs, 'pair')} has a value on both sides{why}"
     if result.p is None:
-        return f"none of {count(result.pairs, 'pair')} has a value on both sides" if result.pairs else "no pairs"
+        return "no pairs"
     return None
 
 

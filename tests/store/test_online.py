@@ -90,6 +90,8 @@ def test_comparisons_gates_and_claims_judge_them(tmp_path: Path, capsys: pytest.
         "plasticity_kept": "worse",
         "against_fresh": "not comparable",
     }
+    reasons = optbench.compare(path, "adam", "sgd").set_index("metric")["reason"]
+    assert "on both sides: no fresh-network over the same optimizer, with the same" in reasons["against_fresh"]
 
 
 @pytest.mark.parametrize(
