@@ -309,6 +309,11 @@ class Evaluator:
             yield self.normalise(raw, out=self._inputs[: len(raw)]), examples.targets[start : start + size]
 
 
+def finite(value: float | None) -> float | None:
+    """As tables have it: null where a value is unknown or not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
     """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, [T,] C).
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures
+from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures, finite
 from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
 from optbench.engine.overlaps import overlaps
@@ -132,13 +132,13 @@ def measure(
                 after_task=after_task,
                 task=task + 1,
                 accuracy=score.accuracy,
-                loss=_finite(score.loss),
+                loss=finite(score.loss),
                 examples=score.examples,
                 validation_accuracy=held_out[task].accuracy,
-                validation_loss=_finite(held_out[task].loss),
+                validation_loss=finite(held_out[task].loss),
                 majority=majority_share(torch.bincount(test.targets.flatten().cpu()).tolist()),
-                bits_per_byte=_finite(score.bits_per_byte),
-                validation_bits_per_byte=_finite(held_out[task].bits_per_byte),
+                bits_per_byte=finite(score.bits_per_byte),
+                validation_bits_per_byte=finite(held_out[task].bits_per_byte),
             )
         )
     member.rows += _metric_rows(take(metrics, Weights(layout.views(member.row)), ask()), after_task, None)
@@ -201,12 +201,12 @@ def _representation(
     if not spectra:
         return
     eigenvalues = reading.spectrum.lam.tolist()
-    member.rows += [SpectrumRow(after_task, task, FEATURES, i, _finite(v)) for i, v in enumerate(eigenvalues)]
+    member.rows += [SpectrumRow(after_task, task, FEATURES, i, finite(v)) for i, v in enumerate(eigenvalues)]
 
 
 def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
     classes, cosines = sums.counts.nonzero().flatten().tolist(), class_cosine(sums).tolist()
-    return [SimilarityRow(after_task, FEATURES, a, b, _finite(cosines[a][b])) for a in classes for b in classes]
+    return [SimilarityRow(after_task, FEATURES, a, b, finite(cosines[a][b])) for a in classes for b in classes]
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
@@ -272,7 +272,3 @@ def _metric_rows(
 
 def _missing(after_task: int, task: int) -> AccuracyRow:
     return AccuracyRow(after_task, task, None, None, 0, None, None)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from optbench.engine.batches import BatchStream
-from optbench.engine.evaluate import Score
+from optbench.engine.evaluate import Score, finite
 from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep, Stretch
 from optbench.engine.members import Member, Progress, Schedule, Stopper
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
-from optbench.store.tables import CurveRow
+from optbench.store.tables import CurveRow, EarlierRow
 from optbench.streams import generator
 from optbench.tasks import Examples, TaskSequence
 
@@ -123,13 +124,15 @@ class TaskTraining:
                         self._leave(member, "failed", step, error)
             started = time.perf_counter()
             scores = cohort.evaluator.try_score(list(due.values()), [self.scored[here[i].trial.id] for i in due])
+            raised = self._score_earlier(due, here, step)
             share = (time.perf_counter() - started) / max(1, len(due))
             for (i, row), score in zip(due.items(), scores, strict=True):
                 here[i].evaluation_seconds += share
-                if isinstance(score, Exception):
-                    self._leave(here[i], "failed", step, ModelError(score))
+                found = raised.get(i, score)
+                if isinstance(found, Exception):
+                    self._leave(here[i], "failed", step, ModelError(found))
                 else:
-                    self._evaluated(here[i], row, score, step)
+                    self._evaluated(here[i], row, found, step)
             for i in [i for i, member in here.items() if member not in self.active]:
                 self._take_out(stack, i, here.pop(i))
             cohort.look_at_followers()
@@ -186,6 +189,22 @@ class TaskTraining:
             self.cohort.online.see(member, losses, [row[i] for row in stretch.accuracies])
         return step == self.schedules[member.trial.id].next_evaluation(step - 1)
 
+    def _score_earlier(self, due: Mapping[int, Tensor], here: Mapping[int, Member], step: int) -> dict[int, Exception]:
+        """Record how well the members that are due do earlier tasks, where the protocol asks for it.
+
+        due: the weights to score, by member. Returns what the models of members raised.
+        """
+        raised: dict[int, Exception] = {}
+        for task in range(self.task) if self.cohort.protocol.follow_earlier else ():
+            examples = [self.cohort.sequences[here[i].trial.seed].validation(task) for i in due]
+            for i, score in zip(due, self.cohort.evaluator.try_score(list(due.values()), examples), strict=True):
+                if isinstance(score, Exception):
+                    raised[i] = score
+                    continue
+                loss, bits = (finite(value) for value in (score.loss, score.bits_per_byte))
+                here[i].rows.append(EarlierRow(self.task + 1, step, task + 1, loss, score.accuracy, bits))
+        return raised
+
     def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
         """Record the score of the weights `row` after `step`, and end the task if it is over."""
         schedule = self.schedules[member.trial.id]
@@ -196,9 +215,9 @@ class TaskTraining:
                 step=step,
                 epoch=step / schedule.steps_per_epoch,
                 train_loss=sum(recent) / len(recent),
-                eval_loss=score.loss if math.isfinite(score.loss) else None,
+                eval_loss=finite(score.loss),
                 eval_accuracy=score.accuracy,
-                eval_bits_per_byte=score.bits_per_byte if math.isfinite(score.loss) else None,
+                eval_bits_per_byte=finite(score.bits_per_byte),
             )
         )
         self.cohort.sketches.record(member, row, self.task + 1, step)

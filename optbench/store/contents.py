@@ -42,6 +42,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "seed": SEED,
     "after_task": (0, MOST_TASKS),
     "task": (1, MOST_TASKS),
+    "earlier_task": (1, MOST_TASKS),
     "class_a": CLASSES,
     "class_b": CLASSES,
     "accuracy": SHARE,

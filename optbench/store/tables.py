@@ -194,7 +194,25 @@ class OnlineRow:
     note: str | None
 
 
-Row = TrialRow | AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | CurveRow | SketchRow | OnlineRow
+@dataclass(frozen=True)
+class EarlierRow:
+    """How well an earlier task is still done at one evaluation of a later one, on its validation data."""
+
+    table: ClassVar[str] = "earlier"
+
+    task: int
+    """In training."""
+    step: int
+    """As in `curves`."""
+    earlier_task: int
+    loss: float | None
+    accuracy: float | None
+    bits_per_byte: float | None
+    """Of text."""
+
+
+_Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow
+Row = TrialRow | _Measured | CurveRow | SketchRow | OnlineRow | EarlierRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
@@ -203,7 +221,7 @@ ADDED = frozenset(
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
-ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table})
+ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table, EarlierRow.table})
 """Tables that are written only where a suite asks for what is in them."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
 """Those that every run has, be they empty."""

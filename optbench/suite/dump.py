@@ -91,6 +91,8 @@ def _content(suite: Suite) -> dict[str, Any]:
                 del experiment[added]  # suites written before there were any keep their hash
         if experiment["protocol"]["score"] is None:
             del experiment["protocol"]["score"]  # likewise
+        if not experiment["protocol"]["follow_earlier"]:
+            del experiment["protocol"]["follow_earlier"]  # likewise
         if experiment["tasks"].get("examples_per_task", 0) is None:
             del experiment["tasks"]["examples_per_task"]  # likewise
         for model in experiment["models"].values():

@@ -59,5 +59,8 @@ class Protocol(Settings):
     score: Score = None
     """Which tasks are scored after a task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null: all
     of up to 20 tasks, else current."""
+    follow_earlier: bool = False
+    """true: at each evaluation during a task every earlier one is scored on its validation data, too, which takes a
+    pass over them: how it is forgotten step by step, in `earlier.parquet`."""
     normalisation: Literal["standard", "unit"] = "standard"
     """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""

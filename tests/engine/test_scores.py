@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,11 +17,20 @@ from optbench.engine.evaluate import Evaluator
 from optbench.engine.positions import MOST, sampled
 from optbench.metrics import METRICS
 from optbench.models import initialise
-from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, OnlineRow, SimilarityRow, TrialRow, arrow_table
+from optbench.store.tables import (
+    AccuracyRow,
+    CurveRow,
+    EarlierRow,
+    MetricRow,
+    OnlineRow,
+    SimilarityRow,
+    TrialRow,
+    arrow_table,
+)
 from optbench.store.values import in_bits, score_matrices, summary_table
 from optbench.suite.protocol import Protocol
 from optbench.tasks import Examples
-from tests.conftest import small_suite, train_suite
+from tests.conftest import same_bits, small_suite, train_suite
 from tests.texts import GPT, TASKS, VOCABULARY, small_text, text_suite
 
 CPU = torch.device("cpu")
@@ -128,6 +138,23 @@ def test_what_a_trial_on_text_stores() -> None:
     assert not [row for row in result.rows if isinstance(row, SimilarityRow)]
     ranks = [row.value for row in measured if row.metric == "effective_rank"]
     assert all(value is not None and 1 < value <= 16 for value in ranks)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_earlier_tasks_are_followed_on_request() -> None:
+    text, adamw = small_text(), {"target": "adamw", "lr": 1e-2}
+    asked = train_suite(text_suite(adamw, follow_earlier=True, early_stopping=False), text)
+    rows = [row for row in asked[0].rows if isinstance(row, EarlierRow)]
+    curve = [row for row in asked[0].rows if isinstance(row, CurveRow) and row.task == 2]
+    assert [(row.task, row.step, row.earlier_task) for row in rows] == [(2, row.step, 1) for row in curve]
+    assert len(rows) == 4
+    end = next(r for r in asked[0].rows if isinstance(r, AccuracyRow) and (r.after_task, r.task) == (2, 1))
+    assert rows[-1].bits_per_byte == end.validation_bits_per_byte, "the last evaluation is of the final weights"
+    assert rows[-1].accuracy == end.validation_accuracy
+    assert len({row.bits_per_byte for row in rows}) == 4, "it changes step by step"
+    for alone, member in zip(train_suite(text_suite(adamw, early_stopping=False), text), asked, strict=True):
+        others = tuple(row for row in member.rows if not isinstance(row, EarlierRow))
+        assert same_bits(dataclasses.replace(member, rows=others), alone), "to look changes nothing"
 
 
 def mean_bytes(text: Dataset) -> float:
