@@ -12,8 +12,9 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 MOST = 8192
-"""Positions of one task's test data: 128 times a width of 64, where ten times is enough for a rank, and .1 s for
-all measures of features; the 60,000 of a domain of `text-domains` would take a second."""
+"""Positions of one task's test data: 128 times a width of 64, where ten times is enough for a rank. All measures of
+them take .013 s on one core; of the 60,000 of a domain of `text-domains` .09 s, and they take seven times the memory.
+"""
 
 
 def sampled(examples: Examples, suite_seed: int) -> Tensor | None:
