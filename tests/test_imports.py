@@ -23,6 +23,9 @@ HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy', 'pandas'}"
         "metrics",
         "data",
         "optimizers.registry",
+        "costing.document",
+        "costing.session",
+        "cli.costing",
     ],
 )
 def test_importing_needs_no_torch(module: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from optbench.cli import completion, options
+from optbench.cli.cost import cost
 
 if TYPE_CHECKING:
     from optbench.cli.training import Request
@@ -293,8 +294,8 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]...",
-            autocompletion=completion.runs,
-            help="Run directories, run ids, or latest (the default).",
+            autocompletion=completion.reported,
+            help="Run directories, run ids, or latest (the default); or results of optbench cost.",
         ),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
@@ -332,6 +333,9 @@ def report(
         median=median,
         per_trial=per_trial,
     )
+
+
+app.command()(cost)
 
 
 @app.command()

@@ -19,6 +19,7 @@ import typer
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SAMPLERS = ("grid", "random", "tpe")
+SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
 """Repeated here because importing them from where they are defined is too slow for a completion."""
@@ -80,6 +81,15 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, lambda: ("latest", *_ids(context)))
 
 
+def reported(context: typer.Context, incomplete: str) -> list[str]:
+    """What `report` shows: runs, and results of `cost`."""
+
+    def found() -> Iterable[str]:
+        return "latest", *_ids(context), *(file.name for file in sorted(_runs_dir(context).glob("cost-*.json")))
+
+    return _starting(incomplete, found)
+
+
 def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
     """A run; after a colon, an optimizer of it."""
     run, colon, _ = incomplete.rpartition(":")
@@ -97,6 +107,7 @@ def _known(module: str, table: str) -> Callable[[str], list[str]]:
     return offered
 
 
+contenders = _known("optbench.costing.contenders", "CONTENDERS")
 registered = _known("optbench.optimizers.registry", "OPTIMIZERS")
 metrics = _known("optbench.metrics", "METRICS")
 

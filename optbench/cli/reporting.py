@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.cli.output import deliver, say
+from optbench.costing.document import cost_report
+from optbench.costing.result import find, load
 from optbench.counting import count
 from optbench.errors import NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
@@ -35,6 +37,9 @@ def report_runs(
         NothingMeasuredError: none of the runs has a trial that ended, well or diverged; it is reported first.
     """
     chosen = choose_format(format, output)
+    if costs := [file for name in runs if (file := find(name, runs_dir)) is not None]:
+        _report_costs(runs, costs, chosen, output, others=figures is not None or median or per_trial)
+        return
     if per_trial and not FORMATS[chosen].records:
         raise UsageError(f"--per-trial: expected --format csv or json, got {chosen}")
     paths = [find_run(name, runs_dir) for name in runs]
@@ -54,6 +59,17 @@ def report_runs(
     deliver(with_trials(document, results) if per_trial else document, chosen, output)
     if not summary.measured:
         raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
+
+
+def _report_costs(
+    names: Sequence[str], files: Sequence[Path], chosen: str, output: str | None, *, others: bool
+) -> None:
+    """Results of `optbench cost`. Raises UsageError where runs are named, too, or options that only they have."""
+    if len(files) < len(names):
+        raise UsageError(f"report: expected runs or results of optbench cost, got both: {', '.join(names)}")
+    if others:
+        raise UsageError("report: --figures, --median and --per-trial are for runs, not for results of optbench cost")
+    deliver(cost_report([(file.stem, load(file)) for file in files]), chosen, output)
 
 
 def illustrations(

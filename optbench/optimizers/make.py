@@ -90,18 +90,19 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 def embeddings_and_heads(model: torch.nn.Module | None) -> frozenset[int]:
     """`id`s of the weights at the ends of a network, where nothing says which: see `spec.END`.
 
-    These are the embeddings, and of one of our own networks its head, else linear layers over the vocabulary of an
-    embedding: their rows belong to tokens that rarely occur together, so they are no maps between representations. A
-    network without embeddings has none, whatever its head.
+    These are the embeddings, and of one of our own networks its head, else the last linear layer where it has the shape
+    of an embedding: their rows belong to tokens that rarely occur together, so they are no maps between
+    representations. A network without embeddings has none, whatever its head.
     """
     if model is None or any(hasattr(p, END) for p in model.parameters()):
         return frozenset()
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    vocabularies = {table.num_embeddings for table in tables}
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    heads = [layer for layer in layers if layer.out_features in vocabularies]
+    shapes = {table.weight.shape for table in tables}
+    # Not every layer with as many outputs as there are tokens or positions: a hidden one may be as wide.
+    heads: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    heads = [layer for layer in heads if layer.weight.shape in shapes]
     if tables and getattr(model, "reads_tokens", False):
-        heads = [layer for layer in layers if layer is model.head]
+        heads = [model.head]
     return frozenset(id(module.weight) for module in (*tables, *heads))
 
 

@@ -15,6 +15,7 @@ import pytest
 from optbench.checks.recognise import NAMES
 from optbench.cli import completion, main
 from optbench.cli.listing import LISTS
+from optbench.costing.sizes import SIZES
 from optbench.metrics import METRICS
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.report.formats import FORMATS
@@ -83,8 +84,10 @@ def written_as_bash_does(line: str) -> list[str]:
 
 SUITES = [*shipped_suites(), "mine.yaml"]
 LINES = {
-    "optbench ": ["run", "tune", "compare", "report", "check", "init", "list"],
-    "optbench co": ["compare"],
+    "optbench ": ["run", "tune", "compare", "report", "cost", "check", "init", "list"],
+    "optbench co": ["compare", "cost"],
+    "optbench cost shampoo-5": ["shampoo-512", "shampoo-512-every-20"],
+    "optbench cost --size ": list(SIZES),
     "optbench run --exp": ["--experiment"],
     "optbench run ": SUITES,
     "optbench tune s": [name for name in SUITES if name.startswith("s")],
@@ -132,6 +135,7 @@ def test_names_that_are_written_down_twice_are_the_same() -> None:
     assert typing.get_args(Sampler) == completion.SAMPLERS
     assert list(completion.FORMATS) == list(FORMATS)
     assert list(completion.KINDS) == list(LISTS)
+    assert list(completion.SIZES) == list(SIZES)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ class Tokens(nn.Module):
         super().__init__()
         self.table = nn.Embedding(VOCABULARY, WIDTH)
         self.hidden = nn.Linear(WIDTH, WIDTH)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.classes = nn.Linear(WIDTH, 2)
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         if tied:
             self.head.weight = self.table.weight
 
@@ -67,6 +67,11 @@ def test_muon_takes_matrices_between_representations_alone() -> None:
             "classes.weight": False,
             "classes.bias": True,
         }
+
+
+def test_layers_as_wide_as_a_vocabulary_are_no_heads() -> None:
+    model = nn.Sequential(nn.Embedding(WIDTH, WIDTH), *(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 3))
+    assert embeddings_and_heads(model) == {id(model[0].weight)}
 
 
 def test_a_network_without_embeddings_has_all_its_matrices_taken() -> None:

@@ -1,0 +1,86 @@
+"""The command `cost` with its options. Imports nothing heavy, as `app` does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optbench.cli import completion, options
+
+
+def cost(
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTIMIZER]...",
+            autocompletion=completion.contenders,
+            help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class; NAME=TARGET names it. "
+            "By default those that people ask about, Shampoo in blocks and as it stands.",
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE",
+            autocompletion=completion.one_of(completion.SIZES),
+            help="tiny, small (the default, both) or bert-base. Repeatable.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME.KEY=VALUE", help="Set a hyper-parameter of one of them. Repeatable."),
+    ] = None,
+    device: options.Device = "auto",
+    threads: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Threads on a CPU; by default one, then one for each core.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences in a batch.")] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=2, help="Steps to measure, the first one not counted.")] = 20,
+    seconds: Annotated[
+        float,
+        typer.Option(metavar="S", min=0, help="Start no further step after so many; at least two are measured."),
+    ] = 20.0,
+    warm_up: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Steps before, if --seconds allows: at first roots are stale soonest."),
+    ] = 50,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes longer on one size, all told.")
+    ] = 1800.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", min=0.1, help="What may be allocated; by default 80% of what is available."),
+    ] = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    format_: options.FormatOption = None,
+    output: options.OutputOption = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what optimizers cost on the parameters of a transformer: time of a step, state, peak of memory.
+
+    Each in a process of its own. What would not fit is said with what it would need, before anything is allocated.
+    The result is saved under --runs-dir; optbench report shows it again, in any format.
+    """
+    from optbench.cli.costing import Request, measure_cost
+
+    given = Request(
+        optimizers=tuple(optimizers or ()),
+        sizes=tuple(size or ()),
+        settings=tuple(set_ or ()),
+        device=device,
+        threads=threads,
+        batch=batch,
+        steps=steps,
+        seconds=seconds,
+        warm_up=warm_up,
+        timeout=timeout,
+        memory=memory,
+        runs_dir=runs_dir,
+        format=format_,
+        output=output,
+        quiet=quiet,
+    )
+    raise typer.Exit(measure_cost(given))

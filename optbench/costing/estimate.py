@@ -1,0 +1,115 @@
+"""How much memory a measurement will need, before any is allocated: the same work on `meta`, without numbers.
+
+Every tensor counts from its beginning to its end, so the most that is alive at once is known, including what a step
+needs for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from optbench.costing import networks
+from optbench.costing.sizes import Size
+from optbench.engine.lanes.reach import state_bytes
+
+ALLOWANCE = 160 << 20
+"""For what libraries keep: kernels, buffers of a BLAS, memory that the allocator has not given back."""
+SLACK = 1.1
+"""Allocators round up."""
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. state: None where it could not be told; total: at the peak, without the process itself."""
+
+    state: int | None
+    total: int
+
+
+class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages that operations in the block return, while they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: Any = WeakIdKeyDictionary()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, once."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known[storage] = size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, size).atexit = False
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **kwargs or {})
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return found
+
+
+def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
+    """Of two steps of an optimizer on the network of a size.
+
+    Args:
+        make: makes the optimizer over a network. users: as of `state_bytes`.
+        planned: ask the optimizer itself where it can tell (`planned`), as those do that look at numbers on a CPU.
+    """
+    with Footprint() as footprint:
+        model = networks.network(size, "meta")
+        for p in model.parameters():
+            footprint.add(p)
+        known: tuple[int, int] | None = None
+        optimizer = None
+        try:
+            optimizer = make(model)
+            if planned and hasattr(optimizer, "planned"):
+                known = optimizer.planned(size.tokens)
+                for module in model.modules():  # hooks look at numbers, too
+                    module._forward_hooks.clear()
+                    module._forward_pre_hooks.clear()
+        except Exception:  # of a user's constructor: what is wrong with it, the measurement says
+            pass
+        batch = networks.batch(size, 0, "meta")
+        told = known is not None
+
+        def evaluated(*_: object, **__: object) -> Tensor:
+            loss = networks.loss(model(*batch.inputs), batch.targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        for _ in range(2):
+            evaluated()
+            if optimizer is not None and known is None:
+                told = _stepped(optimizer) or _stepped(optimizer, evaluated)
+            model.zero_grad()
+    held = state_bytes(optimizer, model, users=users) if optimizer is not None else 0
+    state, work = known if known is not None else (held, 0)
+    total = footprint.peak + (state + work if known is not None else 0)
+    return Estimate(state if told or held else None, round(SLACK * total) + ALLOWANCE)
+
+
+def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
+    """Take a step without numbers; whether that went well. An optimizer that asks for a number cannot."""
+    with contextlib.suppress(Exception):
+        optimizer.step(*closure)  # type: ignore[arg-type]
+        return True
+    return False

@@ -1,0 +1,119 @@
+"""Starts a process for every optimizer and size, one after the other, and keeps what it finds. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from optbench.costing import memory
+from optbench.costing.contenders import Contender
+from optbench.costing.result import FORMAT, VERSION, CostResult, Row, save
+from optbench.costing.sizes import SIZES
+from optbench.errors import escaped
+
+WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
+KEYS = ("threads", "device", "steps", "seconds", "limit", "warm_up")
+"""What all jobs of a plan share."""
+LEFT = 512 << 20
+"""Bytes that a limit leaves to a system whose memory is nearly used up."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured. limit: bytes; timeout: seconds of one process."""
+
+    contenders: tuple[Contender, ...]
+    sizes: tuple[str, ...]
+    threads: tuple[int, ...]
+    device: str
+    steps: int
+    seconds: float
+    timeout: float
+    limit: int
+    warm_up: int = 0
+    batch: int | None = None
+
+    def jobs(self) -> Iterator[dict[str, Any]]:
+        """What every worker is told, in order."""
+        for size in self.sizes:
+            for one in self.contenders:
+                yield {
+                    **{name: getattr(self, name) for name in KEYS},
+                    "name": one.name,
+                    "target": one.target,
+                    "settings": dict(one.settings),
+                    "twin": one.twin,
+                    "size": size,
+                    "batch": self.batch or SIZES[size].batch,
+                }
+
+
+def measure(
+    plan: Plan, file: Path, provenance: dict[str, Any], command: Sequence[str], told: Callable[[str, int, int], None]
+) -> CostResult:
+    """Measure all that is planned; the result so far is saved after every row.
+
+    told(what, number, of): before each.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    load: float | None = None
+    with contextlib.suppress(OSError):
+        load = os.getloadavg()[0]
+    result = CostResult(
+        format=FORMAT,
+        version=VERSION,
+        created=created,
+        command=tuple(command),
+        limit=plan.limit,
+        load=load,
+        provenance=provenance,
+    )
+    jobs = list(plan.jobs())
+    for i, job in enumerate(jobs):
+        told(f"{job['name']}, {job['size']}", i + 1, len(jobs))
+        # What other processes have taken in the meantime is no longer there.
+        limit = min(plan.limit, max(memory.available() - LEFT, 0)) if plan.device == "cpu" else plan.limit
+        row = ask({**job, "limit": limit}, plan.timeout)
+        result = result.model_copy(update={"rows": (*result.rows, row)})
+        save(result, file)
+    return result
+
+
+def ask(job: dict[str, Any], timeout: float) -> Row:
+    """The row of one job, from a process of its own, which ends with this call."""
+    lost = {name: job[name] for name in ("target", "settings", "size", "twin")}
+    lost |= {"optimizer": job["name"], "tokens": job["batch"] * SIZES[job["size"]].context, "parameters": 0}
+    process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = process.communicate(json.dumps(job), timeout=timeout)
+        return Row.model_validate_json(out)
+    except subprocess.TimeoutExpired:
+        return Row(**lost, status="too slow", note=f"stopped after {timeout:g} s, of which the first step was not done")
+    except ValidationError:
+        return Row(**lost, status="failed", note=ended(process.returncode, err))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def ended(code: int, err: str) -> str:
+    """How a process ended that gave no answer."""
+    said = escaped(err.strip().splitlines()[-1]) if err.strip() else "it said nothing"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}: {said}"
+    return f"ended with exit code {code}: {said}"

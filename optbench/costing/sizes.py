@@ -1,0 +1,46 @@
+"""The networks that optimizers are measured on, by name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Size:
+    """A transformer, and the batch that its gradients are taken of.
+
+    masked: share of the tokens that are predicted; 1 where every next token is.
+    """
+
+    name: str
+    what: str
+    family: Literal["gpt", "bert"]
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    context: int
+    batch: int
+    masked: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Of a batch."""
+        return self.batch * self.context
+
+    def with_batch(self, batch: int) -> Size:
+        """The same network with another number of sequences."""
+        return Size(**{**vars(self), "batch": batch})
+
+
+SIZES: Mapping[str, Size] = {
+    size.name: size
+    for size in (
+        Size("tiny", "the suite text's gpt over bytes", "gpt", 2, 64, 4, 128, 128, 16),
+        Size("small", "gpt over bytes", "gpt", 6, 384, 6, 128, 256, 8),
+        # Devlin et al. 2019, arXiv:1810.04805, with its pre-training heads; sequences of 128, as in most of its steps.
+        Size("bert-base", "BERT-base with its pre-training heads", "bert", 12, 768, 12, 30_522, 128, 4, masked=0.15),
+    )
+}

@@ -1,0 +1,26 @@
+"""`python -m optbench.costing.worker`: one job, as JSON, on standard input; its row, as JSON, on standard output.
+
+A process of its own: its peak of memory is that of one optimizer, and what a user's code does to it ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def main() -> None:
+    # What a user's code prints must not get into the answer.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    from optbench.costing.measure import Job, measured
+
+    told = json.load(sys.stdin)
+    row = measured(Job(**{**told, "threads": tuple(told["threads"])}))
+    with answer:
+        answer.write(row.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
