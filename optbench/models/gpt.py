@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from optbench.kinds import Whole
-from optbench.late import nn
+from optbench.late import nn, torch
 from optbench.models.network import Network
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class Gpt(Network):
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         if tied and inputs.vocabulary != outputs:
             raise ValueError(f"tied: expected as many outputs as tokens, got {outputs} and {inputs.vocabulary}")
-        self.tokens = None if tied else nn.Embedding(inputs.vocabulary, width)
-        self.positions = nn.Embedding(context, width)
+        self.tokens = None if tied else _table(inputs.vocabulary, width)
+        self.positions = _table(context, width)
         parts: dict[str, Callable[[], nn.Module]] = {
             "attention_norm": lambda: nn.LayerNorm(width),
             "query": lambda: nn.Linear(width, width),
@@ -124,3 +124,8 @@ class Gpt(Network):
 
     def _dropped(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _table(count: int, width: int) -> nn.Embedding:
+    """An embedding without weights of its own: drawing them on the meta device imports torch._dynamo, for seconds."""
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))
