@@ -136,8 +136,10 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
     monkeypatch.setattr("optbench.engine.device.resolve", torch.device)
     words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--quiet"]
-    for experiment in load_suite(shipped_suites()[name]).experiments:
+    for experiment, its in load_suite(shipped_suites()[name]).experiments.items():
         small = {"max_steps": 4, "train_examples": 1500, "test_examples": 200, "validation_examples": 200}
+        if its.dataset.domains:
+            small = {"max_steps": 4, "test_examples": 10, "validation_examples": 10}
         words += [f"--set=experiments.{experiment}.protocol.{key}={value}" for key, value in small.items()]
     for place in ("cpu", DEVICE):
         assert main([*words, "--device", place, "--name", place.partition(":")[0]]) == 0, capsys.readouterr().err

@@ -98,20 +98,25 @@ def test_continual_is_the_papers_section_3_1() -> None:
 # What makes the suites small: nothing but seeds, steps, tasks, examples, and of several widths those that claims name.
 # Two seeds where that costs little, so that there is something to spread over processes.
 PROTOCOL = {"max_steps": 2, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
+OF_TEXT = {"max_steps": 2, "validation_examples": 10, "test_examples": 10}
 SEEDS = {"smoke": 2}
 
 
 def small(name: str) -> list[str]:
     """The options that make a suite small."""
     suite = shipped(name)
-    settings = {f"experiments.{e}.protocol.{key}": value for e in suite.experiments for key, value in PROTOCOL.items()}
+    settings: dict[str, Any] = {}
     for place, experiment in suite.experiments.items():
+        protocol = OF_TEXT if experiment.dataset.domains else PROTOCOL
+        settings |= {f"experiments.{place}.protocol.{key}": value for key, value in protocol.items()}
         named = {model for claim in suite.claims.values() for model in claim.models or ()} & experiment.models.keys()
         if named:
             models = {model: experiment.models[model].model_dump() for model in sorted(named)}
             settings[f"experiments.{place}.models"] = json.dumps(models)
         if experiment.tasks.kind == "class-incremental":
             settings[f"experiments.{place}.tasks.group_size"] = 5
+        elif experiment.tasks.kind == "domains":
+            settings[f"experiments.{place}.tasks.order"] = ["code", "prose"]
         elif experiment.tasks.count > 2:
             settings[f"experiments.{place}.tasks.count"] = 2
     for optimizer, its in suite.optimizers.items():
