@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from optbench.engine import Workspace
-from optbench.engine.train import CohortTraining
+from optbench.engine.interim import Interim
+from optbench.engine.train import CohortTraining, train
 from optbench.metrics import METRICS
 from optbench.metrics.overlap import (
     DIRECTIONS,
@@ -134,3 +135,17 @@ def test_a_training_has_them_of_the_networks_that_tasks_ended_with() -> None:
     expected = tasks_cka([TaskFeatures(after), TaskFeatures(other)]).value
     assert value["tasks_cka"] == pytest.approx(expected)
     assert same_bits(train_suite(wanted, text, only=1)[0], results[1])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_training_has_the_networks_of_earlier_tasks() -> None:
+    text = small_text()
+    suite = text_suite({"target": "adamw", "lr": 1e-2}, metrics=["kept_cka", "kept_overlap"])
+    workspace = Workspace.of(suite.experiments["small"], text, suite.seed, torch.device("cpu"))
+    (cohort,) = cohorts(trials(suite))
+    kept: list[Interim] = []
+    whole = train(cohort, workspace, lambda progress: None, lambda take: kept.extend(take()))
+    begun = {trial: interim for interim in kept for trial in interim.trials}
+    assert len(begun) == 2
+    for one, other in zip(whole, train(cohort, workspace, lambda progress: None, begun=begun), strict=True):
+        assert same_bits(one, other)
