@@ -91,8 +91,13 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
         batch = networks.batch(size, 0, "meta")
         told = known is not None
 
+        activations = 0
+
         def evaluated(*_: object, **__: object) -> Tensor:
+            nonlocal activations
+            before = footprint.live
             loss = networks.loss(model(*batch.inputs), batch.targets)
+            activations = max(activations, footprint.live - before)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
 
@@ -103,7 +108,9 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
             model.zero_grad()
     held = state_bytes(optimizer, model, users=users) if optimizer is not None else 0
     state, work = known if known is not None else (held, 0)
-    total = footprint.peak + (state + work if known is not None else 0)
+    # What a backward pass frees of activations comes in pieces, which need not do for gradients.
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters())
+    total = footprint.peak + min(activations, gradients) + (state + work if known is not None else 0)
     return Estimate(state if told or held else None, round(SLACK * total) + ALLOWANCE)
 
 
