@@ -20,13 +20,14 @@ from optbench.data import Dataset, InputSpec
 from optbench.kinds import calling
 from optbench.metrics.own import MetricSettings
 from optbench.optimizers.registry import OPTIMIZERS
-from optbench.store.tables import MetricRow
+from optbench.store.tables import AccuracyRow, MetricRow
 from optbench.suite import load_suite, shipped_suites
 from tests import own_models, simulated_device
 from tests.conftest import PoolHere, tables, trial_row
 from tests.engine.test_devices import accuracies, stack_of, suite_of, trained
 from tests.engine.test_recording import ALL, RECORDABLE
 from tests.simulated_device import Simulated
+from tests.texts import GPT, small_text, text_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 DEVICE = str(simulated_device.device())
@@ -178,3 +179,16 @@ def test_a_users_model_trains_there_as_on_the_cpu(
         assert accuracies(b) == pytest.approx(accuracies(a), abs=2 * EXAMPLES / 200)
         found = str(trial_row(b).note)
         assert f"trained member by member: {note}" in found if note else "member by member" not in found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_transformer_trains_there_as_on_the_cpu(dropout: float) -> None:
+    """Together, or with dropout member by member; scored together in bits per byte."""
+    suite = text_suite({"target": "adamw", "lr": [3e-3, 1e-2]}, {**GPT, "dropout": dropout}, early_stopping=False)
+    here, there = (trained(suite, small_text(), place) for place in ("cpu", DEVICE))
+    for a, b in zip(here, there, strict=True):
+        assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
+        assert trial_row(b).gradients == ("member by member" if dropout else "torch.func")
+        bits = [[row.bits_per_byte for row in one.rows if isinstance(row, AccuracyRow)] for one in (a, b)]
+        # What dropout draws differs between devices.
+        assert bits[1] == pytest.approx(bits[0], abs=0.3 if dropout else 1e-3)
