@@ -22,6 +22,8 @@ class _Steps:
     """The updates of one member in one task."""
 
     before: BeforeTask
+    begun: int
+    """Optimizer steps that it had taken before them."""
     accuracies: list[float] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
 
@@ -47,7 +49,8 @@ class Online:
             if seed not in probes:
                 probes[seed] = probe(self._sequences[seed].train(task), self._suite_seed)
             try:
-                self._steps[member.trial.id] = _Steps(before_task(self._evaluator, member.row, probes[seed]))
+                before = before_task(self._evaluator, member.row, probes[seed])
+                self._steps[member.trial.id] = _Steps(before, member.steps)
             except Exception as error:
                 if self._evaluator.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
                     raise
@@ -73,7 +76,7 @@ def _row(member: Member, task: int, steps: _Steps) -> OnlineRow:
     notes = [state.pop("note"), None if member.running else f"{member.status} in this task"]
     return OnlineRow(
         task=task + 1,
-        steps=len(steps.accuracies),
+        steps=member.steps - steps.begun,
         online_accuracy=_mean(steps.accuracies) if member.running else None,
         online_loss=_mean(steps.losses) if member.running else None,
         **state,
