@@ -141,6 +141,7 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
         small = {"max_steps": 4, "train_examples": 1500, "test_examples": 200, "validation_examples": 200}
         if its.dataset.domains:
             small = {"max_steps": 4, "test_examples": 10, "validation_examples": 10}
+            words.append(f"--set=experiments.{experiment}.tasks.order=[code, prose]")
         words += [f"--set=experiments.{experiment}.protocol.{key}={value}" for key, value in small.items()]
     for place in ("cpu", DEVICE):
         assert main([*words, "--device", place, "--name", place.partition(":")[0]]) == 0, capsys.readouterr().err
@@ -149,8 +150,10 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     assert there["trials"]["init_hash"].tolist() == here["trials"]["init_hash"].tolist()
     assert there["trials"]["status"].tolist() == here["trials"]["status"].tolist()
     for column in ("accuracy", "validation_accuracy"):
-        apart = (there["accuracy"][column] - here["accuracy"][column]).abs() * here["accuracy"]["examples"]
-        assert apart.max() < EXAMPLES + 0.5
+        examples = here["accuracy"]["examples"]
+        apart = (there["accuracy"][column] - here["accuracy"][column]).abs() * examples
+        # Of text, where each example is many predictions, as large a share of them.
+        assert (apart < (examples / 200).clip(1) * (EXAMPLES + 0.5)).all()
     for table, column in (("metrics", "value"), ("spectra", "eigenvalue"), ("pruning", "accuracy")):
         assert there[table][column].isna().tolist() == here[table][column].isna().tolist()
     if (tmp_path / "cpu/pairs.parquet").exists():
