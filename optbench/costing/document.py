@@ -144,7 +144,8 @@ def _lost(row: Row) -> str:
     if row.status == "too large":
         reason = row.note or "nothing was allocated"
         return f"{row.optimizer}: not measured: it would need about {size_text(row.needed)}; {reason}"
-    return f"{row.optimizer}: {row.status}: {row.note}"
+    took = "" if row.first is None else f"; that took {row.first:,.0f} s"
+    return f"{row.optimizer}: {row.status}: {row.note}{took}"
 
 
 def _unit(timings: Sequence[Timing]) -> _Unit:
@@ -200,7 +201,7 @@ def _memory(name: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         state = row.state if row.state is not None else row.planned_state
         each = f"{state / row.parameters:.1f}" if state is not None and row.parameters else UNDEFINED
-        peak = Cell(size_text(row.peak)) if row.status == "ok" else Cell(row.status, "warning")
+        peak = Cell(size_text(row.peak)) if row.peak is not None else Cell(row.status, "warning")
         lines.append((Cell(row.optimizer), Cell(size_text(state)), Cell(each), Cell(size_text(row.needed)), peak))
     return Table(f"{name}: memory", heads, tuple(lines))
 

@@ -100,8 +100,11 @@ def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, ste
     return maker(spec, settings, given)(list(model.parameters()))
 
 
-def measured(job: Job) -> Row:
-    """Estimate, and where that fits into the limit measure; whatever goes wrong is in the row."""
+def measured(job: Job) -> Iterator[Row]:
+    """Estimate, and where that fits into the limit measure; whatever goes wrong is in the row.
+
+    The last row counts; one before it is what the first step has told.
+    """
     idle = memory.resident()
     size = SIZES[job.size].with_batch(job.batch)
     row: dict[str, Any] = {"optimizer": job.name, "target": job.target, "twin": job.twin, "size": job.size}
@@ -117,18 +120,20 @@ def measured(job: Job) -> Row:
         told = estimate(size, lambda model: make(spec, settings, model, job.steps), users=users, planned=on_cpu)
         row |= {"needed": told.total + (idle if on_cpu else 0), "planned_state": told.state}
         if row["needed"] > job.limit:
-            return Row(**row, status="too large")
-        return Row(**row | _measured(job, spec, settings, size))
+            yield Row(**row, status="too large")
+            return
+        for found in _measured(job, spec, settings, size):
+            yield Row(**row | found)
     except Exception as error:  # a user's optimizer may raise anything
         text = in_words(error, job.target, job.settings)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-            return Row(
-                **row, status="too large", note="it needed more than was estimated, and was stopped at the limit"
-            )
-        return Row(**row, status="failed", note=text)
+            yield Row(**row, status="too large", note="it needed more than was estimated, and was stopped at the limit")
+            return
+        yield Row(**row, status="failed", note=text)
 
 
-def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> dict[str, Any]:
+def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
+    """What is known after the first step, and then all of it."""
     every = settings.get(spec.interval) if spec.interval else None
     every = every if isinstance(every, int) and every > 1 else None
     used = {**settings, spec.interval: SHORT} if every else settings
@@ -142,7 +147,9 @@ def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: 
         clock: Clock = "device" if device.type == "cuda" else "processor" if threads == 1 else "wall"
         watch = Stopwatch(clock)
         if not first:
-            first, begun = training.step(next(numbers), watch), time.perf_counter()
+            first = training.step(next(numbers), watch)
+            yield _known(training, spec, first) | {"status": "started"}
+            begun = time.perf_counter()
             for number in itertools.islice(numbers, job.warm_up):
                 if time.perf_counter() - begun > job.seconds:
                     break
@@ -151,18 +158,22 @@ def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: 
         numbers = itertools.count(after)
         steps, renewed = _steps(job, training, watch, numbers, bool(every))
         timings.append(_timing(threads, clock, after, steps, every, renewed))
-    users = spec.source == "yours"
-    on_cpu = device.type == "cpu"
-    return {
-        "peak": memory.peak() if on_cpu else torch.cuda.max_memory_allocated(device),
-        "state": state_bytes(training.optimizer, training.network, users=users),
-        "holdings": tuple(_holdings(training)),
+    bad = training.loss != training.loss
+    yield _known(training, spec, first) | {
         "split": any(t.statistics + t.roots > 0 for t in timings),
-        "first": sum(seconds for name, seconds in first.items() if name != "gradient"),
         "timings": tuple(timings),
-        "note": ""
-        if training.loss == training.loss
-        else "the loss is not a number: its times may not be those of training",
+        "note": "the loss is not a number: its times may not be those of training" if bad else "",
+    }
+
+
+def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) -> dict[str, Any]:
+    """What the state and the memory are, and how long the first step took."""
+    device = next(training.network.parameters()).device
+    return {
+        "peak": memory.peak() if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
+        "state": state_bytes(training.optimizer, training.network, users=spec.source == "yours"),
+        "holdings": tuple(_holdings(training)),
+        "first": sum(seconds for name, seconds in first.items() if name != "gradient"),
     }
 
 

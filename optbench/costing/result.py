@@ -17,7 +17,8 @@ FORMAT: Final = "optbench-cost"
 VERSION: Final = 1
 MAX_BYTES = 64 << 20
 """Far above any such file."""
-Status = Literal["ok", "too large", "too slow", "failed"]
+Status = Literal["ok", "too large", "too slow", "failed", "started"]
+"""`too slow`: stopped; what its first step took is there, if it ended. `started`: never in a file."""
 
 
 class _Record(Settings):

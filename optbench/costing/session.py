@@ -99,12 +99,24 @@ def ask(job: dict[str, Any], timeout: float) -> Row:
     lost |= {"optimizer": job["name"], "tokens": job["batch"] * SIZES[job["size"]].context, "parameters": 0}
     process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        out, err = process.communicate(json.dumps(job), timeout=timeout)
-        return Row.model_validate_json(out)
-    except subprocess.TimeoutExpired:
-        return Row(**lost, status="too slow", note=f"stopped after {timeout:g} s, of which the first step was not done")
+        try:
+            out, err = process.communicate(json.dumps(job), timeout=timeout)
+            code, note = process.returncode, ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            code, note = 0, f"stopped after {timeout:g} s"
+        lines = out.splitlines()
+        row = Row.model_validate_json(lines[-1] if lines else "")
+        if row.status != "started":
+            return row
+        if not note:
+            return row.model_copy(update={"status": "failed", "note": ended(code, err)})
+        return row.model_copy(update={"status": "too slow", "note": f"{note}, after its first step"})
     except ValidationError:
-        return Row(**lost, status="failed", note=ended(process.returncode, err))
+        if note:
+            return Row(**lost, status="too slow", note=f"{note}, before the end of its first step")
+        return Row(**lost, status="failed", note=ended(code, err))
     finally:
         if process.poll() is None:
             process.kill()

@@ -1,4 +1,4 @@
-"""`python -m optbench.costing.worker`: one job, as JSON, on standard input; its row, as JSON, on standard output.
+"""`python -m optbench.costing.worker`: one job, as JSON, on standard input; its row, as a line, on standard output.
 
 A process of its own: its peak of memory is that of one optimizer, and what a user's code does to it ends with it.
 """
@@ -17,9 +17,11 @@ def main() -> None:
     from optbench.costing.measure import Job, measured
 
     told = json.load(sys.stdin)
-    row = measured(Job(**{**told, "threads": tuple(told["threads"])}))
     with answer:
-        answer.write(row.model_dump_json())
+        # The last line counts; one before it is what is known after the first step, should that be all.
+        for row in measured(Job(**{**told, "threads": tuple(told["threads"])})):
+            answer.write(f"{row.model_dump_json()}\n")
+            answer.flush()
 
 
 if __name__ == "__main__":

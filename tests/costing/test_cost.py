@@ -16,7 +16,7 @@ from optbench.cli import main
 from optbench.costing import memory, session
 from optbench.costing.contenders import CONTENDERS, chosen
 from optbench.costing.document import CSV_COLUMNS, cost_report, digits, size_text
-from optbench.costing.result import CostResult, load
+from optbench.costing.result import CostResult, Row, load
 from optbench.costing.session import Plan, ask
 from optbench.report.formats import FORMATS, render_text
 
@@ -202,6 +202,11 @@ def test_runs_and_results_do_not_go_together(file: Path, capsys: pytest.CaptureF
     assert "are for runs" in capsys.readouterr().err
 
 
+FIRST = Row(
+    optimizer="sgd", target="sgd", settings={}, size="tiny", tokens=1, parameters=1, status="started", first=1.0
+).model_dump_json()
+
+
 def job() -> dict[str, Any]:
     plan = Plan(tuple(chosen(["sgd"])), ("tiny",), (1,), "cpu", 2, 0.0, 60.0, 1 << 32)
     (found,) = plan.jobs()
@@ -213,7 +218,13 @@ def job() -> dict[str, Any]:
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "failed", "killed by SIGKILL: it said nothing"),
         ("import sys; sys.exit('no\\n\\x1b[31m')", "failed", "ended with exit code 1: "),
-        ("import time; time.sleep(60)", "too slow", "stopped after 1 s"),
+        ("import time; time.sleep(60)", "too slow", "stopped after 1 s, before the end of its first step"),
+        (
+            f"import time; print({FIRST!r}, flush=True); time.sleep(60)",
+            "too slow",
+            "stopped after 1 s, after its first",
+        ),
+        (f"print({FIRST!r}, flush=True); raise SystemExit(7)", "failed", "ended with exit code 7"),
     ],
 )
 def test_a_process_that_ends_otherwise_is_a_row(

@@ -36,7 +36,10 @@ def measured(one: Contender, size: Size, **changes: Any) -> tuple[dict[str, Any]
     spec = resolve_spec(find(one.target), settings)
     job = Job(one.name, one.target, settings, "micro", size.batch, (1,), "cpu", 4, 60.0, 1 << 40)
     told = estimate(size, lambda model: make(spec, settings, model, 4), users=spec.source == "yours", planned=True)
-    return _measured(dataclasses.replace(job, **changes), spec, settings, size), told
+    started, found = _measured(dataclasses.replace(job, **changes), spec, settings, size)
+    assert started["status"] == "started"
+    assert started["state"] == found["state"]
+    return found, told
 
 
 @pytest.mark.parametrize("family", MICRO)
