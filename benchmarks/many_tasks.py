@@ -87,7 +87,7 @@ def main() -> None:
         words = [sys.executable, __file__, "--optimizer", given.optimizer, "--seeds", str(given.seeds)]
         out = subprocess.run([*words, "--one", str(tasks)], capture_output=True, text=True, check=True).stdout
         *times, memory = map(float, out.split())
-        middles = [task for task in (10, tasks - 10) if task + AROUND < len(times) + 2]
+        middles = sorted({10, tasks - 10})
         found = [statistics.median(times[task - AROUND - 2 : task + AROUND - 1]) for task in middles]
         said = ", ".join(f"task {task}: {seconds:.3f} s" for task, seconds in zip(middles, found, strict=True))
         what = f"{given.optimizer}, {given.seeds} seeds, {tasks} tasks"
