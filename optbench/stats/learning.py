@@ -18,33 +18,40 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from optbench.counting import count, grouped
+from optbench.counting import count
 from optbench.metrics.learning import (
     EXPLODED,
     GUESSED,
     NotLearnt,
     loss_exploded,
     no_better_than_guessing,
-    start_losses,
     task_list,
 )
 from optbench.store.columns import codes, numbers
 
 Matrix: TypeAlias = NDArray[np.float64]
+Vector: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out results of one trial: matrices (T+1, T) of accuracy, loss, guess and number of examples.
+    """The held-out results of one trial: one matrix alone, because matrices grow with the square of T.
 
-    guess: the share of the most frequent class, NaN where it was not recorded. classes: of one task, 0 where unknown.
+    accuracy: (T+1, T). start: (T,), the losses before the first step on each task, as `start_losses` has them. guess:
+    (T,), the share of the most frequent class, NaN where it was not recorded. examples: (T,), how many there are.
+    classes: of one task, 0 where unknown.
     """
 
     accuracy: Matrix
-    loss: Matrix
-    guess: Matrix
-    examples: Matrix
+    start: Vector
+    guess: Vector
+    examples: Vector
     classes: int
+
+
+def right_after(matrix: Matrix) -> Vector:
+    """Copy what a matrix (T+1, T) has of each task right after it: the entries that every protocol scores."""
+    return np.diagonal(matrix[1:]).copy()
 
 
 def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearnt]:
@@ -53,19 +60,12 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
     curves: the table of that name, with the columns `trial`, `task` and `train_loss`.
     """
     highest = _highest(curves, {name: one.accuracy.shape[1] for name, one in held.items()})
-    by_tasks = grouped((one.accuracy.shape[1], name) for name, one in held.items())
     every: dict[str, NotLearnt] = {}
-    for group in by_tasks.values():  # all trials with the same number of tasks at once
-        fields = ("accuracy", "loss", "guess", "examples")  # each (trials, T+1, T) below
-        accuracy, loss, guess, examples = (np.stack([getattr(held[name], f) for name in group]) for f in fields)
-        # Of each task the row right after it, which is always there: later ones may not have been scored.
-        guess, examples = (np.diagonal(matrix[:, 1:], axis1=-2, axis2=-1) for matrix in (guess, examples))
-        even = np.array([1 / held[name].classes if held[name].classes else math.nan for name in group])[:, None]
-        share = np.where(np.isnan(guess), even, guess)
-        guessed = no_better_than_guessing(accuracy, share, examples)
-        exploded = loss_exploded(np.stack([highest[name] for name in group]), start_losses(loss))
-        for name, *flags in zip(group, guessed, exploded, strict=True):
-            every[name] = NotLearnt.of(*flags)
+    for name, one in held.items():
+        even = 1 / one.classes if one.classes else math.nan
+        share = np.where(np.isnan(one.guess), even, one.guess)
+        guessed = no_better_than_guessing(one.accuracy, share, one.examples)
+        every[name] = NotLearnt.of(guessed, loss_exploded(highest[name], one.start))
     return {name: tasks for name, tasks in every.items() if tasks}
 
 
@@ -102,7 +102,7 @@ def without_learning(note: str) -> str:
     return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
 
 
-def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Matrix]:
+def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Vector]:
     """Trial -> (T,) the highest training loss in each of its tasks; NaN without any."""
     trial, ids = codes(curves["trial"])
     place, loss = numbers(curves["task"]), numbers(curves["train_loss"])

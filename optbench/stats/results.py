@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from optbench.errors import StoreError
 from optbench.metrics import Metric
-from optbench.metrics.learning import NotLearnt
+from optbench.metrics.learning import NotLearnt, start_losses
 from optbench.metrics.own import metrics_of
 from optbench.metrics.score import metric_in_bits
 from optbench.optimizers.registry import check_names
 from optbench.plan import Trial, outline, trials
-from optbench.stats.learning import Held, not_learnt
+from optbench.stats.learning import Held, not_learnt, right_after
 from optbench.store import RunDirectory
 from optbench.store.columns import codes, numbers
 from optbench.store.online import ACCURACY, Online
@@ -208,13 +208,16 @@ class Results:
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
-        accuracy, loss, guess, examples = (
-            accuracy_matrices(table, name) for name in (right, column, "majority", "examples")
+        accuracy = accuracy_matrices(table, right)
+        start = {name: start_losses(matrix) for name, matrix in accuracy_matrices(table, column).items()}
+        guess, examples = (
+            {name: right_after(matrix) for name, matrix in accuracy_matrices(table, of).items()}
+            for of in ("majority", "examples")
         )
         held = {
             trial.id: Held(
                 accuracy[trial.id],
-                loss[trial.id],
+                start[trial.id],
                 guess[trial.id],
                 examples[trial.id],
                 self.outlines[trial.experiment].classes,
