@@ -66,12 +66,12 @@ def plasticity(results: Sequence[Results]) -> list[Figure]:
 
 
 def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
-    w = max(line.learnt.window for line in lines)
+    longest = max((line.learnt for line in lines), key=lambda learnt: learnt.window)
     muted = [line for line in lines if line.muted]
     by_label = {line.series.label: line for line in lines}
     # Whatever others are read against is in every panel.
     parts = [[by_label[s.label] for s in part] for part in chunks([line.series for line in lines if not line.muted])]
-    smoothed = f"means of {w} tasks in a row, " if w > 1 else ""
+    smoothed = f"means of {longest.in_window} in a row, " if longest.window > 1 else ""
     what = (
         f"Online accuracy over the tasks of {group.experiment}, {group.model}, on each batch before its update: "
         f"{smoothed}a line is the mean over seeds, a band one standard deviation to either side."
@@ -88,7 +88,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
         name=group.figure_name("plasticity"),
         title=f"{group.experiment}, {group.model}: plasticity",
         caption=caption(what, [(group, [line.series for line in lines])]),
-        alt=f"Mean online accuracy on the last {w if w > 1 else ''} tasks: {means(late)}.".replace("  tasks", " task"),
+        alt=f"Mean online accuracy on the last {longest.in_window}: {means(late)}.",
         panels=tuple(_panel([*part, *muted], lines) for part in parts or [[]]),
     )
 

@@ -43,6 +43,11 @@ class LearntOnline:
         return window(self.tasks)
 
     @property
+    def in_window(self) -> str:
+        """What a window is, after "the last": `3 tasks`, or `task`."""
+        return f"{self.window} tasks" if self.window > 1 else "task"
+
+    @property
     def is_fresh(self) -> bool:
         """Whether its networks are new at every task."""
         return FRESH in self._trial.around

@@ -65,8 +65,7 @@ def _place(learnt: LearntOnline) -> tuple[str, str, str]:
 
 
 def _table(here: Sequence[LearntOnline], where: str, spread_text: SpreadText) -> Table:
-    w = here[0].window
-    tasks = f"{w} tasks" if w > 1 else "task"
+    tasks = here[0].in_window
     arrow = METRICS[ACCURACY].arrow
     online = decimals(ACCURACY)
     measures = [
