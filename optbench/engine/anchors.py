@@ -1,4 +1,4 @@
-"""What pulls members' weights towards where they started: λ‖w - w₀‖² in their losses, as `optimizers.l2_init` has it.
+"""Terms λ‖w - w₀‖² in members' losses, which pull weights towards their initial values: see `optimizers.l2_init`.
 
 Legend: M members, P padded parameter count.
 """

@@ -1,4 +1,4 @@
-"""The state of a network before the first update on a task: what it brings along, and how the new task pulls at it.
+"""The state of a network before the first update on a task: its features, its weights and the gradient.
 
 Legend: P padded parameter count, Q floats that buffers take, N examples, d features.
 """

@@ -1,4 +1,4 @@
-"""How right members are on their training batches before the update: read off the passes that take the gradients.
+"""Accuracy of members on their training batches before each update, from the passes that take the gradients.
 
 Legend: M members, B batch, T positions, C classes.
 """
@@ -14,7 +14,7 @@ from optbench.engine.batches import BatchStream
 
 
 class Hits:
-    """What members predict of their training batches, kept from the forward passes that take the gradients."""
+    """Predictions and targets of the last batch of each member."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
         """streams: of each member, all of one batch size."""
@@ -26,7 +26,7 @@ class Hits:
         """What `see` and `see_all` write to."""
 
     def see(self, i: int, logits: Tensor, targets: Tensor) -> None:
-        """Note what member `i` predicts: logits (B, C) or (B, T, C), targets (B,) or (B, T)."""
+        """Record the predictions of member `i`: logits (B, C) or (B, T, C), targets (B,) or (B, T)."""
         guesses, wanted = self._rows[i]
         torch.argmax(logits.detach(), -1, out=guesses)
         wanted.copy_(targets)
@@ -37,5 +37,5 @@ class Hits:
         self._targets.copy_(targets)
 
     def shares(self) -> Tensor:
-        """Return how much of its batch each member got right, (M,) in float32: B or B·T predictions each."""
+        """Return the accuracy of each member on its batch, (M,) in float32, over B or B·T predictions."""
         return (self._guesses == self._targets).flatten(1).sum(1) / self._targets[0].numel()

@@ -57,7 +57,7 @@ class Stretch:
     losses: list[list[float]]
     """K rows of A."""
     accuracies: list[list[float]]
-    """K rows of A: of each batch before the update on it. Empty where they are not asked for."""
+    """K rows of A: on each batch before its update. Empty unless requested."""
     finite: list[bool]
     """Of each member, whether all of its weights are, at the end."""
     raised: dict[int, Exception]
@@ -83,8 +83,8 @@ class LockStep:
         anchors: Sequence[Anchor | None] = (),
         online: bool = False,
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. online: whether the
-        accuracies of batches are asked for. The others: of each member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
+        record accuracies on batches. The others: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -129,7 +129,7 @@ class LockStep:
         """Enqueue the steps from `step` to `until` without waiting for the device.
 
         Returns their losses (K, A); what optimizers raised in the last of them, which then is not `until`; and the
-        accuracies on their batches before each, (K, A), or (0, A) where they are not asked for. Exceptions raised by
+        accuracies on their batches before each, (K, A), or (0, A) unless requested. Exceptions raised by
         members not in `of` are ignored.
         """
         draws = bool(self._passes) or "random" in self._machinery.spec.needs

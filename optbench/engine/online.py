@@ -39,7 +39,7 @@ class Online:
         self._steps: dict[str, _Steps] = {}
 
     def begin(self, members: Sequence[Member], task: int) -> None:
-        """Take the state of the running members before `task`, 0..T-1; a user's model that raises fails there."""
+        """Measure the running members before `task`, 0..T-1; a member whose model raises fails."""
         self._steps = {}
         probes: dict[int, Examples] = {}
         for member in members:
@@ -58,7 +58,7 @@ class Online:
             member.evaluation_seconds += time.perf_counter() - started
 
     def see(self, member: Member, losses: Sequence[float], accuracies: Sequence[float]) -> None:
-        """Record updates of a member: the losses and accuracies of their batches before each."""
+        """Record updates of a member: the loss and accuracy on the batch of each, before it."""
         steps = self._steps[member.trial.id]
         steps.losses += losses
         steps.accuracies += accuracies
@@ -71,7 +71,7 @@ class Online:
 
 
 def _row(member: Member, task: int, steps: _Steps) -> OnlineRow:
-    """Return the row; without an accuracy where the member has left the task before its end."""
+    """Return the row; without accuracy and loss if the member left the task before its end."""
     state = dataclasses.asdict(steps.before)
     notes = [state.pop("note"), None if member.running else f"{member.status} in this task"]
     return OnlineRow(

@@ -32,7 +32,7 @@ class Bound:
     penalties: Penalties | None = None
     """What is added to the members' losses; None where there is nothing."""
     hits: Hits | None = None
-    """Told what each member predicts of its batch; None where it is not asked for."""
+    """Where members' predictions on their batches are recorded; None where they are not requested."""
 
 
 class Gradients(Protocol):
