@@ -94,8 +94,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
 
 def _shortcomings(run: RunSummary) -> Iterable[str]:
     """What networks that claims are about did not learn: once for each variant, with the numbers of the claims."""
-    for said in _of_sides(run, lambda arm: arm.shortcoming):
-        yield f"{NOT_LEARNT} {said}. What was not learnt cannot be forgotten."
+    for said in _of_sides(run, lambda arm: arm.learning_warning):
+        yield f"{NOT_LEARNT} {said}"
 
 
 def _above_target(run: RunSummary) -> Iterable[str]:

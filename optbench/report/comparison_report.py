@@ -187,8 +187,8 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
     for side, arm in (("A", pair.a), ("B", pair.b)):
         if lost := losses(arm.counts):
             yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {lost}"
-        if arm.shortcoming:
-            yield f"{NOT_LEARNT} {side} ({arm.label}): {arm.shortcoming}. What was not learnt cannot be forgotten."
+        if said := arm.learning_warning:
+            yield f"{NOT_LEARNT} {side} ({arm.label}): {said}"
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:

@@ -148,8 +148,8 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         dormant = [f"{row.label}, {many}" for row in section.rows if (many := row.arm.many_dormant)]
         warnings += [dormant_line(dormant)] if dormant else []
     for row in section.rows:
-        if said := row.arm.shortcoming:
-            warnings.append(f"{NOT_LEARNT} {row.label}: {said}. What was not learnt cannot be forgotten.")
+        if said := row.arm.learning_warning:
+            warnings.append(f"{NOT_LEARNT} {row.label}: {said}")
         undefined = [one_line(measure.title) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")

@@ -103,6 +103,14 @@ class Arm:
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
 
+    @property
+    def learning_warning(self) -> str | None:
+        """What its trials did not learn, in sentences; None where each of them learnt every task."""
+        if self.shortcoming is None:
+            return None
+        forgetting = any(map(math.isfinite, self.values("forgetting")))
+        return f"{self.shortcoming}.{' What was not learnt cannot be forgotten.' if forgetting else ''}"
+
     @functools.cached_property
     def many_dormant(self) -> ManyDormant | None:
         """Its trials in which many units are dormant; None where there are none."""

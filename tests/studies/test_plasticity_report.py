@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from optbench.plan import Trial
 from optbench.report.document import Table
 from optbench.report.numbers import UNDEFINED
 from optbench.report.spread import spread_text
-from optbench.store.tables import Row
+from optbench.store.tables import AccuracyRow, Row
 from optbench.studies.plasticity.figures import plasticity
 from optbench.studies.plasticity.statistics import learnt_online
 from optbench.studies.plasticity.tables import online_blocks
@@ -124,3 +125,18 @@ def test_a_column_of_nothing_is_a_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "Undefined: average accuracy, forgetting: not every accuracy that it needs was scored" in shown
     assert "learning online optimizer trials accuracy ↑ accuracy ↑" in shown
     assert "accuracy on each task right after training on it, 0 to 1" in shown
+
+
+def test_where_forgetting_is_not_measured_nothing_is_said_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(trial: Trial) -> list[Row]:
+        found = trial_rows(trial)
+        if trial.optimizer != "sgd":
+            return found
+        return [dataclasses.replace(row, accuracy=0.1) if isinstance(row, AccuracyRow) else row for row in found]
+
+    assert main(["report", str(online_run(tmp_path, rows=rows))]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "† sgd: 8 of 8 trials: no better than guessing right after training (tasks 1-30)." in shown
+    assert "forgotten" not in shown
