@@ -45,7 +45,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     verdicts = {claim.name: (number, claim.verdict) for number, claim in enumerate(run.claims, start=1)}
     for number, claim in enumerate(run.claims, start=1):
         source = f" ({claim.claim.source})" if claim.claim.source else ""
-        about = condition(claim.claim)
+        about = condition(claim)
         text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
         verdict, tone = _verdict(claim), TONES[claim.verdict]
         for premise in claim.claim.given:
@@ -63,7 +63,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         yield Items(tuple(warnings), "warning")
     reasons = list(_reasons(run))
     reasons += [
-        f"claim {number}, {arm_label(found.arm)}: left out: {'; '.join(map(unmet_text, found.unmet))}"
+        f"claim {number}, {arm_label(found.arm)}: left out: "
+        + "; ".join(unmet_text(one, claim.in_bits) for one in found.unmet)
         for number, claim in enumerate(run.claims, start=1)
         for found in claim.left_out
     ]
@@ -168,7 +169,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
             result = part.result
             right = result.median_b if isinstance(part.right, Arm) else part.right
             said = "; ".join(
-                f"{words(name)} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
+                f"{words(name, claim.in_bits)} {fixed(left, decimals(name))}, {fixed(right, decimals(name))}"
                 for name, (left, right) in part.beside.items()
             )
             equivalence = claim.claim.expect == "equivalent"
@@ -200,23 +201,25 @@ def _expected(claim: JudgedClaim) -> str:
 def expectation(claim: JudgedClaim) -> str:
     """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
     said = claim.claim
+    what = f"{reading_name(said.primary, claim.in_bits)} of {said.left}"
     if said.expect == "equivalent":
         right = f"that of {said.right}" if isinstance(said.right, str) else f"{said.right:g}"
-        return f"{reading_name(said.primary)} of {said.left} equivalent to {right}, within {claim.margin:g}"
+        return f"{what} equivalent to {right}, within {claim.margin:g}"
     right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
-    return f"{reading_name(said.primary)} of {said.left} {said.expect} {right}{by}"
+    return f"{what} {said.expect} {right}{by}"
 
 
-def condition(claim: Claim) -> str:
+def condition(judged: JudgedClaim) -> str:
     """`where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
-    said = [f"the mean {words(metric)} is {_bounds(bounds)}" for metric, bounds in claim.where.items()]
-    return ", ".join(filter(None, (matched_text(claim), f"where {' and '.join(said)}" if said else "")))
+    where = judged.claim.where.items()
+    said = [f"the mean {words(metric, judged.in_bits)} is {_bounds(bounds)}" for metric, bounds in where]
+    return ", ".join(filter(None, (matched_text(judged), f"where {' and '.join(said)}" if said else "")))
 
 
-def unmet_text(unmet: Unmet) -> str:
+def unmet_text(unmet: Unmet, in_bits: bool) -> str:
     """`mean last task accuracy 0.374, not above 0.9`, with the number of seeds where it is not all of them."""
-    metric, seeds = words(unmet.metric), count(unmet.planned, "seed")
+    metric, seeds = words(unmet.metric, in_bits), count(unmet.planned, "seed")
     if unmet.mean is None:
         return f"{metric} has no value on any of {seeds}"
     over = f" over {unmet.n} of {seeds}" if unmet.n < unmet.planned else ""

@@ -9,7 +9,6 @@ from optbench.counting import count
 from optbench.report.numbers import fixed, signed, words
 from optbench.stats.claims import JudgedClaim
 from optbench.stats.matching import Match
-from optbench.suite.claims import Claim
 
 DIGITS = 4
 
@@ -20,16 +19,17 @@ def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
         for part in claim.parts:
             if part.match is not None:
                 chosen = f", the nearest of {part.match.choices}" if part.match.choices > 1 else ""
-                yield f"claim {number}, {part.model}: matched: {_sides(part.match)}{chosen}"
+                yield f"claim {number}, {part.model}: matched: {_sides(part.match, claim.in_bits)}{chosen}"
         for pair in claim.unmatched:
             assert claim.claim.matched is not None
             limit = f"more than {claim.claim.matched.within:g}" if pair.n else "no seed ended well on both sides"
-            yield f"claim {number}, {pair.left.model}: left out, no match: {_sides(pair)}: {limit}"
+            yield f"claim {number}, {pair.left.model}: left out, no match: {_sides(pair, claim.in_bits)}: {limit}"
 
 
-def matched_text(claim: Claim) -> str:
+def matched_text(judged: JudgedClaim) -> str:
     """`at matched learning accuracy`; empty for a claim that is not."""
-    return f"at matched {words(claim.matched.on)}" if claim.matched else ""
+    matched = judged.claim.matched
+    return f"at matched {words(matched.on, judged.in_bits)}" if matched else ""
 
 
 def match_record(pair: Match) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def match_record(pair: Match) -> dict[str, Any]:
     }
 
 
-def _sides(pair: Match) -> str:
+def _sides(pair: Match, in_bits: bool) -> str:
     """`shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`."""
     means = ((pair.left.label, pair.left_mean), (pair.right.label, pair.right_mean))
     sides = ", ".join(f"{label} {fixed(mean, DIGITS)}" for label, mean in means)
-    left = f"{signed(pair.difference, DIGITS)} in mean {words(pair.metric)} on validation data"
+    left = f"{signed(pair.difference, DIGITS)} in mean {words(pair.metric, in_bits)} on validation data"
     return f"{sides}: {left} ({count(pair.n, 'seed')})"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from optbench.metrics import Metric
+from optbench.metrics import METRICS, Metric
 from optbench.metrics.catalog import base_name
+from optbench.metrics.score import metric_in_bits
 from optbench.stats.dormant import MANY
 
 UNDEFINED = "–"
@@ -84,8 +85,10 @@ def p_value(p: float | None) -> str:
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
 
 
-def words(name: str) -> str:
-    """The name of a metric in a sentence: `last task accuracy`."""
+def words(name: str, in_bits: bool = False) -> str:
+    """The name of a metric in a sentence: `last task accuracy`; of text, where R holds bits, `last task score`."""
+    if in_bits and name in METRICS and (said := metric_in_bits(METRICS[name]).said):
+        return said
     base = base_name(name)
     return base.replace("_", " ") + name.removeprefix(base)
 

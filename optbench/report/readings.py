@@ -83,9 +83,9 @@ def percent(value: float) -> str:
     return f"{shown:{sign}.{0 if abs(shown) >= 10 else 1}f}%"
 
 
-def reading_name(cell: ReadingCell) -> str:
+def reading_name(cell: ReadingCell, in_bits: bool = False) -> str:
     """`effective rank activation=before`, `effective rank on the last task`."""
-    return words(cell.name) + (" on the last task" if cell.data == "last" else "")
+    return words(cell.name, in_bits) + (" on the last task" if cell.data == "last" else "")
 
 
 def part_label(part: ClaimPart) -> str:

@@ -71,6 +71,7 @@ class JudgedClaim:
     margin: the smallest difference that counts, the claim's own or its metric's.
     left_out: the variants of either side that do not meet the claim's condition, which no part is about.
     unmatched: those without a variant of the other side that is near enough, with the nearest.
+    in_bits: whether it is about text, whose R holds bits per byte.
     """
 
     name: str
@@ -80,6 +81,7 @@ class JudgedClaim:
     parts: tuple[ClaimPart, ...]
     left_out: tuple[LeftOut, ...] = ()
     unmatched: tuple[Match, ...] = ()
+    in_bits: bool = False
 
     @property
     def partly_judged(self) -> tuple[Arm, ...]:
@@ -103,10 +105,11 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
         if missing := next((cell.name for cell in cells if cell.name not in metrics), None):
             what = f"expected a description of '{missing}', which claims.{name} of its suite is about, got none"
             raise StoreError(f"{results.run.path / 'run.json'}: metrics: {what}")
-    return [
-        _judged(name, claim, results.metrics_of(claim.experiment), everyone)
-        for name, claim in results.suite.claims.items()
-    ]
+    found = []
+    for name, claim in results.suite.claims.items():
+        judged = _judged(name, claim, results.metrics_of(claim.experiment), everyone)
+        found.append(replace(judged, in_bits=claim.experiment in results.in_bits))
+    return found
 
 
 def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Sequence[Arm]) -> JudgedClaim:

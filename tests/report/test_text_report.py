@@ -32,12 +32,15 @@ experiments:
     dataset: {kind: text-domains}
     tasks: {kind: domains, order: [prose, code], tokens_per_task: 2048}
     models: {gpt: {kind: gpt, layers: 1, width: 16}}
+    figures: [{x: learning_accuracy, y: forgetting}]
   images:
     tasks: {kind: permuted, count: 2}
     models: {net: {kind: mlp, hidden: [10]}}
 claims:
-  keeps: {experiment: text, metric: forgetting, left: adam, right: sgd, expect: lower}
+  keeps: {experiment: text, metric: forgetting, left: adam, right: sgd, expect: lower, beside: [average_accuracy]}
   alike: {experiment: text, metric: learning_accuracy, left: adam, right: sgd, expect: equivalent}
+  best: {experiment: text, metric: last_task_accuracy, left: adam, right: sgd, expect: lower,
+    where: {learning_accuracy: {above: 0}}}
   sure: {experiment: images, metric: average_accuracy, left: adam, right: sgd, expect: higher}
 """
 TUNED = (
@@ -108,6 +111,17 @@ def test_tables_name_the_score_and_its_unit(run: Path, capsys: pytest.CaptureFix
     records = json.loads(report(run, "json", capsys))
     matrix = next(one["accuracy"] for one in records["matrices"] if one["experiment"] == "text")
     assert matrix[0] == [-7.0, -7.0]
+
+
+def test_claims_name_the_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = report(run, "markdown", capsys).split("## Claims")[1].split("\n## ")[0]
+    assert "learning score of adam equivalent to that of sgd" in shown
+    assert (
+        "last task score of adam lower than of sgd, by 0.02 or more [where the mean learning score is above 0]" in shown
+    )
+    assert "left out: mean learning score -2.5" in shown
+    assert "average score -2." in shown, "beside a claim"
+    assert shown.count("accuracy") == 1, "of the claim about images"
 
 
 def test_figures_of_text_have_its_score_on_their_axes(run: Path) -> None:

@@ -17,6 +17,7 @@ from optbench.report.figures.drawing import MAX_WIDTH, Figure, Panel
 from optbench.report.figures.placing import name_points
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.wording import MANY_NUMBERS, caption
+from optbench.report.numbers import words
 from optbench.stats.results import Results
 from optbench.suite.variants import leaves
 
@@ -109,17 +110,16 @@ def _figure(group: Group, x: str, y: str) -> Figure | None:
     limits = (_limits([at for at, _ in every]), _limits([at for _, at in every]))
     parts = [[found[s.label] for s in part] for part in chunks([path.series for path in found.values()])]
     settings = list(dict.fromkeys(path.setting for path in found.values() if path.setting))
-    what = (
-        f"{_words(y)} against {_words(x)} on {group.experiment}, {group.model}; a dot is a seed, a large marker a mean"
-    )
+    x_words, y_words = _words(group.series, x), _words(group.series, y)
+    what = f"{y_words} against {x_words} on {group.experiment}, {group.model}; a dot is a seed, a large marker a mean"
     if settings:
         what += f", and a line goes through the means along {' or '.join(settings)}, whose values are next to them"
     shown = replace(group, series=tuple(series for path in found.values() for _, series in path.points))
     return Figure(
         name=group.figure_name("against", y, x),
-        title=f"{group.experiment}, {group.model}: {_words(y)} against {_words(x)}",
+        title=f"{group.experiment}, {group.model}: {y_words} against {x_words}",
         caption=caption(f"{what[:1].upper()}{what[1:]}.", [(shown, shown.series)]),
-        alt=f"Mean {_words(x)} and {_words(y)}: {_numbers(list(found.values()), x, y)}.",
+        alt=f"Mean {x_words} and {y_words}: {_numbers(list(found.values()), x, y)}.",
         panels=tuple(_panel(part, x, y, limits) for part in parts),
     )
 
@@ -143,7 +143,8 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
             texts = [(i, text) for i, (text, _) in enumerate(drawn) if text and (few or i in ends)]
             named += [(middles[i], text, shown.colour) for i, text in texts]
             others += [pair for _, pairs in drawn for pair in pairs]
-        style.labels(axes, _words(x), _words(y))
+        series = [path.series for path in part]
+        style.labels(axes, _words(series, x), _words(series, y))
         size = (72 * (WIDTH - BESIDE), 72 * (HEIGHT - BESIDE))
         if named:
             centres, texts_of, colours = zip(*named, strict=True)
@@ -179,5 +180,8 @@ def _limits(values: Sequence[float]) -> Point:
     return min(values) - air, max(values) + air
 
 
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
+def _words(series: Sequence[Series], metric: str) -> str:
+    """What a metric is called on an axis: `forgetting`, of text `forgetting (bits per byte)`."""
+    known = next((one.arm.metrics.get(metric) for one in series if one.arm.in_bits), None)
+    unit = f" ({known.unit})" if known and known.unit else ""
+    return words(metric, known is not None) + unit

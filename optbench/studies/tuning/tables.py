@@ -69,7 +69,7 @@ def rule_text(tuned: TunedOptimizer) -> str:
         if tuned.margin is None
         else f", among the settings whose learning {tuned.score} is within {tuned.margin:g} of the optimizer's best"
     )
-    name = tuned.metric.said or words(tuned.metric.name)
+    name = words(tuned.metric.name, tuned.in_bits)
     return (
         f"Chosen is the setting with the {best} {name}{among}; means over {seeds}. A setting with a "
         "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
@@ -176,7 +176,7 @@ def _why_none(tuned: TunedOptimizer) -> str:
         above = any(setting.above_target for setting in tuned.settings)
         said = ", ended above the target training loss" if above else ""
         return f"each has a trial that diverged, failed{said} or has not finished"
-    return f"{words(tuned.metric.name)} is undefined in those whose trials ended well"
+    return f"{words(tuned.metric.name, tuned.in_bits)} is undefined in those whose trials ended well"
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
