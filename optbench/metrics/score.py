@@ -13,8 +13,8 @@ from optbench.metrics.catalog import Metric
 UNIT = "bits per byte"
 NEGATED = f"-{UNIT}"
 MARGIN = 0.02
-"""Of continual metrics of text, in bits per byte: 1% of the two bits or so that a byte of English takes a small model,
-and about what two data orders differ by. Of accuracies the margin is .005."""
+"""Of continual metrics of text, in bits per byte: a convention, 1% of the two bits or so that a byte of English takes a
+small model. How much two data orders differ by was not measured. Of accuracies the margin is .005."""
 
 
 def score_word(in_bits: bool) -> str:
