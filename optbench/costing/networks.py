@@ -19,11 +19,13 @@ from optbench.data import InputSpec
 from optbench.data.text_domains import embedded_texts
 from optbench.models.gpt import STD, Gpt
 from optbench.models.network import cross_entropy
-from optbench.optimizers.make import embeddings_and_heads
+from optbench.optimizers.ends import ends, is_end, mark
 
 MASK, UNUSED = 103, 1000
 """The id of [MASK] in BERT's vocabulary, and so many of its first ids are no words."""
 BERT_POSITIONS, BERT_SEGMENTS, NEXT_OR_NOT = 512, 2, 2
+OUTPUT = {"gpt": "head.weight", "bert": "cls.seq_relationship.weight"}
+"""The weights that give logits; BERT's other one is its token embedding."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ class Bert(nn.Module):
 
 
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a size with initial weights as GPT-2 and BERT have them (normal, .02); on `meta` without any."""
+    """The network of a size, its ends marked, with initial weights as GPT-2 and BERT have them (normal, .02).
+
+    On `meta` without any.
+    """
     with torch.device(device):
         if size.family == "gpt":
             inputs = InputSpec((size.context,), torch.int64, size.vocabulary)
@@ -121,6 +126,7 @@ def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     found: nn.Module = built
+    mark(found, ends(found, OUTPUT[size.family]))
     return found
 
 
@@ -132,9 +138,8 @@ def loss(outputs: Tensor | tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> T
 
 def kinds(model: nn.Module) -> dict[str, str]:
     """By parameter name: `embeddings, heads`, `matrices` or `vectors`."""
-    ends = embeddings_and_heads(model)
     return {
-        name: "embeddings, heads" if id(p) in ends else "matrices" if p.ndim > 1 else "vectors"
+        name: "embeddings, heads" if is_end(p) else "matrices" if p.ndim > 1 else "vectors"
         for name, p in model.named_parameters()
     }
 

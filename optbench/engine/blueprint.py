@@ -31,6 +31,7 @@ from optbench.errors import OptbenchError, UsageError, spoken
 from optbench.isolation import AMBIENT, Snapshot, isolated
 from optbench.metrics.place import FEATURES, Place
 from optbench.models import Network, build, cross_entropy, initialise
+from optbench.optimizers.ends import ends
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 
@@ -75,9 +76,7 @@ class Blueprint:
     @functools.cached_property
     def ends(self) -> frozenset[str]:
         """Of a network with embeddings, these and the output layer, by the names of their parameters; else none."""
-        embeddings = [id(part.weight) for part in self.network.modules() if isinstance(part, nn.Embedding)]
-        found = {name for name, parameter in self.network.named_parameters() if id(parameter) in embeddings}
-        return frozenset(found | {self.output} if found and self.output else found)
+        return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed.

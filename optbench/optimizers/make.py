@@ -15,6 +15,7 @@ from torch import Tensor
 from optbench.errors import OptimizerError
 from optbench.isolation import isolated
 from optbench.optimizers.closures import evaluated
+from optbench.optimizers.ends import is_end
 from optbench.optimizers.explain import explained
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.needs import (
@@ -27,7 +28,7 @@ from optbench.optimizers.needs import (
     parameters_of,
 )
 from optbench.optimizers.registry import base_settings, complete, find
-from optbench.optimizers.spec import DECLARATIONS, END, FALLBACK, GIVEN, Need, OptimizerSpec
+from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
 from optbench.targets import said
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -45,7 +46,6 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     factory = load_factory(spec.target)
     names = list(parameters_of(factory))
     given = given or {}
-    apart = embeddings_and_heads(given.get("model")) if spec.only_matrices or spec.at_the_ends else frozenset()
     arguments = constructor_arguments(spec, hyperparameters)
     # What the user has set stands: a schedule may be meant to end sooner.
     named = {*names, *declared_needs(hyperparameters)}
@@ -66,7 +66,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
         }
         own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
-            return checked(factory(_grouped(parameters, spec.at_the_ends, apart), **own), spec.target)
+            return checked(factory(_grouped(parameters, spec.at_the_ends), **own), spec.target)
         # The model, say, comes first; parameters may follow.
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         return checked(factory(own.pop(names[0]), **own), spec.target)
@@ -77,8 +77,8 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     fallback = maker(other, complete(other.name, rest))
 
     def split(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        matrices = [p for p in parameters if p.ndim == 2 and not _is_end(p, apart)]
-        others = [p for p in parameters if p.ndim != 2 or _is_end(p, apart)]
+        matrices = [p for p in parameters if p.ndim == 2 and not is_end(p)]
+        others = [p for p in parameters if p.ndim != 2 or is_end(p)]
         parts = [made(matrices)] if matrices else []
         if others:
             parts.append(fallback(others))
@@ -87,35 +87,12 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
     return split
 
 
-def embeddings_and_heads(model: torch.nn.Module | None) -> frozenset[int]:
-    """`id`s of the weights at the ends of a network, where nothing says which: see `spec.END`.
-
-    These are the embeddings, and of one of our own networks its head, else the last linear layer where it has the shape
-    of an embedding: their rows belong to tokens that rarely occur together, so they are no maps between
-    representations. A network without embeddings has none, whatever its head.
-    """
-    if model is None or any(hasattr(p, END) for p in model.parameters()):
-        return frozenset()
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    shapes = {table.weight.shape for table in tables}
-    # Not every layer with as many outputs as there are tokens or positions: a hidden one may be as wide.
-    heads: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
-    heads = [layer for layer in heads if layer.weight.shape in shapes]
-    if tables and getattr(model, "reads_tokens", False):
-        heads = [model.head]
-    return frozenset(id(module.weight) for module in (*tables, *heads))
-
-
-def _is_end(parameter: Tensor, apart: frozenset[int]) -> bool:
-    return hasattr(parameter, END) or id(parameter) in apart
-
-
-def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any], apart: frozenset[int]) -> list[Any]:
+def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
     """The parameters, or a group of them and one of the ends with settings of its own."""
-    ends = [p for p in parameters if _is_end(p, apart)] if at_the_ends else []
+    ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
-    rest = [p for p in parameters if not _is_end(p, apart)]
+    rest = [p for p in parameters if not is_end(p)]
     return [*([{"params": rest}] if rest else []), {"params": ends, **at_the_ends}]
 
 

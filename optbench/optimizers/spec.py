@@ -50,10 +50,6 @@ GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
 """What an argument of any name may be set to, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
-END = "optbench_end"
-"""Attribute of parameters at the ends of a network of tokens: embeddings, and the layer that gives the logits. By
-convention optimizers that are for the matrices of hidden layers leave them to Adam (Jordan et al. 2024; Vyas et al.
-2024). Networks without an embedding have none."""
 FALLBACK = "fallback_"
 """Hyper-parameters with this prefix are those of the fallback of an optimizer that takes matrices only."""
 
@@ -148,7 +144,7 @@ class OptimizerSpec:
     interval: str = ""
     """The hyper-parameter that says how many steps lie between two refreshes of its roots, inverses or bases."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
-    """What is set otherwise for a network's ends, see `END`: in a parameter group of their own."""
+    """What is set otherwise for a network's ends, see `optimizers.ends`: in a parameter group of their own."""
     step_cost: float = 1.0
     """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with 100 hidden units on a
     CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""

@@ -11,9 +11,9 @@ from torch import nn
 from optbench.engine import Workspace
 from optbench.engine.blueprint import Blueprint
 from optbench.models import materialised
+from optbench.optimizers.ends import is_end, mark
 from optbench.optimizers.make import maker
 from optbench.optimizers.registry import complete, find
-from optbench.optimizers.spec import END
 from optbench.suite import Suite
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
 from tests.texts import GPT, small_text, text_suite
@@ -71,8 +71,7 @@ def ends_and_rest(optimizer: str, **settings: Any) -> tuple[torch.optim.Optimize
     network = materialised(blueprint.network, torch.device("cpu"))
     network.load_state_dict(blueprint.start(0, 0))
     named = dict(network.named_parameters())
-    for name in blueprint.ends:
-        setattr(named[name], END, True)
+    mark(network, blueprint.ends)
     return maker(find(optimizer), complete(optimizer, settings))(list(named.values())), named
 
 
@@ -84,7 +83,7 @@ def test_embeddings_and_head_are_trained_by_adam_where_an_optimizer_is_for_hidde
     assert {name for name, p in named.items() if id(p) in by_adamw} == named.keys() - hidden
 
     soap, named = ends_and_rest("soap", lr=0.1, weight_decay=0.01)
-    adamw = {name: nn.Parameter(p.detach().clone()) for name, p in named.items() if hasattr(p, END)}
+    adamw = {name: nn.Parameter(p.detach().clone()) for name, p in named.items() if is_end(p)}
     settings: dict[str, Any] = {"lr": 0.1, "betas": (0.95, 0.95), "weight_decay": 0.0, "eps": 1e-8}
     plain = torch.optim.Adam(adamw.values(), **settings)
     draws = torch.Generator().manual_seed(0)

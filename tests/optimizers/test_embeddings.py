@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optbench.optimizers.make import embeddings_and_heads, maker
+from optbench.optimizers.ends import ends, mark
+from optbench.optimizers.make import maker
 from optbench.optimizers.registry import complete, find
 
 VOCABULARY, WIDTH = 11, 6
@@ -42,7 +43,8 @@ def steps_of(model: nn.Module) -> dict[str, Tensor]:
         "fallback_lr": 0.25,
         "fallback_weight_decay": 0.0,
     }
-    optimizer = maker(spec, settings, {"model": model})(list(model.parameters()))
+    mark(model, ends(model, "head.weight"))
+    optimizer = maker(spec, settings)(list(model.parameters()))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(inputs).square().mean().backward()
     optimizer.step()
@@ -69,14 +71,15 @@ def test_muon_takes_matrices_between_representations_alone() -> None:
         }
 
 
-def test_layers_as_wide_as_a_vocabulary_are_no_heads() -> None:
+def test_layers_as_wide_as_a_vocabulary_are_no_ends() -> None:
     model = nn.Sequential(nn.Embedding(WIDTH, WIDTH), *(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 3))
-    assert embeddings_and_heads(model) == {id(model[0].weight)}
+    assert ends(model, "4.weight") == {"0.weight", "4.weight"}
+    assert ends(model, None) == {"0.weight"}
 
 
 def test_a_network_without_embeddings_has_all_its_matrices_taken() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, VOCABULARY), nn.Tanh(), nn.Linear(VOCABULARY, VOCABULARY))
-    assert embeddings_and_heads(model) == embeddings_and_heads(None) == frozenset()
+    assert ends(model, "2.weight") == frozenset()
     found = steps_of(model)
     assert not any(by_adamw(moved) for name, moved in found.items() if name.endswith("weight"))
 

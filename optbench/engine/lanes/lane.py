@@ -39,7 +39,7 @@ class LaneMember:
     draws: Callable[[str], int] = _unseeded
     """draws(purpose) -> the seed of what its optimizer draws outside of steps."""
     ends: frozenset[str] = frozenset()
-    """The parameters at the ends of the network, by name: see `optimizers.spec.END`."""
+    """The parameters at the ends of the network, by name: see `optimizers.ends`."""
 
 
 class RefusedError(Exception):

@@ -20,9 +20,10 @@ from optbench.engine.stack import Layout
 from optbench.engine.user_code import UserCode
 from optbench.errors import spoken
 from optbench.models import materialised
+from optbench.optimizers.ends import mark
 from optbench.optimizers.make import begin_task, maker, resolve_made
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
-from optbench.optimizers.spec import END, Need, OptimizerSpec
+from optbench.optimizers.spec import Need, OptimizerSpec
 
 
 class PerMemberLane(Lane):
@@ -88,9 +89,7 @@ class PerMemberLane(Lane):
     def _new(self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]) -> Instance:
         """An instance that has taken no step, and the network it works on, with these weights."""
         own = materialised(network, views[0].device)
-        for name, parameter in own.named_parameters():
-            if name in member.ends:
-                setattr(parameter, END, True)
+        mark(own, member.ends)
         parameters = list(own.parameters())
         _copy(views, parameters)
         given = {
