@@ -137,12 +137,11 @@ def _usable(contenders: Sequence[Contender], *, named: bool) -> tuple[Contender,
 
 def _threads(text: str | None) -> tuple[int, ...]:
     """`1,2`; without a text one, and as many as there are cores."""
-    import os
+    from optbench.engine.device import cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if text is None:
-        return tuple(dict.fromkeys((1, cores)))
+        return tuple(dict.fromkeys((1, cores())))
     numbers = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,4}", part) and int(part) for part in numbers):
-        raise UsageError(f"--threads {text}: expected numbers of at least 1, as in 1,{max(2, cores)}")
+        raise UsageError(f"--threads {text}: expected numbers of at least 1, as in 1,{max(2, cores())}")
     return tuple(dict.fromkeys(map(int, numbers)))

@@ -10,6 +10,7 @@ from optbench.errors import UsageError, unknown
 from optbench.optimizers.registry import OPTIMIZERS, check_settings, is_plugin
 from optbench.suite.fields import is_name
 from optbench.suite.overrides import parse_override
+from optbench.suite.variants import with_values
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,6 @@ def _set(found: list[Contender], text: str) -> list[Contender]:
     path = override.segments if name is None else override.segments[len(name.split(".")) :]
     if not path:
         raise UsageError(f"--set {text}: expected NAME.key=value")
-    return [_with(one, path, override.value) if one.name == (name or names[0]) else one for one in found]
-
-
-def _with(one: Contender, path: Sequence[str], value: Any) -> Contender:
-    def put(settings: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-        if len(path) == 1:
-            return {**settings, path[0]: value}
-        inner = settings.get(path[0], {})
-        return {**settings, path[0]: put(inner if isinstance(inner, Mapping) else {}, path[1:])}
-
-    return replace(one, settings=put(one.settings, path))
+    given = {tuple(path): override.value}
+    chosen = name or names[0]
+    return [replace(one, settings=with_values(one.settings, given)) if one.name == chosen else one for one in found]

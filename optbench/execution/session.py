@@ -113,12 +113,11 @@ class Session:
             OptbenchError: there is no such device, or another process has the run.
         """
         # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
-        from optbench.engine.device import resolve, worker_devices
+        from optbench.engine.device import cores, resolve, worker_devices
 
         self._options, self._view = options, view
         self._device = resolve(options.device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        devices = worker_devices(options.device, self._device, options.jobs, cores)
+        devices = worker_devices(options.device, self._device, options.jobs, cores())
         self._jobs = len(devices)
         self._signals = Interrupts(self._interrupted_again)
         self._writer: RunWriter | None = None
