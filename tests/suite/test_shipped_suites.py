@@ -119,6 +119,8 @@ def small(name: str) -> list[str]:
             settings[f"experiments.{place}.tasks.order"] = ["code", "prose"]
         elif experiment.tasks.count > 2:
             settings[f"experiments.{place}.tasks.count"] = 2
+        if experiment.tasks.model_dump().get("examples_per_task"):
+            settings[f"experiments.{place}.tasks.examples_per_task"] = 200
     for optimizer, its in suite.optimizers.items():
         if its.target == "switch":
             settings[f"optimizers.{optimizer}.at"] = [1]
