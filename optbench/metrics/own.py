@@ -212,13 +212,20 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raises UsageError unless settings may be chosen by a metric: without any test data, and of one trial alone."""
-    if found.kind not in ("continual", "online") or "fresh" in found.reads:
-        chosen = [m for m in METRICS.values() if m.kind in ("continual", "online") and "fresh" not in m.reads]
-        names = ", ".join(metric.name for metric in chosen)
+    """Raises UsageError unless settings may be chosen by a metric: without any test data, and of one trial alone.
+
+    Of online accuracies only by their level: a rate too small to learn keeps its share of nothing.
+    """
+    if not _chooses(found):
+        names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
         raise UsageError(f"expected a measure of accuracies ({names}, or a user's), got {found.name}")
     if found.direction == "neutral":
         raise UsageError(f"expected a metric that is better higher or lower, got the neutral {found.name}")
+
+
+def _chooses(found: Metric) -> bool:
+    level = found.note_arguments.get("of") == "level" and "fresh" not in found.reads
+    return found.kind == "continual" or (found.kind == "online" and level)
 
 
 def metric_record(found: Metric) -> dict[str, Any]:

@@ -68,4 +68,4 @@ def scoring(score: Rule | None, tasks: int) -> str | None:
         return None
     why = f" (the default for more than {MOST_SCORED_WHOLE} tasks)" if score is None else ""
     also = f", and every {rule.every}th task after every {rule.every}th" if isinstance(rule, Every) else ""
-    return f"Each task is scored after it and before it{also}{why}; metrics that need other accuracies are null."
+    return f"Each task is scored just before and just after its training{also}{why}; metrics that need more are null."

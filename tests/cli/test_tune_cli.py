@@ -166,6 +166,7 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
         (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a measure of accuracies .*, got plasticity_kept"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a measure of accuracies"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric that is better"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:lst"], r"tune.metric: .*no 'lst'; did you mean 'last'\?"),
