@@ -17,7 +17,7 @@ def cost(
             metavar="[OPTIMIZER]...",
             autocompletion=completion.contenders,
             help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class; NAME=TARGET names it. "
-            "By default those that people ask about, Shampoo in blocks and as it stands.",
+            "By default the common ones, Shampoo in blocks and whole among them.",
         ),
     ] = None,
     size: Annotated[
@@ -47,7 +47,7 @@ def cost(
         typer.Option(metavar="N", min=0, help="Steps before, if --seconds allows: at first roots are stale soonest."),
     ] = 50,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes longer on one size, all told.")
+        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes longer than this on one size.")
     ] = 1800.0,
     memory: Annotated[
         float | None,
@@ -61,7 +61,8 @@ def cost(
 ) -> None:
     """Measure what optimizers cost on the parameters of a transformer: time of a step, state, peak of memory.
 
-    Each in a process of its own. What would not fit is said with what it would need, before anything is allocated.
+    Each in a process of its own. What does not fit into memory is listed with what it would need; nothing is
+    allocated for it.
     The result is saved under --runs-dir; optbench report shows it again, in any format.
     """
     from optbench.cli.costing import Request, measure_cost

@@ -31,7 +31,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. state: None where it could not be told; total: at the peak, without the process itself."""
+    """Bytes. state: None where it is unknown; total: at the peak, without the process itself."""
 
     state: int | None
     total: int

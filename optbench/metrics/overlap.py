@@ -47,7 +47,7 @@ class Change:
 def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
     """Linear CKA of the features of a task right after training on it with those at the end, mean over j < T.
 
-    broken: the null, in which each place is paired with the one half of all places further on.
+    broken: the null, with the places rolled by half of their number.
     """
 
     def of(change: Change) -> Tensor:
