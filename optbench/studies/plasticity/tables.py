@@ -26,8 +26,8 @@ ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", deci
 MEANING = (
     "Online accuracy: on each training batch before the update on it, mean over a task.",
     "Share kept: last / best; noise alone takes it below 1, by as much as that of fresh networks, and most over few "
-    "tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last, minus that of networks that are new "
-    "at every task, trained by the same optimizer on the same tasks and seeds.",
+    "tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last, minus that of networks that are "
+    "new at every task, trained by the same optimizer on the same tasks and seeds.",
     "Dead units, effective rank: of the features of up to 2,000 new inputs before the first update on each of the last "
     "tasks.",
 )
