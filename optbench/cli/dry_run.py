@@ -21,7 +21,7 @@ from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
 from optbench.suite.scoring import scoring
 from optbench.targets import using
-from optbench.tasks.examples import check_dataset, check_sizes
+from optbench.tasks.examples import check_dataset, check_sizes, check_task_size
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
@@ -91,6 +91,9 @@ def _check_sizes(plan: Plan) -> None:
         if (info := FACTS.get(experiment.dataset.kind)) is not None:
             with placed(f"experiments.{name}"):
                 check_sizes(experiment.protocol, info.train_size, info.test_size, info.name)
+                drawn = None if experiment.tasks.is_users else experiment.tasks.model_dump().get("examples_per_task")
+                if drawn is not None:
+                    check_task_size(experiment.protocol, drawn, info.train_size)
 
 
 def _data_summary(experiment: ExperimentSettings) -> str:

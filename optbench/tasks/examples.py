@@ -82,13 +82,14 @@ class Parts:
         examples: Examples = getattr(self, part)
         return examples
 
-    def check_enough(self, examples_per_task: int) -> None:
-        """Raises UsageError where a task wants more examples than there are to train on."""
-        if examples_per_task > len(self.train):
-            raise UsageError(
-                f"tasks.examples_per_task: expected at most {len(self.train)}, the number of training examples after "
-                f"the validation split, got {examples_per_task}"
-            )
+
+def check_enough(examples_per_task: int, examples: int) -> None:
+    """Raises UsageError where a task wants more than all of the training examples."""
+    if examples_per_task > examples:
+        raise UsageError(
+            f"tasks.examples_per_task: expected at most {examples}, the number of training examples after the "
+            f"validation split, got {examples_per_task}"
+        )
 
 
 def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int, task: int | None) -> Examples:
@@ -185,6 +186,18 @@ def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
         if wanted is not None and wanted > available:
             left = f"{part} examples that {name} has" + (" after the validation split" if part == "train" else "")
             raise UsageError(f"protocol.{part}_examples: {wanted} is more than the {available} {left}")
+
+
+def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> None:
+    """Check the examples that each task draws out of `train` of a dataset; needs neither its data nor torch.
+
+    Raises:
+        UsageError: they are more than there are after the validation split, or less than a batch.
+    """
+    check_enough(examples_per_task, protocol.train_examples or train - protocol.validation_examples)
+    if (batch := protocol.batch_size) > examples_per_task:
+        most = f"{examples_per_task}, the number of examples of a task"
+        raise UsageError(f"protocol.batch_size: expected at most {most}, got {batch}")
 
 
 def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> Tensor:

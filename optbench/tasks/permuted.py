@@ -13,7 +13,7 @@ from optbench.errors import UsageError
 from optbench.kinds import Whole
 from optbench.late import torch
 from optbench.streams import generator
-from optbench.tasks.examples import Examples, Part, Parts, drawn_examples
+from optbench.tasks.examples import Examples, Part, Parts, check_enough, drawn_examples
 from optbench.tasks.kind import Outline
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Permuted:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         self.names = _names(count, first)
         if examples_per_task is not None:
-            data.check_enough(examples_per_task)
+            check_enough(examples_per_task, len(data.train))
         self._first, self._permutations, self._size = first, permutations, examples_per_task
         self._parts, self._suite_seed = data, seed
 

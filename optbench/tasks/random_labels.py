@@ -11,7 +11,7 @@ from optbench.errors import UsageError
 from optbench.kinds import Whole
 from optbench.late import torch
 from optbench.streams import generator
-from optbench.tasks.examples import Examples, Part, Parts, drawn_examples
+from optbench.tasks.examples import Examples, Part, Parts, check_enough, drawn_examples
 from optbench.tasks.kind import Outline
 
 
@@ -36,7 +36,7 @@ class RandomLabels:
         """Raises UsageError where there are fewer training examples than a task needs."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
-        data.check_enough(examples_per_task)
+        check_enough(examples_per_task, len(data.train))
         self.names = _names(count)
         self._parts, self._suite_seed = data, seed
         self._size, self._once = examples_per_task, images == "once"
