@@ -12,7 +12,7 @@ from optbench.cli import main
     [
         (
             70_000,
-            "tasks.examples_per_task: expected at most 59000, the number of training examples after the validation",
+            "tasks.examples_per_task: expected at most 59000, the number of training examples after the",
         ),
         (8, "protocol.batch_size: expected at most 8, the number of examples of a task, got 16"),
     ],
