@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,15 @@ CLASS = HEAD + "class Mine(torch.optim.SGD):\n    "
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` has it
     (tmp_path / "s.yaml").write_text(GOOD, encoding="utf-8")
+    yield
+    # A module that finds anything would be asked by whatever looks through all modules later.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 # The file, what follows the colon, and words of the message.

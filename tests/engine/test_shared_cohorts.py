@@ -33,7 +33,7 @@ from optbench.models import build, initialise
 from optbench.plan import Cohort, Trial, cohorts, complete, expected_cost, trainings, trials
 from optbench.store import RunWriter, read_run
 from optbench.store.read import only
-from optbench.store.tables import ALL_TABLES, SketchRow
+from optbench.store.tables import ALL_TABLES, ON_REQUEST, SketchRow
 from optbench.streams import generator
 from optbench.suite import Suite, dump_suite, load_suite, suite_hash
 from optbench.tasks import Examples
@@ -218,7 +218,7 @@ def test_every_name_of_a_training_has_its_rows_its_checkpoint_and_its_status(tog
             if name == SketchRow.table:  # `twins` follows some names only
                 assert (len(mine) > 0, len(its) > 0) == (a.optimizer == "sgd", False)
                 continue
-            assert len(mine) > 0 or name in ("pruning", "online")
+            assert len(mine) > 0 or name == "pruning" or name in ON_REQUEST
             # The seconds too: those of the one training.
             pd.testing.assert_frame_equal(
                 mine.drop(columns=[*keys, *CHECKPOINT], errors="ignore"),
