@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from optbench.costing import memory, networks
 from optbench.costing.estimate import estimate
+from optbench.costing.job import Job
 from optbench.costing.result import Holding, Row, Timing
 from optbench.costing.sizes import SIZES, Size
 from optbench.costing.stopwatch import Clock, Stopwatch
@@ -33,24 +33,6 @@ SHORT = 2
 SHOWN_FACTORS = 4
 LEAST = 1 << 30
 """Bytes that a worker may always allocate: to estimate takes some, too."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told. seconds: of steps, for each number of threads, and of those to warm up; limit: bytes."""
-
-    name: str
-    target: str
-    settings: Mapping[str, Any]
-    size: str
-    batch: int
-    threads: tuple[int, ...]
-    device: str
-    steps: int
-    seconds: float
-    limit: int
-    warm_up: int = 0
-    twin: str | None = None
 
 
 class Training:

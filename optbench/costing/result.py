@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, ValidationError
 
 from optbench.errors import StoreError
-from optbench.store.files import json_text, write_text
+from optbench.store.files import json_text, json_value, write_text
 from optbench.suite.fields import Settings
 
 FORMAT: Final = "optbench-cost"
@@ -120,23 +120,17 @@ def load(file: Path) -> CostResult:
         StoreError: it cannot be read, or is none.
     """
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise StoreError(f"{file}: unreadable: larger than {MAX_BYTES >> 20} MiB, which no result of cost is")
-        text = file.read_text(encoding="utf-8")
-        found = json.loads(text)
-        return CostResult.model_validate_json(text)
+        found = json_value(file, MAX_BYTES, "result of cost")
+    except FileNotFoundError as error:
+        raise StoreError(f"{file}: unreadable: {error.strerror}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise StoreError(f"{file}: expected a result of 'optbench cost', got another file")
+    try:
+        return CostResult.model_validate_json(json.dumps(found))  # strict but for what JSON has no words for
     except ValidationError as error:
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise StoreError(f"{file}: expected a result of 'optbench cost', got another file") from None
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise StoreError(f"{file}: '{where}': {first['msg'][:1].lower()}{first['msg'][1:]}") from None
-    except RecursionError:
-        raise StoreError(f"{file}: unreadable: nested too deep") from None
-    except OSError as error:
-        raise StoreError(f"{file}: unreadable: {error.strerror or error}") from error
-    except ValueError as error:
-        raise StoreError(f"{file}: unreadable: {error}") from error
 
 
 def find(text: str, runs_dir: Path) -> Path | None:

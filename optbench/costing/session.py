@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -18,13 +19,12 @@ from pydantic import ValidationError
 
 from optbench.costing import memory
 from optbench.costing.contenders import Contender
+from optbench.costing.job import Job
 from optbench.costing.result import FORMAT, VERSION, CostResult, Row, save
 from optbench.costing.sizes import SIZES
 from optbench.errors import escaped
 
 WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
-KEYS = ("threads", "device", "steps", "seconds", "limit", "warm_up")
-"""What all jobs of a plan share."""
 LEFT = 512 << 20
 """Bytes that a limit leaves to a system whose memory is nearly used up."""
 
@@ -44,19 +44,24 @@ class Plan:
     warm_up: int = 0
     batch: int | None = None
 
-    def jobs(self) -> Iterator[dict[str, Any]]:
+    def jobs(self) -> Iterator[Job]:
         """What every worker is told, in order."""
         for size in self.sizes:
             for one in self.contenders:
-                yield {
-                    **{name: getattr(self, name) for name in KEYS},
-                    "name": one.name,
-                    "target": one.target,
-                    "settings": dict(one.settings),
-                    "twin": one.twin,
-                    "size": size,
-                    "batch": self.batch or SIZES[size].batch,
-                }
+                yield Job(
+                    name=one.name,
+                    target=one.target,
+                    settings=dict(one.settings),
+                    size=size,
+                    batch=self.batch or SIZES[size].batch,
+                    threads=self.threads,
+                    device=self.device,
+                    steps=self.steps,
+                    seconds=self.seconds,
+                    limit=self.limit,
+                    warm_up=self.warm_up,
+                    twin=one.twin,
+                )
 
 
 def measure(
@@ -84,23 +89,24 @@ def measure(
     )
     jobs = list(plan.jobs())
     for i, job in enumerate(jobs):
-        told(f"{job['name']}, {job['size']}", i + 1, len(jobs))
+        told(f"{job.name}, {job.size}", i + 1, len(jobs))
         # What other processes have taken in the meantime is no longer there.
         limit = min(plan.limit, max(memory.available() - LEFT, 0)) if plan.device == "cpu" else plan.limit
-        row = ask({**job, "limit": limit}, plan.timeout)
+        row = ask(dataclasses.replace(job, limit=limit), plan.timeout)
         result = result.model_copy(update={"rows": (*result.rows, row)})
         save(result, file)
     return result
 
 
-def ask(job: dict[str, Any], timeout: float) -> Row:
+def ask(job: Job, timeout: float) -> Row:
     """The row of one job, from a process of its own, which ends with this call."""
-    lost = {name: job[name] for name in ("target", "settings", "size", "twin")}
-    lost |= {"optimizer": job["name"], "tokens": job["batch"] * SIZES[job["size"]].context, "parameters": 0}
+    told = dataclasses.asdict(job)
+    lost = {name: told[name] for name in ("target", "settings", "size", "twin")}
+    lost |= {"optimizer": job.name, "tokens": job.batch * SIZES[job.size].context, "parameters": 0}
     process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         try:
-            out, err = process.communicate(json.dumps(job), timeout=timeout)
+            out, err = process.communicate(json.dumps(told), timeout=timeout)
             code, note = process.returncode, ""
         except subprocess.TimeoutExpired:
             process.kill()

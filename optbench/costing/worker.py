@@ -14,7 +14,8 @@ def main() -> None:
     # What a user's code prints must not get into the answer.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from optbench.costing.measure import Job, measured
+    from optbench.costing.job import Job
+    from optbench.costing.measure import measured
 
     told = json.load(sys.stdin)
     with answer:

@@ -73,6 +73,10 @@ class Blueprint:
         """Whether a forward pass in training depends on weights and inputs alone: ours, without dropout."""
         return isinstance(self.network, Network) and not self.network.draws
 
+    def answers_for(self, error: Exception) -> bool:
+        """Whether an error on measuring it is a user's model's own: its trial fails, and others continue."""
+        return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
+
     @functools.cached_property
     def ends(self) -> frozenset[str]:
         """Of a network with embeddings, these and the output layer, by the names of their parameters; else none."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures, finite
 from optbench.engine.landscape import Landscape, flat, training_loss
@@ -24,7 +21,8 @@ from optbench.metrics.learning import majority_share, task_list
 from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Weights
 from optbench.metrics.place import Place
 from optbench.metrics.similarity import ClassSums, class_cosine
-from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow
+from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow, arrow_table
+from optbench.store.values import Matrix, accuracy_column, score_matrices
 from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
 
@@ -179,7 +177,7 @@ def measure(
         )
         member.rows += _metric_rows(take(metrics, landscape), count, count)
         own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
-        member.rows += _metric_rows(take(own, Accuracy(_matrix(member, count)), ask()), after_task, None)
+        member.rows += _metric_rows(take(own, Accuracy(_matrix(member)), ask()), after_task, None)
 
 
 def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) -> tuple[object, ...]:
@@ -243,19 +241,10 @@ def _of_model(
     return rows
 
 
-def _matrix(member: Member, count: int) -> NDArray[np.float64]:
-    """The matrix R (T+1, T) of a trial that has ended: on validation data where it chooses settings.
-
-    Accuracies, or of text -bits per byte, as `store.values` derives it.
-    """
-    matrix = np.full((count + 1, count), np.nan)
-    split = "validation_" if member.trial.stage == "tune" else ""
-    rows = [row for row in member.rows if isinstance(row, AccuracyRow)]
-    text = any(row.bits_per_byte is not None for row in rows)
-    for row in rows:
-        found = getattr(row, f"{split}bits_per_byte" if text else f"{split}accuracy")
-        matrix[row.after_task, row.task - 1] = math.nan if found is None else -found if text else found
-    return matrix
+def _matrix(member: Member) -> Matrix:
+    """The matrix R (T+1, T) of a trial that has ended: on validation data where it chooses settings."""
+    rows = [(member.trial, row) for row in member.rows if isinstance(row, AccuracyRow)]
+    return score_matrices(arrow_table(AccuracyRow, rows), accuracy_column([member.trial.stage]))[member.trial.id]
 
 
 def _features(score: ScoreWithFeatures, taps: Mapping[Place, Tap | None], *, classes: bool) -> Features:

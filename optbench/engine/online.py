@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from optbench.engine.before_task import BeforeTask, before_task, probe
 from optbench.engine.evaluate import Evaluator
-from optbench.engine.faults import of_the_machine
 from optbench.engine.members import Member
-from optbench.errors import OptbenchError
 from optbench.store.tables import OnlineRow
 from optbench.tasks import Examples, TaskSequence
 
@@ -52,7 +50,7 @@ class Online:
                 before = before_task(self._evaluator, member.row, probes[seed])
                 self._steps[member.trial.id] = _Steps(before, member.steps)
             except Exception as error:
-                if self._evaluator.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
+                if not self._evaluator.blueprint.answers_for(error):
                     raise
                 member.fail(error)
             member.evaluation_seconds += time.perf_counter() - started

@@ -46,7 +46,6 @@ from optbench.engine.resuming import obstacle, proven_state
 from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.task import TaskTraining
-from optbench.errors import OptbenchError
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
 from optbench.models import materialised
@@ -337,7 +336,7 @@ class CohortTraining:
             try:
                 measure(member, sequence, *context)
             except Exception as error:
-                if self.blueprint.ours or isinstance(error, OptbenchError) or of_the_machine(error):
+                if not self.blueprint.answers_for(error):
                     raise
                 del member.rows[before:]
                 member.fail(error)

@@ -67,7 +67,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "refresh_share": Hyper(0.3),
             "small_side": Hyper(None, "integer", optional=True),
             "max_side": Hyper(8192, "integer", low=1),
-            "block_size": Hyper(None, "integer", low=1, optional=True),
+            "block_size": Hyper(None, "integer", low=1, optional=True, added=True),
             "structure": Hyper("kronecker", "choice", choices=("kronecker", "diagonal-factor")),
             "momentum_form": Hyper(None, "choice", choices=("heavy-ball", "average")),
             "grafting": Hyper(None, "choice", choices=("none", "adam")),

@@ -130,14 +130,18 @@ def _check_declaration(name: str, value: Any) -> None:
 
 
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters with the registry's defaults for those not given, in the registry's order."""
+    """The hyper-parameters with the registry's defaults for those not given, in the registry's order.
+
+    Without the defaults of those that were added after runs had been stored: the suites of these stay the same.
+    """
     spec = find(target)
-    defaults = {name: list(h.default) if h.kind == "betas" else h.default for name, h in spec.hyperparameters.items()}
+    written = {name: hyper for name, hyper in spec.hyperparameters.items() if not hyper.added}
+    defaults = {name: list(h.default) if h.kind == "betas" else h.default for name, h in written.items()}
     if spec.presets:
         defaults |= spec.presets[hyperparameters.get("preset", defaults["preset"])]
     found = {**defaults, **hyperparameters}
     for name, hyper in spec.hyperparameters.items():
-        if hyper.kind == "optimizer" and isinstance(found[name], Mapping):
+        if hyper.kind == "optimizer" and isinstance(found.get(name), Mapping):
             base, settings = base_settings(target, found[name])
             found[name] = {"target": base, **complete(base, settings)}
     return found

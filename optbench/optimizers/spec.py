@@ -68,6 +68,8 @@ class Hyper:
     """Words that are values; of numbers, beside them."""
     optional: bool = False
     """Whether null is a value too."""
+    added: bool = False
+    """Whether runs of earlier versions lack it: unless given it is left out of suites, which so keep their hash."""
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with `value` ("expected a number above 0, got 'fast'"), or None."""

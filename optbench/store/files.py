@@ -68,6 +68,27 @@ def json_text(value: Any) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def json_value(file: Path, most: int, what: str) -> Any:
+    """The JSON value in a file, whatever it is. most: bytes, far above any `what`.
+
+    Raises:
+        StoreError: it cannot be read, is larger than that, or is no JSON.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        if file.stat().st_size > most:
+            raise StoreError(f"{file}: unreadable: larger than {most >> 20} MiB, which no {what} is")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise StoreError(f"{file}: unreadable: nested too deep") from None
+    except OSError as error:
+        raise StoreError(f"{file}: unreadable: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StoreError(f"{file}: unreadable: {error}") from error
+
+
 def sync(path: Path) -> None:
     """Flush a file or a directory to the disk."""
     handle = os.open(path, os.O_RDONLY)

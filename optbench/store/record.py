@@ -9,6 +9,7 @@ from typing import Any
 
 from optbench.errors import StoreError
 from optbench.metrics.own import is_metric_record
+from optbench.store.files import json_value
 from optbench.store.plugins import is_plugin_record
 from optbench.tasks import Outline
 
@@ -79,18 +80,7 @@ def read_record(file: Path) -> Any:
         StoreError: it cannot be read, is larger than any record, or is no JSON.
         FileNotFoundError: it is not there.
     """
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise StoreError(f"{file}: unreadable: larger than {MAX_BYTES >> 20} MiB, which no {NAME} is")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except RecursionError:
-        raise StoreError(f"{file}: unreadable: nested too deep") from None
-    except OSError as error:
-        raise StoreError(f"{file}: unreadable: {error.strerror or error}") from error
-    except ValueError as error:
-        raise StoreError(f"{file}: unreadable: {error}") from error
+    return json_value(file, MAX_BYTES, NAME)
 
 
 def check_record(file: Path, record: Mapping[str, Any]) -> None:

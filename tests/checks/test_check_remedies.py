@@ -33,7 +33,7 @@ class Asks(Plain):
 class Differentiates(Plain):
     def step(self, closure=None):
         grads = [p.grad for p in self.all()]
-        if not all(g.requires_grad for g in grads): raise NotImplementedError
+        if not all(g.requires_grad for g in grads): raise NotImplementedError  # it needs them so
         torch.autograd.grad(sum((g * g).sum() for g in grads), self.all())
         super().step()
 
@@ -47,7 +47,7 @@ class OnlyMatrices(Plain):
         assert all(p.ndim == 2 for p in self.all())
 
 class Broken(Plain):
-    def move(self, p): raise NotImplementedError
+    def move(self, p): raise NotImplementedError  # whatever is declared
 
 class Refuses(Plain):
     def begin(self): assert self.defaults["lr"] < 0

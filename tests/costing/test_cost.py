@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from optbench.cli import main
 from optbench.costing import memory, session
 from optbench.costing.contenders import CONTENDERS, chosen
 from optbench.costing.document import CSV_COLUMNS, cost_report, digits, size_text
+from optbench.costing.job import Job
 from optbench.costing.result import CostResult, Row, load
 from optbench.costing.session import Plan, ask
 from optbench.report.formats import FORMATS, render_text
@@ -207,7 +207,7 @@ FIRST = Row(
 ).model_dump_json()
 
 
-def job() -> dict[str, Any]:
+def job() -> Job:
     plan = Plan(tuple(chosen(["sgd"])), ("tiny",), (1,), "cpu", 2, 0.0, 60.0, 1 << 32)
     (found,) = plan.jobs()
     return found

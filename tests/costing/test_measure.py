@@ -15,7 +15,8 @@ from torch.profiler import record_function
 
 from optbench.costing.contenders import CONTENDERS, Contender, chosen, sparse
 from optbench.costing.estimate import Footprint, estimate
-from optbench.costing.measure import Job, _measured, _timing, make
+from optbench.costing.job import Job
+from optbench.costing.measure import _measured, _timing, make
 from optbench.costing.sizes import Size
 from optbench.costing.stopwatch import Stopwatch
 from optbench.errors import OptbenchError
@@ -136,7 +137,7 @@ def test_time_counts_for_the_innermost_region() -> None:
         wait(4)
     assert sum(again.values()) <= time.perf_counter() - begun
     before = dict(again)
-    optimizer.step()  # nobody watches
+    optimizer.step()  # outside of the block
     assert again == before
 
 

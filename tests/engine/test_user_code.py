@@ -241,10 +241,10 @@ class OneMode(Plain):
 
 class AbstractModes(Plain):
     def train(self):
-        raise NotImplementedError
+        raise NotImplementedError  # as a base class leaves it
 
     def eval(self):
-        raise NotImplementedError
+        raise NotImplementedError  # as a base class leaves it
 
 
 class OtherModes(Plain):

@@ -40,7 +40,7 @@ class Asserts(Plain):
 
 class Abstract(Plain):
     def __init__(self, params, lr=0.05):
-        raise NotImplementedError
+        raise NotImplementedError  # an abstract class
 
 
 class Prints(Plain):

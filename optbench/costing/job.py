@@ -1,0 +1,28 @@
+"""What one worker measures: made by `session`, sent as JSON, read by `worker`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One optimizer on one size.
+
+    seconds: of steps, for each number of threads, and of those to warm up. limit: bytes.
+    """
+
+    name: str
+    target: str
+    settings: Mapping[str, Any]
+    size: str
+    batch: int
+    threads: tuple[int, ...]
+    device: str
+    steps: int
+    seconds: float
+    limit: int
+    warm_up: int = 0
+    twin: str | None = None
