@@ -19,11 +19,12 @@ from optbench.engine.controls import renews_state
 from optbench.engine.faults import of_the_machine
 from optbench.engine.members import Schedule
 from optbench.engine.randomness import SEEDS
+from optbench.engine.recipe import obstacle_to
 from optbench.engine.user_code import UserCode
 from optbench.errors import OptimizerError, spoken
 from optbench.models import materialised
 from optbench.optimizers.explain import in_words
-from optbench.optimizers.make import maker, resolve_spec
+from optbench.optimizers.make import maker, resolve_made, resolve_spec
 from optbench.plan import Trial
 from optbench.streams import generator, stream_seed
 from optbench.suite import Suite
@@ -73,7 +74,8 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
     for trial in trials:
         settings = suite.experiments[trial.experiment]
         where = [settings.dataset.model_dump(mode="json"), settings.models[trial.model].model_dump(mode="json")]
-        key = json.dumps([where, trial.target, dict(trial.hyperparameters)], sort_keys=True)
+        recipe = settings.protocol.clip_norm is not None
+        key = json.dumps([where, recipe, trial.target, dict(trial.hyperparameters)], sort_keys=True)
         if key not in seen:
             seen.add(key)
             groups.setdefault((trial.experiment, trial.model), {})[key] = trial
@@ -123,7 +125,10 @@ class _Place:
                 contextlib.redirect_stdout(sys.stderr),
                 UserCode(spec, trial.settings, device).aside(seed),
             ):
-                maker(spec, trial.settings, given)(list(network.parameters()))
+                made = maker(spec, trial.settings, given)(list(network.parameters()))
+            needs = resolve_made(spec, made, trial.settings).needs
+            if (obstacle := obstacle_to(self._experiment.protocol, needs)) is not None:
+                return OptimizerError(obstacle)
         except Exception as error:  # a user's constructor may raise anything
             if of_the_machine(error):
                 raise

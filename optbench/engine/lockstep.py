@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from optbench.engine.anchors import Anchor, Anchors
 from optbench.engine.batches import BatchBuffer, BatchStream
+from optbench.engine.clipping import Clip
 from optbench.engine.execution import Execution
 from optbench.engine.gradients import Bound, GradientsFactory
 from optbench.engine.hits import Hits
@@ -43,6 +44,8 @@ class Machinery:
     gradients: GradientsFactory
     recordings: Recordings
     execution: Execution
+    clip_norm: float | None = None
+    """As the protocol has it."""
 
     @property
     def keeps_who_stopped(self) -> bool:
@@ -109,7 +112,11 @@ class LockStep:
             machinery.layout,
             machinery.recordings,
             begin=begin,
+            clip_norm=machinery.clip_norm,
         )
+        self._clip: Clip | None = None
+        if machinery.clip_norm is not None and machinery.spec.lane != "per-member":
+            self._clip = Clip(machinery.clip_norm, grads, machinery.recordings)
         if begin:
             self._lane.begin_task()
         self.raised_early: Mapping[int, Exception] = self._lane.raised_early
@@ -149,6 +156,8 @@ class LockStep:
                 accuracies[k].copy_(self._hits.shares())
             if self._anchors is not None:
                 self._anchors.join(self._grads, self._weights)
+            if self._clip is not None:
+                self._clip()
             following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
             for i, follower in following.items():
                 follower.take(self._grads[i])

@@ -151,7 +151,10 @@ class CohortTraining:
         execution = dataclasses.replace(workspace.execution, together=self.ways.together)
         recordings = Recordings(execution.record)
         gradients = self.ways.factory(buffer, recordings)
-        self.machinery = Machinery(self.spec, self.network, self.layout, buffer, gradients, recordings, execution)
+        clip_norm = self.protocol.clip_norm
+        self.machinery = Machinery(
+            self.spec, self.network, self.layout, buffer, gradients, recordings, execution, clip_norm
+        )
         token_bytes = workspace.dataset.token_bytes
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together, token_bytes=token_bytes)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)

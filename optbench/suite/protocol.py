@@ -52,6 +52,9 @@ class Protocol(Settings):
     early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
     """null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Before each step the gradient, all parameters as one vector, is scaled to a norm of at most this, as
+    `torch.nn.utils.clip_grad_norm_` does; null: not at all."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Use only so many of the training examples (a random subset, the same for every trial)."""

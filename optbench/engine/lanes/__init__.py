@@ -46,14 +46,16 @@ def build_lane(
     recordings: Recordings,
     *,
     begin: bool,
+    clip_norm: float | None = None,
 ) -> Lane:
     """The lane that `spec` names, over weights (A, P) and gradients (A, P).
 
     network: what the weights belong to, without weights of its own. recordings: for a lane whose steps can be recorded.
-    begin: whether a task begins, with weights that were measured, rather than goes on.
+    begin: whether a task begins, with weights that were measured, rather than goes on. clip_norm: for a lane with
+    gradients of its own; those of the stack are clipped before they are handed to a lane.
     """
     if spec.lane == "per-member":
-        return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin)
+        return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin, clip_norm=clip_norm)
     cls = load_factory(spec.target)
     states = [member.state for member in members]
     more = spec.arguments_on.get(weights.device.type, {})

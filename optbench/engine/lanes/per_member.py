@@ -43,7 +43,10 @@ class PerMemberLane(Lane):
         layout: Layout,
         *,
         begin: bool,
+        clip_norm: float | None = None,
     ) -> None:
+        """clip_norm: the bound of every gradient that an instance steps from or evaluates; None: unbounded."""
+        self._clip_norm = clip_norm
         self._users = spec.source == "yours"
         self._layout = layout
         self._members = list(members)
@@ -180,12 +183,14 @@ class PerMemberLane(Lane):
                         parameter.grad = grad.clone() if grad._is_view() else grad
                 else:
                     loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
+                self._clip(parameters)
             return loss.detach()
 
         loss: Tensor | None = None
         if given:
             for parameter, grad in trained:
                 parameter.grad = grad.clone()
+            self._clip(parameters)
         elif "loss" in needs:
             for parameter in parameters:
                 parameter.grad = None
@@ -197,6 +202,14 @@ class PerMemberLane(Lane):
         if needs & {"create_graph", "loss"}:
             for parameter in parameters:
                 parameter.grad = None
+
+    def _clip(self, parameters: Sequence[Tensor]) -> None:
+        """Clip the gradients of an instance as its user's loop would, those that are to be differentiated included.
+
+        The factor counts as a constant: second derivatives are those of the loss.
+        """
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
 
     def measured(self, index: int, row: Tensor) -> Tensor:
         instance = self._instances[index]

@@ -1,0 +1,18 @@
+"""What optimizers a protocol cannot be followed with, by what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from optbench.optimizers.spec import Need
+from optbench.suite.protocol import Protocol
+
+
+def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
+    """Why an optimizer with these needs cannot be trained as `protocol` says; None if it can."""
+    if protocol.clip_norm is not None and "loss" in needs:
+        return (
+            "protocol.clip_norm: expected an optimizer that steps from gradients, got one that takes the loss "
+            "(needs: loss) and computes its own"
+        )
+    return None
