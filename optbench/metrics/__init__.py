@@ -11,11 +11,10 @@ from optbench.metrics.catalog import (
     METRICS_VERSION,
     PAIR_METRICS,
     PRIMARY_METRICS,
-    Direction,
-    Metric,
     select,
 )
 from optbench.metrics.measuring import Measurement, measurement, take
+from optbench.metrics.metric import Direction, Metric
 
 __all__ = [
     "DEFAULT_METRICS",

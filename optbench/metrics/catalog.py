@@ -5,151 +5,14 @@ To add a metric: a function in one of the sibling modules, and an entry in the t
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import get_args
 
-from optbench import targets
 from optbench.errors import UsageError, unknown
-from optbench.metrics.place import FEATURES, SETTINGS, Place
-
-Direction = Literal["higher", "lower", "neutral"]
-Derived = Literal["continual", "online", "cost", "pruning"]
-"""What registered metrics are derived of when a run is read."""
-Kind = Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "overlap", "pair"]
-Subject = Derived | Literal["plasticity", "rank", "similarity", "sparsity", "landscape", "overlap", "pairs"]
-Cost = Literal["cheap", "expensive"]
-
-_ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "↓", "neutral": "·"})
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a metric is, without importing what computes it.
-
-    direction: which values are better; a neutral metric is higher or lower, never better.
-    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
-        is equivalent.
-    kind: what it is measured from: `continual` the accuracy matrix, `online` the accuracy on each batch before its
-        update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
-        together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
-        networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
-        largest weights, `pair` two trained networks (a suite's `pairs`); of users' alone `logits` (N, C) and `model`.
-    subject: the module `optbench.metrics.<subject>` that defines its function.
-    reads: what its function takes: attributes of the reading of its kind, see `measuring`.
-    cost: `cheap` (milliseconds a trial) or `expensive`.
-    default: whether it is taken when a suite names no metrics.
-    called: the function's name where it is not the metric's.
-    arguments: keyword arguments of the function, beyond the data.
-    result: the attribute of what the function returns that holds the value, beside `note`; None: it returns the value.
-    note: the function of the module that says, of the same arguments, why a value is undefined.
-    note_arguments: keyword arguments of `note`.
-    remarks: whether `note` may also have something to say of a value that is defined.
-    alongside: metrics without which the value cannot be read: taken with it.
-    averaged: whether the value over all layers is the mean of theirs, weighted by size, rather than of all weights.
-    scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
-    said: what tables call it where that is not its name: of text, see `score`.
-    target: what a suite's entry names, where it is not in this catalog: a user's function, or a metric with settings.
-    settings: as plain values, defaults included.
-    place: where in the network its features are read, which settings choose where it is `placed`.
-    source_hash: of a user's metric, which has no subject.
-    """
-
-    name: str
-    formula: str
-    source: str
-    direction: Direction = "neutral"
-    margin: float = 0.01
-    _: KW_ONLY
-    kind: Kind
-    subject: Subject | None = None
-    reads: tuple[str, ...] = ()
-    cost: Cost = "cheap"
-    default: bool = True
-    called: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    result: str | None = None
-    note: str = "note"
-    note_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    remarks: bool = False
-    alongside: tuple[str, ...] = ()
-    averaged: bool = False
-    scope: str | None = None
-    unit: str = ""
-    said: str = ""
-    target: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    place: Place = FEATURES
-    source_hash: str | None = None
-
-    @property
-    def arrow(self) -> str:
-        """↑ for higher is better, ↓ for lower is better, · for neutral."""
-        return _ARROWS[self.direction]
-
-    @property
-    def is_users(self) -> bool:
-        return self.target is not None and is_own(self.target)
-
-    @property
-    def placed(self) -> bool:
-        """Whether settings choose where it is read: measures of rank."""
-        return self.reads == ("spectrum",)
-
-    @property
-    def is_size(self) -> bool:
-        """Whether it only says how many numbers the measures of features were taken on: no result of an optimizer."""
-        return self.kind == "features" and self.source == "recorded"
-
-    @property
-    def computed_by(self) -> str:
-        """The name of the function of a registered metric; several metrics may read one function's result."""
-        return self.called or base_name(self.name)
-
-    def function(self) -> Callable[..., Any]:
-        """The function that computes it, with `arguments` bound; imports its module."""
-        found = targets.load(self.target) if self.target and self.is_users else self._named(self.computed_by)
-        return partial(found, **self.arguments) if self.arguments else found
-
-    def with_settings(self, name: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> Metric:
-        """This metric of the catalog with settings, under another name. arguments: what the settings mean."""
-        own = {name: value for name, value in arguments.items() if not (self.placed and name in SETTINGS)}
-        return replace(
-            self,
-            name=name,
-            target=self.name,
-            settings=settings,
-            arguments={**self.arguments, **own},
-            place=Place.of(settings) if self.placed else FEATURES,
-            default=False,
-        )
-
-    def companions(self) -> Iterator[Metric]:
-        """The metrics of `alongside`: with the same settings where they read the same function's result.
-
-        Of a measure at another place than the features they are taken at that place.
-        """
-        for other in map(METRICS.__getitem__, self.alongside):
-            if self.target and other.computed_by == self.computed_by:
-                name = other.name + self.name.removeprefix(base_name(self.name))
-                yield other.with_settings(name, self.settings, self.arguments)
-            elif self.place == FEATURES:
-                yield other
-            else:
-                yield other.with_settings(f"{other.name} {self.place.name}", self.place.settings, {})
-
-    def explain(self, *arguments: Any) -> str | None:
-        """Why the value of these arguments is undefined, or what to remark on it."""
-        note: str | None = self._named(self.note)(*arguments, **self.note_arguments)
-        return note
-
-    def _named(self, name: str) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(importlib.import_module(f"optbench.metrics.{self.subject}"), name)
-        return found
-
+from optbench.metrics.metric import Derived, Kind, Metric, base_name
+from optbench.metrics.place import FEATURES
 
 _GEM = "Lopez-Paz & Ranzato 2017"
 _ROY = "Roy & Vetterli 2007"
@@ -189,6 +52,11 @@ _cosine = partial(_cosine, arguments={"labels": None, "classes": None})  # both 
 _weights = partial(Metric, kind="weights", subject="sparsity", reads=("flat",))
 _matrix = partial(_weights, subject="rank", reads=("singular_values",), note="weight_note", remarks=True)
 _matrix = partial(_matrix, averaged=True, default=False)
+_prediction = partial(Metric, margin=0.005, subject="prediction", default=False)
+_of_classes = partial(_prediction, direction="higher", kind="logits", reads=("class_hits",), note="class_note")
+_rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets"))
+_rounded = partial(_rounded, cost="expensive", called="quantised_drop", note="drop_note")
+_rounded = partial(_rounded, source="Jacob et al. 2018")
 # No margin, here and below: what is far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
 _distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
@@ -292,6 +160,25 @@ _TABLE = (
         "counted",
         averaged=True,
     ),
+    _of_classes("worst_class_accuracy", "min_c accuracy on class c", "counted"),
+    _of_classes("balanced_accuracy", "mean_c accuracy on class c", "counted"),
+    _prediction(
+        "calibration_error",
+        "Σ_b n_b/N |accuracy_b - confidence_b|, 15 bins of the largest probability",
+        "Guo et al. 2017",
+        "lower",
+        kind="logits",
+        reads=("logits", "targets"),
+        note="calibration_note",
+    ),
+    *(
+        _rounded(
+            f"quantised_drop_{bits}",
+            f"accuracy minus that with each weight tensor rounded to {bits} bits, w ← s round(w/s), s = max|w| / {top}",
+            arguments={"bits": bits},
+        )
+        for bits, top in ((8, 127), (4, 7), (3, 3))
+    ),
     _matrix("weight_effective_rank", "exp(-Σ p ln p), p = σ/Σσ, σ of a layer's weights", _ROY, margin=0.5),
     _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", "Rudelson & Vershynin 2007", margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
@@ -372,11 +259,16 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
     return tuple(metric for metric in chosen if not kinds or metric.kind in kinds)
 
 
-def is_own(target: str) -> bool:
-    """Return whether a target is a user's rather than a registered name."""
-    return ":" in target
+def companions(metric: Metric) -> Iterator[Metric]:
+    """Yield the metrics of `alongside`: with the same settings where they read the same function's result.
 
-
-def base_name(name: str) -> str:
-    """`margin` of `margin power=2`: the name of a metric without its settings."""
-    return name.partition(" ")[0]
+    Of a measure at another place than the features they are taken at that place.
+    """
+    for other in map(METRICS.__getitem__, metric.alongside):
+        if metric.target and other.computed_by == metric.computed_by:
+            name = other.name + metric.name.removeprefix(base_name(metric.name))
+            yield other.with_settings(name, metric.settings, metric.arguments)
+        elif metric.place == FEATURES:
+            yield other
+        else:
+            yield other.with_settings(f"{other.name} {metric.place.name}", metric.place.settings, {})

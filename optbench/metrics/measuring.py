@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from optbench.metrics.catalog import Kind, Metric
+from optbench.metrics.catalog import companions
+from optbench.metrics.metric import Kind, Metric
 from optbench.metrics.place import FEATURES, Place
 from optbench.precision import exact, exact_device
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optbench.metrics.overlap import Change, TaskFeatures
+    from optbench.metrics.prediction import ClassHits
     from optbench.metrics.rank import SingularValues, Spectrum
     from optbench.metrics.similarity import ClassSums
     from optbench.metrics.sparsity import Activity
@@ -58,7 +60,7 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
     ask: how users' metrics are called; needed where there are any.
     """
     chosen = {metric.name: metric for metric in metrics if metric.kind in reading.kinds}
-    for companion in [companion for metric in chosen.values() for companion in metric.companions()]:
+    for companion in [companion for metric in chosen.values() for companion in companions(metric)]:
         chosen.setdefault(companion.name, companion)
     return [found for metric in chosen.values() for found in reading.measure(metric, ask)]
 
@@ -186,6 +188,15 @@ class Features(Reading):
 
         return similarity.class_sums(self._given, self.targets)
 
+    @functools.cached_property
+    def class_hits(self) -> ClassHits:
+        """Counts of right predictions by class; of no classes for the tokens of a text."""
+        from optbench.metrics import prediction
+
+        assert self._logits is not None, "read without logits"
+        found = prediction.class_hits(self._logits, self.targets)
+        return found if self.classes else prediction.ClassHits(found.hits[:0], found.examples[:0])
+
 
 class Pooled(Features):
     """The features of several tasks together: what is measured of each is added up, and no example is read again."""
@@ -232,6 +243,12 @@ class Pooled(Features):
         from optbench.metrics import similarity
 
         return similarity.pooled_sums([part.class_sums for part in self._parts])
+
+    @functools.cached_property
+    def class_hits(self) -> ClassHits:
+        from optbench.metrics import prediction
+
+        return prediction.pooled_hits([part.class_hits for part in self._parts])
 
     def _joined(self, name: str) -> Tensor:
         import torch

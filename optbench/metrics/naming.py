@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from optbench.errors import UsageError, unknown
-from optbench.metrics.catalog import DEFAULT, DEFAULT_METRICS, DERIVED, METRICS, PAIR_METRICS, Kind, select
+from optbench.metrics.catalog import DEFAULT, DEFAULT_METRICS, DERIVED, METRICS, PAIR_METRICS, select
+from optbench.metrics.metric import Kind
 
 
 def check_metric(name: str) -> None:

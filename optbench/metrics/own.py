@@ -17,7 +17,8 @@ from pydantic import BaseModel, create_model
 from optbench import targets
 from optbench.errors import KindError, UsageError
 from optbench.kinds import Kind, Registry, same, signature, validated, value_name
-from optbench.metrics.catalog import DEFAULT, METRICS, UNSET, Direction, Metric, select
+from optbench.metrics.catalog import DEFAULT, METRICS, UNSET, companions, select
+from optbench.metrics.metric import Direction, Metric
 from optbench.metrics.place import SETTINGS
 
 Of = Literal["features", "logits", "weights", "accuracy", "model"]
@@ -192,7 +193,7 @@ def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
 
 
 def _with_companions(found: Metric) -> list[Metric]:
-    return [found, *(companion for companion in found.companions() if companion.settings)]
+    return [found, *(companion for companion in companions(found) if companion.settings)]
 
 
 def _described(entry: MetricSettings) -> Metric:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optbench.metrics.catalog import Metric
+from optbench.metrics.metric import Metric
 
 UNIT = "bits per byte"
 NEGATED = f"-{UNIT}"

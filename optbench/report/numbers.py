@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from optbench.metrics import METRICS, Metric
-from optbench.metrics.catalog import base_name
+from optbench.metrics.metric import base_name
 from optbench.metrics.score import metric_in_bits
 from optbench.stats.dormant import MANY
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optbench.counting import count
 from optbench.metrics import METRICS
-from optbench.metrics.catalog import base_name
+from optbench.metrics.metric import base_name
 
 DORMANT = "dormant_0.025"
 """The share of dormant units of the final features, pooled over tasks (Sokar et al. 2023, τ = .025)."""

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from optbench.metrics.catalog import Direction
+from optbench.metrics.metric import Direction
 from optbench.stats.signed_rank import bounds, middle, round_differences, signed_rank_test, walsh_averages
 
 Array: TypeAlias = NDArray[np.float64]

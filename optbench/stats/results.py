@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from optbench.errors import StoreError
 from optbench.metrics import Metric
+from optbench.metrics.catalog import companions
 from optbench.metrics.learning import NotLearnt, start_losses
 from optbench.metrics.own import metrics_of
 from optbench.metrics.score import metric_in_bits
@@ -172,7 +173,7 @@ class Results:
         found = {}
         for name in self.suite.experiments:
             entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
-            found[name] = frozenset(one.name for metric in entries for one in (metric, *metric.companions()))
+            found[name] = frozenset(one.name for metric in entries for one in (metric, *companions(metric)))
         return found
 
     @functools.cached_property

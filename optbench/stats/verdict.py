@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 from optbench.counting import count
-from optbench.metrics.catalog import Direction
+from optbench.metrics.metric import Direction
 from optbench.stats.holm import holm
 from optbench.stats.paired import PairedResult
 from optbench.stats.power import ALPHA, MIN_PAIRS, seeds_needed, smallest_holm_p

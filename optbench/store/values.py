@@ -16,8 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, Metric, continual, select
-from optbench.metrics.catalog import base_name
 from optbench.metrics.cost import Cost
+from optbench.metrics.metric import base_name
 from optbench.plan import Trial
 from optbench.store.columns import codes, numbers
 from optbench.store.online import ONLINE, Online

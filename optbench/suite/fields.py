@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from optbench.metrics.catalog import base_name
+from optbench.metrics.metric import base_name
 from optbench.metrics.own import MetricSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"

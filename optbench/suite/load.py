@@ -13,12 +13,8 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
-from optbench.metrics.catalog import (
-    DEFAULT,
-    METRICS,
-    OF_TEST_DATA,
-    base_name,
-)
+from optbench.metrics.catalog import DEFAULT, METRICS, OF_TEST_DATA
+from optbench.metrics.metric import base_name
 from optbench.metrics.naming import check_metric, check_pair_metric, check_taken
 from optbench.metrics.own import MetricSettings, check_rule, resolve
 from optbench.suite.claims import Claim, split_arm

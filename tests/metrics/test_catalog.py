@@ -45,7 +45,7 @@ def measure_accuracy(names: Iterable[str] | None, accuracy: np.ndarray) -> list[
 
 
 def measure_features(names: Iterable[str] | None, features: Tensor, labels: Tensor) -> list[Measurement]:
-    return take(select(names), Features(features, labels))
+    return take(select(names), Features(features, labels, torch.eye(3)[labels] if labels.ndim == 1 else None))
 
 
 def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) -> list[Measurement]:
@@ -91,6 +91,8 @@ def test_every_entry_is_complete(name: str) -> None:
         "pruning": ["sparsity", "accuracy"],
         "pair": ["pair"],
         "overlap": list(metric.reads),
+        "logits": list(metric.reads),
+        "model": list(metric.reads),
     }[metric.kind]
 
 
@@ -104,6 +106,10 @@ def test_only_accuracies_and_costs_are_better_or_worse() -> None:
         "last_task_accuracy": "higher",
         "earlier_tasks_accuracy": "higher",
         **{name: "higher" for name, metric in METRICS.items() if metric.kind in ("online", "pruning")},
+        "worst_class_accuracy": "higher",
+        "balanced_accuracy": "higher",
+        "calibration_error": "lower",
+        **{f"quantised_drop_{bits}": "lower" for bits in (8, 4, 3)},
         "train_seconds": "lower",
         "milliseconds_per_step": "lower",
         "state_bytes_per_parameter": "lower",
@@ -133,8 +139,9 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, overlaps and pairs are its own.
-    elsewhere = ("online", "cost", "pruning", "landscape", "overlap", "pair")
+    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, networks, overlaps and pairs
+    # are its own.
+    elsewhere = ("online", "cost", "pruning", "landscape", "model", "overlap", "pair")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from optbench.cli import main
+from optbench.metrics.catalog import companions
 from optbench.metrics.measuring import Weights, take
 from optbench.metrics.own import METRIC_KINDS, MetricSettings, resolve
 from optbench.metrics.place import SETTINGS
@@ -110,9 +111,9 @@ def test_a_setting_that_is_the_default_is_no_other_metric() -> None:
 
 def test_companions_have_the_same_settings() -> None:
     top, residual = resolve([MetricSettings.of("hessian_top_eigenvalue", iterations=3)])
-    names = [(one.name, dict(one.arguments)) for one in top.companions()]
+    names = [(one.name, dict(one.arguments)) for one in companions(top)]
     assert names == [("landscape_loss", {}), ("hessian_top_residual iterations=3", {"iterations": 3})]
-    assert residual in top.companions()
+    assert residual in companions(top)
     assert residual.settings == top.settings
 
 

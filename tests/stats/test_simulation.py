@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optbench.metrics.catalog import Direction
+from optbench.metrics.metric import Direction
 from optbench.stats.paired import PairedValues, compare_paired
 from optbench.stats.signed_rank import interval
 from optbench.stats.verdict import Judgement, Question, Verdict, judge

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from optbench.metrics.catalog import Direction
+from optbench.metrics.metric import Direction
 from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import ALPHA, MIN_PAIRS
 from optbench.stats.signed_rank import detectable, smallest_p

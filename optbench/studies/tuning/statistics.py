@@ -19,7 +19,7 @@ from typing import Any, Literal
 from optbench.counting import grouped
 from optbench.errors import SuiteError, UsageError, unknown
 from optbench.metrics import Metric
-from optbench.metrics.catalog import Direction
+from optbench.metrics.metric import Direction
 from optbench.metrics.own import check_rule
 from optbench.stats.arms import Arm, Status, arms
 from optbench.stats.results import Results

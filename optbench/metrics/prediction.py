@@ -1,0 +1,137 @@
+"""Prediction: the classes a network serves worst, whether its confidence is right, and what rounding weights costs.
+
+Legend: `N` examples; `C` classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BINS = 15
+"""Of `calibration_error`: of equal width, (a, b]."""
+CHUNK = 2500
+"""Examples, or positions of sequences, in a forward pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassHits:
+    """How many examples of each class there are, and how many of them are predicted right.
+
+    hits, examples: int64 (C,); of no classes, C = 0, for the tokens of a text.
+    """
+
+    hits: Tensor
+    examples: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """The accuracy of each class that has examples, float64."""
+        there = self.examples > 0
+        return self.hits[there].double() / self.examples[there]
+
+
+def class_hits(logits: Tensor, targets: Tensor) -> ClassHits:
+    """Count the examples and the right predictions of each class. logits: (N, C); targets: (N,)."""
+    right = targets[logits.argmax(-1) == targets]
+    classes = logits.shape[-1]
+    return ClassHits(torch.bincount(right, minlength=classes), torch.bincount(targets, minlength=classes))
+
+
+def pooled_hits(parts: list[ClassHits]) -> ClassHits:
+    """Add up the counts of at least one part, all of the same classes."""
+    return ClassHits(sum(part.hits for part in parts), sum(part.examples for part in parts))  # type: ignore[arg-type]
+
+
+def worst_class_accuracy(class_hits: ClassHits) -> Tensor:
+    """The smallest of the classes' accuracies; NaN without examples. Classes without examples do not count."""
+    shares = class_hits.shares
+    return shares.min() if len(shares) else shares.new_tensor(math.nan)
+
+
+def balanced_accuracy(class_hits: ClassHits) -> Tensor:
+    """The mean of the classes' accuracies; NaN without examples. Classes without examples do not count."""
+    return class_hits.shares.mean()
+
+
+def class_note(class_hits: ClassHits) -> str:
+    """Why an accuracy by classes is undefined."""
+    return "no examples" if len(class_hits.examples) else "expected classes, got the tokens of a text"
+
+
+def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """The expected calibration error: Σ_b (n_b / N) |accuracy_b - mean confidence_b| (Guo et al. 2017).
+
+    A bin b holds the examples whose largest probability is in (b/15, (b+1)/15].
+
+    Args:
+        logits: (N, C).
+        targets: (N,).
+
+    Returns:
+        float64 (); NaN without examples or where a logit is not finite.
+    """
+    confidence, predicted = logits.double().softmax(-1).max(-1)
+    if not len(targets) or not bool(torch.isfinite(confidence).all()):
+        return confidence.new_tensor(math.nan)
+    places = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+    gaps = confidence.new_zeros(BINS).index_add(0, places, (predicted == targets).double() - confidence)
+    return gaps.abs().sum() / len(targets)
+
+
+def calibration_note(logits: Tensor, targets: Tensor) -> str:
+    """Why a calibration error is undefined."""
+    return "logits that are not finite" if len(targets) else "no examples"
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """Round a weight tensor to `bits` bits, symmetric about 0: w ← s · round(w / s), s = max|w| / (2^(bits-1) - 1).
+
+    Ties go to even. A tensor of zeros, or with values that are not finite, stays as it is.
+
+    Raises:
+        ValueError: bits < 2.
+    """
+    if bits < 2:
+        raise ValueError(f"expected at least 2 bits, got {bits}")
+    step = weight.abs().max() / (2 ** (bits - 1) - 1) if weight.numel() else weight.new_zeros(())
+    return (weight / step).round() * step if bool(torch.isfinite(step)) and float(step) else weight.clone()
+
+
+@torch.no_grad()
+def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, *, bits: int) -> float:
+    """The accuracy of a network minus that with every weight tensor rounded to `bits` bits, as `quantised`.
+
+    Weights are parameters of two or more axes; others (biases, gains) and buffers stay.
+
+    Args:
+        model: in eval mode; stays as it is.
+        inputs: (N, ...) as it takes them.
+        targets: (N,), or (N, T) of sequences.
+
+    Returns:
+        NaN without examples.
+    """
+    if not targets.numel():
+        return math.nan
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        if parameter.ndim >= 2:
+            parameter.copy_(quantised(parameter, bits))
+    return (_correct(model, inputs, targets) - _correct(rounded, inputs, targets)) / targets.numel()
+
+
+def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor) -> str:
+    """Why a drop is undefined."""
+    return "no examples"
+
+
+def _correct(model: nn.Module, inputs: Tensor, targets: Tensor) -> int:
+    size = max(1, CHUNK // math.prod(targets.shape[1:]))
+    parts = (slice(start, start + size) for start in range(0, len(targets), size))
+    # Copies: a network may work on its inputs in place.
+    return sum(int((model(inputs[part].clone()).argmax(-1) == targets[part]).sum()) for part in parts)
