@@ -74,7 +74,7 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
     for trial in trials:
         settings = suite.experiments[trial.experiment]
         where = [settings.dataset.model_dump(mode="json"), settings.models[trial.model].model_dump(mode="json")]
-        recipe = settings.protocol.clip_norm is not None
+        recipe = [setting is not None for setting in (settings.protocol.clip_norm, settings.protocol.weight_averaging)]
         key = json.dumps([where, recipe, trial.target, dict(trial.hyperparameters)], sort_keys=True)
         if key not in seen:
             seen.add(key)

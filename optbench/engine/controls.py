@@ -45,11 +45,18 @@ class Controls:
             return
         if renews_state(member.trial):
             member.row = member.start = self._fresh(member, task)
+            member.raw = None  # an average begins anew, too
         elif (settings := member.trial.around.get("shrink-and-perturb")) is not None:
-            layout, row = self.blueprint.layout, member.row.clone()
+            layout = self.blueprint.layout
             noise = layout.weights(self._fresh(member, task)) * settings["perturb"]
-            layout.weights(row).mul_(settings["shrink"]).add_(noise)
-            member.row = row
+
+            def moved(row: Tensor) -> Tensor:
+                row = row.clone()
+                layout.weights(row).mul_(settings["shrink"]).add_(noise)
+                return row
+
+            # An average of weights that are all moved so is moved so itself.
+            member.row, member.raw = moved(member.row), None if member.raw is None else moved(member.raw)
 
     def _fresh(self, member: Member, task: int) -> Tensor:
         """Initial weights and buffers (P + Q,) of a new network: the same for every optimizer of a trial seed."""

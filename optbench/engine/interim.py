@@ -70,8 +70,8 @@ class Interim:
     """How many tasks it has finished, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Weights (P,), state of the generator, state of the optimizer, and weights after earlier tasks where they are
-    needed, as `saved` returns them."""
+    """Weights (P,), where they are averages those in training as well, state of the generator, state of the optimizer,
+    and weights after earlier tasks where they are needed, as `saved` returns them."""
     rows: tuple[Row, ...]
     """What it has found so far."""
     refused: str | None = None
@@ -87,6 +87,7 @@ class Interim:
         if member.unkept is not None:
             return Interim(trials, task, counters, b"", (), refused=member.unkept)
         state = {"weights": member.row.detach().cpu(), "draws": member.generator.get_state(), "optimizer": optimizer}
+        state["raw"] = None if member.raw is None else member.raw.detach().cpu()
         state["ended"] = [row.detach().cpu() for row in member.ended]
         return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
@@ -104,6 +105,8 @@ class Interim:
         for name, value in self.counters.items():
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
         member.row = state["weights"].to(member.row.device)
+        raw = state.get("raw")
+        member.raw = None if raw is None else raw.to(member.row.device)
         member.generator.set_state(state["draws"])
         member.state = state["optimizer"]
         member.ended = [row.to(member.row.device) for row in state.get("ended", ())]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.engine.anchors import Anchor, Anchors
+from optbench.engine.averaging import Averages, Averaging
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.clipping import Clip
 from optbench.engine.execution import Execution
@@ -85,9 +86,10 @@ class LockStep:
         penalties: Sequence[Penalty | None] = (),
         anchors: Sequence[Anchor | None] = (),
         online: bool = False,
+        averaging: Averaging | None = None,
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
-        record accuracies on batches. The others: of each member.
+        record accuracies on batches. averaging: None where weights are not averaged. The others: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -99,6 +101,7 @@ class LockStep:
         self._penalties = Penalties.of(penalties)
         self._anchors = Anchors.of(anchors, machinery.layout)
         self._weights = torch.stack([machinery.layout.weights(row) for row in rows])
+        self._averages = None if averaging is None else Averages(averaging, self._weights)
         self._grads = grads = torch.zeros_like(self._weights)
         self._hits = Hits(streams) if online else None
         bound = Bound(self._weights, grads, streams, passes, self._penalties, self._hits)
@@ -164,6 +167,8 @@ class LockStep:
             self._stopwatch.start()
             failures = {**self._lane.step(partial(self._loss, step + k)), **broken}
             self._stopwatch.stop()
+            if self._averages is not None:
+                self._averages.update()
             for i, follower in following.items():
                 if i in failures:
                     follower.end()
@@ -179,7 +184,7 @@ class LockStep:
 
         Raises whatever a user's optimizer does on changing its mode.
         """
-        found = self._lane.measured(i, self._weights[i])
+        found = self._lane.measured(i, self._weights[i]) if self._averages is None else self._averages.of(i)
         return self._passes[i].whole(found) if self._passes else found
 
     def row(self, i: int) -> Tensor:

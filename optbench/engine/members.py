@@ -50,11 +50,14 @@ class Member:
 
     trials: tuple[Trial, ...]
     row: Tensor
-    """Weights and buffers (P + Q,), up to date whenever the member is not in a stack."""
+    """Weights and buffers (P + Q,), up to date whenever the member is not in a stack; averages of weights where the
+    protocol has these measured."""
     init_hash: str
     generator: torch.Generator
     """For an optimizer that draws random numbers: the trial's own."""
     state: MemberState = None
+    raw: Tensor | None = None
+    """Weights and buffers (P + Q,) that training continues from, once `row` is an average of them."""
     status: str = "running"
     failure: tuple[str, str] | None = None
     """Type and message of what its optimizer or its model raised."""
@@ -91,6 +94,11 @@ class Member:
     def fail(self, error: Exception) -> None:
         """Note what its model raised."""
         self.status, self.failure = "failed", (type(error).__name__, spoken(error))
+
+    @property
+    def trained(self) -> Tensor:
+        """Weights and buffers (P + Q,) that training continues from."""
+        return self.row if self.raw is None else self.raw
 
     @property
     def running(self) -> bool:
@@ -130,6 +138,8 @@ class Stopper:
     target: float | None = None
     best_loss: float = math.inf
     best_row: Tensor | None = None
+    best_raw: Tensor | None = None
+    """What was in training where `best_row` is an average."""
     waited: int = 0
 
     @staticmethod
@@ -137,14 +147,14 @@ class Stopper:
         early = protocol.early_stopping
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
-    def see(self, loss: float, row: Tensor) -> bool:
-        """Record a loss and the weights it was measured at; True to stop now."""
+    def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
+        """Record a loss and the weights it was measured at; True to stop now. raw: those of which `row` is an average."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:
             return False
         if loss < self.best_loss:
-            self.best_loss, self.best_row, self.waited = loss, row.clone(), 0
+            self.best_loss, self.best_row, self.best_raw, self.waited = loss, row.clone(), raw, 0
             return False
         self.waited += 1
         return self.waited >= self.patience

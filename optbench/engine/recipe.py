@@ -15,4 +15,9 @@ def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
             "protocol.clip_norm: expected an optimizer that steps from gradients, got one that takes the loss "
             "(needs: loss) and computes its own"
         )
+    if protocol.weight_averaging is not None and "modes" in needs:
+        return (
+            "protocol.weight_averaging: expected an optimizer that is measured at the weights that it trains, got one "
+            "with train() and eval(), which is measured at weights of its own"
+        )
     return None

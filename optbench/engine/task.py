@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from optbench.engine.averaging import Averaging
 from optbench.engine.batches import BatchStream
 from optbench.engine.evaluate import Score, finite
 from optbench.engine.faults import ModelError, of_the_machine
@@ -54,6 +55,7 @@ class TaskTraining:
         arrays: dict[object, tuple[Examples, Examples]] = {}
         orders: dict[tuple[int, int], BatchStream] = {}
         early = protocol.early_stopping
+        self.averages = protocol.weight_averaging is not None
         self.validates = early is None or early.on == "validation"
         self.passes = {member.trial.id: cohort.passes(member, task) for member in self.active}
         self.penalties = {member.trial.id: cohort.controls.penalty(member.trial, task) for member in self.active}
@@ -132,7 +134,7 @@ class TaskTraining:
                 if isinstance(found, Exception):
                     self._leave(here[i], "failed", step, ModelError(found))
                 else:
-                    self._evaluated(here[i], row, found, step)
+                    self._evaluated(here[i], row, found, step, stack.row(i) if self.averages else None)
             for i in [i for i, member in here.items() if member not in self.active]:
                 self._take_out(stack, i, here.pop(i))
             cohort.look_at_followers()
@@ -147,7 +149,7 @@ class TaskTraining:
             try:
                 return LockStep(
                     cohort.machinery,
-                    [member.row for member in members],
+                    [member.trained for member in members],
                     [cohort.lane_member(member, self.task) for member in members],
                     [self.streams[member.trial.id] for member in members],
                     begin=begin,
@@ -156,6 +158,7 @@ class TaskTraining:
                     penalties=[self.penalties[member.trial.id] for member in members],
                     anchors=[self.anchors[member.trial.id] for member in members],
                     online=cohort.online is not None,
+                    averaging=Averaging.of(cohort.protocol.weight_averaging, cohort.layout, members),
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
@@ -164,12 +167,16 @@ class TaskTraining:
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
         """Copy a member's weights and optimizer state out of the stack, where it stopped or the stack shrinks."""
-        best = self.stoppers[member.trial.id].best_row
-        if member.running and member not in self.active:  # its task is over: what was best, or is measured now
-            member.row = best if best is not None else stack.measured(i).clone()
-            member.validated = self.scores[member.trial.id] if self.validates else None
+        stopper = self.stoppers[member.trial.id]
+        over = member.running and member not in self.active  # its task is: what was best, or is measured now
+        if over and stopper.best_row is not None:
+            member.row, member.raw = stopper.best_row, stopper.best_raw
+        elif self.averages:
+            member.row, member.raw = stack.measured(i).clone(), stack.row(i)
         else:
-            member.row = stack.row(i)
+            member.row = stack.measured(i).clone() if over else stack.row(i)
+        if over:
+            member.validated = self.scores[member.trial.id] if self.validates else None
         member.state = stack.state(i)
         member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
         member.gradients = stack.way
@@ -205,8 +212,11 @@ class TaskTraining:
                 here[i].rows.append(EarlierRow(self.task + 1, step, task + 1, loss, score.accuracy, bits))
         return raised
 
-    def _evaluated(self, member: Member, row: Tensor, score: Score, step: int) -> None:
-        """Record the score of the weights `row` after `step`, and end the task if it is over."""
+    def _evaluated(self, member: Member, row: Tensor, score: Score, step: int, raw: Tensor | None) -> None:
+        """Record the score of the weights `row` after `step`, and end the task if it is over.
+
+        raw: the weights in training, where `row` is an average of them.
+        """
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
         member.rows.append(
@@ -223,7 +233,7 @@ class TaskTraining:
         self.cohort.sketches.record(member, row, self.task + 1, step)
         stopper = self.stoppers[member.trial.id]
         best = stopper.best_row
-        stop = stopper.see(score.loss, row) or step == schedule.total
+        stop = stopper.see(score.loss, row, raw) or step == schedule.total
         if stopper.best_row is None or stopper.best_row is not best:
             self.scores[member.trial.id] = score
         if stop:

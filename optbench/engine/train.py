@@ -151,10 +151,8 @@ class CohortTraining:
         execution = dataclasses.replace(workspace.execution, together=self.ways.together)
         recordings = Recordings(execution.record)
         gradients = self.ways.factory(buffer, recordings)
-        clip_norm = self.protocol.clip_norm
-        self.machinery = Machinery(
-            self.spec, self.network, self.layout, buffer, gradients, recordings, execution, clip_norm
-        )
+        parts = self.spec, self.network, self.layout, buffer, gradients, recordings, execution
+        self.machinery = Machinery(*parts, self.protocol.clip_norm)
         token_bytes = workspace.dataset.token_bytes
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together, token_bytes=token_bytes)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)
@@ -241,7 +239,7 @@ class CohortTraining:
         # Ours has no weights of its own; a user's module stays where it was made.
         ours = self.blueprint.ours
         network = materialised(self.network, self.workspace.device) if ours else copy.deepcopy(self.network)
-        return Passes(network, self.layout, member.row if row is None else row, draws)
+        return Passes(network, self.layout, member.trained if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
@@ -298,7 +296,7 @@ class CohortTraining:
             raise CannotResume(f"it keeps state outside of its instances: {name}")
         if (reason := self.obstacle(member)) is not None:
             raise CannotResume(reason)
-        return proven_state(self.machinery, self.lane_member(member, self.finished), member.row)
+        return proven_state(self.machinery, self.lane_member(member, self.finished), member.trained)
 
     def obstacle(self, member: Member) -> str | None:
         """Why members with settings of this kind cannot be resumed, found out by trying; None if they can."""

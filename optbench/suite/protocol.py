@@ -40,6 +40,15 @@ class EarlyStopping(Settings):
         return found
 
 
+class WeightAveraging(Settings):
+    """An average of the weights after each step, which is what is measured; training continues from the weights."""
+
+    kind: Literal["ema"]
+    """Exponential: a ← d a + (1 - d) w. The first step's weights begin it, and it continues from task to task."""
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    """d."""
+
+
 class Protocol(Settings):
     """How each task is trained."""
 
@@ -55,6 +64,8 @@ class Protocol(Settings):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Before each step the gradient, all parameters as one vector, is scaled to a norm of at most this, as
     `torch.nn.utils.clip_grad_norm_` does; null: not at all."""
+    weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
+    """What is measured is an average of the weights, as in {kind: ema, decay: 0.999}; null or false: the weights."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Use only so many of the training examples (a random subset, the same for every trial)."""

@@ -1,0 +1,80 @@
+"""`protocol.weight_averaging`: what is measured is PyTorch's `AveragedModel`; training continues from the weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from optbench.cli import main
+from optbench.data import Dataset
+from optbench.engine import TrialResult
+from optbench.store.tables import AccuracyRow, CurveRow
+from optbench.suite import dump_suite
+from tests.conftest import PERMUTED, same_bits, small_suite, train_suite, trial_row
+from tests.engine.test_interim import cut_and_whole
+from tests.plain_recipe import train_plain
+
+DECAY = 0.9
+EMA = {"kind": "ema", "decay": DECAY}
+SHORT: dict[str, Any] = {"early_stopping": None, "max_epochs": 1, "train_examples": 256, "test_examples": 50}
+SGD = {"target": "sgd", "lr": 0.1, "momentum": 0.9}
+
+
+def weights(result: TrialResult) -> dict[str, torch.Tensor]:
+    assert result.weights is not None
+    return result.weights
+
+
+@pytest.mark.parametrize("target", ["sgd", "torch.optim:SGD"])
+def test_what_is_kept_is_the_averaged_model_of_plain_training(target: str, mnist: Dataset) -> None:
+    """Through two tasks, elementwise and with an instance per member; training itself does not notice."""
+    suite = small_suite({"it": SGD | {"target": target}}, seeds=2, weight_averaging=EMA, **SHORT)
+    results = train_suite(suite, mnist)
+    averaged: list[AveragedModel] = []
+
+    def update(network: nn.Module) -> None:
+        if not averaged:
+            averaged.append(AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(DECAY)))
+        averaged[0].update_parameters(network)
+
+    trained = train_plain(suite, mnist, partial(torch.optim.SGD, lr=0.1, momentum=0.9), after_step=update)
+    for name, weight in averaged[0].module.state_dict().items():
+        torch.testing.assert_close(weights(results[0])[name], weight, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(weight, trained.state_dict()[name], atol=1e-4)
+    plain = train_suite(small_suite({"it": SGD | {"target": target}}, seeds=2, **SHORT), mnist)
+    for one, other in zip(results, plain, strict=True):
+        a, b = ([row.train_loss for row in result.rows if isinstance(row, CurveRow)] for result in (one, other))
+        assert a == b, "of the weights in training"
+        a, b = ([row.accuracy for row in result.rows if isinstance(row, AccuracyRow)] for result in (one, other))
+        assert a != b, "of the average"
+
+
+def test_averages_survive_stopping_resuming_and_other_company(mnist: Dataset) -> None:
+    """Members stop at steps of their own, so stacks shrink; both what is measured and what is trained are restored."""
+    over = {
+        "adam": {"target": "adamw", "lr": [0.02, 1e-3]},
+        "fresh": {"target": "fresh-network", "base": SGD},
+        "shrunk": {"target": "shrink-and-perturb", "base": SGD},
+    }
+    suite = small_suite(over, tasks=PERMUTED | {"count": 3}, seeds=2, weight_averaging=EMA, evaluate_every=0.2)
+    results = train_suite(suite, mnist)
+    assert len({trial_row(result).steps for result in results[:4]}) > 1
+    for i in (1, 2, 5, 7):
+        assert same_bits(train_suite(suite, mnist, only=i)[0], results[i])
+    for _, whole, again in cut_and_whole(suite, mnist, cut_after=2):
+        assert all(map(same_bits, whole, again))
+
+
+def test_an_optimizer_with_an_average_of_its_own_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    free = {"free": {"target": "schedule-free"}}
+    (tmp_path / "s.yaml").write_text(dump_suite(small_suite(free, weight_averaging=EMA, **SHORT)))
+    assert main(["run", str(tmp_path / "s.yaml"), "--runs-dir", str(tmp_path), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "optimizers.free default: protocol.weight_averaging: expected an optimizer that is measured at" in said
