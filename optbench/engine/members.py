@@ -148,7 +148,7 @@ class Stopper:
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
     def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
-        """Record a loss and the weights it was measured at; True to stop now. raw: those of which `row` is an average."""
+        """Record a loss and the weights it was measured at; True to stop now. raw: what `row` is an average of."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:
