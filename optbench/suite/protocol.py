@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from optbench.kinds import Whole
 from optbench.suite.fields import OffByFalse, Settings
+from optbench.suite.rate_schedule import RateSchedule
 from optbench.suite.scoring import Score
 
 
@@ -61,6 +62,8 @@ class Protocol(Settings):
     early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
     """null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
+    schedule: Annotated[RateSchedule | None, OffByFalse] = None
+    """Of the learning rate; null or false: constant."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Before each step the gradient, all parameters as one vector, is scaled to a norm of at most this, as
     `torch.nn.utils.clip_grad_norm_` does; null: not at all."""

@@ -144,6 +144,21 @@ def changed(**changes: Any) -> Suite:
     return Suite.model_validate({**SMALL, **changes})
 
 
+def scheduled(**schedule: Any) -> Suite:
+    experiment = SMALL["experiments"]["e"]
+    return changed(experiments={"e": {**experiment, "protocol": {"schedule": schedule}}})
+
+
+def test_a_schedule_is_written_with_the_keys_of_its_kind_and_loads_back() -> None:
+    for kind, keys in {"constant": [], "linear": ["floor"], "wsd": ["floor", "decay"]}.items():
+        suite = scheduled(kind=kind, warmup=0.05)
+        written = yaml.safe_load(dump_suite(suite))
+        assert list(written["experiments"]["e"]["protocol"]["schedule"]) == ["kind", "warmup", *keys, "span"]
+        assert Suite.model_validate(written) == suite
+    explicit = {"kind": "cosine", "warmup": 0.0, "floor": 0.0, "span": "task"}
+    assert suite_hash(scheduled(kind="cosine")) == suite_hash(scheduled(**explicit))
+
+
 def test_the_hash_is_of_what_the_suite_means() -> None:
     original = suite_hash(Suite.model_validate(SMALL))
     assert len(original) == 16
@@ -161,6 +176,8 @@ def test_the_hash_is_of_what_the_suite_means() -> None:
         changed(seed=1),
         changed(optimizers={"sgd": {"target": "sgd", "lr": 1.0000000000000002e-5}}),
         changed(optimizers={"sgd": {"target": "adam", "lr": 1e-5}}),
+        *(scheduled(kind=kind) for kind in ("constant", "linear", "cosine", "wsd")),
+        scheduled(kind="cosine", span="all"),
     ]
     assert len({original, *(suite_hash(suite) for suite in others)}) == len(others) + 1
 

@@ -217,6 +217,36 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "14:57",
         "early_stopping.target: expected a number above 0, got 0",
     ),
+    "decay of a cosine": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {schedule: {kind: cosine, decay: 0.1}}",
+        "14:41",
+        "schedule: 'decay' needs kind: wsd, got kind: cosine",
+    ),
+    "floor of a constant rate": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {schedule: {kind: constant, floor: 0.1}}",
+        "14:43",
+        "schedule: 'floor' needs kind: linear or cosine or wsd, got kind: constant",
+    ),
+    "more than all of the steps": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {schedule: {kind: wsd, warmup: 0.5, decay: 0.6}}",
+        "14:26",
+        "schedule: expected 'warmup' and 'decay' of at most 1 together, got 0.5 and 0.6",
+    ),
+    "schedule of no kind": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {schedule: {warmup: 0.1}}",
+        "14:26",
+        "schedule: expected the key 'kind'",
+    ),
+    "all warm-up": (
+        "[sgd, adam]",
+        "[sgd]\n    protocol: {schedule: {kind: linear, warmup: 1}}",
+        "14:49",
+        "schedule.warmup: expected a number below 1, got 1",
+    ),
     "key with a line break": ("seeds: 3", 'seeds: 3\n"a\\nb": 1', "3:1", "unknown key 'a\\nb'"),
 }
 
