@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
@@ -15,13 +16,16 @@ from optbench.engine.overlaps import overlaps
 from optbench.engine.own_metrics import asked
 from optbench.engine.positions import sampled
 from optbench.engine.prune import pruning_rows
+from optbench.engine.stack import Layout
 from optbench.engine.taps import Tap
+from optbench.engine.updates import layer_sizes
 from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.learning import majority_share, task_list
-from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Weights
+from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Updates, Weights
 from optbench.metrics.place import Place
 from optbench.metrics.similarity import ClassSums, class_cosine
-from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow, arrow_table
+from optbench.metrics.updates import NAMES, Geometry
+from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow, UpdateRow, arrow_table
 from optbench.store.values import Matrix, accuracy_column, score_matrices
 from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
@@ -176,6 +180,8 @@ def measure(
             ours=evaluator.blueprint.ours,
         )
         member.rows += _metric_rows(take(metrics, landscape), count, count)
+        if "updates" in kinds:
+            member.rows += _metric_rows(take(metrics, _updates(member, layout)), after_task, None)
         own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
         member.rows += _metric_rows(take(own, Accuracy(_matrix(member)), ask()), after_task, None)
 
@@ -239,6 +245,16 @@ def _of_model(
             mean = sum(defined) / len(values) if len(defined) == len(values) else None
             rows.append(MetricRow(after_task, None, None, name, mean, note))
     return rows
+
+
+def _updates(member: Member, layout: Layout) -> Updates:
+    """The updates of a trial that were watched, by layer."""
+    found: dict[str, list[Geometry]] = {}
+    for row in member.rows:
+        if isinstance(row, UpdateRow):
+            values = (math.nan if (value := getattr(row, name)) is None else value for name in NAMES)
+            found.setdefault(row.layer, []).append(Geometry(*values))
+    return Updates(found, layer_sizes(layout))
 
 
 def _matrix(member: Member) -> Matrix:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep, Stretch
 from optbench.engine.members import Member, Progress, Schedule, Stopper
+from optbench.engine.updates import Updates, watched
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
 from optbench.store.tables import CurveRow, EarlierRow
@@ -115,6 +116,8 @@ class TaskTraining:
             for i, member in here.items():
                 member.train_seconds += stretch.seconds / len(here)
                 member.optimizer_seconds += stretch.optimizer_seconds / len(here)
+                member.evaluation_seconds += stretch.watching_seconds / len(here)
+                member.rows += stretch.updates.get(i, [])
                 if i in stretch.raised:
                     self._leave(member, "failed", step, stretch.raised[i])
                 elif self._went_on(member, i, stretch, before, step):
@@ -159,11 +162,17 @@ class TaskTraining:
                     anchors=[self.anchors[member.trial.id] for member in members],
                     online=cohort.online is not None,
                     averaging=Averaging.of(cohort.protocol.weight_averaging, cohort.layout, members),
+                    updates=self._updates(members) if cohort.watches else None,
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
                     self._leave(members[i], "failed", step, error)
         return None
+
+    def _updates(self, members: Sequence[Member]) -> Updates:
+        count = self.cohort.workspace.family.count
+        due = [watched(count, self.task, self.schedules[member.trial.id].total) for member in members]
+        return Updates(self.cohort.layout, self.task, due)
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
         """Copy a member's weights and optimizer state out of the stack, where it stopped or the stack shrinks."""

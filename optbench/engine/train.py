@@ -160,6 +160,7 @@ class CohortTraining:
             seed: workspace.family.sequence(seed) for seed in {trial.seed for trial in cohort.trials}
         }
         asked = any(metric.kind == "online" for metric in self.metrics)
+        self.watches = any(metric.kind == "updates" for metric in self.metrics)
         self.online = Online(self.evaluator, self.sequences, workspace.suite_seed) if asked else None
         self.places = {trial.id: i for i, trial in enumerate(cohort.trials)}
         self.members: list[Member] = []

@@ -17,6 +17,7 @@ from optbench.metrics.place import FEATURES
 _GEM = "Lopez-Paz & Ranzato 2017"
 _ROY = "Roy & Vetterli 2007"
 _CKA, _GOLUB = "Kornblith et al. 2019", "Golub & Van Loan 1996"
+_RUDELSON = "Rudelson & Vershynin 2007"
 _PAPER = "Pascanu et al. 2025, Figure 4"
 _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
@@ -79,6 +80,14 @@ _pair = partial(Metric, margin=0.0, kind="pair", subject="pairs", default=False)
 _debiased = partial(_pair, called="linear_cka", arguments={"debiased": True})
 
 
+_update = partial(Metric, margin=0.0, kind="updates", subject="updates", reads=("points",), default=False)
+_update = partial(_update, called="mean", remarks=True, averaged=True)
+
+
+def _geometry(of: str) -> Callable[..., Metric]:
+    return partial(_update, f"update_{of}", arguments={"of": of}, note_arguments={"of": of})
+
+
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
     """What is read off one pruning curve; a suite that names any of them has both curves taken."""
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
@@ -119,7 +128,7 @@ _TABLE = (
     _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),
     _correlation("effective_rank_correlation", "exp(-Σ p ln p), p = ρ/Σρ, ρ of the correlations", _ROY, margin=0.5),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
-    _rank("stable_rank", "Σσ² / σ₁²", "Rudelson & Vershynin 2007", margin=0.1),
+    _rank("stable_rank", "Σσ² / σ₁²", _RUDELSON, margin=0.1),
     _centred("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5),
     _rank(
         "srank",
@@ -180,7 +189,7 @@ _TABLE = (
         for bits, top in ((8, 127), (4, 7), (3, 3))
     ),
     _matrix("weight_effective_rank", "exp(-Σ p ln p), p = σ/Σσ, σ of a layer's weights", _ROY, margin=0.5),
-    _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", "Rudelson & Vershynin 2007", margin=0.1),
+    _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", _RUDELSON, margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
     _expensive(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
@@ -199,6 +208,12 @@ _TABLE = (
     _shared("tasks_overlap", "mean_{a<b} subspace overlap of tasks' features at the end, k = 16", _GOLUB),
     _within("tasks_overlap_within", "the same of two halves of each task", called="tasks_overlap"),
     _within("overlap_chance", "k / d, the overlap of random subspaces", arguments={}),
+    _geometry("stable_rank")("‖Δ‖²_F / ‖Δ‖²₂ of a layer's update Δ, mean over 16 points of training", _RUDELSON),
+    _geometry("cosine_gradient")("cos(Δ, -G), G the gradient of the layer, likewise", "counted"),
+    _geometry("cosine_sign")("cos(Δ, -sign G), likewise", "Bernstein et al. 2018"),
+    _geometry("cosine_polar")("cos(Δ, -UVᵀ), G = U S Vᵀ, likewise", "Carlson et al. 2015"),
+    _geometry("relative_size")("‖Δ‖_F / ‖W‖_F, W the weights before it, likewise", "You et al. 2017"),
+    _geometry("angle")("degrees between W and W + Δ, likewise", "counted", unit="°"),
     *_pruned("global", "all weights ranked together"),
     *_pruned("layer", "each layer ranked alone"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", _CKA),
@@ -233,8 +248,8 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
-UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap")
-"""Kinds of registered metrics that take no settings: derived when a run is read, or taken of two networks."""
+UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates")
+"""Kinds of registered metrics that take no settings: derived when a run is read, or of two networks or of training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds that are taken of the test data of each task, the last one among them, and of all tasks."""

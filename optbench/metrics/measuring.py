@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optbench.metrics.rank import SingularValues, Spectrum
     from optbench.metrics.similarity import ClassSums
     from optbench.metrics.sparsity import Activity
+    from optbench.metrics.updates import Geometry
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
 """Calls a user's metric with its arguments; its value, NaN if undefined, and then why."""
@@ -63,6 +64,19 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
     for companion in [companion for metric in chosen.values() for companion in companions(metric)]:
         chosen.setdefault(companion.name, companion)
     return [found for metric in chosen.values() for found in reading.measure(metric, ask)]
+
+
+def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
+    """The mean of a metric over layers, weighted by size; undefined where it is in a layer that has weights."""
+    filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
+    undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
+    if undefined or not filled:
+        return measurement(
+            metric, None, math.nan, f"undefined in {', '.join(undefined)}" if undefined else "no weights"
+        )
+    total = sum(layer.value * size for layer, size in filled if layer.value is not None)
+    notes = dict.fromkeys(layer.note for layer, _ in filled if layer.note)
+    return measurement(metric, None, total / sum(sizes), "; ".join(notes) or None)
 
 
 class Reading:
@@ -290,19 +304,8 @@ class Weights(Reading):
         if not self.weights:
             return []
         layers = [layer.value(metric, ask, name) for name, layer in self._layers.items()]
-        return [*layers, self._mean(metric, layers) if metric.averaged else self.value(metric, ask)]
-
-    def _mean(self, metric: Metric, layers: Sequence[Measurement]) -> Measurement:
-        """The mean over layers, weighted by size."""
         sizes = [weight.numel() for weight in self.weights.values()]
-        filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
-        undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
-        if undefined or not filled:
-            return measurement(
-                metric, None, math.nan, f"undefined in {', '.join(undefined)}" if undefined else "no weights"
-            )
-        total = sum(layer.value * size for layer, size in filled if layer.value is not None)
-        return measurement(metric, None, total / sum(sizes), None)
+        return [*layers, mean_of_layers(metric, layers, sizes) if metric.averaged else self.value(metric, ask)]
 
 
 class Overlap(Reading):
@@ -314,6 +317,32 @@ class Overlap(Reading):
         """changes: of the tasks before the last. tasks: at the end."""
         super().__init__()
         self.changes, self.tasks = changes, tasks
+
+
+class Updates(Reading):
+    """Updates of each weight matrix at some points of training, by layer: the value of all is the mean by size."""
+
+    kinds = frozenset({"updates"})
+
+    def __init__(self, layers: Mapping[str, Sequence[Geometry]], sizes: Mapping[str, int]) -> None:
+        """sizes: the number of weights of each layer."""
+        super().__init__()
+        self._layers, self._sizes = layers, sizes
+
+    def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
+        """Each layer, then the mean over layers."""
+        found = [Update(points).value(metric, ask, name) for name, points in self._layers.items()]
+        return [*found, mean_of_layers(metric, found, [self._sizes[name] for name in self._layers])] if found else []
+
+
+class Update(Reading):
+    """Updates of one weight matrix at some points of training."""
+
+    kinds = frozenset({"updates"})
+
+    def __init__(self, points: Sequence[Geometry]) -> None:
+        super().__init__()
+        self.points = points
 
 
 class Accuracy(Reading):

@@ -15,9 +15,12 @@ from optbench.metrics.place import FEATURES, SETTINGS, Place
 Direction = Literal["higher", "lower", "neutral"]
 Derived = Literal["continual", "online", "cost", "pruning"]
 """What registered metrics are derived of when a run is read."""
-Kind = Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "overlap", "pair"]
+Kind = (
+    Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "overlap", "updates", "pair"]
+)
 Subject = (
-    Derived | Literal["plasticity", "rank", "similarity", "sparsity", "prediction", "landscape", "overlap", "pairs"]
+    Derived
+    | Literal["plasticity", "rank", "similarity", "sparsity", "prediction", "landscape", "overlap", "updates", "pairs"]
 )
 Cost = Literal["cheap", "expensive"]
 
@@ -35,7 +38,8 @@ class Metric:
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
         together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
         networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
-        largest weights, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with targets, `model` the
+        largest weights, `updates` the steps of each weight matrix at some points of training, `pair` two trained
+        networks (a suite's `pairs`), `logits` (N, C) with targets, `model` the
         trained network with test inputs and targets.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.

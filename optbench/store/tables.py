@@ -211,8 +211,26 @@ class EarlierRow:
     """Of text."""
 
 
+@dataclass(frozen=True)
+class UpdateRow:
+    """The geometry of one update of one weight matrix (`optbench.metrics.updates`); null where undefined."""
+
+    table: ClassVar[str] = "updates"
+
+    task: int
+    step: int
+    """As in `curves`: the number of this update in the task, from 1."""
+    layer: str
+    stable_rank: float | None
+    cosine_gradient: float | None
+    cosine_sign: float | None
+    cosine_polar: float | None
+    relative_size: float | None
+    angle: float | None
+
+
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow
-Row = TrialRow | _Measured | CurveRow | SketchRow | OnlineRow | EarlierRow
+Row = TrialRow | _Measured | CurveRow | SketchRow | OnlineRow | EarlierRow | UpdateRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
@@ -221,7 +239,7 @@ ADDED = frozenset(
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
-ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table, EarlierRow.table})
+ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table, EarlierRow.table, UpdateRow.table})
 """Tables that are written only where a suite asks for what is in them."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
 """Those that every run has, be they empty."""

@@ -1,0 +1,115 @@
+"""The geometry of an update: how many directions it has, how it lies to the gradient, its sign and its polar factor.
+
+Of one weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are seen as matrices
+(m, the rest). NaN where a value is undefined: of a step or gradient of zeros, or with values that are not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from optbench.precision import exact
+
+POINTS = 16
+"""Updates of a training that are measured."""
+POINTS = 16
+"""Updates of a training that are measured."""
+NEGLIGIBLE = 1e-7
+"""Singular values of the gradient below this share of the largest are left out of its polar factor."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of one step of one weight matrix."""
+
+    stable_rank: float
+    """‖Δ‖²_F / ‖Δ‖²₂."""
+    cosine_gradient: float
+    """Between Δ and -G."""
+    cosine_sign: float
+    """Between Δ and -sign(G)."""
+    cosine_polar: float
+    """Between Δ and -UVᵀ, the polar factor of G = U S Vᵀ."""
+    relative_size: float
+    """‖Δ‖_F / ‖W‖_F."""
+    angle: float
+    """Between W and W + Δ, in degrees."""
+
+
+NAMES = tuple(field.name for field in fields(Geometry))
+
+
+def mean(points: Sequence[Geometry], *, of: str) -> float:
+    """The mean of one field over the points of training at which it is defined; NaN if there are none."""
+    values = [value for point in points if math.isfinite(value := getattr(point, of))]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def note(points: Sequence[Geometry], *, of: str) -> str | None:
+    """Why a mean is undefined, or of how many points it is where they are fewer than `POINTS`."""
+    defined = sum(math.isfinite(getattr(point, of)) for point in points)
+    if not defined:
+        return "no update that was measured has it"
+    return None if defined == POINTS else f"of {defined} updates, not {POINTS}: training was short or stopped early"
+
+
+def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
+    """Measure one step. weight: before it; all of one shape, of two or more axes.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    if weight.ndim < 2 or not weight.shape == gradient.shape == step.shape:
+        got = ", ".join(str(tuple(tensor.shape)) for tensor in (weight, gradient, step))
+        raise ValueError(f"expected three tensors of one shape with two or more axes, got {got}")
+    w, g, d = (exact(tensor).flatten(1) for tensor in (weight, gradient, step))
+    if len(w) > w.shape[1]:
+        w, g, d = w.T, g.T, d.T
+    if not bool(torch.isfinite(torch.stack([w.sum(), g.sum(), d.sum()])).all()):
+        return Geometry(*[math.nan] * len(NAMES))
+    size, weights = float(d.norm()), float(w.norm())
+    return Geometry(
+        stable_rank=_ratio(size**2, float(torch.linalg.eigvalsh(d @ d.T)[-1])) if size else math.nan,
+        cosine_gradient=-_cosine(d, g),
+        cosine_sign=-_cosine(d, g.sign()),
+        cosine_polar=-_polar_cosine(d, g),
+        relative_size=_ratio(size, weights),
+        angle=_angle(w, w + d),
+    )
+
+
+def _polar_cosine(d: Tensor, g: Tensor) -> float:
+    """Between d and the polar factor of g, both (m, n) with m ≤ n.
+
+    The left singular vectors are eigenvectors of g gᵀ; singular values are norms of the rows of Uᵀ g: unlike roots of
+    eigenvalues they are right to rounding of the largest.
+    """
+    left = torch.linalg.eigh(g @ g.T).eigenvectors
+    rows = left.T @ g
+    values = rows.norm(dim=1)
+    kept = values > NEGLIGIBLE * values.max()
+    right = rows[kept] / values[kept, None]
+    along = float(((left.T @ d)[kept] * right).sum())
+    return _ratio(along, float(d.norm()) * math.sqrt(int(kept.sum())))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return _ratio(float((a * b).sum()), float(a.norm()) * float(b.norm()))
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    """In degrees, by the half-angle form: the inverse cosine would lose small angles to rounding."""
+    a_size, b_size = a.norm(), b.norm()
+    if not float(a_size) or not float(b_size):
+        return math.nan
+    a, b = a / a_size, b / b_size
+    return math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm())))
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by else math.nan
