@@ -20,8 +20,9 @@ from optbench.engine.stack import Layout
 from optbench.engine.taps import Tap
 from optbench.engine.updates import layer_sizes
 from optbench.metrics import Measurement, Metric, take
+from optbench.metrics.collapse import Collapse
 from optbench.metrics.learning import majority_share, task_list
-from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Pooled, Updates, Weights
+from optbench.metrics.measuring import Accuracy, Ask, Features, Model, OfTraining, Pooled, Updates, Weights
 from optbench.metrics.place import Place
 from optbench.metrics.similarity import ClassSums, class_cosine
 from optbench.metrics.updates import NAMES, Geometry
@@ -180,6 +181,8 @@ def measure(
             ours=evaluator.blueprint.ours,
         )
         member.rows += _metric_rows(take(metrics, landscape), count, count)
+        if "collapse" in kinds:
+            member.rows += _metric_rows(take(metrics, _of_training(member, evaluator, sequence)), count, count)
         if "updates" in kinds:
             member.rows += _metric_rows(take(metrics, _updates(member, layout)), after_task, None)
         own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
@@ -245,6 +248,17 @@ def _of_model(
             mean = sum(defined) / len(values) if len(defined) == len(values) else None
             rows.append(MetricRow(after_task, None, None, name, mean, note))
     return rows
+
+
+def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -> OfTraining:
+    """The features of the last task's training examples, and the last layer."""
+    if evaluator.text:
+        return OfTraining(None)
+    score = evaluator.read(member.row, sequence.train(sequence.family.count - 1), with_logits=True)
+    assert score.logits is not None
+    output = evaluator.blueprint.output
+    head = None if output is None else evaluator.blueprint.layout.views(member.row)[output].to(score.features.device)
+    return OfTraining(Collapse(score.features, score.targets, score.logits.argmax(1), head))
 
 
 def _updates(member: Member, layout: Layout) -> Updates:

@@ -84,6 +84,10 @@ _update = partial(Metric, margin=0.0, kind="updates", subject="updates", reads=(
 _update = partial(_update, called="mean", remarks=True, averaged=True)
 
 
+_collapse = partial(Metric, margin=0.0, kind="collapse", subject="collapse", reads=("collapse",), default=False)
+_PAPYAN = "Papyan et al. 2020"
+
+
 def _geometry(of: str) -> Callable[..., Metric]:
     return partial(_update, f"update_{of}", arguments={"of": of}, note_arguments={"of": of})
 
@@ -208,6 +212,14 @@ _TABLE = (
     _shared("tasks_overlap", "mean_{a<b} subspace overlap of tasks' features at the end, k = 16", _GOLUB),
     _within("tasks_overlap_within", "the same of two halves of each task", called="tasks_overlap"),
     _within("overlap_chance", "k / d, the overlap of random subspaces", arguments={}),
+    _collapse("nc0", "‖Wᵀ1‖² / C, W the last layer", "Zhao et al. 2026"),
+    _collapse(
+        "nc1", "tr(Σ_W Σ_B⁺) / C, covariances of features within and between classes, on training examples", _PAPYAN
+    ),
+    _collapse("nc2_norm", "sd_c‖m_c‖ / mean_c‖m_c‖, m_c = μ_c - μ_G the centred class means", _PAPYAN),
+    _collapse("nc2_angle", "mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|", _PAPYAN),
+    _collapse("nc3", "‖W/‖W‖ - M/‖M‖‖²_F, M the rows m_c", _PAPYAN),
+    _collapse("nc4", "share of examples where argmax of the logits is not the nearest class mean", _PAPYAN),
     _geometry("stable_rank")("‖Δ‖²_F / ‖Δ‖²₂ of a layer's update Δ, mean over 16 points of training", _RUDELSON),
     _geometry("cosine_gradient")("cos(Δ, -G), G the gradient of the layer, likewise", "counted"),
     _geometry("cosine_sign")("cos(Δ, -sign G), likewise", "Bernstein et al. 2018"),
@@ -248,8 +260,8 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
-UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates")
-"""Kinds of registered metrics that take no settings: derived when a run is read, or of two networks or of training."""
+UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse")
+"""Kinds of registered metrics that take no settings: derived when a run is read, or of several networks or training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds that are taken of the test data of each task, the last one among them, and of all tasks."""

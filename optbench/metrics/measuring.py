@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from optbench.metrics.collapse import Collapse
     from optbench.metrics.overlap import Change, TaskFeatures
     from optbench.metrics.prediction import ClassHits
     from optbench.metrics.rank import SingularValues, Spectrum
@@ -343,6 +344,22 @@ class Update(Reading):
     def __init__(self, points: Sequence[Geometry]) -> None:
         super().__init__()
         self.points = points
+
+
+class OfTraining(Reading):
+    """Features of training examples with their labels, and the last layer."""
+
+    kinds = frozenset({"collapse"})
+
+    def __init__(self, collapse: Collapse | None) -> None:
+        """collapse: None for the tokens of a text, which are no classes."""
+        super().__init__()
+        self.collapse = collapse
+
+    def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
+        if self.collapse is None:
+            return measurement(metric, layer, math.nan, NO_CLASSES)
+        return super().value(metric, ask, layer)
 
 
 class Accuracy(Reading):

@@ -16,11 +16,25 @@ Direction = Literal["higher", "lower", "neutral"]
 Derived = Literal["continual", "online", "cost", "pruning"]
 """What registered metrics are derived of when a run is read."""
 Kind = (
-    Derived | Literal["features", "similarity", "weights", "logits", "model", "landscape", "overlap", "updates", "pair"]
+    Derived
+    | Literal[
+        "features", "similarity", "weights", "logits", "model", "landscape", "collapse", "overlap", "updates", "pair"
+    ]
 )
 Subject = (
     Derived
-    | Literal["plasticity", "rank", "similarity", "sparsity", "prediction", "landscape", "overlap", "updates", "pairs"]
+    | Literal[
+        "plasticity",
+        "rank",
+        "similarity",
+        "sparsity",
+        "prediction",
+        "collapse",
+        "landscape",
+        "overlap",
+        "updates",
+        "pairs",
+    ]
 )
 Cost = Literal["cheap", "expensive"]
 
@@ -38,9 +52,9 @@ class Metric:
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
         together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
         networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
-        largest weights, `updates` the steps of each weight matrix at some points of training, `pair` two trained
-        networks (a suite's `pairs`), `logits` (N, C) with targets, `model` the
-        trained network with test inputs and targets.
+        largest weights, `collapse` features of training examples and the last layer, `updates` the steps of each
+        weight matrix at some points of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with
+        targets, `model` the trained network with test inputs and targets.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds a trial) or `expensive`.

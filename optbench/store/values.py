@@ -145,12 +145,14 @@ def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Ma
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
     """metric -> trial -> value after the trial's last task, over all layers.
 
-    data: over all tasks pooled, or on the last task alone. Measures of the landscape are taken once, after the last
-    task and on its training data: they count as pooled.
+    data: over all tasks pooled, or on the last task alone. Measures of the landscape and of collapse are taken once,
+    after the last task and on its training data: they count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
-    landscape = [i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind == "landscape"]
+    landscape = [
+        i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind in ("landscape", "collapse")
+    ]
     task, once = numbers(metrics["task"]), np.isin(metric, landscape)
     taken = np.isnan(task) | once if data == "pooled" else (task == last[trial]) & ~once
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])

@@ -94,6 +94,7 @@ def test_every_entry_is_complete(name: str) -> None:
         "logits": list(metric.reads),
         "model": list(metric.reads),
         "updates": ["points"],
+        "collapse": ["collapse"],
     }[metric.kind]
 
 
@@ -140,9 +141,9 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, networks, updates, overlaps and
-    # pairs are its own.
-    elsewhere = ("online", "cost", "pruning", "landscape", "model", "updates", "overlap", "pair")
+    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, networks, collapse, updates,
+    # overlaps and pairs are its own.
+    elsewhere = ("online", "cost", "pruning", "landscape", "model", "collapse", "updates", "overlap", "pair")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),

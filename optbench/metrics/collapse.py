@@ -1,0 +1,130 @@
+"""Neural collapse: whether the features of a class shrink to its mean, and the means and the last layer to a simplex.
+
+Legend: `N` examples; `d` width of the features; `C` classes, of which those without examples are left out.
+
+Of training examples: features h, class means μ_c (C, d), their mean μ_G, centred means m_c = μ_c - μ_G, and the weights
+of the last layer W (C, d). All in float64. Papyan, Han & Donoho 2020 (doi:10.1073/pnas.2015509117), but for `nc0`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from optbench.precision import exact
+
+_NULL = 1e-10
+"""Eigenvalues of the covariance between classes below this share of the largest are taken for none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Collapse:
+    """What the measures of neural collapse read.
+
+    features: (N, d). targets: (N,). predicted: (N,), the class of the largest logit. head: (classes, d), all of them;
+    None where the network has no last linear layer.
+    """
+
+    features: Tensor
+    targets: Tensor
+    predicted: Tensor
+    head: Tensor | None
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """(C,) those that have examples, ascending."""
+        found: Tensor = torch.unique(self.targets)
+        return found
+
+    @cached_property
+    def place(self) -> Tensor:
+        """(N,) where among `classes` that of each example is."""
+        return torch.searchsorted(self.classes, self.targets)
+
+    @cached_property
+    def h(self) -> Tensor:
+        """(N, d) the features."""
+        return exact(self.features)
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all features are."""
+        return bool(torch.isfinite(self.h).all())
+
+    @cached_property
+    def means(self) -> Tensor:
+        """(C, d) μ."""
+        sums = self.h.new_zeros(len(self.classes), self.h.shape[1]).index_add(0, self.place, self.h)
+        return sums / torch.bincount(self.place, minlength=len(self.classes))[:, None]
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """(C, d) m."""
+        return self.means - self.means.mean(0)
+
+
+def nc0(collapse: Collapse) -> float:
+    """‖Wᵀ1‖² / C over all classes: 0 where the rows of W add up to nothing (arXiv:2602.16642)."""
+    if collapse.head is None:
+        return math.nan
+    w = exact(collapse.head)
+    return float(w.sum(0).square().sum() / len(w))
+
+
+def nc1(collapse: Collapse) -> float:
+    """tr(Σ_W Σ_B⁺) / C, Σ_W the covariance within classes over all examples and Σ_B that of the class means."""
+    if not collapse.finite:
+        return math.nan
+    within, m = collapse.h - collapse.means[collapse.place], collapse.centred
+    _, s, v = torch.linalg.svd(m, full_matrices=False)  # Σ_B⁺ = C vᵀ s⁻² v
+    kept = s.square() > _NULL * s.square().max()
+    if not bool(kept.any()):
+        return math.nan
+    return float((within @ v[kept].T / s[kept]).square().sum() / len(within))
+
+
+def nc2_norm(collapse: Collapse) -> float:
+    """sd_c ‖m_c‖ / mean_c ‖m_c‖, with the population's standard deviation."""
+    norms = collapse.centred.norm(dim=1)
+    return float(norms.std(correction=0) / norms.mean())
+
+
+def nc2_angle(collapse: Collapse) -> float:
+    """mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|."""
+    m = collapse.centred
+    if len(m) < 2:
+        return math.nan
+    unit = m / m.norm(dim=1, keepdim=True)
+    apart = (unit @ unit.T + 1 / (len(m) - 1)).abs()
+    return float((apart.sum() - apart.diagonal().sum()) / (len(m) * (len(m) - 1)))
+
+
+def nc3(collapse: Collapse) -> float:
+    """‖W/‖W‖_F - M/‖M‖_F‖²_F, M the rows m_c, W those of the same classes."""
+    if collapse.head is None:
+        return math.nan
+    w, m = exact(collapse.head)[collapse.classes], collapse.centred
+    return float((w / w.norm() - m / m.norm()).square().sum())
+
+
+def nc4(collapse: Collapse) -> float:
+    """The share of examples that the network labels otherwise than the nearest class mean does."""
+    if not collapse.finite:
+        return math.nan
+    nearest = collapse.classes[torch.cdist(collapse.h, collapse.means).argmin(1)]
+    return float((nearest != collapse.predicted).double().mean())
+
+
+def note(collapse: Collapse) -> str:
+    """Why a measure is undefined."""
+    if not collapse.finite:
+        return "features that are not finite"
+    if len(collapse.classes) < 2:
+        return "expected at least 2 classes"
+    if collapse.head is None:
+        return "the network has no last linear layer whose inputs are the features"
+    return "class means that are equal"

@@ -1,0 +1,126 @@
+"""Measures of neural collapse against the worked example, plain sums, the collapsed state, and their invariances."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from optbench.metrics import METRICS, take
+from optbench.metrics.collapse import Collapse, nc0, nc1, nc2_angle, nc2_norm, nc3, nc4
+from optbench.metrics.measuring import OfTraining
+from tests.conftest import run_file
+
+ALL = (nc0, nc1, nc2_norm, nc2_angle, nc3, nc4)
+OURS = [metric for metric in METRICS.values() if metric.kind == "collapse"]
+
+
+def draws(seed: int = 0, examples: int = 90, width: int = 8, classes: int = 4) -> Collapse:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(examples, width, generator=generator, dtype=torch.float64)
+    targets = torch.arange(examples) % (classes - 1) + (torch.arange(examples) % (classes - 1) > 1)  # never class 2
+    head = torch.randn(classes, width, generator=generator, dtype=torch.float64)
+    return Collapse(features + targets[:, None], targets, (features @ head.T).argmax(1), head)
+
+
+def plainly(of: Collapse) -> list[float]:
+    """Class by class, with NumPy's pseudo-inverse."""
+    assert of.head is not None
+    h, y, w, guess = of.features.numpy(), of.targets.numpy(), of.head.numpy(), of.predicted.numpy()
+    there = sorted(set(y.tolist()))
+    mu = np.array([h[y == c].mean(0) for c in there])
+    m = mu - mu.mean(0)
+    within = sum((h[y == c] - mu[k]).T @ (h[y == c] - mu[k]) for k, c in enumerate(there)) / len(h)
+    between = m.T @ m / len(there)
+    norms = np.linalg.norm(m, axis=1)
+    cosines = [m[a] @ m[b] / norms[a] / norms[b] for a in range(len(m)) for b in range(len(m)) if a != b]
+    nearest = [there[int(np.argmin(((mu - row) ** 2).sum(1)))] for row in h]
+    return [
+        float((w.sum(0) ** 2).sum() / len(w)),
+        float(np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / len(there)),
+        float(norms.std() / norms.mean()),
+        float(np.mean(np.abs(np.array(cosines) + 1 / (len(there) - 1)))),
+        float(((w[there] / np.linalg.norm(w[there]) - m / np.linalg.norm(m)) ** 2).sum()),
+        float(np.mean(np.array(nearest) != guess)),
+    ]
+
+
+def values(of: Collapse) -> list[float]:
+    return [float(measure(of)) for measure in ALL]
+
+
+def test_worked_example() -> None:
+    features = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 2], [-1, -1], [-3, -1]])
+    head = torch.tensor([[2.0, 0], [0, 1], [-1, -2]])
+    of = Collapse(features, torch.tensor([0, 0, 1, 1, 2, 2]), (features @ head.T).argmax(1), head)
+    assert values(of)[:5] == pytest.approx([0.66667, 0.09333, 0.14804, 0.20661, 0.16372], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_they_are_what_sums_class_by_class_give(seed: int) -> None:
+    of = draws(seed)
+    assert of.classes.tolist() == [0, 1, 3]
+    assert values(of) == pytest.approx(plainly(of), rel=1e-9)
+
+
+def test_a_collapsed_network_has_none_of_it_left() -> None:
+    simplex = torch.eye(5, dtype=torch.float64) - 0.2
+    turned = simplex @ torch.linalg.qr(draws(width=5, examples=5).features).Q
+    targets = torch.arange(50) % 5
+    of = Collapse(7 * turned[targets] + 3, targets, targets, 2 * turned)
+    assert values(of) == pytest.approx([0.0] * 6, abs=1e-12)
+
+
+def test_turning_moving_and_scaling_features_with_the_head_changes_nothing_but_nc0() -> None:
+    of = draws()
+    turn = torch.linalg.qr(draws(1, examples=8).features).Q
+    assert of.head is not None
+    there = Collapse(3 * of.features @ turn + 5, of.targets, of.predicted, of.head @ turn)
+    assert values(there) == pytest.approx(values(of), rel=1e-9)
+    scaled = Collapse(of.features, of.targets, of.predicted, 2 * of.head)
+    assert values(scaled) == pytest.approx([4 * values(of)[0], *values(of)[1:]], rel=1e-12)
+
+
+def test_undefined_values_say_why() -> None:
+    of = draws()
+
+    def notes(collapse: Collapse | None) -> dict[str, str | None]:
+        return {m.metric: m.note for m in take(OURS, OfTraining(collapse))}
+
+    without = notes(Collapse(of.features, of.targets, of.predicted, None))
+    assert {name for name, said in without.items() if said} == {"nc0", "nc3"}
+    assert without["nc3"] == "the network has no last linear layer whose inputs are the features"
+    one = notes(Collapse(of.features, torch.zeros_like(of.targets), of.predicted, of.head))
+    assert {name for name, said in one.items() if said == "expected at least 2 classes"} >= {"nc1", "nc2_angle"}
+    assert set(notes(None).values()) == {"expected classes, got the tokens of a text"}
+    broken = take(OURS, OfTraining(Collapse(of.features / 0, of.targets, of.predicted, of.head)))
+    assert {m.note for m in broken if m.value is None} == {"features that are not finite"}
+
+
+def test_a_run_collapses_more_the_longer_it_trains(tmp_path: Path) -> None:
+    path = run_file(
+        tmp_path,
+        """
+name: collapse
+seeds: 1
+optimizers: {sgd: {target: sgd, lr: 0.1}, still: {target: sgd, lr: 1.0e-6}}
+experiments:
+  whole:
+    dataset: {kind: mnist, resize: 14}
+    tasks: {kind: class-incremental, group_size: 10}
+    models: {net: {kind: mlp, hidden: [20]}}
+    protocol: {batch_size: 16, max_epochs: 8, early_stopping: null, train_examples: 320, test_examples: 100,
+               validation_examples: 100}
+    metrics: [nc1, nc4]
+""",
+    )
+    table = pd.read_parquet(path / "metrics.parquet")
+    found: dict[str, Tensor] = table[table.after_task == 1].set_index(["metric", "optimizer"])["value"].to_dict()
+    assert found["nc1", "sgd"] < found["nc1", "still"]
+    assert found["nc4", "sgd"] < 0.15 < found["nc4", "still"]
+    assert not math.isnan(found["nc1", "still"])
