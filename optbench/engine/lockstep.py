@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.engine.anchors import Anchor, Anchors
+from optbench.engine.autocast import logits_in
 from optbench.engine.averaging import Averages, Averaging
 from optbench.engine.batches import BatchBuffer, BatchStream
 from optbench.engine.clipping import Clip
@@ -33,6 +34,7 @@ from optbench.engine.updates import Updates
 from optbench.models import cross_entropy
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.store.tables import UpdateRow
+from optbench.suite.protocol import Precision
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Machinery:
     recordings: Recordings
     execution: Execution
     clip_norm: float | None = None
-    """As the protocol has it."""
+    precision: Precision = "float32"
+    """These as the protocol has them."""
 
     @property
     def keeps_who_stopped(self) -> bool:
@@ -112,7 +115,7 @@ class LockStep:
         self._averages = None if averaging is None else Averages(averaging, self._weights)
         self._grads = grads = torch.zeros_like(self._weights)
         self._hits = Hits(streams) if online else None
-        bound = Bound(self._weights, grads, streams, passes, self._penalties, self._hits)
+        bound = Bound(self._weights, grads, streams, passes, self._penalties, machinery.precision, self._hits)
         self._gradients = machinery.gradients(bound)
         self._lane = build_lane(
             machinery.spec,
@@ -239,6 +242,10 @@ class LockStep:
         inputs, targets = self._machinery.buffer.take(self._streams[i], step)
         watched = self._penalties.added(i, network, targets.ndim) if self._penalties else contextlib.nullcontext(())
         with watched as added:
-            logits = passes.again(network, inputs, given) if passes is not None else network(inputs)
+            logits = logits_in(
+                self._machinery.precision,
+                inputs.device,
+                lambda: passes.again(network, inputs, given) if passes is not None else network(inputs),
+            )
         loss = sum(added, cross_entropy(logits, targets))
         return loss + self._anchors.term(i, network) if self._anchors is not None else loss

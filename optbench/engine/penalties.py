@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.autocast import in_full
 from optbench.engine.blueprint import METHOD, own_features
 from optbench.optimizers.rank_penalty import entropy, random_frame
 
@@ -111,12 +112,13 @@ class Penalties:
         found: list[Tensor] = []
 
         def see(features: Tensor) -> None:
-            rows = features.flatten(0, axes - 1).flatten(1)
-            strength, frame = settings(rows)
-            value, gradient = entropy(rows.detach(), frame)
-            term = (rows * gradient).sum()
-            # Of a layer that is called several times the last call counts, as in measuring.
-            found[:] = [strength * (term + (value - term.detach()))]
+            rows, full = in_full(features.flatten(0, axes - 1).flatten(1))
+            with full:
+                strength, frame = settings(rows)
+                value, gradient = entropy(rows.detach(), frame)
+                term = (rows * gradient).sum()
+                # Of a layer that is called several times the last call counts, as in measuring.
+                found[:] = [strength * (term + (value - term.detach()))]
 
         with seen(network, self._features, see):
             yield found

@@ -87,9 +87,12 @@ class Workspace:
     def ways(self, model: str, blueprint: Blueprint) -> Ways:
         """How gradients of a model of the experiment can be taken: found out once."""
         if model not in self._ways:
-            normalise = Normaliser.of(self.dataset, self.experiment.protocol, self.device)
+            protocol = self.experiment.protocol
+            normalise = Normaliser.of(self.dataset, protocol, self.device)
             examples, together = self.family.parts.train, self.execution.together
-            self._ways[model] = Ways(blueprint, examples, normalise, self.suite_seed, together=together)
+            self._ways[model] = Ways(
+                blueprint, examples, normalise, self.suite_seed, together=together, precision=protocol.precision
+            )
         return self._ways[model]
 
 
@@ -152,7 +155,7 @@ class CohortTraining:
         recordings = Recordings(execution.record)
         gradients = self.ways.factory(buffer, recordings)
         parts = self.spec, self.network, self.layout, buffer, gradients, recordings, execution
-        self.machinery = Machinery(*parts, self.protocol.clip_norm)
+        self.machinery = Machinery(*parts, self.protocol.clip_norm, self.protocol.precision)
         token_bytes = workspace.dataset.token_bytes
         self.evaluator = Evaluator(self.blueprint, normalise, batched=execution.together, token_bytes=token_bytes)
         self.sketches = Sketcher(workspace.experiment, self.layout, workspace.suite_seed)

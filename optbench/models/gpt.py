@@ -119,7 +119,9 @@ class Gpt(Network):
             block[name](x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
         )
         dropout = self.dropout if self.training else 0.0
-        found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        # Under autocast the three are in bfloat16 already; in `torch.func` it would cast parts of the function again.
+        with torch.autocast(x.device.type, enabled=False):
+            found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return found.transpose(-3, -2).flatten(-2)
 
     def _dropped(self, x: Tensor) -> Tensor:

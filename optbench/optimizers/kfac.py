@@ -145,14 +145,17 @@ class Kfac(torch.optim.Optimizer):
         """Draw labels from the prediction and follow their likelihood back to every layer's outputs."""
         self._looking = False
         if self._outputs:
-            with STATISTICS:
-                self._follow((logits,) if isinstance(logits, Tensor) else logits)
+            predictions = (logits,) if isinstance(logits, Tensor) else logits
+            # Statistics are in the precision of the weights, whatever a forward pass under autocast is in.
+            with STATISTICS, torch.autocast(predictions[0].device.type, enabled=False):
+                self._follow(predictions)
 
     def _follow(self, predictions: Sequence[Tensor]) -> None:
         seen, self._outputs = self._outputs, {}
         losses = []
         examples = predictions[0].shape[:-1].numel() if predictions[0].ndim > 2 else None
-        for logits in (found.flatten(0, -2) for found in predictions):
+        exact = self.param_groups[0]["params"][0].dtype
+        for logits in (found.flatten(0, -2).to(exact) for found in predictions):
             with torch.no_grad():
                 chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
                 labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
@@ -278,6 +281,8 @@ def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor, examples: int |
         gradients = gradient.flatten(2).transpose(1, 2).flatten(0, 1)
     else:
         rows, gradients = inputs.flatten(0, -2), gradient.flatten(0, -2)
+    exact = next(layer.parameters()).dtype
+    rows, gradients = rows.to(exact), gradients.to(exact)
     if layer.bias is not None:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
     return LayerSignals(rows, gradients, len(inputs) if examples is None else examples)

@@ -96,6 +96,8 @@ def _content(suite: Suite) -> dict[str, Any]:
         for added in ("schedule", "clip_norm", "weight_averaging"):
             if experiment["protocol"][added] is None:
                 del experiment["protocol"][added]  # likewise
+        if experiment["protocol"]["precision"] == "float32":
+            del experiment["protocol"]["precision"]  # likewise
         if experiment["tasks"].get("examples_per_task", 0) is None:
             del experiment["tasks"]["examples_per_task"]  # likewise
         for model in experiment["models"].values():

@@ -41,6 +41,9 @@ class EarlyStopping(Settings):
         return found
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 class WeightAveraging(Settings):
     """An average of the weights after each step, which is what is measured; training continues from the weights."""
 
@@ -69,6 +72,8 @@ class Protocol(Settings):
     `torch.nn.utils.clip_grad_norm_` does; null: not at all."""
     weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
     """What is measured is an average of the weights, as in {kind: ema, decay: 0.999}; null or false: the weights."""
+    precision: Precision = "float32"
+    """`bfloat16`: forward passes in training under autocast. Weights, optimizer and whatever is measured: float32."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Use only so many of the training examples (a random subset, the same for every trial)."""

@@ -15,6 +15,7 @@ from optbench.engine.batches import BatchStream
 from optbench.engine.hits import Hits
 from optbench.engine.passes import Passes
 from optbench.engine.penalties import Penalties
+from optbench.suite.protocol import Precision
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Bound:
     """Of each member of a user's model; none for our own networks."""
     penalties: Penalties | None = None
     """What is added to the members' losses; None where there is nothing."""
+    precision: Precision = "float32"
+    """Of forward passes, as the protocol has it."""
     hits: Hits | None = None
     """Where members' predictions on their batches are recorded; None where they are not requested."""
 

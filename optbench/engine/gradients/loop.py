@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optbench.engine.autocast import logits_in
 from optbench.engine.batches import BatchBuffer, sharing
 from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.gradients.bound import Bound
@@ -29,7 +30,7 @@ class LoopGradients:
         self._buffer = buffer
         self._streams = bound.streams
         self._passes = bound.passes
-        self._penalties = bound.penalties
+        self._penalties, self._precision = bound.penalties, bound.precision
         self._hits = bound.hits
         self._sharing = sharing(bound.streams)
         device, rows = bound.weights.device, bound.weights.detach().unbind()
@@ -76,6 +77,9 @@ class LoopGradients:
         losses[i].copy_(loss.detach())
 
     def _logits(self, i: int, inputs: Tensor) -> Tensor:
+        return logits_in(self._precision, inputs.device, lambda: self._forward(i, inputs))
+
+    def _forward(self, i: int, inputs: Tensor) -> Tensor:
         bound = self._bind(i)
         if self._passes:
             return self._passes[i].first(self._weights[i], inputs, bound=bound)

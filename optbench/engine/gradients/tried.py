@@ -23,22 +23,25 @@ from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import same_bits
 from optbench.errors import spoken
+from optbench.suite.protocol import Precision
 from optbench.tasks import Examples
 
 STEPS = 3
 RATE = 0.01
-TOLERANCE = 1e-3
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 """Of the difference of two gradients, relative to the gradient alone (Euclidean norms over all parameters)."""
 FEW = 16
 """Training examples in a batch on which bits are compared."""
 
 
-def together_refused(blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int) -> str | None:
+def together_refused(
+    blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
+) -> str | None:
     """Why `torch.func` cannot train members of this model together on the device of `normalise`; None if it can."""
     try:
-        for together, alone in _gradients(blueprint, examples, normalise, suite_seed, PROBED):
+        for together, alone in _gradients(blueprint, examples, normalise, suite_seed, precision, PROBED):
             difference = torch.linalg.norm(together - alone, dim=1)
-            if not bool((difference <= TOLERANCE * torch.linalg.norm(alone, dim=1)).all()):
+            if not bool((difference <= TOLERANCE[precision] * torch.linalg.norm(alone, dim=1)).all()):
                 return "its gradients in lock-step differ from those alone"
     except Exception as error:  # `torch.func` refuses in many ways
         if of_the_machine(error):
@@ -47,7 +50,9 @@ def together_refused(blueprint: Blueprint, examples: Examples, normalise: Normal
     return None
 
 
-def together_alike(blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int) -> int | None:
+def together_alike(
+    blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
+) -> int | None:
     """Bytes that a member keeps for its backward pass, per example, if `torch.func` gives the bits of each alone.
 
     None if it does not, on a few examples.
@@ -59,7 +64,7 @@ def together_alike(blueprint: Blueprint, examples: Examples, normalise: Normalis
         return tensor
 
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    steps = _gradients(blueprint, examples, normalise, suite_seed, FEW, saving)
+    steps = _gradients(blueprint, examples, normalise, suite_seed, precision, FEW, saving)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*performance drop")  # it loops over members itself, slowly
@@ -78,6 +83,7 @@ def _gradients(
     examples: Examples,
     normalise: Normaliser,
     suite_seed: int,
+    precision: Precision,
     size: int,
     around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +101,7 @@ def _gradients(
         passes = [Passes(copy.deepcopy(network), layout, row, lambda step, evaluation: 0) for row in rows]
     streams = [BatchStream(few, size, suite_seed, seed, task=0) for seed in range(2)]
     weights = torch.stack([layout.weights(row) for row in rows])
-    both, single = (Bound(weights, torch.zeros_like(weights), streams, passes) for _ in range(2))
+    both, single = (Bound(weights, torch.zeros_like(weights), streams, passes, precision=precision) for _ in range(2))
     losses = torch.zeros(2, device=device)
     with kept(device):
         together = TogetherGradients(Vmap(network, layout, both), both, normalise, Recordings(None))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from optbench.engine.attention import unfused
+from optbench.engine.autocast import logits_in
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout
 from optbench.models import cross_entropy
@@ -36,7 +37,8 @@ class Vmap:
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             watched = penalties.added_together(member, network, targets.ndim) if penalties else nullcontext(())
             with watched as added:
-                logits = functional_call(network, {**parameters, **buffers}, (inputs,))
+                whole = {**parameters, **buffers}
+                logits = logits_in(bound.precision, inputs.device, lambda: functional_call(network, whole, (inputs,)))
             found = cross_entropy(logits, targets)
             return sum(added, found), (found, logits)
 

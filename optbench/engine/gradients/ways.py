@@ -15,6 +15,7 @@ from optbench.engine.gradients.together import TogetherGradients
 from optbench.engine.gradients.tried import together_alike, together_refused
 from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.recording import Recordings
+from optbench.suite.protocol import Precision
 from optbench.tasks import Examples
 
 
@@ -25,18 +26,30 @@ class Ways:
     """
 
     def __init__(
-        self, blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, *, together: bool
+        self,
+        blueprint: Blueprint,
+        examples: Examples,
+        normalise: Normaliser,
+        suite_seed: int,
+        *,
+        together: bool,
+        precision: Precision = "float32",
     ) -> None:
-        """examples: for training. together: one call for all members where that can be, as an accelerator needs it."""
+        """examples: for training. together: one call for all members where that can be, as an accelerator needs it.
+
+        precision: of forward passes; those written out are of float32 alone.
+        """
         self._blueprint = blueprint
-        self._tried = blueprint, examples, normalise, suite_seed
+        self._tried = blueprint, examples, normalise, suite_seed, precision
         self._wanted = together
-        self._written_out = MlpGradients.supports(blueprint.network)
+        self._written_out = MlpGradients.supports(blueprint.network) and precision == "float32"
 
     @cached_property
     def alone(self) -> str | None:
         """Why members cannot be trained together, where that is wanted and as far as is known; None if they can."""
-        if self._blueprint.alone is None and self._wanted and not self._blueprint.ours:
+        # Of our own networks it is known, in float32.
+        known = self._blueprint.ours and self._tried[-1] == "float32"
+        if self._blueprint.alone is None and self._wanted and not known:
             return together_refused(*self._tried)
         return self._blueprint.alone
 
