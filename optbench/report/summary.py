@@ -19,6 +19,7 @@ from optbench.counting import count, grouped
 from optbench.metrics import Metric
 from optbench.metrics.score import score_word
 from optbench.report.measures import MEASURES, Measure, own_measure, score_measure
+from optbench.report.recipe import recipe
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
@@ -235,8 +236,9 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
 
 
 def _said(arm: Arm) -> str:
-    scored = scoring(arm.settings.protocol.score, arm.tasks.count)
-    return stopping(arm.settings.protocol) + (f" {scored}" if scored else "")
+    protocol = arm.settings.protocol
+    said = stopping(protocol), recipe(protocol), scoring(protocol.score, arm.tasks.count)
+    return " ".join(sentence for sentence in said if sentence)
 
 
 def stopping(protocol: Protocol) -> str:

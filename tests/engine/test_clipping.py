@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -78,6 +78,34 @@ def test_every_lane_is_clipped_as_a_plain_loop_clips(name: str, mnist: Dataset) 
     free = train_suite(small_suite({"it": settings}, seeds=2, **SHORT), mnist, only=0)[0]
     assert free.weights is not None
     assert any(not torch.allclose(free.weights[k], w, atol=1e-4) for k, w in wanted.state_dict().items())
+
+
+class Curved(torch.optim.SGD):
+    """Differentiates its gradients once more."""
+
+    seen: ClassVar[list[tuple[float, list[torch.Tensor]]]] = []
+
+    def step(self, closure: Any = None) -> Any:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in parameters]
+        norm = torch.cat([grad.detach().flatten() for grad in grads]).norm().item()
+        products = torch.autograd.grad(grads, parameters, [torch.ones_like(p) for p in parameters], retain_graph=True)
+        self.seen.append((norm, [product.detach() for product in products]))
+        return super().step()
+
+
+def test_gradients_that_are_differentiated_are_clipped_as_constants(mnist: Dataset) -> None:
+    """Their values are; a product with the Hessian at the same weights, here the first ones, is that of the loss."""
+    own = {"target": f"{__name__}:Curved", "needs": "create_graph", "lr": 0.1}
+    tanh = {"kind": "mlp", "hidden": [20], "activation": "tanh"}
+    firsts = []
+    for bound in (None, 0.1):
+        Curved.seen.clear()
+        train_suite(small_suite({"it": own}, model=tanh, seeds=1, clip_norm=bound, **SHORT), mnist)
+        norms = [norm for norm, _ in Curved.seen]
+        assert norms[0] > 0.2 if bound is None else max(norms) <= 0.1001
+        firsts.append(Curved.seen[0][1])
+    assert all(map(torch.equal, *firsts))
 
 
 class OwnBackward(torch.optim.SGD):
