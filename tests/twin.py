@@ -22,10 +22,12 @@ def train_twin(
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     module: nn.Module | None = None,
     before: Callable[[int, int], object] = lambda task, step: None,
+    batch: Callable[[BatchStream, int], Tensor] = lambda stream, step: stream.examples.inputs[stream.indices(step)],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[float]]]:
     """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite.
 
-    module: of a user's, with its initial weights. before: called with task and step before each training step.
+    module: of a user's, with its initial weights. before: called with task and step before each training step. batch:
+    the stored inputs (B, ...) of a step.
     """
     experiment = suite.experiments["small"]
     protocol = experiment.protocol
@@ -56,7 +58,7 @@ def train_twin(
             optimizer.begin_task()
         train, target = sequence.train(task), protocol.early_stopping.target if protocol.early_stopping else None
         scored = sequence.validation(task) if target is None else train  # all of them, of fewer than 5,000
-        stream = BatchStream(train, protocol.batch_size, suite.seed, seed, task)
+        stream = BatchStream(train, protocol.batch_size, suite.seed, seed, task, augment=protocol.augment)
         best, kept, waited = float("inf"), network.state_dict(), 0
         interval = round(protocol.evaluate_every * stream.steps_per_epoch)
         for step in range(1, round(protocol.max_epochs * stream.steps_per_epoch) + 1):
@@ -64,7 +66,7 @@ def train_twin(
             optimizer.zero_grad()
             network.train()
             before(task, step - 1)
-            nn.functional.cross_entropy(network(inputs(train.inputs[rows])), train.targets[rows]).backward()
+            nn.functional.cross_entropy(network(inputs(batch(stream, step - 1))), train.targets[rows]).backward()
             optimizer.step()
             if step % interval == 0:
                 network.eval()

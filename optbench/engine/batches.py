@@ -5,6 +5,7 @@ Legend: B batch size, N examples of a task, T positions of a sequence.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from optbench.data import Dataset
+from optbench.engine.augment import Augmenter
 from optbench.streams import generator
-from optbench.suite.protocol import Protocol
+from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
@@ -75,32 +77,60 @@ class BatchStream:
     """The batches of one member in one task: a fresh random order every epoch, the incomplete last batch dropped.
 
     What comes when depends on (suite seed, trial seed, task, epoch, order) alone: every optimizer of a seed meets the
-    same batches. Another `order` shuffles the same examples otherwise.
+    same batches, augmented alike. Another `order` shuffles the same examples otherwise, and draws other augmentations.
     """
 
     def __init__(
-        self, examples: Examples, batch_size: int, suite_seed: int, trial_seed: int, task: int, order: int = 0
+        self,
+        examples: Examples,
+        batch_size: int,
+        suite_seed: int,
+        trial_seed: int,
+        task: int,
+        order: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         self.examples = examples
+        self.augment = augment
         self.batch_size = batch_size
         self.steps_per_epoch = len(examples) // batch_size
         self._seeds = (suite_seed, trial_seed)
         self._task = task
         self._suffix = f"/order {order}" if order else ""
         self._epoch = -1
-        self._order = torch.empty(0)
+        self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
         """Rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
+    def ways(self, epoch: int) -> Tensor:
+        """How each example (N,) of an epoch's order is augmented, as `Augmenter` has it, on the CPU."""
+        assert self.augment is not None
+        stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
+        return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)
+
     def indices(self, step: int) -> Tensor:
         """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        self._reach(step // self.steps_per_epoch)
+        return self._order[self._within(step)]
+
+    def augmentation(self, step: int) -> Tensor:
+        """How the examples (B,) of batch number `step` are augmented."""
+        self._reach(step // self.steps_per_epoch)
+        return self._ways[self._within(step)]
+
+    def _reach(self, epoch: int) -> None:
         if epoch != self._epoch:
-            self._order, self._epoch = self.order(epoch).to(self.examples.targets.device), epoch
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+            device, self._epoch = self.examples.targets.device, epoch
+            self._order = self.order(epoch).to(device)
+            if self.augment is not None:
+                self._ways = self.ways(epoch).to(device)
+
+    def _within(self, step: int) -> slice:
+        position = step % self.steps_per_epoch
+        return slice(position * self.batch_size, (position + 1) * self.batch_size)
 
 
 def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
@@ -123,6 +153,7 @@ class BatchBuffer:
         self.normalise = normalise
         self._size = batch_size
         self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
+        self._augmenters: weakref.WeakKeyDictionary[Examples, Augmenter] = weakref.WeakKeyDictionary()
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
         """Inputs (B, ...) and targets (B,) or (B, T) of batch number `step`."""
@@ -135,4 +166,15 @@ class BatchBuffer:
         raw, batch, chosen = self._buffers
         torch.index_select(inputs, 0, indices, out=raw)
         torch.index_select(targets, 0, indices, out=chosen)
+        if stream.augment is not None:
+            raw = self._augmented(raw, stream, stream.augment, step)
         return self.normalise(raw, out=batch), chosen
+
+    def _augmented(self, raw: Tensor, stream: BatchStream, augment: Augment, step: int) -> Tensor:
+        examples, ways = stream.examples, stream.augmentation(step)
+        if examples not in self._augmenters:
+            self._augmenters[examples] = Augmenter(augment, [examples])
+        augmenter = self._augmenters[examples]
+        if examples.mirrored is not None:
+            raw = augmenter.mirrored(raw, examples.mirrored.index_select(0, stream.indices(step)), ways)
+        return augmenter(raw, ways)

@@ -68,9 +68,7 @@ class TaskTraining:
                 arrays[key] = sequence.train(task), self._scored(sequence)
             examples, scored = arrays[key]
             if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
-                seeds = (cohort.workspace.suite_seed, trial.seed)
-                stream = BatchStream(examples, protocol.batch_size, *seeds, task, trial.order)
-                orders[trial.seed, trial.order] = stream
+                orders[trial.seed, trial.order] = cohort.stream(trial, examples, task)
             stream = orders[trial.seed, trial.order]
             if stream.steps_per_epoch == 0:
                 raise UsageError(

@@ -51,12 +51,12 @@ from optbench.metrics.own import RAISED, resolve
 from optbench.models import materialised
 from optbench.optimizers.load import load_factory
 from optbench.optimizers.make import resolve_shared
-from optbench.plan import Cohort
+from optbench.plan import Cohort, Trial
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.suite.scoring import scored_tasks
-from optbench.tasks import TaskFamily, TaskSequence
+from optbench.tasks import Examples, TaskFamily, TaskSequence
 
 VERIFIED = 2
 """So many members of every setting of a user's elementwise optimizer are verified: one alone may diverge."""
@@ -211,6 +211,11 @@ class CohortTraining:
         results = [result for member in self.members for result in self._results(member)]
         return sorted(results, key=lambda result: self.places[result.trial.id])
 
+    def stream(self, trial: Trial, examples: Examples, task: int) -> BatchStream:
+        """The batches that a trial is trained on in `task`, 0..T-1, of its examples."""
+        seeds = self.workspace.suite_seed, trial.seed
+        return BatchStream(examples, self.protocol.batch_size, *seeds, task, trial.order, self.protocol.augment)
+
     def lane_member(self, member: Member, task: int) -> LaneMember:
         """What a lane is told of a member in `task`, 0..T-1."""
         made = 0 if self._keeps_state(member) else task  # when its optimizer is made, or was
@@ -307,10 +312,8 @@ class CohortTraining:
         settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:
-            seeds = (self.workspace.suite_seed, member.trial.seed)
-            examples = self.sequences[member.trial.seed].train(0)
-            stream = BatchStream(examples, self.protocol.batch_size, *seeds, 0, member.trial.order)
-            noise = generator(*seeds, "optimizer")
+            stream = self.stream(member.trial, self.sequences[member.trial.seed].train(0), 0)
+            noise = generator(self.workspace.suite_seed, member.trial.seed, "optimizer")
             fresh = dataclasses.replace(self.lane_member(member, 0), state=None, generator=noise)
             self._obstacles[key] = obstacle(
                 self.machinery, fresh, member.start, stream, partial(self.passes, member, 0)

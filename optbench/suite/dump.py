@@ -93,7 +93,7 @@ def _content(suite: Suite) -> dict[str, Any]:
             del experiment["protocol"]["score"]  # likewise
         if not experiment["protocol"]["follow_earlier"]:
             del experiment["protocol"]["follow_earlier"]  # likewise
-        for added in ("schedule", "clip_norm", "weight_averaging"):
+        for added in ("schedule", "clip_norm", "weight_averaging", "augment"):
             if experiment["protocol"][added] is None:
                 del experiment["protocol"][added]  # likewise
         if experiment["protocol"]["precision"] == "float32":

@@ -34,6 +34,11 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
     dataset, tasks = experiment.dataset, experiment.tasks
     if not dataset.domains and dataset.kind not in FACTS:
         return
+    if (augment := experiment.protocol.augment) is not None:
+        if dataset.domains:
+            yield ("protocol", "augment"), f"expected images to augment, got text, as {dataset.kind} is"
+        elif augment.crop >= (side := dataset.settings.get("resize") or min(FACTS[dataset.kind].shape[1:])):
+            yield ("protocol", "augment", "crop"), f"expected less than {side}, the side of images, got {augment.crop}"
     form, other = ("text", "images") if dataset.domains else ("images", "text")
     if tasks.kind in TASKS[other]:
         yield ("tasks", "kind"), f"expected a task sequence of {form}, as {dataset.kind} is, got '{tasks.kind}'"

@@ -53,6 +53,30 @@ class WeightAveraging(Settings):
     """d."""
 
 
+class Augment(Settings):
+    """How images of training batches are varied, drawn anew for each image and epoch; no evaluation is.
+
+    A permuted task permutes the pixels of the augmented image; rotated images are mirrored before they are turned, and
+    cropped after it. With task sequences of the user's own it comes after what they do.
+    """
+
+    crop: Annotated[Whole, Field(ge=0)] = 0
+    """A window of the image's size out of the image with so many pixels of zeros around it; 0: no crop."""
+    flip: bool = False
+    """true: mirrored left to right with probability 1/2."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Augment:
+        if not self.crop and not self.flip:
+            raise ValueError("expected 'crop' above 0, 'flip: true' or both, as in {crop: 4, flip: true}")
+        return self
+
+    @property
+    def ways(self) -> int:
+        """The number of things that can happen to an image, all equally likely."""
+        return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
+
+
 class Protocol(Settings):
     """How each task is trained."""
 
@@ -86,3 +110,5 @@ class Protocol(Settings):
     pass over them: how it is forgotten step by step, in `earlier.parquet`."""
     normalisation: Literal["standard", "unit"] = "standard"
     """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
+    augment: Annotated[Augment | None, OffByFalse] = None
+    """Random crops and mirror images of training images; null or false: none."""

@@ -5,7 +5,7 @@ Shapes: N examples, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from optbench.data.dataset import Dataset, InputSpec, Split
-    from optbench.suite.protocol import Protocol
+    from optbench.suite.protocol import Augment, Protocol
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -33,10 +33,14 @@ class Examples:
     Attributes:
         inputs: (N, ...) as the dataset has them: uint8 in 0..255, float32, or int64 tokens.
         targets: int64, (N,) classes, or (N, T) one for each position.
+        places: int64, (H W,): in the original image, where the pixel at each place comes from; None: it is there.
+        mirrored: as `inputs`, made of the mirror images of the originals; None: they are `inputs` mirrored.
     """
 
     inputs: Tensor
     targets: Tensor
+    places: Tensor | None = None
+    mirrored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -52,7 +56,8 @@ class Examples:
 
     def select(self, index: Tensor) -> Examples:
         """The examples at `index`, int64 of shape (K,) on the same device."""
-        return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index))
+        mirrored = None if self.mirrored is None else self.mirrored.index_select(0, index)
+        return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index), self.places, mirrored)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
         """At most `most` of the examples, in their order; drawn, since a user's may lie sorted by class."""
@@ -158,12 +163,24 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
     """Check what a protocol asks for against the examples of a dataset.
 
     Raises:
-        UsageError: it asks for more than there are, leaves none to train on, or limits training on text.
+        UsageError: it asks for more than there are, leaves none to train on, limits training on text, or augments
+            what are no images or too small ones.
     """
+    if protocol.augment is not None and (fault := fault_of_augment(protocol.augment, dataset.inputs.shape)) is not None:
+        raise UsageError(f"protocol.{fault}, as {dataset.name} has")
     if dataset.texts is None:
         check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)
     elif protocol.train_examples is not None:
         raise UsageError(f"protocol.train_examples: {NO_LIMIT}")
+
+
+def fault_of_augment(augment: Augment, shape: Sequence[int]) -> str | None:
+    """Return why inputs of a shape cannot be augmented so, after `protocol.`; None if they can."""
+    if len(shape) != 3:
+        return f"augment: expected images of shape (C, H, W), got inputs of shape {tuple(shape)}"
+    if augment.crop >= (side := min(shape[1:])):
+        return f"augment.crop: expected less than {side}, the side of images, got {augment.crop}"
+    return None
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:

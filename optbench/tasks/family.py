@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from optbench.tasks.examples import Examples, Part, split_dataset
@@ -42,6 +42,7 @@ class TaskFamily(Tasks):
             Exception: whatever it raises.
         """
         super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
+        self._mirrors = protocol.augment is not None and protocol.augment.flip
         self.classes = dataset.classes
         self.inputs = dataset.inputs
         self._kept: dict[tuple[Hashable, Part], Examples] = {}
@@ -70,6 +71,8 @@ class TaskFamily(Tasks):
         found = self._in_use.get(place)
         if found is None:
             found = self.examples(trial_seed, task, part)
+            if self._mirrors and part == "train":
+                found = replace(found, mirrored=self.mirrored(trial_seed, task, found))
             self._in_use[place] = found
             if self.keeps(key):
                 self._kept[place] = found

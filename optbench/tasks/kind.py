@@ -10,6 +10,8 @@ and perhaps
     outline(classes, **settings), a static method: the Outline. Or disjoint_classes: whether no two tasks share a class.
     key(trial_seed, task): hashable; equal keys, equal arrays. By default the arguments.
     keeps(key): whether the arrays are held for the run; else, as by default, while they are in use.
+    mirrored(trial_seed, task): the training inputs made of mirror images, for `protocol.augment`, where mirroring what
+        examples() makes is something else: that of a turned image is turned the other way. By default None.
     train_sizes(trial_seeds): yields trial seed, task and its number of training examples, of equal ones only one.
 
 What it draws comes from `seed` (the suite's), the trial seed and a purpose, as `optbench.streams` has it.
@@ -128,6 +130,18 @@ class Tasks:
             if before != self._versions():
                 raise KindError(f"{where}: changes the examples of the dataset in place; work on a clone()")
             return _checked(found, self.parts, where) if self._settings.is_users else found
+
+    def mirrored(self, trial_seed: int, task: int, examples: Examples) -> torch.Tensor | None:
+        """Training inputs made of mirror images, as `Examples` has them; examples: those of the task.
+
+        Raises KindError where a user's kind returns something else.
+        """
+        found: torch.Tensor | None = self._call("mirrored", None, trial_seed, task)
+        if found is None or not self._settings.is_users:
+            return found
+        return _checked(
+            (found, examples.targets), self.parts, f"{self._settings.kind}: mirrored({trial_seed}, {task})"
+        ).inputs
 
     def try_first(self, trial_seed: int) -> None:
         """Make the first task of a trial seed twice.

@@ -66,7 +66,8 @@ class Permuted:
             plain = drawn_examples(plain, self._size, self._suite_seed, trial_seed, task)
         if self._is_identity(task):
             return plain
-        return Examples(permute_pixels(plain.inputs, self.permutation(trial_seed, task)), plain.targets)
+        permutation = self.permutation(trial_seed, task)
+        return Examples(permute_pixels(plain.inputs, permutation), plain.targets, permutation)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield trial_seeds[0], 0, self._size or len(self._parts.train)  # in every task

@@ -56,6 +56,11 @@ class Rotated:
             return plain
         return Examples(rotate(plain.inputs, angle), plain.targets)
 
+    def mirrored(self, trial_seed: int, task: int) -> Tensor | None:
+        angle = self._angles[task]
+        # Mirroring undoes no half turn; by any other angle a mirrored image is one that was turned the other way.
+        return None if angle in (0, 180) else rotate(self._parts.train.inputs.flip(-1), angle)
+
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images
 

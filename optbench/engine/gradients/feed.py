@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from optbench.engine.augment import Augmenter
 from optbench.engine.batches import BatchStream, Normaliser
 
 
@@ -39,6 +40,10 @@ class Feed:
         self._orders = torch.zeros(len(streams), longest, dtype=torch.int64, device=device)
         self.positions = torch.zeros(len(streams), 1, dtype=torch.int64, device=device)
         """(S, 1): where in its epoch's order the next batch of each stream begins."""
+        augment, mirrored = streams[0].augment, [part.mirrored for part in parts if part.mirrored is not None]
+        self._augmenter = None if augment is None else Augmenter(augment, [stream.examples for stream in streams])
+        self._ways = torch.zeros_like(self._orders)
+        self._mirrored = (mirrored[0] if len(mirrored) == 1 else torch.cat(mirrored)) if mirrored else None
         self._within = torch.arange(size, device=device)
         self._raw = self._inputs.new_empty(len(streams) * size, *self._inputs.shape[1:])
         self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], dtype=normalise.dtype, device=device)
@@ -59,16 +64,28 @@ class Feed:
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Inputs (S, B, ...) and targets (S, B) or (S, B, T) of each stream's next batch, until the next call."""
-        rows = self._orders.gather(1, self.positions + self._within).view(-1)
-        torch.index_select(self._inputs, 0, rows, out=self._raw)
+        places = self.positions + self._within
+        rows = self._orders.gather(1, places).view(-1)
+        raw = torch.index_select(self._inputs, 0, rows, out=self._raw)
         torch.index_select(self._targets, 0, rows, out=self._batch_targets)
+        if self._augmenter is not None:
+            ways = self._ways.gather(1, places).view(-1)
+            if self._mirrored is not None:
+                raw = self._augmenter.mirrored(raw, self._mirrored.index_select(0, rows), ways)
+            raw = self._augmenter(raw, ways)
         self.positions.add_(self._within.numel())
-        inputs = self._normalise(self._raw.view(self._batch.shape), out=self._batch)
+        inputs = self._normalise(raw.view(self._batch.shape), out=self._batch)
         return inputs, self._batch_targets.view(*self._batch.shape[:2], *self._targets.shape[1:])
 
     def _renew(self, i: int, stream: BatchStream, epoch: int) -> None:
-        """The order of an epoch, to the device."""
-        order = stream.order(epoch)[: stream.steps_per_epoch * stream.batch_size] + self._offsets[i]
-        if self._orders.is_cuda:  # from memory that the device reads by itself, so that nobody waits
-            order = order.pin_memory()
-        self._orders[i, : len(order)].copy_(order, non_blocking=True)
+        """The order of an epoch, and its augmentations, to the device."""
+        used = stream.steps_per_epoch * stream.batch_size
+        self._send(stream.order(epoch)[:used] + self._offsets[i], self._orders[i])
+        if stream.augment is not None:
+            self._send(stream.ways(epoch)[:used], self._ways[i])
+
+    @staticmethod
+    def _send(numbers: Tensor, row: Tensor) -> None:
+        if row.is_cuda:  # from memory that the device reads by itself, so that no call waits
+            numbers = numbers.pin_memory()
+        row[: len(numbers)].copy_(numbers, non_blocking=True)

@@ -1,0 +1,76 @@
+"""Random crops and mirror images of training batches: all images of a batch in one gather, on their device.
+
+An image is mirrored first and then cropped, with zeros around it: black, of bytes, since normalisation comes later. A
+task that permutes pixels permutes those of the augmented image. Rotated images are mirrored before they are turned, and
+cropped afterwards: the mirror image of a turned one is turned the other way.
+
+Legend: S streams, B batch size, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optbench.suite.protocol import Augment
+from optbench.tasks import Examples
+
+OUTSIDE = -(2**40)
+"""Of a row or column beyond the image; a place made of one is negative, whatever the other is."""
+
+
+class Augmenter:
+    """Augments batches of one or more streams, of images of one shape.
+
+    What is done to an image is a whole number below `augment.ways`: drawn by its stream, so it is the same on every
+    device and whatever else is in the batch.
+    """
+
+    def __init__(self, augment: Augment, examples: Sequence[Examples]) -> None:
+        """examples: of each stream."""
+        height, width = examples[0].inputs.shape[-2:]
+        device, crop = examples[0].inputs.device, augment.crop
+        shifts = torch.arange(2 * crop + 1)[:, None] - crop
+        rows, columns = shifts + torch.arange(height), shifts + torch.arange(width)
+        rows = torch.where((rows >= 0) & (rows < height), rows * width, OUTSIDE)
+        columns = torch.where((columns >= 0) & (columns < width), columns, OUTSIDE)
+        # Where a task has mirror images of its own, those are taken and cropped like the others.
+        self.has_mirrored = examples[0].mirrored is not None
+        mirrored = columns if self.has_mirrored else torch.where(columns >= 0, width - 1 - columns, OUTSIDE)
+        self._shifts = len(shifts)
+        self._rows = rows.to(device)  # (2 crop + 1, H)
+        self._columns = torch.cat([columns, mirrored]).to(device)  # (2 (2 crop + 1), W)
+        places = [one.places for one in examples if one.places is not None]
+        assert len(places) in (0, len(examples)), "streams of one task"
+        self._places = torch.stack(places).to(device)[:, None] if places else None  # (S, 1, H W)
+        self._stored = None if self._places is None else self._places.argsort(-1)  # where each place is stored
+
+    def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
+        """Return the images augmented, in new memory.
+
+        images: (S B, C, H, W), mirrored already where `has_mirrored`. ways: (S B,), what to do to each.
+        """
+        flip, shift = ways // self._shifts**2, ways % self._shifts**2
+        down, right = shift // self._shifts, shift % self._shifts
+        columns = self._columns.index_select(0, flip * self._shifts + right)
+        source = (self._rows.index_select(0, down)[:, :, None] + columns[:, None, :]).flatten(1)  # (S B, H W)
+        if self._places is not None and self._stored is not None:
+            source = self._of_stored(source.view(len(self._places), -1, source.shape[1]), self._places, self._stored)
+        inside = source >= 0
+        pixels = images.flatten(2)
+        taken = pixels.gather(2, source.clamp_(min=0)[:, None].expand_as(pixels))
+        return taken.mul_(inside[:, None]).view(images.shape)
+
+    @staticmethod
+    def _of_stored(source: Tensor, places: Tensor, stored: Tensor) -> Tensor:
+        """Say of images with their pixels moved what is said of the originals; (S, B, H W) to (S B, H W)."""
+        source = source.gather(2, places.expand_as(source))
+        moved = stored.expand_as(source).gather(2, source.clamp(min=0))
+        return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)
+
+    def mirrored(self, images: Tensor, mirrored: Tensor, ways: Tensor) -> Tensor:
+        """Return (S B, C, H, W): each image, or its mirror image where its way says so."""
+        flip = (ways >= self._shifts**2).view(-1, *(1,) * (images.ndim - 1))
+        return torch.where(flip, mirrored, images)
