@@ -381,6 +381,8 @@ MODELS = Registry(
     {
         "mlp": "optbench.models.mlp:Mlp",
         "cnn": "optbench.models.cnn:Cnn",
+        "resnet": "optbench.models.resnet:ResNet",
+        "vit": "optbench.models.vit:Vit",
         "gpt": "optbench.models.gpt:Gpt",
     },
 )

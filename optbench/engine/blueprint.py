@@ -65,13 +65,13 @@ class Blueprint:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of our own: without buffers, alone with its weights, and without draws in eval mode."""
+        """Whether it is one of our own: buffers are batch norm's alone, and nothing is drawn in eval mode."""
         return isinstance(self.network, Network)
 
     @property
     def plain(self) -> bool:
-        """Whether a forward pass in training depends on weights and inputs alone: ours, without dropout."""
-        return isinstance(self.network, Network) and not self.network.draws
+        """Whether a forward pass in training depends on weights and inputs alone: ours, without dropout or buffers."""
+        return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
         """Whether an error on measuring it is a user's model's own: its trial fails, and others continue."""
@@ -114,8 +114,9 @@ class Blueprint:
         def start(suite_seed: int, trial_seed: int, purpose: str) -> dict[str, Tensor]:
             return initialise(network, generator(suite_seed, trial_seed, purpose))
 
-        layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
-        return Blueprint(network, layout, "head", "head.weight", "dropout" if network.draws else None, {}, start)
+        buffers = dict(network.named_buffers())
+        layout = Layout.of({name: p.shape for name, p in network.named_parameters()}, buffers, buffers)
+        return Blueprint(network, layout, "head", "head.weight", network.alone, {}, start)
 
     @staticmethod
     def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:

@@ -39,7 +39,9 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
     of the weights (P,), in float64.
 
     The weights lie one parameter after the other in the order of the layout, as `flat` gives them. Buffers are those of
-    `row` (P + Q,), and the network is in eval mode: running statistics stay as they are.
+    `row` (P + Q,), and the network is in eval mode. Running statistics so stay as they are while weights move: the
+    landscape is that of the function that is evaluated everywhere, in which batch norm is a fixed affine map of each
+    channel, and each example's loss is its own.
     """
     network, layout = evaluator.network, evaluator.blueprint.layout
     # Bytes become float32 first, as in training: the very inputs that the network was trained on.
@@ -52,7 +54,7 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
         parameters = layout.parts(weights)
         if evaluator.blueprint.ours:
             with unfused():
-                return cross_entropy(functional_call(network, parameters, (inputs,)), targets)
+                return cross_entropy(functional_call(network, {**parameters, **buffers}, (inputs,)), targets)
         return cross_entropy(in_float64(network, {**parameters, **buffers}, inputs), targets)
 
     return loss

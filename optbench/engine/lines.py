@@ -1,5 +1,9 @@
 """Training loss and test accuracy on the straight line between two solutions, and at its ends.
 
+A network with batch norm is read at every point, the ends included, with running statistics of that point's weights,
+re-estimated on training examples of all tasks (`statistics`): with those of the ends, or means of them, the points
+between would be worse for their statistics rather than their weights (Frankle et al. 2020; Jordan et al. 2022).
+
 Legend: P the network's parameters, without padding; N training examples of all tasks; W width of the first layer; K
 points on a line.
 """
@@ -17,6 +21,7 @@ from torch.func import functional_call
 
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import exact_inputs, in_float64
+from optbench.engine.statistics import reestimated
 from optbench.metrics.landscape import BARRIER_POINTS, interpolate
 from optbench.models import cross_entropy
 from optbench.models.mlp import Mlp
@@ -63,15 +68,18 @@ class Lines:
         train: Sequence[Examples],
         test: Examples | None,
         exact: torch.device,
+        statistics: Examples | None = None,
     ) -> None:
         """train: the examples of the loss, one part after the other; none: it is not asked for.
 
-        test: those of the accuracy; None likewise. exact: a device that has float64.
+        test: those of the accuracy; None likewise. exact: a device that has float64. statistics: the training examples
+        that running statistics are re-estimated on; None for networks without.
         """
         self._evaluator = evaluator
         self._layout = evaluator.blueprint.layout
         self._train, self._test = train, test
         self._exact = exact
+        self._statistics = statistics
         self._alphas = torch.linspace(0.0, 1.0, POINTS, dtype=torch.float64)
         self._network: nn.Module = evaluator.network
         self._opens = isinstance(evaluator.network, Mlp) and len(evaluator.network.layers) > 0
@@ -84,6 +92,7 @@ class Lines:
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
         """What lines need of the solution with weights (P,) float64, which lies in `row` (P + Q,)."""
+        row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None
         if self._train and self._opens:
@@ -99,7 +108,7 @@ class Lines:
         # The ends are known; only what lies between them is read.
         inner = self._alphas[1:-1]
         points = [
-            self._layout.parts(point) | self._buffers(a.row, b.row, alpha)
+            self._point(self._layout.parts(point) | self._buffers(a.row, b.row, alpha))
             for point, alpha in zip(interpolate(a.weights, b.weights, inner), inner.tolist(), strict=True)
         ]
         losses = accuracies = None
@@ -128,10 +137,11 @@ class Lines:
             inputs = self._inputs(part) if a is None else a[rows]
             for k, point in enumerate(points):
                 given = inputs if b is None else torch.lerp(inputs, b[rows], alphas[k])
+                floats = {name: exact_inputs(tensor) for name, tensor in point.items()}
                 if self._evaluator.blueprint.ours:
-                    logits = functional_call(self._network, point, (given,))
+                    logits = functional_call(self._network, floats, (given,))
                 else:
-                    logits = in_float64(self._network, {n: exact_inputs(t) for n, t in point.items()}, given)
+                    logits = in_float64(self._network, floats, given)
                 totals[k] += cross_entropy(logits, targets, reduction="sum").item()
             count += targets.numel()
         return [total / count if count else math.nan for total in totals]
@@ -140,11 +150,24 @@ class Lines:
         """Share of the test examples labelled correctly at each point, in float32 as in every accuracy."""
         if self._test is None:
             return [math.nan] * len(points)
-        rows = [self._layout.pack(point).to(self._test.targets.device) for point in points]
+        rows = [self._row(point) for point in points]
         return [score.accuracy for score in self._evaluator.score(rows, [self._test] * len(rows))]
 
     def _inputs(self, part: Examples) -> Tensor:
         return exact_inputs(self._evaluator.normalise(part.inputs))
+
+    def _row(self, point: dict[str, Tensor]) -> Tensor:
+        """Parameters and buffers to a row (P + Q,) in float32."""
+        return self._layout.pack(point).to(self._evaluator.normalise.scale.device)
+
+    def _point(self, point: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters and buffers with running statistics of their own."""
+        if self._statistics is None:
+            return point
+        return point | self._layout.buffer_views(self._estimated(self._row(point)))
+
+    def _estimated(self, row: Tensor) -> Tensor:
+        return row if self._statistics is None else reestimated(self._evaluator, row, self._statistics)
 
     def _buffers(self, a: Tensor, b: Tensor, alpha: float) -> dict[str, Tensor]:
         """Buffers at `alpha` between two rows: floats such as running statistics likewise, all others those of `a`."""

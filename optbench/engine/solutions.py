@@ -18,6 +18,7 @@ from optbench.engine.evaluate import Evaluator
 from optbench.engine.landscape import flat
 from optbench.engine.lines import End, Lines
 from optbench.engine.positions import sampled
+from optbench.engine.statistics import running
 from optbench.engine.train import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.metrics.landscape import NotedValue
@@ -100,9 +101,12 @@ class _SolutionReader:
         self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
         # Bytes, not floats: of a hundred tasks, too.
-        train = [_first(self.sequence.train(task)) for task in self.tasks] if "loss_barrier" in metrics else []
-        test = [_spread(self.sequence.test(task)) for task in self.tasks] if "accuracy_barrier" in metrics else []
-        self.lines = Lines(self.evaluator, train, _pooled(test) if test else None, self.exact)
+        loss, accuracy = (name in metrics for name in ("loss_barrier", "accuracy_barrier"))
+        moves = bool(running(self.blueprint.network)) and (loss or accuracy)
+        train = [_first(self.sequence.train(task)) for task in self.tasks] if loss or moves else []
+        test = _pooled([_spread(self.sequence.test(task)) for task in self.tasks]) if accuracy else None
+        statistics = _pooled(train) if moves else None
+        self.lines = Lines(self.evaluator, train if loss else [], test, self.exact, statistics)
 
     def solution(self, weights: Weights) -> _Read:
         # A checkpoint lacks the buffers that are not persistent: those of the beginning serve.

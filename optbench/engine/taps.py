@@ -37,9 +37,14 @@ class Tap:
     as_features: bool = False
 
     def rows(self, found: Tensor, target_axes: int) -> Tensor:
-        """A row (d,) for each example, or position of a sequence; of images by channel (B, d, H, W) for each pixel."""
+        """A row (d,) for each example, or position of a sequence; of images by channel (B, d, H, W) for each pixel.
+
+        Of patches of images in a network of ours for each patch.
+        """
         if found.ndim == 4 and target_axes == 1 and not self.as_features:
             return found.movedim(1, -1).flatten(0, 2)
+        if found.ndim == 3 and target_axes == 1 and isinstance(self.layer, int):  # ours: (B, T, d), of each patch
+            return found.flatten(0, 1)
         return found.flatten(0, target_axes - 1).flatten(1)
 
 

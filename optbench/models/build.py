@@ -28,36 +28,34 @@ def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Initial weights on the CPU, by parameter name, drawn from `generator` in the order of the modules.
+    """Initial parameters and buffers on the CPU, by name, drawn from `generator` in the order of the modules.
 
     Linear and convolution layers get what the model's settings say (`optbench.models.network.Initialisation`), by
     default PyTorch's own: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
-    `nn.Linear.reset_parameters` does). Normalisations start at one and zero. A network may ask for normal draws
-    instead, see `Network.deviation`.
+    `nn.Linear.reset_parameters` does). Normalisations start at one and zero, running statistics at mean 0 and variance
+    1. A network may draw its weights itself, see `Network.draw`.
     The draws are made on the CPU whatever the device, so that every device starts at the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own"
-    weights: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
-        normal = {name: std for name in own if (std := model.deviation(name)) is not None}
-        for name, std in normal.items():
-            weights[name] = torch.zeros(own[name].shape)
-            if std:
-                weights[name].normal_(0.0, std, generator=generator)
-        if len(normal) == len(own):
-            continue
+        for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
+            found[name] = torch.full(buffer.shape, int(name.endswith("running_var")), dtype=buffer.dtype)
+        drawn = {name: torch.zeros(parameter.shape) for name, parameter in own.items()}
+        found |= {name: weights for name, weights in drawn.items() if model.draw(name, weights, generator)}
+        left = {name: parameter for name, parameter in own.items() if name not in found}
         if isinstance(module, nn.Linear | nn.Conv2d):
-            draw = _DRAWS[model.initialisation]
-            for name, parameter in own.items():
-                weights[name] = draw(parameter.shape, math.prod(module.weight.shape[1:]), generator)
-        elif isinstance(module, nn.LayerNorm):
-            for name, parameter in own.items():
-                weights[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
-        else:
+            for name, parameter in left.items():
+                fan_in = math.prod(module.weight.shape[1:])
+                found[name] = _DRAWS[model.initialisation](parameter.shape, fan_in, generator)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+            for name, parameter in left.items():
+                found[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
+        elif left:
             raise AssertionError(f"no initialisation is defined for {type(module).__name__}")
     # The order of `named_parameters` is the order of the stack.
-    return {name: weights[name] for name, _ in model.named_parameters()}
+    return {name: found[name] for name, _ in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _uniform(shape: torch.Size, fan_in: int, generator: torch.Generator) -> torch.Tensor:

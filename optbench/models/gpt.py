@@ -6,16 +6,18 @@ Shapes: B sequences, T positions, d width, V vocabulary, H heads, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from optbench.kinds import Whole
-from optbench.late import nn, torch
+from optbench.late import nn
 from optbench.models.network import Network
+from optbench.models.transformer import block, dropped, table, through
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from optbench.data import InputSpec
@@ -66,21 +68,9 @@ class Gpt(Network):
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         if tied and inputs.vocabulary != outputs:
             raise ValueError(f"tied: expected as many outputs as tokens, got {outputs} and {inputs.vocabulary}")
-        self.tokens = None if tied else _table(inputs.vocabulary, width)
-        self.positions = _table(context, width)
-        parts: dict[str, Callable[[], nn.Module]] = {
-            "attention_norm": lambda: nn.LayerNorm(width),
-            "query": lambda: nn.Linear(width, width),
-            "key": lambda: nn.Linear(width, width),
-            "value": lambda: nn.Linear(width, width),
-            "attended": lambda: nn.Linear(width, width),
-            "expand_norm": lambda: nn.LayerNorm(width),
-            "expand": lambda: nn.Linear(width, 4 * width),
-            "contract": lambda: nn.Linear(4 * width, width),
-        }
-        self.blocks = nn.ModuleList(
-            [nn.ModuleDict({name: make() for name, make in parts.items()}) for _ in range(layers)]
-        )
+        self.tokens = None if tied else table(inputs.vocabulary, width)
+        self.positions = table(context, width)
+        self.blocks = nn.ModuleList(block(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs, bias=False)
         self.heads, self.dropout = heads, dropout
@@ -90,44 +80,23 @@ class Gpt(Network):
         return len(self.blocks)
 
     @property
-    def draws(self) -> bool:
-        return self.dropout > 0
+    def alone(self) -> str | None:
+        return "dropout" if self.dropout else None
 
-    def deviation(self, name: str) -> float | None:
+    def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
         if "norm" in name:
-            return None
-        if name.endswith("bias"):
-            return 0.0
-        return STD / math.sqrt(2 * self.depth) if name.split(".")[-2] in RESIDUAL else STD
+            return False
+        if not name.endswith("bias"):
+            std = STD / math.sqrt(2 * self.depth) if name.split(".")[-2] in RESIDUAL else STD
+            weights.normal_(0.0, std, generator=generator)
+        return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d); of the last behind the norm."""
         embedding = self.head if self.tokens is None else self.tokens
         stream = nn.functional.embedding(x, embedding.weight) + self.positions.weight[: x.shape[-1]]
-        stream = self._dropped(stream)
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, nn.ModuleDict)
-            attended = self._attention(block, block["attention_norm"](stream))
-            stream = stream + self._dropped(block["attended"](attended))
-            before = block["expand"](block["expand_norm"](stream))
-            stream = stream + self._dropped(block["contract"](nn.functional.gelu(before)))
-            yield before, stream if i < self.depth - 1 else self.norm(stream)
-
-    def _attention(self, block: nn.ModuleDict, x: Tensor) -> Tensor:
-        """What the heads of a block make of (B, T, d), side by side: each position sees itself and those before it."""
-        query, key, value = (
-            block[name](x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
-        )
         dropout = self.dropout if self.training else 0.0
-        # Under autocast the three are in bfloat16 already; in `torch.func` it would cast parts of the function again.
-        with torch.autocast(x.device.type, enabled=False):
-            found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        return found.transpose(-3, -2).flatten(-2)
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
-
-
-def _table(count: int, width: int) -> nn.Embedding:
-    """An embedding without weights of its own: drawing them on the meta device imports torch._dynamo, for seconds."""
-    return nn.Embedding(count, width, _weight=torch.empty(count, width))
+        stream = dropped(stream, dropout)
+        for i, layers in enumerate(self.blocks, 1):
+            before, stream = through(layers, stream, self.heads, dropout, causal=True)
+            yield before, stream if i < self.depth else self.norm(stream)

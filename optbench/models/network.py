@@ -40,8 +40,8 @@ class Network(Module):
     """A classifier whose last layer is linear: `logits = head(features(x))`.
 
     The representation measured everywhere (rank, similarity, dormant units) is `features(x)`, the input of the last
-    linear layer and the last of the `hidden` layers. A network keeps no state besides its parameters: the same weights
-    and inputs give the same outputs.
+    linear layer and the last of the `hidden` layers. In eval mode the same weights, buffers and inputs give the same
+    outputs; buffers, if any, are the running statistics of batch norm.
 
     A subclass becomes an `nn.Module` when it is first made, so that its settings are read without importing torch.
     """
@@ -61,13 +61,16 @@ class Network(Module):
         raise NotImplementedError  # abstract, as `hidden`
 
     @property
-    def draws(self) -> bool:
-        """Whether forward passes in training draw random numbers: dropout."""
-        return False
-
-    def deviation(self, name: str) -> float | None:
-        """Standard deviation of a parameter drawn from a normal; None: as its layer or `initialisation` has it."""
+    def alone(self) -> str | None:
+        """Why members are trained one by one: dropout or batch norm. None if weights and inputs alone give outputs."""
         return None
+
+    def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
+        """Fill the zeros `weights` of a parameter with its initial weights.
+
+        False: they stay as the settings and the kind of its layer say, see `optbench.models.initialise`.
+        """
+        return False
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each hidden layer in turn, what goes into its activation and what it gives, for inputs (B, *shape)."""

@@ -19,7 +19,7 @@ TASKS = {
     "images": ("permuted", "class-incremental", "rotated", "random-labels"),
     "text": ("domains", "permuted-vocabulary"),
 }
-MODELS = {"images": ("mlp", "cnn"), "text": ("gpt",)}
+MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:

@@ -1,0 +1,60 @@
+"""What transformers share: pre-norm blocks of attention and an MLP with GELU.
+
+Shapes: B sequences, T positions, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from optbench.late import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def block(width: int) -> nn.ModuleDict:
+    """The layers of one block. Queries, keys and values have a matrix each, so that optimizers of matrices see each."""
+    parts: dict[str, Callable[[], nn.Module]] = {
+        "attention_norm": lambda: nn.LayerNorm(width),
+        "query": lambda: nn.Linear(width, width),
+        "key": lambda: nn.Linear(width, width),
+        "value": lambda: nn.Linear(width, width),
+        "attended": lambda: nn.Linear(width, width),
+        "expand_norm": lambda: nn.LayerNorm(width),
+        "expand": lambda: nn.Linear(width, 4 * width),
+        "contract": lambda: nn.Linear(4 * width, width),
+    }
+    return nn.ModuleDict({name: make() for name, make in parts.items()})
+
+
+def through(
+    layers: nn.Module, stream: Tensor, heads: int, dropout: float, *, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What goes into a block's GELU, (B, T, 4d), and the residual stream (B, T, d) behind the block.
+
+    layers: as `block` makes them. causal: each position sees itself and those before it. dropout: of attention and of
+    what is added to the stream; 0 in eval mode.
+    """
+    assert isinstance(layers, nn.ModuleDict)
+    x = layers["attention_norm"](stream)
+    query, key, value = (
+        layers[name](x).unflatten(-1, (heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
+    )
+    # Under autocast the three are in bfloat16 already; in `torch.func` it would cast parts of the function again.
+    with torch.autocast(x.device.type, enabled=False):
+        found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+    stream = stream + dropped(layers["attended"](found.transpose(-3, -2).flatten(-2)), dropout)
+    before = layers["expand"](layers["expand_norm"](stream))
+    return before, stream + dropped(layers["contract"](nn.functional.gelu(before)), dropout)
+
+
+def dropped(x: Tensor, dropout: float) -> Tensor:
+    """`x` with a share `dropout` of it zeroed; drawn only above 0."""
+    return nn.functional.dropout(x, dropout) if dropout else x
+
+
+def table(count: int, width: int) -> nn.Embedding:
+    """An embedding without weights of its own: drawing them on the meta device imports torch._dynamo, for seconds."""
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))

@@ -1,0 +1,116 @@
+"""A small vision transformer: patches of an image as a sequence, read by pre-norm blocks of attention.
+
+Shapes: B images, T patches, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from optbench.kinds import Whole
+from optbench.late import nn
+from optbench.models.network import Network
+from optbench.models.transformer import block, dropped, table, through
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from optbench.data import InputSpec
+
+STD = 0.02
+"""Standard deviation of the initial positions (Dosovitskiy et al. 2021)."""
+GRID = 8
+"""Patches a side that the default patch leaves at most."""
+
+
+class Vit(Network):
+    """Vision transformer: patches, learned positions, pre-norm blocks with GELU, the mean over patches, a linear layer.
+
+    Images are cut into squares of `patch` pixels a side, each a token by one matrix and a bias. Instead of a class
+    token, features are the mean over patches of what the last norm gives (Beyer et al. 2022). Queries, keys and values
+    have a matrix each, so that an optimizer of matrices sees each by itself.
+
+    Initial weights are those of the reference implementation: Glorot's uniform in the blocks, LeCun's truncated normal
+    for the patches, N(0, .02²) for positions, biases 0. Only the head, which is 0 there, is LeCun's here: a matrix of
+    zeros has no polar factor and no norm to scale a step by, and Powerpropagation could never move it.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        *,
+        patch: Annotated[Whole, Field(ge=1)] | None = None,
+        layers: Annotated[Whole, Field(ge=1, le=1000)] = 4,
+        width: Annotated[Whole, Field(ge=1, le=100_000)] = 64,
+        heads: Annotated[Whole, Field(ge=1, le=10_000)] = 4,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        """Make the network for images.
+
+        patch: pixels a side; null: the smallest that leaves at most 8 patches a side, so 4 for 28x28 and 32x32 pixels
+        and 2 for 14x14. dropout: of the embedding, of attention and of what is added to the residual stream; above 0
+        members are trained one by one.
+
+        Raises ValueError if the inputs are no images, or `patch` or `heads` does not fit.
+        """
+        super().__init__()
+        if len(inputs.shape) != 3:
+            raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {inputs.shape}")
+        channels, height, columns = inputs.shape
+        fits = [side for side in range(1, min(height, columns) + 1) if height % side == columns % side == 0]
+        if patch is None:
+            patch = next((side for side in fits if max(height, columns) <= GRID * side), fits[-1])
+        elif patch not in fits:
+            known = " or ".join(filter(None, (", ".join(map(str, fits[:-1])), str(fits[-1]))))
+            raise ValueError(f"patch: expected a divisor of {height} rows and {columns} columns ({known}), got {patch}")
+        if width % heads:
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
+        self.patches = nn.Linear(channels * patch**2, width)
+        self.positions = table((height // patch) * (columns // patch), width)
+        self.blocks = nn.ModuleList(block(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+        self.patch, self.heads, self.dropout, self.initialisation = patch, heads, dropout, "truncated-normal"
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def alone(self) -> str | None:
+        return "dropout" if self.dropout else None
+
+    def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
+        if name.startswith("positions"):
+            weights.normal_(0.0, STD, generator=generator)
+        elif name.startswith("blocks") and "norm" not in name:
+            if not name.endswith("bias"):
+                nn.init.xavier_uniform_(weights, generator=generator)
+        else:
+            return False
+        return True
+
+    def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d).
+
+        Of the last block the output is the mean over patches of its norm, (B, d).
+        """
+        dropout = self.dropout if self.training else 0.0
+        stream = dropped(self.patches(self._cut(x)) + self.positions.weight, dropout)
+        for i, layers in enumerate(self.blocks, 1):
+            before, stream = through(layers, stream, self.heads, dropout)
+            yield before, stream if i < self.depth else self.norm(stream).mean(-2)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to patches (B, T, C · patch²), row by row, the pixels of each channel together."""
+        batch, channels, height, columns = x.shape
+        size = self.patch
+        cut = x.reshape(batch, channels, height // size, size, columns // size, size)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size**2)
