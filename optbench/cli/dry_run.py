@@ -134,7 +134,7 @@ def _plain(value: object) -> str:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """How large each user's model is, and each of tokens, and how it is trained, where the data need no download.
+    """How large each user's model is, and each deep one of ours, and how it is trained; data are not downloaded.
 
     A user's is tried on a few examples. The users' optimizers are imported, and asked whether they take their settings.
     """
@@ -148,7 +148,7 @@ def _models(plan: Plan, options: Options) -> list[str]:
 def _tried(plan: Plan, options: Options) -> list[str]:
     lines = []
     for name, experiment in plan.suite.experiments.items():
-        shown = [model for model, settings in experiment.models.items() if settings.is_users or _of_tokens(settings)]
+        shown = [model for model, settings in experiment.models.items() if settings.is_users or _deep(settings)]
         if not shown:
             continue
         from optbench.data import load
@@ -171,9 +171,9 @@ def _tried(plan: Plan, options: Options) -> list[str]:
     return lines
 
 
-def _of_tokens(settings: ModelSettings) -> bool:
-    """Whether a model of ours reads tokens: of its size the suite says little."""
-    return getattr(settings.registry.load(settings.kind), "reads_tokens", False)
+def _deep(settings: ModelSettings) -> bool:
+    """As `Network.deep` of a model of ours."""
+    return getattr(settings.registry.load(settings.kind), "deep", False)
 
 
 def _pairs(plan: Plan) -> str:

@@ -35,10 +35,10 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
     of which nothing else is in training mode. Every K-th example is a batch, so that of several tasks each has its
     share. The same examples give the same bits. `row` stays as it is, and is returned where nothing is running.
     """
+    if not running(evaluator.network):
+        return row
     network = evaluator.with_weights(row)
     layers = running(network)
-    if not layers:
-        return row
     for layer in layers.values():
         layer.reset_running_stats()
         layer.train()

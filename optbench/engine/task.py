@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from optbench.engine.averaging import Averaging
@@ -19,6 +20,7 @@ from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep, Stretch
 from optbench.engine.members import Member, Progress, Schedule, Stopper
+from optbench.engine.statistics import reestimated, running
 from optbench.engine.updates import Updates, watched
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
@@ -120,7 +122,7 @@ class TaskTraining:
                     self._leave(member, "failed", step, stretch.raised[i])
                 elif self._went_on(member, i, stretch, before, step):
                     try:
-                        due[i] = stack.measured(i)
+                        due[i] = self._measured(stack, i, member)
                     except Exception as error:  # a user's optimizer may raise when it changes its mode, too
                         if of_the_machine(error):
                             raise
@@ -179,14 +181,33 @@ class TaskTraining:
         if over and stopper.best_row is not None:
             member.row, member.raw = stopper.best_row, stopper.best_raw
         elif self.averages:
-            member.row, member.raw = stack.measured(i).clone(), stack.row(i)
+            member.row = (self._measured(stack, i, member) if over else stack.measured(i)).clone()
+            member.raw = stack.row(i)
         else:
-            member.row = stack.measured(i).clone() if over else stack.row(i)
+            member.row = self._measured(stack, i, member).clone() if over else stack.row(i)
         if over:
             member.validated = self.scores[member.trial.id] if self.validates else None
         member.state = stack.state(i)
         member.optimizer_state_bytes, member.fallbacks = stack.state_bytes(i), stack.fallbacks(i)
         member.gradients = stack.way
+
+    def _measured(self, stack: LockStep, i: int, member: Member) -> Tensor:
+        """The weights and buffers (P + Q,) to measure a member at.
+
+        Where these are not the weights in training but an average, of the protocol's or the optimizer's own, running
+        statistics are re-estimated on training examples of the task.
+
+        Raises whatever a user's optimizer does on changing its mode, and ModelError.
+        """
+        row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
+        if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):
+            return row
+        try:
+            return reestimated(evaluator, row, self.streams[member.trial.id].examples)
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            raise ModelError(error) from error
 
     def _went_on(self, member: Member, i: int, stretch: Stretch, before: int, step: int) -> bool:
         """Record the steps from `before` to `step`; True if the member continues and is due for evaluation.

@@ -37,6 +37,7 @@ class Gpt(Network):
     """
 
     reads_tokens: ClassVar[bool] = True
+    deep: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class Network(Module):
 
     reads_tokens: ClassVar[bool] = False
     """Whether its inputs are sequences of tokens (B, T), with logits (B, T, V), rather than images or vectors."""
+    deep: ClassVar[bool] = False
+    """Whether settings say little of its size, or may have it trained member by member: a dry run says both."""
 
     head: nn.Linear
     initialisation: Initialisation

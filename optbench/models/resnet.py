@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ class ResNet(Network):
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2.
     """
+
+    deep: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Shapes: B images, T patches, d width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ class Vit(Network):
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """
+
+    deep: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from optbench.optimizers.registry import complete, find
 from optbench.streams import generator
 from optbench.suite.protocol import Protocol
 from optbench.suite.schema import DatasetSettings, ModelSettings
-from optbench.tasks import Examples
+from optbench.tasks import Examples, TaskFamily
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
 from tests.twin import train_twin
 
@@ -161,6 +161,25 @@ def test_statistics_are_those_of_update_bn(small_mnist: Dataset) -> None:
             torch.testing.assert_close(tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
     # Whatever they were before.
     assert torch.equal(reestimated(ground.evaluator, found, ground.train), found)
+
+
+@pytest.mark.parametrize("target", ["sgd", "schedule-free"])
+def test_an_average_is_measured_with_statistics_of_its_own(target: str, small_mnist: Dataset) -> None:
+    """An average of the protocol's, and one that an optimizer keeps itself."""
+    if target == "schedule-free":
+        pytest.importorskip("pytorch_optimizer")
+    averaging = {"kind": "ema", "decay": 0.9} if target == "sgd" else None
+    settings = {**SMALL, "weight_averaging": averaging, "early_stopping": None, "evaluate_every": 1}
+    suite = small_suite({"it": {"target": target, "lr": 0.05}}, model=TINY, seeds=1, **settings)
+    (result,) = train_suite(suite, small_mnist)
+    assert result.weights is not None
+    ground = Ground(small_mnist)
+    row = ground.layout.pack(result.weights)
+    experiment = suite.experiments["small"]
+    family = TaskFamily(experiment.tasks, small_mnist, experiment.protocol, suite.seed, CPU)
+    expected = ground.layout.tensors(reestimated(ground.evaluator, row, family.sequence(0).train(1)))
+    for name, tensor in result.weights.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_points_between_solutions_have_statistics_of_their_own(small_mnist: Dataset) -> None:
