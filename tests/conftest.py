@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ import torch
 from hypothesis import HealthCheck
 
 from optbench.cli import main
-from optbench.data import Dataset, load
+from optbench.data import Dataset, Split, load
 from optbench.engine import TrialResult, Workspace, train
 from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.execution.work import do
@@ -46,6 +47,17 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def mnist() -> Dataset:
     return load("mnist")
+
+
+@pytest.fixture(scope="session")
+def coarse_mnist() -> Dataset:
+    """MNIST at 7 x 7 pixels, for tests of many optimizers: some decompose a matrix as long as there are pixels."""
+    mnist = load("mnist")  # not the fixture of this name, which a module may replace by this one
+    halves = {
+        name: Split(half.inputs[..., 2::4, 2::4].contiguous(), half.targets)
+        for name, half in (("train", mnist.train), ("test", mnist.test))
+    }
+    return dataclasses.replace(mnist, **halves)
 
 
 CLOCK = ["train_seconds", "optimizer_seconds", "evaluation_seconds", "gradients"]

@@ -65,23 +65,26 @@ def cost(
     allocated for it.
     The result is saved under --runs-dir; optbench report shows it again, in any format.
     """
-    from optbench.cli.costing import Request, measure_cost
+    from optbench.cli import costing
+    from optbench.costing.contenders import chosen
+    from optbench.costing.session import Plan
+    from optbench.report.formats import choose_format
 
-    given = Request(
-        optimizers=tuple(optimizers or ()),
-        sizes=tuple(size or ()),
-        settings=tuple(set_ or ()),
+    form = choose_format(format_, output)
+    named = chosen(optimizers or (), set_ or ())
+    sizes = costing.known_sizes(size or ())
+    # Now that nothing is wrong with the words: torch takes seconds to import.
+    device, available = costing.device_and_memory(device)
+    plan = Plan(
+        contenders=costing.usable(named, all_needed=bool(optimizers)),
+        sizes=sizes,
+        threads=costing.thread_counts(threads) if device == "cpu" else (1,),
         device=device,
-        threads=threads,
-        batch=batch,
         steps=steps,
         seconds=seconds,
-        warm_up=warm_up,
         timeout=timeout,
-        memory=memory,
-        runs_dir=runs_dir,
-        format=format_,
-        output=output,
-        quiet=quiet,
+        limit=available if memory is None else round(memory * 2**30),
+        warm_up=warm_up,
+        batch=batch,
     )
-    raise typer.Exit(measure_cost(given))
+    raise typer.Exit(costing.measure_and_show(plan, runs_dir, form, output, quiet=quiet))

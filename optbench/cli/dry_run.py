@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
-from optbench.counting import count
+from optbench.counting import count, grouped
 from optbench.data.catalog import FACTS
 from optbench.errors import DataError, escaped
 from optbench.execution.preflight import check_optimizers, check_penalties, find_code, placed
@@ -63,8 +63,8 @@ def show_plan(plan: Plan, options: Options) -> None:
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
             line = f"  {name}: {tasks} of {_data_summary(experiment)}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
-            if said := scoring(experiment.protocol.score, plan.outlines[name].count):
-                console.print(Text(f"    {said}"), soft_wrap=True)
+        for line in _scored(plan):
+            console.print(Text(f"    {line}"), soft_wrap=True)
         if read := [f"  {name}: {_readings(claim.readings)}" for name, claim in claims.items() if claim.readings]:
             console.print("\nReadings of claims")
             for line in read:
@@ -76,9 +76,8 @@ def show_plan(plan: Plan, options: Options) -> None:
         console.print("\nCohorts")
         console.print(_cohorts(plan, resumed=resume is not None), highlight=False)
         console.print("\nTrials")
-        for trial in plan.trials:
-            state = "done  " if trial.id in plan.done else "to do "
-            console.print(Text(f"  {state}{trial.id}"), soft_wrap=True)
+        for line in _trials(plan):
+            console.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -109,6 +108,31 @@ def _task_summary(experiment: ExperimentSettings) -> str:
     """`permuted (permutations per-seed, first permuted)`."""
     settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count" and value is not None}
     return _with_details(experiment.tasks.kind, settings)
+
+
+def _scored(plan: Plan) -> list[str]:
+    """What of each task is scored where not everything is: once for all experiments of which it is true."""
+    experiments = plan.suite.experiments
+    said = grouped(
+        (sentence, name)
+        for name, experiment in experiments.items()
+        if (sentence := scoring(experiment.protocol.score, plan.outlines[name].count))
+    )
+    return [
+        sentence if len(names) == len(experiments) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in said.items()
+    ]
+
+
+def _trials(plan: Plan) -> list[str]:
+    """`to do permuted/net/sgd/default/seed=0-9`: trials that differ in their seed alone share a line."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for trial in plan.trials:
+        before, seed, after = trial.id.rpartition(f"seed={trial.seed}")
+        found.setdefault(("done " if trial.id in plan.done else "to do", before + seed[:5], after), []).append(
+            trial.seed
+        )
+    return [f"{state} {before}{number_ranges(sorted(seeds))}{after}" for (state, before, after), seeds in found.items()]
 
 
 def _with_details(kind: str, settings: Mapping[str, object]) -> str:

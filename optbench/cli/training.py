@@ -19,6 +19,7 @@ from optbench.execution.schedule import make_plan
 from optbench.execution.session import Options, Outcome, run
 from optbench.metrics.own import KEY as OWN_METRICS
 from optbench.metrics.own import RAISED
+from optbench.optimizers.registry import defaults_inside
 from optbench.report import run_report, summarise
 from optbench.report.formats.terminal import show
 from optbench.selection import Choice, check_directory, choose, parse_optimizers, parse_seeds
@@ -63,6 +64,8 @@ def train_suite(request: Request) -> int:
     """
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
     suite, path = _suite(request, resume)
+    if not request.quiet:
+        _say_defaults(suite)
     with placing(path, request.settings):
         if request.dry_run:
             show_plan(make_plan(suite, resume), options_of(request, resume))
@@ -70,6 +73,14 @@ def train_suite(request: Request) -> int:
         with watched(request) as view:
             outcome = run(suite, options_of(request, resume), view)
     return conclude(outcome, request.quiet)
+
+
+def _say_defaults(suite: Suite) -> None:
+    """Say which optimizers stand over a default one, since a control of another optimizer looks the same."""
+    for name, its in suite.optimizers.items():
+        for place, default in defaults_inside(its.target, its.hyperparameters).items():
+            inner = ", ".join(f"{key}: {value}" for key, value in default.items())
+            say(f"optbench: optimizers.{name}: no {place} is given, so it is {{{inner}}}")
 
 
 def options_of(request: Request, resume: Path | None) -> Options:

@@ -20,20 +20,21 @@ class LayerSignals:
     """What one layer saw in one forward pass, and what came back to it.
 
     inputs: (R, a) rows that the weight matrix was applied to, a 1 appended where there is a bias.
-    gradients: (R, o), by the layer's outputs, of the negative log-likelihood of sampled labels, summed over examples.
-    examples: N; R = N T with T places per example: 1 in a fully connected layer, the pixels of a convolution's output.
+    gradients: (R, o), by the layer's outputs, of the negative log-likelihood of sampled labels, summed.
+    predictions: N, of the network; R = N in fully connected layers of plain classifiers, N T where a convolution has T
+        pixels.
     """
 
     inputs: Tensor
     gradients: Tensor
-    examples: int
+    predictions: int
 
     def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
-        """A ← kept A + (1 − kept) times the sum over places of E[x xᵀ]; G likewise, of the mean over places of E[g gᵀ].
+        """A ← kept A + (1 − kept) Σ x xᵀ / N; G likewise, of Σ g gᵀ / R: sums over all rows.
 
         a: A, (a, a); g: G, (o, o); on a CPU as lower panels.
         """
-        for factor, rows, count in ((a, self.inputs, self.examples), (g, self.gradients, len(self.gradients))):
+        for factor, rows, count in ((a, self.inputs, self.predictions), (g, self.gradients, len(self.gradients))):
             if one_by_one(rows):
                 add_gram(factor, rows.T, kept, (1 - kept) / count)
             else:
@@ -60,10 +61,12 @@ class Kfac(torch.optim.Optimizer):
     π² = (tr A / a) / (tr G / o) shares the damping λ among the factors (Martens & Grosse 2015, section 6.3), and
     ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
 
-    The network is a softmax classifier whose output are logits (N, classes), or a tuple of several such outputs, whose
-    losses are added. Of logits (B, T, classes), a prediction at each position of a sequence, E takes the mean over all
-    B T positions for both factors, as if each was an example (K-FAC-expand, Eschenhagen et al. 2023). Parameters of
-    other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
+    The network is a softmax classifier with logits (N, classes), or (B, T, classes) with N = B T predicted positions of
+    sequences; or of some positions, as masked tokens are. A is the sum over all rows that a layer saw divided by N, the
+    loss being a mean over predictions, and G the mean over rows, as if each row was an example (K-FAC-expand,
+    Eschenhagen et al. 2023). Of a tuple of outputs the mean losses are added: what is drawn for a further one, of N'
+    predictions, is weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its own predictions.
+    Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
 
     Args:
         model: the network; forward hooks on it and its layers see the inputs and draw the labels.
@@ -153,17 +156,18 @@ class Kfac(torch.optim.Optimizer):
     def _follow(self, predictions: Sequence[Tensor]) -> None:
         seen, self._outputs = self._outputs, {}
         losses = []
-        examples = predictions[0].shape[:-1].numel() if predictions[0].ndim > 2 else None
+        count = predictions[0].shape[:-1].numel()
         exact = self.param_groups[0]["params"][0].dtype
         for logits in (found.flatten(0, -2).to(exact) for found in predictions):
             with torch.no_grad():
                 chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
                 labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
-            losses.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            drawn = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            losses.append(drawn if len(logits) == count else drawn * (count / len(logits)) ** 0.5)
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         found = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
         self.signals = {
-            layer: _signals(layer, self._inputs[layer], gradient, examples)
+            layer: _signals(layer, self._inputs[layer], gradient, count)
             for layer, gradient in zip(seen, found, strict=True)
         }
         self._inputs.clear()
@@ -272,8 +276,7 @@ def _supported(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor, examples: int | None) -> LayerSignals:
-    """examples: N where it is not the number of inputs: every position of a sequence."""
+def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor, predictions: int) -> LayerSignals:
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
         patches = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -285,4 +288,4 @@ def _signals(layer: nn.Module, inputs: Tensor, gradient: Tensor, examples: int |
     rows, gradients = rows.to(exact), gradients.to(exact)
     if layer.bias is not None:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-    return LayerSignals(rows, gradients, len(inputs) if examples is None else examples)
+    return LayerSignals(rows, gradients, predictions)

@@ -105,6 +105,21 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
     return found
 
 
+def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The default optimizers inside this one, where none is given, by their place, such as `base` or `base.base`."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, hyper in find(target).hyperparameters.items():
+        if hyper.kind != "optimizer":
+            continue
+        inner = hyperparameters.get(name, hyper.default)
+        if name not in hyperparameters:
+            found[name] = inner
+        if isinstance(inner, Mapping):
+            below = defaults_inside(*base_settings(target, inner))
+            found |= {f"{name}.{place}": default for place, default in below.items()}
+    return found
+
+
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check that an optimizer is known, and those inside it; not the values of its hyper-parameters.
 

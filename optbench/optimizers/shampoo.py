@@ -6,10 +6,9 @@ M = 1, through a view: there is one code path.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,43 +16,25 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from optbench.errors import unknown
 from optbench.optimizers import factors
-from optbench.optimizers.blocks import Part, block_side, joined, parts
+from optbench.optimizers.blocks import joined
 from optbench.optimizers.closures import evaluated
-from optbench.optimizers.newton_root import iterations_for
 from optbench.optimizers.ours import SHAMPOO_PRESETS
-from optbench.optimizers.regions import ROOTS, STATISTICS
 from optbench.optimizers.roots import norms, one_by_one, precondition
-from optbench.precision import exact, widest
+from optbench.optimizers.shampoo_roots import (
+    SMALL_SIDE,
+    Numbers,
+    block_sides,
+    is_due,
+    parts_of,
+    renewed_by_need,
+    roots_of,
+    sides_of,
+)
+from optbench.optimizers.shampoo_settings import AUTO, PerMember, check_group, numbers_of
+from optbench.precision import widest
 
-PerMember = float | Tensor
-"""A hyper-parameter: one number, or a tensor of shape (M,) with one for each member."""
-
-CHOICES = {
-    "structure": ("kronecker", "diagonal-factor"),
-    "momentum_form": ("heavy-ball", "average"),
-    "grafting": ("none", "adam"),
-    "root": ("eigh", "newton"),
-    "root_precision": ("auto", "float64", "float32"),
-}
-# name -> (low, high, whether high itself is allowed)
-RANGES = {
-    "lr": (0.0, math.inf, False),
-    "momentum": (0.0, 1.0, False),
-    "beta2": (0.0, 1.0, True),
-    "epsilon": (0.0, 1.0, True),
-    "initial_epsilon": (0.0, math.inf, False),
-    "weight_decay": (0.0, math.inf, False),
-    "graft_epsilon": (0.0, math.inf, False),
-    "refresh_share": (0.0, math.inf, False),
-}
-COUNTS = {"precondition_frequency": 1, "small_side": 0, "max_side": 1, "block_size": 1}
-AUTO = "auto"
-UNASKED = 50
-"""The interval that `AUTO` stands for on an accelerator, which would have to be waited for to be asked what is due."""
 DECOMPOSITION = 7
 """Matrices in float64 that are alive while one is decomposed: copies, eigenvectors, the workspace of LAPACK."""
-SMALL_SIDE = 128
-"""Roots of sides up to this are refreshed at every step by default, whatever the network."""
 
 
 class Shampoo(Optimizer):
@@ -222,7 +203,7 @@ class Shampoo(Optimizer):
         """Add a group, as in `torch.optim.Optimizer`; raises ValueError as the constructor does."""
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -237,20 +218,22 @@ class Shampoo(Optimizer):
 
     def _longest_output(self) -> int:
         """Length of the longest layer output that has a factor of its own; 0 without one."""
-        outputs = [(_sides(p, group)[0], group["max_side"]) for group in self.param_groups for p in group["params"]]
+        outputs = [
+            (block_sides(p, group)[0], group["max_side"]) for group in self.param_groups for p in group["params"]
+        ]
         return max((size for size, most in outputs if size <= most), default=0)
 
     def _warn_of_stale_sides(self) -> None:
         longest = self._longest_output()
         for group in self.param_groups:
             every, refreshed = group["precondition_frequency"], group["refreshed_side"]
-            sides = [_sides(parameter, group) for parameter in group["params"]]
+            sides = [block_sides(parameter, group) for parameter in group["params"]]
             stale = [(size, len(both)) for both in sides for size in both if refreshed < size <= longest]
             if every in (1, AUTO) or not stale:
                 continue
             size = max(length for length, _ in stale)
             power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # a vector has the worst bound
-            smallest = float(_numbers(group["epsilon"]).min())
+            smallest = float(numbers_of(group["epsilon"]).min())
             times = f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long without bound"
             warnings.warn(
                 f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of {size} stale for up to "
@@ -279,18 +262,18 @@ class Shampoo(Optimizer):
         """
         state = work = 0
         for group in self.param_groups:
-            epsilon = _numbers(group["epsilon"]).flatten().tolist()
+            epsilon = numbers_of(group["epsilon"]).flatten().tolist()
             kept = bool(torch.as_tensor(group["momentum"]).any()) + (group["grafting"] == "adam")
             for p in group["params"]:
                 members, item = p.shape[0] if group["stacked"] else 1, max(4, p.element_size())
                 state += 16 * members + kept * p.numel() * item
                 work = max(work, (6 * item + 8) * p.numel())
-                for part in _parts(p, group):
-                    for n in (part.height, part.width)[: len(_matrix(p, group))]:
+                for part in parts_of(p, group):
+                    for n in (part.height, part.width)[: len(sides_of(p, group))]:
                         fits = {"auto": item == 4 and all(factors.single_fits(n, epsilon)), "float32": True}
                         single = fits.get(group["root_precision"], False)
                         diagonal = group["structure"] == "diagonal-factor" or n > group["max_side"]
-                        by_need = _by_need(n, group)
+                        by_need = renewed_by_need(n, group)
                         state += members * part.count * factors.planned(n, item, diagonal, single, by_need)
                         work = max(work, 0 if diagonal else DECOMPOSITION * 8 * n * n)
         return state, work
@@ -305,7 +288,7 @@ class Shampoo(Optimizer):
             for name, value in state_dict["state"].get(identifier, {}).items():
                 self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
             if (state := self.state.get(parameter)) and not one_by_one(parameter):
-                for part in _parts(parameter, group):
+                for part in parts_of(parameter, group):
                     own = part.opened(state)
                     for side in {"left", "right"} & own.keys():
                         factors.moved(own, side)
@@ -346,10 +329,10 @@ class Shampoo(Optimizer):
                 if not state:
                     return None
                 ask = one_by_one(parameter)
-                for part in _parts(parameter, group):
+                for part in parts_of(parameter, group):
                     own = part.opened(state)
                     sides = [side for side in ("left", "right") if side in own]
-                    due = {side: _is_due(own[side].shape[1], len(sides), group, ask) for side in sides}
+                    due = {side: is_due(own[side].shape[1], len(sides), group, ask) for side in sides}
                     if None in due.values():
                         return None
                     if group["root"] == "eigh" and any(own[side].ndim == 3 for side in sides if due[side]):
@@ -398,10 +381,10 @@ class Shampoo(Optimizer):
 
         # One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
         sides = ("left",) if weights.ndim <= 2 else ("left", "right")
-        numbers = _Numbers(setting("epsilon"), beta2, new, correction)
+        numbers = Numbers(setting("epsilon"), beta2, new, correction)
         found = {
-            part: precondition(_roots(part, sides, part.cut(g), numbers, state, group, fresh=fresh), part.cut(moment))
-            for part in _parts(parameter, group)
+            part: precondition(roots_of(part, sides, part.cut(g), numbers, state, group, fresh=fresh), part.cut(moment))
+            for part in parts_of(parameter, group)
         }
         update = joined(found, g)
 
@@ -415,105 +398,6 @@ class Shampoo(Optimizer):
         shrink = (1 - lr * setting("weight_decay")).to(g.dtype)
         weights.mul_(shrink.view(-1, *[1] * (weights.ndim - 1)))
         weights.sub_(update.mul_(column(lr)).reshape(weights.shape))
-
-
-class _Numbers(NamedTuple):
-    """Settings and what follows from them, one number for each member: (M,)."""
-
-    epsilon: Tensor
-    beta2: Tensor
-    new: Tensor
-    correction: Tensor
-
-
-def _roots(
-    part: Part,
-    sides: Sequence[str],
-    g: Tensor,
-    numbers: _Numbers,
-    state: dict[str, Any],
-    group: dict[str, Any],
-    *,
-    fresh: bool,
-) -> list[Tensor]:
-    """Add gradients g (M·B, h, w) of the blocks of a part to their factors; the roots, renewed where they are due.
-
-    numbers: for each member.
-    """
-    epsilon, beta2, new, correction = map(part.spread, numbers)
-    largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
-    tensors, roots = part.opened(state), []
-    if fresh:
-        _begin(tensors, sides, g, epsilon, group)
-        part.close(tensors, state)
-    for side, rows in zip(sides, (g, g.mT), strict=False):
-        factor, single = factors.factor_of(tensors, side, 2 * len(sides)), _single(rows, epsilon, group)
-        with STATISTICS:
-            factors.accumulate(factor, rows, beta2, new, single, largest)
-        due = fresh or _is_due(factor.size, len(sides), group, one_by_one(g))
-        if due is None and factor.seen is None:  # of a state from another device
-            due = True
-        members: Sequence[int] = range(len(g)) if due else ()
-        if due is None:
-            with ROOTS:
-                members = factors.outgrown(factor, rows, epsilon, correction, group["refresh_share"])
-        if members:
-            newton = group["smallest_epsilon"] if group["root"] == "newton" else None
-            precisions = [torch.float32 if fits else torch.float64 for fits in single]
-            with ROOTS:
-                kept = factors.refresh(factor, members, epsilon, correction, newton, precisions)
-            state["fallbacks"] += kept.view(-1, part.count).sum(1)
-        roots.append(factor.root)
-    return roots
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    for name, (low, high, closed) in RANGES.items():
-        value = group[name]
-        numbers = _numbers(value)
-        fits = (numbers >= low) & ((numbers <= high) if closed else (numbers < high))
-        if not bool(fits.all()):
-            raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}{']' if closed else ')'}, got {value!r}")
-    for name, least in COUNTS.items():
-        value = group[name]
-        if (name, value) in (("small_side", None), ("block_size", None), ("precondition_frequency", AUTO)):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            word = f" or {AUTO!r}" if name == "precondition_frequency" else ""
-            raise ValueError(f"{name}: expected an integer of at least {least}{word}, got {value!r}")
-    for name, choices in CHOICES.items():
-        if group[name] not in choices:
-            raise ValueError(unknown(name, str(group[name]), choices))
-    if group["root"] == "newton":
-        smallest = float(_numbers(group["epsilon"]).min())
-        if smallest <= 0:
-            raise ValueError(f"epsilon: expected a number above 0 with root='newton', got {group['epsilon']!r}")
-        group["smallest_epsilon"] = smallest
-        for order in (2, 4):
-            iterations_for(order, smallest)  # raises where it would not converge
-    if isinstance(group["graft_epsilon"], Tensor):
-        raise ValueError("graft_epsilon: expected one number, got a tensor")
-    members = None if group["stacked"] else 1
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise ValueError(f"Shampoo: expected real floating parameters, got one of {parameter.dtype}")
-        if group["stacked"]:
-            if parameter.ndim == 0 or members not in (None, parameter.shape[0]):
-                needed = "a leading member axis" if members is None else f"the leading axis {members} of the others"
-                raise ValueError(f"stacked parameter: expected {needed}, got shape {tuple(parameter.shape)}")
-            members = parameter.shape[0]
-    for name in RANGES:
-        shape = tuple(group[name].shape) if isinstance(group[name], Tensor) else ()
-        if shape not in ((), (members,)):
-            raise ValueError(f"{name}: expected a number or a tensor of shape ({members},), got shape {shape}")
-
-
-def _numbers(value: Any) -> Tensor:
-    """A hyper-parameter in float64; NaN where it is no number."""
-    if isinstance(value, Tensor):
-        return exact(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return torch.tensor(float(value) if number else math.nan, dtype=torch.float64)
 
 
 def _any(value: PerMember) -> bool:
@@ -535,73 +419,6 @@ def _start(state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
         state[name] = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     if group["grafting"] == "adam":
         state["second_moment"] = torch.zeros_like(g)
-
-
-def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tensor, group: dict[str, Any]) -> None:
-    """Write the factors of blocks into `state`; g: their first gradients (M·B, h, w), epsilon: (M·B,)."""
-    start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device)
-    start = start.repeat_interleave(len(g) // len(start)) if start.ndim else start.expand(len(g))
-    for side, rows in zip(sides, (g, g.mT), strict=False):
-        diagonal = group["structure"] == "diagonal-factor" or rows.shape[1] > group["max_side"]
-        by_need = one_by_one(rows) and _by_need(rows.shape[1], group)
-        single = _single(rows, epsilon, group)
-        factors.begin(state, side, rows, start, diagonal=diagonal, single=single, by_need=by_need)
-
-
-def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
-    """For each member, whether the factor of (M, n, k) is summed and decomposed in float32."""
-    if group["root_precision"] != "auto":
-        return [group["root_precision"] == "float32"] * len(rows)
-    if rows.dtype == torch.float64 or not one_by_one(rows):
-        return [False] * len(rows)
-    return factors.single_fits(rows.shape[1], epsilon.tolist())
-
-
-def _matrix(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths of the sides: (m, n) of a matrix, (n,) of a vector."""
-    shape = parameter.shape[1:] if group["stacked"] else parameter.shape
-    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
-
-
-def _parts(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
-    """The blocks of a parameter."""
-    rows, *columns = _matrix(parameter, group)
-    return parts(rows, columns[0] if columns else 1, group["block_size"], group["max_side"])
-
-
-def _sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths of the sides that have a factor: those of its largest block."""
-    return tuple(block_side(side, group["block_size"], group["max_side"]) for side in _matrix(parameter, group))
-
-
-def _by_need(size: int, group: dict[str, Any]) -> bool:
-    """Whether the factor of a side of this length decides when its root is refreshed; of a diagonal a root is cheap."""
-    diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
-    small = group["small_side"] is not None and size <= group["small_side"]
-    return group["precondition_frequency"] == AUTO and not diagonal and not small
-
-
-def _is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
-    """Whether the root of a side of this length, of a parameter with this many sides, is refreshed at this step; None
-    if its factor is to be asked, where factors may be."""
-    clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
-    if frequency == AUTO and asked:
-        if not _by_need(size, group) or (begun and clock == 0):
-            return True
-        # The inputs of a network change little from step to step; its hidden layers do.
-        every = 1 if size <= group["layer_side"] else math.ceil(size / SMALL_SIDE)
-        return None if _falls_due(every, clock, begun) else False
-    never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
-    if never_stale or size <= group["refreshed_side"]:
-        return True
-    return _falls_due(UNASKED if frequency == AUTO else frequency, clock, begun)
-
-
-def _falls_due(every: int, clock: int, begun: bool) -> bool:
-    """Whether this is one of the steps `every` apart; after a task has begun also 0, 1, 2, 4, 8, ... steps into it."""
-    if not begun:
-        return (clock + 1) % every == 0
-    return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)
 
 
 def _bias_correction(beta: Tensor, step: Tensor) -> Tensor:

@@ -133,6 +133,8 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for topic, title in TOPICS.items():
         measures = [measure for measure in section.measures if measure.topic == topic]
         if measures:
+            if topic == "learning" and all(measure.name != FORGETTING for measure in measures):
+                title = "learning"
             table = _measures(section, measures, title, several, statistic)
             # Costs are the least of what is asked here, and a terminal is short.
             yield doc.Part("minor", table) if topic == "cost" else table

@@ -272,9 +272,13 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
     assert shown.startswith("tiny: 8 trials in 3 cohorts\n")
     assert "permuted: 2 tasks of mnist" in shown
     assert "pairs: 2 tasks of mnist, class-incremental" in shown
-    assert shown.count("to do ") == 8
-    assert "pairs/mlp-16/adamw/lr=0.01/seed=1" in shown
+    assert shown.count("to do ") == 4, "a line for the seeds of a variant"
+    assert "to do pairs/mlp-16/adamw/lr=0.01/seed=0-1\n" in shown
     assert not (tmp_path / "runs").exists()
+    for settings, said in (("", 1), ("base: {target: adam}", 0)):
+        added = f"optimizers.fresh={{target: fresh-network, {settings}}}"
+        assert main(["run", str(suite_path), "--dry-run", "--set", added]) == 0
+        assert capsys.readouterr().err.count("fresh: no base is given, so it is {target: sgd, lr: 0.1}\n") == said
 
 
 def test_a_dry_run_of_a_resumption_says_what_is_done(
@@ -284,8 +288,8 @@ def test_a_dry_run_of_a_resumption_says_what_is_done(
     assert main(["run", "--resume", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("tiny: 8 trials in 3 cohorts; 2 of them done already")
-    assert "done  permuted/mlp-16/sgd/default/seed=1" in shown
-    assert "to do pairs/mlp-16/sgd/default/seed=0" in shown, "a failed trial is tried again"
+    assert "done  permuted/mlp-16/sgd/default/seed=0-1\n" in shown
+    assert "to do pairs/mlp-16/sgd/default/seed=0-1\n" in shown, "a failed trial is tried again"
     assert main(["run", "--resume", str(path), "--dry-run", "--seeds", "3"]) == 2
     assert "other settings" in capsys.readouterr().err
 
@@ -451,7 +455,8 @@ def test_report_says_when_nothing_was_measured(
 
 
 def test_a_reader_that_leaves_early_is_no_error(suite_path: Path) -> None:
-    command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--dry-run", "--seeds", "1500"]
+    rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than a pipe holds
+    command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--dry-run", "--set", rates]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

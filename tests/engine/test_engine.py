@@ -103,18 +103,20 @@ ABSURD = 1e30
 SEQUENCES = {"permuted": PERMUTED, "pairs": PAIRS}
 
 
-# A root of the 784-pixel side costs a tenth of a second: seldom enough to keep these tests short.
-SELDOM: dict[str, dict[str, Any]] = {
-    "shampoo": {"precondition_frequency": 40},
-    "soap": {"max_precondition_dim": 128},
-    "kron": {"max_size_triangular": 128},
-    "scalable-shampoo": {"preconditioning_compute_steps": 40},
+MORE: dict[str, dict[str, Any]] = {
+    "kfac": {"damping": 0.3},  # with less, 100 steps make much of a rounding where inputs hardly vary
+    "scalable-shampoo": {"preconditioning_compute_steps": 10},  # its default is more than these tests take
     "adafactor": {"weight_decay": 1e-4},  # its step is bounded whatever the rate, its decay is not
 }
 
 
+@pytest.fixture(scope="module")
+def mnist(coarse_mnist: Dataset) -> Dataset:
+    return coarse_mnist
+
+
 def settings(name: str) -> dict[str, Any]:
-    return {"target": name, "lr": RATES[name], **SELDOM.get(name, {})}
+    return {"target": name, "lr": RATES[name], **MORE.get(name, {})}
 
 
 def test_every_registered_optimizer_is_covered_here() -> None:
@@ -128,7 +130,8 @@ def test_every_registered_optimizer_is_covered_here() -> None:
 @pytest.mark.parametrize("name", sorted(RATES.keys() - WITHOUT_TWIN.keys()))
 def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: float, mnist: Dataset) -> None:
     optimizer = {**settings(name), **MOMENTUM.get(name, {})}
-    suite = small_suite({"opt": optimizer}, seeds=[4, 9], max_epochs=epochs, evaluate_every=min(epochs, 0.5))
+    often = min(epochs, 0.5)
+    suite = small_suite({"opt": optimizer}, seeds=[4, 9], max_epochs=epochs, evaluate_every=often, metrics=["hoyer"])
     hyperparameters = dict(suite.optimizers["opt"].hyperparameters)
     for result in train_suite(suite, mnist):
 
@@ -147,14 +150,23 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
                 assert row.accuracy == pytest.approx(matrix[row.after_task][row.task - 1], abs=allowed)
 
 
-@pytest.mark.parametrize("sequence", SEQUENCES)
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize(
+    ("name", "sequence"),
+    [
+        *((name, "permuted") for name in RATES),
+        # What tasks are made of does not depend on the optimizer: one of each lane stands for all.
+        *(pytest.param(n, "pairs", marks=[] if n in ("adamw", "shampoo", "kron") else pytest.mark.slow) for n in RATES),
+    ],
+)
 def test_a_trial_alone_is_bit_identical_to_the_same_trial_in_a_cohort(name: str, sequence: str, mnist: Dataset) -> None:
     sweep = {**settings(name), "lr": [RATES[name], RATES[name] / 3]}
-    suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=3, max_epochs=1, evaluate_every=0.25)
+    # Nor does what is measured; the pairs have all of it.
+    metrics = ["hoyer", "effective_rank"] if sequence == "permuted" else None
+    small: dict[str, Any] = {"train_examples": 480, "max_epochs": 1, "evaluate_every": 0.25, "metrics": metrics}
+    suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=[0, 1, 2], **small)
     assert len(cohorts(trials(suite))) == 1
     together = train_suite(suite, mnist)
-    for i in (0, 2, 5):
+    for i in (2, 3):  # the last of a rate and the first of another, inside the stack
         alone = train_suite(suite, mnist, only=i)[0]
         assert same_bits(alone, together[i]), together[i].trial.id
 
@@ -182,15 +194,12 @@ def test_one_seed_starts_all_optimizers_at_the_same_weights(mnist: Dataset) -> N
 @pytest.mark.parametrize("name", sorted(RATES.keys() - BOUNDED))
 def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Dataset) -> None:
     # The absurd rate stands in the middle, so that both neighbours would notice.
-    suite = small_suite(
-        {"opt": {**settings(name), "lr": [RATES[name], ABSURD, RATES[name] / 2]}}, seeds=2, max_epochs=1
-    )
-    results = train_suite(suite, mnist)
-    by_rate = {
-        rate: [r for r in results if r.trial.hyperparameters["lr"] == rate]
-        for rate in (RATES[name], ABSURD, RATES[name] / 2)
-    }
-    for result in by_rate[ABSURD]:
+    rates = [RATES[name], ABSURD, RATES[name] / 2]
+    small: dict[str, Any] = {"seeds": 1, "train_examples": 480, "max_epochs": 1, "metrics": ["hoyer"]}
+    results = train_suite(small_suite({"opt": {**settings(name), "lr": rates}}, **small), mnist)
+    wild = [result for result in results if result.trial.hyperparameters["lr"] == ABSURD]
+    assert len(wild) == 1
+    for result in wild:
         row = trial_row(result)
         assert row.status == "diverged"
         assert 1 <= row.last_step == row.steps
@@ -198,8 +207,7 @@ def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Datase
         accuracies = [r for r in result.rows if isinstance(r, AccuracyRow)]
         assert len(accuracies) == 3 * 2, "a diverged trial has all its rows"
         assert [r.accuracy for r in accuracies if r.after_task == 2] == [None, None]
-    calm = small_suite({"opt": {**settings(name), "lr": [RATES[name], RATES[name] / 2]}}, seeds=2, max_epochs=1)
-    for result in train_suite(calm, mnist):
+    for result in train_suite(small_suite({"opt": {**settings(name), "lr": rates[::2]}}, **small), mnist):
         twin = next(r for r in results if r.trial.id == result.trial.id)
         assert trial_row(result).status == "ok"
         assert same_bits(result, twin)
@@ -227,14 +235,16 @@ def held_out_loss(result: TrialResult, suite: Suite, mnist: Dataset, *, task: in
 
 def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset) -> None:
     # Patience never fires here, and the rate is so large that the held-out loss goes up and down.
-    suite = small_suite({"opt": {"target": "sgd", "lr": 1.0}}, tasks={"kind": "permuted", "count": 1}, max_epochs=4,
+    suite = small_suite({"opt": {"target": "sgd", "lr": 3.0}}, tasks={"kind": "permuted", "count": 1}, max_epochs=4,
                         early_stopping={"patience": 1000})  # fmt: skip
+    rose = []
     for result in train_suite(suite, mnist):
         curve = [row.eval_loss for row in result.rows if isinstance(row, CurveRow)]
         final = next(row for row in result.rows if isinstance(row, AccuracyRow) and row.after_task == 1)
         losses = [loss for loss in curve if loss is not None]
         assert final.validation_loss == min(losses) == held_out_loss(result, suite, mnist, task=0)
-        assert min(losses) < losses[-1]
+        rose.append(min(losses) < losses[-1])
+    assert any(rose)
 
 
 def test_without_early_stopping_the_last_weights_stay(mnist: Dataset) -> None:

@@ -22,7 +22,7 @@ from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.execution import Execution
 from optbench.engine.lockstep import LockStep
 from optbench.engine.recording import WARM_UP, Recorded, Recorder, Recordings, recorder
-from optbench.optimizers import factors, roots, shampoo
+from optbench.optimizers import factors, roots, shampoo, shampoo_roots
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow
@@ -34,12 +34,12 @@ from tests.tape import Tape, tape
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 RECORDABLE = sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable)
-# The pixels' side by its diagonal, since a root of it takes seconds here; and some steps that refresh no root.
+# The pixels' side by its diagonal; and some steps that refresh no root.
 SHAMPOO = {
     "target": "shampoo",
     "lr": 0.1,
     "epsilon": 1e-4,
-    "max_side": 100,
+    "max_side": 30,
     "small_side": 9,
     "precondition_frequency": 5,
 }
@@ -50,10 +50,15 @@ MORE: dict[str, dict[str, Any]] = {
     "shampoo": SHAMPOO,
     "shampoo by newton": SHAMPOO | {"root": "newton"},
     # Refreshed by need, that is by a schedule where the device would have to be asked.
-    "shampoo by need": {"target": "shampoo", "lr": 0.1, "epsilon": 1e-4, "max_side": 100, "root": "newton"},
+    "shampoo by need": {"target": "shampoo", "lr": 0.1, "epsilon": 1e-4, "max_side": 30, "root": "newton"},
     "diagonal, grafted": SHAMPOO | {"preset": "adam-grafted", "root": "newton", "structure": "diagonal-factor"},
 }
 ALL = {name: {"target": name, "lr": RATES[name]} for name in RECORDABLE} | MORE
+
+
+@pytest.fixture(scope="module")
+def mnist(coarse_mnist: Dataset) -> Dataset:
+    return coarse_mnist
 
 
 COUNT_ON_DEVICE = [
@@ -66,7 +71,7 @@ COUNT_ON_DEVICE = [
 @pytest.fixture
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU what a CUDA device is given: torch's implementations for it, and Shampoo's members in one call."""
-    for module in (factors, roots, shampoo):
+    for module in (factors, roots, shampoo, shampoo_roots):
         monkeypatch.setattr(module, "one_by_one", lambda x: False)
     for module in COUNT_ON_DEVICE:
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
@@ -86,7 +91,9 @@ def trained(
 
 
 def suite_of(optimizer: dict[str, Any], **more: Any) -> Suite:
-    return small_suite({"it": optimizer}, **{"seeds": 2, "max_epochs": 2, "evaluate_every": 0.5, **more})
+    return small_suite(
+        {"it": optimizer}, **{"seeds": 2, "max_epochs": 2, "evaluate_every": 0.5, "metrics": ["hoyer"], **more}
+    )
 
 
 def refused(results: list[TrialResult]) -> set[str]:

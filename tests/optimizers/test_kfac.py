@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +118,34 @@ def test_of_one_example_the_kronecker_product_is_the_fisher_block_itself() -> No
         torch.testing.assert_close(torch.kron(g, a), torch.outer(flat, flat))
 
 
+class Masked(nn.Module):
+    """As BERT: predictions at chosen places of sequences, and one for each sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.pair = nn.Linear(3, 4), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        return self.token(x).flatten(0, 1)[places], self.pair(x[:, 0])
+
+
+def test_the_fisher_matrix_of_chosen_places_is_a_mean_over_predictions() -> None:
+    """Of equal inputs the Kronecker product is exact: of a loss that is a mean, the mean over what is predicted."""
+    model = Masked().double()
+    x, places = inputs(3).expand(2, 5, 3), torch.tensor([0, 3, 4, 8, 9])
+    optimizer = Kfac(model, generator=torch.Generator().manual_seed(2))
+    outputs = model(x, places)
+    random = torch.Generator().manual_seed(2)
+    with_one = torch.cat([x[0, 0], torch.ones(1, dtype=torch.float64)])
+    for layer, logits in zip((model.token, model.pair), outputs, strict=True):
+        chance = logits.detach().softmax(1)
+        labels = torch.multinomial(chance, 1, generator=random).squeeze(1)
+        gradients = chance - nn.functional.one_hot(labels, chance.shape[1])
+        a, g = factors_of(optimizer.signals[layer])
+        expected = torch.kron(gradients.T @ gradients / len(logits), torch.outer(with_one, with_one))
+        torch.testing.assert_close(torch.kron(g, a), expected)
+
+
 def test_the_drawn_labels_give_the_true_fisher_matrix_in_the_mean() -> None:
     # Of softmax regression on one example the exact factor is diag(p) - p pᵀ.
     model = network(nn.Linear(3, 4))
@@ -218,10 +244,10 @@ def test_looking_without_gradients_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_it_trains_networks_of_the_suite_alone_as_in_a_cohort(model: str, mnist: Dataset, tmp_path: Path) -> None:
+def test_it_trains_networks_of_the_suite_alone_as_in_a_cohort(model: str, coarse_mnist: Dataset) -> None:
     changed = {"model": {"kind": "cnn", "channels": [4], "hidden": 16}} if model == "cnn" else {}
     suite = small_suite({"opt": {"target": "kfac", "lr": [0.1, 0.03]}}, seeds=2, max_epochs=1, **changed)
-    together = train_suite(suite, mnist)
+    together = train_suite(suite, coarse_mnist)
     for result in together:
         assert trial_row(result).status == "ok"
-    assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
+    assert same_bits(train_suite(suite, coarse_mnist, only=1)[0], together[1])

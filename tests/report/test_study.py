@@ -57,6 +57,8 @@ def test_a_study_comes_into_every_format(leads: bool, tmp_path: Path) -> None:
     last = list(csv.DictReader(io.StringIO(render_text(report, "csv"))))[-1]
     assert {key: value for key, value in last.items() if value} == {"metric": "count", "counted": str(n)}
     names = [figure.name for figure in figures([results], (*STUDIES, counted(leads)))]
+    results_first = next(name for name in names if name.startswith("final-accuracy"))
+    assert (names.index("counted") < names.index(results_first)) == leads, "figures are in the order of the tables"
     assert [name for name in names if name != "counted"] == [figure.name for figure in figures([results], STUDIES)]
     assert names.count("counted") == 1
 

@@ -48,7 +48,13 @@ TUNED = (
     .replace("seeds: 7", "seeds: 2\nstage: tune\ntune: {learning_margin: 0.1}")
     .replace("lr: 0.1", "lr: [0.05, 0.1, 0.2]")
 )
-FORGOTTEN = {"sgd": 0.5, "adam": 0.3}
+SWITCHED = SUITE.partition("claims:")[0].replace(
+    "adam: {target: adam}",
+    """adam: {target: adam}
+  to-adam: {target: switch, first: {target: sgd, lr: 0.1}, then: {target: adam}, at: [2, 4]}
+  noisy: {target: gradient-noise, base: {target: sgd, lr: 0.1}, steps: [1, 2]}""",
+)
+FORGOTTEN = {"sgd": 0.5, "adam": 0.3, "to-adam": 0.4, "noisy": 0.5}
 """Bits per byte."""
 
 
@@ -132,6 +138,19 @@ def test_figures_of_text_have_its_score_on_their_axes(run: Path) -> None:
         assert "bits per byte" in figure.title + figure.caption + figure.alt
         assert "accuracy" not in figure.title + figure.alt
     assert any("Test accuracy" in figure.caption for figure in drawn if "images" in figure.name)
+
+
+def test_switched_optimizers_are_read_in_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_run(tmp_path, SWITCHED, rows, name="switched")
+    shown = report(path, "markdown", capsys).split("Switching optimizers")[1].replace("<br>", " ")
+    noisy, switched = (shown.split(f"text, gpt, {name}: ")[1].split("images, net")[0] for name in ("noisy", "to-adam"))
+    assert "average score (-bits per byte) ↑" in noisy
+    assert "forgetting (bits per byte) ↓" in noisy
+    assert "average score |" in switched, "a ratio has no unit and no direction"
+    assert "average accuracy ↑" in shown.split("images, net, noisy: ")[1]
+    drawn = [figure for figure in figures([results_of(path)], STUDIES) if figure.name.startswith("switch_text")]
+    assert len(drawn) == 2
+    assert all(figure.alt.startswith("Mean average score (-bits per byte) by k") for figure in drawn)
 
 
 def test_gates_are_in_bits_per_byte(run: Path) -> None:

@@ -598,7 +598,7 @@ def test_a_dry_run_says_what_will_be_compared(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "6 trials and 4 controls in 2 cohorts" in said, "the two rates of sgd are trained together"
     assert "6 pairs of solutions, and 4 solutions with their controls" in said
-    assert "halves/net/sgd/default/seed=1/order=1" in said
+    assert "to do halves/net/sgd/default/seed=0-1/order=1\n" in said
     # Of what is left out nothing is compared.
     assert main(["run", str(file), "--dry-run", "--optimizer", "adam"]) == 0
     said = capsys.readouterr().out

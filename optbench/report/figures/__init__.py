@@ -41,9 +41,9 @@ OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
-    """Every kind of figure, in the order of a report: those of leading studies before those of the others."""
-    ordered = sorted(studies, key=lambda study: not study.leads)
-    return [*FIGURES, *(kind for study in ordered for kind in study.figures), *OF_WEIGHTS, *OF_CLAIMS]
+    """Every kind of figure, in the order of a report's tables: those of leading studies come first."""
+    leading, others = ([kind for s in studies if s.leads == leads for kind in s.figures] for leads in (True, False))
+    return [*leading, *FIGURES, *others, *OF_WEIGHTS, *OF_CLAIMS]
 
 
 def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[Figure]:

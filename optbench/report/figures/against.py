@@ -16,8 +16,7 @@ from optbench.report.figures import style
 from optbench.report.figures.drawing import MAX_WIDTH, Figure, Panel
 from optbench.report.figures.placing import name_points
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
-from optbench.report.figures.wording import MANY_NUMBERS, caption
-from optbench.report.numbers import words
+from optbench.report.figures.wording import MANY_NUMBERS, caption, metric_words
 from optbench.stats.results import Results
 from optbench.suite.variants import leaves
 
@@ -110,7 +109,7 @@ def _figure(group: Group, x: str, y: str) -> Figure | None:
     limits = (_limits([at for at, _ in every]), _limits([at for _, at in every]))
     parts = [[found[s.label] for s in part] for part in chunks([path.series for path in found.values()])]
     settings = list(dict.fromkeys(path.setting for path in found.values() if path.setting))
-    x_words, y_words = _words(group.series, x), _words(group.series, y)
+    x_words, y_words = metric_words(group.series, x), metric_words(group.series, y)
     what = f"{y_words} against {x_words} on {group.experiment}, {group.model}; a dot is a seed, a large marker a mean"
     if settings:
         what += f", and a line goes through the means along {' or '.join(settings)}, whose values are next to them"
@@ -144,7 +143,7 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
             named += [(middles[i], text, shown.colour) for i, text in texts]
             others += [pair for _, pairs in drawn for pair in pairs]
         series = [path.series for path in part]
-        style.labels(axes, _words(series, x), _words(series, y))
+        style.labels(axes, metric_words(series, x), metric_words(series, y))
         size = (72 * (WIDTH - BESIDE), 72 * (HEIGHT - BESIDE))
         if named:
             centres, texts_of, colours = zip(*named, strict=True)
@@ -178,10 +177,3 @@ def _between(a: Point, b: Point) -> list[Point]:
 def _limits(values: Sequence[float]) -> Point:
     air = AIR * (max(values) - min(values)) or 0.01
     return min(values) - air, max(values) + air
-
-
-def _words(series: Sequence[Series], metric: str) -> str:
-    """What a metric is called on an axis: `forgetting`, of text `forgetting (bits per byte)`."""
-    known = next((one.arm.metrics.get(metric) for one in series if one.arm.in_bits), None)
-    unit = f" ({known.unit})" if known and known.unit else ""
-    return words(metric, known is not None) + unit

@@ -10,6 +10,7 @@ from optbench.counting import count, grouped
 from optbench.metrics.score import UNIT, score_word
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series
+from optbench.report.numbers import words
 from optbench.stats.arms import Status
 
 MANY_NUMBERS = 8
@@ -46,6 +47,13 @@ def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panel
 def score_of(series: Iterable[Series]) -> str:
     """What R holds of the experiment that is drawn: `accuracy`, or of text `-bits per byte`."""
     return score_word(any(one.arm.in_bits for one in series))
+
+
+def metric_words(series: Iterable[Series], metric: str) -> str:
+    """What a metric is called on an axis: `forgetting`, of text `forgetting (bits per byte)`."""
+    known = next((one.arm.metrics.get(metric) for one in series if one.arm.in_bits), None)
+    unit = f" ({known.unit})" if known and known.unit else ""
+    return words(metric, known is not None) + unit
 
 
 def accuracy(series: Iterable[Series]) -> str:

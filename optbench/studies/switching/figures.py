@@ -12,8 +12,8 @@ from optbench.counting import grouped
 from optbench.report.figures import style
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, groups, mean
-from optbench.report.figures.wording import caption, means
-from optbench.report.numbers import decimals, words
+from optbench.report.figures.wording import caption, means, metric_words
+from optbench.report.numbers import decimals
 from optbench.stats.arms import Arm
 from optbench.stats.results import Results
 from optbench.studies.switching.statistics import Switching, switchings
@@ -108,7 +108,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
         name=_unused(group, first.switching.optimizer, used),
         title=f"{experiment}, {model}: {told}",
         caption=caption(what, [(group, shown)]),
-        alt=f"Mean {words(metric)} by k: {means(numbers, decimals(metric))}.",
+        alt=f"Mean {metric_words(shown, metric)} by k: {means(numbers, decimals(metric))}.",
         panels=tuple(_panel(path, metric) for path in paths for metric in path.metrics),
     )
 
@@ -137,7 +137,7 @@ def _panel(path: Path, metric: str) -> Panel:
         x = [k for k, values in drawn for _ in values]
         style.draw_seeds(axes, x, [one for _, values in drawn for one in values], shown)
         what = "noise" if path.switching.kind == "noise" else path.switching.first
-        style.labels(axes, f"k, steps with {what}", words(metric))
+        style.labels(axes, f"k, steps with {what}", metric_words(series, metric))
 
     return Panel(draw, WIDTH, HEIGHT, series=series)
 

@@ -95,11 +95,14 @@ def _table(switching: Switching, several: bool) -> Table:
 
 def _title(switching: Switching, metric: str) -> str:
     """ρ has no better direction; a difference has that of its metric."""
+    arm = switching.points[0].arm
+    known = arm.metrics[metric]
     title = TITLES.get(metric, words(metric))
+    if known.said:
+        title = title.replace("accuracy", "score")
     if switching.statistic == "rho":
         return title
-    direction = name_with_arrow(switching.points[0].arm.metrics[metric])
-    return f"{title}{direction.removeprefix(words(metric))}"
+    return f"{title}{name_with_arrow(known).removeprefix(words(metric, arm.in_bits))}"
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:
@@ -134,7 +137,8 @@ def _reasons(switching: Switching) -> Iterable[str]:
         for point in switching.points
         if (reason := switching.estimate(point, metric).reason)
     )
-    shared = grouped(((reason, tuple(ks)), words(metric)) for (metric, reason), ks in steps.items())
+    in_bits = switching.points[0].arm.in_bits
+    shared = grouped(((reason, tuple(ks)), words(metric, in_bits)) for (metric, reason), ks in steps.items())
     what = "ρ" if switching.statistic == "rho" else "difference"
     for (reason, where), metrics in shared.items():
         at = "" if len(where) == len(switching.points) else f" at k = {', '.join(where)}"
