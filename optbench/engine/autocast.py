@@ -23,5 +23,6 @@ def logits_in(precision: Precision, device: torch.device, forward: Callable[[], 
 
 
 def in_full(tensor: Tensor) -> tuple[Tensor, torch.autocast]:
-    """Return a tensor in float32, and a context in which nothing is cast: for what is worked out in a forward pass."""
-    return tensor.float(), torch.autocast(tensor.device.type, enabled=False)
+    """Return a tensor in at least float32, and a context without casts: for what is worked out in a forward pass."""
+    full = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    return full, torch.autocast(tensor.device.type, enabled=False)
