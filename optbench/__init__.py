@@ -1,4 +1,4 @@
-"""Which kind of solution does an optimizer find? The Python interface; README.md, "From Python", is a tour of it.
+"""Which kind of solution does an optimizer find? The Python interface; docs/python.md is a tour of it.
 
 Names are imported when they are first used, so `import optbench` costs nothing and imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What programs read of reports: the keys of JSON and the columns of csv, which stay (README, "For programs").
+"""What programs read of reports: keys of JSON and columns of csv, which stay (docs/reporting.md, "For programs").
 
 Numbers are not rounded. A difference is infinite where a side diverged.
 """

@@ -286,9 +286,9 @@ def test_reading_imports_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- the README's workflow
+# --- the documented workflow
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "comparing.md"
 OPTIMIZER = """
 import torch
 
@@ -321,15 +321,15 @@ def git(folder: Path, *words: str) -> str:
 
 
 def workflow() -> list[str]:
-    """The commands of the README's workflow, without those that install."""
-    block = re.search(r"```yaml\n(# \.github/workflows/.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The commands of the documented workflow, without those that install."""
+    block = re.search(r"```yaml\n(# \.github/workflows/.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     (job,) = yaml.safe_load(block[1])["jobs"].values()
     return [step["run"] for step in job["steps"] if "run" in step and "pip install" not in step["run"]]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="the workflow checks out commits with git")
-def test_the_workflow_of_the_readme_judges_a_pull_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_workflow_judges_a_pull_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "suite.yaml").write_text(MINE, encoding="utf-8")
     (tmp_path / ".gitignore").write_text("runs\n__pycache__\nbin\nsummary.md\n", encoding="utf-8")

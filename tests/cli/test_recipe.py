@@ -1,4 +1,4 @@
-"""The README's recipe for pandas, run word for word on a run that has controls."""
+"""The documented recipe for pandas, run word for word on a run that has controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optbench.plan import Trial
 from optbench.store.tables import Row
 from tests.written_runs import rows_of, write_run
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "run-directory.md"
 SUITE = """
 name: nulls
 seeds: 3
@@ -41,8 +41,8 @@ def result_of(code: str) -> Any:
     *before, last = ast.parse(code).body
     assert isinstance(last, ast.Expr)
     names: dict[str, Any] = {}
-    exec(compile(ast.Module(before, []), "README.md", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+    exec(compile(ast.Module(before, []), PAGE.name, "exec"), names)
+    return eval(compile(ast.Expression(last.value), PAGE.name, "eval"), names)
 
 
 def test_the_recipe_has_the_means_of_the_report_and_no_controls(
@@ -52,7 +52,7 @@ def test_the_recipe_has_the_means_of_the_report_and_no_controls(
     monkeypatch.chdir(tmp_path)
     stages = pd.read_parquet("runs/made/trials.parquet").stage
     assert set(stages) == {"eval", "control"}
-    (recipe,) = re.findall(r"```python\n(import pandas.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (recipe,) = re.findall(r"```python\n(import pandas.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     found = result_of(recipe.replace("<id>", "made"))
     assert main(["report", "made", "--format", "csv", "-o", "report.csv"]) == 0
     report = pd.read_csv("report.csv")

@@ -1,0 +1,64 @@
+"""Documents cite what exists: files, headings, suites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOST_LINES = 160
+"""Of the README."""
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names under which the headings of a page can be linked."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """What a page links to in the repository: file and anchor."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path).resolve() if path else page, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in links(page):
+        assert path.exists(), f"{page.name} links to {path}"
+        if anchor:
+            assert anchor in anchors(path), f"{page.name} links to {path.name}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, new = set(), {PAGES[0]}
+    while new:
+        reached |= new
+        new = {path for page in new for path, _ in links(page) if path.suffix == ".md" and path in PAGES} - reached
+    assert reached == set(PAGES)
+
+
+def test_the_readme_is_short_and_begins_with_the_commands() -> None:
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES
+    commands = [i for i, line in enumerate(lines, 1) if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert max(commands) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_suites_that_are_named_exist(page: Path) -> None:
+    shipped = {path.stem for path in (ROOT / "suites").glob("*.yaml")}
+    named = re.findall(r"optbench (?:run|tune) ([a-z][a-z-]*)(?=[ `\n]|$)", page.read_text(encoding="utf-8"))
+    assert set(named) - {"mine"} <= shipped
