@@ -150,6 +150,11 @@ def test_reports_and_comparisons_leave_them_out_in_sight(trained: Path, capsys: 
     run = read_run(trained)
     assert set(run.values().query("variant == 'lr=0.0003'").status) == {"above_target"}
     assert set(compare(run, "fast", "slow/lr=0.01").pairs) == {7}
+    capsys.readouterr()
+    assert main(["compare", f"{trained}:fast", f"{trained}:slow"]) == 0
+    compared = " ".join(capsys.readouterr().out.split())
+    assert "0 of 7 seeds paired" in compared
+    assert "B (slow lr=0.0003), of 7 trials: 7 above the target training loss" in compared
     for form in ("terminal", "json"):
         capsys.readouterr()
         assert main(["compare", f"{trained}:fast", f"{trained}:slow/lr=0.0003", "--format", form]) == 4
