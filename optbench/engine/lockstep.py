@@ -180,7 +180,7 @@ class LockStep:
             if self._updates is not None:
                 self._updates.begin(step + k, self._weights, self._grads)
             self._stopwatch.start()
-            failures = {**self._lane.step(partial(self._loss, step + k)), **broken}
+            failures = {**self._lane.step(partial(self._loss, step + k), step + k), **broken}
             self._stopwatch.stop()
             if self._averages is not None:
                 self._averages.update()
@@ -219,6 +219,10 @@ class LockStep:
 
     def state_bytes(self, i: int) -> int:
         return self._lane.state_bytes(i)
+
+    def rate(self, i: int) -> float | None:
+        """The rate of member `i`, as `Lane.rate` has it."""
+        return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
         """How often a factorisation of member `i` had to be replaced."""

@@ -137,7 +137,7 @@ class TaskTraining:
                 if isinstance(found, Exception):
                     self._leave(here[i], "failed", step, ModelError(found))
                 else:
-                    self._evaluated(here[i], row, found, step, stack.row(i) if self.averages else None)
+                    self._evaluated(here[i], row, found, step, stack.rate(i), stack.row(i) if self.averages else None)
             for i in [i for i, member in here.items() if member not in self.active]:
                 self._take_out(stack, i, here.pop(i))
             cohort.look_at_followers()
@@ -240,10 +240,12 @@ class TaskTraining:
                 here[i].rows.append(EarlierRow(self.task + 1, step, task + 1, loss, score.accuracy, bits))
         return raised
 
-    def _evaluated(self, member: Member, row: Tensor, score: Score, step: int, raw: Tensor | None) -> None:
+    def _evaluated(
+        self, member: Member, row: Tensor, score: Score, step: int, rate: float | None, raw: Tensor | None
+    ) -> None:
         """Record the score of the weights `row` after `step`, and end the task if it is over.
 
-        raw: the weights in training, where `row` is an average of them.
+        rate: as `Lane.rate` has it. raw: the weights in training, where `row` is an average of them.
         """
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
@@ -256,6 +258,7 @@ class TaskTraining:
                 eval_loss=finite(score.loss),
                 eval_accuracy=score.accuracy,
                 eval_bits_per_byte=finite(score.bits_per_byte),
+                lr=finite(rate),
             )
         )
         self.cohort.sketches.record(member, row, self.task + 1, step)

@@ -36,15 +36,17 @@ from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, 
 from optbench.engine.learning import not_learnt, tasks_above_target
 from optbench.engine.lockstep import Machinery
 from optbench.engine.measure import measure, score_held_out
-from optbench.engine.members import Member, Notify, Schedule, TrialResult
+from optbench.engine.members import Member, Notify, TrialResult
 from optbench.engine.online import Online
 from optbench.engine.outside import OutsideState
 from optbench.engine.passes import Passes
 from optbench.engine.randomness import SEEDS
+from optbench.engine.rates import unscheduled
 from optbench.engine.recording import Recordings
 from optbench.engine.resuming import obstacle, proven_state
 from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
+from optbench.engine.steps import Steps
 from optbench.engine.task import TaskTraining
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
@@ -181,7 +183,7 @@ class CohortTraining:
             if self.finished:
                 begun[member.trial.id].restore(member)
         self._obstacles: dict[str, str | None] = {}
-        self._totals: dict[tuple[int, int | None], int] = {}
+        self._steps = Steps(self.protocol, self.sequences, workspace.family.count)
         # Read before any instance is made.
         self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
@@ -227,6 +229,7 @@ class CohortTraining:
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
             self.blueprint.ends,
+            self._steps.curve(member, task),
         )
 
     def _keeps_state(self, member: Member) -> bool:
@@ -324,13 +327,8 @@ class CohortTraining:
         """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
         if "total_steps" not in self.spec.needs:
             return 0  # counting would make the tasks
-        place = member.trial.seed, None if self._keeps_state(member) else task
-        if place not in self._totals:  # once: it makes every task, which would cost more in every task
-            sequence = self.sequences[member.trial.seed]
-            tasks = range(self.workspace.family.count) if place[1] is None else [task]
-            per_epoch = [len(sequence.train(i)) // self.protocol.batch_size for i in tasks]
-            self._totals[place] = sum(Schedule.of(self.protocol, steps).total for steps in per_epoch)
-        return self._totals[place]
+        seed = member.trial.seed
+        return self._steps.of_all(seed) if self._keeps_state(member) else self._steps.of_task(seed, task)
 
     def _measure(self, after_task: int) -> None:
         started = time.perf_counter()
@@ -394,6 +392,8 @@ class CohortTraining:
             r.metric: r.note for r in member.rows if isinstance(r, MetricRow) and (r.note or "").startswith(RAISED)
         }
         found += [f"{name} {note}" for name, note in raised.items()]
+        if note := unscheduled(self.protocol.schedule, member.trial, member.rows):
+            found.append(note)
         if self.ways.alone is not None:
             found.append(f"trained member by member: {self.ways.alone}")
         if self.apart is not None:

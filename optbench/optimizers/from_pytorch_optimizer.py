@@ -114,6 +114,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "bias_correction": OFF,
             "safeguard_warmup": OFF,
         },
+        takes_schedule=False,
         step_cost=2.0,
     ),
     _spec(
@@ -195,6 +196,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "eps": Hyper(1e-8),
         },
         needs=frozenset({"modes"}),
+        takes_schedule=False,
     ),
     _spec(
         name="adahessian",

@@ -144,6 +144,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
         reference="Riedmiller & Braun 1993",
         state="2",
         hyperparameters={"lr": Hyper(1e-2, above=True)},
+        takes_schedule=False,  # its rate is that of the very first step
     ),
     _each(
         name="muon",

@@ -27,6 +27,7 @@ from optbench.optimizers.needs import (
     needs_of_methods,
     parameters_of,
 )
+from optbench.optimizers.rates import Group, rate_groups
 from optbench.optimizers.registry import base_settings, complete, find
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN, Need, OptimizerSpec
 from optbench.targets import said
@@ -310,6 +311,10 @@ class Row(torch.optim.Optimizer):
             p.copy_(self._row[place].view_as(p))
         return loss
 
+    def rate_groups(self, stepping: bool) -> list[Group]:
+        """As `rates.rate_groups`: its own, which says what the rate is, and that of the optimizer that steps by it."""
+        return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
+
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
 
@@ -333,6 +338,10 @@ class Together(torch.optim.Optimizer):
             part.step()
         self._gather()
         return loss
+
+    def rate_groups(self, stepping: bool) -> list[Group]:
+        """As `rates.rate_groups`: those of every part."""
+        return [group for part in self.parts for group in rate_groups(part, stepping=stepping)]
 
     def _gather(self) -> None:
         self.state.update({p: s for part in self.parts for p, s in getattr(part, "state", {}).items()})

@@ -45,7 +45,9 @@ def needs_of_methods(
         found.add("modes")
     if _callable_without_arguments(optimizer, "around_forward"):
         found.add("around_forward")
-    return frozenset(found - {"modes", "no-modes"} if "no-modes" in declared_needs(hyperparameters) else found)
+    if "no-modes" in declared_needs(hyperparameters):
+        found -= {"modes", "no-modes"}
+    return frozenset(found - {"no-schedule"})  # nothing that a step needs
 
 
 def first_given(factory: Callable[..., Any]) -> Need | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
 from optbench.optimizers.powers import power
+from optbench.optimizers.rates import Group, rate_groups
 
 
 class Powerpropagation(torch.optim.Optimizer):
@@ -71,6 +72,10 @@ class Powerpropagation(torch.optim.Optimizer):
     def begin_task(self) -> None:
         """A new task begins: the base may want to know."""
         begin_task(self.base)
+
+    def rate_groups(self, stepping: bool) -> list[Group]:
+        """As `rates.rate_groups`: those of the base."""
+        return rate_groups(self.base, stepping=stepping)
 
     def _slope(self, root: Tensor) -> Tensor:
         return power(root.abs(), float(self._alpha - 1))

@@ -12,7 +12,7 @@ from typing import Any
 from optbench.errors import OptimizerError, unknown
 from optbench.optimizers.from_pytorch_optimizer import PYTORCH_OPTIMIZER
 from optbench.optimizers.from_torch import TORCH
-from optbench.optimizers.needs import check_given
+from optbench.optimizers.needs import check_given, declared_needs
 from optbench.optimizers.ours import OURS
 from optbench.optimizers.spec import DECLARATIONS, NEEDS, OptimizerSpec
 
@@ -118,6 +118,19 @@ def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str
             below = defaults_inside(*base_settings(target, inner))
             found |= {f"{name}.{place}": default for place, default in below.items()}
     return found
+
+
+def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | None:
+    """The optimizer, or one inside it, that takes no schedule of its rate; None where all do."""
+    spec = find(target)
+    if not spec.takes_schedule or (is_plugin(target) and "no-schedule" in declared_needs(hyperparameters)):
+        return target
+    for name, hyper in spec.hyperparameters.items():
+        if hyper.kind == "optimizer":
+            found = without_schedule(*base_settings(target, hyperparameters[name]))
+            if found is not None:
+                return found
+    return None
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:

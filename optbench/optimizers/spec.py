@@ -17,6 +17,7 @@ Need = Literal[
     "create_graph",
     "modes",
     "no-modes",
+    "no-schedule",
     "loss",
     "random",
     "generator",
@@ -32,7 +33,8 @@ Need = Literal[
 before the first call. `loss`: a closure that returns the differentiable loss and leaves the backward pass to the
 optimizer; for a `step` with an argument `loss` and none `closure`, the loss by this name after a backward pass.
 `create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps and `eval()` before
-measuring; `no-modes`: neither, although it has methods of these names. `random`: it draws from the global generators,
+measuring; `no-modes`: neither, although it has methods of these names. `no-schedule`: that `protocol.schedule` leaves
+its rate alone. `random`: it draws from the global generators,
 which are seeded for each of its steps from the trial's own.
 
 Arguments of the constructor, by these names: `generator`, a `torch.Generator` of the trial's own; `model`, the trial's
@@ -140,6 +142,9 @@ class OptimizerSpec:
     """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
     """What it asks of whoever trains with it, beyond gradients and `step()`."""
+    takes_schedule: bool = True
+    """Whether `protocol.schedule` scales its `lr`: False where it finds its step lengths itself, or averages weights in
+    the place of a schedule."""
     only_matrices: bool = False
     """It takes weights of two axes only: all others, and the ends, go to `fallback`, with its own settings."""
     fallback: str = "adamw"

@@ -9,6 +9,7 @@ import torch
 
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.rates import Group, rate_groups
 from optbench.optimizers.spec import FALLBACK
 from optbench.optimizers.takeover import held, same_kind, take_settings
 
@@ -65,6 +66,12 @@ class Switch(torch.optim.Optimizer):
         """Tell the active optimizer that a new task begins."""
         self._hand_over()
         begin_task(self._active)
+
+    def rate_groups(self, stepping: bool) -> list[Group]:
+        """As `rates.rate_groups`: those of the active optimizer."""
+        if stepping:  # settings are handed over as they are, not as they are scaled for a step
+            self._hand_over()
+        return rate_groups(self._active, stepping=stepping)
 
     def _hand_over(self) -> None:
         """At the switch, let `then` continue from the state of `first`.

@@ -9,6 +9,7 @@ import torch
 
 from optbench.optimizers.closures import evaluated
 from optbench.optimizers.make import base_optimizer, begin_task
+from optbench.optimizers.rates import Group, rate_groups
 
 
 class Wrapper(torch.optim.Optimizer):
@@ -37,6 +38,10 @@ class Wrapper(torch.optim.Optimizer):
     def begin_task(self) -> None:
         """A new task begins: the base may want to know."""
         begin_task(self.base)
+
+    def rate_groups(self, stepping: bool) -> list[Group]:
+        """As `rates.rate_groups`: those of the base."""
+        return rate_groups(self.base, stepping=stepping)
 
     def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()

@@ -68,6 +68,11 @@ class Trial:
         return registry.find(self.stepping[0])
 
     @functools.cached_property
+    def without_schedule(self) -> str | None:
+        """The target that takes no schedule of its rate, of the optimizer that steps or one inside it; or None."""
+        return registry.without_schedule(*self.stepping)
+
+    @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
         """Targets of the user's own among its optimizer and those inside it."""
         return registry.user_targets(self.target, self.hyperparameters)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from optbench.counting import count
 from optbench.suite.protocol import Protocol
+from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
     """Return a sentence for each departure; empty where there is none."""
-    said = []
+    said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")
     if (averaging := protocol.weight_averaging) is not None:
@@ -20,3 +21,17 @@ def recipe(protocol: Protocol) -> str:
         ways = " and ".join(filter(None, ("mirrored at random" if augment.flip else "", crop)))
         said.append(f"Training images are {ways}.")
     return " ".join(said)
+
+
+def scheduling(schedule: RateSchedule) -> str:
+    """Return a sentence: how the learning rate goes over its span, one that is not flat."""
+    span = "a task's steps" if schedule.span == "task" else "the steps of all tasks"
+    end = f"to {schedule.floor:g} of its peak" if schedule.floor else "to 0"
+    ways = {
+        "constant": f"stays constant over {span}",
+        "linear": f"falls linearly {end} over {span}",
+        "cosine": f"falls as a cosine {end} over {span}",
+        "wsd": f"stays constant and falls linearly {end} over the last {schedule.decay:.3g} of {span}",
+    }
+    rise = f"rises over the first {schedule.warmup:.3g}, then " if schedule.warmup else ""
+    return f"The learning rate {rise}{ways[schedule.kind]}."

@@ -156,6 +156,9 @@ class CurveRow:
     eval_accuracy: float | None
     eval_bits_per_byte: float | None = None
     """Of text."""
+    lr: float | None = None
+    """The learning rate: that of the first parameter group, times the factor of `protocol.schedule` in the step before.
+    null where no group has an `lr`."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
 ADDED = frozenset(
     {("accuracy", name) for name in ("majority", "bits_per_byte", "validation_bits_per_byte")}
-    | {("curves", "eval_bits_per_byte")}
+    | {("curves", name) for name in ("eval_bits_per_byte", "lr")}
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""

@@ -27,6 +27,11 @@ class RateSchedule(Settings):
     span: Literal["task", "all"] = "task"
     """`task`: the schedule starts anew in every task; `all`: it spans the steps of all tasks."""
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether its factor is 1 throughout."""
+        return self.kind == "constant" and not self.warmup
+
     @model_validator(mode="after")
     def _keys_fit(self) -> RateSchedule:
         for key, kinds in OF_KIND.items():

@@ -176,7 +176,7 @@ def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], give
     for step in given:
         for row, part in zip(grads, step, strict=True):
             row.copy_(layout.pack(pieces(part)))
-        assert lane.step(never) == {}
+        assert lane.step(never, 0) == {}
     return weights
 
 

@@ -57,12 +57,12 @@ def build_lane(
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin, clip_norm=clip_norm)
     cls = load_factory(spec.target)
-    states = [member.state for member in members]
+    states, curves = [member.state for member in members], [member.curve for member in members]
     more = spec.arguments_on.get(weights.device.type, {})
     settings = [{**constructor_arguments(spec, member.hyperparameters), **more} for member in members]
     if not spec.recordable:
         recordings = Recordings(None)
     if spec.lane == "elementwise":
         code = UserCode(spec, members[0].hyperparameters, weights.device)
-        return ElementwiseLane(cls, settings, weights, grads, states, recordings, code)
-    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, recordings)
+        return ElementwiseLane(cls, settings, weights, grads, states, curves, recordings, code)
+    return BatchedLane(cls, settings, spec.per_member, weights, grads, layout, states, curves, recordings)

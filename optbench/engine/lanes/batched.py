@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, Lane, MemberState, RefusedError, tensor_bytes
+from optbench.engine.rates import RateCurve
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.user_code import without_warnings
@@ -33,6 +34,7 @@ class BatchedLane(Lane):
         grads: Tensor,
         layout: Layout,
         states: Sequence[dict[str, Any] | None],
+        curves: Sequence[RateCurve | None],
         recordings: Recordings,
     ) -> None:
         self._count = len(settings)
@@ -53,6 +55,9 @@ class BatchedLane(Lane):
             alone = {i: raised for i, setting in enumerate(settings) if (raised := self._refusal(make, setting, i))}
             raise RefusedError(alone or dict.fromkeys(range(self._count), error)) from error
         self._optimizer = made
+        self._rates: list[float] = torch.as_tensor(made.param_groups[0]["lr"]).expand(self._count).tolist()
+        self._factors = [1.0] * self._count
+        self._scheduled = _Scheduled(made.param_groups, curves, weights.device) if any(curves) else None
         self.raised_early: dict[int, Exception] = {}
         self._recordings = recordings
         self._works: dict[Hashable, Recorded[None]] = {}
@@ -79,7 +84,9 @@ class BatchedLane(Lane):
     def begin_task(self) -> None:
         self._optimizer.begin_task()
 
-    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+    def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
+        if self._scheduled is not None:
+            self._factors = self._scheduled.begin(step)
         try:
             kind = self._optimizer.upcoming() if self._recordings.record else None
             if kind is None:
@@ -110,5 +117,34 @@ class BatchedLane(Lane):
     def state_bytes(self, index: int) -> int:
         return sum(tensor_bytes(self._optimizer.state[p]) for p in self._parameters) // self._count
 
+    def rate(self, index: int) -> float | None:
+        return self._rates[index] * self._factors[index]
+
     def fallbacks(self, index: int) -> int:
         return int(self._optimizer.fallbacks()[index])
+
+
+class _Scheduled:
+    """The rates (M,) of a batched optimizer, scaled in place before each step: recorded steps read the same memory."""
+
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], curves: Sequence[RateCurve | None], device: torch.device
+    ) -> None:
+        """curves: of each member; None: its rate is not scaled."""
+        self._curves = curves
+        self._factors = torch.ones(len(curves), dtype=widest(device), device=device)
+        distinct = dict.fromkeys(curve for curve in curves if curve is not None)
+        self._masks = [(curve, torch.tensor([c == curve for c in curves], device=device)) for curve in distinct]
+        self._rates: list[tuple[Tensor, Tensor]] = []
+        for group in groups:
+            own = torch.as_tensor(group["lr"], dtype=widest(device), device=device).expand(len(curves)).clone()
+            group["lr"] = own.clone()
+            self._rates.append((group["lr"], own))
+
+    def begin(self, step: int) -> list[float]:
+        """Scale the rates for a step; the factors of the members. Nothing is sent to the device but kernels."""
+        for curve, mask in self._masks:
+            self._factors.masked_fill_(mask, curve.factor(step))
+        for rate, own in self._rates:
+            torch.mul(own, self._factors, out=rate)
+        return [1.0 if curve is None else curve.factor(step) for curve in self._curves]

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from optbench.engine.faults import of_the_machine
 from optbench.engine.lanes.lane import Evaluate, Lane, MemberState, Optimizer, RefusedError, tensor_bytes
+from optbench.engine.rates import RateCurve
 from optbench.engine.recording import Recorded, Recordings
 from optbench.engine.user_code import UserCode
+from optbench.optimizers.rates import first_rate, rate_groups, scaled
 
 
 class ElementwiseLane(Lane):
-    """Rows of the stack with the same settings and step count share a leaf tensor, and each leaf has an instance.
+    """Rows of the stack with the same settings, step count and schedule share a leaf, and each leaf has an instance.
 
     Not one instance for all: what raises because of its settings must not stop the others.
     """
@@ -28,13 +30,16 @@ class ElementwiseLane(Lane):
         weights: Tensor,
         grads: Tensor,
         states: Sequence[dict[str, Any] | None],
+        curves: Sequence[RateCurve | None],
         recordings: Recordings,
         code: UserCode,
     ) -> None:
         self._code = code
         self.raised_early: dict[int, Exception] = {}
         refused: dict[int, Exception] = {}
-        self._blocks = _runs([_signature(s, state) for s, state in zip(settings, states, strict=True)])
+        self._blocks = _runs([_signature(*each) for each in zip(settings, states, curves, strict=True)])
+        self._curves = [curves[start] for start, _ in self._blocks]
+        self._factors = [1.0] * len(self._blocks)
         self._leaves: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         for start, stop in self._blocks:
@@ -56,16 +61,38 @@ class ElementwiseLane(Lane):
         if refused:
             raise RefusedError(refused)
         self._work: Recorded[dict[int, Exception]] = Recorded("update", recordings)
+        self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
-    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+    def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
+        """Move the rates that are scaled to the device, where a recorded step reads them; with their own values."""
+        found = []
+        for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
+            groups = [] if curve is None else rate_groups(optimizer)
+            bases = [float(group["lr"]) for group in groups]
+            for group, base in zip(groups, bases, strict=True):
+                # In float32, as fused implementations read it.
+                group["lr"] = torch.full((), base, dtype=torch.float32, device=device)
+            found.append([(group["lr"], base) for group, base in zip(groups, bases, strict=True)])
+        return found
+
+    def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
+        for i, curve in enumerate(self._curves):
+            if curve is not None:
+                self._factors[i] = curve.factor(step)
+                for rate, base in self._device_rates[i] if self._device_rates is not None else ():
+                    rate.fill_(base * self._factors[i])
         return self._work(self._step, self._changed)
 
     def _step(self) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
-        for optimizer, (start, stop) in zip(self._optimizers, self._blocks, strict=True):
+        for i, (optimizer, (start, stop)) in enumerate(zip(self._optimizers, self._blocks, strict=True)):
             try:
                 with self._code.step(None):
-                    optimizer.step()
+                    if self._curves[i] is None or self._device_rates is not None:
+                        optimizer.step()
+                    else:
+                        with scaled(rate_groups(optimizer, stepping=True), self._factors[i]):
+                            optimizer.step()
             except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
                 if of_the_machine(error):
                     raise
@@ -78,8 +105,18 @@ class ElementwiseLane(Lane):
         kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*self._leaves, *(leaf.grad for leaf in self._leaves if leaf.grad is not None), *kept]
 
+    def _block(self, index: int) -> int:
+        return next(b for b, (_, stop) in enumerate(self._blocks) if index < stop)
+
+    def rate(self, index: int) -> float | None:
+        block = self._block(index)
+        if self._device_rates is not None and self._device_rates[block]:
+            return self._device_rates[block][0][1] * self._factors[block]
+        rate = first_rate(rate_groups(self._optimizers[block]))
+        return None if rate is None else rate * self._factors[block]
+
     def export(self, index: int) -> MemberState:
-        block = next(b for b, (_, stop) in enumerate(self._blocks) if index < stop)
+        block = self._block(index)
         state = self._optimizers[block].state.get(self._leaves[block])
         if not state:
             return None
@@ -91,12 +128,13 @@ class ElementwiseLane(Lane):
         return tensor_bytes(self.export(index))
 
 
-def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None) -> str:
-    """Members with equal signatures may share a leaf: equal settings, equal scalars (step counts) in their state."""
+def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curve: RateCurve | None) -> str:
+    """Members with equal signatures may share a leaf: equal settings and factors, and equal scalars (step counts) in
+    their state."""
     scalars = None
     if state:
         scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
-    return repr((sorted(setting.items()), scalars))
+    return repr((sorted(setting.items()), scalars, curve))
 
 
 def _runs(values: Sequence[str]) -> list[tuple[int, int]]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.rates import RateCurve
+
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
 """evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a scalar to take gradients of.
@@ -40,6 +42,8 @@ class LaneMember:
     """draws(purpose) -> the seed of what its optimizer draws outside of steps."""
     ends: frozenset[str] = frozenset()
     """The parameters at the ends of the network, by name: see `optimizers.ends`."""
+    curve: RateCurve | None = None
+    """By which its rate is scaled in this task; None: not at all."""
 
 
 class RefusedError(Exception):
@@ -61,11 +65,16 @@ class Lane(ABC):
     """Exceptions from the constructor, restoring or `begin_task`, by member; these members take no step."""
 
     @abstractmethod
-    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+    def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
         """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
 
-        evaluate: for an optimizer that asks for more than gradients.
+        evaluate: for an optimizer that asks for more than gradients. step: its number in the task, from 0 on.
         """
+
+    @abstractmethod
+    def rate(self, index: int) -> float | None:
+        """The rate of a member's first parameter group, times the schedule's factor in the step before; None without
+        one."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:

@@ -23,6 +23,7 @@ from optbench.models import materialised
 from optbench.optimizers.ends import mark
 from optbench.optimizers.make import begin_task, maker, resolve_made
 from optbench.optimizers.needs import declared_needs, takes_closure, takes_loss_by_name
+from optbench.optimizers.rates import first_rate, rate_groups, scaled
 from optbench.optimizers.spec import Need, OptimizerSpec
 
 
@@ -53,6 +54,7 @@ class PerMemberLane(Lane):
         self._code = UserCode(spec, members[0].hyperparameters, weights.device)
         self._targets = [list(layout.views(row).values()) for row in weights.detach().unbind()]
         self._grads = [list(layout.views(row).values()) for row in grads.unbind()]
+        self._factors = [1.0] * len(members)
         self.raised_early: dict[int, Exception] = {}
         self._instances: list[Instance | None] = []
         for i, (member, views) in enumerate(zip(members, self._targets, strict=True)):
@@ -142,14 +144,14 @@ class PerMemberLane(Lane):
                     raise
                 self.raised_early[i] = error
 
-    def step(self, evaluate: Evaluate) -> dict[int, Exception]:
+    def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
         raised: dict[int, Exception] = {}
         for i, instance in enumerate(self._instances):
             if instance is None or i in self.raised_early:
                 continue
             try:
                 with self._code.step(self._members[i].generator):
-                    self._step(i, instance, evaluate)
+                    self._step(i, instance, evaluate, step)
             except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
                 if of_the_machine(error):
                     raise
@@ -158,7 +160,7 @@ class PerMemberLane(Lane):
             _copy(instance.parameters, self._targets[i])
         return raised
 
-    def _step(self, i: int, instance: Instance, evaluate: Evaluate) -> None:
+    def _step(self, i: int, instance: Instance, evaluate: Evaluate, step: int) -> None:
         needs = instance.needs
         # Those that the optimizer has frozen have no gradient, as in a plain loop.
         trained = [(p, grad) for p, grad in zip(instance.parameters, self._grads[i], strict=True) if p.requires_grad]
@@ -198,7 +200,12 @@ class PerMemberLane(Lane):
             loss = closure()
         if instance.call.loss and loss is None:
             loss = closure()
-        instance.call(instance.optimizer, closure, loss)
+        if (curve := self._members[i].curve) is None:
+            instance.call(instance.optimizer, closure, loss)
+        else:
+            self._factors[i] = curve.factor(step)
+            with scaled(rate_groups(instance.optimizer, stepping=True), self._factors[i]):
+                instance.call(instance.optimizer, closure, loss)
         if needs & {"create_graph", "loss"}:
             for parameter in parameters:
                 parameter.grad = None
@@ -235,6 +242,11 @@ class PerMemberLane(Lane):
         except NotImplementedError:  # inherited and never meant: only modes that are declared have to work
             if "modes" in declared_needs(member.hyperparameters):
                 raise
+
+    def rate(self, index: int) -> float | None:
+        instance = self._instances[index]
+        rate = None if instance is None else first_rate(rate_groups(instance.optimizer))
+        return None if rate is None else rate * self._factors[index]
 
     def export(self, index: int) -> MemberState:
         return self._instances[index]

@@ -68,7 +68,7 @@ class Verification:
         if self._steps % RENEWED_EVERY == 0:
             self._alone.renew()
         for companion in (self._alone, self._apart):
-            if (error := companion.step(evaluate)) is not None:
+            if (error := companion.step(evaluate, self._steps - 1)) is not None:
                 if of_the_machine(error):
                     raise error
                 self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {spoken(error)}"
@@ -122,6 +122,6 @@ class _Companion:
         """Rebuild its elementwise lane from the exported state, as happens between tasks and when members stop."""
         self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
 
-    def step(self, evaluate: Evaluate) -> Exception | None:
-        """Take one step; return what the optimizer raised, if anything."""
-        return self._lane.step(evaluate).get(0)
+    def step(self, evaluate: Evaluate, step: int) -> Exception | None:
+        """Take a step of the task; return what the optimizer raised, if anything."""
+        return self._lane.step(evaluate, step).get(0)

@@ -1,0 +1,71 @@
+"""The schedule of the learning rate, `protocol.schedule`: a factor on the rate of every parameter group, by the step.
+
+With N steps in the span, f the floor, W = min(round(warmup · N), N - 1) steps of warm-up,
+D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., N - 1:
+
+    warm-up, t < W:     (t + 1) / (W + 1)
+    constant:           1
+    linear:             1 - (1 - f) (t - W) / (N - W)
+    cosine:             f + (1 - f) (1 + cos(π (t - W) / (N - W))) / 2
+    wsd:                1 for t < N - D,  then  1 - (1 - f) (t - N + D) / D
+
+So the first step after the warm-up is at the peak, f is what the step after the last would have, and no step has 0. In
+PyTorch's words: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
+`CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; of wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from optbench.plan import Trial
+from optbench.store.tables import CurveRow, Row
+from optbench.suite.rate_schedule import RateSchedule
+
+UNSCHEDULED = "trained without the schedule"
+
+
+def factor(schedule: RateSchedule, steps: int, step: int) -> float:
+    """The factor of a step, 0..steps-1; a later one has that of the last."""
+    step = min(step, steps - 1)
+    warmup = min(round(schedule.warmup * steps), steps - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    fall = 1 - schedule.floor
+    match schedule.kind:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - fall * (step - warmup) / (steps - warmup)
+        case "cosine":
+            return schedule.floor + fall * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        case "wsd":
+            decay = min(max(round(schedule.decay * steps), 1), steps - warmup)
+            return 1 - fall * max(0, step - steps + decay) / decay
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """The factors of one member in one task."""
+
+    schedule: RateSchedule
+    steps: int
+    """N: of the task, or of all tasks if nothing stops one sooner."""
+    before: int = 0
+    """Steps that it has taken in earlier tasks, where the schedule spans all."""
+
+    def factor(self, step: int) -> float:
+        """The factor of a step of the task, from 0 on."""
+        return factor(self.schedule, self.steps, self.before + step)
+
+
+def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
+    """Why the rate of a trial did not follow the schedule, for its note; None where it did, or there is none."""
+    if schedule is None or schedule.is_flat:
+        return None
+    if (name := trial.without_schedule) is not None:
+        return f"{UNSCHEDULED}: {name} takes none"
+    rates = [row.lr for row in rows if isinstance(row, CurveRow)]
+    return f"{UNSCHEDULED}: no parameter group has an lr" if rates and not any(rates) else None

@@ -1,0 +1,39 @@
+"""How many steps the tasks of a trial have, and the schedules of rates over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from optbench.engine.members import Member, Schedule
+from optbench.engine.rates import RateCurve
+from optbench.suite.protocol import Protocol
+from optbench.tasks import TaskSequence
+
+
+class Steps:
+    """Counts the steps of tasks, if nothing stops one sooner. Each is counted once, since that makes the task."""
+
+    def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
+        """sequences: by trial seed. tasks: T."""
+        self._protocol, self._sequences, self._tasks = protocol, sequences, tasks
+        self._counted: dict[tuple[int, int], int] = {}
+
+    def of_task(self, trial_seed: int, task: int) -> int:
+        """Steps of `task`, 0..T-1."""
+        if (trial_seed, task) not in self._counted:
+            per_epoch = len(self._sequences[trial_seed].train(task)) // self._protocol.batch_size
+            self._counted[trial_seed, task] = Schedule.of(self._protocol, per_epoch).total
+        return self._counted[trial_seed, task]
+
+    def of_all(self, trial_seed: int) -> int:
+        """Steps of all tasks together."""
+        return sum(self.of_task(trial_seed, task) for task in range(self._tasks))
+
+    def curve(self, member: Member, task: int) -> RateCurve | None:
+        """How the rate of a member that is about to train `task`, 0..T-1, is scaled in it; None: not at all."""
+        schedule, seed = self._protocol.schedule, member.trial.seed
+        if schedule is None or schedule.is_flat or member.trial.without_schedule is not None:
+            return None
+        if schedule.span == "task":
+            return RateCurve(schedule, self.of_task(seed, task))
+        return RateCurve(schedule, self.of_all(seed), member.steps)
