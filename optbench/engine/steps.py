@@ -29,6 +29,10 @@ class Steps:
         """Steps of all tasks together."""
         return sum(self.of_task(trial_seed, task) for task in range(self._tasks))
 
+    def of_optimizer(self, member: Member, task: int, *, kept: bool) -> int:
+        """Steps that an optimizer takes which is kept from the first task on, or is made for `task`."""
+        return self.of_all(member.trial.seed) if kept else self.of_task(member.trial.seed, task)
+
     def curve(self, member: Member, task: int) -> RateCurve | None:
         """How the rate of a member that is about to train `task`, 0..T-1, is scaled in it; None: not at all."""
         schedule, seed = self._protocol.schedule, member.trial.seed

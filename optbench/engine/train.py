@@ -220,12 +220,14 @@ class CohortTraining:
 
     def lane_member(self, member: Member, task: int) -> LaneMember:
         """What a lane is told of a member in `task`, 0..T-1."""
-        made = 0 if self._keeps_state(member) else task  # when its optimizer is made, or was
+        kept = self._keeps_state(member)
+        made = 0 if kept else task  # when its optimizer is made, or was
         return LaneMember(
             member.trial.settings,
             member.state,
             member.generator,
-            self._total_steps(member, task),
+            # Not where nobody asks: counting makes the tasks.
+            self._steps.of_optimizer(member, task, kept=kept) if "total_steps" in self.spec.needs else 0,
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
             self.blueprint.ends,
@@ -322,13 +324,6 @@ class CohortTraining:
                 self.machinery, fresh, member.start, stream, partial(self.passes, member, 0)
             )
         return self._obstacles[key]
-
-    def _total_steps(self, member: Member, task: int) -> int:
-        """Steps of all tasks, or of `task` where each begins with a fresh optimizer, if nothing stops them sooner."""
-        if "total_steps" not in self.spec.needs:
-            return 0  # counting would make the tasks
-        seed = member.trial.seed
-        return self._steps.of_all(seed) if self._keeps_state(member) else self._steps.of_task(seed, task)
 
     def _measure(self, after_task: int) -> None:
         started = time.perf_counter()
