@@ -16,6 +16,7 @@ from optbench.execution.preflight import check_optimizers, check_penalties, find
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.plan import Cohort
+from optbench.report.recipe import recipe
 from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
@@ -63,7 +64,7 @@ def show_plan(plan: Plan, options: Options) -> None:
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"
             line = f"  {name}: {tasks} of {_data_summary(experiment)}, {_task_summary(experiment)}"
             console.print(Text(line), soft_wrap=True)
-        for line in _scored(plan):
+        for line in _protocols(plan):
             console.print(Text(f"    {line}"), soft_wrap=True)
         if read := [f"  {name}: {_readings(claim.readings)}" for name, claim in claims.items() if claim.readings]:
             console.print("\nReadings of claims")
@@ -110,20 +111,6 @@ def _task_summary(experiment: ExperimentSettings) -> str:
     return _with_details(experiment.tasks.kind, settings)
 
 
-def _scored(plan: Plan) -> list[str]:
-    """What of each task is scored where not everything is: once for all experiments of which it is true."""
-    experiments = plan.suite.experiments
-    said = grouped(
-        (sentence, name)
-        for name, experiment in experiments.items()
-        if (sentence := scoring(experiment.protocol.score, plan.outlines[name].count))
-    )
-    return [
-        sentence if len(names) == len(experiments) else f"{', '.join(names)}: {sentence}"
-        for sentence, names in said.items()
-    ]
-
-
 def _trials(plan: Plan) -> list[str]:
     """`to do permuted/net/sgd/default/seed=0-9`: trials that differ in their seed alone share a line."""
     found: dict[tuple[str, str, str], list[int]] = {}
@@ -138,6 +125,39 @@ def _trials(plan: Plan) -> list[str]:
 def _with_details(kind: str, settings: Mapping[str, object]) -> str:
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in settings.items())
     return f"{kind} ({details})" if details else kind
+
+
+def _protocols(plan: Plan) -> list[str]:
+    """What experiments train with besides plain steps, which optimizers go without it, and what is scored where not
+    everything is: once for all experiments of which it is true."""
+    experiments = plan.suite.experiments
+    said = grouped(
+        (sentence, name)
+        for say in (_recipe, _unscheduled, _scored)
+        for name in experiments
+        if (sentence := say(plan, name))
+    )
+    return [
+        sentence if len(names) == len(experiments) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in said.items()
+    ]
+
+
+def _recipe(plan: Plan, experiment: str) -> str:
+    return recipe(plan.suite.experiments[experiment].protocol)
+
+
+def _unscheduled(plan: Plan, experiment: str) -> str:
+    schedule = plan.suite.experiments[experiment].protocol.schedule
+    if schedule is None or schedule.is_flat:
+        return ""
+    trials = (trial for trial in plan.trials if trial.experiment == experiment and trial.without_schedule is not None)
+    optimizers = ", ".join(dict.fromkeys(trial.optimizer for trial in trials))
+    return f"Trained without the schedule, which they do not take: {optimizers}." if optimizers else ""
+
+
+def _scored(plan: Plan, experiment: str) -> str:
+    return scoring(plan.suite.experiments[experiment].protocol.score, plan.outlines[experiment].count) or ""
 
 
 def _readings(readings: Readings) -> str:

@@ -48,8 +48,10 @@ def _optimizers(_: Path) -> RenderableType:
             f"{name} {'by preset' if hyper.default is None and not hyper.optional else _value(hyper.default)}"
             for name, hyper in spec.hyperparameters.items()
         )
-        source = spec.source.replace("-", "-\n")
-        _row(table, spec.name, source, spec.lane, spec.state, f"{spec.summary} ({spec.reference})\n{defaults}")
+        source, schedule = spec.source.replace("-", "-\n"), "" if spec.takes_schedule else "; takes no schedule"
+        _row(
+            table, spec.name, source, spec.lane, spec.state, f"{spec.summary} ({spec.reference}){schedule}\n{defaults}"
+        )
     return table
 
 

@@ -127,7 +127,7 @@ def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | N
         return target
     for name, hyper in spec.hyperparameters.items():
         if hyper.kind == "optimizer":
-            found = without_schedule(*base_settings(target, hyperparameters[name]))
+            found = without_schedule(*base_settings(target, hyperparameters.get(name, hyper.default)))
             if found is not None:
                 return found
     return None

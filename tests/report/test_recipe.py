@@ -14,3 +14,20 @@ def test_each_departure_is_a_sentence() -> None:
         "Gradients are clipped to a norm of 1. What is measured is an exponential moving average of the weights, "
         "decay 0.999. Forward passes in training are in bfloat16."
     )
+
+
+def test_a_schedule_is_a_sentence() -> None:
+    def said(**schedule: object) -> str:
+        return recipe(Protocol.model_validate({"schedule": schedule}))
+
+    assert said(kind="constant") == ""
+    assert said(kind="constant", warmup=0.1) == (
+        "The learning rate rises over the first 0.1, then stays constant over a task's steps."
+    )
+    assert said(kind="cosine", warmup=0.05) == (
+        "The learning rate rises over the first 0.05, then falls as a cosine to 0 over a task's steps."
+    )
+    assert said(kind="wsd", floor=0.1, span="all") == (
+        "The learning rate stays constant and falls linearly to 0.1 of its peak over the last 0.2 of the steps of all "
+        "tasks."
+    )
