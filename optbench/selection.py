@@ -67,7 +67,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     needed = "needs a number of seeds of at least 1, or a list like 0,1,2"
     parts = [part.strip() for part in text.removesuffix(",").split(",")]
     if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
-        raise UsageError(f"--seeds {text}: {needed}" if text.strip() else f"--seeds: {needed}; nothing came")
+        raise UsageError(f"--seeds {text}: {needed}" if text.strip() else f"--seeds: {needed}, got nothing")
     numbers = tuple(int(part) for part in parts)
     if "," not in text:
         if not 1 <= numbers[0] <= MAX_SEEDS:

@@ -72,6 +72,6 @@ def write_out(text: str) -> None:
 
 def say(text: str) -> None:
     """A message on standard error, line by line as it is: no markup, no wrapping, nothing that acts on a terminal."""
-    with contextlib.suppress(OSError):  # nobody can be told, which is no reason to end
+    with contextlib.suppress(OSError):  # no stream is left to report to, which is no reason to end
         sys.stderr.writelines(f"{escaped(line)}\n" for line in text.split("\n"))
         sys.stderr.flush()

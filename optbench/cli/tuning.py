@@ -150,10 +150,12 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     }
     for option, value in given.items():
         if value:
-            raise UsageError(f"{option} and --resume: a resumed tuning goes on as it began; give one of the two")
+            raise UsageError(
+                f"{option} and --resume: a tuning resumes with the options it began with; give one of the two"
+            )
     record = read_json(resume).get("tune")
     if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
-        raise UsageError(f"--resume {resume}: not a tuning; optbench run --resume goes on with other runs")
+        raise UsageError(f"--resume {resume}: expected a tuning; other runs are resumed by optbench run --resume")
     try:
         return TypeAdapter(_What).validate_json(json.dumps(record), strict=True), resume / SOURCE
     except ValidationError:

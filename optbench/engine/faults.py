@@ -1,4 +1,4 @@
-"""Errors that are nobody's fault: of the machine, not of an optimizer or a member."""
+"""Errors of the machine, which are the fault of no optimizer and no member."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Recorded(Generic[T]):
             if _equal(tensors, after):
                 self._replay = replay
                 return
-            reason = "a replay came to other numbers"
+            reason = "a replay gave other numbers"
         except Exception as error:
             if is_out_of_memory(error):
                 reason = NO_MEMORY
@@ -144,7 +144,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 @functools.cache
 def _pool(device: torch.device) -> torch.cuda.MemPool:
     """The memory of what is passing in all recordings. Nothing in it outlives a replay, and no two replays are at once,
-    so they may share it; nobody else is given any of it."""
+    so they may share it; no other code is given any of it."""
     with torch.cuda.device(device):
         return torch.cuda.MemPool()
 

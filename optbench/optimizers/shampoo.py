@@ -279,7 +279,7 @@ class Shampoo(Optimizer):
         return state, work
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; training then goes on identically."""
+        """Load a state; training then continues identically."""
         super().load_state_dict(state_dict)
         # The base class casts every state tensor to the parameter's dtype, float64 factors and counts included.
         identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]

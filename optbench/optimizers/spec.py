@@ -141,7 +141,7 @@ class OptimizerSpec:
     source: Origin = "optbench"
     """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
-    """What it asks of whoever trains with it, beyond gradients and `step()`."""
+    """What it requires of a training loop, beyond gradients and `step()`."""
     takes_schedule: bool = True
     """Whether `protocol.schedule` scales its `lr`: False where it finds its step lengths itself, or averages weights in
     the place of a schedule."""

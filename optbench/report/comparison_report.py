@@ -33,7 +33,7 @@ GATE_TONES: Mapping[GateResult, Tone] = {
 }
 
 MANY_PAIRS = 12
-"""With more pairs of arms than this, nobody reads the exploratory metrics of each."""
+"""With more pairs of arms than this, the exploratory metrics of each are left out: too many to read."""
 
 
 def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:

@@ -102,7 +102,7 @@ LEGENDS: dict[str, str] = {
     "train_seconds": "seconds, ms per step: a trial's share of its cohort's training time, on this machine",
 }
 
-assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a metric that nobody measures"
+assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a metric that does not exist"
 
 
 def own_measure(metric: Metric) -> Measure:

@@ -125,7 +125,7 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
     else:
         yield from _results(section, several, statistic)
     yield from _matrices(section, several)
-    # Nobody prints every measure; csv has them all.
+    # Not every measure is worth printing; csv has them all.
     yield doc.Part("details", _details(section, several))
 
 

@@ -46,7 +46,7 @@ class SignedRank:
 def round_differences(d: Array, magnitude: float = 0.0) -> Array:
     """d (n,) to 12 significant digits of its largest finite |d|, or of `magnitude` where that is larger.
 
-    So ties are ties: .05 - .02 and .03 differ in the last bit. Whoever subtracts gives the magnitude of what was
+    So ties are ties: .05 - .02 and .03 differ in the last bit. Callers that subtract give the magnitude of what was
     subtracted, because the noise is relative to that. ±inf stays.
     """
     assert not np.isnan(d).any(), "a difference without a value"

@@ -133,10 +133,10 @@ def _check_vectors(file: Path, name: str, column: pa.ChunkedArray) -> None:
     """All lists of one table are equally long, have no nulls, and are no longer than they should be."""
     lengths = pc.min_max(pc.list_value_length(column)).as_py()
     if lengths["min"] != lengths["max"] or lengths["min"] == 0:
-        raise ContentError(f"{file}: '{name}' needs lists of one length; {lengths['min']} to {lengths['max']} came")
+        raise ContentError(f"{file}: '{name}': expected lists of one length, got {lengths['min']} to {lengths['max']}")
     inner = pc.list_flatten(column)
     if inner.null_count:
-        raise ContentError(f"{file}: '{name}' needs lists of numbers; null came")
+        raise ContentError(f"{file}: '{name}': expected lists of numbers, got null")
 
 
 def _check_texts(file: Path, name: str, column: pa.ChunkedArray) -> None:
@@ -156,4 +156,4 @@ def _check_once(file: Path, column: pa.ChunkedArray) -> None:
 
 def _error(file: Path, name: str, row: int, value: Any, needed: str) -> ContentError:
     text = repr(value)
-    return ContentError(f"{file}: row {row + 1}: '{name}' needs {needed}; {text[:60]} came")
+    return ContentError(f"{file}: row {row + 1}: '{name}': expected {needed}, got {text[:60]}")

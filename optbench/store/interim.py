@@ -1,6 +1,7 @@
-"""What trials had come to when a task ended, kept so that they can go on from there: parts `interim/<cohort>.<task>/`.
+"""The state of trials at the end of a task, kept so that they can be resumed: parts `interim/<cohort>.<task>/`.
 
-A newer one is there before the older one goes. Worker processes write them, so each may be gone when one looks into it.
+A newer part is written before the older one is removed. Worker processes write them, so each may vanish while it is
+read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MEMBERS = "members.json"
 
 @dataclass(frozen=True)
 class Begun:
-    """Where a trial can go on: what it had come to after `task` tasks, in the part `part`."""
+    """Where a trial can be resumed: its state after `task` tasks, in the part `part`."""
 
     part: Path
     task: int
@@ -42,7 +43,7 @@ class Kept:
 
 
 def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> None:
-    """Write what the trainings of a cohort, which go on together, have come to, in the place of what they had before.
+    """Write the state of the trainings of a cohort, which are resumed together, in place of their earlier one.
 
     cohort: its id. trials: all that `kept` names, by id.
 

@@ -18,7 +18,7 @@ from optbench.store.files import reported, sync
 PARTS = "parts"
 """Of a run: what one cohort found in each."""
 INTERIM = "interim"
-"""Of a run: what cohorts in training had come to."""
+"""Of a run: the state of cohorts in training."""
 MANIFEST = "sha256.json"
 
 

@@ -200,7 +200,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: not a run directory (it has no run.json)") from None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         came = record.get("schema_version") if isinstance(record, dict) else None
-        raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {shown(came)} came")
+        raise StoreError(f"{file}: expected schema version {SCHEMA_VERSION}, got {shown(came)}")
     check_record(file, record)
     return record
 
@@ -272,7 +272,7 @@ def read_file(file: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.
             found = opened.schema_arrow
             version = (found.metadata or {}).get(VERSION_KEY.encode(), b"none").decode(errors="replace")
             if version != str(SCHEMA_VERSION):
-                raise StoreError(f"{file}: needs schema version {SCHEMA_VERSION}; {version} came")
+                raise StoreError(f"{file}: expected schema version {SCHEMA_VERSION}, got {version}")
             missing = [field for field in schema.names if field not in found.names]
             if lacking := [field for field in missing if (file.stem, field) not in ADDED]:
                 raise StoreError(f"{file}: lacks the column {lacking[0]}")

@@ -91,7 +91,7 @@ def check_record(file: Path, record: Mapping[str, Any]) -> None:
         inside = value if isinstance(value, list) else [value]
         found = [one[key] for one in inside if isinstance(one, dict) and key in one] if key else inside
         if outer in record and not all(map(good, found if key else [value])):
-            raise StoreError(f"{file}: '{path}' needs {needed}; {shown(value if not key else found[0])} came")
+            raise StoreError(f"{file}: '{path}': expected {needed}, got {shown(value if not key else found[0])}")
 
 
 def shown(value: Any) -> str:

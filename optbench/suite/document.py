@@ -52,7 +52,7 @@ class Document:
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     values: dict[KeyPath, Place] = field(default_factory=dict)
     implied: set[KeyPath] = field(default_factory=set)
-    """Mappings that nobody wrote, made because an override leads through them."""
+    """Mappings that are not in the file, made because an override leads through them."""
     removed: dict[KeyPath, Place] = field(default_factory=dict)
     """Where null removes what a base has."""
     explicit_nulls: set[KeyPath] = field(default_factory=set)
@@ -264,7 +264,7 @@ class _Reading:
 
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            self.fail(node, "a key needs to be text; a list or a mapping came")
+            self.fail(node, "expected a key that is text, got a list or a mapping")
         # As written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
         return str(self.scalar(node, "str", plain=False))
 

@@ -84,6 +84,6 @@ def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -
         indices = [str(index) for index in range(len(here))]
         if rest[0] not in indices:
             valid = f"from 0 to {len(here) - 1}" if here else "(but it is empty)"
-            raise override.error(f"'{shown}' is a list: needs an index {valid}; '{escaped(rest[0])}' came")
+            raise override.error(f"'{shown}' is a list: expected an index {valid}, got '{escaped(rest[0])}'")
         return int(rest[0]), rest[1:]
     raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{escaped(rest[0])}'")

@@ -237,7 +237,7 @@ class Pairs(Settings):
 
 def _two(value: list[str]) -> list[str]:
     if len(value) != 2:
-        raise ValueError(f"needs two optimizers, as in [sgd, adam]; {len(value)} came")
+        raise ValueError(f"expected two optimizers, as in [sgd, adam], got {len(value)}")
     return value
 
 

@@ -34,5 +34,5 @@ def _problem(key: str, value: Any) -> str | None:
     if isinstance(value, Mapping) and isinstance(value.get("of"), str) and value.keys() <= {"of", "times"}:
         times = value.get("times", 1)
         good = isinstance(times, int | float) and not isinstance(times, bool) and times > 0
-        return None if good else f"'times' needs a positive number; {times!r} came"
-    return f"needs {FORMS}; {value!r} came"
+        return None if good else f"'times': expected a positive number, got {times!r}"
+    return f"expected {FORMS}, got {value!r}"

@@ -74,7 +74,7 @@ class ClassIncremental:
                 yield seed, task, sum(counts[label] for label in group)
 
     def keeps(self, key: Hashable) -> bool:
-        # All groups of a fixed order come to one more copy of the data; those of many shuffled orders have no bound.
+        # All groups of a fixed order take one more copy of the data; those of many shuffled orders have no bound.
         return not self._shuffled
 
     def groups(self, trial_seed: int) -> list[Group]:

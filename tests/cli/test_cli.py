@@ -145,7 +145,7 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "SUITE", "--seeds", "0"], "at least 1 seed"),
         (["run", "SUITE", "--seeds=-3"], "of at least 1"),
-        (["run", "SUITE", "--seeds", ""], "nothing came"),
+        (["run", "SUITE", "--seeds", ""], "got nothing"),
         (["run", "SUITE", "--seeds", "1,1"], "listed twice"),
         (["run", "SUITE", "--seeds", "one"], "of at least 1"),
         (["run", "SUITE", "--experiment", "permute"], "did you mean 'permuted'?"),

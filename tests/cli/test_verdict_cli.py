@@ -264,7 +264,7 @@ def test_an_unreadable_table_another_schema_and_a_missing_column_are_one_line(
     refused("unreadable")
     table = pq.read_table(pa.BufferReader(whole))
     pq.write_table(table.replace_schema_metadata({"optbench_schema_version": "99"}), file)
-    refused("needs schema version 1; 99 came")
+    refused("expected schema version 1, got 99")
     pq.write_table(table.drop_columns(["loss"]), file)
     refused("lacks the column loss")
     pq.write_table(table.set_column(0, "trial", pa.array(range(table.num_rows))), file)
@@ -272,7 +272,7 @@ def test_an_unreadable_table_another_schema_and_a_missing_column_are_one_line(
     assert len(capsys.readouterr().err.splitlines()) <= 1
     (runs / "base" / "run.json").write_text('{"schema_version": 2}', encoding="utf-8")
     assert main(["report", "base"]) == 2
-    assert "needs schema version 1; 2 came" in capsys.readouterr().err
+    assert "expected schema version 1, got 2" in capsys.readouterr().err
 
 
 def test_reading_imports_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:

@@ -224,7 +224,7 @@ def test_work_in_which_python_counts_is_found_out() -> None:
     """It breaks the promise: the call that was recorded has counted, too, and no step was taken."""
     recordings = Recordings(tape)
     found, expected = totals(of_python, recordings), totals(of_python, Recordings(None))
-    assert recordings.refused == {"it": "a replay came to other numbers"}
+    assert recordings.refused == {"it": "a replay gave other numbers"}
     assert found[: WARM_UP + 1] == expected[: WARM_UP + 1]
     assert found[WARM_UP + 1] == found[WARM_UP] + WARM_UP + 3
 

@@ -224,7 +224,7 @@ def test_a_run_of_another_version_is_refused_and_left_as_it_is(cut: Path, tmp_pa
     (path / "run.json").write_text(json.dumps({**record, "schema_version": 99}))
     (path / "accuracy.parquet").write_bytes(b"of another time")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(StoreError, match="needs schema version 1; 99 came"):
+    with pytest.raises(StoreError, match="expected schema version 1, got 99"):
         do(path, resume=True)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 

@@ -252,14 +252,17 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"lr": 0.1}, r"tune.optimizers.sgd.lr: needs a list of at least two values.*0.1 came"),
+        ({"lr": 0.1}, r"tune.optimizers.sgd.lr: expected a list of at least two values.*got 0.1"),
         ({"lr": [0.1]}, r"tune.optimizers.sgd.lr: needs a list of at least two values"),
         ({"lr": []}, r"tune.optimizers.sgd.lr: 'lr' is an empty list"),
         ({"lr": {"log": [0.1, 1.0]}}, r"tune.optimizers.sgd.lr: 'lr' needs a grid like"),
         ({"rate": [0.1, 0.2]}, r"tune.optimizers.sgd: unknown hyper-parameter of sgd 'rate'"),
         ({"lr": [0.1, -0.2]}, r"tune.optimizers.sgd: hyper-parameter 'lr' of sgd"),
         ({}, r"tune.optimizers.sgd: says nothing to search"),
-        ({"lr": {"of": "adam.lr", "times": -1}}, r"tune.optimizers.sgd.lr: 'times' needs a positive number; -1 came"),
+        (
+            {"lr": {"of": "adam.lr", "times": -1}},
+            r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
+        ),
         ({"lr": {"of": "nobody.lr"}}, r"tune.optimizers.sgd.lr: 'of' needs an optimizer of the suite and its key"),
         ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e"),
     ],

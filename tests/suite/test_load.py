@@ -182,7 +182,7 @@ def test_a_refused_setting_is_blamed_at_its_place(file: Path) -> None:
             load_suite(file, overrides, check_optimizer=check)
         return str(caught.value)
 
-    refused = "sgd: 'lr' needs to be below 5; 5 came"
+    refused = "sgd: 'lr': expected to be below 5, got 5"
     assert message(Recorder({"lr": 5}, refused)) == (
         f"{file}:19:33: experiments.rotated.v2.optimizers.heavy: {refused}"
     )

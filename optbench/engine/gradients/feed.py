@@ -52,7 +52,7 @@ class Feed:
         """The step that follows, and the first from here on at which some stream begins another epoch."""
 
     def aim(self, step: int) -> None:
-        """Have `take` give batch number `step` (0-based) next; nobody waits for the device."""
+        """Have `take` give batch number `step` (0-based) next, without waiting for the device."""
         if step != self._next or step == self._until:
             for i, stream in enumerate(self._streams):
                 epoch, position = divmod(step, stream.steps_per_epoch)

@@ -51,7 +51,7 @@ def build_lane(
     """The lane that `spec` names, over weights (A, P) and gradients (A, P).
 
     network: what the weights belong to, without weights of its own. recordings: for a lane whose steps can be recorded.
-    begin: whether a task begins, with weights that were measured, rather than goes on. clip_norm: for a lane with
+    begin: whether a task begins, with weights that were measured, rather than continues. clip_norm: for a lane with
     gradients of its own; those of the stack are clipped before they are handed to a lane.
     """
     if spec.lane == "per-member":

@@ -63,7 +63,7 @@ class BatchedLane(Lane):
         self._works: dict[Hashable, Recorded[None]] = {}
         members = [state for state in states if state is not None]
         if members:
-            assert len(members) == self._count, "a cohort starts, or goes on, together"
+            assert len(members) == self._count, "a cohort starts, or resumes, together"
             for index, parameter in enumerate(self._parameters):
                 rows = [m["state"][index] for m in members]
                 self._optimizer.state[parameter] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -96,7 +96,7 @@ class BatchedLane(Lane):
                     self._works[kind] = Recorded("update", self._recordings)
                 self._works[kind](self._optimizer.work, self._changed)
                 self._optimizer.advance()
-        except Exception as error:  # a step cut short leaves nobody where it should be
+        except Exception as error:  # a step that is cut short leaves every member in an undefined state
             if of_the_machine(error):
                 raise
             return dict.fromkeys(range(self._count), error)

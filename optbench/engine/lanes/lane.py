@@ -31,7 +31,7 @@ class LaneMember:
 
     hyperparameters: Mapping[str, Any]
     state: MemberState
-    """What it goes on from."""
+    """The state it continues from."""
     generator: torch.Generator
     """Its own."""
     total_steps: int

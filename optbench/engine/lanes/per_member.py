@@ -30,7 +30,7 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 class PerMemberLane(Lane):
     """One unmodified instance per member, over a network of its own whose weights are copied back to the stack.
 
-    The copies are the price of trusting nobody: an optimizer may rebind `p.data`, keep references to its gradients or
+    The copies are the price of trusting no optimizer: one may rebind `p.data`, keep references to its gradients or
     scale them in place, and the stack does not notice.
     """
 

@@ -28,7 +28,7 @@ LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
 """Of the bins of log10|w|. Smaller magnitudes are drawn no more than zeros are, and are counted with them."""
 VISIBLE = 0.005
-"""Of the peak: tails of a few weights that nobody sees would take most of the axis."""
+"""Of the peak: tails of a few weights, too low to see, would take most of the axis."""
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
         )
     one, other = _optimizer(SWITCH, settings["first"]), _optimizer(SWITCH, settings["then"])
     named_first, named_then = _pure(one, neighbours), _pure(other, neighbours)
-    # Where nobody trains with A or B alone, the ends of the sweep do.
+    # Where no arm trains with A or B alone, the ends of the sweep stand in for it.
     at_all = next((point.arm for point in reversed(points) if point.whole), None)
     at_none = next((point.arm for point in points if point.k == 0), None)
     first, then = named_first or at_all, named_then or at_none

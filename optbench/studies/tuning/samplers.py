@@ -1,4 +1,4 @@
-"""Which settings are tried next, given what the earlier ones have come to.
+"""Which settings are tried next, given the results of earlier ones.
 
 Pure functions of the history, so that a tuning that was interrupted proposes the same again. A round is a batch of
 settings, trained in lock-step.

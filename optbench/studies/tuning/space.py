@@ -233,7 +233,7 @@ def _parse(
             raise SuiteError(f"{place}: {error}") from None
         if values is None or len(values) < 2:
             needed = "a list of at least two values, {log: [low, high], points: n} or {of: optimizer.key, times: x}"
-            raise SuiteError(f"{place}: needs {needed}; {value!r} came")
+            raise SuiteError(f"{place}: expected {needed}, got {value!r}")
         dimensions.append(Dimension(path, tuple(values), log.log if log else None))
     if not dimensions and not ties:
         raise SuiteError(f"{where}: says nothing to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}")
@@ -251,15 +251,15 @@ def _entries(space: Mapping[str, Any], *above: str) -> Iterator[tuple[KeyPath, A
 def _tie(value: Mapping[str, Any], place: str, suite: Suite, experiment: str, optimizer: str, path: KeyPath) -> Tie:
     of, times = value.get("of"), value.get("times", 1.0)
     if not isinstance(of, str) or value.keys() - {"of", "times"}:
-        raise SuiteError(f"{place}: needs {{of: optimizer.key, times: x}}; {dict(value)!r} came")
+        raise SuiteError(f"{place}: expected {{of: optimizer.key, times: x}}, got {dict(value)!r}")
     if isinstance(times, bool) or not isinstance(times, int | float) or not math.isfinite(times) or times <= 0:
-        raise SuiteError(f"{place}: 'times' needs a positive number; {times!r} came")
+        raise SuiteError(f"{place}: 'times': expected a positive number, got {times!r}")
     # Names may contain dots: the longest one that exists is meant.
     parts = of.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if (name := ".".join(parts[:end])) in suite.optimizers:
             return Tie(experiment, optimizer, path, name, tuple(parts[end:]), float(times))
-    raise SuiteError(f"{place}: 'of' needs an optimizer of the suite and its key, as in sgd.lr; {of!r} came")
+    raise SuiteError(f"{place}: 'of': expected an optimizer of the suite and its key, as in sgd.lr, got {of!r}")
 
 
 def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:

@@ -62,7 +62,7 @@ class TriedSetting:
 
     @property
     def missing(self) -> int:
-        """Trials that have not finished: the run was interrupted, or still goes on."""
+        """Trials that have not finished: the run was interrupted, or is still going."""
         return self.planned - self.ok - self.diverged - self.failed - self.above_target
 
     @property

@@ -1,6 +1,6 @@
 """`optbench tune`: rounds of settings, trained in lock-step into one run directory, until there is nothing more to try.
 
-    suite -> searches -> settings of a round -> run (stage `tune`) -> what each has come to -> the next round
+    suite -> searches -> settings of a round -> run (stage `tune`) -> the result of each -> the next round
 
 Every round is a function of the ones before, so a tuning that was interrupted is gone through again from its start:
 what it has trained already is read, not trained.
@@ -43,7 +43,7 @@ class Method:
 
 @dataclass
 class Tuner:
-    """One suite's tuning, as it goes on."""
+    """One suite's tuning in progress."""
 
     suite: Suite
     method: Method
@@ -110,7 +110,7 @@ class Tuner:
         )
 
     def propose(self, found: Sequence[TunedOptimizer]) -> bool:
-        """Add the settings of the next round; whether there are any. found: what the rounds before have come to."""
+        """Add the settings of the next round; return whether there are any. found: the results of earlier rounds."""
         known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
         new: dict[tuple[str, str], list[Values]] = {}
         for search in self.searches.searches:
@@ -188,7 +188,7 @@ class Tuner:
             if len(set(counts.values())) > 1:
                 listed = ", ".join(f"{optimizer} {count}" for optimizer, count in counts.items())
                 raise SuiteError(
-                    f"tune: needs the same number of settings for every optimizer of {name}, to be fair; came: {listed}"
+                    f"tune: expected as many settings for every optimizer of {name}, to be fair, got {listed}"
                 )
 
 
