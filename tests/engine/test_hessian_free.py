@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +121,20 @@ def test_it_trains_the_suites_network_alone_as_in_a_cohort(mnist: Dataset) -> No
     for result in together:
         assert trial_row(result).status == "ok"
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
+
+
+@pytest.mark.parametrize("target", ["hessian-free", "adahessian"])
+def test_attention_is_differentiated_twice(target: str, mnist: Dataset) -> None:
+    """Its fused kernel cannot be."""
+    if target == "adahessian":
+        pytest.importorskip("pytorch_optimizer")
+    model = {"kind": "vit", "layers": 1, "width": 8, "heads": 2, "patch": 14}
+    short: dict[str, Any] = {
+        "early_stopping": None,
+        "max_steps": 2,
+        "train_examples": 64,
+        "test_examples": 20,
+        "validation_examples": 20,
+    }
+    (result,) = train_suite(small_suite({"opt": {"target": target}}, model=model, seeds=1, **short), mnist)
+    assert trial_row(result).status == "ok", trial_row(result).error_message

@@ -9,16 +9,13 @@ import pytest
 import scipy.stats
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optbench.data import InputSpec
-from optbench.engine.blueprint import Blueprint
-from optbench.engine.gradients.bound import Bound
-from optbench.engine.gradients.vmap import Vmap
 from optbench.engine.taps import Tap
-from optbench.models import Network, build, cross_entropy, initialise, materialised
+from optbench.models import Network, build, initialise, materialised
 from optbench.optimizers.ends import ends
 from optbench.suite.schema import ModelSettings
+from tests.models.together import check_together, drawn
 
 CIFAR = InputSpec((3, 32, 32))
 SMALL = {"layers": 2, "width": 12, "heads": 3}
@@ -28,12 +25,6 @@ def vit(inputs: InputSpec = CIFAR, **settings: Any) -> Network:
     network = build(ModelSettings.of("vit", **{**SMALL, **settings}), inputs, 10)
     assert isinstance(network, Network)
     return network
-
-
-def drawn(network: Network, seed: int = 0) -> dict[str, Tensor]:
-    """Initial weights, moved so that biases and gains matter."""
-    draws = torch.Generator().manual_seed(seed)
-    return {name: w + 0.2 * torch.randn(w.shape, generator=draws) for name, w in initialise(network, draws).items()}
 
 
 def by_pytorch(w: dict[str, Tensor], x: Tensor, patch: int) -> Tensor:
@@ -87,20 +78,7 @@ def test_logits_are_those_of_pytorchs_encoder(shape: tuple[int, ...], patch: int
 
 
 def test_members_together_have_the_gradients_of_each_alone() -> None:
-    network = vit(InputSpec((1, 14, 14)))
-    layout = Blueprint.of_ours(network).layout
-    starts = [layout.pack(drawn(network, seed)) for seed in range(3)]
-    weights = torch.stack(starts)
-    grads, losses = torch.zeros_like(weights), torch.zeros(3)
-    draws = torch.Generator().manual_seed(1)
-    x, targets = torch.randn(3, 4, 1, 14, 14, generator=draws), torch.randint(0, 10, (3, 4), generator=draws)
-    Vmap(network, layout, Bound(weights, grads, []))(x, targets, losses)
-    for i, row in enumerate(starts):
-        own = {name: view.clone().requires_grad_() for name, view in layout.views(row).items()}
-        loss = cross_entropy(functional_call(network, own, (x[i],)), targets[i])
-        assert losses[i].item() == pytest.approx(loss.item(), abs=1e-6)
-        for name, grad in zip(own, torch.autograd.grad(loss, list(own.values())), strict=True):
-            torch.testing.assert_close(layout.views(grads[i])[name], grad, atol=1e-5, rtol=1e-4)
+    check_together(vit(InputSpec((1, 14, 14))), (1, 14, 14))
 
 
 def test_initial_weights_are_those_of_the_reference_but_for_the_head() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optbench.engine.attention import unfused
 from optbench.engine.contents import digest, parts
 from optbench.engine.faults import of_the_machine
 from optbench.engine.interim import CannotResume
@@ -169,7 +170,8 @@ class PerMemberLane(Lane):
 
         def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
             """Evaluate the loss; other arguments that optimizers give to a closure change nothing."""
-            with instance.around_forward(), self._code.closure(), torch.enable_grad():
+            plain = unfused() if "create_graph" in needs else contextlib.nullcontext()
+            with instance.around_forward(), self._code.closure(), torch.enable_grad(), plain:
                 loss = evaluate(i, instance.network, given)
                 for parameter in parameters:
                     parameter.grad = None
