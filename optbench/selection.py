@@ -64,19 +64,19 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     if form := instead_of_range(text, brackets=False):
         raise UsageError(f"--seeds {text}: expected a number of seeds or a list, got a range; {form}")
-    needed = "needs a number of seeds of at least 1, or a list like 0,1,2"
+    needed = "expected a number of seeds of at least 1, or a list like 0,1,2"
     parts = [part.strip() for part in text.removesuffix(",").split(",")]
     if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
         raise UsageError(f"--seeds {text}: {needed}" if text.strip() else f"--seeds: {needed}, got nothing")
     numbers = tuple(int(part) for part in parts)
     if "," not in text:
         if not 1 <= numbers[0] <= MAX_SEEDS:
-            raise UsageError(f"--seeds {text}: needs at least 1 seed and at most {MAX_SEEDS}")
+            raise UsageError(f"--seeds {text}: expected at least 1 seed and at most {MAX_SEEDS}")
         return tuple(range(numbers[0]))
     if twice := [number for i, number in enumerate(numbers) if number in numbers[:i]]:
         raise UsageError(f"--seeds {text}: seed {twice[0]} is listed twice")
     if max(numbers) >= 2**63 or len(numbers) > MAX_SEEDS:
-        raise UsageError(f"--seeds: needs at most {MAX_SEEDS} seeds, each below 2**63")
+        raise UsageError(f"--seeds: expected at most {MAX_SEEDS} seeds, each below 2**63")
     return numbers
 
 
@@ -93,7 +93,7 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
         # A dot would make `--set optimizers.NAME.lr=...` ambiguous.
         if not is_name(name) or (equals and "." in name):
             allowed = "letters, digits, _, + and - in its name" if equals else "the name of an optimizer"
-            raise UsageError(f"--optimizer {text}: needs {allowed}")
+            raise UsageError(f"--optimizer {text}: expected {allowed}")
         if not equals:
             keep.append(name)
             continue

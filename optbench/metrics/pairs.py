@@ -135,7 +135,7 @@ def _self_alignment(centred: Tensor, debiased: bool) -> float:
 
 
 def _too_narrow(pair: TwoSolutions) -> str:
-    return f"needs at least {DIRECTIONS} features; d = {pair.a.width}"
+    return f"expected at least {DIRECTIONS} features, got {pair.a.width}"
 
 
 def _reading(value: float, reason: str | None) -> NotedValue:

@@ -56,9 +56,7 @@ def read_document(path: Path) -> Document:
         if count > MAX_VALUES:
             raise SuiteError(f"{place}: {KEY}: too large: more than {MAX_VALUES} values in all files together")
         if not isinstance(document.value, dict):
-            raise SuiteError(
-                f"{document.value_place(())}: a suite needs to be a mapping with the key 'name' and others"
-            )
+            raise SuiteError(f"{document.value_place(())}: expected a suite, a mapping with the key 'name' and others")
         chain.append((path, document))
         if KEY not in document.value:
             break
@@ -122,7 +120,7 @@ def _read(path: Path, place: Place | None, most: int) -> bytes:
     except FileNotFoundError:
         raise SuiteError(f"{where}: no such file") from None
     except IsADirectoryError:
-        raise SuiteError(f"{where}: a directory; needs a suite file") from None
+        raise SuiteError(f"{where}: expected a suite file, got a directory") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise SuiteError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:

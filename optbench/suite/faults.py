@@ -136,7 +136,7 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
     if on_key or what == "string_pattern_mismatch":
         place = document.key_place(path) if on_key else document.value_place(path)
         allowed = _NAMES.get(context.get("pattern", ""), f"at most {context.get('max_length')} characters")
-        return Fault(place, _prefixed(path[:-1] if on_key else path, f"the name {_shown(value)} needs {allowed}"))
+        return Fault(place, _prefixed(path[:-1] if on_key else path, f"the name {_shown(value)}: expected {allowed}"))
     if what == "value_error" and isinstance(value, dict):
         # A check of a whole mapping names the key it means first.
         key = next((key for key in value if str(context["error"]).startswith(repr(key))), None)

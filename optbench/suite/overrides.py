@@ -30,9 +30,9 @@ def parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     bare = Override(text, tuple(key.strip().split(".")), None)
     if not equals:
-        raise bare.error("needs the form key.path=value")
+        raise bare.error("expected key.path=value")
     if not all(bare.segments):
-        raise bare.error("the key has an empty part; needs the form key.path=value")
+        raise bare.error("the key has an empty part; expected key.path=value")
     if len(bare.segments) > MAX_DEPTH:
         raise bare.error(f"the key has more than {MAX_DEPTH} parts")
     if not value.strip():

@@ -95,7 +95,7 @@ class OptimizerSettings(BaseModel):
         # Older pydantic validates the values of extra keys, but not the keys.
         for key in self.hyperparameters:
             if len(key) > 80 or re.fullmatch(HYPERPARAMETER_PATTERN, key) is None:
-                raise ValueError(f"{key!r} is no hyper-parameter: needs letters, digits and _, no digit first")
+                raise ValueError(f"{key!r} is no hyper-parameter: expected letters, digits and _, no digit first")
         return self
 
     @property
@@ -300,7 +300,7 @@ class ExperimentSettings(Settings):
     def _names_or_mapping(cls, value: Any) -> Any:
         if isinstance(value, list):
             if not all(isinstance(item, str) for item in value):
-                raise ValueError("needs a list of optimizer names, or a mapping from names to hyper-parameters")
+                raise ValueError("expected a list of optimizer names, or a mapping from names to hyper-parameters")
             listed_once("optimizer", value)
             return {item: {} for item in value}
         if isinstance(value, dict):

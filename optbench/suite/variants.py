@@ -113,7 +113,9 @@ def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
 
 def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
     if not (isinstance(settings, list) and settings and all(isinstance(item, dict) and item for item in settings)):
-        raise OptimizerError(f"'{LISTED}' needs a list of settings, as in [{{lr: 0.1}}, {{lr: 0.3, momentum: 0.9}}]")
+        raise OptimizerError(
+            f"'{LISTED}': expected a list of settings, as in [{{lr: 0.1}}, {{lr: 0.3, momentum: 0.9}}]"
+        )
     found = [leaves(item) for item in settings]
     for i, one in enumerate(found):
         if one in found[:i]:
@@ -167,6 +169,6 @@ def log_grid(key: str, value: Mapping[str, Any]) -> LogGrid:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise OptimizerError(
-            f"'{key}' needs a grid like {{log: [1.0e-4, 0.1], points: 4}}, with positive bounds and 2 to 1000 points; "
+            f"'{key}': expected a grid like {{log: [1.0e-4, 0.1], points: 4}}, bounds above 0, 2 to 1000 points; "
             f"{where}: {first['msg'].lower()}"
         ) from None

@@ -432,7 +432,7 @@ def test_settings_are_read_as_in_a_suite() -> None:
     texts = ["lr=1e-3", "betas=[0.9, 0.99]", "nesterov=true", "base.target=adamw", "base.lr=0.1"]
     expected = {"lr": 1e-3, "betas": [0.9, 0.99], "nesterov": True, "base": {"target": "adamw", "lr": 0.1}}
     assert parse_settings(texts) == expected
-    with pytest.raises(UsageError, match="needs the form"):
+    with pytest.raises(UsageError, match=r"expected key\.path"):
         parse_settings(["lr"])
     with pytest.raises(UsageError, match=r"lr is 0\.1, and has no keys"):
         parse_settings(["lr=0.1", "lr.low=2"])
@@ -470,7 +470,7 @@ def test_a_broken_contract_leaves_with_1(plugins: Callable[[str], str], capsys: 
     [
         (["adamm"], "unknown name 'adamm'; did you mean 'adam'?"),
         (["adam", "--set", "rate=1"], "unknown hyper-parameter of adam 'rate'"),
-        (["adam", "--set", "lr"], "needs the form"),
+        (["adam", "--set", "lr"], "expected key.path"),
         (["./no_such_file.py:Sgd"], "there is no file"),
         (["PLUGIN", "--set", "momentum=2"], "ValueError: momentum 2 is out of range"),
     ],

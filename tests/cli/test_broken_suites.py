@@ -132,7 +132,7 @@ def test_files_that_are_no_suites(tmp_path: Path, capsys: pytest.CaptureFixture[
     for path, words in (
         (loop, "loop.yaml"),
         (gone, "no such file"),
-        (folder, "a directory; needs a suite file"),
+        (folder, "expected a suite file, got a directory"),
         (tmp_path / "a\0b.yaml", r"a\x00b.yaml"),
         (tmp_path / ("x" * 5000), "no such file"),
         (f"{tmp_path}/s.yaml/deeper.yaml", "no such file"),

@@ -275,9 +275,9 @@ def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
     assert [row.metric for row in rows] == chosen["metrics"], "those asked for, in the order asked for"
     assert [row.value for row in rows] == [None, None, None]
     assert [str(row.note) for row in rows] == [
-        "needs at least 10 features; d = 4",
+        "expected at least 10 features, got 4",
         "the features of a solution do not vary, or are not finite",
-        "needs at least 10 features; d = 4",
+        "expected at least 10 features, got 4",
     ]
 
 

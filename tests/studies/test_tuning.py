@@ -232,7 +232,7 @@ def test_tuning_seeds_are_none_of_the_suites_own() -> None:
 
 
 def test_budgets_must_be_equal() -> None:
-    with pytest.raises(SuiteError, match=r"same number of settings for every optimizer of e.*sgd 5, adam 3"):
+    with pytest.raises(SuiteError, match=r"as many settings for every optimizer of e.*sgd 5, adam 3"):
         Tuner.of(suite_of({"optimizers": {"sgd": {"lr": RATES}, "adam": {"lr": [0.001, 0.01, 0.1]}}}), Method())
 
 
@@ -253,9 +253,9 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
     ("space", "message"),
     [
         ({"lr": 0.1}, r"tune.optimizers.sgd.lr: expected a list of at least two values.*got 0.1"),
-        ({"lr": [0.1]}, r"tune.optimizers.sgd.lr: needs a list of at least two values"),
+        ({"lr": [0.1]}, r"tune.optimizers.sgd.lr: expected a list of at least two values"),
         ({"lr": []}, r"tune.optimizers.sgd.lr: 'lr' is an empty list"),
-        ({"lr": {"log": [0.1, 1.0]}}, r"tune.optimizers.sgd.lr: 'lr' needs a grid like"),
+        ({"lr": {"log": [0.1, 1.0]}}, r"tune.optimizers.sgd.lr: 'lr': expected a grid like"),
         ({"rate": [0.1, 0.2]}, r"tune.optimizers.sgd: unknown hyper-parameter of sgd 'rate'"),
         ({"lr": [0.1, -0.2]}, r"tune.optimizers.sgd: hyper-parameter 'lr' of sgd"),
         ({}, r"tune.optimizers.sgd: says nothing to search"),
@@ -263,7 +263,7 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
             {"lr": {"of": "adam.lr", "times": -1}},
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
         ),
-        ({"lr": {"of": "nobody.lr"}}, r"tune.optimizers.sgd.lr: 'of' needs an optimizer of the suite and its key"),
+        ({"lr": {"of": "nobody.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected an optimizer of the suite and its key"),
         ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e"),
     ],
 )

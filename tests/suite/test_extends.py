@@ -176,9 +176,9 @@ BASES = [
     ("smok", "own.yaml:1:10: extends: no such file 'smok', and no shipped suite of that name; did you mean 'smoke'?"),
     ("[smoke]", 'own.yaml:1:10: extends: expected a shipped suite or the path of a suite file, got ["smoke"]'),
     ("null", "own.yaml:1:10: extends: expected a shipped suite or the path of a suite file, got null"),
-    (".", "own.yaml:1:10: extends: .: a directory; needs a suite file"),
+    (".", "own.yaml:1:10: extends: .: expected a suite file, got a directory"),
     ("own.yaml", "own.yaml:1:10: extends: expected a chain of suites that ends, got own.yaml -> own.yaml"),
-    ("list.yaml", "list.yaml:1:1: a suite needs to be a mapping"),
+    ("list.yaml", "list.yaml:1:1: expected a suite, a mapping"),
     ("bytes.yaml", "bytes.yaml:1:4: not UTF-8 text (byte 0xff)"),
     ("large.yaml", "own.yaml:1:10: extends: large.yaml: larger than 1024 KiB, all files together"),
     pytest.param(

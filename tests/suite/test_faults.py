@@ -59,7 +59,7 @@ BROKEN_YAML = {
     "cyclic merge": ("a: &a\n  <<: *a\n", "1:4", "itself"),
     "merge of a scalar": ("a:\n  <<: 5\n", "2:7", "'<<' merges"),
     "merge of scalars": ("a:\n  <<: [5]\n", "2:8", "'<<' merges"),
-    "list as key": ("? [a, b]\n: 1\n", "1:3", "key needs to be text"),
+    "list as key": ("? [a, b]\n: 1\n", "1:3", "expected a key that is text"),
     "surrogate": ('a: "\\ud800"\n', "1:4", "surrogate"),
     "code point beyond Unicode": ('a: "\\UFFFFFFFF"\n', "1:", "YAML"),
     "too deep": ("[" * 5000, "1:", "deep"),
@@ -104,7 +104,7 @@ def test_broken_yaml_is_one_line_with_its_place(name: str, tmp_path: Path) -> No
 BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "unknown top key": ("name: good", "name: good\nsedes: 3", "2:1", "unknown key 'sedes'; did you mean 'seeds'?"),
     "name missing": ("name: good\n", "", "1:1", "expected the key 'name'"),
-    "name with a folder": ("name: good", "name: ../up", "1:7", "name: the name '../up' needs letters"),
+    "name with a folder": ("name: good", "name: ../up", "1:7", "name: the name '../up': expected letters"),
     "name starts with a dot": ("name: good", "name: .x", "1:7", "with a letter or a digit first"),
     "name too long": ("name: good", "name: " + "x" * 81, "1:7", "at most 80 characters"),
     "name is a number": ("name: good", "name: 5", "1:7", "name: expected text, got 5"),
@@ -147,12 +147,12 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: expected the key 'target', as in target: sgd"),
     "target empty": ("target: sgd", "target: ''", "4:17", "at least 1 character"),
     "optimizer is text": ("{target: sgd, lr: 0.1}", "sgd", "4:8", "optimizers.sgd: expected a mapping, got 'sgd'"),
-    "optimizer name": ("  sgd: {", "  s/gd: {", "4:3", "the name 's/gd' needs letters"),
+    "optimizer name": ("  sgd: {", "  s/gd: {", "4:3", "the name 's/gd': expected letters"),
     "hyper-parameter name": ("lr: 0.1", "l-r: 0.1", "4:22", "'l-r' is no hyper-parameter"),
     "hyper-parameter is empty list": ("lr: 0.1", "lr: []", "4:22", "'lr' is an empty list"),
     "sweep lists twice": ("lr: 0.1", "lr: [0.1, 1e-1]", "4:22", "'lr' lists the value 0.1 twice"),
-    "grid without points": ("lr: 0.1", "lr: {log: [1, 10]}", "4:22", "'lr' needs a grid"),
-    "grid down to zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr' needs a grid"),
+    "grid without points": ("lr: 0.1", "lr: {log: [1, 10]}", "4:22", "'lr': expected a grid"),
+    "grid down to zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr': expected a grid"),
     "no experiments": (GOOD[GOOD.index("experiments") :], "experiments: {}\n", "8:14", "at least 1 entry, got 0"),
     "experiment is null": (GOOD[GOOD.index("    tasks") :], "", "9:12", "experiments.permuted: expected a mapping"),
     "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "expected the key 'tasks'"),
@@ -166,18 +166,18 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "count is broken": ("count: 2", "count: 2.5", "10:36", "expected a whole number, got 2.5"),
     "width": ("hidden: [10]", "hidden: [10, x]", "12:39", "models.small.hidden.1: expected a whole number, got 'x'"),
     "width is no list": ("hidden: [10]", "hidden: 10", "12:34", "expected a list, got 10"),
-    "model name": ("      small:", "      ../small:", "12:7", "the name '../small' needs letters"),
+    "model name": ("      small:", "      ../small:", "12:7", "the name '../small': expected letters"),
     "unknown optimizer": ("[sgd, adam]", "[sgd, adm]", "13:23", "unknown optimizer 'adm'; did you mean 'adam'?"),
     "unknown optimizer as key": ("[sgd, adam]", "{adm: {}}", "13:18", "unknown optimizer 'adm'; did you mean 'adam'?"),
     "optimizer listed twice": ("[sgd, adam]", "[sgd, sgd]", "13:17", "the optimizer 'sgd' is listed twice"),
-    "optimizers are numbers": ("[sgd, adam]", "[1, 2]", "13:17", "needs a list of optimizer names"),
+    "optimizers are numbers": ("[sgd, adam]", "[1, 2]", "13:17", "expected a list of optimizer names"),
     "optimizers are empty": ("[sgd, adam]", "[]", "13:17", "at least 1 entry"),
     "target in an override": ("[sgd, adam]", "{adam: {target: sgd}}", "13:25", "optimizer of its own"),
     "name in an override": (
         "[sgd, adam]",
         "{adam: {l-r: 1}}",
         "13:25",
-        "the name 'l-r' needs letters, digits",
+        "the name 'l-r': expected letters, digits",
     ),
     "sweep in an override": ("[sgd, adam]", "{adam: {lr: []}}", "13:25", "'lr' is an empty list"),
     "metric twice": (
@@ -288,7 +288,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"gone\.yaml: no such file$"):
         load_suite(tmp_path / "gone.yaml")
-    with pytest.raises(SuiteError, match=r": a directory; needs a suite file$"):
+    with pytest.raises(SuiteError, match=r": expected a suite file, got a directory$"):
         load_suite(tmp_path)
     with pytest.raises(SuiteError, match=r": cannot be read: "):
         load_suite(tmp_path / "a\0b")

@@ -96,9 +96,9 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seeds", "needs the form key.path=value"),
-        ("=3", "the key has an empty part; needs the form key.path=value"),
-        ("a..b=3", "the key has an empty part; needs the form key.path=value"),
+        ("seeds", "expected key.path=value"),
+        ("=3", "the key has an empty part; expected key.path=value"),
+        ("a..b=3", "the key has an empty part; expected key.path=value"),
         ("seeds=", "the value is empty; write null for none, or '' for empty text"),
         ("seeds=[1", "value:1:3: not a suite's YAML: expected ',' or ']'"),
         ("seeds={a: 1, a: 2}", "value:1:8: the key 'a' is already in line 1"),
@@ -108,8 +108,8 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
         ("seeds=0", "seeds: expected at least 1 seed, got 0"),
         ("seeds.0=1", "'seeds' is neither a mapping nor a list; it has no '0'"),
         ("name.x=1", "'name' is neither a mapping nor a list; it has no 'x'"),
-        ("experiments.one.models.small.hidden.2=1", "'experiments.one.models.small.hidden' is a list: needs an"),
-        ("experiments.one.models.small.hidden.-1=1", "'experiments.one.models.small.hidden' is a list: needs an index"),
+        ("experiments.one.models.small.hidden.2=1", "'experiments.one.models.small.hidden' is a list: expected an"),
+        ("experiments.one.models.small.hidden.-1=1", "'experiments.one.models.small.hidden' is a list: expected an"),
         ("experiments.one.protocol.batch_sise=1", "experiments.one.protocol: unknown key 'batch_sise'; did you mean"),
         ("experiments.one.protocl.batch_size=1", "experiments.one: unknown key 'protocl'; did you mean 'protocol'?"),
         ("experiments.on.protocol.batch_size=1", "experiments: unknown experiment 'on'; did you mean 'one'?"),

@@ -85,10 +85,10 @@ def test_names_of_floats_are_exact(value: float) -> None:
         ({"betas": [[1, 2], [1, 2]]}, "'betas' lists the value [1,2] twice"),
         ({"betas": [0.9, [0.9]]}, "'betas' mixes numbers and lists"),
         ({"lr": {"log": [0.1, 0.1], "points": 2}}, "'lr' lists the value 0.1 twice"),
-        ({"lr": {"log": [0.1, 1]}}, "'lr' needs a grid like {log: [1.0e-4, 0.1], points: 4}"),
-        ({"lr": {"log": [-1, 1], "points": 2}}, "'lr' needs a grid"),
-        ({"lr": {"log": [1, 2], "points": 1}}, "'lr' needs a grid"),
-        ({"lr": {"log": 5, "points": 3}}, "'lr' needs a grid"),
+        ({"lr": {"log": [0.1, 1]}}, "'lr': expected a grid like {log: [1.0e-4, 0.1], points: 4}"),
+        ({"lr": {"log": [-1, 1], "points": 2}}, "'lr': expected a grid"),
+        ({"lr": {"log": [1, 2], "points": 1}}, "'lr': expected a grid"),
+        ({"lr": {"log": 5, "points": 3}}, "'lr': expected a grid"),
         ({"a": list(range(101)), "b": list(range(100))}, "'a': the sweeps make 10100 variants, more than 10000"),
     ],
 )
@@ -136,10 +136,10 @@ def test_listed_settings_combine_with_sweeps_and_reach_into_wrappers() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "'variants' needs a list of settings"),
-        ({"lr": 0.1}, "'variants' needs a list of settings"),
-        ([0.1], "'variants' needs a list of settings"),
-        ([{}], "'variants' needs a list of settings"),
+        ([], "'variants': expected a list of settings"),
+        ({"lr": 0.1}, "'variants': expected a list of settings"),
+        ([0.1], "'variants': expected a list of settings"),
+        ([{}], "'variants': expected a list of settings"),
         ([{"lr": 0.1}, {"lr": 0.1}], "'variants' lists the setting .* twice"),
     ],
 )
