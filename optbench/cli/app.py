@@ -298,6 +298,7 @@ def report(
             help="Run directories, run ids, or latest (the default); or results of optbench cost.",
         ),
     ] = None,
+    against: options.Against = None,
     runs_dir: options.RunsDir = Path("runs"),
     format_: options.FormatOption = None,
     output: options.OutputOption = None,
@@ -312,13 +313,7 @@ def report(
     median: Annotated[
         bool, typer.Option("--median", help="Tables of median [quartiles] instead of mean±standard deviation.")
     ] = False,
-    per_trial: Annotated[
-        bool,
-        typer.Option(
-            "--per-trial",
-            help="With json or csv: a record per trial and metric; in csv instead of those over seeds. No controls.",
-        ),
-    ] = False,
+    per_trial: options.PerTrial = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what runs have found: tables, claims with verdicts, figures; several runs side by side."""
@@ -327,6 +322,7 @@ def report(
     report_runs(
         runs or ["latest"],
         runs_dir,
+        against=against,
         format=format_,
         output=output,
         figures=figures,

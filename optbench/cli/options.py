@@ -105,3 +105,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trai
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
 # `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        autocompletion=completion.runs,
+        help="The claims of both runs side by side instead, each judged by its own data: which verdicts change.",
+    ),
+]
+PerTrial = Annotated[
+    bool,
+    typer.Option(
+        "--per-trial",
+        help="With json or csv: a record per trial and metric; in csv instead of those over seeds. No controls.",
+    ),
+]

@@ -10,33 +10,45 @@ from optbench.cli.output import deliver, say
 from optbench.costing.document import cost_report
 from optbench.costing.result import find, load
 from optbench.counting import count
-from optbench.errors import NothingMeasuredError, UsageError
+from optbench.errors import ComparisonError, NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
+from optbench.report.claims_against import claims_against
 from optbench.report.formats import FORMATS, choose_format
 from optbench.report.records import with_trials
+from optbench.report.summary import run_summary
+from optbench.stats.arms import arms
+from optbench.stats.claims_against import claims_of_both
 from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_runs
 from optbench.studies import STUDIES
+from optbench.suite import suite_differences
 
 
 def report_runs(
     runs: Sequence[str],
     runs_dir: Path,
     *,
+    against: str | None = None,
     format: str | None = None,
     output: str | None = None,
     figures: Path | None = None,
     median: bool = False,
     per_trial: bool = False,
 ) -> None:
-    """Say what the runs have found, side by side where there are several.
+    """Say what the runs have found, side by side where there are several; against: only of claims, next to its own.
 
     Raises:
         UsageError: there is no such format, or a run is named twice.
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
         NothingMeasuredError: none of the runs has a trial that ended, well or diverged; it is reported first.
+        ComparisonError: as `report_claims_against` has it.
     """
     chosen = choose_format(format, output)
+    if against is not None:
+        if figures is not None or median or per_trial:
+            raise UsageError("report: --figures, --median and --per-trial do not go with --against, which shows claims")
+        report_claims_against(runs, against, runs_dir, chosen, output)
+        return
     if costs := [file for name in runs if (file := find(name, runs_dir)) is not None]:
         _report_costs(runs, costs, chosen, output, others=figures is not None or median or per_trial)
         return
@@ -59,6 +71,39 @@ def report_runs(
     deliver(with_trials(document, results) if per_trial else document, chosen, output)
     if not summary.measured:
         raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
+
+
+def report_claims_against(
+    runs: Sequence[str], other: str, runs_dir: Path, chosen: str, output: str | None = None
+) -> None:
+    """Show the claims of a run's suite and of another's side by side, each judged by its own run's data.
+
+    Raises:
+        UsageError: more than one run is named beside the other, or the same one, or what is no run.
+        StoreError: there is no such run, it cannot be read, or the output cannot be written.
+        ComparisonError: no claim is stated alike in both suites; where there are any claims, they are reported first.
+    """
+    if len(runs) != 1:
+        raise UsageError(f"report: expected one run with --against, got {len(runs)}: {', '.join(runs)}")
+    for name in (*runs, other):
+        if find(name, runs_dir) is not None:
+            raise UsageError(f"report: expected runs with --against, got a result of optbench cost: {name}")
+    paths = [find_run(name, runs_dir) for name in (*runs, other)]
+    if paths[0].resolve() == paths[1].resolve():
+        raise UsageError(f"report: expected another run with --against, got {other} twice")
+    both = a, b = [read_results(run) for run in read_runs(paths)]
+    if lacking := [result.run.id for result in both if not result.suite.claims]:
+        raise ComparisonError(f"nothing to compare: the {'suites' if lacking[1:] else 'suite'} of "
+                              f"{' and '.join(lacking)} {'state' if lacking[1:] else 'states'} no claims")  # fmt: skip
+    for result in both:
+        for arm in arms(result):
+            if arm.mixed_code:
+                say(f"optbench: warning: {result.run.id}, {arm.experiment}, {arm.model}, {arm.label}: {arm.mixed_code}")
+    claims = claims_of_both(a.claims, b.claims)
+    apart = suite_differences(a.suite, b.suite)
+    deliver(claims_against(run_summary(a), run_summary(b), claims, apart), chosen, output)
+    if not any(claim.compared for claim in claims):
+        raise ComparisonError(f"no claim is stated alike in the suites of {a.run.id} and {b.run.id}")
 
 
 def _report_costs(

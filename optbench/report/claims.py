@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from optbench.counting import count, grouped
 from optbench.report.document import Block, Cell, Column, Heading, Items, Paragraph, Table, Tone, columns
@@ -21,7 +22,7 @@ from optbench.report.numbers import (
 from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
-from optbench.stats.claims import ClaimVerdict, JudgedClaim
+from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 from optbench.stats.conditions import Unmet
 from optbench.stats.dormant import is_rank
 from optbench.suite.claims import Bounds, Claim
@@ -33,6 +34,9 @@ TONES: Mapping[ClaimVerdict, Tone] = {
     ClaimVerdict.NOT_COMPARABLE: "warning",
 }
 
+Numbered: TypeAlias = Mapping[int, JudgedClaim]
+"""Claims by their number in a report."""
+
 
 def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     """The verdict on every claim of a run's suite, its parts, and what they do not cover."""
@@ -41,25 +45,17 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
     counts = [f"{sum(c.verdict is v for c in run.claims)} {v}" for v in ClaimVerdict]
     yield Paragraph(f"Stated in the run's suite: {', '.join(counts)}.")
-    overview = []
-    verdicts = {claim.name: (number, claim.verdict) for number, claim in enumerate(run.claims, start=1)}
-    for number, claim in enumerate(run.claims, start=1):
-        source = f" ({claim.claim.source})" if claim.claim.source else ""
-        about = condition(claim)
-        text = f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
-        verdict, tone = _verdict(claim), TONES[claim.verdict]
-        for premise in claim.claim.given:
-            which, holds = verdicts[premise]
-            if holds is not ClaimVerdict.SUPPORTED:
-                verdict, tone = f"{verdict}; given claim {which}, which is {holds}", "warning"
-        overview.append((Cell(str(number)), Cell(text), Cell(verdict, tone)))
+    numbered = dict(enumerate(run.claims, start=1))
+    overview = [
+        (Cell(str(number)), Cell(stated(claim)), verdict_cell(claim, numbered)) for number, claim in numbered.items()
+    ]
     yield Table("Claims", columns("", "claim", "verdict", texts=3), tuple(overview))
     if read := [*matching_lines(run.claims), *reading_lines(run.claims)]:
         yield Items(tuple(read))
     if any(claim.parts for claim in run.claims):
         yield _parts(run.claims)
     yield from reading_tables(run.claims)
-    if warnings := [*_shortcomings(run), *_above_target(run), *_dormant(run)]:
+    if warnings := warnings_of(numbered):
         yield Items(tuple(warnings), "warning")
     reasons = list(_reasons(run))
     reasons += [
@@ -93,35 +89,46 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     )
 
 
-def _shortcomings(run: RunSummary) -> Iterable[str]:
-    """What networks that claims are about did not learn: once for each variant, with the numbers of the claims."""
-    for said in _of_sides(run, lambda arm: arm.learning_warning):
-        yield f"{NOT_LEARNT} {said}"
+def stated(claim: JudgedClaim) -> str:
+    """What a claim says in words, under which condition, and who says so."""
+    source = f" ({claim.claim.source})" if claim.claim.source else ""
+    about = condition(claim)
+    return f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
 
 
-def _above_target(run: RunSummary) -> Iterable[str]:
-    """Trials that claims leave out because they ended above the target training loss."""
+def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
+    """The verdict on a claim, with what it is given that is not supported; numbered: all of its run."""
+    verdict, tone = _verdict(claim), TONES[claim.verdict]
+    for which, premise in numbered.items():
+        if premise.name in claim.claim.given and premise.verdict is not ClaimVerdict.SUPPORTED:
+            verdict, tone = f"{verdict}; given claim {which}, which is {premise.verdict}", "warning"
+    return Cell(verdict, tone)
 
-    def said(arm: Arm) -> str:
+
+def warnings_of(numbered: Numbered) -> list[str]:
+    """What there is to know of the networks that claims are about: each once, with the numbers of the claims.
+
+    What they did not learn, what ended above the target training loss, and where ranks are of many dormant units.
+    """
+
+    def above_target(arm: Arm) -> str:
         n = arm.count("above_target")
         return f"{n} of {count(len(arm.trials), 'trial')} above the target training loss" if n else ""
 
-    for text in _of_sides(run, said):
-        yield f"{text}: their seeds are left out."
-
-
-def _dormant(run: RunSummary) -> Iterable[str]:
-    """Networks with many dormant units that claims about ranks are about, in one line."""
-    named = list(_of_sides(run, lambda arm: arm.many_dormant, lambda claim: is_rank(claim.primary.name)))
-    return [dormant_line(named)] if named else []
+    dormant = list(_of_sides(numbered, lambda arm: arm.many_dormant, lambda claim: is_rank(claim.primary.name)))
+    return [
+        *(f"{NOT_LEARNT} {said}" for said in _of_sides(numbered, lambda arm: arm.learning_warning)),
+        *(f"{said}: their seeds are left out." for said in _of_sides(numbered, above_target)),
+        *([dormant_line(dormant)] if dormant else []),
+    ]
 
 
 def _of_sides(
-    run: RunSummary, say: Callable[[Arm], object], about: Callable[[Claim], bool] = lambda claim: True
+    numbered: Numbered, say: Callable[[Arm], object], about: Callable[[Claim], bool] = lambda claim: True
 ) -> Iterable[str]:
     """What there is to say of variants that claims are about: each once, with the numbers of the claims."""
     found: dict[str, list[int]] = {}
-    for number, claim in enumerate(run.claims, start=1):
+    for number, claim in numbered.items():
         if not about(claim.claim):
             continue
         sides = (side for part in claim.parts for side in (part.left, part.right))
@@ -173,9 +180,8 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
                 for name, (left, right) in part.beside.items()
             )
             equivalence = claim.claim.expect == "equivalent"
-            found = estimate(result.difference, result.interval_90 if equivalence else result.interval, digits)
             cells = [
-                f"{found} (90%)" if equivalence else found,
+                part_estimate(claim, part),
                 UNDEFINED if equivalence else p_value(part.judgement.holm_p),  # of a test of another question
                 _expected(claim),
                 fixed(result.median_a, digits),
@@ -190,6 +196,14 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
             )
             rows.append((*where, *map(Cell, cells)))
     return Table("Claims, part by part", titles, tuple(rows), keys=2)
+
+
+def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
+    """`+0.030 [0.015, 0.045]`; of an equivalence its 90% interval, marked as such."""
+    result, digits = part.result, decimals(claim.claim.primary.name)
+    if claim.claim.expect == "equivalent":
+        return f"{estimate(result.difference, result.interval_90, digits)} (90%)"
+    return estimate(result.difference, result.interval, digits)
 
 
 def _expected(claim: JudgedClaim) -> str:

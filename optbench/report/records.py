@@ -44,7 +44,7 @@ def report_records(summary: Summary) -> list[Records]:
                 if row.matrix is not None
             ],
         ),
-        Records("claims", lambda: [_claim(run.run, claim) for run in runs for claim in run.claims]),
+        Records("claims", lambda: [claim_record(run.run, claim) for run in runs for claim in run.claims]),
         *(_studied(summary, study) for study in summary.studies),
         Records(
             "remarks", lambda: [{**_row_keys(section, row), "remark": text} for section, row, text in summary.remarks]
@@ -178,7 +178,8 @@ def spread_record(spread: Spread | None) -> Record:
     return dict(zip(_SPREAD, values, strict=True))
 
 
-def _claim(run: str, judged: JudgedClaim) -> dict[str, Any]:
+def claim_record(run: str, judged: JudgedClaim) -> dict[str, Any]:
+    """A claim of a run with its verdict and its parts."""
     said = judged.claim.model_dump(exclude={"models", "margin", "readings"}) | {"metric": judged.claim.primary.name}
     if judged.claim.readings is not None:
         said["readings"] = judged.claim.readings.model_dump(exclude={"measured"})

@@ -23,7 +23,7 @@ from optbench.report.recipe import recipe
 from optbench.report.spread import Spread
 from optbench.report.study import Study
 from optbench.stats.arms import Arm, arms
-from optbench.stats.claims import JudgedClaim, judge_claims
+from optbench.stats.claims import JudgedClaim
 from optbench.stats.learning import without_learning
 from optbench.stats.power import corrected_for, shortage_text, suite_shortages
 from optbench.stats.results import Results, SplitName
@@ -173,7 +173,7 @@ def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summ
     """Sum up runs over their seeds, those of the same experiment and model side by side, and apply each study."""
     places = grouped(((arm.experiment, arm.model), arm) for run in results for arm in arms(run))
     return Summary(
-        runs=tuple(_run(run, studies) for run in results),
+        runs=tuple(run_summary(run, studies) for run in results),
         sections=tuple(_section(*place, found) for place, found in places.items()),
         troubles=tuple(trouble for run in results for trouble in _troubles(run)),
         studies=tuple(studies),
@@ -268,13 +268,14 @@ def _troubles(results: Results) -> Iterable[Trouble]:
         yield Trouble(results.run.id, trial.id, row.status, reason)
 
 
-def _run(results: Results, studies: Sequence[Study[Any]]) -> RunSummary:
+def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSummary:
+    """What was run, on what, with its claims judged, and what each study has found."""
     record, suite = results.run.record, results.suite
     provenance = _mapping(record.get("provenance"))
     git = _mapping(provenance.get("git"))
     devices = ", ".join(str(name) for name in provenance.get("accelerators") or ())
     command = record.get("command")
-    claims = tuple(judge_claims(results))
+    claims = tuple(results.claims)
     return RunSummary(
         run=results.run.id,
         suite=suite.name,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,9 @@ from optbench.suite.measured import unlisted
 from optbench.suite.protocol import Protocol
 from optbench.suite.scoring import Rule, scored_tasks
 from optbench.tasks import Outline
+
+if TYPE_CHECKING:
+    from optbench.stats.claims import JudgedClaim
 
 SplitName = Literal["test", "validation"]
 
@@ -119,6 +122,13 @@ class Results:
         """The experiments on text, whose R holds bits per byte."""
         text = in_bits(self.run.table("accuracy", "trial", "bits_per_byte"))
         return frozenset(trial.experiment for trial in (*self.trials, *self.controls) if trial.id in text)
+
+    @functools.cached_property
+    def claims(self) -> list[JudgedClaim]:
+        """Every claim of its suite, judged: once, since tables and figures both show them."""
+        from optbench.stats.claims import judge_claims  # it is about results itself
+
+        return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
         """As `metrics`, in the units that they have in an experiment."""

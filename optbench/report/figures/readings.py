@@ -21,7 +21,7 @@ from optbench.report.figures.series import figure_name
 from optbench.report.numbers import words
 from optbench.report.readings import default_layer, part_label, reading_name, summary
 from optbench.stats.arms import Arm
-from optbench.stats.claims import ClaimPart, JudgedClaim, judge_claims
+from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.readings import JudgedReading, Says
 from optbench.stats.results import Results
 
@@ -112,7 +112,7 @@ def readings(results: Sequence[Results]) -> list[Figure]:
     figures: list[Figure] = []
     for result in results:
         more = [result.run.id] if len(results) > 1 else []
-        for judged in judge_claims(result):
+        for judged in result.claims:
             if judged.claim.readings is not None:
                 figures += _figure(judged, more, {figure.name for figure in figures})
     return figures

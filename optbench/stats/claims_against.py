@@ -1,0 +1,102 @@
+"""The claims of two runs side by side: by name, each judged by its own run's data, and which verdicts change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optbench.stats.arms import Arm
+from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
+from optbench.suite.claims import Claim
+
+OPPOSITE = {ClaimVerdict.SUPPORTED, ClaimVerdict.CONTRADICTED}
+
+
+@dataclass(frozen=True)
+class PartsOfBoth:
+    """One part of a claim in each run: the same model and variants; None in a run that has no such part."""
+
+    a: ClaimPart | None
+    b: ClaimPart | None
+
+    @property
+    def one(self) -> ClaimPart:
+        """The part in A, or else in B."""
+        found = self.a or self.b
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class ClaimOfBoth:
+    """A claim in each run, None where the run's suite does not state it; at least one of the two is there.
+
+    Attributes:
+        apart: the settings that the two suites state otherwise under this name, as (name, in A, in B): another claim.
+        parts: those of both, in the order of A, then what B alone has.
+    """
+
+    name: str
+    a: JudgedClaim | None
+    b: JudgedClaim | None
+    apart: tuple[tuple[str, object, object], ...]
+    parts: tuple[PartsOfBoth, ...]
+
+    @property
+    def one(self) -> JudgedClaim:
+        """The claim as A states it, or else B."""
+        found = self.a or self.b
+        assert found is not None
+        return found
+
+    @property
+    def alike(self) -> bool:
+        """Whether both suites state it, and state the same."""
+        return self.a is not None and self.b is not None and not self.apart
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is stated alike and judged in both runs: what is counted."""
+        return self.alike and ClaimVerdict.NOT_COMPARABLE not in self.verdicts
+
+    @property
+    def verdicts(self) -> tuple[ClaimVerdict | None, ClaimVerdict | None]:
+        return self.a.verdict if self.a else None, self.b.verdict if self.b else None
+
+    @property
+    def changes(self) -> bool:
+        return self.compared and len(set(self.verdicts)) > 1
+
+    @property
+    def reversed(self) -> bool:
+        """Whether it is supported in one run and contradicted in the other."""
+        return self.changes and set(self.verdicts) == OPPOSITE
+
+
+def claims_of_both(a: Sequence[JudgedClaim], b: Sequence[JudgedClaim]) -> list[ClaimOfBoth]:
+    """Pair the claims of two runs by name, in the order of A, then what B alone states."""
+    of_a, of_b = ({claim.name: claim for claim in side} for side in (a, b))
+    return [_both(name, of_a.get(name), of_b.get(name)) for name in {**of_a, **of_b}]
+
+
+def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBoth:
+    apart: list[tuple[str, object, object]] = []
+    if a is not None and b is not None:
+        said = _stated(a.claim), _stated(b.claim)
+        # The metric's own margin counts as stated.
+        apart = [(key, x, y) for (key, x), y in zip(said[0].items(), said[1].values(), strict=True) if x != y]
+        if a.margin != b.margin:
+            apart.append(("margin", a.margin, b.margin))
+    of_a, of_b = ({} if side is None else {_place(part): part for part in side.parts} for side in (a, b))
+    parts = tuple(PartsOfBoth(of_a.get(place), of_b.get(place)) for place in {**of_a, **of_b})
+    return ClaimOfBoth(name, a, b, tuple(apart), parts)
+
+
+def _stated(claim: Claim) -> dict[str, object]:
+    """What a claim says; neither in which words, nor next to what."""
+    return claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
+
+
+def _place(part: ClaimPart) -> tuple[object, ...]:
+    sides = ((side.optimizer, side.variant) if isinstance(side, Arm) else side for side in (part.left, part.right))
+    return part.model, *sides
