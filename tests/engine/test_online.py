@@ -134,12 +134,12 @@ LANES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_trial_alone_has_the_rows_it_has_among_others_in_every_lane(mnist: Dataset, one_thread: None) -> None:
+def test_a_trial_alone_has_the_rows_it_has_among_others_in_every_lane(coarse_mnist: Dataset, one_thread: None) -> None:
     suite = online_suite({**LANES, "bad": {"target": "sgd", "lr": 1e5}}, seeds=2)
-    together = train_suite(suite, mnist)
+    together = train_suite(suite, coarse_mnist)
     assert {trial_row(result).status for result in together} == {"ok", "diverged"}
     for i, result in enumerate(together):
-        assert same_bits(result, train_suite(suite, mnist, only=i)[0])
+        assert same_bits(result, train_suite(suite, coarse_mnist, only=i)[0])
         assert sum(row.steps for row in rows(result)) == trial_row(result).steps
         if trial_row(result).status == "ok":
             assert [row.task for row in rows(result)] == [1, 2, 3]
@@ -150,9 +150,9 @@ def test_a_trial_alone_has_the_rows_it_has_among_others_in_every_lane(mnist: Dat
             assert "diverged in this task" in (last.note or "")
 
 
-def test_recording_changes_nothing_else(mnist: Dataset, one_thread: None) -> None:
+def test_recording_changes_nothing_else(coarse_mnist: Dataset, one_thread: None) -> None:
     without, recorded = (
-        train_suite(online_suite(LANES, seeds=1, metrics=metrics), mnist)
+        train_suite(online_suite(LANES, seeds=1, metrics=metrics), coarse_mnist)
         for metrics in (["hoyer"], ["hoyer", "online_accuracy"])
     )
     for a, b in zip(without, recorded, strict=True):

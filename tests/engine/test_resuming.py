@@ -93,7 +93,9 @@ def suite_of(target: str | dict[str, Any], **more: Any) -> Suite:
     """target: or all settings of the optimizer."""
     settings = {"target": target} if isinstance(target, str) else target
     small: dict[str, Any] = {"train_examples": 300, "test_examples": 100, "validation_examples": 50, "max_epochs": 1}
-    return small_suite({"it": settings}, tasks={"kind": "permuted", "count": 3}, **{"seeds": 2, **small, **more})
+    return small_suite(
+        {"it": settings}, tasks={"kind": "permuted", "count": 3}, **{"seeds": 2, "metrics": ["hoyer"], **small, **more}
+    )
 
 
 def kept_of(suite: Suite, mnist: Dataset) -> list[Interim]:

@@ -53,6 +53,7 @@ optimizers:
   softer: {target: l1, strength: [1.0e-4, 1.0e-3], base: {target: sgd, lr: 0.1}}
 experiments:
   small:
+    dataset: {kind: mnist, resize: 7}
     tasks: {kind: permuted, count: 2}
     models: {net: {kind: mlp, hidden: [12]}}
     protocol:

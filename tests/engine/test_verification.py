@@ -92,7 +92,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def suite_of(plugin: Path, name: str, *, elementwise: bool, **more: Any) -> Suite:
     optimizer = {"target": f"{plugin}:{name}", "lr": [0.05, 0.02], **({"elementwise": True} if elementwise else {})}
-    return small_suite({"it": optimizer}, seeds=2, train_examples=2000, early_stopping=None, max_epochs=1, **more)
+    small: dict[str, Any] = {"train_examples": 2000, "early_stopping": None, "max_epochs": 1, "metrics": ["hoyer"]}
+    return small_suite({"it": optimizer}, seeds=2, **small, **more)
 
 
 def undeclared(result: TrialResult) -> TrialResult:

@@ -17,7 +17,7 @@ from optbench.plan import trials
 from optbench.store import read_run
 from optbench.studies.tuning.space import effective, searches
 from optbench.studies.tuning.tuned_suite import MARKER
-from optbench.suite import Suite, load_suite, shipped_suites
+from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
 from tests.conftest import assert_same_tables
 
 TUNED = ("basins", "continual", "shampoo", "sparsity")
@@ -127,9 +127,14 @@ def small(name: str) -> list[str]:
         if its.target == "gradient-noise":
             settings[f"optimizers.{optimizer}.steps"] = [1]
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["--seeds", str(SEEDS.get(name, 1)), *chosen]
+    kept = [word for optimizer in FEW.get(name, ()) for word in ("--optimizer", optimizer)]
+    return ["--seeds", str(SEEDS.get(name, 1)), *kept, *chosen]
 
 
+FEW = {"plasticity-full": ("adam", "shampoo", "fresh-adam")}
+"""Optimizers that stand for all of a suite which has those of another one."""
+AGAIN = ("basins", "smoke", "text")
+"""Suites that are trained again from their run: of switches, pairs and controls, of images, of text."""
 TITLES = {
     "sparsity": ["weights kept", "Twins"],
     "basins": ["Switching optimizers", "One solution against another"],
@@ -167,15 +172,18 @@ def run_suite(suite: str, to: Path, jobs: int, *words: str) -> Path:
     return to
 
 
-@pytest.fixture(scope="module", params=sorted(shipped_suites()))
+@pytest.fixture(scope="module")
 def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each shipped suite in small, named like it, by two processes."""
     name = request.param
     return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
 
 
+@pytest.mark.parametrize("small_run", sorted(shipped_suites()), indirect=True)
 def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
     run = read_run(small_run)
+    resolved = small_run / "suite.yaml"
+    assert dump_suite(load_suite(resolved)) == resolved.read_text(encoding="utf-8"), "what repeats the run"
     assert set(run.table("trials")["status"].to_pylist()) == {"ok"}
     report = small_run.parent / "report.md"
     assert main(["report", str(small_run), "--format", "markdown", "-o", str(report)]) == 0
@@ -189,6 +197,11 @@ def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
         assert len(values) == run.pairs.num_rows, "every pair has a value"
 
 
+@pytest.mark.parametrize(
+    "small_run",
+    [pytest.param(name, marks=() if name in AGAIN else pytest.mark.slow) for name in sorted(shipped_suites())],
+    indirect=True,
+)
 def test_every_shipped_suite_gives_the_same_tables_again_from_its_run(small_run: Path) -> None:
     # By one process: so in cohorts of another size, too.
     again = run_suite(str(small_run / "suite.yaml"), small_run.parent / "again", 1)
