@@ -20,7 +20,7 @@ from optbench.studies.tuning.tuned_suite import MARKER
 from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
 from tests.conftest import assert_same_tables
 
-TUNED = ("basins", "continual", "shampoo", "sparsity")
+TUNED = ("basins", "continual", "equal-loss", "shampoo", "sparsity")
 
 
 def shipped(name: str) -> Suite:
