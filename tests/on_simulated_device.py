@@ -17,11 +17,13 @@ import torch
 
 from optbench.cli import main
 from optbench.data import Dataset, InputSpec
+from optbench.engine.rates import RateCurve
 from optbench.kinds import calling
 from optbench.metrics.own import MetricSettings
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.store.tables import AccuracyRow, MetricRow
 from optbench.suite import load_suite, shipped_suites
+from optbench.suite.rate_schedule import RateSchedule
 from tests import own_models, simulated_device
 from tests.conftest import PoolHere, tables, trial_row
 from tests.engine.test_devices import accuracies, stack_of, suite_of, trained
@@ -78,7 +80,9 @@ def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> N
 @pytest.mark.parametrize("name", ALL)
 def test_no_step_waits_for_the_device_or_takes_numbers_to_it(name: str, mnist: Dataset) -> None:
     settings = dict(ALL[name])
-    stack = stack_of(settings.pop("target"), mnist, torch.device(DEVICE), **settings)
+    falling = RateCurve(RateSchedule(kind="cosine", warmup=0.2), 30)
+    scheduled = (falling, None, dataclasses.replace(falling, before=3), falling)
+    stack = stack_of(settings.pop("target"), mnist, torch.device(DEVICE), curves=scheduled, **settings)
     assert stack.take(0, 12, range(4))[1] == {}
     simulated_device.asked.clear()
     simulated_device.crossed.clear()

@@ -7,7 +7,7 @@ those that `benchmarks/on_device.py` runs on a device in 90 s, lowest rank first
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from optbench.engine.gradients import Ways
 from optbench.engine.interim import Interim
 from optbench.engine.lanes import LaneMember
 from optbench.engine.lockstep import LockStep, Machinery
+from optbench.engine.rates import RateCurve
 from optbench.engine.recording import Recordings, record_cuda
 from optbench.engine.stack import Layout
 from optbench.models import build, initialise
@@ -229,9 +230,10 @@ def stack_of(
     device: torch.device,
     train_examples: int | None = None,
     execution: Execution | None = None,
+    curves: Sequence[RateCurve | None] = (None,) * 4,
     **settings: Any,
 ) -> LockStep:
-    """What the engine does in the steps of four members, with nothing around it."""
+    """What the engine does in the steps of four members, with nothing around it. curves: of their rates."""
     protocol = Protocol(batch_size=32, train_examples=train_examples)
     family = TaskFamily(TaskSettings.of("permuted", count=2), mnist, protocol, 0, device)
     network = build(ModelSettings.of("mlp", hidden=[20]), family.inputs, family.classes)
@@ -245,7 +247,9 @@ def stack_of(
     settings = complete(name, settings)
     spec = resolve_spec(find(name), settings)
     machinery = Machinery(spec, network, layout, buffer, ways.factory(buffer, recordings), recordings, execution)
-    members = [LaneMember(settings, None, generator(0, seed, "optimizer"), 0) for seed in range(4)]
+    members = [
+        LaneMember(settings, None, generator(0, seed, "optimizer"), 0, curve=curve) for seed, curve in enumerate(curves)
+    ]
     streams = [BatchStream(family.sequence(seed).train(0), 32, 0, seed, 0) for seed in range(4)]
     return LockStep(machinery, [row.to(device) for row in rows], members, streams, begin=True)
 

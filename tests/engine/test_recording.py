@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,12 +21,14 @@ from optbench.data import Dataset
 from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.execution import Execution
 from optbench.engine.lockstep import LockStep
+from optbench.engine.rates import RateCurve
 from optbench.engine.recording import WARM_UP, Recorded, Recorder, Recordings, recorder
 from optbench.optimizers import factors, roots, shampoo, shampoo_roots
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow
 from optbench.suite import Suite
+from optbench.suite.rate_schedule import RateSchedule
 from tests.conftest import same_bits, small_suite, trial_row
 from tests.engine.test_devices import stack_of
 from tests.engine.test_engine import RATES
@@ -121,6 +123,35 @@ def test_replayed_steps_are_the_steps_to_the_last_bit(
     for a, b in zip(replayed, apart, strict=True):
         assert trial_row(a).init_hash == trial_row(b).init_hash
         assert accuracies(a) == pytest.approx(accuracies(b), abs=0.1)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("name", [name for name in RECORDABLE if OPTIMIZERS[name].takes_schedule])
+def test_replayed_steps_follow_a_schedule(name: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is read where the device has it, and not frozen into the recording."""
+    monkeypatch.setattr(Tape, "played", 0)
+    settings = dict(ALL[name])
+    target = settings.pop("target")
+    falling = RateCurve(RateSchedule(kind="linear", warmup=0.2, floor=0.1), 16)
+    curves = falling, None, dataclasses.replace(falling, before=2), falling
+
+    def taken(
+        record: Recorder | None, curves: Sequence[RateCurve | None], steps: int = 16
+    ) -> tuple[Tensor, list[float | None]]:
+        execution = Execution(True, record)
+        stack = stack_of(target, mnist, torch.device("cpu"), execution=execution, curves=curves, **settings)
+        assert stack.take(0, steps, range(4))[1] == {}
+        return torch.stack([stack.row(i) for i in range(4)]), [stack.rate(i) for i in range(4)]
+
+    (replayed, rates), (plain, plain_rates) = taken(tape, curves), taken(None, curves)
+    assert Tape.played >= 12
+    (start, _), (constant, _) = taken(None, curves, 0), taken(None, [None] * 4)
+    moved = (constant - start).norm(dim=1)
+    # Not to the bit: the device holds a rate in float32.
+    assert ((replayed - plain).norm(dim=1) < 1e-2 * moved).all()
+    assert torch.equal((replayed - constant).norm(dim=1) > 5e-2 * moved, torch.tensor([True, False, True, True]))
+    wanted = [settings["lr"] * (1.0 if curve is None else curve.factor(15)) for curve in curves]
+    assert rates == plain_rates == pytest.approx(wanted, rel=1e-12)
 
 
 def accuracies(result: TrialResult) -> list[float]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
 from optbench.engine.rates import factor
 from optbench.optimizers.rates import rate_groups, scaled
 from optbench.optimizers.switch import Switch
 from optbench.store.tables import CurveRow
-from optbench.suite import Suite
+from optbench.suite import Suite, dump_suite
 from optbench.suite.rate_schedule import RateSchedule
 from tests.conftest import same_bits, small_suite, timeless, train_suite, trial_row
 from tests.engine.test_interim import cut_and_whole
@@ -231,3 +234,23 @@ def test_a_switch_hands_over_settings_as_they_are() -> None:
             switch.step()
         active = switch.first if switch.taken <= 2 else switch.then
         assert {group["lr"] for group in rate_groups(active)} == {wanted}
+
+
+def test_a_run_says_the_schedule_and_stores_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    suite = suite_of({"sgd": SGD, "free": {"target": "prodigy"}}, {"kind": "linear", "span": "all"}, max_steps=4)
+    file = tmp_path / "s.yaml"
+    file.write_text(dump_suite(suite))
+    words = ["run", str(file), "--runs-dir", str(tmp_path), "--name", "made", "--device", "cpu", "--jobs", "1"]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "The learning rate falls linearly to 0 over the steps of all tasks." in said
+    assert "Trained without the schedule, which they do not take: free." in said
+    assert main([*words, "--quiet"]) == 0
+    capsys.readouterr()
+    table = pq.read_table(tmp_path / "made" / "curves.parquet").to_pandas()  # type: ignore[no-untyped-call]
+    rates = table[table.optimizer == "sgd"].lr.tolist()
+    assert rates == pytest.approx([0.1 * (1 - step / 8) for step in (1, 3, 5, 7)])
+    assert set(table[table.optimizer == "free"].lr) == {1.0}
+    assert main(["list", "optimizers"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("takes no schedule") == 3
