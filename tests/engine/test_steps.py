@@ -122,7 +122,7 @@ def test_members_whose_schedules_part_train_as_alone_and_resume(mnist: Dataset) 
         {"kind": "linear", "warmup": 0.1, "span": "all"},
         seeds=2,
         early_stopping={"patience": 1},
-        max_epochs=2,
+        max_epochs=3,
         evaluate_every=0.5,
     )
     together = train_suite(suite, mnist)
