@@ -26,8 +26,8 @@ def _found(optimizer: object, stepping: bool, seen: set[int]) -> Iterator[Group]
     if id(optimizer) in seen:
         return
     seen.add(id(optimizer))
-    named = getattr(optimizer, "rate_groups", None)
-    if callable(named) and type(optimizer).__module__.startswith("optbench."):
+    ours = type(optimizer).__module__.startswith("optbench.")
+    if ours and (named := getattr(optimizer, "rate_groups", None)) is not None:
         yield from named(stepping)
         return
     groups = getattr(optimizer, "param_groups", None)

@@ -172,12 +172,17 @@ def test_users_optimizers_are_scaled_group_by_group_unless_they_say_otherwise(mn
         "stepwise": {"target": f"{__name__}:Stepwise", "lr": 0.1},
         "rateless": {"target": f"{__name__}:Rateless"},
         "declared": {"target": f"{__name__}:plain_sgd", "needs": "no-schedule"},
+        "stacked": {"target": "torch.optim:SGD", "lr": 0.1, "elementwise": True},
+        "apart": {"target": "torch.optim:SGD", "lr": 0.1},
     }
     given = RateSchedule.model_validate(COSINE)
     scheduled, constant = (
         train_suite(suite_of(own, schedule, early_stopping=None), mnist) for schedule in (COSINE, None)
     )
-    groups, stepwise, rateless, declared = scheduled
+    groups, stepwise, rateless, declared, stacked, apart = scheduled
+    assert trial_row(stacked).note == trial_row(apart).note
+    for key, weight in weights(apart).items():
+        torch.testing.assert_close(weights(stacked)[key], weight, rtol=1e-3, atol=1e-5)
     assert not equal(groups, constant[0])
     for result, notes in ((rateless, "no parameter group has an lr"), (declared, "plain_sgd takes none")):
         assert f"trained without the schedule: {notes}" in str(trial_row(result).note).replace(f"{__name__}:", "")

@@ -247,7 +247,12 @@ class PerMemberLane(Lane):
 
     def rate(self, index: int) -> float | None:
         instance = self._instances[index]
-        rate = None if instance is None else first_rate(rate_groups(instance.optimizer))
+        try:
+            rate = None if instance is None else first_rate(rate_groups(instance.optimizer))
+        except Exception as error:  # of a user's attribute, which nothing but this column needs
+            if of_the_machine(error):
+                raise
+            return None
         return None if rate is None else rate * self._factors[index]
 
     def export(self, index: int) -> MemberState:
