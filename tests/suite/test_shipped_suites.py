@@ -131,7 +131,7 @@ def small(name: str) -> list[str]:
     return ["--seeds", str(SEEDS.get(name, 1)), *kept, *chosen]
 
 
-FEW = {"plasticity-full": ("adam", "shampoo", "fresh-adam")}
+FEW = {"plasticity-full": ("adam", "shampoo", "fresh-adam"), "continual-full": ("adam", "adamw", "shampoo")}
 """Optimizers that stand for all of a suite which has those of another one."""
 AGAIN = ("basins", "smoke", "text")
 """Suites that are trained again from their run: of switches, pairs and controls, of images, of text."""
