@@ -22,7 +22,7 @@ from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
 from optbench.suite.scoring import scoring
 from optbench.targets import using
-from optbench.tasks.examples import check_dataset, check_sizes, check_task_size
+from optbench.tasks.examples import check_augment, check_dataset, check_sizes, check_task_size
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
@@ -208,6 +208,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
             continue
         with placed(f"experiments.{name}"):
             check_dataset(experiment.protocol, dataset)
+            check_augment(experiment.protocol.augment, dataset)
         for model in shown:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
             how = f"trained member by member: {blueprint.alone}" if blueprint.alone else lock_step

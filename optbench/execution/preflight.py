@@ -201,10 +201,12 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
     import torch
 
     from optbench.tasks import TaskFamily
+    from optbench.tasks.examples import check_augment
 
     protocol = experiment.protocol
     with _reported(f"experiments.{name}.tasks", experiment.tasks):
         with placed(f"experiments.{name}"):
+            check_augment(protocol.augment, dataset)
             data = dataset if experiment.tasks.is_users else dataset.without_pixels()
             family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
         sizes = list(family.train_sizes(suite.seeds))

@@ -5,7 +5,7 @@ Shapes: N examples, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -163,24 +163,28 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
     """Check what a protocol asks for against the examples of a dataset.
 
     Raises:
-        UsageError: it asks for more than there are, leaves none to train on, limits training on text, or augments
-            what are no images or too small ones.
+        UsageError: it asks for more than there are, leaves none to train on, or limits training on text.
     """
-    if protocol.augment is not None and (fault := fault_of_augment(protocol.augment, dataset.inputs.shape)) is not None:
-        raise UsageError(f"protocol.{fault}, as {dataset.name} has")
     if dataset.texts is None:
         check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)
     elif protocol.train_examples is not None:
         raise UsageError(f"protocol.train_examples: {NO_LIMIT}")
 
 
-def fault_of_augment(augment: Augment, shape: Sequence[int]) -> str | None:
-    """Return why inputs of a shape cannot be augmented so, after `protocol.`; None if they can."""
-    if len(shape) != 3:
-        return f"augment: expected images of shape (C, H, W), got inputs of shape {tuple(shape)}"
+def check_augment(augment: Augment | None, dataset: Dataset) -> None:
+    """Check that images of a dataset, with all of their pixels, can be augmented so.
+
+    Raises:
+        UsageError: they are no images, or too small for the crop.
+    """
+    if augment is None:
+        return
+    if len(shape := dataset.inputs.shape) != 3:
+        what = f"expected images of shape (C, H, W), got inputs of shape {tuple(shape)}"
+        raise UsageError(f"protocol.augment: {what}, as {dataset.name} has")
     if augment.crop >= (side := min(shape[1:])):
-        return f"augment.crop: expected less than {side}, the side of images, got {augment.crop}"
-    return None
+        what = f"expected less than {side}, the side of images, got {augment.crop}"
+        raise UsageError(f"protocol.augment.crop: {what}, as {dataset.name} has")
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
