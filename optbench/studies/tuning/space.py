@@ -24,6 +24,10 @@ DEFAULT_REACH = 10.0
 """Without a word from the suite a learning rate is searched up to so many times below and above its own."""
 
 
+Key = tuple[str, str]
+"""Experiment and optimizer."""
+
+
 @dataclass(frozen=True)
 class Dimension:
     """One hyper-parameter to choose.
@@ -57,10 +61,18 @@ class Search:
     dimensions: tuple[Dimension, ...]
 
     @property
+    def key(self) -> Key:
+        return self.experiment, self.optimizer
+
+    @property
+    def paths(self) -> list[KeyPath]:
+        return [dimension.path for dimension in self.dimensions]
+
+    @property
     def grid(self) -> list[dict[KeyPath, Any]]:
         """Every combination, the last dimension varying fastest."""
         values = itertools.product(*(dimension.values for dimension in self.dimensions))
-        return [dict(zip([d.path for d in self.dimensions], one, strict=True)) for one in values]
+        return [dict(zip(self.paths, one, strict=True)) for one in values]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,32 @@ class Searches:
     ties: tuple[Tie, ...]
     left: tuple[Untuned, ...]
     """The optimizers that take part and are not tuned."""
+
+    def ties_of(self, key: Key) -> list[Tie]:
+        """What of an optimizer follows others."""
+        return [tie for tie in self.ties if (tie.experiment, tie.optimizer) == key]
+
+    def leaders(self, key: Key) -> list[Key]:
+        """The optimizers that it follows."""
+        return [(tie.experiment, tie.of) for tie in self.ties_of(key)]
+
+    @property
+    def in_order(self) -> list[Search]:
+        """The searches, each after those that it follows.
+
+        Raises:
+            SuiteError: two wait for each other.
+        """
+        done: dict[Key, Search] = {}
+        left = list(self.searches)
+        while left:
+            ready = [s for s in left if all(leader in done for leader in self.leaders(s.key))]
+            if not ready:
+                names = " and ".join(search.optimizer for search in left)
+                raise SuiteError(f"tune: {names}: each follows another of them, so none can be chosen first")
+            done |= {search.key: search for search in ready}
+            left = [search for search in left if search.key not in done]
+        return list(done.values())
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
@@ -142,7 +180,9 @@ def searches(suite: Suite) -> Searches:
             *untuned_lines(left),
         )
     _check_ties(ties, found)
-    return Searches(tuple(found), tuple(ties), tuple(left))
+    made = Searches(tuple(found), tuple(ties), tuple(left))
+    assert len(made.in_order) == len(found)
+    return made
 
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:

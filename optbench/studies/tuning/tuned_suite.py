@@ -9,6 +9,7 @@ from typing import Any
 from optbench.counting import grouped
 from optbench.errors import escaped
 from optbench.kinds import AS_WRITTEN
+from optbench.studies.tuning.following import Chosen, chosen_dimensions, followed_values
 from optbench.studies.tuning.space import Search, effective, overrides
 from optbench.studies.tuning.statistics import TunedOptimizer
 from optbench.studies.tuning.tuner import Tuner
@@ -19,9 +20,6 @@ from optbench.suite.variants import KeyPath, leaves, with_values
 
 MARKER = "# Hyper-parameters chosen by optbench tune:"
 """The first line of a tuned suite; the lines below it begin with `#   `."""
-
-Chosen = dict[tuple[str, str], dict[KeyPath, Any]]
-"""By experiment and optimizer."""
 
 
 def tuned_text(
@@ -85,19 +83,11 @@ def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, A
 
 def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
     """What was chosen, and what follows from it."""
-    searched = {(search.experiment, search.optimizer): search for search in tuner.searches.searches}
-    chosen: Chosen = {}
-    for tuned in found:
-        if tuned.chosen is not None:
-            search = searched[tuned.experiment, tuned.optimizer]
-            values = {d.path: tuned.chosen.hyperparameters[d.name] for d in search.dimensions}
-            chosen[tuned.experiment, tuned.optimizer] = values
-    of = dict(chosen)
-    for tie in tuner.searches.ties:
-        if (tie.experiment, tie.of) in of:
-            value = of[tie.experiment, tie.of][tie.of_path]
-            own = chosen.setdefault((tie.experiment, tie.optimizer), {})
-            own[tie.path] = value if tie.times == 1.0 else float(f"{value * tie.times:.12g}")
+    of = chosen_dimensions(tuner.searches, found)
+    chosen = {key: dict(values) for key, values in of.items()}
+    for key in dict.fromkeys((tie.experiment, tie.optimizer) for tie in tuner.searches.ties):
+        if followed := followed_values(tuner.searches.ties_of(key), of):
+            chosen.setdefault(key, {}).update(followed)
     return chosen
 
 

@@ -22,8 +22,9 @@ from optbench.metrics import METRICS
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.streams import stream_seed
+from optbench.studies.tuning.following import chosen_dimensions, followed_values
 from optbench.studies.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
-from optbench.studies.tuning.space import Search, Searches, effective, overrides, searches, takes, tuning_seeds
+from optbench.studies.tuning.space import Key, Search, Searches, effective, overrides, searches, takes, tuning_seeds
 from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, tunings
 from optbench.suite import Suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
@@ -49,7 +50,7 @@ class Tuner:
     method: Method
     seeds: Sequence[int]
     searches: Searches
-    tried: dict[tuple[str, str], list[Values]] = field(default_factory=dict)
+    tried: dict[Key, list[Values]] = field(default_factory=dict)
     """By experiment and optimizer, in the order tried."""
     rounds: int = 0
 
@@ -78,8 +79,9 @@ class Tuner:
     def tuning_suite(self) -> Suite:
         """The suite of a tuning run: every setting tried so far is a variant, and only what judges them is taken."""
         experiments = {}
-        for name in dict.fromkeys(search.experiment for search in self.searches.searches):
-            here = [search for search in self.searches.searches if search.experiment == name]
+        begun = [search for search in self.searches.searches if self.tried.get(search.key)]
+        for name in dict.fromkeys(search.experiment for search in begun):
+            here = [search for search in begun if search.experiment == name]
             experiment = self.suite.experiments[name]
             rule = (self.suite.tune or Tune()).metric_on(name)
             taking_part = {search.optimizer: self._variants(search) for search in here}
@@ -96,7 +98,7 @@ class Tuner:
                     "twins": None,
                 }
             )
-        used = {search.optimizer for search in self.searches.searches}
+        used = {search.optimizer for search in begun}
         return self.suite.model_copy(
             update={
                 "name": f"{self.suite.name}-tune",
@@ -110,16 +112,23 @@ class Tuner:
         )
 
     def propose(self, found: Sequence[TunedOptimizer]) -> bool:
-        """Add the settings of the next round; return whether there are any. found: the results of earlier rounds."""
+        """Add the settings of the next round; return whether there are any. found: the results of earlier rounds.
+
+        An optimizer that follows another in one of its hyper-parameters is tuned after it, at the value that follows.
+        """
         known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
-        new: dict[tuple[str, str], list[Values]] = {}
-        for search in self.searches.searches:
-            key = (search.experiment, search.optimizer)
-            tried = self.tried.get(key, [])
-            if self.method.sampler == "grid":
-                new[key] = self._widened(search, known) if tried else list(search.grid)
+        new: dict[Key, list[Values]] = {}
+        for search in self.searches.in_order:
+            tried, leaders = self.tried.get(search.key, []), self.searches.leaders(search.key)
+            if not tried and any(new.get(leader) or leader not in known for leader in leaders):
+                new[search.key] = []
+            elif self.method.sampler == "grid":
+                new[search.key] = self._widened(search, known) if tried else list(search.grid)
             else:
-                new[key] = self._drawn(search, tried, known.get(key))
+                new[search.key] = self._drawn(search, tried, known.get(search.key))
+            if not tried:
+                followed = followed_values(self.searches.ties_of(search.key), chosen_dimensions(self.searches, found))
+                new[search.key] = [{**values, **followed} for values in new[search.key]]
         if not any(new.values()):
             return False
         for key, values in new.items():
@@ -127,14 +136,14 @@ class Tuner:
         self.rounds += 1
         return True
 
-    def _widened(self, search: Search, known: Mapping[tuple[str, str], TunedOptimizer]) -> list[Values]:
+    def _widened(self, search: Search, known: Mapping[Key, TunedOptimizer]) -> list[Values]:
         """Two more for every optimizer of an experiment, when one of them has its best at an edge."""
         if not self.method.widen or self.rounds > MOST_WIDENINGS:
             return []
-        here = [one for one in self.searches.searches if one.experiment == search.experiment]
-        if not any(self._beyond(one, known[one.experiment, one.optimizer]) for one in here):
+        here = [one for one in self.searches.searches if one.experiment == search.experiment and one.key in known]
+        if not any(self._beyond(one, known[one.key]) for one in here):
             return []
-        tuned = known[search.experiment, search.optimizer]
+        tuned = known[search.key]
         return self._beyond(search, tuned) or self._beside(search, tuned, ())
 
     def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
@@ -144,7 +153,7 @@ class Tuner:
     def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:
         if tuned.chosen is None:
             return []
-        tried = self.tried[search.experiment, search.optimizer]
+        tried = self.tried[search.key]
         best = next(values for values in tried if variant_name(values) == tuned.chosen.variant)
         target = self.suite.optimizers[search.optimizer].target
         given = effective(self.suite, search.experiment, search.optimizer)
@@ -154,17 +163,19 @@ class Tuner:
         total = self.method.trials or len(search.grid)
         size = total if self.method.sampler == "random" else batch_size(total)
         # After a batch that was not full the space has no more settings.
-        count = min(size, total - len(tried)) if len(tried) == self.rounds * size else 0
+        count = min(size, total - len(tried)) if len(tried) % size == 0 else 0
         if count <= 0:
             return []
         assert self.method.sampler != "grid"
-        purpose = f"tuning {search.experiment} {search.optimizer} round {self.rounds}"
+        purpose = f"tuning {search.experiment} {search.optimizer} round {len(tried) // size}"
         # Optuna takes seeds of 32 bits.
         seed = stream_seed(self.suite.seed, None, purpose) % 2**32
-        return draw(search, _history(tried, tuned), count, self.method.sampler, seed)
+        drawn = draw(search, _history(search, tried, tuned), count, self.method.sampler, seed)
+        followed = {path: value for path, value in (tried[0] if tried else {}).items() if path not in search.paths}
+        return [{**values, **followed} for values in drawn]
 
     def _variants(self, search: Search) -> dict[str, Any]:
-        settings = [with_values({}, values) for values in self.tried.get((search.experiment, search.optimizer), [])]
+        settings = [with_values({}, values) for values in self.tried.get(search.key, [])]
         return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
@@ -227,7 +238,7 @@ def first_plan(tuner: Tuner, options: Options) -> Plan:
     return make_plan(tuner.tuning_suite, options.resume, grown=True)
 
 
-def _history(tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
+def _history(search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
     """What a sampler learns from: a setting that learns enough is worth its score, others less than all of those."""
     if tuned is None:
         return []
@@ -241,4 +252,5 @@ def _history(tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Trie
         if name not in good:
             short = best - setting.learning if math.isfinite(setting.learning) else 1.0
             worth[name] = least - short
-    return [Tried(values, worth[variant_name(values)]) for values in tried]
+    own = [{path: values[path] for path in search.paths} for values in tried]
+    return [Tried(one, worth[variant_name(values)]) for one, values in zip(own, tried, strict=True)]
