@@ -183,6 +183,10 @@ def run_file(folder: Path, text: str, name: str = "made") -> Path:
     return folder / "runs" / name
 
 
+NEEDS_DATA = {"cifar"}
+"""Shipped suites on data that do not come with the package: tests/cli/test_cifar_suite.py."""
+
+
 def report(path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What `optbench report` prints of a run."""
     capsys.readouterr()

@@ -25,7 +25,7 @@ from optbench.store.tables import AccuracyRow, MetricRow
 from optbench.suite import load_suite, shipped_suites
 from optbench.suite.rate_schedule import RateSchedule
 from tests import own_models, simulated_device
-from tests.conftest import PoolHere, tables, trial_row
+from tests.conftest import NEEDS_DATA, PoolHere, tables, trial_row
 from tests.engine.test_devices import accuracies, stack_of, suite_of, trained
 from tests.engine.test_recording import ALL, RECORDABLE
 from tests.simulated_device import Simulated
@@ -134,7 +134,7 @@ def test_an_epoch_that_begins_takes_its_order_there_and_waits_for_nobody(mnist: 
     assert simulated_device.crossed == {"to": 3 * 4}
 
 
-@pytest.mark.parametrize("name", sorted(shipped_suites()))
+@pytest.mark.parametrize("name", sorted(shipped_suites().keys() - NEEDS_DATA))
 def test_a_shipped_suite_runs_there_as_on_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ from optbench.suite import Suite, load_suite, shipped_suites
 from optbench.suite.protocol import Protocol
 from optbench.suite.schema import ModelSettings, TaskSettings
 from optbench.tasks import TaskFamily
-from tests.conftest import PoolHere, assert_same_tables, same_bits, small_suite, tables, timeless, trial_row
+from tests.conftest import NEEDS_DATA, PoolHere, assert_same_tables, same_bits, small_suite, tables, timeless, trial_row
 from tests.engine.test_interim import BASES, stored
 
 CUDA = [
@@ -256,7 +256,7 @@ def stack_of(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
-@pytest.mark.parametrize("name", sorted(shipped_suites()))
+@pytest.mark.parametrize("name", sorted(shipped_suites().keys() - NEEDS_DATA))
 def test_every_shipped_suite_runs_and_repeats(name: str, tmp_path: Path) -> None:
     words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--device", "cuda", "--quiet"]
     for experiment in load_suite(shipped_suites()[name]).experiments:

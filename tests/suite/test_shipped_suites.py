@@ -18,7 +18,7 @@ from optbench.store import read_run
 from optbench.studies.tuning.space import effective, searches
 from optbench.studies.tuning.tuned_suite import MARKER
 from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
-from tests.conftest import assert_same_tables
+from tests.conftest import NEEDS_DATA, assert_same_tables
 
 TUNED = ("basins", "continual", "equal-loss", "shampoo", "sparsity")
 
@@ -179,7 +179,7 @@ def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factor
     return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
 
 
-@pytest.mark.parametrize("small_run", sorted(shipped_suites()), indirect=True)
+@pytest.mark.parametrize("small_run", sorted(shipped_suites().keys() - NEEDS_DATA), indirect=True)
 def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
     run = read_run(small_run)
     resolved = small_run / "suite.yaml"
@@ -199,7 +199,10 @@ def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
 
 @pytest.mark.parametrize(
     "small_run",
-    [pytest.param(name, marks=() if name in AGAIN else pytest.mark.slow) for name in sorted(shipped_suites())],
+    [
+        pytest.param(name, marks=() if name in AGAIN else pytest.mark.slow)
+        for name in sorted(shipped_suites().keys() - NEEDS_DATA)
+    ],
     indirect=True,
 )
 def test_every_shipped_suite_gives_the_same_tables_again_from_its_run(small_run: Path) -> None:
