@@ -1,10 +1,13 @@
-"""Where numbers are exact: everything is measured in float64, which Apple's GPUs do not have. Imports no torch."""
+"""Where numbers are exact: everything is measured in float64, which Apple's GPUs do not have. Imports torch late."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import Tensor
 
@@ -31,3 +34,16 @@ def widest(device: torch.device) -> torch.dtype:
 def exact(values: Tensor) -> Tensor:
     """Values in float64, on `exact_device` of where they are, without their history."""
     return values.detach().to(exact_device(values.device)).double()
+
+
+CASTING = ("cpu", "cuda", "mps", "xpu")
+"""Devices that autocast knows: not `meta`, on which shapes are worked out without numbers."""
+
+
+def without_casts(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast does nothing, where it is on."""
+    import torch
+
+    if device.type not in CASTING or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

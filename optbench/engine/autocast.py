@@ -7,10 +7,12 @@ back in float32. The loss is taken in float32 on every device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+from optbench.precision import without_casts
 from optbench.suite.protocol import Precision
 
 
@@ -22,7 +24,7 @@ def logits_in(precision: Precision, device: torch.device, forward: Callable[[], 
         return forward().float()
 
 
-def in_full(tensor: Tensor) -> tuple[Tensor, torch.autocast]:
+def in_full(tensor: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
     """Return a tensor in at least float32, and a context without casts: for what is worked out in a forward pass."""
     full = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
-    return full, torch.autocast(tensor.device.type, enabled=False)
+    return full, without_casts(tensor.device)

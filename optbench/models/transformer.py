@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from optbench.late import nn, torch
+from optbench.precision import without_casts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ def through(
         layers[name](x).unflatten(-1, (heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
     )
     # Under autocast the three are in bfloat16 already; in `torch.func` it would cast parts of the function again.
-    with torch.autocast(x.device.type, enabled=False):
+    with without_casts(x.device):
         found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     stream = stream + dropped(layers["attended"](found.transpose(-3, -2).flatten(-2)), dropout)
     before = layers["expand"](layers["expand_norm"](stream))

@@ -13,6 +13,7 @@ from optbench.optimizers.closures import evaluated
 from optbench.optimizers.regions import ROOTS, STATISTICS
 from optbench.optimizers.roots import one_by_one
 from optbench.optimizers.symmetric import add_gram
+from optbench.precision import without_casts
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Kfac(torch.optim.Optimizer):
         if self._outputs:
             predictions = (logits,) if isinstance(logits, Tensor) else logits
             # Statistics are in the precision of the weights, whatever a forward pass under autocast is in.
-            with STATISTICS, torch.autocast(predictions[0].device.type, enabled=False):
+            with STATISTICS, without_casts(predictions[0].device):
                 self._follow(predictions)
 
     def _follow(self, predictions: Sequence[Tensor]) -> None:

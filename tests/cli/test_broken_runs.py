@@ -127,7 +127,7 @@ SUITES: dict[str, tuple[Damage, str]] = {
     "empty": (written("suite.yaml", ""), "suite.yaml:1:1: the file is empty"),
     "no YAML": (written("suite.yaml", "a: [1"), "suite.yaml:1:6: not a suite's YAML"),
     "not UTF-8": (written("suite.yaml", b"\xff"), "suite.yaml:1:1: not UTF-8"),
-    "a folder": (replaced("suite.yaml", lambda p: p.mkdir()), "suite.yaml: a directory"),
+    "a folder": (replaced("suite.yaml", lambda p: p.mkdir()), "suite.yaml: expected a suite file, got a directory"),
     "a Python object": (
         written("suite.yaml", "name: !!python/object/apply:os.system ['touch /tmp/optbench-was-here']\n"),
         "suite.yaml:1:7: the tag !!python/object/apply:os.system is not allowed",

@@ -190,7 +190,7 @@ def test_a_resumed_tuning_takes_no_other_words(
 ) -> None:
     monkeypatch.chdir(tuned)
     assert main(["tune", "planted.yaml", "--resume", "t"]) == 2
-    assert "SUITE and --resume: a resumed tuning goes on as it began" in capsys.readouterr().err
+    assert "SUITE and --resume: a tuning resumes with the options it began with" in capsys.readouterr().err
     assert main(["tune", "--resume", "t", "--widen"]) == 2
     assert "--widen and --resume" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_a_run_that_is_no_tuning_cannot_be_resumed_as_one(
     (tmp_path / "runs/r/source.yaml").unlink()
     monkeypatch.chdir(tmp_path)
     assert main(["tune", "--resume", "r"]) == 2
-    assert "not a tuning; optbench run --resume goes on with other runs" in capsys.readouterr().err
+    assert "expected a tuning; other runs are resumed by optbench run --resume" in capsys.readouterr().err
 
 
 def test_an_evaluation_on_tuning_seeds_is_refused(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:

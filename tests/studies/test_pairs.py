@@ -617,7 +617,7 @@ def test_suites_without_pairs_keep_their_hash() -> None:
             del experiment[key]
         for model in experiment["models"].values():
             del model["initialisation"]
-        for key in ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "augment"):
+        for key in ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "augment", "precision"):
             del experiment["protocol"][key]
         del experiment["tasks"]["examples_per_task"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
