@@ -258,13 +258,18 @@ def test_a_model_that_fits_nothing_is_one_short_line(capsys: pytest.CaptureFixtu
     assert "experiments" not in lines["builds"][1]
 
 
+SMALL = {
+    # Its default number of images is that of the protocol, and more than the data that kinds are tried on have.
+    "random-labels": ["examples_per_task=100"],
+    "resnet": ["depth=8", "width=4"],
+    "vit": ["layers=1", "width=16"],
+}
 OURS = [*NAMES["model"], *NAMES["tasks"], "mnist", "effective_rank", "forgetting", "hoyer"]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_ours_keep_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # Its default number of images is that of the protocol, and more than the data that kinds are tried on have.
-    settings = ["--set", "examples_per_task=100"] if name == "random-labels" else []
+    settings = [word for setting in SMALL.get(name, []) for word in ("--set", setting)]
     assert main(["check", name, *settings]) == 0, capsys.readouterr().out
 
 
