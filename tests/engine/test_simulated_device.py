@@ -15,7 +15,8 @@ SOON = "suite and smoke"
 @pytest.mark.parametrize(
     "which",
     [
-        "not suite",
+        "not suite and not waits",
+        "waits",
         SOON,
         pytest.param(f"suite and not ({SOON})", marks=pytest.mark.slow),
     ],
