@@ -226,7 +226,7 @@ class CohortTraining:
             member.trial.settings,
             member.state,
             member.generator,
-            # Not where nobody asks: counting makes the tasks.
+            # Only for optimizers that need it: counting makes the tasks.
             self._steps.of_optimizer(member, task, kept=kept) if "total_steps" in self.spec.needs else 0,
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
