@@ -67,7 +67,7 @@ def cost(
     """
     from optbench.cli import costing
     from optbench.costing.contenders import chosen
-    from optbench.costing.session import Plan
+    from optbench.costing.session import CostPlan
     from optbench.report.formats import choose_format
 
     form = choose_format(format_, output)
@@ -75,7 +75,7 @@ def cost(
     sizes = costing.known_sizes(size or ())
     # Now that nothing is wrong with the words: torch takes seconds to import.
     device, available = costing.device_and_memory(device)
-    plan = Plan(
+    plan = CostPlan(
         contenders=costing.usable(named, all_needed=bool(optimizers)),
         sizes=sizes,
         threads=costing.thread_counts(threads) if device == "cpu" else (1,),

@@ -13,7 +13,7 @@ from optbench.costing import memory
 from optbench.costing.contenders import Contender
 from optbench.costing.document import cost_report
 from optbench.costing.result import CostResult
-from optbench.costing.session import Plan, measure
+from optbench.costing.session import CostPlan, measure
 from optbench.costing.sizes import SIZES
 from optbench.errors import NothingMeasuredError, UsageError, unknown
 
@@ -52,7 +52,7 @@ def device_and_memory(text: str) -> tuple[str, int]:
     return str(device), round(memory.SHARE * total)
 
 
-def measure_and_show(plan: Plan, folder: Path, form: str, output: str | None, *, quiet: bool) -> int:
+def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None, *, quiet: bool) -> int:
     """Measure what is planned, save it in `folder` and show it; the exit code, 3 where an optimizer failed.
 
     Raises:

@@ -93,8 +93,8 @@ def report_claims_against(
         raise UsageError(f"report: expected another run with --against, got {other} twice")
     both = a, b = [read_results(run) for run in read_runs(paths)]
     if lacking := [result.run.id for result in both if not result.suite.claims]:
-        raise ComparisonError(f"nothing to compare: the {'suites' if lacking[1:] else 'suite'} of "
-                              f"{' and '.join(lacking)} {'state' if lacking[1:] else 'states'} no claims")  # fmt: skip
+        suites, state = ("suites", "state") if len(lacking) > 1 else ("suite", "states")
+        raise ComparisonError(f"nothing to compare: the {suites} of {' and '.join(lacking)} {state} no claims")
     for result in both:
         for arm in arms(result):
             if arm.mixed_code:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Job:
+class CostJob:
     """One optimizer on one size.
 
     seconds: of steps, for each number of threads, and of those to warm up. limit: bytes.

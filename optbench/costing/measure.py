@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from optbench.costing import memory, networks
 from optbench.costing.estimate import estimate
-from optbench.costing.job import Job
+from optbench.costing.job import CostJob
 from optbench.costing.result import Holding, Row, Timing
 from optbench.costing.sizes import SIZES, Size
-from optbench.costing.stopwatch import Clock, Stopwatch
+from optbench.costing.stopwatch import Clock, RegionTimer
 from optbench.engine.contents import parts
 from optbench.engine.lanes.per_member import StepCall
 from optbench.engine.lanes.reach import state_bytes
@@ -38,7 +38,7 @@ LEAST = 1 << 30
 class Training:
     """A network, its batches and an optimizer of any needs, in a plain loop."""
 
-    def __init__(self, job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> None:
+    def __init__(self, job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> None:
         self._size, self._device = size, torch.device(job.device)
         torch.manual_seed(0)
         self.network = networks.network(size, self._device)
@@ -50,7 +50,7 @@ class Training:
             self.optimizer.train()  # type: ignore[attr-defined]
         self.loss = 0.0
 
-    def step(self, number: int, watch: Stopwatch) -> dict[str, float]:
+    def step(self, number: int, watch: RegionTimer) -> dict[str, float]:
         """Step `number`; the seconds of its parts."""
         batch = networks.batch(self._size, number, self._device)
 
@@ -82,7 +82,7 @@ def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, ste
     return maker(spec, settings, given)(list(model.parameters()))
 
 
-def measured(job: Job) -> Iterator[Row]:
+def measured(job: CostJob) -> Iterator[Row]:
     """Estimate, and where that fits into the limit measure; whatever goes wrong is in the row.
 
     The last row counts; one before it is what the first step has told.
@@ -114,7 +114,7 @@ def measured(job: Job) -> Iterator[Row]:
         yield Row(**row, status="failed", note=text)
 
 
-def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
+def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
     """What is known after the first step, and then all of it."""
     every = settings.get(spec.interval) if spec.interval else None
     every = every if isinstance(every, int) and every > 1 else None
@@ -127,7 +127,7 @@ def _measured(job: Job, spec: OptimizerSpec, settings: Mapping[str, Any], size: 
     for threads in job.threads:
         torch.set_num_threads(threads)
         clock: Clock = "device" if device.type == "cuda" else "processor" if threads == 1 else "wall"
-        watch = Stopwatch(clock)
+        watch = RegionTimer(clock)
         if not first:
             first = training.step(next(numbers), watch)
             yield _known(training, spec, first) | {"status": "started"}
@@ -160,7 +160,7 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 
 
 def _steps(
-    job: Job, training: Training, watch: Stopwatch, numbers: Iterator[int], paired: bool
+    job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
     """Steps until there are enough, or the time is up; and the mean share of roots renewed, where a state tells."""
     found: list[dict[str, float]] = []

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from optbench.costing import memory
 from optbench.costing.contenders import Contender
-from optbench.costing.job import Job
+from optbench.costing.job import CostJob
 from optbench.costing.result import FORMAT, VERSION, CostResult, Row, save
 from optbench.costing.sizes import SIZES
 from optbench.errors import escaped
@@ -30,7 +30,7 @@ LEFT = 512 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """What is to be measured. limit: bytes; timeout: seconds of one process."""
 
     contenders: tuple[Contender, ...]
@@ -44,11 +44,11 @@ class Plan:
     warm_up: int = 0
     batch: int | None = None
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[CostJob]:
         """What every worker is told, in order."""
         for size in self.sizes:
             for one in self.contenders:
-                yield Job(
+                yield CostJob(
                     name=one.name,
                     target=one.target,
                     settings=dict(one.settings),
@@ -65,7 +65,11 @@ class Plan:
 
 
 def measure(
-    plan: Plan, file: Path, provenance: dict[str, Any], command: Sequence[str], told: Callable[[str, int, int], None]
+    plan: CostPlan,
+    file: Path,
+    provenance: dict[str, Any],
+    command: Sequence[str],
+    told: Callable[[str, int, int], None],
 ) -> CostResult:
     """Measure all that is planned; the result so far is saved after every row.
 
@@ -98,7 +102,7 @@ def measure(
     return result
 
 
-def ask(job: Job, timeout: float) -> Row:
+def ask(job: CostJob, timeout: float) -> Row:
     """The row of one job, from a process of its own, which ends with this call."""
     told = dataclasses.asdict(job)
     lost = {name: told[name] for name in ("target", "settings", "size", "twin")}

@@ -16,7 +16,7 @@ Clock = Literal["processor", "wall", "device"]
 NAMES = ("gradient", "statistics", "roots", "update")
 
 
-class Stopwatch:
+class RegionTimer:
     """Times the regions of `optbench.optimizers.regions`, and those of `torch.profiler.record_function` by their names.
 
     clock: `processor`, of all threads of this process; `wall`; `device`, events on a CUDA device, read once per step.

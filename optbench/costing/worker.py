@@ -14,13 +14,13 @@ def main() -> None:
     # What a user's code prints must not get into the answer.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from optbench.costing.job import Job
+    from optbench.costing.job import CostJob
     from optbench.costing.measure import measured
 
     told = json.load(sys.stdin)
     with answer:
         # The last line counts; one before it is what is known after the first step, should that be all.
-        for row in measured(Job(**{**told, "threads": tuple(told["threads"])})):
+        for row in measured(CostJob(**{**told, "threads": tuple(told["threads"])})):
             answer.write(f"{row.model_dump_json()}\n")
             answer.flush()
 

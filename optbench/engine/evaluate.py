@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from optbench.engine.attention import unfused
+from optbench.attention import unfused
 from optbench.engine.batches import Normaliser, places, sharing
 from optbench.engine.blueprint import METHOD, Blueprint, own_features
 from optbench.engine.faults import of_the_machine

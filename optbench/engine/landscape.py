@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optbench.engine.attention import unfused
+from optbench.attention import unfused
 from optbench.engine.evaluate import Evaluator
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import seeded

@@ -30,7 +30,7 @@ from optbench.engine.randomness import kept
 from optbench.engine.recording import Recordings
 from optbench.engine.stack import Layout
 from optbench.engine.stopwatch import Stopwatch
-from optbench.engine.updates import Updates
+from optbench.engine.updates import Watch
 from optbench.models import cross_entropy
 from optbench.optimizers.spec import OptimizerSpec
 from optbench.store.tables import UpdateRow
@@ -96,11 +96,11 @@ class LockStep:
         anchors: Sequence[Anchor | None] = (),
         online: bool = False,
         averaging: Averaging | None = None,
-        updates: Updates | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
-        record accuracies on batches. averaging: None where weights are not averaged. updates: watches some of them;
-        None: none. The others: of each member.
+        record accuracies on batches. averaging: None where weights are not averaged. watch: of some updates; None:
+        of none. The others: of each member.
 
         Raises:
             RefusedError: the optimizer that members share refuses the settings of some.
@@ -135,7 +135,7 @@ class LockStep:
             self._lane.begin_task()
         self.raised_early: Mapping[int, Exception] = self._lane.raised_early
         self._stopwatch = Stopwatch(self._weights.device)
-        self._updates = updates
+        self._watch = watch
 
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
         """The steps from `step` to `until`, as `take` does them, and what came of them."""
@@ -143,7 +143,7 @@ class LockStep:
         losses, raised, accuracies = self.take(step, until, of)
         # The one point at which the host waits for the device.
         found = torch.cat([losses, accuracies, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
-        watching, updates = self._updates.read() if self._updates is not None else (0.0, {})
+        watching, updates = self._watch.read() if self._watch is not None else (0.0, {})
         seconds = time.perf_counter() - started - watching
         rows, online, finite = found[: len(losses)], found[len(losses) : -1], [bool(each) for each in found[-1]]
         return Stretch(rows, online, finite, raised, seconds, self._stopwatch.read(), watching, updates)
@@ -177,15 +177,15 @@ class LockStep:
             following = {i: follower for i, follower in self._followers.items() if i in of and not follower.over}
             for i, follower in following.items():
                 follower.take(self._grads[i])
-            if self._updates is not None:
-                self._updates.begin(step + k, self._weights, self._grads)
+            if self._watch is not None:
+                self._watch.begin(step + k, self._weights, self._grads)
             self._stopwatch.start()
             failures = {**self._lane.step(partial(self._loss, step + k), step + k), **broken}
             self._stopwatch.stop()
             if self._averages is not None:
                 self._averages.update()
-            if self._updates is not None:
-                self._updates.end(step + k, self._weights)
+            if self._watch is not None:
+                self._watch.end(step + k, self._weights)
             for i, follower in following.items():
                 if i in failures:
                     follower.end()

@@ -21,7 +21,7 @@ from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep, Stretch
 from optbench.engine.members import Member, Progress, Schedule, Stopper
 from optbench.engine.statistics import reestimated, running
-from optbench.engine.updates import Updates, watched
+from optbench.engine.updates import Watch, watched
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
 from optbench.store.tables import CurveRow, EarlierRow
@@ -162,17 +162,17 @@ class TaskTraining:
                     anchors=[self.anchors[member.trial.id] for member in members],
                     online=cohort.online is not None,
                     averaging=Averaging.of(cohort.protocol.weight_averaging, cohort.layout, members),
-                    updates=self._updates(members) if cohort.watches else None,
+                    watch=self._watch(members) if cohort.watches else None,
                 )
             except RefusedError as refused:
                 for i, error in refused.errors.items():
                     self._leave(members[i], "failed", step, error)
         return None
 
-    def _updates(self, members: Sequence[Member]) -> Updates:
+    def _watch(self, members: Sequence[Member]) -> Watch:
         count = self.cohort.workspace.family.count
         due = [watched(count, self.task, self.schedules[member.trial.id].total) for member in members]
-        return Updates(self.cohort.layout, self.task, due)
+        return Watch(self.cohort.layout, self.task, due)
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
         """Copy a member's weights and optimizer state out of the stack, where it stopped or the stack shrinks."""

@@ -30,7 +30,7 @@ def watched(tasks: int, task: int, steps: int) -> frozenset[int]:
     return frozenset(int((point - task) * steps) for point in points if int(point) == task)
 
 
-class Updates:
+class Watch:
     """The watched updates of the members of a stack in one task."""
 
     def __init__(self, layout: Layout, task: int, due: Sequence[frozenset[int]]) -> None:

@@ -55,7 +55,7 @@ _matrix = partial(_weights, subject="rank", reads=("singular_values",), note="we
 _matrix = partial(_matrix, averaged=True, default=False)
 _prediction = partial(Metric, margin=0.005, subject="prediction", default=False)
 _of_classes = partial(_prediction, direction="higher", kind="logits", reads=("class_hits",), note="class_note")
-_rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets"))
+_rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets", "accuracy"))
 _rounded = partial(_rounded, cost="expensive", called="quantised_drop", note="drop_note")
 _rounded = partial(_rounded, source="Jacob et al. 2018")
 # No margin, here and below: what is far or sharp depends on the model and its loss.

@@ -380,3 +380,10 @@ class Model(Reading):
     def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         super().__init__()
         self.model, self.inputs, self.targets = model, inputs, targets
+
+    @functools.cached_property
+    def accuracy(self) -> float:
+        """Of the network on these, once for all measures of what an intervention costs it."""
+        from optbench.metrics import prediction
+
+        return prediction.accuracy_of(self.model, self.inputs, self.targets)

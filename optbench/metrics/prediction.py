@@ -103,7 +103,7 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, *, bits: int) -> float:
+def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float, *, bits: int) -> float:
     """The accuracy of a network minus that with every weight tensor rounded to `bits` bits, as `quantised`.
 
     Weights are parameters of two or more axes; others (biases, gains) and buffers stay.
@@ -112,26 +112,30 @@ def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, *, bits: i
         model: in eval mode; stays as it is.
         inputs: (N, ...) as it takes them.
         targets: (N,), or (N, T) of sequences.
+        accuracy: its own on these, see `accuracy_of`.
 
     Returns:
         NaN without examples.
     """
-    if not targets.numel():
-        return math.nan
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
         if parameter.ndim >= 2:
             parameter.copy_(quantised(parameter, bits))
-    return (_correct(model, inputs, targets) - _correct(rounded, inputs, targets)) / targets.numel()
+    return accuracy - accuracy_of(rounded, inputs, targets)
 
 
-def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor) -> str:
+def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float) -> str:
     """Why a drop is undefined."""
     return "no examples"
 
 
-def _correct(model: nn.Module, inputs: Tensor, targets: Tensor) -> int:
+@torch.no_grad()
+def accuracy_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """The share of targets (N,) or (N, T) that a network labels correctly; NaN without examples."""
+    if not targets.numel():
+        return math.nan
     size = max(1, CHUNK // math.prod(targets.shape[1:]))
     parts = (slice(start, start + size) for start in range(0, len(targets), size))
     # Copies: a network may work on its inputs in place.
-    return sum(int((model(inputs[part].clone()).argmax(-1) == targets[part]).sum()) for part in parts)
+    right = sum(int((model(inputs[part].clone()).argmax(-1) == targets[part]).sum()) for part in parts)
+    return right / targets.numel()

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from optbench.kinds import Whole
 from optbench.late import nn
-from optbench.models.network import Network
-from optbench.models.transformer import block, dropped, table, through
+from optbench.models.transformer import Transformer, table
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ RESIDUAL = ("attended", "contract")
 """Layers whose output is added to the residual stream: their initial weights are smaller by √(2L)."""
 
 
-class Gpt(Network):
+class Gpt(Transformer):
     """Causal transformer over tokens: pre-norm, GELU, learned positions, the next token's logits at each position.
 
     Features are the input of the head, the output of the final norm: one of width `width` per position. Initial weights
@@ -37,7 +36,6 @@ class Gpt(Network):
     """
 
     reads_tokens: ClassVar[bool] = True
-    deep: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,24 +63,12 @@ class Gpt(Network):
         context = length if context is None else context
         if context < length:
             raise ValueError(f"context: expected at least {length}, the tokens of a sequence, got {context}")
-        if width % heads:
-            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         if tied and inputs.vocabulary != outputs:
             raise ValueError(f"tied: expected as many outputs as tokens, got {outputs} and {inputs.vocabulary}")
         self.tokens = None if tied else table(inputs.vocabulary, width)
         self.positions = table(context, width)
-        self.blocks = nn.ModuleList(block(width) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        self.stack(layers, width, heads, dropout)
         self.head = nn.Linear(width, outputs, bias=False)
-        self.heads, self.dropout = heads, dropout
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def alone(self) -> str | None:
-        return "dropout" if self.dropout else None
 
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
         if "norm" in name:
@@ -96,8 +82,4 @@ class Gpt(Network):
         """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d); of the last behind the norm."""
         embedding = self.head if self.tokens is None else self.tokens
         stream = nn.functional.embedding(x, embedding.weight) + self.positions.weight[: x.shape[-1]]
-        dropout = self.dropout if self.training else 0.0
-        stream = dropped(stream, dropout)
-        for i, layers in enumerate(self.blocks, 1):
-            before, stream = through(layers, stream, self.heads, dropout, causal=True)
-            yield before, stream if i < self.depth else self.norm(stream)
+        return self.read(stream, causal=True)

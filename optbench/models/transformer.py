@@ -5,10 +5,11 @@ Shapes: B sequences, T positions, d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 from optbench.late import nn, torch
+from optbench.models.network import Network
 from optbench.precision import without_casts
 
 if TYPE_CHECKING:
@@ -49,6 +50,44 @@ def through(
     stream = stream + dropped(layers["attended"](found.transpose(-3, -2).flatten(-2)), dropout)
     before = layers["expand"](layers["expand_norm"](stream))
     return before, stream + dropped(layers["contract"](nn.functional.gelu(before)), dropout)
+
+
+class Transformer(Network):
+    """A network whose hidden layers are pre-norm blocks of attention, with a norm behind the last."""
+
+    deep: ClassVar[bool] = True
+
+    blocks: nn.ModuleList
+    norm: nn.LayerNorm
+    heads: int
+    dropout: float
+
+    def stack(self, layers: int, width: int, heads: int, dropout: float) -> None:
+        """Make the blocks and the norm behind them. Raises ValueError if `heads` does not divide the width."""
+        if width % heads:
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
+        self.blocks = nn.ModuleList(block(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.heads, self.dropout = heads, dropout
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def alone(self) -> str | None:
+        return "dropout" if self.dropout else None
+
+    def read(self, stream: Tensor, *, causal: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d); of the last behind the norm.
+
+        stream: (B, T, d), the embedding.
+        """
+        dropout = self.dropout if self.training else 0.0
+        stream = dropped(stream, dropout)
+        for i, layers in enumerate(self.blocks, 1):
+            before, stream = through(layers, stream, self.heads, dropout, causal=causal)
+            yield before, stream if i < self.depth else self.norm(stream)
 
 
 def dropped(x: Tensor, dropout: float) -> Tensor:

@@ -6,14 +6,13 @@ Shapes: B images, T patches, d width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from optbench.kinds import Whole
 from optbench.late import nn
-from optbench.models.network import Network
-from optbench.models.transformer import block, dropped, table, through
+from optbench.models.transformer import Transformer, table
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +26,7 @@ GRID = 8
 """Patches a side that the default patch leaves at most."""
 
 
-class Vit(Network):
+class Vit(Transformer):
     """Vision transformer: patches, learned positions, pre-norm blocks with GELU, the mean over patches, a linear layer.
 
     Images are cut into squares of `patch` pixels a side, each a token by one matrix and a bias. Instead of a class
@@ -40,8 +39,6 @@ class Vit(Network):
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """
-
-    deep: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -72,22 +69,11 @@ class Vit(Network):
         elif patch not in fits:
             known = " or ".join(filter(None, (", ".join(map(str, fits[:-1])), str(fits[-1]))))
             raise ValueError(f"patch: expected a divisor of {height} rows and {columns} columns ({known}), got {patch}")
-        if width % heads:
-            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.patches = nn.Linear(channels * patch**2, width)
         self.positions = table((height // patch) * (columns // patch), width)
-        self.blocks = nn.ModuleList(block(width) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        self.stack(layers, width, heads, dropout)
         self.head = nn.Linear(width, outputs)
-        self.patch, self.heads, self.dropout, self.initialisation = patch, heads, dropout, "truncated-normal"
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def alone(self) -> str | None:
-        return "dropout" if self.dropout else None
+        self.patch, self.initialisation = patch, "truncated-normal"
 
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
         if name.startswith("positions"):
@@ -104,11 +90,8 @@ class Vit(Network):
 
         Of the last block the output is the mean over patches of its norm, (B, d).
         """
-        dropout = self.dropout if self.training else 0.0
-        stream = dropped(self.patches(self._cut(x)) + self.positions.weight, dropout)
-        for i, layers in enumerate(self.blocks, 1):
-            before, stream = through(layers, stream, self.heads, dropout)
-            yield before, stream if i < self.depth else self.norm(stream).mean(-2)
+        for i, (before, found) in enumerate(self.read(self.patches(self._cut(x)) + self.positions.weight), 1):
+            yield before, found if i < self.depth else found.mean(-2)
 
     def _cut(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to patches (B, T, C · patch²), row by row, the pixels of each channel together."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from optbench.attention import unfused
 
 SHORTEST = 2.0**-5
 """Of a step that raises the loss, halves down to this are tried before it is given up."""
@@ -115,7 +116,7 @@ class HessianFree(torch.optim.Optimizer):
         """The product of F + λ with a vector, by two passes back through one graph (Pearlmutter's trick)."""
         parameters = self._parameters
         self._looking = False
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with torch.enable_grad(), unfused():
             logits = self._model(*self._inputs).flatten(0, -2)
             # Jᵀu is linear in u, so the derivative of (Jᵀu)·v by u is Jv.
             u = torch.zeros_like(logits, requires_grad=True)

@@ -11,8 +11,13 @@ import yaml
 
 from optbench.suite.document import ExplicitNull
 from optbench.suite.measured import with_readings
+from optbench.suite.protocol import Protocol
 from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
+
+ADDED = ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "precision", "augment")
+"""Settings of a protocol that suites of earlier versions do not have: part of a suite's hash only where they are not
+their defaults."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -89,15 +94,10 @@ def _content(suite: Suite) -> dict[str, Any]:
         for added in ("pairs", "twins"):
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash
-        if experiment["protocol"]["score"] is None:
-            del experiment["protocol"]["score"]  # likewise
-        if not experiment["protocol"]["follow_earlier"]:
-            del experiment["protocol"]["follow_earlier"]  # likewise
-        for added in ("schedule", "clip_norm", "weight_averaging", "augment"):
-            if experiment["protocol"][added] is None:
-                del experiment["protocol"][added]  # likewise
-        if experiment["protocol"]["precision"] == "float32":
-            del experiment["protocol"]["precision"]  # likewise
+        protocol = experiment["protocol"]
+        for added in ADDED:
+            if protocol[added] == Protocol.model_fields[added].default:
+                del protocol[added]  # likewise
         if experiment["tasks"].get("examples_per_task", 0) is None:
             del experiment["tasks"]["examples_per_task"]  # likewise
         for model in experiment["models"].values():

@@ -36,7 +36,7 @@ class RateSchedule(Settings):
     def _keys_fit(self) -> RateSchedule:
         for key, kinds in OF_KIND.items():
             if key in self.model_fields_set and self.kind not in kinds:
-                raise ValueError(f"'{key}' needs kind: {' or '.join(kinds)}, got kind: {self.kind}")
+                raise ValueError(f"'{key}': expected kind: {' or '.join(kinds)}, got kind: {self.kind}")
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             total = f"{self.warmup:g} and {self.decay:g}"
             raise ValueError(f"expected 'warmup' and 'decay' of at most 1 together, got {total}")

@@ -15,9 +15,9 @@ from optbench.cli import main
 from optbench.costing import memory, session
 from optbench.costing.contenders import CONTENDERS, chosen
 from optbench.costing.document import CSV_COLUMNS, cost_report, digits, size_text
-from optbench.costing.job import Job
+from optbench.costing.job import CostJob
 from optbench.costing.result import CostResult, Row, load
-from optbench.costing.session import Plan, ask
+from optbench.costing.session import CostPlan, ask
 from optbench.report.formats import FORMATS, render_text
 
 FACTOR = 1.6
@@ -207,8 +207,8 @@ FIRST = Row(
 ).model_dump_json()
 
 
-def job() -> Job:
-    plan = Plan(tuple(chosen(["sgd"])), ("tiny",), (1,), "cpu", 2, 0.0, 60.0, 1 << 32)
+def job() -> CostJob:
+    plan = CostPlan(tuple(chosen(["sgd"])), ("tiny",), (1,), "cpu", 2, 0.0, 60.0, 1 << 32)
     (found,) = plan.jobs()
     return found
 

@@ -15,10 +15,10 @@ from torch.profiler import record_function
 
 from optbench.costing.contenders import CONTENDERS, Contender, chosen, sparse
 from optbench.costing.estimate import Footprint, estimate
-from optbench.costing.job import Job
+from optbench.costing.job import CostJob
 from optbench.costing.measure import _measured, _timing, make
 from optbench.costing.sizes import Size
-from optbench.costing.stopwatch import Stopwatch
+from optbench.costing.stopwatch import RegionTimer
 from optbench.errors import OptbenchError
 from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.regions import ROOTS, STATISTICS
@@ -35,7 +35,7 @@ def measured(one: Contender, size: Size, **changes: Any) -> tuple[dict[str, Any]
     """What is measured of an optimizer in this process, and what was estimated."""
     settings = complete(one.target, one.settings)
     spec = resolve_spec(find(one.target), settings)
-    job = Job(one.name, one.target, settings, "micro", size.batch, (1,), "cpu", 4, 60.0, 1 << 40)
+    job = CostJob(one.name, one.target, settings, "micro", size.batch, (1,), "cpu", 4, 60.0, 1 << 40)
     told = estimate(size, lambda model: make(spec, settings, model, 4), users=spec.source == "yours", planned=True)
     started, found = _measured(dataclasses.replace(job, **changes), spec, settings, size)
     assert started["status"] == "started"
@@ -124,7 +124,7 @@ def wait(ms: float) -> None:
 
 
 def test_time_counts_for_the_innermost_region() -> None:
-    watch = Stopwatch("wall")
+    watch = RegionTimer("wall")
     optimizer = Marked([nn.Parameter(torch.zeros(1))])
     with watch.step() as seconds:
         with watch.gradient():

@@ -16,6 +16,7 @@ from optbench.data import Dataset
 from optbench.metrics import select, take
 from optbench.metrics.measuring import Features, Model, Pooled
 from optbench.metrics.prediction import (
+    accuracy_of,
     balanced_accuracy,
     calibration_error,
     class_hits,
@@ -132,7 +133,7 @@ def test_a_drop_is_of_weights_alone_and_leaves_the_network_as_it_is() -> None:
     metrics = select(["quantised_drop_8", "quantised_drop_3"])
     drops = {m.metric: m.value for m in take(metrics, Model(network, inputs, targets))}
     assert drops["quantised_drop_3"] == pytest.approx(expected, abs=1e-12)
-    assert quantised_drop(network, inputs, targets, bits=16) <= drops["quantised_drop_8"] < expected
+    assert quantised_drop(network, inputs, targets, 1.0, bits=16) <= drops["quantised_drop_8"] < expected
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
@@ -171,7 +172,8 @@ experiments:
         assert found["balanced_accuracy", task] == pytest.approx(float(own.mean()), abs=0.005)
         expected = float(calibration_error(logits[half], test.targets[half]))
         assert found["calibration_error", task] == pytest.approx(expected, abs=0.005)
-        drops.append(quantised_drop(network, inputs[half], test.targets[half], bits=3))
+        dense = accuracy_of(network, inputs[half], test.targets[half])
+        drops.append(quantised_drop(network, inputs[half], test.targets[half], dense, bits=3))
         assert found["quantised_drop_3", task] == pytest.approx(drops[-1] if task else sum(drops[:2]) / 2, abs=0.005)
     assert any(drops)
     assert float(shares.min()) < float(shares.mean())

@@ -263,7 +263,7 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
             {"lr": {"of": "adam.lr", "times": -1}},
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
         ),
-        ({"lr": {"of": "nobody.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected an optimizer of the suite and its key"),
+        ({"lr": {"of": "other.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected an optimizer of the suite and its key"),
         ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e"),
     ],
 )

@@ -221,13 +221,13 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: cosine, decay: 0.1}}",
         "14:41",
-        "schedule: 'decay' needs kind: wsd, got kind: cosine",
+        "schedule: 'decay': expected kind: wsd, got kind: cosine",
     ),
     "floor of a constant rate": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: constant, floor: 0.1}}",
         "14:43",
-        "schedule: 'floor' needs kind: linear or cosine or wsd, got kind: constant",
+        "schedule: 'floor': expected kind: linear or cosine or wsd, got kind: constant",
     ),
     "more than all of the steps": (
         "[sgd, adam]",

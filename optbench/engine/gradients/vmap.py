@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from optbench.engine.attention import unfused
+from optbench.attention import unfused
 from optbench.engine.autocast import logits_in
 from optbench.engine.gradients.bound import Bound
 from optbench.engine.stack import Layout

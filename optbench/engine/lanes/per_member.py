@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from optbench.engine.attention import unfused
+from optbench.attention import unfused
 from optbench.engine.contents import digest, parts
 from optbench.engine.faults import of_the_machine
 from optbench.engine.interim import CannotResume

@@ -117,18 +117,21 @@ class Tuner:
         An optimizer that follows another in one of its hyper-parameters is tuned after it, at the value that follows.
         """
         known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
+        chosen = chosen_dimensions(self.searches, found)
+        # What others follow by now stays as it is chosen.
+        closed = {leader for key, tried in self.tried.items() if tried for leader in self.searches.leaders(key)}
         new: dict[Key, list[Values]] = {}
         for search in self.searches.in_order:
             tried, leaders = self.tried.get(search.key, []), self.searches.leaders(search.key)
-            if not tried and any(new.get(leader) or leader not in known for leader in leaders):
+            waits = not tried and any(new.get(leader) or leader not in known for leader in leaders)
+            if waits or search.key in closed:
                 new[search.key] = []
             elif self.method.sampler == "grid":
                 new[search.key] = self._widened(search, known) if tried else list(search.grid)
             else:
                 new[search.key] = self._drawn(search, tried, known.get(search.key))
-            if not tried:
-                followed = followed_values(self.searches.ties_of(search.key), chosen_dimensions(self.searches, found))
-                new[search.key] = [{**values, **followed} for values in new[search.key]]
+            followed = followed_values(self.searches.ties_of(search.key), chosen)
+            new[search.key] = [{**values, **followed} for values in new[search.key]]
         if not any(new.values()):
             return False
         for key, values in new.items():
@@ -170,9 +173,7 @@ class Tuner:
         purpose = f"tuning {search.experiment} {search.optimizer} round {len(tried) // size}"
         # Optuna takes seeds of 32 bits.
         seed = stream_seed(self.suite.seed, None, purpose) % 2**32
-        drawn = draw(search, _history(search, tried, tuned), count, self.method.sampler, seed)
-        followed = {path: value for path, value in (tried[0] if tried else {}).items() if path not in search.paths}
-        return [{**values, **followed} for values in drawn]
+        return draw(search, _history(search, tried, tuned), count, self.method.sampler, seed)
 
     def _variants(self, search: Search) -> dict[str, Any]:
         settings = [with_values({}, values) for values in self.tried.get(search.key, [])]
