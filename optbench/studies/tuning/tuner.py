@@ -76,10 +76,14 @@ class Tuner:
         return tuner
 
     @property
+    def _begun(self) -> list[Search]:
+        return [search for search in self.searches.searches if self.tried.get(search.key)]
+
+    @property
     def tuning_suite(self) -> Suite:
         """The suite of a tuning run: every setting tried so far is a variant, and only what judges them is taken."""
         experiments = {}
-        begun = [search for search in self.searches.searches if self.tried.get(search.key)]
+        begun = self._begun
         for name in dict.fromkeys(search.experiment for search in begun):
             here = [search for search in begun if search.experiment == name]
             experiment = self.suite.experiments[name]
@@ -180,10 +184,10 @@ class Tuner:
         return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
-        """The rule with everything it leaves to defaults written out."""
+        """The rule with everything it leaves to defaults written out, for the optimizers that the suite has by now."""
         tune = self.suite.tune or Tune()
         experiments: dict[str, ExperimentTune] = {}
-        for search in self.searches.searches:
+        for search in self._begun:
             stated = tune.experiments.get(search.experiment, ExperimentTune())
             new = ExperimentTune(models=list(search.models), metric=stated.metric)
             here = experiments.get(search.experiment, new)
