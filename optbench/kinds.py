@@ -361,6 +361,12 @@ DATASETS = Registry(
         "svhn": "optbench.data.shipped:svhn",
         "text-domains": "optbench.data.shipped:text_domains",
         "text-files": "optbench.data.shipped:text_files",
+        "modular-addition": "optbench.data.shipped:modular_addition",
+        "classes": "optbench.data.derived:classes",
+        "imbalanced": "optbench.data.derived:imbalanced",
+        "noisy-labels": "optbench.data.derived:noisy_labels",
+        "spurious-patch": "optbench.data.derived:spurious_patch",
+        "corrupted": "optbench.data.derived:corrupted",
     },
 )
 TASKS = Registry(

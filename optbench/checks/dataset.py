@@ -11,8 +11,8 @@ import torch
 from optbench.checks.finding import Finding, Found, lines
 from optbench.data import Dataset, load
 from optbench.data.dataset import form_of
+from optbench.data.settings import DatasetSettings
 from optbench.kinds import DATASETS
-from optbench.suite.schema import DatasetSettings
 
 
 class _Subject:

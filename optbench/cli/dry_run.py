@@ -11,6 +11,7 @@ from rich.text import Text
 from optbench.cli.output import results
 from optbench.counting import count, grouped
 from optbench.data.catalog import FACTS
+from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError, escaped
 from optbench.execution.preflight import check_optimizers, check_penalties, find_code, placed
 from optbench.execution.schedule import Plan
@@ -88,21 +89,26 @@ def _check_sizes(plan: Plan) -> None:
         UsageError: more examples than there are, or none left to train on.
     """
     for name, experiment in plan.suite.experiments.items():
-        if (info := FACTS.get(experiment.dataset.kind)) is not None:
+        known = experiment.dataset.known
+        if known is not None and known.train_size is not None and known.test_size is not None:
             with placed(f"experiments.{name}"):
-                check_sizes(experiment.protocol, info.train_size, info.test_size, info.name)
+                check_sizes(experiment.protocol, known.train_size, known.test_size, experiment.dataset.kind)
                 drawn = None if experiment.tasks.is_users else experiment.tasks.model_dump().get("examples_per_task")
                 if drawn is not None:
-                    check_task_size(experiment.protocol, drawn, info.train_size)
+                    check_task_size(experiment.protocol, drawn, known.train_size)
 
 
 def _data_summary(experiment: ExperimentSettings) -> str:
-    """`mnist`, `mnist at 14 × 14`, or `text-domains (tokens bytes, context 128)`."""
-    settings = {} if experiment.dataset.is_users else experiment.dataset.settings
-    if experiment.dataset.domains:
-        return _with_details(experiment.dataset.kind, settings)
+    """`mnist at 14 × 14`, `text-domains (tokens bytes, context 128)`, `imbalanced (ratio 100, seed 0) of mnist`."""
+    return " of ".join(map(_dataset_summary, experiment.dataset.chain))
+
+
+def _dataset_summary(dataset: DatasetSettings) -> str:
+    settings = {} if dataset.is_users else dataset.settings
+    if dataset.kind not in FACTS:
+        return _with_details(dataset.kind, {key: value for key, value in settings.items() if key != "of"})
     side = settings.get("resize")
-    return experiment.dataset.kind + (f" at {side} × {side}" if side else "")
+    return dataset.kind + (f" at {side} × {side}" if side else "")
 
 
 def _task_summary(experiment: ExperimentSettings) -> str:

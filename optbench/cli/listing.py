@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from rich import box
@@ -57,6 +57,7 @@ def _optimizers(_: Path) -> RenderableType:
 
 def _datasets(_: Path) -> RenderableType:
     from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
+    from optbench.data.settings import DERIVED, MODULAR_ADDITION
     from optbench.data.text import SHARE
 
     table = _table("dataset", "what it is", "inputs", "classes", "train", "test", "from")
@@ -82,16 +83,20 @@ def _datasets(_: Path) -> RenderableType:
         f"text: {', '.join(f'{name} {_value(field.default)}' for name, field in fields.items() if name != 'files')}"
         for fields in [DATASETS.settings(text.name).model_fields]
     ]
-    return Group(table, *map(Text, [*settings, f"{TEXT_FILES}: files, a path for each domain (docs/text.md)"]))
+    settings.append(f"{TEXT_FILES}: files, a path for each domain (docs/text.md)")
+    made = _settings("dataset", DATASETS, (MODULAR_ADDITION, *DERIVED))
+    return Group(table, *map(Text, settings), Text(), made)
 
 
-def _settings(what: str, registry: Registry) -> Table:
-    """The kinds of a registry, with their settings and defaults."""
+def _settings(what: str, registry: Registry, kinds: Collection[str] | None = None) -> Table:
+    """The kinds of a registry, or some of them, with their settings and defaults."""
     table = _table(f"{what} kind", "what it is", "settings (default)")
-    for kind in registry.names:
+    for kind in registry.names if kinds is None else kinds:
         summary = (registry.load(kind).__doc__ or "").partition("\n\n")[0]
         fields = registry.settings(kind).model_fields
-        defaults = ", ".join(f"{name} {_value(field.default)}" for name, field in fields.items())
+        defaults = ", ".join(
+            name if field.is_required() else f"{name} {_value(field.default)}" for name, field in fields.items()
+        )
         _row(table, kind, " ".join(summary.split()), defaults)
     return table
 

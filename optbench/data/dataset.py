@@ -40,10 +40,13 @@ class Split:
     Attributes:
         inputs: uint8 in 0..255, float32, or int64 tokens; (N, ...).
         targets: int64, in 0..classes-1; (N,), or (N, T) where every position has one.
+        cues: int64, (N,): the class that a spurious cue in each example stands for, which the metric `cue_following`
+            reads; None where there are no cues.
     """
 
     inputs: Tensor
     targets: Tensor
+    cues: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -173,7 +176,7 @@ class Dataset:
             return self
         shape = self.train.inputs.shape
         small = (*shape[1:2], *(1,) * len(shape[2:]))
-        halves = [Split(half.inputs.new_zeros(len(half), *small), half.targets) for half in (self.train, self.test)]
+        halves = [replace(half, inputs=half.inputs.new_zeros(len(half), *small)) for half in (self.train, self.test)]
         return replace(self, train=halves[0], test=halves[1])
 
 
@@ -197,7 +200,15 @@ def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= count:
             return f".{name}: expected integers in 0..{count - 1}, got {low}..{high}"
-    return None
+    return None if half.cues is None else _fault_of_cues(half.cues, len(targets), classes)
+
+
+def _fault_of_cues(cues: object, count: int, classes: int) -> str | None:
+    if not isinstance(cues, Tensor) or cues.dtype != torch.int64 or cues.shape != (count,):
+        found = _described(cues) if isinstance(cues, Tensor) else type(cues).__name__
+        return f".cues: expected int64 of shape ({count},), got {found}"
+    low, high = int(cues.min()), int(cues.max())
+    return f".cues: expected integers in 0..{classes - 1}, got {low}..{high}" if low < 0 or high >= classes else None
 
 
 def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:

@@ -36,18 +36,24 @@ def load(
         KindError: unknown name, or a user's function returns something else.
         Exception: whatever it raises.
     """
+    token = ACCESS.set(Access(data_dir, download, notify))
+    try:
+        return loaded(kind)
+    finally:
+        ACCESS.reset(token)
+
+
+def loaded(kind: Kind | str) -> Dataset:
+    """As `load`, where it has been said already how published files are found: for a dataset made of another one."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind
-    token = ACCESS.set(Access(data_dir, download, notify))
     try:
         found = kind.make(seed=0) if isinstance(kind, Kind) else DATASETS.load(name)()
     except DataError as error:  # what a user's function made checks itself
         if not DATASETS.is_users(name):
             raise
         raise KindError(f"{name}: {error}") from None
-    finally:
-        ACCESS.reset(token)
     if not isinstance(found, Dataset):
         raise KindError(f"{name}: expected an optbench.Dataset, got {type(found).__name__}")
     return found

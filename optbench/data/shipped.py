@@ -120,6 +120,18 @@ def text_files(
     return text_dataset(TEXT_FILES, contents, tokens, vocabulary, context)
 
 
+def modular_addition(
+    *,
+    modulus: Annotated[Whole, Field(ge=2, le=999)] = 97,
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0,
+) -> Dataset:
+    """All sums a + b modulo a number, of which a share is for training"""
+    from optbench.data.modular import modular_addition_dataset
+
+    return modular_addition_dataset(modulus, train_share, seed)
+
+
 def _published(name: str, resize: int | None) -> Dataset:
     from optbench.data.vision import load_published
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.data import Dataset, load
+from optbench.data.settings import DatasetSettings
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.controls import renews_state
 from optbench.engine.faults import of_the_machine
@@ -28,7 +29,7 @@ from optbench.optimizers.make import maker, resolve_made, resolve_spec
 from optbench.plan import Trial
 from optbench.streams import generator, stream_seed
 from optbench.suite import Suite
-from optbench.suite.schema import DatasetSettings, ExperimentSettings
+from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import TaskFamily
 
 MOST_LINES = 20

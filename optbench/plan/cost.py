@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from optbench.data.catalog import FACTS, TEXT_DOMAINS
+from optbench.data.catalog import TEXT_DOMAINS
 from optbench.optimizers.registry import base_settings, find
 from optbench.plan.trials import Trial
 from optbench.suite.schema import ExperimentSettings
@@ -18,8 +18,8 @@ def outline(experiment: ExperimentSettings) -> Outline:
         return Outline()
     if domains := experiment.dataset.domains:  # of their names only: the vocabulary may need the texts
         return outline_of(experiment.tasks, TEXT_DOMAINS.classes, domains)
-    info = FACTS.get(experiment.dataset.kind)
-    return outline_of(experiment.tasks, info.classes if info else 0)
+    known = experiment.dataset.known
+    return outline_of(experiment.tasks, known.classes if known else 0)
 
 
 def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) -> float:
@@ -28,8 +28,8 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
     Tasks that end early are not foreseen, nor is the size of the model: within an experiment they are much alike.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    info = FACTS.get(experiment.dataset.kind)
-    examples = protocol.train_examples or (info.train_size if info else 1)
+    known = experiment.dataset.known or experiment.dataset.base.known
+    examples = protocol.train_examples or (known and known.train_size) or 1
     drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
     steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from optbench.data.catalog import FACTS
 from optbench.data.text import NO_LIMIT, fault_of_text
 from optbench.errors import OptbenchError, unknown
 from optbench.suite.document import Document, KeyPath
@@ -32,12 +31,13 @@ def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
     dataset, tasks = experiment.dataset, experiment.tasks
-    if not dataset.domains and dataset.kind not in FACTS:
+    known = dataset.known
+    if not dataset.domains and (known is None or len(known.shape) != 3):
         return
     if (augment := experiment.protocol.augment) is not None:
-        if dataset.domains:
+        if known is None:
             yield ("protocol", "augment"), f"expected images to augment, got text, as {dataset.kind} is"
-        elif augment.crop >= (side := dataset.settings.get("resize") or min(FACTS[dataset.kind].shape[1:])):
+        elif augment.crop >= (side := min(known.shape[1:])):
             yield ("protocol", "augment", "crop"), f"expected less than {side}, the side of images, got {augment.crop}"
     form, other = ("text", "images") if dataset.domains else ("images", "text")
     if tasks.kind in TASKS[other]:

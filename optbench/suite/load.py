@@ -108,9 +108,11 @@ def _named(experiment: dict[str, Any]) -> Iterator[str]:
     models = models.values() if isinstance(models, dict) else ()
     metrics = metrics if isinstance(metrics, list) else ()
     for value in (experiment.get("dataset"), experiment.get("tasks"), *models, *metrics):
-        kind = value.get("kind") if isinstance(value, dict) else value
-        if isinstance(kind, str):
-            yield kind
+        while value is not None:
+            kind = value.get("kind") if isinstance(value, dict) else value
+            if isinstance(kind, str):
+                yield kind
+            value = value.get("of") if isinstance(value, dict) else None  # of a dataset that is derived from another
 
 
 def _note_listed_optimizers(document: Document) -> None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
-from optbench.data.text import ASCII, VOCABULARY
-from optbench.errors import KindError
-from optbench.kinds import DATASETS, MODELS, TASKS, Kind, PlainValue, Whole
+from optbench.data.settings import DatasetSettings
+from optbench.kinds import MODELS, TASKS, Kind, PlainValue, Whole
 from optbench.metrics.own import MetricSettings
 from optbench.suite.claims import Claim
 from optbench.suite.fields import (
@@ -113,48 +110,6 @@ class ModelSettings(Kind):
     """A model, ours or a user's."""
 
     registry = MODELS
-
-
-class DatasetSettings(Kind):
-    """A dataset, ours or a user's; a name alone stands for one without settings."""
-
-    registry = DATASETS
-    short = True
-
-    @classmethod
-    def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        kept = super()._kept(kind, given)
-        if kind in (TEXT_DOMAINS.name, TEXT_FILES):
-            return cls._kept_of_text(kept)
-        if (info := FACTS.get(kind)) is None:
-            return kept
-        # Without `resize` a dataset of ours is its name alone, as it was before there was such a setting.
-        if (side := kept.get("resize")) is None:
-            return {name: value for name, value in kept.items() if name != "resize"}
-        if (whole := info.shape[-1]) % side:
-            fitting = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
-            raise KindError(f"resize: expected a divisor of {whole}, the side of its images: {fitting}; got {side}")
-        return kept
-
-    @staticmethod
-    def _kept_of_text(settings: dict[str, Any]) -> dict[str, Any]:
-        """Bytes have their own vocabulary, a byte-pair encoding always says how large its is."""
-        if settings["tokens"] == "bpe":
-            return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
-        if settings["vocabulary"] is not None:
-            raise KindError(f"vocabulary: expected none with tokens: bytes, of which there are {ASCII}; or tokens: bpe")
-        return {name: value for name, value in settings.items() if name != "vocabulary"}
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """Paths of the user's own texts, by domain."""
-        files = self.settings.get("files") if self.kind == TEXT_FILES else None
-        return files if isinstance(files, dict) else {}
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """The domains of text that it has, as far as this is known without loading it."""
-        return TEXT_DOMAINS.domains if self.kind == TEXT_DOMAINS.name else tuple(self.texts)
 
 
 Sampler = Literal["grid", "random", "tpe"]
@@ -309,7 +264,7 @@ class ExperimentSettings(Settings):
 
     def user_targets(self, model: str) -> tuple[str, ...]:
         """Targets of the user's own that training a model uses, its optimizer's aside."""
-        kinds = (self.dataset, self.tasks, self.models[model])
+        kinds = (*self.dataset.chain, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
 
     @property

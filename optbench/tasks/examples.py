@@ -35,12 +35,14 @@ class Examples:
         targets: int64, (N,) classes, or (N, T) one for each position.
         places: int64, (H W,): in the original image, where the pixel at each place comes from; None: it is there.
         mirrored: as `inputs`, made of the mirror images of the originals; None: they are `inputs` mirrored.
+        cues: as `Split` has them.
     """
 
     inputs: Tensor
     targets: Tensor
     places: Tensor | None = None
     mirrored: Tensor | None = None
+    cues: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -56,8 +58,9 @@ class Examples:
 
     def select(self, index: Tensor) -> Examples:
         """The examples at `index`, int64 of shape (K,) on the same device."""
-        mirrored = None if self.mirrored is None else self.mirrored.index_select(0, index)
-        return Examples(self.inputs.index_select(0, index), self.targets.index_select(0, index), self.places, mirrored)
+        inputs, targets = self.inputs.index_select(0, index), self.targets.index_select(0, index)
+        mirrored, cues = (None if each is None else each.index_select(0, index) for each in (self.mirrored, self.cues))
+        return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
         """At most `most` of the examples, in their order; drawn, since a user's may lie sorted by class."""
@@ -234,5 +237,6 @@ def _places(available: int, most: int, stream: Generator) -> Tensor:
 
 
 def _on_device(split: Split, index: Tensor, device: torch.device) -> Examples:
-    chosen = Examples(split.inputs, split.targets).select(index)
-    return Examples(chosen.inputs.to(device), chosen.targets.to(device))
+    chosen = Examples(split.inputs, split.targets, cues=split.cues).select(index)
+    cues = None if chosen.cues is None else chosen.cues.to(device)
+    return Examples(chosen.inputs.to(device), chosen.targets.to(device), cues=cues)

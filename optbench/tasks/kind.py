@@ -184,10 +184,12 @@ def _checked(found: Any, parts: Parts, where: str) -> Examples:
     )
     if len(pair) != 2 or not all(isinstance(tensor, torch.Tensor) for tensor in pair):
         raise KindError(f"{where}: expected Examples, or tensors (inputs, targets), got {type(found).__name__}")
-    split, plain = Split(pair[0].detach(), pair[1].detach()), Split(parts.train.inputs, parts.train.targets)
+    split = Split(pair[0].detach(), pair[1].detach(), getattr(found, "cues", None))
+    plain = Split(parts.train.inputs, parts.train.targets)
     if (fault := fault_of(split, parts.classes, parts.spec.vocabulary)) is not None:
         raise KindError(f"{where}{fault}")
     if (form := form_of(split)) != (expected := form_of(plain)):
         raise KindError(f"{where}: expected examples like those of the dataset, {expected}, got {form}")
     device = plain.inputs.device
-    return Examples(split.inputs.to(device).contiguous(), split.targets.to(device).contiguous())
+    cues = None if split.cues is None else split.cues.to(device)
+    return Examples(split.inputs.to(device).contiguous(), split.targets.to(device).contiguous(), cues=cues)

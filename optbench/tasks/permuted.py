@@ -67,7 +67,7 @@ class Permuted:
         if self._is_identity(task):
             return plain
         permutation = self.permutation(trial_seed, task)
-        return Examples(permute_pixels(plain.inputs, permutation), plain.targets, permutation)
+        return Examples(permute_pixels(plain.inputs, permutation), plain.targets, permutation, cues=plain.cues)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield trial_seeds[0], 0, self._size or len(self._parts.train)  # in every task

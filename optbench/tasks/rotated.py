@@ -54,7 +54,7 @@ class Rotated:
         angle = self._angles[task]
         if angle == 0:
             return plain
-        return Examples(rotate(plain.inputs, angle), plain.targets)
+        return Examples(rotate(plain.inputs, angle), plain.targets, cues=plain.cues)
 
     def mirrored(self, trial_seed: int, task: int) -> Tensor | None:
         angle = self._angles[task]

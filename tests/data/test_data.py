@@ -25,11 +25,11 @@ from pydantic import ValidationError
 
 from optbench.data import FACTS, Dataset, data_folder, load
 from optbench.data.mnist import SHA256, embedded_mnist
+from optbench.data.settings import DERIVED, MODULAR_ADDITION, DatasetSettings
 from optbench.data.statistics import statistics
 from optbench.data.vision import torchvision_datasets
 from optbench.errors import DataError, KindError
 from optbench.kinds import DATASETS
-from optbench.suite.schema import DatasetSettings
 
 TRAIN, TEST = 15, 6
 PUBLISHED = [name for name, info in FACTS.items() if not info.embedded]
@@ -410,7 +410,7 @@ def test_an_unusable_torchvision_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", FACTS)
 def test_a_shipped_dataset_is_a_callable_as_a_users_is(name: str) -> None:
-    assert list(DATASETS.names) == [*FACTS, "text-domains", "text-files"]
+    assert list(DATASETS.names) == [*FACTS, "text-domains", "text-files", MODULAR_ADDITION, *DERIVED]
     assert list(DATASETS.settings(name).model_fields) == ["resize"]
     assert DATASETS.load(name).__annotations__["return"] == "Dataset"
 

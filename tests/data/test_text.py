@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from optbench.data import Dataset, Split, load
 from optbench.data.bpe import Bpe
 from optbench.data.catalog import TEXT_DOMAINS
+from optbench.data.settings import DatasetSettings
 from optbench.data.text import stretches
 from optbench.data.text_domains import SHA256, embedded_texts
 from optbench.data.windows import Text, consecutive_windows, drawn_windows, unigram_entropy
 from optbench.errors import DataError
-from optbench.suite.schema import DatasetSettings
 from optbench.targets import TargetError
 
 CONTENT = b"the cat sat on the mat; the cat ate the rat, and the rat sat on the cat. " * 60

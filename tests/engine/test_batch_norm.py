@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from optbench.data import Dataset, load
+from optbench.data.settings import DatasetSettings
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.evaluate import Evaluator
@@ -28,7 +29,7 @@ from optbench.optimizers.make import resolve_spec
 from optbench.optimizers.registry import complete, find
 from optbench.streams import generator
 from optbench.suite.protocol import Protocol
-from optbench.suite.schema import DatasetSettings, ModelSettings
+from optbench.suite.schema import ModelSettings
 from optbench.tasks import Examples, TaskFamily
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
 from tests.twin import train_twin

@@ -1,0 +1,181 @@
+"""Datasets made of another one, which they name under `of`: with fewer classes or examples, or spoilt on purpose.
+
+Each is the same for every trial of a suite; what it draws depends on its own `seed` alone. Validation data come out of
+the training half, so they are changed as it is.
+
+Legend: N examples, C classes, H rows and W columns of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from optbench.data.corruption import Corruption, corrupt
+from optbench.data.draws import draws
+from optbench.data.settings import DatasetSettings
+from optbench.errors import DataError
+from optbench.kinds import Whole
+from optbench.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optbench.data.dataset import Dataset, Split
+
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Label = Annotated[Whole, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def classes(*, of: DatasetSettings, keep: Annotated[tuple[Label, ...], Field(min_length=1)]) -> Dataset:
+    """Some classes of another dataset, numbered from 0 in the order of `keep`"""
+    base = _labelled("classes", of)
+    if len(set(keep)) < len(keep) or max(keep) >= base.classes:
+        raise DataError(f"classes: keep: expected distinct classes below {base.classes}, got {list(keep)}")
+    number = torch.full((base.classes,), -1)
+    number[list(keep)] = torch.arange(len(keep))
+
+    def kept(half: Split, name: str) -> Split:
+        chosen = _select(half, (number[half.targets] >= 0).nonzero().squeeze(1), f"classes: {name}")
+        return replace(chosen, targets=number[chosen.targets], cues=None)
+
+    train, test = kept(base.train, "train"), kept(base.test, "test")
+    return replace(base, name=f"classes of {base.name}", train=train, test=test, classes=len(keep))
+
+
+def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 100.0, seed: Seed = 0) -> Dataset:
+    """Another dataset with fewer training examples of each class than of the one before, `ratio` : 1 from first to last
+
+    Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, n the size of the smallest class: a
+    geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half stays as it is.
+    """
+    base = _labelled("imbalanced", of)
+    counts = torch.bincount(base.train.targets, minlength=base.classes)
+    if (smallest := int(counts.min())) == 0:
+        raise DataError("imbalanced: of: expected training examples of every class")
+    generator, kept = draws("imbalanced", seed), []
+    for label in range(base.classes):
+        size = max(1, round(smallest * ratio ** (-label / max(1, base.classes - 1))))
+        own = (base.train.targets == label).nonzero().squeeze(1)
+        kept.append(own[torch.randperm(len(own), generator=generator)[:size]])
+    train = _select(base.train, torch.cat(kept).sort().values, "imbalanced: train")
+    return replace(base, name=f"imbalanced {base.name}", train=train)
+
+
+def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> Dataset:
+    """Another dataset with a share of its training labels wrong
+
+    Exactly round(share · N) training labels are replaced by another class, drawn uniformly (symmetric noise). The test
+    half stays as it is.
+    """
+    base, generator = _labelled("noisy-labels", of), draws("noisy-labels", seed)
+    if base.classes < 2:
+        raise DataError("noisy-labels: of: expected at least 2 classes, got 1")
+    targets = base.train.targets.clone()
+    wrong = torch.randperm(len(targets), generator=generator)[: round(share * len(targets))]
+    targets[wrong] = _others(targets[wrong], base.classes, generator)
+    return replace(base, name=f"noisy-labels {base.name}", train=replace(base.train, targets=targets))
+
+
+def spurious_patch(
+    *,
+    of: DatasetSettings,
+    probability: Share = 0.95,
+    size: Annotated[Whole, Field(ge=1)] = 3,
+    test: Literal["moved", "independent"] = "moved",
+    seed: Seed = 0,
+) -> Dataset:
+    """Images with a bright patch whose place goes with the label in training, and not in the test half
+
+    Each class has a place at the upper or lower edge (or in a grid, where there are too many classes for two edges).
+    The patch of a training image is at the place of its label with this probability, else at that of another class. In
+    the test half it is `moved` to the place of another class, or `independent` of the label. Which class the patch
+    stands for is in `Split.cues`, which the metric `cue_following` reads.
+    """
+    base, generator = _labelled("spurious-patch", of), draws("spurious-patch", seed)
+    _check_images("spurious-patch", base)
+    if base.classes < 2:
+        raise DataError("spurious-patch: of: expected at least 2 classes, got 1")
+    inputs, targets = base.train.inputs, base.train.targets
+    brightest = 255 if inputs.dtype == torch.uint8 else float(inputs.max())
+    corners = _places(base.classes, inputs.shape[-2], inputs.shape[-1], size)
+    follows = torch.rand(len(targets), generator=generator) < probability
+    cues = torch.where(follows, targets, _others(targets, base.classes, generator))
+    train = replace(base.train, inputs=_patched(inputs, corners[cues], size, brightest), cues=cues)
+    if test == "moved":
+        cues = _others(base.test.targets, base.classes, generator)
+    else:
+        cues = torch.randint(base.classes, (len(base.test),), generator=generator)
+    moved = replace(base.test, inputs=_patched(base.test.inputs, corners[cues], size, brightest), cues=cues)
+    return replace(base, name=f"spurious-patch {base.name}", train=train, test=moved)
+
+
+def corrupted(*, of: DatasetSettings, corruption: Corruption, seed: Seed = 0) -> Dataset:
+    """Another dataset with every test image corrupted"""
+    base = _labelled("corrupted", of)
+    _check_images("corrupted", base)
+    inputs = corrupt(base.test.inputs, corruption, draws(f"corrupted/{corruption}", seed))
+    return replace(base, name=f"corrupted {base.name}", test=replace(base.test, inputs=inputs))
+
+
+def _labelled(kind: str, of: DatasetSettings) -> Dataset:
+    """Load what `of` names. Raises DataError where examples have several targets."""
+    from optbench.data.loading import loaded
+
+    found = loaded(of)
+    if found.train.targets.ndim > 1:
+        raise DataError(f"{kind}: of: expected one target for each example, got one for each position")
+    return found
+
+
+def _check_images(kind: str, base: Dataset) -> None:
+    if base.train.inputs.ndim != 4 or base.vocabulary is not None:
+        shape = tuple(base.train.inputs.shape[1:])
+        raise DataError(f"{kind}: of: expected images of shape (C, H, W), got inputs of shape {shape}")
+
+
+def _select(half: Split, index: Tensor, what: str) -> Split:
+    if not len(index):
+        raise DataError(f"{what}: expected at least one example, got none")
+    cues = None if half.cues is None else half.cues[index]
+    return replace(half, inputs=half.inputs[index], targets=half.targets[index], cues=cues)
+
+
+def _others(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """A class other than each label (N,), uniformly."""
+    return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+
+
+def _places(classes: int, height: int, width: int, size: int) -> Tensor:
+    """Where the patch of each class has its upper left corner: (C, 2), row and column, without overlaps.
+
+    Raises:
+        DataError: there is no room for so many.
+    """
+    most_columns, most_rows = width // size, height // size
+    columns = min(-(-classes // 2), most_columns)
+    rows = -(-classes // columns) if columns else 0
+    if not columns or rows > most_rows:
+        fits = f"a patch of {size} × {size} fits {most_rows * most_columns} times"
+        raise DataError(f"spurious-patch: size: expected room for {classes} places in {height} × {width}, where {fits}")
+    label = torch.arange(classes)
+    row, column = label // columns, label % columns
+    return torch.stack([row * (height - size) // max(1, rows - 1), _middle(column, columns, width, size)], 1)
+
+
+def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
+    """Where a patch in the middle of each of so many equal columns begins."""
+    return ((2 * column + 1) * width - columns * size) // (2 * columns)
+
+
+def _patched(images: Tensor, corners: Tensor, size: int, value: float) -> Tensor:
+    """Images (N, C, H, W) with `value` in a square of which the upper left corner is given, (N, 2)."""
+    offset = torch.arange(size)
+    rows, columns = (corners[:, i, None] + offset for i in (0, 1))
+    found = images.clone()
+    # The indices (N, 1, 1), (N, s, 1) and (N, 1, s) with the channels between them: advanced ones come first.
+    found[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]] = value
+    return found

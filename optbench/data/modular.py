@@ -1,0 +1,39 @@
+"""Addition modulo a number, as a table of which a part is shown (Power et al. 2022, arXiv:2201.02177).
+
+Legend: p the modulus, N = p² pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optbench.data.draws import draws
+from optbench.late import torch
+
+if TYPE_CHECKING:
+    from optbench.data.dataset import Dataset
+
+
+def sizes(modulus: int, train_share: float) -> tuple[int, int]:
+    """Return how many pairs are for training, validation included, and how many for test; at least one each."""
+    total = modulus * modulus
+    train = min(total - 1, max(1, round(train_share * total)))
+    return train, total - train
+
+
+def modular_addition_dataset(modulus: int, train_share: float, seed: int) -> Dataset:
+    """Return all pairs (a, b) with the target (a + b) mod p, split at random; see `sizes`.
+
+    Inputs are one-hot: float32 (N, 2p), a 1 at place a and at place p + b, so that the first layer of an MLP is a table
+    of embeddings for each operand. They have mean 0 and deviation 1 by declaration, so `normalisation` leaves them.
+    """
+    from optbench.data.dataset import Dataset, Split
+
+    order = torch.randperm(modulus * modulus, generator=draws("modular-addition", seed))
+    a, b = order // modulus, order % modulus
+    one_hot = torch.nn.functional.one_hot
+    inputs = torch.cat([one_hot(a, modulus), one_hot(b, modulus)], 1).float()
+    targets = (a + b) % modulus
+    first, _ = sizes(modulus, train_share)
+    train, test = Split(inputs[:first], targets[:first]), Split(inputs[first:], targets[first:])
+    return Dataset("modular-addition", train, test, modulus, mean=(0.0,), std=(1.0,))

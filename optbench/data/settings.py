@@ -1,0 +1,121 @@
+"""A suite's dataset: its kind and settings, and what is known of it before it is loaded. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
+from optbench.data.text import ASCII, VOCABULARY
+from optbench.errors import KindError
+from optbench.kinds import AS_WRITTEN, DATASETS, Kind
+
+DERIVED = ("classes", "imbalanced", "noisy-labels", "spurious-patch", "corrupted")
+"""Kinds that change another dataset, which they name under `of`."""
+MODULAR_ADDITION = "modular-addition"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a dataset of images or numbers before it is loaded; sizes that need its labels are None."""
+
+    classes: int
+    shape: tuple[int, ...]
+    train_size: int | None
+    test_size: int | None
+
+
+class DatasetSettings(Kind):
+    """A dataset, ours or a user's; a name alone stands for one without settings."""
+
+    registry = DATASETS
+    short = True
+
+    @classmethod
+    def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        kept = super()._kept(kind, given)
+        if kind in (TEXT_DOMAINS.name, TEXT_FILES):
+            return cls._kept_of_text(kept)
+        if kind in DERIVED:
+            cls._check_base(kind, kept)
+            return kept
+        if (info := FACTS.get(kind)) is None:
+            return kept
+        # Without `resize` a dataset of ours is its name alone, as it was before there was such a setting.
+        if (side := kept.get("resize")) is None:
+            return {name: value for name, value in kept.items() if name != "resize"}
+        if (whole := info.shape[-1]) % side:
+            fitting = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
+            raise KindError(f"resize: expected a divisor of {whole}, the side of its images: {fitting}; got {side}")
+        return kept
+
+    @staticmethod
+    def _kept_of_text(settings: dict[str, Any]) -> dict[str, Any]:
+        """Bytes have their own vocabulary, a byte-pair encoding always says how large its is."""
+        if settings["tokens"] == "bpe":
+            return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
+        if settings["vocabulary"] is not None:
+            raise KindError(f"vocabulary: expected none with tokens: bytes, of which there are {ASCII}; or tokens: bpe")
+        return {name: value for name, value in settings.items() if name != "vocabulary"}
+
+    @classmethod
+    def _check_base(cls, kind: str, settings: Mapping[str, Any]) -> None:
+        """Raises KindError where a kind cannot be made of what `of` names."""
+        base = cls.as_written(settings["of"])
+        if base.domains:
+            raise KindError(f"of: expected a dataset of examples with one label each, got text, as {base.kind} is")
+        if (known := base.known) is None:
+            return
+        if kind in ("spurious-patch", "corrupted") and len(known.shape) != 3:
+            raise KindError(f"of: expected a dataset of images, got inputs of shape {known.shape}, as {base.kind} has")
+        wrong = [label for label in settings.get("keep", ()) if label >= known.classes]
+        if wrong:
+            raise KindError(f"keep: expected classes below {known.classes}, as many as {base.kind} has, got {wrong[0]}")
+
+    @classmethod
+    def as_written(cls, value: object) -> DatasetSettings:
+        """Return settings that have been validated, without importing what they name."""
+        return cls.model_validate(value, context=AS_WRITTEN)
+
+    @property
+    def chain(self) -> Iterator[DatasetSettings]:
+        """Yield it, the dataset that it is derived from, and so on."""
+        yield self
+        if self.kind in DERIVED and "of" in self.settings:
+            yield from self.as_written(self.settings["of"]).chain
+
+    @property
+    def base(self) -> DatasetSettings:
+        """What it is derived from in the end: it itself where it is not derived."""
+        *_, found = self.chain
+        return found
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Paths of the user's own texts, by domain."""
+        files = self.settings.get("files") if self.kind == TEXT_FILES else None
+        return files if isinstance(files, dict) else {}
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of text that it has, as far as this is known without loading it."""
+        return TEXT_DOMAINS.domains if self.kind == TEXT_DOMAINS.name else tuple(self.texts)
+
+    @property
+    def known(self) -> Known | None:
+        """What is known without loading it; None of text, and of a user's."""
+        if (info := FACTS.get(self.kind)) is not None:
+            side = self.settings.get("resize")
+            shape = (info.shape[0], side, side) if side else info.shape
+            return Known(info.classes, shape, info.train_size, info.test_size)
+        if self.kind == MODULAR_ADDITION:
+            from optbench.data.modular import sizes
+
+            modulus = self.settings["modulus"]
+            return Known(modulus, (2 * modulus,), *sizes(modulus, self.settings["train_share"]))
+        if self.kind not in DERIVED or (base := self.as_written(self.settings["of"]).known) is None:
+            return None
+        if self.kind == "classes":
+            return replace(base, classes=len(self.settings["keep"]), train_size=None, test_size=None)
+        return replace(base, train_size=None) if self.kind == "imbalanced" else base
