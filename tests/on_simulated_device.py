@@ -67,7 +67,14 @@ def test_the_simulation_is_one() -> None:
     assert sum(simulated_device.asked.values()) == before + 2
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Of optimizers taken as they are from a package one is enough for every commit; ours have code of their own.
+        pytest.param(name, marks=[pytest.mark.slow] if spec.source == "pytorch-optimizer" and name != "lion" else [])
+        for name, spec in OPTIMIZERS.items()
+    ],
+)
 def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> None:
     suite = suite_of(name)
     for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):

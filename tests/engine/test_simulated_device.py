@@ -13,16 +13,18 @@ SOON = "suite and smoke"
 
 
 @pytest.mark.parametrize(
-    "which",
+    ("which", "marked"),
     [
-        "not suite and not waits",
-        "waits",
-        SOON,
-        pytest.param(f"suite and not ({SOON})", marks=pytest.mark.slow),
+        ("not suite and not waits", "not slow"),
+        ("waits", "not slow"),
+        (SOON, "not slow"),
+        pytest.param("not suite", "slow", marks=pytest.mark.slow),
+        pytest.param(f"suite and not ({SOON})", "not slow", marks=pytest.mark.slow),
     ],
 )
-def test_cases(which: str) -> None:
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES, "-k", which]
+def test_cases(which: str, marked: str) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES]
+    words += ["-k", which, "-m", marked]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert " passed" in done.stdout
