@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -121,8 +121,8 @@ def _asked(request: TuneRequest) -> tuple[_What, Path]:
         raise UsageError(f"--sampler: {unknown('sampler', request.sampler, SAMPLERS)}")
     if request.sampler == "grid" and request.trials is not None:
         raise UsageError("--trials is for --sampler random or tpe; a grid has as many settings as the suite says")
-    if request.sampler != "grid" and request.widen:
-        raise UsageError("--widen is for grids; give a drawing sampler a wider range in 'tune.optimizers'")
+    if request.widen:
+        _check_widened(request.sampler)
     what = _What(
         file=run.suite,
         command=shlex.join(["optbench", *sys.argv[1:]]),
@@ -146,7 +146,6 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
         "--optimizer": request.run.optimizers,
         "--set": request.run.settings,
         "--trials": request.trials,
-        "--widen": request.widen,
     }
     for option, value in given.items():
         if value:
@@ -157,9 +156,19 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
         raise UsageError(f"--resume {resume}: expected a tuning; other runs are resumed by optbench run --resume")
     try:
-        return TypeAdapter(_What).validate_json(json.dumps(record), strict=True), resume / SOURCE
+        what = TypeAdapter(_What).validate_json(json.dumps(record), strict=True)
     except ValidationError:
         raise StoreError(f"{resume / 'run.json'}: 'tune' is not what optbench tune writes") from None
+    if request.widen and not what.widen:
+        # The rounds so far are those that a widened tuning begins with.
+        _check_widened(what.sampler)
+        what = replace(what, widen=True, command=f"{what.command} --widen")
+    return what, resume / SOURCE
+
+
+def _check_widened(sampler: str) -> None:
+    if sampler != "grid":
+        raise UsageError("--widen is for grids; give a drawing sampler a wider range in 'tune.optimizers'")
 
 
 def _tuner(what: _What, path: Path) -> Tuner:

@@ -173,8 +173,7 @@ class Session:
         """Make the run directory, or go on with the one to be resumed, where what is damaged is moved aside; what there
         is to train.
 
-        extra: what else a new run's `run.json` says. texts: other files that it has, by name. grown: as for
-        `make_plan`.
+        extra: what else `run.json` says. texts: other files that a new run has, by name. grown: as for `make_plan`.
 
         Raises:
             OptbenchError: the settings, the code, the data or the run directory do not allow it.
@@ -195,7 +194,7 @@ class Session:
         plan = self._prepare(plan)
         if options.resume is not None:
             self._writer = RunWriter.resume(
-                options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock
+                options.resume, record, options.command, plan.trials, plan.left, plan.begun, self._lock, extra
             )
             if self._code.unrecorded:
                 before = self._writer.plugins or [{}]

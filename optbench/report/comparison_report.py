@@ -136,11 +136,11 @@ def _pair(
     yield Items(tuple(_header(pair)), "quiet")
     unlisted = pair.a.results.unlisted[pair.a.experiment] & pair.b.results.unlisted[pair.b.experiment]
     chosen = [found for found in pair.metrics if found.judgement is not None or not primary_only]
-    shown = [
-        found
-        for found in chosen
-        if (found.metric.name in metrics if metrics else found.judgement or found.metric.name not in unlisted)
-    ]
+    listed = [found for found in chosen if found.judgement is not None or found.metric.name not in unlisted]
+    empty = [found for found in listed if found.judgement is None and not found.has_values]
+    shown = [found for found in listed if found not in empty]
+    if metrics:
+        shown, empty = [found for found in chosen if found.metric.name in metrics], []
     if warnings := [*_warnings(pair), *_dormant(pair, shown)]:
         yield Items(tuple(warnings), "warning")
     if shown:
@@ -152,7 +152,10 @@ def _pair(
     ]
     if reasons:
         yield Items(tuple(reasons))
-    if not metrics and (left_out := len(chosen) - len(shown)):
+    if empty:
+        names = ", ".join(found.metric.name.replace("_", " ") for found in empty)
+        yield Paragraph(f"Without a value on either side: {names}.", "quiet")
+    if not metrics and (left_out := len(chosen) - len(shown) - len(empty)):
         what = count(left_out, "metric that is", "metrics that are")
         yield Paragraph(f"Not shown: {what} measured for readings of claims; --metric NAME shows one.", "quiet")
 

@@ -62,6 +62,12 @@ class MetricComparison:
     result: PairedResult
     judgement: Judgement | None
 
+    @property
+    def has_values(self) -> bool:
+        """Whether either side has a value on any seed; one task, for example, has no forgetting."""
+        result = self.result
+        return (result.median_a, result.median_b) != (None, None) or result.diverged_a + result.diverged_b > 0
+
 
 @dataclass(frozen=True)
 class ArmComparison:

@@ -121,12 +121,13 @@ class RunWriter:
         left: Sequence[str],
         begun: Mapping[str, Begun],
         lock: RunLock | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> RunWriter:
         """An existing run directory, to train what it lacks. Its record keeps a list of every resumption.
 
         left: ids of the trials to train. begun: where those of them go on that do not begin anew. Both are recorded, so
         that of every result it is known where it was made: by the last resumption that had it left, or before them all.
-        lock: this process's hold of the directory, where it has one already.
+        lock: this process's hold of the directory, where it has one already. extra: what the record says from now on.
 
         Raises:
             StoreError: another process writes it, or it cannot be read or written.
@@ -136,7 +137,7 @@ class RunWriter:
         resumption = {"at": now(), "command": list(command), "provenance": dict(provenance), "left": list(left)}
         after_task = {trial: begun[trial].task for trial in left if trial in begun}
         resumed = [*record.get("resumed", []), {**resumption, "after_task": after_task}]
-        writer = RunWriter(path, {**record, "resumed": resumed}, order, lock)
+        writer = RunWriter(path, {**record, **(extra or {}), "resumed": resumed}, order, lock)
         writer._merge()  # so that no part is older than the merged tables
         remove(path / PARTS)
         with reported(path):
