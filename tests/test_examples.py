@@ -34,6 +34,7 @@ def test_the_notebook_about_an_optimizer_of_ones_own(kernel: str, tmp_path: Path
     NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources).execute()
     run, values, plot, verdicts = (cell.outputs[-1].data for cell in notebook.cells if cell.get("outputs"))
     assert "complete, 21 trials (21 ok)" in run["text/plain"]
+    assert "<table" in run["text/html"]
     assert "average_accuracy" in values["text/plain"]
     assert plot["image/png"]
     assert "forgetting" in verdicts["text/plain"]

@@ -1,18 +1,13 @@
-"""`optbench.run` in a script, a thread, a notebook and IPython; and interrupts, which leave the interpreter alive."""
+"""`optbench.run` in a script, a thread and IPython (notebooks: `test_examples.py`); interrupts leave Python alive."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import nbformat
-import pytest
-from nbclient import NotebookClient
 
 import optbench
 from optbench.execution.interrupts import ECHO
@@ -68,26 +63,6 @@ def test_a_script_without_a_guard_trains_in_its_main_thread_and_in_another(tmp_p
     assert (done.stdout.splitlines(), done.stderr) == (["began", "[1, 1]", "['ok', 'ok'] []", "True"], "")
     for name in ("script", "thread"):
         trained(name, tmp_path)
-
-
-def test_a_notebook_trains_what_a_cell_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nothing of the user's own configuration, and the interpreter of the tests as the kernel.
-    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(variable, os.fspath(tmp_path / variable))
-    kernel = tmp_path / "JUPYTER_DATA_DIR" / "kernels" / "here"
-    kernel.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "here", "language": "python"}))
-    cells = [DEFINED, TRAINED.format(name="notebook"), "run"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-    NotebookClient(
-        notebook, timeout=300, kernel_name="here", resources={"metadata": {"path": os.fspath(tmp_path)}}
-    ).execute()
-    assert not notebook.cells[1].outputs
-    shown = notebook.cells[2].outputs[0].data
-    assert "complete, 2 trials (2 ok)" in shown["text/plain"]
-    assert "<table" in shown["text/html"]
-    trained("notebook", tmp_path)
 
 
 def test_ipython_trains_what_is_typed_in(tmp_path: Path) -> None:
