@@ -19,6 +19,7 @@ from hypothesis import HealthCheck
 from optbench.cli import main
 from optbench.data import Dataset, Split, load
 from optbench.engine import TrialResult, Workspace, train
+from optbench.engine.transfer import load_transfer
 from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.execution.work import do
 from optbench.plan import Cohort, cohorts, complete, trials
@@ -87,8 +88,8 @@ class PoolHere:
             unit = waiting.pop()
             if unit.experiment not in workspaces:
                 experiment = job.suite.experiments[unit.experiment]
-                dataset = load(experiment.dataset)
-                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device)
+                dataset, other = load(experiment.dataset), load_transfer(experiment, None)
+                workspaces[unit.experiment] = Workspace.of(experiment, dataset, job.suite.seed, self.device, other)
             answer = do(unit, workspaces[unit.experiment], lambda progress: None, job.interim)
             if isinstance(answer, Divide):
                 waiting += reversed(halved(answer, places))

@@ -16,8 +16,9 @@ from optbench.checks.problem import Problem
 from optbench.engine.own_metrics import asked
 from optbench.errors import UsageError
 from optbench.metrics import Measurement, Metric, take
-from optbench.metrics.measuring import Accuracy, Features, Model, Reading, Weights
+from optbench.metrics.measuring import Accuracy, Features, Reading, Weights
 from optbench.metrics.own import METRIC_KINDS, RAISED, MetricSettings, resolve
+from optbench.metrics.trained import Model
 
 EXAMPLES, WIDTH, CLASSES, TASKS = 512, 32, 10, 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optbench.engine.members import Notify, Progress, TrialResult
-from optbench.engine.train import Workspace, train
+from optbench.engine.train import train
+from optbench.engine.workspace import Workspace
 
 __all__ = ["Notify", "Progress", "TrialResult", "Workspace", "train"]

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from optbench.engine.corrupted import corrupter
 from optbench.engine.evaluate import Evaluator, Score, ScoreWithFeatures, finite
 from optbench.engine.landscape import Landscape, flat, training_loss
 from optbench.engine.members import Member
@@ -18,15 +19,29 @@ from optbench.engine.positions import sampled
 from optbench.engine.prune import pruning_rows
 from optbench.engine.stack import Layout
 from optbench.engine.taps import Tap
+from optbench.engine.transfer import Transfer
 from optbench.engine.updates import layer_sizes
 from optbench.metrics import Measurement, Metric, take
 from optbench.metrics.collapse import Collapse
 from optbench.metrics.learning import majority_share, task_list
-from optbench.metrics.measuring import Accuracy, Ask, Features, Model, OfTraining, Pooled, Updates, Weights
+from optbench.metrics.measuring import Accuracy, Ask, Features, OfTraining, Pooled, Updates, Weights
 from optbench.metrics.place import Place
+from optbench.metrics.prediction import ClassHits
+from optbench.metrics.reaching import Curve
 from optbench.metrics.similarity import ClassSums, class_cosine
+from optbench.metrics.trained import Learning, Model, Transferred
 from optbench.metrics.updates import NAMES, Geometry
-from optbench.store.tables import AccuracyRow, MetricRow, Row, SimilarityRow, SpectrumRow, UpdateRow, arrow_table
+from optbench.store.tables import (
+    AccuracyRow,
+    ClassRow,
+    CurveRow,
+    MetricRow,
+    Row,
+    SimilarityRow,
+    SpectrumRow,
+    UpdateRow,
+    arrow_table,
+)
 from optbench.store.values import Matrix, accuracy_column, score_matrices
 from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
@@ -90,11 +105,12 @@ def measure(
     suite_seed: int,
     held_out: Mapping[int, Score],
     scored: Sequence[int],
+    transfer: Transfer | None = None,
 ) -> None:
     """Append the rows of one member after `after_task` of all tasks (0: before any training).
 
     scored: the tasks (0..T-1) whose accuracies are taken. held_out: its scores on their validation data, see
-    `score_held_out`.
+    `score_held_out`. transfer: the experiment's other dataset, for metrics of its features.
 
     Representation measures, and users' of logits or of the model, are taken on the test data of the task just learnt
     and, after the last task, of every scored task and of these pooled (`task` null; of the model the mean over tasks);
@@ -129,7 +145,8 @@ def measure(
         at = sampled(test, suite_seed)
         score = evaluator.read(member.row, test, with_logits="logits" in kinds, taps=here, at=at)
         if after_task and (measured or whole):
-            readings[task] = _features(score, taps, classes=not evaluator.text)
+            cues = test.cues if at is None else None
+            readings[task] = _features(score, taps, classes=not evaluator.text, cues=cues)
         member.rows.append(
             AccuracyRow(
                 after_task=after_task,
@@ -159,7 +176,7 @@ def measure(
             _representation(member, reading, after_task, task + 1, metrics, ask(task + 1), spectra=whole or final)
     if "model" in kinds:
         tasks = scored if final else (after_task - 1,)
-        member.rows += _of_model(member, evaluator, sequence, tasks, after_task, metrics, ask)
+        member.rows += _of_model(member, evaluator, sequence, tasks, after_task, metrics, ask, suite_seed)
     if not (whole or final):
         return
     pooled = Pooled(list(readings.values()))
@@ -183,6 +200,11 @@ def measure(
         member.rows += _metric_rows(take(metrics, landscape), count, count)
         if "collapse" in kinds:
             member.rows += _metric_rows(take(metrics, _of_training(member, evaluator, sequence)), count, count)
+        if "transfer" in kinds and transfer is not None:
+            reading_there = Transferred(transfer.probe(evaluator, member.row))
+            member.rows += _metric_rows(take(metrics, reading_there), count, None)
+        if "curve" in kinds:
+            member.rows += _metric_rows(take(metrics, Learning(_curve(member, count))), count, count)
         if "updates" in kinds:
             member.rows += _metric_rows(take(metrics, _updates(member, layout)), after_task, None)
         own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
@@ -205,10 +227,23 @@ def _representation(
     spectra: bool = True,
 ) -> None:
     member.rows += _metric_rows(take(metrics, reading, ask), after_task, task, FEATURES)
+    if reading.classes and any("class_hits" in metric.reads for metric in metrics):
+        member.rows += _class_rows(reading.class_hits, after_task, task)
     if not spectra:
         return
     eigenvalues = reading.spectrum.lam.tolist()
     member.rows += [SpectrumRow(after_task, task, FEATURES, i, finite(v)) for i, v in enumerate(eigenvalues)]
+
+
+def _class_rows(hits: ClassHits, after_task: int, task: int | None) -> list[ClassRow]:
+    counts = zip(hits.hits.tolist(), hits.examples.tolist(), strict=True)
+    return [ClassRow(after_task, task, label, n, right / n) for label, (right, n) in enumerate(counts) if n]
+
+
+def _curve(member: Member, task: int) -> Curve:
+    """The evaluations during a task."""
+    rows = [row for row in member.rows if isinstance(row, CurveRow) and row.task == task]
+    return Curve([row.step for row in rows], [row.eval_accuracy for row in rows])
 
 
 def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
@@ -232,13 +267,15 @@ def _of_model(
     after_task: int,
     metrics: Sequence[Metric],
     ask: Callable[[int | None], Ask],
+    suite_seed: int,
 ) -> list[MetricRow]:
     """Measures of the network itself on each task's test data, and after the last task their means."""
     rows: list[MetricRow] = []
     network = evaluator.with_weights(member.row)
     for task in tasks:
         test = sequence.test(task)
-        reading = Model(network, evaluator.normalise(test.inputs), test.targets)
+        corrupted = corrupter(test, task, evaluator.normalise, suite_seed)
+        reading = Model(network, evaluator.normalise(test.inputs), test.targets, corrupted)
         rows += _metric_rows(take(metrics, reading, ask(task + 1)), after_task, task + 1)
     if after_task == sequence.family.count:
         for name in dict.fromkeys(row.metric for row in rows):
@@ -258,7 +295,7 @@ def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -
     assert score.logits is not None
     output = evaluator.blueprint.output
     head = None if output is None else evaluator.blueprint.layout.views(member.row)[output].to(score.features.device)
-    return OfTraining(Collapse(score.features, score.targets, score.logits.argmax(1), head))
+    return OfTraining(Collapse(score.features, score.targets, score.logits.argmax(1), head, score.logits))
 
 
 def _updates(member: Member, layout: Layout) -> Updates:
@@ -277,10 +314,12 @@ def _matrix(member: Member) -> Matrix:
     return score_matrices(arrow_table(AccuracyRow, rows), accuracy_column([member.trial.stage]))[member.trial.id]
 
 
-def _features(score: ScoreWithFeatures, taps: Mapping[Place, Tap | None], *, classes: bool) -> Features:
+def _features(
+    score: ScoreWithFeatures, taps: Mapping[Place, Tap | None], *, classes: bool, cues: torch.Tensor | None
+) -> Features:
     read = {place: tap for place, tap in taps.items() if tap is None or tap in score.elsewhere}
     elsewhere = {place: None if tap is None else score.elsewhere[tap] for place, tap in read.items()}
-    return Features(score.features, score.targets, score.logits, elsewhere, classes=classes)
+    return Features(score.features, score.targets, score.logits, elsewhere, classes=classes, cues=cues)
 
 
 def _metric_rows(

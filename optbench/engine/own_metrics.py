@@ -23,8 +23,9 @@ from optbench.engine.user_code import ended
 from optbench.errors import UsageError
 from optbench.isolation import isolated
 from optbench.metrics import Metric
-from optbench.metrics.measuring import Accuracy, Ask, Features, Model, Reading, Weights, take
+from optbench.metrics.measuring import Accuracy, Ask, Features, Reading, Weights, take
 from optbench.metrics.own import RAISED
+from optbench.metrics.trained import Model
 from optbench.models import materialised
 from optbench.streams import stream_seed
 from optbench.suite.schema import ExperimentSettings

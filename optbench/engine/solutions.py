@@ -19,7 +19,7 @@ from optbench.engine.landscape import flat
 from optbench.engine.lines import End, Lines
 from optbench.engine.positions import sampled
 from optbench.engine.statistics import running
-from optbench.engine.train import Workspace
+from optbench.engine.workspace import Workspace
 from optbench.metrics import METRICS, PAIR_METRICS
 from optbench.metrics.landscape import NotedValue
 from optbench.metrics.pairs import Solution, TwoSolutions

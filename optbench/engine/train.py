@@ -15,21 +15,16 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-from optbench.data import Dataset
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
-from optbench.engine.blueprint import Blueprint
 from optbench.engine.controls import Controls, renews_state
 from optbench.engine.evaluate import Evaluator
-from optbench.engine.execution import Execution
 from optbench.engine.faults import of_the_machine
-from optbench.engine.gradients import OtherBitsError, Ways
+from optbench.engine.gradients import OtherBitsError
 from optbench.engine.interim import CannotResume, Interim, Keep
 from optbench.engine.lanes import LaneMember, MemberState
 from optbench.engine.lanes.verification import NOT_ELEMENTWISE, NotElementwise, Verification
@@ -48,6 +43,7 @@ from optbench.engine.sketches import Sketcher
 from optbench.engine.stack import digest
 from optbench.engine.steps import Steps
 from optbench.engine.task import TaskTraining
+from optbench.engine.workspace import Workspace
 from optbench.metrics.learning import ABOVE_TARGET, task_list
 from optbench.metrics.own import RAISED, resolve
 from optbench.models import materialised
@@ -56,46 +52,11 @@ from optbench.optimizers.make import resolve_shared
 from optbench.plan import Cohort, Trial
 from optbench.store.tables import MetricRow, SketchRow, TrialRow
 from optbench.streams import generator, stream_seed
-from optbench.suite.schema import ExperimentSettings
 from optbench.suite.scoring import scored_tasks
-from optbench.tasks import Examples, TaskFamily, TaskSequence
+from optbench.tasks import Examples, TaskSequence
 
 VERIFIED = 2
 """So many members of every setting of a user's elementwise optimizer are verified: one alone may diverge."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What all cohorts of one experiment share: built once per process and experiment."""
-
-    experiment: ExperimentSettings
-    dataset: Dataset
-    family: TaskFamily
-    suite_seed: int
-    device: torch.device
-    execution: Execution
-    _ways: dict[str, Ways] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By the model."""
-
-    @staticmethod
-    def of(experiment: ExperimentSettings, dataset: Dataset, suite_seed: int, device: torch.device) -> Workspace:
-        family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
-        return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device))
-
-    def blueprint(self, experiment: str, model: str) -> Blueprint:
-        """A model of the experiment, as `Blueprint.of` has it."""
-        return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
-
-    def ways(self, model: str, blueprint: Blueprint) -> Ways:
-        """How gradients of a model of the experiment can be taken: found out once."""
-        if model not in self._ways:
-            protocol = self.experiment.protocol
-            normalise = Normaliser.of(self.dataset, protocol, self.device)
-            examples, together = self.family.parts.train, self.execution.together
-            self._ways[model] = Ways(
-                blueprint, examples, normalise, self.suite_seed, together=together, precision=protocol.precision
-            )
-        return self._ways[model]
 
 
 def train(
@@ -333,7 +294,8 @@ class CohortTraining:
         for member, scores in zip(self.members, held_out, strict=True):
             started = time.perf_counter()
             before, sequence = len(member.rows), self.sequences[member.trial.seed]
-            context = after_task, self.evaluator, self.metrics, self.workspace.suite_seed, scores, scored
+            workspace = self.workspace
+            context = after_task, self.evaluator, self.metrics, workspace.suite_seed, scores, scored, workspace.transfer
             try:
                 measure(member, sequence, *context)
             except Exception as error:

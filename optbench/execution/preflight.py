@@ -121,12 +121,16 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     # Late, because importing torch takes seconds.
     from optbench.data import load
     from optbench.engine.blueprint import Blueprint
+    from optbench.engine.transfer import check_transfer
 
     check_optimizers(left_of(plan))
     outlines = {}
     for name, experiment in with_readings(plan.suite).experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
             dataset = load(experiment.dataset, data_dir, notify=notify)
+        if (other := experiment.transfer) is not None:
+            with _reported(f"experiments.{name}.transfer", other), placed(f"experiments.{name}"):
+                check_transfer(dataset, load(other, data_dir, notify=notify))
         for model in experiment.models:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
             _check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))

@@ -70,6 +70,7 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
     from optbench.data import load
     from optbench.engine import Workspace
     from optbench.engine.device import settle
+    from optbench.engine.transfer import load_transfer
     from optbench.errors import KindError, OptbenchError
     from optbench.execution.messages import Job
     from optbench.execution.work import do, failed
@@ -100,7 +101,10 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
                     loaded = None
                     loaded = wanted, load(experiment.dataset, job.data_dir, download=False)
                 settle(torch.device(device))
-                workspaces[unit.experiment] = Workspace.of(experiment, loaded[1], job.suite.seed, torch.device(device))
+                other = load_transfer(experiment, job.data_dir)
+                workspaces[unit.experiment] = Workspace.of(
+                    experiment, loaded[1], job.suite.seed, torch.device(device), other
+                )
             workspace = workspaces[unit.experiment]
             _answer(do(unit, workspace, connection.send, job.interim), connection)
         except KindError as error:

@@ -55,6 +55,7 @@ _matrix = partial(_weights, subject="rank", reads=("singular_values",), note="we
 _matrix = partial(_matrix, averaged=True, default=False)
 _prediction = partial(Metric, margin=0.005, subject="prediction", default=False)
 _of_classes = partial(_prediction, direction="higher", kind="logits", reads=("class_hits",), note="class_note")
+_spoilt = partial(_prediction, direction="higher", kind="model", cost="expensive", reads=("corrupted",))
 _rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets", "accuracy"))
 _rounded = partial(_rounded, cost="expensive", called="quantised_drop", note="drop_note")
 _rounded = partial(_rounded, source="Jacob et al. 2018")
@@ -184,6 +185,33 @@ _TABLE = (
         reads=("logits", "targets"),
         note="calibration_note",
     ),
+    _prediction(
+        "cue_following",
+        "share of predictions that are the class which a spurious cue stands for",
+        "Geirhos et al. 2020",
+        "lower",
+        kind="logits",
+        reads=("logits", "cues"),
+        note="cue_note",
+    ),
+    _spoilt(
+        "corruption_accuracy",
+        "mean accuracy over noise of .1, .2, .4 of the pixel range, shifts by 1, 2, 3 pixels, contrast × .5, .25 and a "
+        "blur of 1 pixel; or of one, corruption",
+        "after Hendrycks & Dietterich 2019",
+        note="corruption_note",
+    ),
+    Metric(
+        "transfer_accuracy",
+        "test accuracy of ridge regression from the features to the classes of another dataset (`transfer`)",
+        "after Kornblith et al. 2019, arXiv:1805.08974",
+        "higher",
+        margin=0.005,
+        kind="transfer",
+        subject="transfer",
+        reads=("probe",),
+        default=False,
+    ),
     *(
         _rounded(
             f"quantised_drop_{bits}",
@@ -220,6 +248,24 @@ _TABLE = (
     _collapse("nc2_angle", "mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|", _PAPYAN),
     _collapse("nc3", "‖W/‖W‖ - M/‖M‖‖²_F, M the rows m_c", _PAPYAN),
     _collapse("nc4", "share of examples where argmax of the logits is not the nearest class mean", _PAPYAN),
+    _collapse(
+        "class_margin",
+        "mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, w rows of the last layer, Σ of the features",
+        "Elsayed et al. 2018, Jiang et al. 2019",
+        note="margin_note",
+    ),
+    Metric(
+        "steps_to_accuracy",
+        "steps until an evaluation in the last task finds a = accuracy, .95 by default",
+        "after Power et al. 2022",
+        "lower",
+        margin=0.0,
+        kind="curve",
+        subject="reaching",
+        reads=("curve",),
+        result="value",
+        default=False,
+    ),
     _geometry("stable_rank")("‖Δ‖²_F / ‖Δ‖²₂ of a layer's update Δ, mean over 16 points of training", _RUDELSON),
     _geometry("cosine_gradient")("cos(Δ, -G), G the gradient of the layer, likewise", "counted"),
     _geometry("cosine_sign")("cos(Δ, -sign G), likewise", "Bernstein et al. 2018"),
@@ -260,7 +306,7 @@ PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
-UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse")
+UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "transfer")
 """Kinds of registered metrics that take no settings: derived when a run is read, or of several networks or training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")

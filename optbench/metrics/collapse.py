@@ -26,13 +26,14 @@ class Collapse:
     """What the measures of neural collapse read.
 
     features: (N, d). targets: (N,). predicted: (N,), the class of the largest logit. head: (classes, d), all of them;
-    None where the network has no last linear layer.
+    None where the network has no last linear layer. logits: (N, classes), which the margin reads.
     """
 
     features: Tensor
     targets: Tensor
     predicted: Tensor
     head: Tensor | None
+    logits: Tensor | None = None
 
     @cached_property
     def classes(self) -> Tensor:
@@ -117,6 +118,32 @@ def nc4(collapse: Collapse) -> float:
         return math.nan
     nearest = collapse.classes[torch.cdist(collapse.h, collapse.means).argmin(1)]
     return float((nearest != collapse.predicted).double().mean())
+
+
+def class_margin(collapse: Collapse) -> float:
+    """mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z the logits, Σ the covariance of the features.
+
+    How far training examples lie on their own side of the boundaries of the last layer, below 0 on the other, in units
+    of how far features are spread: the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised
+    as Jiang et al. 2019 do (arXiv:1810.00113). Scaling features or the last layer does not change it.
+    """
+    if collapse.head is None or collapse.logits is None or not collapse.finite:
+        return math.nan
+    w, z, own = exact(collapse.head), exact(collapse.logits), collapse.targets[:, None]
+    apart = torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = (z.gather(1, own) - z) / apart[collapse.targets]
+    nearest = distances.scatter(1, own, math.inf).min(1).values
+    spread = (collapse.h - collapse.h.mean(0)).square().sum(1).mean().sqrt()
+    return float(nearest.mean() / spread)
+
+
+def margin_note(collapse: Collapse) -> str:
+    """Why a margin is undefined."""
+    if not collapse.finite:
+        return "features that are not finite"
+    if collapse.head is None or collapse.logits is None:
+        return "the network has no last linear layer whose inputs are the features"
+    return "expected two classes or more, and features and rows of the last layer that differ"
 
 
 def note(collapse: Collapse) -> str:

@@ -19,7 +19,7 @@ from optbench.precision import exact, exact_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from optbench.metrics.collapse import Collapse
     from optbench.metrics.overlap import Change, TaskFeatures
@@ -139,8 +139,11 @@ class Features(Reading):
         elsewhere: Mapping[Place, Spectrum | None] = MappingProxyType({}),
         *,
         classes: bool = True,
+        cues: Tensor | None = None,
     ) -> None:
         """logits: (N, C); needed by metrics of logits. classes: False where targets are the tokens of a text.
+
+        cues: (N,), as `Split` has them.
 
         elsewhere: needed by metrics of other places; None for another name of the same place.
 
@@ -154,7 +157,7 @@ class Features(Reading):
             )
         device = exact_device(features.device)
         self._given, self._given_targets, self._logits = features.detach().to(device), targets.to(device), logits
-        self.classes = classes
+        self.classes, self.cues = classes, cues
         self._elsewhere: dict[Place, Reading] = {FEATURES: self}
         self._elsewhere |= {place: Elsewhere(known) if known else self for place, known in elsewhere.items()}
 
@@ -221,6 +224,7 @@ class Pooled(Features):
         Reading.__init__(self)
         self._parts = parts
         self.classes = all(part.classes for part in parts)
+        self.cues = None if any(part.cues is None for part in parts) else self._joined("cues")
 
     def at(self, place: Place) -> Reading:
         from optbench.metrics import rank
@@ -370,20 +374,3 @@ class Accuracy(Reading):
     def __init__(self, accuracy: NDArray[Any]) -> None:
         super().__init__()
         self.accuracy = accuracy
-
-
-class Model(Reading):
-    """The trained network in eval mode, with the test inputs, as it takes them, and the targets of one task."""
-
-    kinds = frozenset({"model"})
-
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        super().__init__()
-        self.model, self.inputs, self.targets = model, inputs, targets
-
-    @functools.cached_property
-    def accuracy(self) -> float:
-        """Of the network on these, once for all measures of what an intervention costs it."""
-        from optbench.metrics import prediction
-
-        return prediction.accuracy_of(self.model, self.inputs, self.targets)

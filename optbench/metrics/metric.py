@@ -18,7 +18,18 @@ Derived = Literal["continual", "online", "cost", "pruning"]
 Kind = (
     Derived
     | Literal[
-        "features", "similarity", "weights", "logits", "model", "landscape", "collapse", "overlap", "updates", "pair"
+        "features",
+        "similarity",
+        "weights",
+        "logits",
+        "model",
+        "landscape",
+        "collapse",
+        "transfer",
+        "curve",
+        "overlap",
+        "updates",
+        "pair",
     ]
 )
 Subject = (
@@ -30,6 +41,8 @@ Subject = (
         "sparsity",
         "prediction",
         "collapse",
+        "transfer",
+        "reaching",
         "landscape",
         "overlap",
         "updates",
@@ -52,8 +65,9 @@ class Metric:
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
         together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
         networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
-        largest weights, `collapse` features of training examples and the last layer, `updates` the steps of each
-        weight matrix at some points of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with
+        largest weights, `collapse` features of training examples and the last layer, `transfer` features of another
+        dataset, `curve` the evaluations during the last task, `updates` the steps of each weight matrix at some points
+        of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with
         targets, `model` the trained network with test inputs and targets.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: what its function takes: attributes of the reading of its kind, see `measuring`.

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from optbench.data.corruption import CORRUPTIONS, Corruption
 
 BINS = 15
 """Of `calibration_error`: of equal width, (a, b]."""
@@ -86,6 +89,62 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
 def calibration_note(logits: Tensor, targets: Tensor) -> str:
     """Why a calibration error is undefined."""
     return "logits that are not finite" if len(targets) else "no examples"
+
+
+def cue_following(logits: Tensor, cues: Tensor | None) -> float:
+    """The share of predictions that are the class which a spurious cue stands for: 1 where nothing else is looked at.
+
+    Args:
+        logits: (N, C).
+        cues: (N,), as `optbench.Split` has them; None where there are none.
+
+    Returns:
+        NaN without cues or examples.
+    """
+    if cues is None or not len(logits):
+        return math.nan
+    return float((logits.argmax(-1) == cues.to(logits.device)).double().mean())
+
+
+def cue_note(logits: Tensor, cues: Tensor | None) -> str:
+    """Why it is undefined."""
+    return "no examples" if cues is not None else "expected data with cues, as the dataset spurious-patch has"
+
+
+@dataclass(frozen=True, eq=False)
+class Corrupted:
+    """A network on corrupted versions of its test images.
+
+    model: in eval mode. make: returns the inputs, as it takes them, with a corruption. targets: (N,).
+    """
+
+    model: nn.Module
+    make: Callable[[Corruption], Tensor]
+    targets: Tensor
+    _known: dict[Corruption, float] = field(default_factory=dict, init=False)
+
+    def accuracy(self, corruption: Corruption) -> float:
+        """Its accuracy with a corruption, taken once."""
+        if corruption not in self._known:
+            self._known[corruption] = accuracy_of(self.model, self.make(corruption), self.targets)
+        return self._known[corruption]
+
+
+def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption | None = None) -> float:
+    """The accuracy on corrupted test images: with one corruption, or the mean over all of `CORRUPTIONS`.
+
+    Returns:
+        NaN where inputs are no images, or without examples.
+    """
+    if corrupted is None:
+        return math.nan
+    chosen = CORRUPTIONS if corruption is None else (corruption,)
+    return sum(map(corrupted.accuracy, chosen)) / len(chosen)
+
+
+def corruption_note(corrupted: Corrupted | None) -> str:
+    """Why it is undefined."""
+    return "no examples" if corrupted is not None else "expected images of shape (C, H, W)"
 
 
 def quantised(weight: Tensor, bits: int) -> Tensor:

@@ -45,6 +45,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "earlier_task": (1, MOST_TASKS),
     "class_a": CLASSES,
     "class_b": CLASSES,
+    "label": CLASSES,
     "accuracy": SHARE,
     "validation_accuracy": SHARE,
     "eval_accuracy": SHARE,

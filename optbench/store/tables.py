@@ -232,7 +232,20 @@ class UpdateRow:
     angle: float | None
 
 
-_Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow
+@dataclass(frozen=True)
+class ClassRow:
+    """How well one class of the test data is labelled; `task` is null for all tasks together."""
+
+    table: ClassVar[str] = "classes"
+
+    after_task: int
+    task: int | None
+    label: int
+    examples: int
+    accuracy: float | None
+
+
+_Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow
 Row = TrialRow | _Measured | CurveRow | SketchRow | OnlineRow | EarlierRow | UpdateRow
 ROW_TYPES: tuple[type[Row], ...] = typing.get_args(Row)
 ALL_TABLES: dict[str, type[Row]] = {row_type.table: row_type for row_type in ROW_TYPES}
@@ -242,7 +255,7 @@ ADDED = frozenset(
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
 """Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
-ON_REQUEST = frozenset({SketchRow.table, OnlineRow.table, EarlierRow.table, UpdateRow.table})
+ON_REQUEST = frozenset({row.table for row in (SketchRow, OnlineRow, EarlierRow, UpdateRow, ClassRow)})
 """Tables that are written only where a suite asks for what is in them."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
 """Those that every run has, be they empty."""

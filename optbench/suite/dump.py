@@ -91,7 +91,7 @@ def _content(suite: Suite) -> dict[str, Any]:
     content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"], experiment["figures"]
-        for added in ("pairs", "twins"):
+        for added in ("pairs", "twins", "transfer"):
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash
         protocol = experiment["protocol"]

@@ -107,7 +107,7 @@ def _named(experiment: dict[str, Any]) -> Iterator[str]:
     models, metrics = experiment.get("models"), experiment.get("metrics")
     models = models.values() if isinstance(models, dict) else ()
     metrics = metrics if isinstance(metrics, list) else ()
-    for value in (experiment.get("dataset"), experiment.get("tasks"), *models, *metrics):
+    for value in (*(experiment.get(key) for key in ("dataset", "transfer", "tasks")), *models, *metrics):
         while value is not None:
             kind = value.get("kind") if isinstance(value, dict) else value
             if isinstance(kind, str):
@@ -279,6 +279,12 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
         if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
             message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
             yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
+    for name, experiment in suite.experiments.items():
+        for i, entry in enumerate(experiment.metrics or ()):
+            if entry.kind == "transfer_accuracy" and experiment.transfer is None:
+                path = ("experiments", name, "metrics", i)
+                what = "expected the key 'transfer' next to 'metrics', as in transfer: fashion-mnist"
+                yield Fault(document.value_place(path), f"{shown_path(path)}: transfer_accuracy: {what}")
     known = {name for experiment in with_readings(suite).experiments.values() for name in experiment.own_metrics}
     for path, metric, check in _named_metrics(suite):
         try:

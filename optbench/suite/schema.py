@@ -231,6 +231,8 @@ class ExperimentSettings(Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
     dataset: DatasetSettings = DatasetSettings(kind="mnist")
+    transfer: DatasetSettings | None = None
+    """Another dataset with inputs of the same shape, whose classes `transfer_accuracy` reads off the features."""
     tasks: TaskSettings
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
     protocol: Protocol = Protocol()
@@ -264,7 +266,8 @@ class ExperimentSettings(Settings):
 
     def user_targets(self, model: str) -> tuple[str, ...]:
         """Targets of the user's own that training a model uses, its optimizer's aside."""
-        kinds = (*self.dataset.chain, self.tasks, self.models[model])
+        other = () if self.transfer is None else self.transfer.chain
+        kinds = (*self.dataset.chain, *other, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
 
     @property

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from optbench.data import Dataset
+from optbench.engine import Workspace, train
 from optbench.engine.interim import Interim
 from optbench.engine.members import TrialResult
-from optbench.engine.train import Workspace, train
 from optbench.metrics import continual
 from optbench.plan import cohorts, trials
 from optbench.store.tables import AccuracyRow, CurveRow, MetricRow, SpectrumRow

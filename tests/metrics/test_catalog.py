@@ -45,7 +45,8 @@ def measure_accuracy(names: Iterable[str] | None, accuracy: np.ndarray) -> list[
 
 
 def measure_features(names: Iterable[str] | None, features: Tensor, labels: Tensor) -> list[Measurement]:
-    return take(select(names), Features(features, labels, torch.eye(3)[labels] if labels.ndim == 1 else None))
+    logits, cues = (torch.eye(3)[labels], labels) if labels.ndim == 1 else (None, None)
+    return take(select(names), Features(features, labels, logits, cues=cues))
 
 
 def measure_weights(names: Iterable[str] | None, weights: Mapping[str, Tensor]) -> list[Measurement]:
@@ -95,6 +96,8 @@ def test_every_entry_is_complete(name: str) -> None:
         "model": list(metric.reads),
         "updates": ["points"],
         "collapse": ["collapse"],
+        "transfer": ["probe"],
+        "curve": ["curve"],
     }[metric.kind]
 
 
@@ -111,6 +114,10 @@ def test_only_accuracies_and_costs_are_better_or_worse() -> None:
         "worst_class_accuracy": "higher",
         "balanced_accuracy": "higher",
         "calibration_error": "lower",
+        "cue_following": "lower",
+        "corruption_accuracy": "higher",
+        "transfer_accuracy": "higher",
+        "steps_to_accuracy": "lower",
         **{f"quantised_drop_{bits}": "lower" for bits in (8, 4, 3)},
         "train_seconds": "lower",
         "milliseconds_per_step": "lower",
@@ -142,8 +149,9 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
     # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, networks, collapse, updates,
-    # overlaps and pairs are its own.
+    # transfer, learning, overlaps and pairs are its own.
     elsewhere = ("online", "cost", "pruning", "landscape", "model", "collapse", "updates", "overlap", "pair")
+    elsewhere = (*elsewhere, "transfer", "curve")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
     measured = [
         *measure_accuracy(everything, ACCURACY),

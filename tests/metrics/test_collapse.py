@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optbench.metrics import METRICS, take
-from optbench.metrics.collapse import Collapse, nc0, nc1, nc2_angle, nc2_norm, nc3, nc4
+from optbench.metrics.collapse import Collapse, class_margin, nc0, nc1, nc2_angle, nc2_norm, nc3, nc4
 from optbench.metrics.measuring import OfTraining
 from tests.conftest import run_file
 
@@ -25,7 +26,8 @@ def draws(seed: int = 0, examples: int = 90, width: int = 8, classes: int = 4) -
     features = torch.randn(examples, width, generator=generator, dtype=torch.float64)
     targets = torch.arange(examples) % (classes - 1) + (torch.arange(examples) % (classes - 1) > 1)  # never class 2
     head = torch.randn(classes, width, generator=generator, dtype=torch.float64)
-    return Collapse(features + targets[:, None], targets, (features @ head.T).argmax(1), head)
+    logits = features @ head.T
+    return Collapse(features + targets[:, None], targets, logits.argmax(1), head, logits)
 
 
 def plainly(of: Collapse) -> list[float]:
@@ -86,6 +88,27 @@ def test_turning_moving_and_scaling_features_with_the_head_changes_nothing_but_n
     assert values(scaled) == pytest.approx([4 * values(of)[0], *values(of)[1:]], rel=1e-12)
 
 
+def test_the_margin_is_the_distance_to_the_nearest_boundary_in_units_of_the_spread() -> None:
+    of = draws(examples=40)
+    assert of.head is not None
+    assert of.logits is not None
+    z, w, h = of.logits.numpy(), of.head.numpy(), of.features.numpy()
+    distances = [
+        min((z[i, y] - z[i, c]) / np.linalg.norm(w[y] - w[c]) for c in range(4) if c != y)
+        for i, y in enumerate(of.targets.tolist())
+    ]
+    expected = np.mean(distances) / np.sqrt(np.trace(np.cov(h.T, bias=True)))
+    assert class_margin(of) == pytest.approx(float(expected), rel=1e-9)
+    # Two points at ±3 on the first axis, on the right side of a boundary through 0: a margin of 3, a spread of 3.
+    two = torch.tensor([[3.0, 1], [-3, 1]])
+    head = torch.tensor([[1.0, 0], [-1, 0]])
+    right = Collapse(two, torch.tensor([0, 1]), torch.tensor([0, 1]), head, two @ head.T)
+    assert class_margin(right) == pytest.approx(1.0)
+    assert class_margin(dataclasses.replace(right, targets=torch.tensor([1, 0]))) == pytest.approx(-1.0)
+    scaled = dataclasses.replace(of, features=5 * of.features, head=2 * of.head, logits=10 * of.logits)
+    assert class_margin(scaled) == pytest.approx(class_margin(of), rel=1e-9)
+
+
 def test_undefined_values_say_why() -> None:
     of = draws()
 
@@ -93,7 +116,7 @@ def test_undefined_values_say_why() -> None:
         return {m.metric: m.note for m in take(OURS, OfTraining(collapse))}
 
     without = notes(Collapse(of.features, of.targets, of.predicted, None))
-    assert {name for name, said in without.items() if said} == {"nc0", "nc3"}
+    assert {name for name, said in without.items() if said} == {"nc0", "nc3", "class_margin"}
     assert without["nc3"] == "the network has no last linear layer whose inputs are the features"
     one = notes(Collapse(of.features, torch.zeros_like(of.targets), of.predicted, of.head))
     assert {name for name, said in one.items() if said == "expected at least 2 classes"} >= {"nc1", "nc2_angle"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from optbench.data import Dataset
 from optbench.metrics import select, take
-from optbench.metrics.measuring import Features, Model, Pooled
+from optbench.metrics.measuring import Features, Pooled
 from optbench.metrics.prediction import (
     accuracy_of,
     balanced_accuracy,
@@ -24,6 +24,7 @@ from optbench.metrics.prediction import (
     quantised_drop,
     worst_class_accuracy,
 )
+from optbench.metrics.trained import Model
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.tasks.examples import split_dataset

@@ -100,6 +100,7 @@ class Tuner:
                     "checkpoints": False,
                     "pairs": None,
                     "twins": None,
+                    "transfer": None,
                 }
             )
         used = {search.optimizer for search in begun}

@@ -1,0 +1,39 @@
+"""Corrupted versions of a task's test images, as its network takes them.
+
+Legend: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from optbench.data.corruption import Corruption, corrupt
+from optbench.engine.batches import Normaliser
+from optbench.streams import generator
+from optbench.tasks import Examples
+
+
+def corrupter(
+    test: Examples, task: int, normalise: Normaliser, suite_seed: int
+) -> Callable[[Corruption], Tensor] | None:
+    """Return what makes network inputs (N, C, H, W) of a task with a corruption; None where they are no images.
+
+    Noise and shifts are drawn for the suite and the task alone: the same for every trial and optimizer. Images of a
+    permuted task are corrupted before their pixels are permuted.
+    """
+    if test.inputs.ndim != 4 or test.inputs.dtype == torch.int64:
+        return None
+
+    def made(corruption: Corruption) -> Tensor:
+        draws = generator(suite_seed, None, f"corruption {corruption}/task {task}")
+        if test.places is None:
+            return normalise(corrupt(test.inputs, corruption, draws))
+        places, rows = test.places.to(test.inputs.device), test.inputs.flatten(2)
+        original = torch.empty_like(rows).index_copy_(2, places, rows)
+        found = corrupt(original.view(test.inputs.shape), corruption, draws)
+        return normalise(found.flatten(2).index_select(2, places).view(test.inputs.shape))
+
+    return made

@@ -1,0 +1,82 @@
+"""Another dataset, of which a trained network's features are taken to see what they are good for beyond their task.
+
+Legend: N examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from optbench.data import Dataset, Split, load
+from optbench.engine.evaluate import Evaluator
+from optbench.errors import UsageError
+from optbench.metrics.transfer import Labelled, Probe
+from optbench.streams import generator
+from optbench.suite.schema import ExperimentSettings
+from optbench.tasks import Examples
+
+TRAIN, VALIDATION, TEST = 5000, 2000, 10_000
+"""At most so many examples of it are used."""
+
+
+def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Dataset | None:
+    """Load the other dataset of an experiment, whose files have been found before; None where it has none."""
+    return None if experiment.transfer is None else load(experiment.transfer, data_dir, download=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """The examples of the other dataset on the device: inputs as it has them, which its network's own map normalises.
+
+    Their targets are its own classes; networks have no outputs for them.
+    """
+
+    parts: tuple[Examples, Examples, Examples]
+    classes: int
+
+    @staticmethod
+    def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
+        """Draw its parts for the suite: the same for every trial. Up to 2/7 of the training half choose the penalty."""
+        order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
+        held_out = min(VALIDATION, max(1, 2 * len(order) // 7))
+        of_test = torch.randperm(len(dataset.test), generator=generator(suite_seed, None, "transfer test"))
+        train = _examples(dataset.train, order[held_out:][:TRAIN], device)
+        validation = _examples(dataset.train, order[:held_out], device)
+        return Transfer((train, validation, _examples(dataset.test, of_test[:TEST], device)), dataset.classes)
+
+    def probe(self, evaluator: Evaluator, row: torch.Tensor) -> Probe:
+        """The features of the network with weights `row` (P,)."""
+
+        def read(examples: Examples) -> Labelled:
+            # Of no class: the network may have no outputs for those of the other dataset.
+            score = evaluator.read(row, Examples(examples.inputs, torch.zeros_like(examples.targets)))
+            return Labelled(score.features, examples.targets.to(score.features.device))
+
+        train, validation, test = map(read, self.parts)
+        return Probe(train, validation, test, self.classes)
+
+
+def check_transfer(dataset: Dataset, other: Dataset) -> None:
+    """Check that networks for a dataset take the inputs of another, and that it has classes.
+
+    Raises:
+        UsageError: they do not, or it has not.
+    """
+    ours, theirs = dataset.inputs, other.inputs
+    if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:
+        what = f"expected inputs as {dataset.name} has, {_said(dataset)}, got {_said(other)}"
+        raise UsageError(f"transfer: {what}, as {other.name} has")
+    if other.train.targets.ndim > 1 or len(other.train) < 2:
+        raise UsageError("transfer: expected at least two training examples with one target each")
+
+
+def _said(dataset: Dataset) -> str:
+    return f"{str(dataset.train.inputs.dtype).removeprefix('torch.')} {tuple(dataset.inputs.shape)}"
+
+
+def _examples(half: Split, index: torch.Tensor, device: torch.device) -> Examples:
+    index = index.sort().values
+    return Examples(half.inputs[index].to(device), half.targets[index].to(device))

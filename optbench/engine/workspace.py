@@ -1,0 +1,59 @@
+"""What all cohorts of one experiment share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from optbench.data import Dataset
+from optbench.engine.batches import Normaliser
+from optbench.engine.blueprint import Blueprint
+from optbench.engine.execution import Execution
+from optbench.engine.gradients import Ways
+from optbench.engine.transfer import Transfer
+from optbench.suite.schema import ExperimentSettings
+from optbench.tasks import TaskFamily
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What all cohorts of one experiment share: built once per process and experiment."""
+
+    experiment: ExperimentSettings
+    dataset: Dataset
+    family: TaskFamily
+    suite_seed: int
+    device: torch.device
+    execution: Execution
+    transfer: Transfer | None = None
+    _ways: dict[str, Ways] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By the model."""
+
+    @staticmethod
+    def of(
+        experiment: ExperimentSettings,
+        dataset: Dataset,
+        suite_seed: int,
+        device: torch.device,
+        other: Dataset | None = None,
+    ) -> Workspace:
+        """other: what `experiment.transfer` names."""
+        family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
+        transfer = None if other is None else Transfer.of(other, suite_seed, device)
+        return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device), transfer)
+
+    def blueprint(self, experiment: str, model: str) -> Blueprint:
+        """A model of the experiment, as `Blueprint.of` has it."""
+        return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
+
+    def ways(self, model: str, blueprint: Blueprint) -> Ways:
+        """How gradients of a model of the experiment can be taken: found out once."""
+        if model not in self._ways:
+            protocol = self.experiment.protocol
+            normalise = Normaliser.of(self.dataset, protocol, self.device)
+            examples, together = self.family.parts.train, self.execution.together
+            self._ways[model] = Ways(
+                blueprint, examples, normalise, self.suite_seed, together=together, precision=protocol.precision
+            )
+        return self._ways[model]

@@ -1,0 +1,39 @@
+"""When a network got there: steps of training until an accuracy on held-out data is reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations during a task: optimizer steps taken, ascending, and accuracies on what evaluations look at."""
+
+    steps: Sequence[int]
+    accuracies: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Steps, and what to remark on them; NaN without evaluations."""
+
+    value: float
+    note: str | None
+
+
+def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Reached:
+    """The steps at the first evaluation with at least this accuracy: with .95 when a network has grokked.
+
+    Where none has it: the steps at the last evaluation, a lower bound, with a note that says so.
+    """
+    for steps, found in zip(curve.steps, curve.accuracies, strict=True):
+        if found is not None and found >= accuracy:
+            return Reached(steps, None)
+    if not curve.steps:
+        return Reached(math.nan, "no evaluations")
+    return Reached(curve.steps[-1], f"an accuracy of {accuracy:g} was not reached: at least as many")
