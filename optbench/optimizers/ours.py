@@ -207,6 +207,7 @@ OURS: tuple[OptimizerSpec, ...] = (
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "rho": Hyper(0.05),
             "adaptive": OFF,
+            "steps": Hyper(None, "integer", low=1, optional=True, added=True),
         },
         needs=frozenset({"closure", "random"}),
         step_cost=2.0,

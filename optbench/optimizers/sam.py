@@ -24,6 +24,7 @@ class Sam(Wrapper):
         base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
         rho: the radius, in the unit of the weights.
         adaptive: whether it is measured relative to each weight.
+        steps: the base alone from this step on, counted over all tasks; None: never.
 
     Example:
         >>> optimizer = Sam(model.parameters(), base={"target": "sgd", "lr": 0.1}, rho=0.05)
@@ -36,9 +37,15 @@ class Sam(Wrapper):
     """
 
     def __init__(
-        self, params: Iterable[Any], base: Mapping[str, Any], rho: float = 0.05, adaptive: bool = False
+        self,
+        params: Iterable[Any],
+        base: Mapping[str, Any],
+        rho: float = 0.05,
+        adaptive: bool = False,
+        steps: int | None = None,
     ) -> None:
         super().__init__("sam", params, base, {"rho": rho, "adaptive": adaptive})
+        self.steps, self.taken = steps, 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,6 +53,10 @@ class Sam(Wrapper):
 
         Raises TypeError without a closure.
         """
+        if self.steps is not None and self.taken >= self.steps:
+            self.base.step()
+            return None
+        self.taken += 1
         if closure is None:
             raise TypeError("Sam.step needs a closure that computes loss and gradients anew")
         moved: list[tuple[Tensor, Tensor]] = []
@@ -69,3 +80,13 @@ class Sam(Wrapper):
             p.copy_(before)  # rather than minus e, which would leave a rounding error
         self.base.step()
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's; where SAM ends, with the clock."""
+        found = super().state_dict()
+        return found if self.steps is None else {"base": found, "taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.steps is not None:
+            self.taken, state_dict = state_dict["taken"], state_dict["base"]
+        super().load_state_dict(state_dict)

@@ -268,7 +268,7 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained(e
 def test_what_was_added_is_in_a_suite_only_where_it_is_given() -> None:
     """So a run of an earlier version, which lacks it, has the suite that it had and can be resumed."""
     added = {(name, key) for name, spec in OPTIMIZERS.items() for key, h in spec.hyperparameters.items() if h.added}
-    assert added == {("shampoo", "block_size")}
+    assert added == {("shampoo", "block_size"), ("sam", "steps")}
     assert "block_size" not in complete("shampoo", {})
     assert complete("shampoo", {"block_size": 512})["block_size"] == 512
     wrapped = complete("l2-init", {"base": {"target": "shampoo", "lr": 0.3}})["base"]

@@ -117,7 +117,7 @@ def small(name: str) -> list[str]:
             settings[f"experiments.{place}.tasks.group_size"] = 5
         elif experiment.tasks.kind == "domains":
             settings[f"experiments.{place}.tasks.order"] = ["code", "prose"]
-        elif experiment.tasks.count > 2:
+        elif experiment.tasks.settings.get("count", 1) > 2:
             settings[f"experiments.{place}.tasks.count"] = 2
         if experiment.tasks.model_dump().get("examples_per_task"):
             settings[f"experiments.{place}.tasks.examples_per_task"] = 200
@@ -131,8 +131,18 @@ def small(name: str) -> list[str]:
     return ["--seeds", str(SEEDS.get(name, 1)), *kept, *chosen]
 
 
-FEW = {"plasticity-full": ("adam", "shampoo", "fresh-adam"), "continual-full": ("adam", "adamw", "shampoo")}
-"""Optimizers that stand for all of a suite which has those of another one."""
+FEW = {
+    "plasticity-full": ("adam", "shampoo", "fresh-adam"),
+    "continual-full": ("adam", "adamw", "shampoo"),
+    "collapse": ("sgd", "adamw"),
+    "imbalance": ("adamw", "shampoo"),
+    "shortcuts": ("sgd", "adamw"),
+    "finetune": ("adamw", "adamw-muon", "sam-adamw"),
+    "followups": ("adamw", "muon"),
+}
+"""Optimizers that stand for all of a suite, most of which others have, too."""
+ALIKE = ("collapse", "imbalance", "shortcuts")
+"""Suites that differ from `followups` in their data and metrics alone, which have tests of their own."""
 AGAIN = ("basins", "smoke", "text")
 """Suites that are trained again from their run: of switches, pairs and controls, of images, of text."""
 TITLES = {
@@ -179,7 +189,14 @@ def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factor
     return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
 
 
-@pytest.mark.parametrize("small_run", sorted(shipped_suites().keys() - NEEDS_DATA), indirect=True)
+@pytest.mark.parametrize(
+    "small_run",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+        for name in sorted(shipped_suites().keys() - NEEDS_DATA)
+    ],
+    indirect=True,
+)
 def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
     run = read_run(small_run)
     resolved = small_run / "suite.yaml"
