@@ -1,12 +1,14 @@
-"""Documents cite what exists: files, headings, suites."""
+"""Documents cite what exists: files, headings, suites; and what is generated for the site describes everything."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,3 +64,33 @@ def test_suites_that_are_named_exist(page: Path) -> None:
     shipped = {path.stem for path in (ROOT / "suites").glob("*.yaml")}
     named = re.findall(r"optbench (?:run|tune) ([a-z][a-z-]*)(?=[ `\n]|$)", page.read_text(encoding="utf-8"))
     assert set(named) - {"mine"} <= shipped
+
+
+def test_every_page_stands_in_the_navigation_of_the_site() -> None:
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    named = set(re.findall(r"[\w/-]+\.md", str(navigation)))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= named
+
+
+def test_the_reference_describes_every_key_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from docs.site import commands, optimizers, suite_file, tables
+
+    for page in (suite_file.page(), tables.page()):
+        undescribed = [line for line in page.splitlines() if re.match(r"\| `.*\|  \|$", line)]
+        assert not undescribed
+    assert "| `clip_norm` | number above 0, or null | `null` |" in suite_file.page()
+    assert "| `bits_per_byte` | double | yes |" in tables.page()
+    assert "### shampoo" in optimizers.page()
+    assert "| `--fail-on METRIC:±SIZE[%]` |" in commands.page()
+
+
+def test_formulas_of_the_catalog_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("latex2mathml")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from docs.site import formulas, metrics
+
+    formulas.check_used()
+    assert metrics.page(formulas.rendered).count("<math") > 60
+    assert formulas.rendered("k / d, a < b").endswith("</math>, a &lt; b")
+    assert len(formulas.unlisted()) <= 3  # new ones that wait for their LaTeX

@@ -166,7 +166,8 @@ def compare(
 
     Args:
         run: the run of `a`, which is judged.
-        a, b: OPTIMIZER or OPTIMIZER/VARIANT; None: every optimizer that both runs have.
+        a: OPTIMIZER or OPTIMIZER/VARIANT; None: every optimizer that both runs have.
+        b: likewise.
         against: the run of `b`; None: the same.
         metric: only this metric, or these.
         experiments: only these; all of them where empty.

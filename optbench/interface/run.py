@@ -51,10 +51,16 @@ def run(
         optimizers: names: only these. A mapping adds optimizers: name -> class, function, target, or a mapping with
             one of them as `target` and hyper-parameters next to it; None as value keeps one of the suite's own, and
             only those.
-        experiments, models: only these.
+        experiments: only these; all of them where empty.
+        models: likewise.
         set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
-        device, jobs, runs_dir, name, data_dir, force: as the options of `optbench run`.
+        device: as the option of `optbench run`, as are the next four.
+        jobs: worker processes.
+        runs_dir: the folder that holds the runs.
+        name: the run's id.
+        data_dir: the folder of datasets that do not come with optbench.
         resume: a run to continue. Objects that were given to it must be given again.
+        force: with `resume`: continue although torch, the kind of device, the CPU or your code has changed.
         progress: show it on standard error.
 
     Raises:

@@ -21,19 +21,31 @@ class PairRow:
     """One measure of two solutions that began at the same weights; null with a note where it is undefined."""
 
     trial_a: str
+    """The id of the one trial."""
     trial_b: str
+    """The id of the other; of the kind `null` the control."""
     experiment: str
+    """Of both trials."""
     model: str
+    """Likewise."""
     optimizer_a: str
+    """Of `trial_a`, as in `trials`."""
     variant_a: str
+    """Likewise."""
     optimizer_b: str
+    """Of `trial_b`."""
     variant_b: str
+    """Likewise."""
     seed: int
+    """Likewise."""
     kind: str
     """`pair`: two optimizers, or variants; `null`: one and its control, which differ in the data order alone."""
     metric: str
+    """A metric of the kind `pair`."""
     value: float | None
+    """null where it is undefined."""
     note: str | None
+    """Why it is undefined."""
 
     @staticmethod
     def of(pair: TrialPair, metric: str, value: float | None, note: str | None) -> PairRow:

@@ -32,26 +32,35 @@ class TrialRow:
     table: ClassVar[str] = "trials"
 
     status: str
+    """`ok`, `diverged` (a loss or weight was not finite) or `failed` (something raised)."""
     error_type: str | None
+    """Of a failed trial: the class of the exception."""
     error_message: str | None
+    """Its text."""
     last_step: int
     """The last training step of the whole trial that was finished; for a diverged trial the step it diverged at."""
     steps: int
     """Optimizer steps taken, over all tasks."""
     parameters: int
+    """How many numbers the network has to train."""
     device: str
+    """Where it was trained: `cpu`, `cuda`, ..."""
     hyperparameters: str
     """JSON."""
     init_hash: str
+    """Of the initial weights: equal for all optimizers of a seed."""
     train_seconds: float
     """This trial's share of its cohort's time in batches, gradients and updates."""
     optimizer_seconds: float
+    """The part of it that was spent in the optimizer."""
     optimizer_state_bytes: int
+    """Memory of the optimizer's state, every storage once."""
     checkpoint: str | None
     """Path of the final weights, relative to the run directory."""
     fallbacks: int
     """Matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
     note: str | None
+    """What to know about it: tasks that it did not learn, fallbacks, a resume."""
     source_hash: str | None = None
     """Of the users' files that it was trained with; null for what comes with optbench or its packages' registry."""
     gradients: str | None = None
@@ -71,17 +80,25 @@ class AccuracyRow:
     table: ClassVar[str] = "accuracy"
 
     after_task: int
+    """The row of the matrix: 0 before any training."""
     task: int
+    """The column of the matrix: the task that is scored."""
     accuracy: float | None
+    """On test data."""
     loss: float | None
+    """Mean cross-entropy on test data, in nats."""
     examples: int
+    """Test examples behind it."""
     validation_accuracy: float | None
+    """On validation data."""
     validation_loss: float | None
+    """Likewise."""
     majority: float | None = None
     """The share of the most frequent class among the test examples: the accuracy of a guess."""
     bits_per_byte: float | None = None
     """Of text, whose R this is with its sign turned: Σ -log₂ p(token) / Σ bytes of the tokens, on the test data."""
     validation_bits_per_byte: float | None = None
+    """Likewise, on validation data."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +108,17 @@ class MetricRow:
     table: ClassVar[str] = "metrics"
 
     after_task: int
+    """When it was taken."""
     task: int | None
+    """The task whose data it was taken on; null: all tasks together, or none."""
     layer: str | None
+    """The layer that it is of; null: the whole network, or its features."""
     metric: str
+    """Its name, with settings that differ from the defaults."""
     value: float | None
+    """null where it is undefined."""
     note: str | None
+    """Why it is undefined, or what to know of it."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +128,15 @@ class SpectrumRow:
     table: ClassVar[str] = "spectra"
 
     after_task: int
+    """When it was taken."""
     task: int | None
+    """The task whose test data it was taken on; null: all tasks together."""
     layer: str
+    """Whose features."""
     index: int
+    """0 is the largest."""
     eigenvalue: float | None
+    """Of the covariance of the centred features."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +146,15 @@ class SimilarityRow:
     table: ClassVar[str] = "similarity"
 
     after_task: int
+    """When it was taken."""
     layer: str
+    """Whose features."""
     class_a: int
+    """A class."""
     class_b: int
+    """Another class."""
     cosine: float | None
+    """Of their mean features, not centred."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +164,13 @@ class PruningRow:
     table: ClassVar[str] = "pruning"
 
     after_task: int
+    """When it was taken."""
     scope: str
     """`global`: the largest of all weights; `layer`: the largest of each layer."""
     keep: float
+    """The fraction of weights that is kept."""
     accuracy: float | None
+    """On test data of all tasks."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +184,17 @@ class CurveRow:
     table: ClassVar[str] = "curves"
 
     task: int
+    """In training."""
     step: int
     """Optimizer steps taken in this task so far."""
     epoch: float
+    """Passes over the training examples of this task so far."""
     train_loss: float | None
+    """Mean cross-entropy, in nats."""
     eval_loss: float | None
+    """Likewise, in eval mode."""
     eval_accuracy: float | None
+    """On the same examples."""
     eval_bits_per_byte: float | None = None
     """Of text."""
     lr: float | None = None
@@ -168,9 +209,11 @@ class SketchRow:
     table: ClassVar[str] = "sketches"
 
     task: int
+    """In training."""
     step: int
     """As in `curves`; task 1, step 0 is before the first step."""
     sketch: tuple[float, ...]
+    """1,024 numbers."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +223,7 @@ class OnlineRow:
     table: ClassVar[str] = "online"
 
     task: int
+    """In training."""
     steps: int
     """Optimizer steps taken in this task."""
     online_accuracy: float | None
@@ -189,12 +233,19 @@ class OnlineRow:
     dead: float | None
     """This and what follows: as `engine.before_task.BeforeTask` has it, on at most 2,000 of the task's inputs."""
     dormant: float | None
+    """Share of units with an activity of at most .025 of the mean."""
     effective_rank: float | None
+    """Of the features."""
     weight_magnitude: float | None
+    """Mean |w|."""
     gradient_norm: float | None
+    """Of the training loss on these inputs."""
     examples: int
+    """How many inputs."""
     width: int
+    """Of the features."""
     note: str | None
+    """Why a value is undefined."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +259,11 @@ class EarlierRow:
     step: int
     """As in `curves`."""
     earlier_task: int
+    """The task that is scored."""
     loss: float | None
+    """Mean cross-entropy on its validation data, in nats."""
     accuracy: float | None
+    """Likewise."""
     bits_per_byte: float | None
     """Of text."""
 
@@ -221,15 +275,23 @@ class UpdateRow:
     table: ClassVar[str] = "updates"
 
     task: int
+    """In training."""
     step: int
     """As in `curves`: the number of this update in the task, from 1."""
     layer: str
+    """The weight matrix."""
     stable_rank: float | None
+    """Of the update Δ: ‖Δ‖²_F / ‖Δ‖²₂."""
     cosine_gradient: float | None
+    """Of Δ with -G, G the gradient."""
     cosine_sign: float | None
+    """Of Δ with -sign G."""
     cosine_polar: float | None
+    """Of Δ with -UVᵀ, the polar factor of -G."""
     relative_size: float | None
+    """‖Δ‖_F / ‖W‖_F, W the weights before it."""
     angle: float | None
+    """Between W and W + Δ, in degrees."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ from optbench.metrics.metric import base_name
 from optbench.plan import Trial
 from optbench.store.columns import codes, numbers
 from optbench.store.online import ONLINE, Online
-from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, versioned_schema
+from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, arrow_fields, versioned_schema
 from optbench.suite.readings import Data
 
 Matrix: TypeAlias = NDArray[np.float64]
@@ -32,12 +33,21 @@ FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 SUMMARY = "summary"
 SUMMED = ("trials", "accuracy", "metrics", "online")
 """The tables that it is derived from."""
-_SUMMARY_FIELDS = [
-    *KEY_FIELDS,
-    pa.field("metric", pa.string(), nullable=False),
-    pa.field("value", pa.float64()),
-    pa.field("note", pa.string()),
-]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One derived metric of one trial."""
+
+    metric: str
+    """A metric derived from accuracies: of the kind `continual` or `online`."""
+    value: float | None
+    """null where it is undefined; the note then says why."""
+    note: str | None
+    """Why the value is undefined."""
+
+
+SUMMARY_SCHEMA: pa.Schema = versioned_schema([*KEY_FIELDS, *arrow_fields(SummaryRow)])
 
 
 def trial_values(
@@ -95,7 +105,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
         for (name, metric), value in zip(places, values, strict=True)
     ]
     columns |= {"note": pa.array(notes, pa.string())}
-    return pa.table(columns, schema=versioned_schema(_SUMMARY_FIELDS))
+    return pa.table(columns, schema=SUMMARY_SCHEMA)
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:

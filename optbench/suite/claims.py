@@ -40,7 +40,9 @@ class Bounds(Settings):
     """The open interval in which a mean must lie: `{above: 0.9}`, `{below: 0.1}`, or both."""
 
     above: float | None = None
+    """The mean must be greater than this."""
     below: float | None = None
+    """The mean must be smaller than this."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Bounds:
@@ -62,6 +64,7 @@ class Claim(Settings):
     source: str = ""
     """Who says so: `arXiv:2507.12224, Figure 3 left`."""
     experiment: Name
+    """The experiment whose data judge it."""
     models: Annotated[list[Name], Field(min_length=1)] | None = None
     """null: every model of the experiment."""
     metric: MetricName | None = None

@@ -17,5 +17,6 @@ class Matching(Settings):
     """
 
     on: Literal["learning_accuracy", "average_accuracy", "last_task_accuracy", "earlier_tasks_accuracy"]
+    """The metric by which variants are matched."""
     within: Annotated[float, Field(gt=0)]
     """Variants further apart than this are no match: no part of the claim, and listed."""

@@ -20,7 +20,9 @@ class EarlyStopping(Settings):
     """
 
     on: Literal["validation", "test", "train_loss"] = "validation"
+    """The data whose loss decides."""
     patience: Annotated[Whole, Field(ge=1)] = 3
+    """Evaluations in a row without a lower loss, after which a task ends."""
     target: Annotated[float, Field(gt=0)] | None = None
     """Of `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
 
@@ -81,7 +83,9 @@ class Protocol(Settings):
     """How each task is trained."""
 
     batch_size: Annotated[Whole, Field(ge=1)] = 128
+    """Examples of one step."""
     max_epochs: Annotated[float, Field(gt=0)] = 5.0
+    """Passes over the training examples of a task, at most; may be a fraction."""
     max_steps: Annotated[Whole, Field(ge=1)] | None = None
     """An upper bound on the steps of a task, whatever `max_epochs` says."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
@@ -89,6 +93,7 @@ class Protocol(Settings):
     early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
     """null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
+    """`keep`: the optimizer's state passes from task to task; `reset`: each task begins with a new optimizer."""
     schedule: Annotated[RateSchedule | None, OffByFalse] = None
     """Of the learning rate; null or false: constant."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -99,9 +104,11 @@ class Protocol(Settings):
     precision: Precision = "float32"
     """`bfloat16`: forward passes in training under autocast. Weights, optimizer and whatever is measured: float32."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
+    """Training examples that are held out."""
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Use only so many of the training examples (a random subset, the same for every trial)."""
     test_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """Use only so many of the test examples (a random subset, the same for every trial); null: all."""
     score: Score = None
     """Which tasks are scored after a task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null: all
     of up to 20 tasks, else current."""

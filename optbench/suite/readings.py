@@ -40,8 +40,11 @@ class PrimaryReading(Settings):
     """The reading that the verdict is about."""
 
     metric: MetricSettings
+    """One of `metrics`."""
     layer: Layer = Field(default={})
+    """One of `layers`."""
     data: Data = "pooled"
+    """One of `data`."""
 
 
 class Readings(Settings):
@@ -52,7 +55,9 @@ class Readings(Settings):
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(default=[{}])
     """Settings that every metric gets in turn."""
     data: Annotated[list[Data], Field(min_length=1), once("data")] = Field(default=["pooled"])
+    """On which test data: of all tasks together, or of the last task."""
     primary: PrimaryReading
+    """The reading that the verdict is about."""
     measured: list[MetricSettings] | None = None
     """Each metric in each layer, metric by metric. Worked out whenever a suite is loaded, and written by a run, so that
     its reports need not import what defines the metrics."""

@@ -128,6 +128,7 @@ class Tuning(Settings):
     seeds: Annotated[Whole, Field(ge=1)]
     """On how many seeds each; none of them among the suite's own."""
     sampler: Sampler = "grid"
+    """How settings were drawn from what was searched."""
     space: dict[Text, PlainValue] | None = None
     """What was searched: a list of values, or `{log: [low, high], points: n}`; null: not stated."""
     chosen: dict[Text, PlainValue] | None = None
@@ -168,6 +169,7 @@ class Tune(Settings):
     """What to search; the same number of settings for each. null: of every optimizer seven learning rates over two
     decades around its own."""
     experiments: dict[Name, ExperimentTune] = Field(default={})
+    """What is different for single experiments."""
 
     def metric_on(self, experiment: str) -> MetricSettings:
         """What settings are chosen by on an experiment."""
@@ -213,7 +215,9 @@ class Against(Settings):
     """A figure of one metric against another, along the setting that each optimizer sweeps."""
 
     x: MetricName
+    """The metric along the horizontal axis."""
     y: MetricName
+    """The metric along the vertical axis."""
 
     @model_validator(mode="after")
     def _two_metrics(self) -> Against:
@@ -231,11 +235,15 @@ class ExperimentSettings(Settings):
     """A task sequence, the models and optimizers to train on it, and what to measure."""
 
     dataset: DatasetSettings = DatasetSettings(kind="mnist")
+    """The data that tasks are made of."""
     transfer: DatasetSettings | None = None
     """Another dataset with inputs of the same shape, whose classes `transfer_accuracy` reads off the features."""
     tasks: TaskSettings
+    """What is learnt, in order, by one network."""
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
+    """The networks to train, by name."""
     protocol: Protocol = Protocol()
+    """How each task is trained, and what is scored."""
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
     """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
     metrics: Annotated[list[MetricSettings], AfterValidator(distinct_metrics)] | None = None
@@ -245,6 +253,7 @@ class ExperimentSettings(Settings):
     tuning: dict[Name, Tuning] | None = None
     """What choosing the settings of each optimizer has cost; null: not stated."""
     checkpoints: bool = True
+    """Whether the final weights of each trial are stored."""
     pairs: Annotated[Pairs | None, OffByFalse] = None
     """Which solutions to compare with each other; null or false: none."""
     twins: Annotated[Twins | None, OffByFalse] = None
@@ -285,14 +294,19 @@ class Suite(Settings):
     """One suite file."""
 
     name: Name
+    """In run ids and tables."""
     description: str = ""
+    """What it asks; shown by `optbench list suites` and in reports."""
     stage: Stage = "eval"
     """`tune`: these trials choose settings; `eval`: these trials are the result."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """The suite's own seed: everything random is derived from it, the trial's seed and a purpose."""
     seeds: Seeds
+    """A number (10: the seeds 0 to 9), or a list of seeds."""
     optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]
+    """Those that are compared, by the name that tables show."""
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
+    """Each by its name; every optimizer is trained on every model of it, with every seed."""
     claims: dict[Name, Claim] = Field(default={})
     """What is expected, stated beforehand; `optbench report` judges each."""
     tune: Tune | None = None

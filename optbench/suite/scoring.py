@@ -21,6 +21,7 @@ class Every(Settings):
     """`{every: k}`: beside the current task, the tasks k, 2k, ... after each of the tasks k, 2k, ... and before any."""
 
     every: Annotated[Whole, Field(ge=1)]
+    """k."""
 
 
 def _one_of(value: Any) -> Any:

@@ -1,0 +1,70 @@
+"""What MkDocs calls while it builds the site: adds the generated pages, and pages of the repository outside `docs/`.
+
+In a page, links are relative to its place in the repository, so that they work on GitHub, too; here they are turned
+towards the same page's place in the site.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from docs.site import commands, formulas, metrics, optimizers, python, suite_file, tables  # noqa: E402
+
+GENERATED = {
+    "reference/suite.md": suite_file.page,
+    "reference/metrics.md": lambda: metrics.page(formulas.rendered),
+    "reference/optimizers.md": optimizers.page,
+    "reference/commands.md": commands.page,
+    "reference/python.md": python.page,
+    "reference/tables.md": tables.page,
+}
+COPIED = {"benchmarks/RESULTS.md": "speed.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
+"""Pages of the repository, by their place in it, and where they stand in the site."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    formulas.check_used()
+    for place, page in GENERATED.items():
+        files.append(File.generated(config, place, content=page()))
+    for source, place in places().items():
+        path = ROOT / source
+        if place == source:
+            files.append(File(source, str(ROOT), config.site_dir, config.use_directory_urls))
+        elif path.suffix == ".yaml":
+            content = f"# Suite `{path.stem}`\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n"
+            files.append(File.generated(config, place, content=content))
+        else:
+            files.append(File.generated(config, place, content=path.read_text(encoding="utf-8")))
+    return files
+
+
+def places() -> dict[str, str]:
+    """Files of the repository outside `docs/`, by their place in it, and where they stand in the site."""
+    suites = {f"suites/{path.name}": f"suites/{path.stem}.md" for path in (ROOT / "suites").glob("*.yaml")}
+    examples = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*") if path.is_file()}
+    examples = {name for name in examples if "__pycache__" not in name}
+    return COPIED | suites | {name: name for name in sorted(examples)}
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    here = page.file.src_uri
+    outside = places()
+    source = next((source for source, place in outside.items() if place == here), f"docs/{here}")
+
+    def turned(found: re.Match[str]) -> str:
+        target, anchor = found[1], found[2] or ""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        place = outside.get(path) or path.removeprefix("docs/")  # that of README.md is the first page
+        return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
+
+    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", turned, markdown)

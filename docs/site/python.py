@@ -1,0 +1,29 @@
+"""Reference of the Python interface: what `optbench` exports, each by mkdocstrings."""
+
+from __future__ import annotations
+
+import optbench
+
+GROUPS = {
+    "Running and reading": ("run", "load_suite", "read_run", "compare", "Run"),
+    "Bringing your own": ("metric", "Dataset", "Split", "InputSpec", "Parts", "Examples", "Outline", "Text"),
+    "Errors": ("OptbenchError",),
+}
+HEAD = """# Python
+
+`import optbench` imports no torch; each name below does when it is first used. A tour with examples:
+[From Python](../python.md).
+"""
+
+
+def page() -> str:
+    listed = {name for names in GROUPS.values() for name in names}
+    if left := sorted(set(optbench.__all__) - listed - {"__version__"}):
+        raise ValueError(f"docs/site/python.py: expected every public name in a group, got none for {', '.join(left)}")
+    parts = [HEAD]
+    for title, names in GROUPS.items():
+        parts.append(f"## {title}\n")
+        for name in names:
+            place = optbench._PUBLIC[name].replace(":", ".") + "." + name
+            parts.append(f"::: {place}\n    options: {{heading: optbench.{name}, toc_label: {name}}}\n")
+    return "\n".join(parts)
