@@ -59,6 +59,10 @@ PIECES = {
         f"w ← s round(w/s), s = max|w| / {top}": rf"w \leftarrow s \operatorname{{round}}(w/s), \; s = \max|w| / {top}"
         for top in (127, 7, 3)
     },
+    "mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z": (
+        r"\frac{1}{\sqrt{\operatorname{tr} \Sigma}} \operatorname{mean}_i \min_{c\ne y} \frac{z_y - z_c}{\lVert w_y - w_c \rVert}, \; z"
+    ),
+    "w rows of the last layer, Σ": r"w \text{ rows of the last layer, } \Sigma",
     # Landscape
     "‖w - w₀‖₂ / ‖w₀‖₂": r"\lVert w - w_0 \rVert_2 / \lVert w_0 \rVert_2",
     "‖w - w₀‖₂,": r"\lVert w - w_0 \rVert_2,",

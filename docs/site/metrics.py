@@ -34,6 +34,8 @@ SUBJECTS = {
     "updates": ("Geometry of updates", "Of the steps Δ of each weight matrix W with gradient G."),
     "pruning": ("Pruning", "Accuracy with only the largest weights kept, with no further training."),
     "pairs": ("Pairs of solutions", "Of two networks of one seed, next to the null: one optimizer in two data orders."),
+    "transfer": ("Transfer", "Of the final network's features, on another dataset."),
+    "reaching": ("Speed", "Of the curve of the last task."),
     "cost": ("Cost", "Of a trial's record of its own training."),
 }
 HEAD = f"""# Metrics
@@ -49,15 +51,13 @@ settings and bring your own: [Metrics](../metrics.md).
 def page(rendered: Callable[[str], str]) -> str:
     """rendered: a formula of the catalog as HTML."""
     parts = [HEAD]
-    for subject, (title, text) in SUBJECTS.items():
+    for subject in dict.fromkeys([*SUBJECTS, *(str(metric.subject) for metric in METRICS.values())]):
+        title, text = SUBJECTS.get(subject, (subject.capitalize(), ""))
         found = [metric for metric in METRICS.values() if metric.subject == subject]
         rows = [_row(metric, rendered) for metric in found]
-        parts.append(
-            f"## {title}\n\n{text}\n\n" + table(("metric", "", "what it is", "margin", "taken", "source"), rows)
-        )
+        titles = ("metric", "", "what it is", "margin", "taken", "source")
+        parts.append(f"## {title}\n\n{text}\n\n{table(titles, rows)}")
         parts.append(_settings(found))
-    if left := {metric.subject for metric in METRICS.values()} - set(SUBJECTS):
-        raise ValueError(f"docs/site/metrics.py: expected a title for every subject, got none for {left}")
     return "\n".join(parts)
 
 

@@ -301,10 +301,15 @@ class ClassRow:
     table: ClassVar[str] = "classes"
 
     after_task: int
+    """When it was taken."""
     task: int | None
+    """The task whose test data it was taken on; null: all tasks together."""
     label: int
+    """The class."""
     examples: int
+    """Test examples of this class."""
     accuracy: float | None
+    """Share of them that are labelled as such."""
 
 
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow
