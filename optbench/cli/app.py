@@ -335,6 +335,36 @@ app.command()(cost)
 
 
 @app.command()
+def merge(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            autocompletion=completion.runs,
+            help="Complete runs of one suite, each on seeds of its own.",
+        ),
+    ],
+    runs_dir: options.RunsDir = Path("runs"),
+    name: options.RunName = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge runs of different versions of torch or kinds of machine.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make one run of several of the same suite on different seeds, equal to the run of all seeds.
+
+    The runs stay as they are. Refused where they differ in the suite, the code or the versions, or share a seed.
+    """
+
+    def command() -> int:
+        from optbench.cli.merging import merge_runs
+
+        return merge_runs(runs, runs_dir, name, force=force)
+
+    _leave(command)
+
+
+@app.command()
 def check(
     target: Annotated[
         str,

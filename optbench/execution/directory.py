@@ -33,16 +33,24 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
     """
     begun = read_json(resume)
     before = (begun.get("resumed") or [begun])[-1].get("provenance") or {}
-    for name, now, then in (
-        ("torch", record.get("torch"), before.get("torch")),
-        ("device", _kind(record.get("device")), _kind(before.get("device"))),
-        ("CPU instructions", record.get("cpu_capability"), before.get("cpu_capability")),
+    if what := differs(before, record):
+        name, then, now = what
+        raise UsageError(
+            f"--resume {resume}: that run was made with {name} {then}, and this is {name} {now}: "
+            "what is left would not be what it would have been; --force continues all the same"
+        )
+
+
+def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """What may make two trainings of one suite differ: its name, and what it is in either provenance; None: nothing."""
+    for name, then, is_now in (
+        ("torch", before.get("torch"), now.get("torch")),
+        ("device", _kind(before.get("device")), _kind(now.get("device"))),
+        ("CPU instructions", before.get("cpu_capability"), now.get("cpu_capability")),
     ):
-        if then is not None and now != then:
-            raise UsageError(
-                f"--resume {resume}: that run was made with {name} {then}, and this is {name} {now}: "
-                "what is left would not be what it would have been; --force continues all the same"
-            )
+        if then is not None and is_now != then:
+            return name, then, is_now
+    return None
 
 
 def _kind(device: object) -> str | None:

@@ -330,6 +330,7 @@ def _how(summary: Summary) -> Iterable[doc.Block]:
         lines = [
             f"{run.run}: suite {run.suite} ({run.suite_hash}), {seeds}, {times}",
             f"on {run.machine}; {run.versions}" + (f"; commit {run.commit}" if run.commit else ""),
+            f"merged from {', '.join(run.merged)}" if run.merged else "",
             *run.provenance,
         ]
         yield doc.Items(tuple(line for line in lines if line), "quiet")

@@ -123,6 +123,8 @@ class RunSummary:
     command: str
     repeat: str
     """The command that trains the same again."""
+    merged: tuple[str, ...]
+    """The runs that it was made of by `optbench merge`, each with the number of its seeds."""
     device: str
     machine: str
     versions: str
@@ -287,6 +289,9 @@ def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSumm
         finished=str(record.get("finished") or ""),
         command=_command(command) if isinstance(command, list) else "",
         repeat=shlex.join(["optbench", "run", str(results.run.path / "suite.yaml")]),
+        merged=tuple(
+            f"{_text(part, 'run')} ({count(len(part.get('seeds', ())), 'seed')})" for part in record.get("merged") or ()
+        ),
         device=str(provenance.get("device", "")),
         machine=", ".join(
             part for part in (_text(provenance, "cpu"), f"{_text(provenance, 'cores')} cores", devices) if part.strip()

@@ -68,6 +68,8 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "metrics": (_or_null(_list_of(is_metric_record)), "a list of the users' metrics"),
     "resumed": (_list_of(_mapping), "a list of mappings"),
     "resumed.provenance": _MAPPING,
+    "merged": (_list_of(_mapping), "a list of mappings"),
+    "merged.seeds": (_list_of(_whole), "a list of seeds"),
     "tune": _MAPPING,
 }
 """What readers rely on, by path, where it is there: what a value has to be, and that in words."""

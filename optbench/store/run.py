@@ -204,6 +204,16 @@ class RunWriter:
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
         self._merge_now_and_then()
 
+    def adopt(self, run: RunDirectory) -> None:
+        """Take over all trials of another run, with their final weights; they come into its tables with `finish`."""
+        for name in ALL_TABLES:
+            self._tables[name] = pa.concat_tables([self._tables[name], run.table(name)])
+        self._pairs = pa.concat_tables([self._pairs, run.pairs])
+        with reported(self.path):
+            for place in run.table("trials")["checkpoint"].to_pylist():
+                if place is not None and (run.path / place).exists():  # users delete them, as they are large
+                    shutil.copy2(run.path / place, self.path / place)
+
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
         """Write a trial's final weights; the path relative to the run directory."""
         relative = f"checkpoints/{file_name(trial.parts)}.safetensors"

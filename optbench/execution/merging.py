@@ -1,0 +1,138 @@
+"""Runs of one suite on different seeds, made into the one run that all seeds together would have been."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optbench.counting import count
+from optbench.errors import StoreError, UsageError
+from optbench.execution.directory import differs, places
+from optbench.execution.schedule import make_plan
+from optbench.store.plugins import FOLDER, plugins_of
+from optbench.store.read import RunDirectory, read_run
+from optbench.store.run import RunExists, RunWriter
+from optbench.suite import Suite, dump_suite, load_suite, suite_differences, suite_hash
+
+OF_ONE_RUN = ("suite_hash", "seeds", "command", "resumed", "merged", "status", "finished", "run", "created")
+"""What a run's record says of itself alone; the rest the merged run has in common with the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """The run that was made, the seeds it has, and its trials in words."""
+
+    path: Path
+    seeds: tuple[int, ...]
+    trials: str
+
+
+def merge(
+    runs: Sequence[Path], runs_dir: Path, name: str | None, command: Sequence[str], *, force: bool = False
+) -> Merged:
+    """Make one run of several, in a directory of its own; the runs stay as they are.
+
+    Its tables, checkpoints and suite are those of a run of all seeds, except for times. Where the runs differ in what
+    is only said about results (claims, primary metrics), the first counts.
+
+    runs: their directories. name: the new run's id; None: the suite's name and the time. force: merge runs that were
+        made with different versions of torch or on different kinds of machine.
+
+    Raises:
+        UsageError: they are fewer than two, not complete, not of one suite, or share a seed.
+        StoreError: one cannot be read, or the new one cannot be written.
+    """
+    found = [read_run(path) for path in runs]
+    suites = [load_suite(run.path / "suite.yaml", as_written=True) for run in found]
+    _check(found, suites, force=force)
+    first, others = suites[0], suites[1:]
+    seeds = sorted(seed for suite in (first, *others) for seed in suite.seeds)
+    plan = make_plan(first.model_copy(update={"seeds": seeds}))
+    record = {
+        **{key: value for key, value in found[0].record.items() if key not in OF_ONE_RUN},
+        "suite_hash": suite_hash(plan.suite),
+        "command": list(command),
+        "seeds": seeds,
+        "merged": [_part(run.record) for run in found],
+    }
+    for path in places(runs_dir, name, plan.suite.name):
+        try:
+            writer = RunWriter.create(path, dump_suite(plan.suite), record, plan.trials, _code(found[0]))
+            break
+        except RunExists:
+            if name is not None:
+                raise
+    try:
+        for run in found:
+            writer.adopt(run)
+        writer.finish("complete")
+    except BaseException:
+        shutil.rmtree(writer.path, ignore_errors=True)
+        raise
+    return Merged(writer.path, tuple(seeds), plan.count)
+
+
+def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool) -> None:
+    if len(runs) < 2:
+        raise UsageError(f"merge: expected at least two runs, got {count(len(runs), 'run')}")
+    of: dict[int, RunDirectory] = {}
+    first = runs[0]
+    for run, suite in zip(runs, suites, strict=True):
+        where = f"merge: {run.path}"
+        if suite.stage == "tune":
+            raise UsageError(f"{where}: expected a run of optbench run, got a tuning")
+        if (status := run.record.get("status")) != "complete":
+            raise UsageError(f"{where}: expected a complete run, got one that is {status}; --resume it first")
+        if differences := suite_differences(suites[0].model_copy(update={"seeds": suite.seeds}), suite):
+            raise UsageError(
+                f"{where}: expected the suite of {first.path} on other seeds, got another suite: {differences[0]}"
+                + (f", and {len(differences) - 1} more" if len(differences) > 1 else "")
+            )
+        for seed in suite.seeds:
+            if seed in of:
+                raise UsageError(f"{where}: seed {seed} is in {of[seed].path} as well; expected each seed once")
+            of[seed] = run
+        _check_code(first, run)
+        if first.record.get("metrics_version") != run.record.get("metrics_version"):
+            raise UsageError(f"{where}: its metrics are of another version than those of {first.path}")
+        if not force and (what := differs(_made(first.record), _made(run.record))):
+            raise UsageError(
+                f"{where}: made with {what[0]} {what[2]}, and {first.path} with {what[0]} {what[1]}: "
+                "together they would not be what one run gives; --force merges them all the same"
+            )
+
+
+def _check_code(first: RunDirectory, run: RunDirectory) -> None:
+    ours, theirs = ({t: p.source_hash for t, p in plugins_of(r.record).items()} for r in (first, run))
+    for target in ours.keys() | theirs.keys():
+        if ours.get(target) != theirs.get(target):
+            raise UsageError(f"merge: {run.path}: made with another state of {target} than {first.path}")
+
+
+def _made(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The provenance of a run's last part."""
+    made = (record.get("resumed") or [record])[-1].get("provenance")
+    return made if isinstance(made, Mapping) else {}
+
+
+def _part(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the merged run keeps of how a run was made."""
+    return {key: record[key] for key in ("run", "seeds", "command", "created", "finished") if key in record} | {
+        "provenance": _made(record)
+    }
+
+
+def _code(run: RunDirectory) -> dict[str, bytes]:
+    """The copies of users' code, and of their texts, by place in the run directory."""
+    folder = run.path / FOLDER
+    try:
+        return {
+            file.relative_to(run.path).as_posix(): file.read_bytes()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+    except OSError as error:
+        raise StoreError(f"{folder}: unreadable: {error.strerror}") from error
