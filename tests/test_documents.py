@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,12 +63,6 @@ def test_suites_that_are_named_exist(page: Path) -> None:
     shipped = {path.stem for path in (ROOT / "suites").glob("*.yaml")}
     named = re.findall(r"optbench (?:run|tune) ([a-z][a-z-]*)(?=[ `\n]|$)", page.read_text(encoding="utf-8"))
     assert set(named) - {"mine"} <= shipped
-
-
-def test_every_page_stands_in_the_navigation_of_the_site() -> None:
-    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    named = set(re.findall(r"[\w/-]+\.md", str(navigation)))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= named
 
 
 def test_the_reference_describes_every_key_and_column(monkeypatch: pytest.MonkeyPatch) -> None:

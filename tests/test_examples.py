@@ -1,15 +1,20 @@
-"""The notebooks of `examples/` run from a new kernel, and show what they say."""
+"""What stands in `examples/` runs and shows what it says; what a page reads from a run's tables agrees."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from optbench.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -40,3 +45,29 @@ def test_the_notebook_about_an_optimizer_of_ones_own(kernel: str, tmp_path: Path
     assert "forgetting" in verdicts["text/plain"]
     warned = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
     assert not warned
+
+
+def test_moons_run_and_their_tables_are_read_alike_by_pandas_duckdb_and_polars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--seeds", "2", "--set", "experiments.turning.protocol.max_epochs=1"]
+    assert main(["run", os.fspath(EXAMPLES / "moons.yaml"), "--name", "smoke", "--quiet", *small]) == 0
+    assert "separation ↑" in capsys.readouterr().out
+
+    page = (EXAMPLES.parent / "docs" / "reading-tables.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    readers = {"pandas": blocks[0], "duckdb": blocks[1], "polars": blocks[2], "summary": blocks[3]}
+    readers = {name: block for name, block in readers.items() if name == "summary" or importlib.util.find_spec(name)}
+    # In a process of its own, which the threads of these packages end with.
+    script = "".join(
+        f"{block}\nprint(result.to_dict('records') if {name!r} != 'polars' else result.to_dicts())\n"
+        for name, block in readers.items()
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *alike, forgetting = [eval(line) for line in done.stdout.splitlines()]
+    for found in alike:
+        assert [row["optimizer"] for row in found] == ["adam", "sgd"]
+        assert [row["accuracy"] for row in found] == pytest.approx([row["accuracy"] for row in alike[0]])
+    assert all(set(row) == {"adam", "sgd"} for row in forgetting)

@@ -32,6 +32,15 @@ COPIED = {"benchmarks/RESULTS.md": "speed.md", "CONTRIBUTING.md": "contributing.
 """Pages of the repository, by their place in it, and where they stand in the site."""
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Pages that no section of the navigation names stand in one of their own."""
+    named = str(config.nav)
+    left = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
+    if left:
+        config.nav = [*(config.nav or []), {"More": left}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     formulas.check_used()
     for place, page in GENERATED.items():

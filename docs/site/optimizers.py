@@ -26,6 +26,7 @@ HEAD = """# Optimizers
 
 Every optimizer that a suite may name as its `target`, with its hyper-parameters and their defaults. Any other one, and
 yours, is named by `module:attribute` or `./file.py:attribute`: [Your optimizer](../optimizers.md).
+The lane says how trials are trained together: [Lock-step training](../lock-step.md).
 """
 
 

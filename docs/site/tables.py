@@ -15,6 +15,7 @@ HEAD = f"""# Tables and columns
 Every table of a [run directory](../run-directory.md) is a Parquet file, of schema version {SCHEMA_VERSION}. All but
 `pairs` begin with the key columns {", ".join(map(code, KEY_COLUMNS))}. `after_task` is 0 before any training and i
 after task i; tasks are counted from 1; a null means that a value does not apply or is undefined.
+[Reading them](../reading-tables.md) with pandas, DuckDB and Polars.
 """
 
 
