@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from optbench.plan import Trial
+from optbench.store.tables import Row
+from tests.written_runs import rows_of, write_run
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -33,6 +37,41 @@ def test_wrong_values_are_one_line(name: str, words: list[str], said: str) -> No
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"{name}: error: {said}")
     assert "Traceback" not in done.stderr
+
+
+CLAIMS = """
+name: claims
+seeds: 6
+optimizers: {sgd: {target: sgd, lr: 0.1}, adam: {target: adam}}
+experiments:
+  digits: {tasks: {kind: permuted, count: 2}, models: {mlp: {kind: mlp}}}
+claims:
+  up: {text: SGD ends | higher., experiment: digits, metric: average_accuracy, left: sgd, right: adam, expect: higher}
+  down: {text: SGD ends lower., experiment: digits, metric: average_accuracy, left: sgd, right: adam, expect: lower}
+"""
+
+
+def test_verdicts_of_a_page_are_those_of_its_run(tmp_path: Path) -> None:
+    def rows(trial: Trial) -> list[Row]:
+        value = 0.5 + 0.01 * trial.seed + 0.1 * (trial.optimizer == "sgd")
+        return rows_of("ok", [[0.1, 0.1], [value, 0.1], [value, value]], {}, init_hash=str(trial.seed))
+
+    write_run(tmp_path, CLAIMS, rows, name="kept")
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- verdicts kept -->\nold\n<!-- end verdicts -->\nAfter.\n", encoding="utf-8")
+    command = [sys.executable, BENCHMARKS / "verdicts.py", page, "--runs-dir", tmp_path / "runs"]
+
+    def code(*more: str) -> int:
+        return subprocess.run([*command, *more], capture_output=True, check=False).returncode
+
+    assert (code("--check"), code(), code("--check")) == (1, 0, 0)
+    text = page.read_text(encoding="utf-8")
+    assert "| SGD ends \\| higher. | supported | +0.100 [0.100, 0.100] |" in text
+    assert "| SGD ends lower. | **contradicted** | +0.100 [0.100, 0.100] |" in text
+    assert text.startswith("Before.\n<!-- verdicts kept -->\n\n| claim |")
+    assert text.endswith("|\n\n<!-- end verdicts -->\nAfter.\n")
+    page.write_text(text.replace("+0.100 [", "+0.101 ["), encoding="utf-8")
+    assert code("--check") == 1
 
 
 @pytest.mark.slow

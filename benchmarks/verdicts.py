@@ -1,0 +1,85 @@
+"""Writes the verdicts of a findings page from the runs that it reports, so that its numbers cannot drift.
+
+    python benchmarks/verdicts.py docs/plasticity.md --runs-dir RUNS [--check]
+
+The page says where, and from which runs:
+
+    <!-- verdicts permuted10 -->
+    ... a table, which is replaced
+    <!-- end verdicts -->
+
+Of several runs, the last one that states a claim judges it. --check: change nothing, and exit with 1 where the page
+differs from its runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from optbench.errors import StoreError
+from optbench.report.claims import part_estimate, stated, verdict_cell
+from optbench.report.readings import part_label
+from optbench.report.summary import summarise
+from optbench.stats.claims import ClaimVerdict, JudgedClaim
+from optbench.stats.results import read_results
+from optbench.store import find_run, read_run
+
+PLACE = re.compile(r"(<!-- verdicts (?P<runs>[^>]+?) -->\n).*?(<!-- end verdicts -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", nargs="+", type=Path)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    drifted = False
+    for page in options.page:
+        old = page.read_text(encoding="utf-8")
+        if not PLACE.search(old):
+            parser.error(f"{page}: expected a line '<!-- verdicts RUN -->', got none")
+        try:
+            new = PLACE.sub(lambda found: f"{found[1]}{table(found['runs'].split(), options.runs_dir)}{found[3]}", old)
+        except StoreError as error:
+            parser.error(str(error))
+        if new == old:
+            continue
+        drifted = True
+        if options.check:
+            print(f"{page}: differs from its runs: run this without --check", file=sys.stderr)
+        else:
+            page.write_text(new, encoding="utf-8")
+    return int(drifted and options.check)
+
+
+def table(runs: list[str], runs_dir: Path) -> str:
+    """A row for each claim, in the order of the runs' suites. Raises StoreError where a run cannot be read."""
+    found: dict[str, str] = {}
+    for name in runs:
+        (run,) = summarise([read_results(read_run(find_run(name, runs_dir)))], ()).runs
+        numbered = dict(enumerate(run.claims, start=1))
+        for claim in run.claims:
+            cells = (stated(claim), _verdict(claim, verdict_cell(claim, numbered).text), _differences(claim))
+            found[claim.name] = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return "".join(["\n| claim | verdict | difference [95% interval] |\n|---|---|---|\n", *found.values(), "\n"])
+
+
+def _verdict(claim: JudgedClaim, text: str) -> str:
+    if claim.verdict is ClaimVerdict.CONTRADICTED:
+        return text.replace("contradicted", "**contradicted**", 1)
+    if claim.verdict is ClaimVerdict.NO_EVIDENCE and len(claim.parts) == 1 and claim.parts[0].reason:
+        return f"{text}: {claim.parts[0].reason}"
+    return text
+
+
+def _differences(claim: JudgedClaim) -> str:
+    """The estimate of each part, with its place where there are several."""
+    parts = [(part_label(part), part_estimate(claim, part).replace("-", "−")) for part in claim.parts]
+    return "; ".join(f"{where}: {said}" if len(parts) > 1 else said for where, said in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
