@@ -160,7 +160,7 @@ def test_the_other_shells_are_offered_the_same(
     monkeypatch.setenv("_OPTBENCH_COMPLETE", f"complete_{shell}")
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
     for line, offered in {
-        "optbench run s": ["shampoo", "smoke", "sparsity"],
+        "optbench run s": ["shampoo", "shortcuts", "smoke", "sparsity"],
         "optbench run smoke --optimizer new=shamp": ["new=shampoo"],
         "optbench check lio": ["lion"],
         "optbench run --runs-dir elsewhere/runs --resume ": ["latest", "third"],
