@@ -71,6 +71,12 @@ class Dataset:
 
     Raises:
         DataError: the parts do not fit one another, or are not what is said above.
+
+    Example:
+        >>> inputs, targets = torch.rand(20, 3), torch.arange(20) % 2
+        >>> found = Dataset("points", Split(inputs[:15], targets[:15]), Split(inputs[15:], targets[15:]), classes=2)
+        >>> found.inputs.shape
+        (3,)
     """
 
     name: str

@@ -146,6 +146,13 @@ def read_run(run: str | Path | Run, runs_dir: str | Path = "runs") -> Run:
 
     Raises:
         StoreError: there is no such run, or it cannot be read.
+
+    Example:
+        >>> run = read_run("latest")
+        >>> run.status
+        'complete'
+        >>> run.summary("forgetting")[["optimizer", "n", "mean"]].round(3).values.tolist()
+        [['sgd', 7, 0.1], ['adam', 7, 0.2]]
     """
     return run if isinstance(run, Run) else Run(read_stored(find_run(str(run), Path(runs_dir))))
 
@@ -178,6 +185,11 @@ def compare(
     Raises:
         UsageError: something named is not there.
         ComparisonError: the runs cannot be compared, or no seed has ended on both sides.
+
+    Example:
+        >>> found = compare("latest", "sgd", "adam", metric="forgetting")
+        >>> found[["metric", "verdict", "difference"]].round(3).values.tolist()
+        [['forgetting', 'better', -0.1]]
     """
     first = read_run(run, runs_dir)
     second = first if against is None else read_run(against, runs_dir)

@@ -106,6 +106,12 @@ def load_suite(suite: str | Path) -> Suite:
 
     Raises:
         OptbenchError: there is no such suite, or it is not valid.
+
+    Example:
+        >>> import optbench
+        >>> suite = optbench.load_suite("smoke")
+        >>> suite.name, list(suite.experiments)
+        ('smoke', ['permuted-mnist', 'digit-pairs'])
     """
     path = resolve_suite_path(str(suite))
     return _moved(choose(path, Choice()), path.parent, Path())

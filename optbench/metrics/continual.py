@@ -41,6 +41,11 @@ def forgetting(accuracy: ArrayLike) -> Array:
     The maximum begins at the row where the task was learnt and leaves the final row out, so forgetting can be
     negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word when they include the final row
     or the rows before the task was learnt, or when they take first minus last.
+
+    Example:
+        >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training
+        >>> round(float(forgetting(rows)), 3)  # ((0.95 - 0.5) + (0.8 - 0.7)) / 2
+        0.275
     """
     matrix = _matrix(accuracy)
     tasks = matrix.shape[-1]
@@ -67,7 +72,13 @@ def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017)."""
+    """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
+
+    Example:
+        >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
+        >>> round(float(backward_transfer(rows)), 3)
+        -0.2
+    """
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1] - _just_learnt(matrix)[..., :-1], matrix)
 

@@ -79,6 +79,11 @@ def barrier(losses: Tensor) -> Tensor:
     losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; with
     the straight line in place of the mean of the ends as in Entezari et al. 2022, arXiv:2110.06296.
     NaN where a value is not finite. Raises ValueError for fewer than 11 points.
+
+    Example:
+        >>> w = torch.linspace(-1, 1, 11)
+        >>> round(barrier((w.square() - 1).square()).item(), 3)  # between the minima of (w² - 1)²
+        1.0
     """
     values = losses.detach().double()
     if values.ndim < 1 or values.shape[-1] < BARRIER_POINTS:

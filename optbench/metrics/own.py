@@ -62,6 +62,12 @@ def metric(
 
     Raises:
         ValueError: an argument is not one of these.
+
+    Example:
+        >>> import optbench
+        >>> @optbench.metric(of="features", direction="lower", margin=0.01)
+        ... def quiet_units(features):
+        ...     return (features == 0).all(dim=0).double().mean()
     """
     for name, value, valid in (("of", of, get_args(Of)), ("direction", direction, get_args(Direction))):
         if value not in valid:

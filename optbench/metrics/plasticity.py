@@ -50,6 +50,10 @@ def plasticity_kept(accuracy: ArrayLike) -> Array:
     """Mean of the last w tasks as a share of the largest mean of w tasks in a row; at most 1, higher is better.
 
     NaN where that mean is 0, too: what never learnt has nothing to keep.
+
+    Example:
+        >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
+        0.796
     """
     means = window_means(accuracy)
     best = means.max(axis=-1)
@@ -60,6 +64,10 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
     """Theil-Sen slope per 100 tasks: the median of (a_l - a_k) / (l - k) over all k < l; higher is better.
 
     It withstands outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). NaN where T = 1, too.
+
+    Example:
+        >>> round(float(plasticity_slope(np.linspace(0.9, 0.7, 100))), 3)
+        -0.202
     """
     sequences = _sequences(accuracy)
     tasks = sequences.shape[-1]

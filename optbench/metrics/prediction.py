@@ -77,6 +77,12 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         float64 (); NaN without examples or where a logit is not finite.
+
+    Example:
+        >>> p = torch.tensor([0.9, 0.58, 0.55, 0.2])
+        >>> logits = torch.stack([p, 1 - p], 1).log()
+        >>> round(float(calibration_error(logits, torch.tensor([0, 1, 0, 1]))), 4)
+        0.1075
     """
     confidence, predicted = logits.double().softmax(-1).max(-1)
     if not len(targets) or not bool(torch.isfinite(confidence).all()):

@@ -157,6 +157,11 @@ def effective_rank(features: Tensor | Spectrum) -> Tensor:
 
     Entropy rank: Roy & Vetterli 2007. Applied to the centred covariance it is our reading of Figure 3 in
     Pascanu et al. 2025, arXiv:2507.12224, which gives no formula. (..., N, d) -> (...), from 1 to min(N - 1, d).
+
+    Example:
+        >>> features = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+        >>> round(effective_rank(features).item(), 3)
+        2.148
     """
     return _entropy_rank(_spectrum(features).lam)
 
@@ -188,6 +193,11 @@ def effective_rank_sv(features: Tensor | Spectrum) -> Tensor:
     """exp(-Σ p ln p) with p = σ / Σσ, features not centred, as the loss-of-plasticity literature uses it.
 
     Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
+
+    Example:
+        >>> features = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+        >>> round(effective_rank_sv(features).item(), 3)
+        2.828
     """
     return _entropy_rank(_spectrum(features).sigma)
 

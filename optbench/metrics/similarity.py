@@ -96,6 +96,11 @@ def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None
     """The mean of `class_cosine` off its diagonal, over the classes that have a direction.
 
     Arguments as of `class_cosine` -> (...); NaN with fewer than two such classes.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
+        >>> round(class_cosine_mean(features, labels).item(), 3)
+        0.447
     """
     cosines = class_cosine(features, labels, classes)
     apart = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
@@ -113,6 +118,11 @@ def pairwise_class_cosine(
     therefore weigh by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero belong to no pair.
     Arguments as of `class_cosine` -> (...); NaN when no two examples differ in class.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
+        >>> round(pairwise_class_cosine(features, labels).item(), 3)
+        0.354
     """
     known = _class_sums(features, labels, classes)
     sums, counts = known.directions, known.directed[..., None]
@@ -131,6 +141,11 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     representations of few examples comparable; it can then be negative.
     x (..., N, p), y (..., N, q), the same examples in the same order -> (...). NaN when x or y does not vary, or when
     an unbiased estimate of a self-similarity is not positive. Raises ValueError when N differs.
+
+    Example:
+        >>> x = torch.arange(5.0)[:, None]
+        >>> round(linear_cka(x, x.square()).item(), 3)
+        0.92
     """
     a, b = centred(x), centred(y)
     examples = a.shape[-2]

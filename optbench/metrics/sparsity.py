@@ -25,6 +25,10 @@ def hoyer(weights: Tensor) -> Tensor:
     """(√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 when all magnitudes are equal, 1 with a single non-zero (Hoyer 2004).
 
     weights (..., n) -> (...); NaN for a zero vector and for n < 2.
+
+    Example:
+        >>> round(hoyer(torch.tensor([0.0, 0, 3, 4])).item(), 3)
+        0.6
     """
     sizes = _relative(weights).abs()
     if sizes.shape[-1] < 2:
@@ -39,6 +43,10 @@ def gini(weights: Tensor) -> Tensor:
 
     0 when all magnitudes are equal, 1 - 1/n with a single non-zero (Hurley & Rickard 2009).
     weights (..., n) -> (...); NaN for a zero vector and for n = 0.
+
+    Example:
+        >>> round(gini(torch.tensor([0.0, 0, 3, 4])).item(), 3)  # 15 / 28
+        0.536
     """
     sizes = _ascending(_relative(weights).abs())
     count = sizes.shape[-1]
@@ -52,6 +60,10 @@ def kurtosis(weights: Tensor) -> Tensor:
     """Fourth central moment over the squared second: 3 for a normal distribution (not the excess).
 
     weights (..., n) -> (...), at least 1; NaN where the weights do not vary and for n = 0.
+
+    Example:
+        >>> kurtosis(torch.tensor([1.0, -1, 1, -1])).item()
+        1.0
     """
     values = _relative(weights)
     if values.shape[-1] == 0:

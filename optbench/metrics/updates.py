@@ -63,6 +63,12 @@ def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
 
     Raises:
         ValueError: the shapes disagree.
+
+    Example:
+        >>> gradient = torch.tensor([[2.0, 1], [0, 1]])
+        >>> found = geometry(torch.eye(2), gradient, -0.1 * gradient)
+        >>> round(found.stable_rank, 3), round(found.cosine_gradient, 3), round(found.angle, 3)
+        (1.146, 1.0, 5.818)
     """
     if weight.ndim < 2 or not weight.shape == gradient.shape == step.shape:
         got = ", ".join(str(tuple(tensor.shape)) for tensor in (weight, gradient, step))

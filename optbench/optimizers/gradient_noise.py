@@ -24,6 +24,14 @@ class GradientNoise(Wrapper):
         steps: no noise from this step on; None: never without.
 
     The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
+
+    Example:
+        >>> weights = torch.nn.Parameter(torch.zeros(3))
+        >>> weights.grad = torch.zeros(3)
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> GradientNoise([weights], {"target": "sgd", "lr": 1.0}, noise, eta=0.01).step()
+        >>> bool((weights != 0).all())
+        True
     """
 
     def __init__(

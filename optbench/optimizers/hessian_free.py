@@ -38,9 +38,17 @@ class HessianFree(torch.optim.Optimizer):
         carry: in [0, 1), how much of the last d they start from.
 
     Example:
+        >>> model, inputs, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
         >>> optimizer = HessianFree(model)
-        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
-        >>> optimizer.step(closure)  # closure: clears the gradients, computes loss and gradients, returns the loss
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = nn.functional.cross_entropy(model(inputs), labels)
+        ...     loss.backward()
+        ...     return loss
+        >>> before = closure().item()
+        >>> _ = optimizer.step(closure)
+        >>> closure().item() < before
+        True
 
     Reference: Martens 2010, "Deep learning via Hessian-free optimization"; Kiros 2013, arXiv:1301.3641.
     """

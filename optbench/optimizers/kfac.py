@@ -78,8 +78,9 @@ class Kfac(torch.optim.Optimizer):
         generator: draws the labels, on the CPU; None: the global one.
 
     Example:
+        >>> model = nn.Linear(4, 3)
         >>> optimizer = Kfac(model, lr=0.1)
-        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 3).backward()
         >>> optimizer.step()
 
     Reference: Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407; Eschenhagen et al.

@@ -27,6 +27,13 @@ class L1(Wrapper):
     Reference: arXiv:math/0307152.
 
     Raises OptimizerError as `Wrapper` does, and where the base has no `lr`.
+
+    Example:
+        >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))
+        >>> weights.grad = torch.zeros(1, 2)
+        >>> L1([weights], base={"target": "sgd", "lr": 0.1}, strength=0.5).step()
+        >>> weights.data
+        tensor([[0.9500, 0.0000]])
     """
 
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], strength: float = 1e-5) -> None:

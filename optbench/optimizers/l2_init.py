@@ -30,9 +30,12 @@ class L2Init(Wrapper):
     The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
 
     Example:
-        >>> optimizer = L2Init(model.parameters(), base={"target": "adam", "lr": 1e-3}, strength=1e-3)
-        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
-        >>> optimizer.step()
+        >>> weights = torch.nn.Parameter(torch.zeros(1))  # w₀ = 0
+        >>> optimizer = L2Init([weights], base={"target": "sgd", "lr": 0.1}, strength=0.5)
+        >>> weights.data, weights.grad = torch.ones(1), torch.zeros(1)
+        >>> _ = optimizer.step()
+        >>> round(weights.item(), 3)  # 1 - 0.1 · 2 · 0.5 · (1 - w₀)
+        0.9
     """
 
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], strength: float = 1e-3) -> None:

@@ -28,6 +28,14 @@ class PowerSgd(torch.optim.Optimizer):
         bias_scale: s, the rate of biases and gains relative to lr.
         weight_decay: decoupled, of weights only: θ ← θ - lr · weight_decay · θ.
         stacked: whether parameters have a leading axis of members that do not know of each other.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 0.1]])
+        >>> layer.weight.grad = torch.ones(1, 2)
+        >>> PowerSgd(layer.parameters(), lr=0.1).step()
+        >>> layer.weight.data  # the large weight moves by 0.1, the small one by 0.01
+        tensor([[0.9000, 0.0900]])
     """
 
     def __init__(

@@ -31,6 +31,13 @@ class Powerpropagation(torch.optim.Optimizer):
     Reference: arXiv:2110.00296.
 
     Raises OptimizerError as `Wrapper` does.
+
+    Example:
+        >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))
+        >>> weights.grad = torch.ones(1, 2)
+        >>> Powerpropagation([weights], base={"target": "sgd", "lr": 0.1}, alpha=2.0).step()
+        >>> weights.data  # the large weight moves by 0.36, the small one by about 0.004
+        tensor([[0.6400, 0.0064]])
     """
 
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], alpha: float = 2.0) -> None:

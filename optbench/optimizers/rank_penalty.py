@@ -44,8 +44,9 @@ class RankPenalty(Wrapper):
         generator: draws Q, on the CPU; None: the global one.
 
     Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = RankPenalty(model, base={"target": "sgd", "lr": 0.1}, strength=0.03)
-        >>> nn.functional.cross_entropy(model(inputs), labels).backward()
+        >>> nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 3).backward()
         >>> optimizer.step()
 
     Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), of the features' covariance.

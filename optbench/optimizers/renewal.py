@@ -35,10 +35,13 @@ class ShrinkAndPerturb(Wrapper):
         generator: seeds the draws of u; None: the global one.
 
     Example:
-        >>> optimizer = ShrinkAndPerturb(model, base={"target": "sgd", "lr": 0.1})
-        >>> for task in tasks:
-        ...     optimizer.begin_task()
-        ...     train(model, optimizer, task)
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = ShrinkAndPerturb(model, base={"target": "sgd", "lr": 0.1}, shrink=0.5, perturb=0.0)
+        >>> before = model.weight.detach().clone()
+        >>> for task in range(2):
+        ...     optimizer.begin_task()  # train on the task after it
+        >>> bool(model.weight.allclose(0.5 * before))
+        True
 
     Reference: Ash & Adams 2020, arXiv:1910.08475, before each new round of training data. (Dohare et al. 2024, Nature
     632, shrink and perturb at every step instead.)

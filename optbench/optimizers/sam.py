@@ -27,9 +27,17 @@ class Sam(Wrapper):
         steps: the base alone from this step on, counted over all tasks; None: never.
 
     Example:
-        >>> optimizer = Sam(model.parameters(), base={"target": "sgd", "lr": 0.1}, rho=0.05)
-        >>> loss_of(model).backward()
-        >>> optimizer.step(closure)  # closure: clears the gradients, computes loss and gradients, returns the loss
+        >>> weights = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = Sam([weights], base={"target": "sgd", "lr": 0.1}, rho=0.5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = weights.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> _ = closure()
+        >>> _ = optimizer.step(closure)
+        >>> round(weights.item(), 3)  # 1 - 0.1 · 2 · (1 + 0.5)
+        0.7
 
     Reference: arXiv:2010.01412.
 

@@ -24,7 +24,11 @@ class Sgdw(torch.optim.SGD):
         lr, momentum, dampening, nesterov, fused: as of `torch.optim.SGD`.
 
     Example:
-        >>> optimizer = Sgdw(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        >>> weights = torch.nn.Parameter(torch.ones(1))
+        >>> weights.grad = torch.zeros(1)
+        >>> Sgdw([weights], lr=0.1, momentum=0.9, weight_decay=0.5).step()
+        >>> round(weights.item(), 3)  # 1 - 0.1 · 0.5
+        0.95
     """
 
     def __init__(

@@ -27,6 +27,15 @@ class Switch(torch.optim.Optimizer):
     Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
+
+    Example:
+        >>> weights = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = Switch([weights], {"target": "sgd", "lr": 0.1}, {"target": "sgd", "lr": 0.5}, at=1)
+        >>> for _ in range(2):
+        ...     weights.grad = torch.ones(1)
+        ...     optimizer.step()
+        >>> round(weights.item(), 3)  # 1 - 0.1 - 0.5
+        0.4
     """
 
     def __init__(
