@@ -28,8 +28,8 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
     Tasks that end early are not foreseen, nor is the size of the model: within an experiment they are much alike.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    known = experiment.dataset.known or experiment.dataset.base.known
-    examples = protocol.train_examples or (known and known.train_size) or 1
+    known = (dataset.known for dataset in experiment.dataset.chain)  # fewer classes or examples than the one before
+    examples = protocol.train_examples or next((one.train_size for one in known if one and one.train_size), 1)
     drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
     steps = max(1.0, protocol.max_epochs * per_task / protocol.batch_size)
