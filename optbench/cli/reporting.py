@@ -18,6 +18,7 @@ from optbench.report.records import with_trials
 from optbench.report.summary import run_summary
 from optbench.stats.arms import arms
 from optbench.stats.claims_against import claims_of_both
+from optbench.stats.comparison import other_metrics, remarks
 from optbench.stats.results import Results, read_results
 from optbench.store import find_run, read_runs
 from optbench.studies import STUDIES
@@ -92,9 +93,13 @@ def report_claims_against(
     if paths[0].resolve() == paths[1].resolve():
         raise UsageError(f"report: expected another run with --against, got {other} twice")
     both = a, b = [read_results(run) for run in read_runs(paths)]
+    if reasons := other_metrics(a, b):
+        raise ComparisonError(f"{a.run.id} and {b.run.id} cannot be compared: {'; '.join(reasons)}")
     if lacking := [result.run.id for result in both if not result.suite.claims]:
         suites, state = ("suites", "state") if len(lacking) > 1 else ("suite", "states")
         raise ComparisonError(f"nothing to compare: the {suites} of {' and '.join(lacking)} {state} no claims")
+    for remark in remarks(a, b):
+        say(f"optbench: warning: {remark}")
     for result in both:
         for arm in arms(result):
             if arm.mixed_code:
@@ -103,7 +108,9 @@ def report_claims_against(
     apart = suite_differences(a.suite, b.suite)
     deliver(claims_against(run_summary(a), run_summary(b), claims, apart), chosen, output)
     if not any(claim.compared for claim in claims):
-        raise ComparisonError(f"no claim is stated alike in the suites of {a.run.id} and {b.run.id}")
+        alike = any(claim.alike for claim in claims)
+        what = "is judged in both runs" if alike else f"is stated alike in the suites of {a.run.id} and {b.run.id}"
+        raise ComparisonError(f"no claim {what}")
 
 
 def _report_costs(

@@ -62,6 +62,10 @@ class Averages:
             self._rows[i].copy_(self._weights[i])
         self._fresh = []
 
+    def begun(self, i: int) -> bool:
+        """Whether the average of member `i` holds the weights after some step, rather than those before the first."""
+        return i not in self._fresh
+
     def of(self, i: int) -> Tensor:
         """The average (P,) of member `i`; it changes with the next step."""
         return self._rows[i]

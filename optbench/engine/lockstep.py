@@ -196,6 +196,10 @@ class LockStep:
                 return losses[: k + 1], raised, accuracies[: k + 1]
         return losses, {}, accuracies
 
+    def is_averaged(self, i: int) -> bool:
+        """Whether the average of member `i` has begun."""
+        return self._averages is not None and self._averages.begun(i)
+
     def measured(self, i: int) -> Tensor:
         """The weights (P,) to measure member `i` at; they change with the next step.
 

@@ -182,7 +182,7 @@ class TaskTraining:
             member.row, member.raw = stopper.best_row, stopper.best_raw
         elif self.averages:
             member.row = (self._measured(stack, i, member) if over else stack.measured(i)).clone()
-            member.raw = stack.row(i)
+            member.raw = stack.row(i) if stack.is_averaged(i) else None
         else:
             member.row = self._measured(stack, i, member).clone() if over else stack.row(i)
         if over:

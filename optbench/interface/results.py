@@ -130,7 +130,7 @@ class Run:
         return pd.DataFrame(lines, dtype=object).fillna("")
 
     def __repr__(self) -> str:
-        counts = Counter(self._stored.table("trials")["status"].to_pylist())
+        counts = Counter(map(self._results.status, self._stored.table("trials")["trial"].to_pylist()))
         said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items(), key=lambda one: one[0] != "ok"))
         return f"Run({str(self.path)!r}): {self.status}, {count(sum(counts.values()), 'trial')} ({said or 'none'})"
 

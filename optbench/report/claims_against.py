@@ -190,12 +190,14 @@ def _records(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart:
 def _lines(claims: Sequence[ClaimOfBoth]) -> Iterable[Record]:
     """A line for each part of each claim, with both runs."""
     for claim in claims:
-        said, verdicts = claim.one.claim, dict(zip(("verdict_a", "verdict_b"), claim.verdicts, strict=True))
-        names = {"claim": claim.name, "experiment": said.experiment, "metric": said.primary.name}
-        sides = {"left": said.left, "right": said.right, "expect": said.expect}
-        keys = {**names, **sides, "compared": claim.compared, "changes": claim.changes, **verdicts}
+        verdicts = dict(zip(("verdict_a", "verdict_b"), claim.verdicts, strict=True))
         for part in claim.parts:
-            found = part.one
+            judged = claim.a if part.a is not None else claim.b
+            assert judged is not None
+            said, found = judged.claim, part.one
+            names = {"claim": claim.name, "experiment": said.experiment, "metric": said.primary.name}
+            sides = {"left": said.left, "right": said.right, "expect": said.expect}
+            keys = {**names, **sides, "compared": claim.compared, "changes": claim.changes, **verdicts}
             right = found.right.variant if isinstance(found.right, Arm) else None
             place = {"model": found.model, "left_variant": found.left.variant, "right_variant": right}
             yield {**keys, **place, **_side(part.a, "a"), **_side(part.b, "b")}

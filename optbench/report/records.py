@@ -107,6 +107,7 @@ _PAIRED = (
 COMPARISON_COLUMNS = (
     *("experiment", "model", *_SIDES, "metric", "direction", "primary", "verdict", "reason", "detectable"),
     *("same_start", "planned", *_PAIRED, "seeds_needed", *(f"{name}_{side}" for side in "ab" for name in _LEARNING)),
+    *(f"{ABOVE_TARGET}_{side}" for side in "ab"),
 )
 
 
@@ -270,6 +271,7 @@ def _comparison(pair: ArmComparison, found: MetricComparison) -> dict[str, Any]:
         "seeds_needed": judgement.seeds_needed if judgement else None,
         **_learning(pair.a.shortcoming, "_a"),
         **_learning(pair.b.shortcoming, "_b"),
+        **{f"{ABOVE_TARGET}_{side}": _above_target(arm) for side, arm in (("a", pair.a), ("b", pair.b))},
     }
 
 

@@ -33,7 +33,8 @@ class ClaimOfBoth:
 
     Attributes:
         apart: the settings that the two suites state otherwise under this name, as (name, in A, in B): another claim.
-        parts: those of both, in the order of A, then what B alone has.
+        parts: those of both, in the order of A, then what B alone has; none is of both where the claim is
+            stated otherwise.
     """
 
     name: str
@@ -88,7 +89,11 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
         if a.margin != b.margin:
             apart.append(("margin", a.margin, b.margin))
     of_a, of_b = ({} if side is None else {_place(part): part for part in side.parts} for side in (a, b))
-    parts = tuple(PartsOfBoth(of_a.get(place), of_b.get(place)) for place in {**of_a, **of_b})
+    if apart:  # parts of two different claims do not go together
+        alone = [PartsOfBoth(part, None) for part in of_a.values()], [PartsOfBoth(None, part) for part in of_b.values()]
+        parts = (*alone[0], *alone[1])
+    else:
+        parts = tuple(PartsOfBoth(of_a.get(place), of_b.get(place)) for place in {**of_a, **of_b})
     return ClaimOfBoth(name, a, b, tuple(apart), parts)
 
 

@@ -138,8 +138,8 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
     matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
     pairs = tuple(compare_arms(left, right) for left, right in matched)
     forced = [f"forced: {reason}" for reason in found]
-    remarks = (*_too_few(pairs), *forced, *_remarks(a.results, b.results), *_code_remarks(pairs))
-    return Comparison(a, b, pairs, remarks)
+    said = (*_too_few(pairs), *forced, *remarks(a.results, b.results), *_code_remarks(pairs))
+    return Comparison(a, b, pairs, said)
 
 
 def compare_arms(a: Arm, b: Arm) -> ArmComparison:
@@ -197,13 +197,19 @@ def obstacles(a: Results, b: Results) -> list[str]:
         differences = suite_differences(a.suite, b.suite)
         shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
         found.append(f"their suites differ in {shown}")
+    return [*found, *other_metrics(a, b)]
+
+
+def other_metrics(a: Results, b: Results) -> list[str]:
+    """Why values of two runs do not mean the same, whatever their suites; empty where they do."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
-    if versions[0] != versions[1]:
-        found.append(f"their metrics are of different versions, {versions[0]} and {versions[1]}")
-    return found
+    if versions[0] == versions[1]:
+        return []
+    return [f"their metrics are of different versions, {versions[0]} and {versions[1]}"]
 
 
-def _remarks(a: Results, b: Results) -> list[str]:
+def remarks(a: Results, b: Results) -> list[str]:
+    """What a reader must know before believing a comparison of two runs: how they were made, and how far they got."""
     found = [
         f"{run.id} is not complete: {run.record.get('status')}"
         for run in {results.run.path: results.run for results in (a, b)}.values()

@@ -80,8 +80,10 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
         threshold *= abs(found.result.median_b)
     if low > threshold if gate.upwards else high < threshold:
         return GateResult.FAILED, ""
-    lost = pair.a.count("failed") + pair.a.count("missing")
-    if lost:
+    if lost := pair.a.count("failed") + pair.a.count("missing"):
         return GateResult.INCONCLUSIVE, f"{lost} of A's trials failed or are not finished"
+    for side, arm in (("A", pair.a), ("B", pair.b)):
+        if above := arm.count("above_target"):  # their seeds are left out because of what training did on them
+            return GateResult.INCONCLUSIVE, f"{above} of {side}'s trials ended above the target training loss"
     within = high <= threshold if gate.upwards else low >= threshold
     return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval holds the threshold")

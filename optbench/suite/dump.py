@@ -84,10 +84,11 @@ def suite_hash(suite: Suite) -> str:
 
 def suite_differences(a: Suite, b: Suite) -> list[str]:
     """What makes the hashes of two suites differ: `optimizers.sgd.lr (0.1, 0.3)`; empty where they are the same."""
-    return list(_differences(_content(a), _content(b), ""))
+    return list(_differences(_content(a, whole=True), _content(b, whole=True), ""))
 
 
-def _content(suite: Suite) -> dict[str, Any]:
+def _content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
+    """What is trained and measured. whole: with what was added later and is not given, too."""
     content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"], experiment["figures"]
@@ -95,7 +96,7 @@ def _content(suite: Suite) -> dict[str, Any]:
             if experiment[added] is None:
                 del experiment[added]  # suites written before there were any keep their hash
         protocol = experiment["protocol"]
-        for added in ADDED:
+        for added in () if whole else ADDED:
             if protocol[added] == Protocol.model_fields[added].default:
                 del protocol[added]  # likewise
         if experiment["tasks"].get("examples_per_task", 0) is None:
@@ -120,4 +121,4 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= 72 else f"{text[:69]}..."

@@ -37,6 +37,13 @@ OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 """Of settings that null switches off: `false` switches them off, too."""
 
 
+def without_nulls(value: Any, *keys: str) -> Any:
+    """Settings without these keys where they are null, which takes away what an extended suite says."""
+    if not isinstance(value, dict):
+        return value
+    return {key: given for key, given in value.items() if given is not None or key not in keys}
+
+
 def listed_once(what: str, items: list[Any]) -> list[Any]:
     twice = [item for item, count in Counter(items).items() if count > 1]
     if twice:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from optbench.kinds import Whole
-from optbench.suite.fields import OffByFalse, Settings
+from optbench.suite.fields import OffByFalse, Settings, without_nulls
 from optbench.suite.rate_schedule import RateSchedule
 from optbench.suite.scoring import Score
 
@@ -26,6 +26,11 @@ class EarlyStopping(Settings):
     target: Annotated[float, Field(gt=0)] | None = None
     """Of `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _taken_away(cls, value: Any) -> Any:
+        return without_nulls(value, "patience")
+
     @model_validator(mode="after")
     def _one_rule(self) -> EarlyStopping:
         if self.on == "train_loss" and self.target is None:
@@ -33,7 +38,10 @@ class EarlyStopping(Settings):
         if self.on != "train_loss" and self.target is not None:
             raise ValueError(f"'target' needs on: train_loss, got on: {self.on}")
         if self.target is not None and "patience" in self.model_fields_set:
-            raise ValueError("'patience' does not go with 'target': the first loss at or below the target ends a task")
+            raise ValueError(
+                "'patience' does not go with 'target': the first loss at or below the target ends a task "
+                "('patience: null' takes it away)"
+            )
         return self
 
     @model_serializer(mode="wrap")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from optbench.suite.fields import Settings
+from optbench.suite.fields import Settings, without_nulls
 
 OF_KIND = {"floor": ("linear", "cosine", "wsd"), "decay": ("wsd",)}
 """The kinds that a key goes with, where it does not go with all."""
@@ -32,11 +32,18 @@ class RateSchedule(Settings):
         """Whether its factor is 1 throughout."""
         return self.kind == "constant" and not self.warmup
 
+    @model_validator(mode="before")
+    @classmethod
+    def _taken_away(cls, value: Any) -> Any:
+        return without_nulls(value, *OF_KIND)
+
     @model_validator(mode="after")
     def _keys_fit(self) -> RateSchedule:
         for key, kinds in OF_KIND.items():
             if key in self.model_fields_set and self.kind not in kinds:
-                raise ValueError(f"'{key}': expected kind: {' or '.join(kinds)}, got kind: {self.kind}")
+                raise ValueError(
+                    f"'{key}': expected kind: {' or '.join(kinds)}, got kind: {self.kind} ('{key}: null' takes it away)"
+                )
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             total = f"{self.warmup:g} and {self.decay:g}"
             raise ValueError(f"expected 'warmup' and 'decay' of at most 1 together, got {total}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -18,13 +19,14 @@ from optbench.errors import ComparisonError, UsageError
 from optbench.plan import Trial
 from optbench.report import comparison_report, run_report
 from optbench.report.formats.terminal import show
+from optbench.report.records import comparison_rows
 from optbench.stats.arms import arms
 from optbench.stats.claims import ClaimVerdict, judge_claims, overall
 from optbench.stats.comparison import ArmComparison, Comparison, Selection, compare
 from optbench.stats.gates import GateResult, judge_gates, parse_gate
 from optbench.stats.results import Results
 from optbench.stats.verdict import Verdict
-from optbench.store.tables import Row
+from optbench.store.tables import Row, TrialRow
 from optbench.store.values import accuracy_matrices, final_metrics
 from optbench.suite import load_suite
 from tests.reports import comparison_csv, comparison_json, report_json, summarise
@@ -458,6 +460,21 @@ def test_a_gate_without_enough_pairs_or_with_failed_trials_is_inconclusive(tmp_p
     results = make(tmp_path, broken, name="broken")
     assert gate(results, "forgetting:+0.02") == GateResult.INCONCLUSIVE
     assert gate(results, "forgetting:-0.02") == GateResult.FAILED, "what is beyond doubt stays so"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_gate_is_not_passed_by_the_seeds_that_reached_the_target_loss(tmp_path: Path, optimizer: str) -> None:
+    def above(trial: Trial) -> list[Row]:
+        first, *others = rows(trial)
+        assert isinstance(first, TrialRow)
+        missed = trial.optimizer == optimizer and trial.seed == 0
+        return [dataclasses.replace(first, tasks_above_target=int(missed)), *others]
+
+    results = make(tmp_path, above)
+    assert gate(results, "forgetting:+0.02") == GateResult.INCONCLUSIVE
+    told = comparison_rows(against(results), ["forgetting"])
+    found = {(row["above_target_a"], row["above_target_b"]) for row in told}
+    assert found == {(1, 0) if optimizer == "sgd" else (0, 1)}
 
 
 def test_a_side_that_diverged_everywhere_fails_its_gate(tmp_path: Path) -> None:

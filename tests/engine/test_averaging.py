@@ -55,6 +55,23 @@ def test_what_is_kept_is_the_averaged_model_of_plain_training(target: str, mnist
         assert a != b, "of the average"
 
 
+class Picky(torch.optim.SGD):
+    """Refuses a rate, when it is made and its company stands already."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        if lr > 0.3:
+            raise ValueError("refused")
+        super().__init__(params, lr=lr, momentum=0.9)
+
+
+def test_a_member_that_is_refused_at_the_start_leaves_the_averages_of_the_others(mnist: Dataset) -> None:
+    optimizer = {"target": f"{__name__}:Picky", "lr": [0.1, 0.5]}
+    suite = small_suite({"it": optimizer}, seeds=1, weight_averaging=EMA, **SHORT)
+    one, refused = train_suite(suite, mnist)
+    assert [trial_row(result).status for result in (one, refused)] == ["ok", "failed"]
+    assert same_bits(one, train_suite(suite, mnist, only=0)[0])
+
+
 def test_averages_survive_stopping_resuming_and_other_company(mnist: Dataset) -> None:
     """Members stop at steps of their own, so stacks shrink; both what is measured and what is trained are restored."""
     over = {

@@ -74,7 +74,11 @@ def test_verdicts_that_change_are_counted_with_both_effects(
         assert own == {name: claim[side] for name, claim in by_name.items() if claim[side] is not None}
     assert main(["report", a, "--against", b, "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [line["claim"] for line in lines] == ["up", "swept", "swept", "mine", "other", "late"]
+    assert [line["claim"] for line in lines] == ["up", "swept", "swept", "mine", "other", "other", "late"]
+    assert [(line["expect"], not line["n_a"], not line["n_b"]) for line in lines if line["claim"] == "other"] == [
+        ("higher", False, True),
+        ("lower", True, False),
+    ], "each run's own claim with its own numbers"
     up = lines[0]
     assert (up["verdict_a"], up["verdict_b"], up["changes"]) == ("contradicted", "supported", "True")
     assert float(up["difference_a"]) == pytest.approx(-0.0965, abs=1e-3)

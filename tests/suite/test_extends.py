@@ -100,6 +100,38 @@ def test_null_is_a_value_where_the_schema_gives_it_a_meaning(folder: Path) -> No
     assert (experiment["e"].metrics, experiment["e"].optimizers) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("before", "kept", "changes"),
+    [
+        (
+            "schedule: {kind: wsd, decay: 0.1, floor: 0.1}",
+            {"kind": "cosine", "floor": 0.1},
+            ["kind=cosine", "decay=null"],
+        ),
+        (
+            "early_stopping: {patience: 2}",
+            {"on": "train_loss", "target": 0.1},
+            ["on=train_loss", "target=0.1", "patience=null"],
+        ),
+    ],
+)
+def test_null_takes_away_what_does_not_go_with_another_kind(
+    tmp_path: Path, before: str, kept: dict[str, object], changes: list[str]
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "name: s\nseeds: 1\noptimizers: {sgd: {target: sgd, lr: 0.1}}\n"
+        "experiments:\n  e:\n    tasks: {kind: permuted}\n"
+        f"    models: {{m: {{kind: mlp, hidden: [5]}}}}\n    protocol: {{{before}}}\n"
+    )
+    key = before.partition(":")[0]
+    place = f"experiments.e.protocol.{key}"
+    with pytest.raises(SuiteError, match=f"'{changes[-1].partition('=')[0]}: null' takes it away"):
+        load_suite(file, [f"{place}.{change}" for change in changes[:-1]])
+    found = load_suite(file, [f"{place}.{change}" for change in changes]).experiments["e"].protocol
+    assert getattr(found, key) == type(getattr(found, key)).model_validate(kept)
+
+
 def test_null_with_its_tag_is_the_value(folder: Path) -> None:
     for null in ("!!null", "!!null null", "!!null ''", "!!null ~"):
         suite = load(f"optimizers:\n  sgd:\n    momentum: {null}")
