@@ -293,7 +293,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
             place = document.key_place(path) if is_key else document.value_place(path)
             what = str(error)
-            if what.startswith("unknown") and "did you mean" not in what and (guess := nearest(metric, known)):
+            if what.startswith("unknown") and (guess := nearest(metric, [*known, *METRICS])) in known:
                 what = f"unknown metric '{metric}'; did you mean '{guess}'?"
             yield Fault(place, f"{shown_path(path[:-1])}: {what}")
 
