@@ -13,10 +13,11 @@ from optbench.cli import main
 from optbench.metrics.score import MARGIN
 from optbench.plan import Trial
 from optbench.report.figures import figures
+from optbench.report.figures.forgetting_curves import curves, forgetting_curves
 from optbench.stats.arms import arms
 from optbench.stats.claims import judge_claims
 from optbench.stats.comparison import compare_arms
-from optbench.store.tables import AccuracyRow, Row
+from optbench.store.tables import AccuracyRow, EarlierRow, Row
 from optbench.studies import STUDIES
 from tests.conftest import report
 from tests.written_runs import results_of, trial_row, write_run
@@ -64,6 +65,8 @@ def rows(trial: Trial) -> list[Row]:
     found: list[Row] = [trial_row("ok")]
     learnt = 2.5 + 0.01 * (trial.optimizer == "adam") + noise
     forgotten = FORGOTTEN[trial.optimizer] + noise
+    if trial.experiment == "text":  # it was followed while the second domain was trained
+        found += [EarlierRow(2, step, 1, 2.0, 0.4, learnt + forgotten * share) for step, share in ((5, 0.8), (10, 1.0))]
     for after, task in np.ndindex(3, 2):
         bits = None
         if trial.experiment == "text":
@@ -130,10 +133,28 @@ def test_claims_name_the_score(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert shown.count("accuracy") == 1, "of the claim about images"
 
 
+def test_forgetting_curves_begin_where_the_domain_was_learnt_and_end_where_it_ends(run: Path) -> None:
+    results = results_of(run)
+    found = curves(results)
+    assert {task for _, task in found} == {1}
+    assert {trial for trial, _ in found} == {trial.id for trial in results.trials if trial.experiment == "text"}
+    for (trial, _), curve in found.items():
+        matrix = results.matrices[trial]  # here the same on validation data
+        (first, learnt), (_, between), (last, end) = curve
+        assert (first, last) == (1.0, 2.0)
+        assert (learnt, end) == (matrix[1, 0], matrix[2, 0])
+        assert learnt - between == pytest.approx(0.8 * (learnt - end))
+    (figure,) = forgetting_curves([results])
+    assert [panel.title for panel in figure.panels] == ["prose"]
+    assert "on prose at the end: sgd" in figure.alt
+
+
 def test_figures_of_text_have_its_score_on_their_axes(run: Path) -> None:
     drawn = figures([results_of(run)], STUDIES)
     mine = [figure for figure in drawn if "text" in figure.name]
-    assert {figure.name.partition("_")[0] for figure in mine} >= {"final-accuracy", "task-accuracy", "accuracy-matrix"}
+    assert {figure.name.partition("_")[0] for figure in mine} >= {
+        *("final-accuracy", "task-accuracy", "accuracy-matrix", "forgetting-curves")
+    }
     for figure in mine:
         assert "bits per byte" in figure.title + figure.caption + figure.alt
         assert "accuracy" not in figure.title + figure.alt

@@ -12,6 +12,7 @@ from typing import Any
 from optbench.report.figures.against import against
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.final_accuracy import final_accuracy
+from optbench.report.figures.forgetting_curves import forgetting_curves
 from optbench.report.figures.heat_maps import accuracy_matrix, class_cosine
 from optbench.report.figures.pruning import pruning
 from optbench.report.figures.readings import readings
@@ -27,6 +28,7 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind("against", against),
     FigureKind("spectrum", spectrum),
     FigureKind("task-accuracy", task_accuracy),
+    FigureKind("forgetting-curves", forgetting_curves),
     FigureKind("class-cosine", class_cosine),
     FigureKind("accuracy-matrix", accuracy_matrix),
 )

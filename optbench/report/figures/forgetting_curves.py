@@ -1,0 +1,115 @@
+"""How a task is forgotten while later ones are trained: its score at each of their evaluations (`follow_earlier`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optbench.counting import grouped
+from optbench.report.figures import style
+from optbench.report.figures.drawing import Figure, Panel
+from optbench.report.figures.series import Group, Series, chunks, groups, mean
+from optbench.report.figures.tasks import task_names
+from optbench.report.figures.wording import group_figure, means, score_of
+from optbench.stats.results import Results
+from optbench.store.tables import AccuracyRow, EarlierRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 4.2, 2.7
+MOST = 4
+"""Tasks that are shown: the first ones, which are forgotten longest."""
+
+Curve = tuple[tuple[float, float], ...]
+"""Tasks trained so far, the one in training counted in part, and the score, from the end of the task's own training."""
+Curves = Mapping[tuple[str, int], Curve]
+"""By trial and task."""
+
+
+def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
+    """One figure per experiment and model that follows its earlier tasks, one panel per task."""
+    read = {result.run.path: curves(result) for result in results}
+    found = []
+    for group in groups(results) if any(read.values()) else ():
+        tasks = sorted({task for series in group.shown for task in _tasks(series, read)})[:MOST]
+        if tasks:
+            found.append(_figure(group, tasks, read))
+    return found
+
+
+def curves(results: Results) -> Curves:
+    """The curves of every trial; points without a score are left out."""
+    in_bits = {trial.id: trial.experiment in results.in_bits for trial in results.trials}
+    rows = results.run.table(EarlierRow.table).to_pylist()
+    last: dict[tuple[str, int], int] = {}
+    for row in rows:
+        key = row["trial"], row["task"]
+        last[key] = max(last.get(key, 1), row["step"])
+    points = []
+    for row in rows:
+        if (trial := row["trial"]) in in_bits:
+            place = row["task"] - 1 + row["step"] / last[trial, row["task"]]
+            score = _score(row["accuracy"], row["bits_per_byte"], in_bits=in_bits[trial])
+            points.append(((trial, row["earlier_task"]), (place, score)))
+    followed = grouped(points)
+    for row in results.run.table(AccuracyRow.table).to_pylist() if followed else ():
+        if row["task"] == row["after_task"] and (key := (row["trial"], row["task"])) in followed:
+            score = _score(row["validation_accuracy"], row["validation_bits_per_byte"], in_bits=in_bits[key[0]])
+            followed[key].append((float(row["task"]), score))
+    return {key: tuple(sorted(point for point in curve if math.isfinite(point[1]))) for key, curve in followed.items()}
+
+
+def _score(accuracy: float | None, bits: float | None, *, in_bits: bool) -> float:
+    found = accuracy if not in_bits else None if bits is None else -bits
+    return math.nan if found is None else found
+
+
+def _tasks(series: Series, read: Mapping[Path, Curves]) -> set[int]:
+    known, trials = read[series.arm.results.run.path], {trial.id for trial in series.trials}
+    return {task for trial, task in known if trial in trials}
+
+
+def _lines(series: Series, task: int, read: Mapping[Path, Curves]) -> list[Curve]:
+    known = read[series.arm.results.run.path]
+    return [known[trial.id, task] for trial in series.trials if known.get((trial.id, task))]
+
+
+def _means(lines: Sequence[Curve]) -> Curve:
+    """The mean at every place that all seeds have."""
+    shared = set.intersection(*({place for place, _ in line} for line in lines))
+    return tuple((place, mean([dict(line)[place] for line in lines])) for place in sorted(shared))
+
+
+def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves]) -> Figure:
+    shown = [series for series in group.shown if any(_lines(series, task, read) for task in tasks)]
+    names = task_names(shown[0].arm.tasks, shown[0].arm.tasks.count).names
+    score, first = score_of(shown), tasks[0]
+    limits = style.limits([y for s in shown for task in tasks for line in _lines(s, task, read) for _, y in line])
+    ends = [(s.label, mean([line[-1][1] for line in lines])) for s in shown if (lines := _lines(s, first, read))]
+    what = (
+        f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, from the "
+        "end of its own training on, while later tasks are trained; a thin line is a seed, a thick one the mean."
+    )
+    alt = f"Mean {score} on {names[first - 1]} at the end: {means(ends)}."
+    panels = [_panel(names[task - 1], task, part, read, limits) for task in tasks for part in chunks(shown)]
+    return group_figure(group, "forgetting-curves", "how tasks are forgotten", what, alt, panels)
+
+
+def _panel(
+    name: str, task: int, part: Sequence[Series], read: Mapping[Path, Curves], limits: tuple[float, float]
+) -> Panel:
+    def draw(axes: Axes) -> None:
+        for series in part:
+            shown, lines = style.look(series), _lines(series, task, read)
+            style.draw_curves(axes, lines, shown)
+            if lines and (middle := _means(lines)):
+                x, y = zip(*middle, strict=True)
+                style.draw_line(axes, x, y, shown, label="_mean")
+        axes.set_xlim(1, part[0].arm.tasks.count)
+        axes.set_ylim(limits)
+        style.labels(axes, "tasks trained", score_of(part))
+
+    return Panel(draw, WIDTH, HEIGHT, name, part)
