@@ -79,17 +79,18 @@ class DatasetSettings(Kind):
         return cls.model_validate(value, context=AS_WRITTEN)
 
     @property
+    def of_dataset(self) -> DatasetSettings | None:
+        """What it is made of; None where it is not derived, or was not checked and names nothing."""
+        of = self.settings.get("of") if self.kind in DERIVED else None
+        named = of.get("kind") if isinstance(of, dict) else of
+        return self.as_written(of) if isinstance(named, str) and named else None
+
+    @property
     def chain(self) -> Iterator[DatasetSettings]:
         """Yield it, the dataset that it is derived from, and so on."""
         yield self
-        if self.kind in DERIVED and "of" in self.settings:
-            yield from self.as_written(self.settings["of"]).chain
-
-    @property
-    def base(self) -> DatasetSettings:
-        """What it is derived from in the end: it itself where it is not derived."""
-        *_, found = self.chain
-        return found
+        if (of := self.of_dataset) is not None:
+            yield from of.chain
 
     @property
     def texts(self) -> dict[str, str]:
@@ -110,12 +111,19 @@ class DatasetSettings(Kind):
             shape = (info.shape[0], side, side) if side else info.shape
             return Known(info.classes, shape, info.train_size, info.test_size)
         if self.kind == MODULAR_ADDITION:
-            from optbench.data.modular import sizes
-
-            modulus = self.settings["modulus"]
-            return Known(modulus, (2 * modulus,), *sizes(modulus, self.settings["train_share"]))
-        if self.kind not in DERIVED or (base := self.as_written(self.settings["of"]).known) is None:
+            return _known_of_addition(self.settings.get("modulus"), self.settings.get("train_share"))
+        base = None if (of := self.of_dataset) is None else of.known
+        if base is None:
             return None
         if self.kind == "classes":
-            return replace(base, classes=len(self.settings["keep"]), train_size=None, test_size=None)
+            keep = self.settings.get("keep")
+            return replace(base, classes=len(keep), train_size=None, test_size=None) if isinstance(keep, list) else None
         return replace(base, train_size=None) if self.kind == "imbalanced" else base
+
+
+def _known_of_addition(modulus: object, share: object) -> Known | None:
+    from optbench.data.modular import sizes
+
+    if not isinstance(modulus, int) or not isinstance(share, int | float):
+        return None  # not checked
+    return Known(modulus, (2 * modulus,), *sizes(modulus, share))

@@ -265,3 +265,20 @@ def test_cues_have_to_fit_their_examples() -> None:
         fault = fault_of(Split(inputs, targets, cues), 3, None)
         assert fault is not None
         assert said in fault
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"kind": "imbalanced"},
+        {"kind": "classes", "of": "mnist"},
+        {"kind": "corrupted", "of": {"kind": 3}},
+        {"kind": "spurious-patch", "of": [1]},
+        {"kind": "modular-addition", "modulus": "many"},
+    ],
+)
+def test_what_was_not_checked_is_not_known(written: dict[str, object]) -> None:
+    """As in the suite of a run that somebody has changed."""
+    found = DatasetSettings.as_written(written)
+    assert found.known is None
+    assert next(found.chain) == found
