@@ -113,12 +113,13 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
     for pair in comparison.pairs:
         labels = [marked(arm.label, arm.shortcoming) for arm in (pair.a, pair.b)]
         who = labels[0] if pair.a.label == pair.b.label else " against ".join(labels)
-        cells = [_verdict_cell(pair.metric(name), with_size=True) for name in judged]
+        cells = [judged_cell(pair.metric(name), with_size=True) for name in judged]
         rows.append((Cell(place(pair)), Cell(who), *cells))
     yield Table("Verdicts", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
 
 
-def _verdict_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
+def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
+    """The verdict on a metric, with the difference where it is asked for."""
     if found is None or found.judgement is None:
         return Cell("exploratory", "quiet")
     verdict = found.judgement.verdict
@@ -230,5 +231,5 @@ def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
             signed(result.d_z, 2),
             signed(result.rank_biserial, 2),
         )
-        rows.append((Cell(name_with_arrow(found.metric)), _verdict_cell(found), *map(Cell, cells)))
+        rows.append((Cell(name_with_arrow(found.metric)), judged_cell(found), *map(Cell, cells)))
     return Table(caption, columns("metric", "verdict", *numeric, texts=2), tuple(rows), keys=1)

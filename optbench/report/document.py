@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Role = Literal["outline", "minor", "chart", "numbers", "details"]
-"""What a block holds, for formats to include or not. `outline`: headings that the captions below them repeat; `minor`:
-what matters least; `chart`: numbers drawn in characters; `numbers`: the same, where a figure draws them; `details`:
-every measure there is."""
+Role = Literal["opening", "closing", "outline", "minor", "chart", "numbers", "details"]
+"""What a block holds, for formats to include or not. `opening`: what was found, in a page that is read from the top;
+`closing`: the same, at the end, which a terminal shows first; `outline`: headings that the captions below them repeat;
+`minor`: what matters least; `chart`: numbers drawn in characters; `numbers`: the same, where a figure draws them;
+`details`: every measure there is."""
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
 """`quiet`: a footnote; `warning`: must not be overlooked; `good`, `bad`: the verdict for or against."""
 

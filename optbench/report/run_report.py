@@ -24,6 +24,7 @@ from optbench.report.numbers import (
     marked,
     name_with_arrow,
 )
+from optbench.report.primary import primary_blocks
 from optbench.report.records import report_records, result_columns
 from optbench.report.sparks import bar, spark, thinned
 from optbench.report.spread import SpreadText, Statistic, spread_text
@@ -64,6 +65,8 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
             blocks.append(doc.Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
     if not summary.measured:
         blocks.append(doc.Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
+    found = [block for run in summary.runs for block in claim_blocks(run, several)]
+    blocks += [doc.Part("opening", block) for block in (*found, *primary_blocks(summary))]
     text = partial(spread_text, statistic=statistic)
     leading = _studied(summary, text, leads=True)
     blocks += [*leading, doc.Heading("Results") if leading else doc.Part("outline", doc.Heading("Results"))]
@@ -74,8 +77,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
     blocks += _studied(summary, text, leads=False)
     if figures:
         blocks += [doc.Heading("Figures"), *figures]
-    for run in summary.runs:
-        blocks += claim_blocks(run, several)
+    blocks += [doc.Part("closing", block) for block in found]
     blocks += [*_how(summary), *report_records(summary)]
     return doc.Report(f"optbench: {title}", tuple(blocks), "optbench-report", result_columns(summary.studies))
 

@@ -142,13 +142,13 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
     return Comparison(a, b, pairs, said)
 
 
-def compare_arms(a: Arm, b: Arm) -> ArmComparison:
-    """Every metric that either arm took; verdicts for the primary ones of the experiment."""
+def compare_arms(a: Arm, b: Arm, *, primary_only: bool = False) -> ArmComparison:
+    """Every metric that either arm took, or only the primary ones of the experiment, which get verdicts."""
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)
     metrics = {**b.metrics, **a.metrics}
     primary = [metrics[name] for name in a.settings.primary or PRIMARY_METRICS if name in metrics]
-    others = [m for m in metrics.values() if m not in primary and not m.is_size]
+    others = [m for m in metrics.values() if not primary_only and m not in primary and not m.is_size]
     taken = [metric for metric in others if a.took(metric.name) or b.took(metric.name)]
     results = {
         metric.name: compare_paired(pairs(a, b, seeds, metric), metric.direction) for metric in (*primary, *taken)

@@ -19,10 +19,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from optbench.report.document import Cell, Column, Illustration, Paragraph, Part, Report, Table
+from optbench.plan import Trial
+from optbench.report.document import Cell, Column, Heading, Illustration, Paragraph, Part, Report, Table
 from optbench.report.formats import html as page
 from optbench.report.layout import one_line
+from optbench.report.run_report import run_report
+from optbench.report.summary import summarise
 from tests.report.test_formats import NASTY, PANEL, blocks, sample, table_of, texts
+from tests.written_runs import results_of, rows_of, write_run
 
 VOID = {"meta", "link", "br"}
 
@@ -89,6 +93,44 @@ def test_the_page_is_sound_and_says_everything() -> None:
     assert [text in elements.texts("p") for text in only] == [True, False]
     assert elements.texts("summary") == ["Accuracy <matrices>"]
     assert elements.texts("code")[0] == "optbench report\n\\end{verbatim} ±"
+
+
+def test_a_page_has_contents_that_lead_to_its_headings() -> None:
+    elements = Elements(rendered())
+    targets = {a["id"]: text for tag, a, text in elements.found if tag in ("h2", "h3") and "id" in a}
+    links = {(a["href"] or "").removeprefix("#"): text for tag, a, text in elements.found if tag == "a"}
+    assert links == targets
+    assert len(links) == 4
+    few = Elements(page.render(Report("Short", (Heading("One"), Heading("Two")))))
+    assert not few.texts("nav", "a")
+
+
+def test_a_page_on_a_run_opens_with_what_was_found(tmp_path: Path) -> None:
+    suite = CLAIMED.format(seeds=7)
+    path = write_run(tmp_path, suite, lambda trial: rows_of("ok", _better(trial), {}, init_hash=str(trial.seed)))
+    found = Elements(page.render(run_report(summarise([results_of(path)], ()))))
+    headings = found.texts("h2")
+    assert headings[:3] == ["Claims of claimed", "Primary comparison", "Results"]
+    assert "not comparable" not in (texts := found.texts("td"))
+    assert "better +0.100" in texts
+    few = write_run(tmp_path / "few", CLAIMED.format(seeds=5), lambda trial: rows_of("ok", _better(trial), {}))
+    assert "Primary comparison" not in page.render(run_report(summarise([results_of(few)], ())))
+
+
+CLAIMED = """
+name: claimed
+seeds: {seeds}
+optimizers: {{sgd: {{target: sgd, lr: 0.1}}, adam: {{target: adam}}, rates: {{target: adam, lr: [0.1, 0.2]}}}}
+experiments:
+  digits: {{tasks: {{kind: permuted, count: 2}}, models: {{mlp: {{kind: mlp}}}}, primary: [average_accuracy]}}
+claims:
+  up: {{experiment: digits, metric: average_accuracy, left: adam, right: sgd, expect: higher}}
+"""
+
+
+def _better(trial: Trial) -> list[list[float]]:
+    value = 0.5 + 0.01 * trial.seed + 0.1 * (trial.optimizer == "adam")
+    return [[0.1, 0.1], [value, 0.1], [value, value]]
 
 
 def test_every_table_names_its_rows_and_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
 
@@ -11,7 +12,7 @@ from rich.cells import cell_len
 from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, title_lines
 
-ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "numbers", "details"})
+ROLES: frozenset[doc.Role] = frozenset({"opening", "outline", "minor", "numbers", "details"})
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content security policy: the browser itself holds the page to fetching and running nothing."""
@@ -29,9 +30,9 @@ HEAD = """<!DOCTYPE html>
 {style}</style>
 </head>
 <body>
-<main>
-<h1>{title}</h1>
 """
+FEWEST_HEADINGS = 3
+"""With fewer, a page needs no contents."""
 TEXT_WIDTH = 40
 """Characters of a text that print leaves on one line, at most."""
 WIDE = 130
@@ -49,12 +50,40 @@ def render(document: doc.Report) -> str:
         title=escape(document.title),
         style=resources.files("optbench.report").joinpath("style.css").read_text(encoding="utf-8"),
     )
-    return head + "".join(f"{line}\n" for line in _blocks(document.blocks)) + "</main>\n</body>\n</html>\n"
+    shown = tuple(doc.shown(document.blocks, ROLES))
+    lines = [*_contents(shown), "<main>", f"<h1>{escape(document.title)}</h1>", *_body(shown), "</main>"]
+    return head + "".join(f"{line}\n" for line in lines) + "</body>\n</html>\n"
 
 
 def escape(text: str) -> str:
     """`text` on one line, for an element or a quoted attribute."""
     return html.escape(one_line(text))
+
+
+def _contents(shown: Sequence[doc.Shown]) -> Iterator[str]:
+    """Links to the headings of a page, for a wide screen."""
+    headings = [block for block in shown if isinstance(block, doc.Heading)]
+    if len(headings) < FEWEST_HEADINGS:
+        return
+    yield from ('<nav aria-label="Contents">', "<ol>")
+    for number, heading in enumerate(headings):
+        yield f'<li class="level-{heading.level}"><a href="#section-{number}">{escape(heading.text)}</a></li>'
+    yield from ("</ol>", "</nav>")
+
+
+def _body(shown: Sequence[doc.Shown]) -> Iterator[str]:
+    """The blocks of a page, whose headings the contents link to."""
+    numbers = itertools.count()
+    for block in shown:
+        if isinstance(block, doc.Heading):
+            yield _heading(block, f' id="section-{next(numbers)}"')
+        else:
+            yield from _block(block)
+
+
+def _heading(heading: doc.Heading, attributes: str = "") -> str:
+    tag = f"h{min(heading.level + 1, 6)}"
+    return f"<{tag}{attributes}>{escape(heading.text)}</{tag}>"
 
 
 def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
@@ -64,9 +93,8 @@ def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
 
 def _block(block: doc.Shown) -> Iterator[str]:
     match block:
-        case doc.Heading(text, level):
-            tag = f"h{min(level + 1, 6)}"
-            yield f"<{tag}>{escape(text)}</{tag}>"
+        case doc.Heading():
+            yield _heading(block)
         case doc.Paragraph(text, tone):
             yield f"<p{_class(tone)}>{escape(text)}</p>"
         case doc.Items(items, tone):

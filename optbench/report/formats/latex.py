@@ -14,7 +14,7 @@ from rich.cells import cell_len, chop_cells
 from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 
-ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "numbers"})
+ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "numbers"})
 
 LINE_WIDTH = 104
 """Characters of a table's line, in \\small on A4 with the margins below; the blanks between columns count as two."""

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from optbench.report import document as doc
 from optbench.report.layout import code_lines, one_line, title_lines
 
-ROLES: frozenset[doc.Role] = frozenset({"outline", "minor", "chart", "details"})
+ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "chart", "details"})
 
 ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 """What acts anywhere in a line. Not there: an underscore within a word, `<` before a blank or a digit, and brackets

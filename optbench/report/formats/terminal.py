@@ -16,7 +16,7 @@ from rich.text import Text
 from optbench.report import document as doc
 from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 
-ROLES: frozenset[doc.Role] = frozenset({"chart"})
+ROLES: frozenset[doc.Role] = frozenset({"closing", "chart"})
 FILE_WIDTH = 120
 
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")

@@ -1,0 +1,42 @@
+"""The primary comparison of a run: each optimizer against the first of its experiment, on the primary metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from optbench.report.comparison_report import judged_cell, place
+from optbench.report.document import Block, Cell, Heading, Paragraph, Table, columns
+from optbench.report.numbers import marked, name_with_arrow
+from optbench.report.summary import Section, Summary
+from optbench.stats.comparison import ArmComparison, compare_arms
+from optbench.stats.power import MIN_PAIRS
+
+
+def primary_blocks(summary: Summary) -> Iterable[Block]:
+    """Verdicts on a run; none on several runs, a tuning run, sweeps, or too few seeds for any."""
+    if len(summary.runs) != 1:
+        return
+    pairs = [pair for section in summary.sections for pair in _pairs(section)]
+    if not pairs:
+        return
+    metrics = {found.metric.name: found.metric for pair in pairs for found in pair.metrics}
+    rows = []
+    for pair in pairs:
+        cells = [judged_cell(found, with_size=True) if (found := pair.metric(name)) else Cell("") for name in metrics]
+        labels = [Cell(marked(arm.label, arm.shortcoming)) for arm in (pair.a, pair.b)]
+        rows.append((Cell(place(pair)), *labels, *cells))
+    yield Heading("Primary comparison")
+    titles = ("where", "A", "against B", *map(name_with_arrow, metrics.values()))
+    yield Table("Verdicts on the primary metrics", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
+    said = "Every optimizer with one setting against the first of its experiment, paired by seed: verdict and A - B."
+    yield Paragraph(f"{said} `optbench compare` has intervals, and any other pair.", "quiet")
+
+
+def _pairs(section: Section) -> Iterable[ArmComparison]:
+    variants = Counter(row.arm.optimizer for row in section.rows)
+    arms = [row.arm for row in section.rows if variants[row.arm.optimizer] == 1 and row.split == "test"]
+    for arm in arms[1:]:
+        pair = compare_arms(arm, arms[0], primary_only=True)
+        if len(pair.seeds) >= MIN_PAIRS:
+            yield pair
