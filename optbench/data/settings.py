@@ -56,7 +56,7 @@ class DatasetSettings(Kind):
         if settings["tokens"] == "bpe":
             return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
         if settings["vocabulary"] is not None:
-            raise KindError(f"vocabulary: expected none with tokens: bytes, of which there are {ASCII}; or tokens: bpe")
+            raise KindError(f"vocabulary: goes with tokens: bpe; got tokens: bytes, which are always {ASCII}")
         return {name: value for name, value in settings.items() if name != "vocabulary"}
 
     @classmethod

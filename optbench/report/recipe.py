@@ -31,7 +31,7 @@ def scheduling(schedule: RateSchedule) -> str:
         "constant": f"stays constant over {span}",
         "linear": f"falls linearly {end} over {span}",
         "cosine": f"falls as a cosine {end} over {span}",
-        "wsd": f"stays constant and falls linearly {end} over the last {schedule.decay:.3g} of {span}",
+        "wsd": f"stays constant and falls linearly {end} over the last {100 * schedule.decay:.3g}% of {span}",
     }
-    rise = f"rises over the first {schedule.warmup:.3g}, then " if schedule.warmup else ""
+    rise = f"rises over the first {100 * schedule.warmup:.3g}%, then " if schedule.warmup else ""
     return f"The learning rate {rise}{ways[schedule.kind]}."

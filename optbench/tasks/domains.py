@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
-from optbench.errors import UsageError
+from optbench.errors import UsageError, nearest
 from optbench.late import torch
 from optbench.streams import generator
 from optbench.tasks.examples import Examples, Part, Parts
 from optbench.tasks.kind import Outline
 from optbench.tasks.windows import TokensPerTask, Windows
 
-Order = Literal["fixed", "shuffled"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+def _one_of(order: object) -> object:
+    """One fault instead of one for each form."""
+    if isinstance(order, list | tuple) and len(order) and all(isinstance(name, str) for name in order):
+        return tuple(order)
+    if order in ("fixed", "shuffled"):
+        return order
+    guess = nearest(str(order), ("fixed", "shuffled"))
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    raise ValueError(f"expected fixed, shuffled or a list of domains, got {order!r}{hint}")
+
+
+Order = Annotated[Literal["fixed", "shuffled"] | tuple[str, ...], BeforeValidator(_one_of)]
 
 
 class Domains:

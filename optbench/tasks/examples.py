@@ -183,11 +183,11 @@ def check_augment(augment: Augment | None, dataset: Dataset) -> None:
     if augment is None:
         return
     if len(shape := dataset.inputs.shape) != 3:
-        what = f"expected images of shape (C, H, W), got inputs of shape {tuple(shape)}"
-        raise UsageError(f"protocol.augment: {what}, as {dataset.name} has")
+        got = f"inputs of shape {tuple(shape)} from {dataset.name}"
+        raise UsageError(f"protocol.augment: expected images of shape (C, H, W), got {got}")
     if augment.crop >= (side := min(shape[1:])):
-        what = f"expected less than {side}, the side of images, got {augment.crop}"
-        raise UsageError(f"protocol.augment.crop: {what}, as {dataset.name} has")
+        whose = f"the side of the images of {dataset.name}"
+        raise UsageError(f"protocol.augment.crop: expected less than {side}, {whose}, got {augment.crop}")
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:

@@ -22,12 +22,12 @@ def test_a_schedule_is_a_sentence() -> None:
 
     assert said(kind="constant") == ""
     assert said(kind="constant", warmup=0.1) == (
-        "The learning rate rises over the first 0.1, then stays constant over a task's steps."
+        "The learning rate rises over the first 10%, then stays constant over a task's steps."
     )
     assert said(kind="cosine", warmup=0.05) == (
-        "The learning rate rises over the first 0.05, then falls as a cosine to 0 over a task's steps."
+        "The learning rate rises over the first 5%, then falls as a cosine to 0 over a task's steps."
     )
     assert said(kind="wsd", floor=0.1, span="all") == (
-        "The learning rate stays constant and falls linearly to 0.1 of its peak over the last 0.2 of the steps of all "
+        "The learning rate stays constant and falls linearly to 0.1 of its peak over the last 20% of the steps of all "
         "tasks."
     )

@@ -69,12 +69,17 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             ("{kind: text-domains, vocabulary: 300}", "{kind: domains}"),
             "7:21",
-            "dataset.kind: vocabulary: expected none with tokens: bytes, of which there are 128; or tokens: bpe",
+            "dataset.kind: vocabulary: goes with tokens: bpe; got tokens: bytes, which are always 128",
         ),
         (
             ("{kind: text-domain}", "{kind: domains}"),
             None,
             "unknown dataset 'text-domain'; did you mean 'text-domains'",
+        ),
+        (
+            (TEXT, "{kind: domains, order: shufled}"),
+            "8:35",
+            "tasks.order: expected fixed, shuffled or a list of domains, got 'shufled'; did you mean 'shuffled'?",
         ),
         (("{kind: text-domains, contxt: 8}", "{kind: domains}"), None, "did you mean 'context'"),
         (
