@@ -58,7 +58,9 @@ def _section(path: str, model: type[BaseModel]) -> str:
         (code(name), in_words(field, _link), default(field), said.get(name, ""))
         for name, field in model.model_fields.items()
     ]
-    title = f"## {code(path) or 'The file'} {{#{model.__name__.lower()}}}"
+    steps = path.split(".")
+    label = path if len(steps) < 3 else "…" + ".".join(["", *steps[2:]])
+    title = f"## {code(path) or 'The file'} {{#{model.__name__.lower()} data-toc-label='{label or 'The file'}'}}"
     return f"{title}\n\n{paragraphs(model.__doc__)}\n\n" + table(("key", "type", "default", "meaning"), rows)
 
 

@@ -310,7 +310,7 @@ class Suite(Settings):
     claims: dict[Name, Claim] = Field(default={})
     """What is expected, stated beforehand; `optbench report` judges each."""
     tune: Tune | None = None
-    """How `optbench tune` chooses settings; null: as `Tune` has it."""
+    """How `optbench tune` chooses settings; null: by the defaults of its keys."""
 
     def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
         """The optimizers that take part in an experiment, each with its overrides."""
