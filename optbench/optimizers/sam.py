@@ -61,10 +61,11 @@ class Sam(Wrapper):
 
         Raises TypeError without a closure.
         """
-        if self.steps is not None and self.taken >= self.steps:
-            self.base.step()
-            return None
-        self.taken += 1
+        if self.steps is not None:
+            if self.taken >= self.steps:
+                self.base.step()
+                return None
+            self.taken += 1
         if closure is None:
             raise TypeError("Sam.step needs a closure that computes loss and gradients anew")
         moved: list[tuple[Tensor, Tensor]] = []

@@ -130,7 +130,7 @@ def test_a_network_without_hidden_layers_is_refused_before_training(
     suite = small_suite({"it": penalised(SGD, strength)}, model={"kind": "mlp", "hidden": []}, seeds=7, **SHORT)
     (tmp_path / "suite.yaml").write_text(dump_suite(suite))
     said = refusal(capsys, tmp_path, "run", tmp_path / "suite.yaml", "--runs-dir", tmp_path / "runs", *more)
-    place = f"{tmp_path}/suite.yaml:29:15: experiments.small.models.net"
+    place = f"{tmp_path}/suite.yaml:30:15: experiments.small.models.net"
     assert said == f"{place}: rank-penalty: expected a model with layers below its last one, got none"
 
 

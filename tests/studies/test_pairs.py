@@ -613,7 +613,7 @@ def test_suites_without_pairs_keep_their_hash() -> None:
     suite = small_suite({"sgd": {"target": "sgd"}})
     content = suite.model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
-        for key in ("primary", "tuning", "pairs", "twins", "figures"):
+        for key in ("primary", "tuning", "pairs", "twins", "transfer", "figures"):
             del experiment[key]
         for model in experiment["models"].values():
             del model["initialisation"]
