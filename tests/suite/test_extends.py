@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -276,11 +275,13 @@ def test_a_run_and_its_resolved_suite_know_nothing_of_the_base(folder: Path) -> 
 # Whatever differs can be said.
 
 
-def test_every_shipped_suite_can_be_said_as_a_change_of_every_other(tmp_path: Path) -> None:
+def test_every_shipped_suite_can_be_said_as_a_change_of_others(tmp_path: Path) -> None:
+    """Of itself and of the three before it: of all others would be hundreds of pairs."""
     suites = {name: load_suite(path) for name, path in shipped_suites().items()}
     raw = {name: read_document(path).value for name, path in shipped_suites().items()}
     file = tmp_path / "own.yaml"
-    for base, meant in itertools.product(suites, repeat=2):
+    names = list(suites)
+    for base, meant in ((names[i - k], name) for i, name in enumerate(names) for k in range(4)):
         file.write_text(dump({"extends": base, **difference(raw[base], suites[base], suites[meant])}))
         assert load_suite(file) == suites[meant], (base, meant)
         assert (file.read_text() == f"extends: {base}\n") == (base == meant), "nothing but what differs"
