@@ -97,11 +97,15 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def hint(name: object, valid: Iterable[str]) -> str:
+    """`; did you mean 'adam'?`, or nothing where no valid name resembles it."""
+    guess = nearest(name, valid) if isinstance(name, str) else None
+    return f"; did you mean '{guess}'?" if guess else ""
+
+
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
     """`unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
     names = sorted(valid)
-    guess = nearest(name, names)
-    if guess and len(names) > MANY_NAMES:
-        return f"unknown {what} '{name}'; did you mean '{guess}'?"
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    return f"unknown {what} '{name}'{hint} (valid: {', '.join(names) or 'none'})"
+    meant = hint(name, names)
+    listed = "" if meant and len(names) > MANY_NAMES else f" (valid: {', '.join(names) or 'none'})"
+    return f"unknown {what} '{name}'{meant}{listed}"

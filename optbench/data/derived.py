@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from optbench.data.corruption import Corruption, corrupt
-from optbench.data.draws import draws
 from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError
 from optbench.kinds import Whole
 from optbench.late import torch
+from optbench.streams import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,11 +56,11 @@ def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 10
     counts = torch.bincount(base.train.targets, minlength=base.classes)
     if (smallest := int(counts.min())) == 0:
         raise DataError("imbalanced: of: expected training examples of every class")
-    generator, kept = draws("imbalanced", seed), []
+    stream, kept = generator(seed, None, "imbalanced"), []
     for label in range(base.classes):
         size = max(1, round(smallest * ratio ** (-label / max(1, base.classes - 1))))
         own = (base.train.targets == label).nonzero().squeeze(1)
-        kept.append(own[torch.randperm(len(own), generator=generator)[:size]])
+        kept.append(own[torch.randperm(len(own), generator=stream)[:size]])
     train = _select(base.train, torch.cat(kept).sort().values, "imbalanced: train")
     return replace(base, name=f"imbalanced {base.name}", train=train)
 
@@ -71,12 +71,12 @@ def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> 
     Exactly round(share · N) training labels are replaced by another class, drawn uniformly (symmetric noise). The test
     half stays as it is.
     """
-    base, generator = _labelled("noisy-labels", of), draws("noisy-labels", seed)
+    base, stream = _labelled("noisy-labels", of), generator(seed, None, "noisy-labels")
     if base.classes < 2:
         raise DataError("noisy-labels: of: expected at least 2 classes, got 1")
     targets = base.train.targets.clone()
-    wrong = torch.randperm(len(targets), generator=generator)[: round(share * len(targets))]
-    targets[wrong] = _others(targets[wrong], base.classes, generator)
+    wrong = torch.randperm(len(targets), generator=stream)[: round(share * len(targets))]
+    targets[wrong] = _others(targets[wrong], base.classes, stream)
     return replace(base, name=f"noisy-labels {base.name}", train=replace(base.train, targets=targets))
 
 
@@ -95,20 +95,20 @@ def spurious_patch(
     the test half it is `moved` to the place of another class, or `independent` of the label. Which class the patch
     stands for is in `Split.cues`, which the metric `cue_following` reads.
     """
-    base, generator = _labelled("spurious-patch", of), draws("spurious-patch", seed)
+    base, stream = _labelled("spurious-patch", of), generator(seed, None, "spurious-patch")
     _check_images("spurious-patch", base)
     if base.classes < 2:
         raise DataError("spurious-patch: of: expected at least 2 classes, got 1")
     inputs, targets = base.train.inputs, base.train.targets
     brightest = 255 if inputs.dtype == torch.uint8 else float(inputs.max())
     corners = _places(base.classes, inputs.shape[-2], inputs.shape[-1], size)
-    follows = torch.rand(len(targets), generator=generator) < probability
-    cues = torch.where(follows, targets, _others(targets, base.classes, generator))
+    follows = torch.rand(len(targets), generator=stream) < probability
+    cues = torch.where(follows, targets, _others(targets, base.classes, stream))
     train = replace(base.train, inputs=_patched(inputs, corners[cues], size, brightest), cues=cues)
     if test == "moved":
-        cues = _others(base.test.targets, base.classes, generator)
+        cues = _others(base.test.targets, base.classes, stream)
     else:
-        cues = torch.randint(base.classes, (len(base.test),), generator=generator)
+        cues = torch.randint(base.classes, (len(base.test),), generator=stream)
     moved = replace(base.test, inputs=_patched(base.test.inputs, corners[cues], size, brightest), cues=cues)
     return replace(base, name=f"spurious-patch {base.name}", train=train, test=moved)
 
@@ -117,7 +117,7 @@ def corrupted(*, of: DatasetSettings, corruption: Corruption, seed: Seed = 0) ->
     """Another dataset with every test image corrupted"""
     base = _labelled("corrupted", of)
     _check_images("corrupted", base)
-    inputs = corrupt(base.test.inputs, corruption, draws(f"corrupted/{corruption}", seed))
+    inputs = corrupt(base.test.inputs, corruption, generator(seed, None, f"corrupted/{corruption}"))
     return replace(base, name=f"corrupted {base.name}", test=replace(base.test, inputs=inputs))
 
 
@@ -144,9 +144,9 @@ def _select(half: Split, index: Tensor, what: str) -> Split:
     return replace(half, inputs=half.inputs[index], targets=half.targets[index], cues=cues)
 
 
-def _others(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _others(labels: Tensor, classes: int, stream: torch.Generator) -> Tensor:
     """A class other than each label (N,), uniformly."""
-    return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+    return (labels + torch.randint(1, classes, labels.shape, generator=stream)) % classes
 
 
 def _places(classes: int, height: int, width: int, size: int) -> Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optbench.data.draws import draws
 from optbench.late import torch
+from optbench.streams import generator
 
 if TYPE_CHECKING:
     from optbench.data.dataset import Dataset
@@ -29,7 +29,7 @@ def modular_addition_dataset(modulus: int, train_share: float, seed: int) -> Dat
     """
     from optbench.data.dataset import Dataset, Split
 
-    order = torch.randperm(modulus * modulus, generator=draws("modular-addition", seed))
+    order = torch.randperm(modulus * modulus, generator=generator(seed, None, "modular-addition"))
     a, b = order // modulus, order % modulus
     one_hot = torch.nn.functional.one_hot
     inputs = torch.cat([one_hot(a, modulus), one_hot(b, modulus)], 1).float()

@@ -31,14 +31,17 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one of them differs.
     """
-    begun = read_json(resume)
-    before = (begun.get("resumed") or [begun])[-1].get("provenance") or {}
-    if what := differs(before, record):
+    if what := differs(made_with(read_json(resume)), record):
         name, then, now = what
         raise UsageError(
             f"--resume {resume}: that run was made with {name} {then}, and this is {name} {now}: "
             "what is left would not be what it would have been; --force continues all the same"
         )
+
+
+def made_with(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The provenance of what a run trained last. record: its `run.json`, whose fields have been checked."""
+    return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Set
 from typing import Any, Literal
 
-from optbench.errors import OptimizerError, nearest
+from optbench.errors import OptimizerError, hint
 from optbench.optimizers.spec import GIVEN, GIVEN_VALUES, NEEDS, Need
 
 MODELS = ("model", "module", "net", "network")
@@ -82,10 +82,9 @@ def check_given(name: str, value: Any) -> None:
     """
     if isinstance(value, Mapping) and _GIVEN_KEY in value and given_name(value) is None:
         word = value[_GIVEN_KEY]
-        guess = nearest(word, GIVEN_VALUES) if isinstance(word, str) else None
-        hint = f"; did you mean '{guess}'?" if guess else ""
+        needed = f"{{given: {' | '.join(GIVEN_VALUES)}}}"
         raise OptimizerError(
-            f"hyper-parameter '{name}': expected {{given: {' | '.join(GIVEN_VALUES)}}}, got {dict(value)!r}{hint}"
+            f"hyper-parameter '{name}': expected {needed}, got {dict(value)!r}{hint(word, GIVEN_VALUES)}"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from optbench.errors import nearest
+from optbench.errors import hint
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
 """`its base's`: it adds to the loss or acts between tasks, and leaves the steps and their state to its base alone."""
@@ -99,8 +99,7 @@ class Hyper:
             needed += "".join(f" or {choice!r}" for choice in self.choices)
         if ok or (value is None and self.optional):
             return None
-        guess = nearest(value, self.choices) if isinstance(value, str) else None
-        return f"expected {needed}, got {value!r}" + (f"; did you mean '{guess}'?" if guess else "")
+        return f"expected {needed}, got {value!r}{hint(value, self.choices)}"
 
 
 LR, WEIGHT_DECAY = Hyper(1e-3, above=True), Hyper(0.0)

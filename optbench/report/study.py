@@ -36,7 +36,7 @@ class Study(Generic[Found]):
     leads: whether that part stands before the results.
     records: in JSON, of one run. lines: the same for csv, with `columns`.
     beside: values of `columns` that belong next to a result.
-    provenance: sentences on how the settings of a run came about.
+    provenance: sentences on how the settings of a run were chosen.
     """
 
     name: str

@@ -142,7 +142,7 @@ class RunSummary:
     studied: Mapping[str, Sequence[Any]]
     """What each study has found, by its name."""
     provenance: tuple[str, ...]
-    """What studies say on how its settings came about."""
+    """What studies say on how its settings were chosen."""
 
     @property
     def ended(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from optbench.errors import StoreError, nearest
+from optbench.errors import StoreError, hint
 from optbench.paths import user_path
 from optbench.store import pairs_table
 from optbench.store.contents import checked
@@ -173,8 +173,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
             check_entries(path)
             return path
     ids = run_ids(runs_dir)
-    guess = nearest(text, ids)
-    raise StoreError(f"no run '{text}' in {runs_dir}" + (f"; did you mean '{guess}'?" if guess else ""))
+    raise StoreError(f"no run '{text}' in {runs_dir}{hint(text, ids)}")
 
 
 def is_run(path: Path) -> bool:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from optbench.errors import UsageError, escaped, nearest
+from optbench.errors import UsageError, escaped, hint
 from optbench.paths import user_path
 
 _SUFFIXES = (".yaml", ".yml")
@@ -54,8 +54,5 @@ def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
     if os.path.exists(path):  # noqa: PTH110 (False for a name that is too long, too)
         return path
     bare = path.stem if path.suffix in _SUFFIXES else path.name
-    guess = nearest(bare, shipped)
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    names = ", ".join(shipped) or "none"
-    shown = escaped(name_or_path)
-    raise UsageError(f"no such file '{shown}', and no shipped suite of that name{hint} (shipped: {names})")
+    what = f"no such file '{escaped(name_or_path)}', and no shipped suite of that name{hint(bare, shipped)}"
+    raise UsageError(f"{what} (shipped: {', '.join(shipped) or 'none'})")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from optbench.errors import nearest
+from optbench.errors import hint
 from optbench.kinds import Whole
 from optbench.suite.fields import Settings
 
@@ -33,9 +33,7 @@ def _one_of(value: Any) -> Any:
         if isinstance(k, int | float) and not isinstance(k, bool) and k >= 1 and k == int(k):
             return value
         raise ValueError(f"expected a whole number of at least 1 as 'every', got {k!r}")
-    guess = nearest(value, ("all", "current")) if isinstance(value, str) else None
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    raise ValueError(f"expected all, current or {{every: k}}, got {value!r}{hint}")
+    raise ValueError(f"expected all, current or {{every: k}}, got {value!r}{hint(value, ('all', 'current'))}")
 
 
 Rule = Literal["all", "current"] | Every

@@ -14,7 +14,7 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
-from optbench.errors import nearest
+from optbench.errors import hint
 from optbench.targets.executing import importing, on_its_own
 from optbench.targets.source import Source, TargetError, read_folder, split
 
@@ -83,8 +83,7 @@ def find_attribute(module: Any, target: str) -> Any:
             found = getattr(module, attribute, None)
     if found is None:
         known = [name for name, value in names.items() if isinstance(name, str) and callable(value)]
-        guess = nearest(attribute, known)
-        raise TargetError(f"{target}: {where} has no '{attribute}'" + (f"; did you mean '{guess}'?" if guess else ""))
+        raise TargetError(f"{target}: {where} has no '{attribute}'{hint(attribute, known)}")
     return found
 
 

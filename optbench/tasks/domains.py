@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from optbench.errors import UsageError, nearest
+from optbench.errors import UsageError, hint
 from optbench.late import torch
 from optbench.streams import generator
 from optbench.tasks.examples import Examples, Part, Parts
@@ -21,9 +21,8 @@ def _one_of(order: object) -> object:
         return tuple(order)
     if order in ("fixed", "shuffled"):
         return order
-    guess = nearest(str(order), ("fixed", "shuffled"))
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    raise ValueError(f"expected fixed, shuffled or a list of domains, got {order!r}{hint}")
+    meant = hint(order, ("fixed", "shuffled"))
+    raise ValueError(f"expected fixed, shuffled or a list of domains, got {order!r}{meant}")
 
 
 Order = Annotated[Literal["fixed", "shuffled"] | tuple[str, ...], BeforeValidator(_one_of)]

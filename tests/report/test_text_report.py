@@ -13,7 +13,7 @@ from optbench.cli import main
 from optbench.metrics.score import MARGIN
 from optbench.plan import Trial
 from optbench.report.figures import figures
-from optbench.report.figures.forgetting_curves import curves, forgetting_curves
+from optbench.report.figures.forgetting_curves import forgetting_curves, read_curves
 from optbench.stats.arms import arms
 from optbench.stats.claims import judge_claims
 from optbench.stats.comparison import compare_arms
@@ -135,7 +135,7 @@ def test_claims_name_the_score(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_forgetting_curves_begin_where_the_domain_was_learnt_and_end_where_it_ends(run: Path) -> None:
     results = results_of(run)
-    found = curves(results)
+    found = read_curves(results)
     assert {task for _, task in found} == {1}
     assert {trial for trial, _ in found} == {trial.id for trial in results.trials if trial.experiment == "text"}
     for (trial, _), curve in found.items():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from optbench.counting import grouped
 from optbench.report.figures import style
+from optbench.report.figures.curves import Curves, lines
+from optbench.report.figures.curves import draw as draw_curves
 from optbench.report.figures.drawing import Figure, Panel
 from optbench.report.figures.series import Group, Series, chunks, groups, mean
 from optbench.report.figures.tasks import task_names
@@ -23,15 +25,10 @@ WIDTH, HEIGHT = 4.2, 2.7
 MOST = 4
 """Tasks that are shown: the first ones, which are forgotten longest."""
 
-Curve = tuple[tuple[float, float], ...]
-"""Tasks trained so far, the one in training counted in part, and the score, from the end of the task's own training."""
-Curves = Mapping[tuple[str, int], Curve]
-"""By trial and task."""
-
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
     """One figure per experiment and model that follows its earlier tasks, one panel per task."""
-    read = {result.run.path: curves(result) for result in results}
+    read = {result.run.path: read_curves(result) for result in results}
     found = []
     for group in groups(results) if any(read.values()) else ():
         tasks = sorted({task for series in group.shown for task in _tasks(series, read)})[:MOST]
@@ -40,8 +37,11 @@ def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
     return found
 
 
-def curves(results: Results) -> Curves:
-    """The curves of every trial; points without a score are left out."""
+def read_curves(results: Results) -> Curves[int]:
+    """The curves of every trial and task, from the end of its own training; points without a score are left out.
+
+    x: tasks trained so far, the one in training counted in part.
+    """
     in_bits = {trial.id: trial.experiment in results.in_bits for trial in results.trials}
     rows = results.run.table(EarlierRow.table).to_pylist()
     last: dict[tuple[str, int], int] = {}
@@ -67,28 +67,17 @@ def _score(accuracy: float | None, bits: float | None, *, in_bits: bool) -> floa
     return math.nan if found is None else found
 
 
-def _tasks(series: Series, read: Mapping[Path, Curves]) -> set[int]:
+def _tasks(series: Series, read: Mapping[Path, Curves[int]]) -> set[int]:
     known, trials = read[series.arm.results.run.path], {trial.id for trial in series.trials}
     return {task for trial, task in known if trial in trials}
 
 
-def _lines(series: Series, task: int, read: Mapping[Path, Curves]) -> list[Curve]:
-    known = read[series.arm.results.run.path]
-    return [known[trial.id, task] for trial in series.trials if known.get((trial.id, task))]
-
-
-def _means(lines: Sequence[Curve]) -> Curve:
-    """The mean at every place that all seeds have."""
-    shared = set.intersection(*({place for place, _ in line} for line in lines))
-    return tuple((place, mean([dict(line)[place] for line in lines])) for place in sorted(shared))
-
-
-def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves]) -> Figure:
-    shown = [series for series in group.shown if any(_lines(series, task, read) for task in tasks)]
+def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves[int]]) -> Figure:
+    shown = [series for series in group.shown if any(lines(series, task, read) for task in tasks)]
     names = task_names(shown[0].arm.tasks, shown[0].arm.tasks.count).names
     score, first = score_of(shown), tasks[0]
-    limits = style.limits([y for s in shown for task in tasks for line in _lines(s, task, read) for _, y in line])
-    ends = [(s.label, mean([line[-1][1] for line in lines])) for s in shown if (lines := _lines(s, first, read))]
+    limits = style.limits([y for s in shown for task in tasks for line in lines(s, task, read) for _, y in line])
+    ends = [(s.label, mean([line[-1][1] for line in found])) for s in shown if (found := lines(s, first, read))]
     what = (
         f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, from the "
         "end of its own training on, while later tasks are trained; a thin line is a seed, a thick one the mean."
@@ -99,15 +88,10 @@ def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves]) -> 
 
 
 def _panel(
-    name: str, task: int, part: Sequence[Series], read: Mapping[Path, Curves], limits: tuple[float, float]
+    name: str, task: int, part: Sequence[Series], read: Mapping[Path, Curves[int]], limits: tuple[float, float]
 ) -> Panel:
     def draw(axes: Axes) -> None:
-        for series in part:
-            shown, lines = style.look(series), _lines(series, task, read)
-            style.draw_curves(axes, lines, shown)
-            if lines and (middle := _means(lines)):
-                x, y = zip(*middle, strict=True)
-                style.draw_line(axes, x, y, shown, label="_mean")
+        draw_curves(axes, part, task, read)
         axes.set_xlim(1, part[0].arm.tasks.count)
         axes.set_ylim(limits)
         style.labels(axes, "tasks trained", score_of(part))

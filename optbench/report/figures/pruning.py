@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optbench.report.figures import style
+from optbench.report.figures.curves import Curve, Curves, lines, mean_curve
+from optbench.report.figures.curves import draw as draw_curves
 from optbench.report.figures.drawing import Figure, Panel
-from optbench.report.figures.series import Group, Series, chunks, groups, mean
+from optbench.report.figures.series import Group, Series, chunks, groups
 from optbench.report.figures.wording import group_figure, means
 from optbench.stats.results import Results
 
@@ -19,26 +21,21 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 4.2, 3.1
 SCOPES = {"global": "the largest of all weights", "layer": "the largest of each layer"}
 
-Curve = tuple[tuple[float, float], ...]
-"""Share of the weights kept and accuracy, by ascending share."""
-Curves = Mapping[tuple[str, str], Curve]
-"""By trial and scope."""
-
 
 def pruning(results: Sequence[Results]) -> list[Figure]:
     """One figure per experiment and model, one panel per scope."""
-    read = {result.run.path: curves(result) for result in results}
+    read = {result.run.path: read_curves(result) for result in results}
     figures = []
     for group in groups(results):
-        found = {scope: [s for s in group.shown if _lines(s, scope, read)] for scope in _scopes(read)}
+        found = {scope: [s for s in group.shown if lines(s, scope, read)] for scope in _scopes(read)}
         if drawn := {scope: shown for scope, shown in found.items() if shown}:
             figures.append(_figure(group, drawn, read))
     return figures
 
 
-def curves(results: Results) -> Curves:
-    """The pruning curves after the last task; points without an accuracy are left out."""
-    found = {}
+def read_curves(results: Results) -> Curves[str]:
+    """The pruning curves after the last task, by share kept and scope; points without an accuracy are left out."""
+    found: dict[tuple[str, str], Curve] = {}
     for key, curve in results.pruning.items():
         points = [(keep, accuracy) for keep, accuracy in curve.tolist() if math.isfinite(accuracy) and keep > 0]
         if points:
@@ -46,25 +43,14 @@ def curves(results: Results) -> Curves:
     return found
 
 
-def _scopes(read: Mapping[Path, Curves]) -> list[str]:
+def _scopes(read: Mapping[Path, Curves[str]]) -> list[str]:
     present = {scope for known in read.values() for _, scope in known}
     return sorted(present, key=lambda scope: (list(SCOPES).index(scope) if scope in SCOPES else len(SCOPES), scope))
 
 
-def _lines(series: Series, scope: str, read: Mapping[Path, Curves]) -> list[Curve]:
-    known = read[series.arm.results.run.path]
-    return [known[trial.id, scope] for trial in series.trials if (trial.id, scope) in known]
-
-
-def _means(lines: Sequence[Curve]) -> Curve:
-    """The mean at every share that all seeds have."""
-    shared = set.intersection(*({keep for keep, _ in line} for line in lines))
-    return tuple((keep, mean([dict(line)[keep] for line in lines])) for keep in sorted(shared))
-
-
-def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[Path, Curves]) -> Figure:
+def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[Path, Curves[str]]) -> Figure:
     scope, shown = next(iter(drawn.items()))
-    middle = {series.label: _means(_lines(series, scope, read)) for series in shown}
+    middle = {series.label: mean_curve(lines(series, scope, read)) for series in shown}
     # The share next to a tenth: where solutions differ, and the dense one is not yet far away.
     near = min(
         (keep for line in middle.values() for keep, _ in line), key=lambda k: abs(math.log(k / 0.1)), default=1.0
@@ -79,15 +65,10 @@ def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[P
     return group_figure(group, "pruning", "pruning", what, alt, panels)
 
 
-def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves]) -> Panel:
+def _panel(scope: str, part: Sequence[Series], read: Mapping[Path, Curves[str]]) -> Panel:
     def draw(axes: Axes) -> None:
         style.log_axis(axes, "x")
-        for series in part:
-            shown, lines = style.look(series), _lines(series, scope, read)
-            style.draw_curves(axes, lines, shown)
-            if middle := _means(lines):
-                x, y = zip(*middle, strict=True)
-                style.draw_line(axes, x, y, shown, label="_mean")
+        draw_curves(axes, part, scope, read)
         style.labels(axes, "share of the weights kept", "accuracy at the end")
 
     return Panel(draw, WIDTH, HEIGHT, SCOPES.get(scope, scope), part)
