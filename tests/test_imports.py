@@ -26,6 +26,7 @@ HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy', 'pandas'}"
         "costing.document",
         "costing.session",
         "cli.costing",
+        "cli.exporting",
     ],
 )
 def test_importing_needs_no_torch(module: str) -> None:

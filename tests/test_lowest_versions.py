@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = ("optimizers", "tune")
-"""All that users install; `dev` is for those who change optbench."""
+EXTRAS = ("optimizers", "tune", "tensorboard")
+"""What users install and CI tests; `dev` is for those who change optbench."""
 BOUND = re.compile(r"([A-Za-z0-9_.-]+)>=([0-9.]+)")
 
 
@@ -70,6 +70,7 @@ def test_the_lowest_versions_run_the_smoke_suite(tmp_path: Path) -> None:
         "report low -o low.html",
         "report low -o low.tex --figures figures",
         "report low --format json",
+        "export low --to tensorboard logs",
         "compare low:sgd low:shampoo",
         "check muon",
         "check lion",
@@ -88,7 +89,7 @@ def test_the_lowest_versions_run_the_smoke_suite(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"optbench {words}: {done.stderr}"
-        assert done.stdout or "-o" in words.split(), words
+        assert done.stdout or "-o" in words.split() or words.startswith("export"), words
         assert "Warning" not in done.stderr, f"optbench {words}: {done.stderr}"
     refused = subprocess.run(
         [environment / "bin" / "optbench", "compare", "low"],

@@ -365,6 +365,42 @@ def merge(
 
 
 @app.command()
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", autocompletion=completion.runs, help="A run directory, a run id, or latest; finished or not."
+        ),
+    ],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", parser=options.path_option("DIR"), help="Where to write: a new or empty folder."),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TRACKER",
+            autocompletion=completion.one_of(completion.TRACKERS),
+            help="tensorboard, or wandb (offline: nothing is sent).",
+        ),
+    ],
+    runs_dir: options.RunsDir = Path("runs"),
+    debug: options.Debug = False,
+) -> None:
+    """Write a run's trials as files of TensorBoard or Weights & Biases, with its HTML report.
+
+    Of each trial: training curves, accuracies after each task, online accuracies, hyper-parameters and final metrics.
+    """
+
+    def command() -> int:
+        from optbench.cli.exporting import export_run
+
+        return export_run(run, to, folder, runs_dir)
+
+    _leave(command)
+
+
+@app.command()
 def check(
     target: Annotated[
         str,

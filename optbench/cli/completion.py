@@ -21,6 +21,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 SAMPLERS = ("grid", "random", "tpe")
 SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
+TRACKERS = ("tensorboard", "wandb")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
 """Repeated here because importing them from where they are defined is too slow for a completion."""
 

@@ -13,7 +13,7 @@ from optbench.counting import count
 from optbench.errors import ComparisonError, NothingMeasuredError, UsageError
 from optbench.report import Illustration, run_report, summarise
 from optbench.report.claims_against import claims_against
-from optbench.report.formats import FORMATS, choose_format
+from optbench.report.formats import FORMATS, choose_format, render_text
 from optbench.report.records import with_trials
 from optbench.report.summary import run_summary
 from optbench.stats.arms import arms
@@ -72,6 +72,12 @@ def report_runs(
     deliver(with_trials(document, results) if per_trial else document, chosen, output)
     if not summary.measured:
         raise NothingMeasuredError(f"nothing was measured in {', '.join(run.run for run in summary.runs)}")
+
+
+def html_report(results: Results) -> str:
+    """What `optbench report --format html` writes of one run."""
+    drawn = illustrations([results], None, inline=True, output=None)
+    return render_text(run_report(summarise([results], STUDIES), drawn), "html")
 
 
 def report_claims_against(

@@ -20,8 +20,16 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(whole):
         return np.empty(0)
-    valid = _buffer(pc.is_valid(whole).cast(pa.uint8()), np.uint8)
-    return np.where(valid, _buffer(whole.cast(pa.float64()), np.float64), math.nan)
+    return np.where(known(whole), _buffer(whole.cast(pa.float64()), np.float64), math.nan)
+
+
+def known(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
+    """Whether each value of a column is there, (rows,); False where null."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not len(whole):
+        return np.empty(0, np.bool_)
+    found: NDArray[np.bool_] = _buffer(pc.is_valid(whole).cast(pa.uint8()), np.uint8).astype(np.bool_)
+    return found
 
 
 def vectors(column: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from optbench.checks.recognise import NAMES
 from optbench.cli import completion, main
 from optbench.cli.listing import LISTS
 from optbench.costing.sizes import SIZES
+from optbench.export.trackers import TRACKERS
 from optbench.metrics import METRICS
 from optbench.optimizers.registry import OPTIMIZERS
 from optbench.report.formats import FORMATS
@@ -84,7 +85,7 @@ def written_as_bash_does(line: str) -> list[str]:
 
 SUITES = [*shipped_suites(), "mine.yaml"]
 LINES = {
-    "optbench ": ["run", "tune", "compare", "report", "cost", "merge", "check", "init", "list"],
+    "optbench ": ["run", "tune", "compare", "report", "cost", "merge", "export", "check", "init", "list"],
     "optbench co": ["compare", "cost"],
     "optbench cost shampoo-5": ["shampoo-512", "shampoo-512-every-20"],
     "optbench cost --size ": list(SIZES),
@@ -117,6 +118,9 @@ LINES = {
     "optbench report --format ": list(FORMATS),
     "optbench run --device c": ["cpu", "cuda"],
     "optbench tune --sampler ": list(typing.get_args(Sampler)),
+    "optbench export sec": ["second"],
+    "optbench export second --to ": list(TRACKERS),
+    "optbench export second --to tensorboard ": [],
     "optbench check ": [name for names in NAMES.values() for name in names],
     "optbench check cnn": ["cnn"],
     "optbench check fashion": ["fashion-mnist"],
@@ -136,6 +140,7 @@ def test_names_that_are_written_down_twice_are_the_same() -> None:
     assert list(completion.FORMATS) == list(FORMATS)
     assert list(completion.KINDS) == list(LISTS)
     assert list(completion.SIZES) == list(SIZES)
+    assert list(completion.TRACKERS) == list(TRACKERS)
 
 
 @pytest.mark.parametrize(
