@@ -19,8 +19,8 @@ import torch
 
 from optbench.data import load
 from optbench.engine import Workspace, train
-from optbench.engine.members import Progress
 from optbench.plan import cohorts, complete, trials
+from optbench.plan.progress import Progress
 from optbench.suite import Suite
 
 AROUND = 5

@@ -63,6 +63,10 @@ class DeviceError(OptbenchError):
     """A device that this machine or this build of PyTorch does not have."""
 
 
+class WorkerError(OptbenchError):
+    """Workers that cannot be started, or must not train for a run."""
+
+
 class OptimizerError(OptbenchError):
     """An optimizer that cannot be imported, is not an optimizer, or refuses its hyper-parameters."""
 

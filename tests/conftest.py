@@ -20,6 +20,7 @@ from optbench.cli import main
 from optbench.data import Dataset, Split, load
 from optbench.engine import TrialResult, Workspace, train
 from optbench.engine.transfer import load_transfer
+from optbench.execution.backend import Backend
 from optbench.execution.messages import Compare, Compared, Divide, Failed, Finished, Job, Train, Unit, halved
 from optbench.execution.work import do
 from optbench.plan import Cohort, cohorts, complete, trials
@@ -68,8 +69,8 @@ CLOCK = ["train_seconds", "optimizer_seconds", "evaluation_seconds", "gradients"
 class PoolHere:
     """In the place of `execution.pool.Pool`: trains in this process, which saves seconds of starting others."""
 
-    def __init__(self, devices: Sequence[str]) -> None:
-        self.device = torch.device(devices[0])
+    def __init__(self, backend: Backend) -> None:
+        self.device = torch.device(backend.device)
 
     def kill(self) -> None:
         """There are no processes."""

@@ -90,7 +90,7 @@ def _early(context: typer.Context) -> Iterator[None]:
             wanted = False
     from optbench.execution.nursery import early
 
-    with early(given["device"], wanted=wanted):
+    with early(given["device"], wanted=wanted and given["on"] == "local"):
         yield
 
 
@@ -121,6 +121,7 @@ def run(
     context: typer.Context,
     suite: options.Suite = None,
     device: options.Device = "auto",
+    on: options.On = "local",
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     seeds: Annotated[
@@ -189,6 +190,7 @@ def tune(
         ),
     ] = None,
     device: options.Device = "auto",
+    on: options.On = "local",
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     seeds: Annotated[

@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PLACES = ("local", "ray", "ray:")
 SAMPLERS = ("grid", "random", "tpe")
 SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")

@@ -13,6 +13,7 @@ from optbench.counting import count, grouped
 from optbench.data.catalog import FACTS
 from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError, escaped
+from optbench.execution.backends import Place
 from optbench.execution.preflight import check_optimizers, check_penalties, find_code, placed
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
@@ -42,6 +43,8 @@ def show_plan(plan: Plan, options: Options) -> None:
         OptbenchError: a user's optimizer refuses its settings, a model does not fit its data or an optimizer, or a
             protocol asks for more examples than a dataset has.
     """
+    place = Place.parse(options.on)
+    place.check_device(options.device)
     _check_sizes(plan)
     check_penalties(plan.suite, plan.trials)
     models, resume, claims = _models(plan, options), options.resume, plan.suite.claims
@@ -54,6 +57,8 @@ def show_plan(plan: Plan, options: Options) -> None:
             else ""
         )
         console.print(Text(f"{plan.suite.name}: {planned}{left}"), soft_wrap=True)
+        if not place.is_local:
+            console.print(Text(f"on {place.describe(options.device)}"), soft_wrap=True)
         if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
             console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)
         if plan.comparisons:
@@ -205,7 +210,9 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         from optbench.engine.blueprint import Blueprint
         from optbench.engine.device import resolve
 
-        lock_step = LOCK_STEP["cpu" if resolve(options.device).type == "cpu" else "accelerator"]
+        # Of a cluster's devices this machine may have none.
+        device = resolve(options.device).type if Place.parse(options.on).is_local else options.device
+        lock_step = LOCK_STEP["cpu" if device in ("cpu", "auto") else "accelerator"]
 
         try:
             dataset = load(experiment.dataset, options.data_dir, download=False)

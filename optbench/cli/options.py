@@ -50,6 +50,14 @@ Device = Annotated[
         help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.",
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        metavar="PLACE",
+        autocompletion=completion.one_of(completion.PLACES),
+        help="Where workers run: local; ray, the cluster of this machine, or a new one; ray:ADDRESS, that cluster.",
+    ),
+]
 RunName = Annotated[
     str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
 ]
@@ -92,13 +100,14 @@ Suite = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Worker processes; by default one per core, or one per GPU.")
+    int | None, typer.Option(metavar="N", min=1, help="Workers at a time; by default one per core, or one per GPU.")
 ]
 ForceResume = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="With --resume: continue even if torch, the kind of device, the CPU or your code has changed.",
+        help="With --resume: continue even if torch, the kind of device, the CPU or your code has changed. "
+        "With --on: let workers with other versions of torch or optbench train, too.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]

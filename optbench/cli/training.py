@@ -40,6 +40,7 @@ class Request:
 
     suite: str | None = None
     device: str = "auto"
+    on: str = "local"
     runs_dir: Path = Path("runs")
     name: str | None = None
     seeds: str | None = None
@@ -87,6 +88,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
     """What the runner is told. resume: the run to go on with."""
     return Options(
         device=request.device,
+        on=request.on,
         runs_dir=request.runs_dir,
         name=request.name,
         data_dir=request.data_dir,
@@ -117,7 +119,7 @@ def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
     """The suite that is trained, and its file."""
     if request.suite is None and resume is None:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
-    check_directory(request.name, resume, force=request.force)
+    check_directory(request.name, resume, force=request.force and request.on == "local")
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)

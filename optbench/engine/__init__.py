@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from optbench.engine.members import Notify, Progress, TrialResult
+from optbench.engine.members import Notify, TrialResult
 from optbench.engine.train import train
 from optbench.engine.workspace import Workspace
+from optbench.plan.progress import Progress
 
 __all__ = ["Notify", "Progress", "TrialResult", "Workspace", "train"]

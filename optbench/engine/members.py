@@ -14,23 +14,9 @@ from optbench.engine.lanes import MemberState
 from optbench.engine.lanes.verification import Verification
 from optbench.errors import spoken
 from optbench.plan import Trial
+from optbench.plan.progress import Progress
 from optbench.store.tables import Row
 from optbench.suite.protocol import Protocol
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one trial is; sent whenever something was measured."""
-
-    trial: str
-    task: int
-    """1..T, the task in training."""
-    fraction: float
-    """Of all tasks, 0..1; a task that stops early jumps to its end."""
-    accuracy: float | None
-    """On the current task, of the examples that evaluations during training use."""
-    status: str
-
 
 Notify = Callable[[Progress], None]
 

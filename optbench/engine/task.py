@@ -19,11 +19,12 @@ from optbench.engine.evaluate import Score, finite
 from optbench.engine.faults import ModelError, of_the_machine
 from optbench.engine.lanes import RefusedError
 from optbench.engine.lockstep import LockStep, Stretch
-from optbench.engine.members import Member, Progress, Schedule, Stopper
+from optbench.engine.members import Member, Schedule, Stopper
 from optbench.engine.statistics import reestimated, running
 from optbench.engine.updates import Watch, watched
 from optbench.errors import UsageError
 from optbench.optimizers.explain import explained
+from optbench.plan.progress import Progress
 from optbench.store.tables import CurveRow, EarlierRow
 from optbench.streams import generator
 from optbench.tasks import Examples, TaskSequence

@@ -7,8 +7,10 @@ session         owns the run: hands pieces to workers, writes what they find
     interrupts  Ctrl-C ends a run, but never tears what is being written
     comparisons the solutions of a seed, compared once all of its trials have ended
     view        who watches
-pool            worker processes of one thread each
-    nursery     where they come from: forks of one process that imports for all of them, or spawned
+pool            hands units to workers, tries again what was lost
+backend         where workers run: the one interface
+    local       processes of this machine, of one thread each
+        nursery where they come from: forks of one process that imports for all of them, or spawned
     worker      what such a process imports, and its loop
     messages    what a worker is given, and what it answers
     work        what it does: trains a cohort as far as memory allows, or compares solutions

@@ -30,6 +30,30 @@ class Job:
     """The folder for cohorts' states at the end of a task."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """What targets mean: the users' code as the run's own process has read it."""
+    elsewhere: Elsewhere | None = None
+    """For workers of other machines; they read no file of the run's own process."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a worker of another machine has to know of the run's own process.
+
+    made_with: its versions and CPU instructions, by name. installed: source hashes of what a run uses of installed
+    packages, by target. force: train although something differs. notes: what is said of trials besides.
+    """
+
+    made_with: Mapping[str, str]
+    installed: Mapping[str, str]
+    force: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset for a worker of another machine: pickled, by its settings as JSON."""
+
+    key: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,28 @@ class Failed:
     error_type: str
     message: str
     details: str = ""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A worker of another machine has saved the state of a cohort, in a part there."""
+
+    part: Path
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Such a part as it arrived from there: its files by name, whose checksums are among them."""
+
+    name: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something about workers that is worth a line."""
+
+    text: str
 
 
 Answer: TypeAlias = Finished | Compared | Divide | Failed

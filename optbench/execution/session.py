@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from optbench.counting import count
 from optbench.errors import StoreError
+from optbench.execution.backends import Place, open_backend
 from optbench.execution.comparisons import Comparisons, compared, unknown_pairs
 from optbench.execution.directory import check_provenance, places
 from optbench.execution.interrupts import Interrupts
-from optbench.execution.messages import Compare, Compared, Failed, Finished, Job, Train
+from optbench.execution.messages import Arrived, Compare, Compared, Failed, Finished, Job, Said, Train
 from optbench.execution.nursery import early
 from optbench.execution.pool import Pool
 from optbench.execution.preflight import Code, check, find_code, left_of
@@ -36,7 +37,7 @@ from optbench.metrics.own import metric_record, resolve
 from optbench.plan import Cohort, Trial
 from optbench.store import RunWriter
 from optbench.store.damaged import set_damaged_aside
-from optbench.store.interim import Begun, find_begun
+from optbench.store.interim import Begun, find_begun, write_arrived
 from optbench.store.lock import RunLock
 from optbench.store.pairs_table import NOT_COMPARED
 from optbench.store.parts import INTERIM
@@ -50,7 +51,7 @@ from optbench.suite.measured import with_readings
 from optbench.targets import using
 
 if TYPE_CHECKING:
-    from optbench.engine import Progress
+    from optbench.execution.pool import Passed
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Options:
     command: tuple[str, ...] = ()
     leaves: bool = False
     """Whether a second interrupt ends the process at once: the command line's does, Python's only kills the workers."""
+    on: str = "local"
+    """Where workers run: `local`, `ray`, `ray:ADDRESS`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    with early(options.device), Session(options, view or View()) as session:
+    with early(options.device, wanted=Place.parse(options.on).is_local), Session(options, view or View()) as session:
         session.train(session.begin(suite))
     return session.outcome
 
@@ -110,22 +113,27 @@ class Session:
         """Takes the run to be resumed, if there is one.
 
         Raises:
-            OptbenchError: there is no such device, or another process has the run.
+            OptbenchError: there is no such device or backend, or another process has the run.
         """
         # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
-        from optbench.engine.device import cores, resolve, worker_devices
+        import torch
 
         self._options, self._view = options, view
-        self._device = resolve(options.device)
-        devices = worker_devices(options.device, self._device, options.jobs, cores())
-        self._jobs = len(devices)
+        self._place = Place.parse(options.on)
+        self._place.check_device(options.device)
         self._signals = Interrupts(self._interrupted_again)
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._code = Code()
         self._exits = contextlib.ExitStack()
-        self._lock = RunLock(options.resume) if options.resume is not None else None
-        self._pool = Pool([str(device) for device in devices])  # last: where this raises, nothing is left to be ended
+        backend = open_backend(self._place, options.device, options.jobs, force=options.force)
+        try:
+            self._lock = RunLock(options.resume) if options.resume is not None else None
+        except BaseException:
+            backend.close()
+            raise
+        self._device, self._jobs = torch.device(backend.device), backend.jobs
+        self._pool = Pool(backend)
 
     def __enter__(self) -> Session:
         self._exits.enter_context(self._signals)
@@ -182,6 +190,8 @@ class Session:
 
         options = self._options
         record = provenance(str(self._device), accelerators(), cpu_capability(), self._jobs)
+        if not self._place.is_local:
+            record["on"] = options.on
         if options.resume is not None:
             # A run of another version is refused here, before anything in it is called damaged.
             if not options.force:
@@ -249,7 +259,7 @@ class Session:
             with held():
                 self._take(event, plan, left)
 
-    def _take(self, event: Progress | Finished | Compared | Failed, plan: Plan, left: Comparisons) -> None:
+    def _take(self, event: Passed, plan: Plan, left: Comparisons) -> None:
         if isinstance(event, Finished):
             weights = event.weights if plan.suite.experiments[event.cohort.experiment].checkpoints else ()
             places = {trial.id: self.writer.checkpoint(trial, found) for trial, found in weights}
@@ -260,6 +270,10 @@ class Session:
             self._view.message(compared(event.comparison))
         elif isinstance(event, Failed):
             self._failed(event, plan.suite, left)
+        elif isinstance(event, Arrived):
+            write_arrived(self.writer.path / INTERIM, event.name, event.files)
+        elif isinstance(event, Said):
+            self._view.message(event.text)
         else:
             self._view.progress(event)
 
@@ -277,11 +291,15 @@ class Session:
         """Check whatever can be wrong with settings and data, before anything is trained; the plan, its tasks known."""
         plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
         if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
+            import torch
+
             from optbench.engine.constructors import try_constructors
             from optbench.engine.uncompiled import made_without_dynamo
 
             with made_without_dynamo():
-                try_constructors(plan.suite, left_of(plan), self._device, self._options.data_dir, self._view.warning)
+                # Of a cluster's devices this machine may have none.
+                device = self._device if self._place.is_local else torch.device("cpu")
+                try_constructors(plan.suite, left_of(plan), device, self._options.data_dir, self._view.warning)
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:

@@ -21,7 +21,20 @@ from optbench.engine.interim import CannotResume, Interim
 from optbench.engine.outside import OutsideState
 from optbench.engine.solutions import compare
 from optbench.errors import OptbenchError, OptimizerError, StoreError
-from optbench.execution.messages import Answer, Compare, Compared, Divide, Failed, Finished, Train, Unit, Weights
+from optbench.execution.elsewhere import differences
+from optbench.execution.messages import (
+    Answer,
+    Compare,
+    Compared,
+    Divide,
+    Elsewhere,
+    Failed,
+    Finished,
+    Saved,
+    Train,
+    Unit,
+    Weights,
+)
 from optbench.isolation import isolated
 from optbench.optimizers.load import load_factory
 from optbench.plan import Cohort, Trial
@@ -34,16 +47,25 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 1.0
 """Least time between two saved states of a cohort; shorter work is cheaper to repeat."""
+LEAST_SECONDS_ELSEWHERE = 20.0
+"""Likewise where they are sent to another machine."""
 SHARE = 0.02
 """At most about this share of the time is spent on keeping it."""
 ANEW = "trained from the start when resumed"
 OTHER = {"device": "on another kind of device", "code": "by other code"}
 
 
-def do(unit: Unit, workspace: Workspace, notify: Callable[[Progress], None], interim: Path) -> Answer:
+def do(
+    unit: Unit,
+    workspace: Workspace,
+    notify: Callable[[Progress | Saved], None],
+    interim: Path,
+    elsewhere: Elsewhere | None = None,
+) -> Answer:
     """Do one unit; whatever goes wrong in it is an answer, too, so that the others go on.
 
-    interim: the folder for cohorts' states at the end of a task.
+    interim: the folder for cohorts' states at the end of a task. elsewhere: where the run's own process is on another
+    machine, which is notified of every state that is saved.
 
     Raises:
         OptbenchError: the settings are to blame, other than an optimizer's, and no user's code is used; or `interim`
@@ -51,7 +73,9 @@ def do(unit: Unit, workspace: Workspace, notify: Callable[[Progress], None], int
     """
     try:
         with isolated():
-            return _train(unit, workspace, notify, interim) if isinstance(unit, Train) else _compare(unit, workspace)
+            if isinstance(unit, Compare):
+                return _compare(unit, workspace)
+            return _train(unit, workspace, notify, interim, elsewhere)
     except OptbenchError as error:
         # Other trials do not depend on what a user's code does, or on whether its file is there.
         if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
@@ -79,10 +103,19 @@ def failed(unit: Unit, error: Exception) -> Divide | Failed:
     return Failed(unit, "OutOfMemory", f"not enough memory to {what}" + (f": {reason}" if reason else ""))
 
 
-def _train(unit: Train, workspace: Workspace, notify: Callable[[Progress], None], interim: Path) -> Finished:
+def _train(
+    unit: Train,
+    workspace: Workspace,
+    notify: Callable[[Progress | Saved], None],
+    interim: Path,
+    elsewhere: Elsewhere | None,
+) -> Finished:
     outside = OutsideState(load_factory(target) for trial in unit.cohort.trials for target in trial.user_optimizers)
     with alerts() as operations:
         keeper = _Keeper(unit, interim, workspace, operations)
+        if elsewhere is not None:
+            keeper.notes += [*differences(elsewhere.made_with), *elsewhere.notes]
+            keeper.least_seconds, keeper.saved, keeper.must = LEAST_SECONDS_ELSEWHERE, notify, False
         begun = _read_begun(unit, keeper)
         try:
             results = train(unit.cohort, workspace, notify, keeper, begun)
@@ -138,6 +171,9 @@ class _Keeper:
         self._written_at = time.monotonic()
         self._seconds = 0.0
         self._possible = True
+        self.least_seconds = LEAST_SECONDS
+        self.saved: Callable[[Saved], None] = lambda saved: None
+        self.must = True  # in the run directory, where nothing else could be written either
 
     def anew(self, trials: Iterable[str], reason: str) -> None:
         """Remember why trials are trained from the start, although a part of it had been done."""
@@ -145,16 +181,18 @@ class _Keeper:
 
     def __call__(self, take: Callable[[], list[Interim]]) -> None:
         started = time.monotonic()
-        if not self._possible or started - self._written_at < max(LEAST_SECONDS, self._seconds / SHARE):
+        if not self._possible or started - self._written_at < max(self.least_seconds, self._seconds / SHARE):
             return
         trials = {trial.id: trial for trial in self._cohort.trials}
         try:
             interims = take()
-            write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
+            part = write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
+            self.saved(Saved(part))
             # Where no optimizer's state can be kept, that is all there is to write.
             self._possible = any(interim.refused is None for interim in interims)
         except StoreError:
-            raise
+            if self.must:
+                raise
         except Exception:  # no room for another copy, say: to keep it is for the worst case, and no reason to fail
             gc.collect()
         self._written_at = time.monotonic()

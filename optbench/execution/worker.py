@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,8 +17,9 @@ from optbench.execution.nursery import heedless
 
 if TYPE_CHECKING:
     from optbench.data import Dataset
+    from optbench.data.settings import DatasetSettings
     from optbench.engine import Workspace
-    from optbench.execution.messages import Answer, Job, Unit
+    from optbench.execution.messages import Answer, Data, Job, Unit
 
 
 def prepare() -> None:
@@ -65,54 +69,82 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
     heedless()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
-    import torch
-
-    from optbench.data import load
-    from optbench.engine import Workspace
-    from optbench.engine.device import settle
-    from optbench.engine.transfer import load_transfer
     from optbench.errors import KindError, OptbenchError
-    from optbench.execution.messages import Job
+    from optbench.execution.backend import Refused
+    from optbench.execution.elsewhere import unlike
+    from optbench.execution.messages import Data, Job
     from optbench.execution.work import do, failed
     from optbench.targets import use
 
-    job: Job | None = None
-    workspaces: dict[str, Workspace] = {}  # the last one, by its experiment
-    loaded: tuple[str, Dataset] | None = None  # the last one, by its settings
+    desk: _Desk | None = None
     while True:
         try:
-            received: Job | Unit = connection.recv()
+            received: Job | Data | Unit = connection.recv()
         except EOFError:
             return
         if isinstance(received, Job):
-            job = received
-            use(job.sources)
-            workspaces.clear()
-            loaded = None
+            use(received.sources)
+            if received.elsewhere is not None and (difference := unlike(received)) is not None:
+                if not received.elsewhere.force:
+                    connection.send(Refused(f"{difference} on {socket.gethostname()}"))
+                noted = dataclasses.replace(received.elsewhere, notes=(f"trained with another {difference}",))
+                received = dataclasses.replace(received, elsewhere=noted)
+            desk = _Desk(received, device)
             continue
-        assert job is not None
+        assert desk is not None
+        if isinstance(received, Data):
+            desk.data[received.key] = received.content
+            continue
         unit = received
         try:
-            if unit.experiment not in workspaces:
-                experiment = job.suite.experiments[unit.experiment]
-                workspaces.clear()  # one experiment's arrays at a time
-                wanted = experiment.dataset.model_dump_json()
-                if loaded is None or loaded[0] != wanted:
-                    loaded = None
-                    loaded = wanted, load(experiment.dataset, job.data_dir, download=False)
-                settle(torch.device(device))
-                other = load_transfer(experiment, job.data_dir)
-                workspaces[unit.experiment] = Workspace.of(
-                    experiment, loaded[1], job.suite.seed, torch.device(device), other
-                )
-            workspace = workspaces[unit.experiment]
-            _answer(do(unit, workspace, connection.send, job.interim), connection)
+            workspace, job = desk.workspace(unit.experiment), desk.job
+            _answer(do(unit, workspace, connection.send, job.interim, job.elsewhere), connection)
         except KindError as error:
             _answer(failed(unit, error), connection)
         except OptbenchError as error:
             connection.send(error)
         except Exception as error:  # in making the workspace, or in sending: nothing is sent until all of it is pickled
             _answer(failed(unit, error), connection)
+
+
+class _Desk:
+    """What a worker keeps from one unit of a job to the next: the last workspace, and the last dataset."""
+
+    def __init__(self, job: Job, device: str) -> None:
+        self.job = job
+        self.data: dict[str, bytes] = {}
+        """Datasets that were sent, by their settings."""
+        self._device = device
+        self._workspaces: dict[str, Workspace] = {}  # by its experiment
+        self._loaded: tuple[str, Dataset] | None = None  # by its settings
+
+    def workspace(self, name: str) -> Workspace:
+        """The workspace of an experiment."""
+        import torch
+
+        from optbench.engine import Workspace
+        from optbench.engine.device import settle
+
+        if name not in self._workspaces:
+            experiment, device = self.job.suite.experiments[name], torch.device(self._device)
+            self._workspaces.clear()  # one experiment's arrays at a time
+            wanted = experiment.dataset.model_dump_json()
+            if self._loaded is None or self._loaded[0] != wanted:
+                self._loaded = None
+                self._loaded = wanted, self._load(experiment.dataset)
+            settle(device)
+            other = None if experiment.transfer is None else self._load(experiment.transfer)
+            self._workspaces[name] = Workspace.of(experiment, self._loaded[1], self.job.suite.seed, device, other)
+            self.data.clear()
+        return self._workspaces[name]
+
+    def _load(self, settings: DatasetSettings) -> Dataset:
+        if (content := self.data.get(settings.model_dump_json())) is not None:
+            found: Dataset = pickle.loads(content)
+            return found
+        from optbench.data import load
+
+        return load(settings, self.job.data_dir, download=False)
 
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:

@@ -34,6 +34,7 @@ def run(
     models: Sequence[str] = (),
     set: Mapping[str, Any] | None = None,
     device: str = "auto",
+    on: str = "local",
     jobs: int | None = None,
     runs_dir: str | Path = "runs",
     name: str | None = None,
@@ -54,13 +55,15 @@ def run(
         experiments: only these; all of them where empty.
         models: likewise.
         set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as the option of `optbench run`, as are the next four.
+        device: as the option of `optbench run`, as are the next five.
+        on: where workers run: `local`, `ray`, `ray:ADDRESS`.
         jobs: worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id.
         data_dir: the folder of datasets that do not come with optbench.
         resume: a run to continue. Objects that were given to it must be given again.
-        force: with `resume`: continue although torch, the kind of device, the CPU or your code has changed.
+        force: with `resume`: continue although torch, the kind of device, the CPU or your code has changed; with `on`:
+            have workers with other versions of torch and optbench train, too.
         progress: show it on standard error.
 
     Raises:
@@ -74,11 +77,12 @@ def run(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs: expected at least 1, got {jobs}")
     with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file:
-        check_directory(name, existing, force=force)
+        check_directory(name, existing, force=force and on == "local")
         choice = choice_of(seeds, optimizers, experiments, models, set or {}, objects, only_known=suite is None)
         folder = Path.cwd() if isinstance(suite, Mapping | Suite) else file.parent
         options = Options(
             device=str(device),
+            on=str(on),
             runs_dir=Path(runs_dir),
             name=name,
             data_dir=Path(data_dir) if data_dir is not None else None,

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from optbench.errors import StoreError
 from optbench.plan import Trial
-from optbench.store.parts import find_parts, remove, table_files, write_part
+from optbench.store.parts import MANIFEST, find_parts, is_whole, remove, table_files, write_part
 from optbench.store.read import read_rows
 from optbench.store.tables import ALL_TABLES, Row, arrow_table
 
@@ -42,8 +42,10 @@ class Kept:
     rows: Sequence[Row]
 
 
-def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> None:
+def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> Path:
     """Write the state of the trainings of a cohort, which are resumed together, in place of their earlier one.
+
+    Returns the part.
 
     cohort: its id. trials: all that `kept` names, by id.
 
@@ -63,9 +65,40 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
     }
     new = f"{cohort}.{kept[0].record['task']}"
     write_part(folder, new, files)
+    _remove_older(folder, new)
+    return folder / new
+
+
+def write_arrived(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Write a part that was made elsewhere, in place of the cohort's earlier one; not one that arrived damaged.
+
+    files: their contents by name, with the manifest among them.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if is_whole(files):
+        content = {file: data for file, data in files.items() if file != MANIFEST}
+        write_part(
+            folder, name, {file: functools.partial(Path.write_bytes, data=data) for file, data in content.items()}
+        )
+        _remove_older(folder, name)
+
+
+def _remove_older(folder: Path, new: str) -> None:
+    """Remove all parts of a cohort but the part `new`."""
+    cohort = new.rpartition(".")[0]
     for part in find_parts(folder):
         if part.name.rpartition(".")[0] == cohort and part.name != new:
             remove(part)
+
+
+def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
+    """The parts that hold any of these trials, by their ids."""
+    wanted = set(trials)
+    return [
+        part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))
+    ]
 
 
 def read_interim(part: Path) -> list[Kept]:

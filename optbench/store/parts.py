@@ -104,6 +104,17 @@ def check_part(part: Path) -> None:
         raise StoreError(f"{part / extra[0]}: not a file of this run")
 
 
+def is_whole(files: Mapping[str, bytes]) -> bool:
+    """True if these are the files of a part with its manifest, each as it was written; by name."""
+    try:
+        sums = json.loads(files[MANIFEST])
+    except (KeyError, ValueError):
+        return False
+    others = {name: content for name, content in files.items() if name != MANIFEST}
+    plain = all(Path(name).name == name for name in others)
+    return plain and sums == {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}
+
+
 def _sum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

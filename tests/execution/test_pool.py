@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from optbench.cli import main
+from optbench.execution.local import LocalProcesses, LocalWorker
 from optbench.execution.messages import Finished, Job, Train
 from optbench.execution.nursery import FORKS, Nursery
-from optbench.execution.pool import Pool, _Worker
+from optbench.execution.pool import Pool
 from optbench.execution.schedule import make_plan, spread
 from optbench.suite import dump_suite
 from tests.conftest import PoolHere, small_suite
@@ -42,14 +43,14 @@ def test_a_worker_has_its_next_unit_while_what_it_found_is_written(
     plan = make_plan(small_suite(OURS, **SHORT))
     first, second = units = [Train(cohort, {}) for cohort in spread(plan, 1, 8)]
     order: list[tuple[str, str]] = []
-    give = _Worker.give
+    give = LocalWorker.give
 
-    def noted(worker: _Worker, unit: Train, job: Job) -> None:
+    def noted(worker: LocalWorker, unit: Train, job: Job) -> None:
         order.append(("given", unit.id))
         give(worker, unit, job)
 
-    monkeypatch.setattr(_Worker, "give", noted)
-    pool = Pool(["cpu"])
+    monkeypatch.setattr(LocalWorker, "give", noted)
+    pool = Pool(LocalProcesses(["cpu"]))
     try:
         events = pool.train(units, Job(plan.suite, None, tmp_path, {}))
         order.extend(("taken", event.cohort.id) for event in events if isinstance(event, Finished))
@@ -74,7 +75,7 @@ def _heeds_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_heeds_interrupts")
-@pytest.mark.parametrize(("owner", "name"), [(_Worker, "give"), (Pool, "_hand_out")], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), [(LocalWorker, "give"), (Pool, "_hand_out")], ids=["before", "after"])
 def test_an_interrupt_around_the_writing_of_a_result_neither_loses_nor_doubles_it(
     owner: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

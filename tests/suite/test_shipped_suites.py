@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from optbench.cli import main
+from optbench.execution.backend import Backend
 from optbench.execution.pool import Pool
 from optbench.optimizers.registry import check_settings
 from optbench.plan import trials
@@ -162,11 +163,13 @@ class KeptPool(Pool):
 
 @pytest.fixture(scope="module")
 def _kept_pools() -> Iterator[None]:
-    pools: dict[tuple[str, ...], KeptPool] = {}
+    pools: dict[tuple[str, int], KeptPool] = {}
 
-    def kept(devices: Sequence[str]) -> KeptPool:
-        if (key := tuple(devices)) not in pools:
-            pools[key] = KeptPool(devices)
+    def kept(backend: Backend) -> KeptPool:
+        if (key := (backend.device, backend.jobs)) not in pools:
+            pools[key] = KeptPool(backend)
+        else:
+            backend.close()
         return pools[key]
 
     with pytest.MonkeyPatch.context() as patch:

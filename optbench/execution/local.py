@@ -1,0 +1,120 @@
+"""Worker processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.connection
+import pickle
+import signal
+import time
+from collections.abc import Sequence
+
+from optbench.execution.backend import Died, Message, Worker
+from optbench.execution.messages import Data, Job, Unit
+from optbench.execution.nursery import Nursery, nursery
+
+PATIENCE = 1.0
+"""Seconds that a process has to end by itself."""
+
+
+class LocalProcesses:
+    """A `Backend`: one process for each of `devices`."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._devices = devices
+        self._nursery = nursery(devices)
+        self._workers: list[LocalWorker] = []
+
+    @property
+    def device(self) -> str:
+        return self._devices[0]
+
+    @property
+    def jobs(self) -> int:
+        return len(self._devices)
+
+    def begin(self, job: Job, units: Sequence[Unit]) -> None:
+        """Nothing is needed: processes read the same files."""
+
+    def start(self, place: int) -> LocalWorker:
+        self._workers.append(worker := LocalWorker(self._devices[place], self._nursery))
+        return worker
+
+    def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        by_connection = {worker.connection: worker for worker in workers if isinstance(worker, LocalWorker)}
+        # `wait` returns what it was given
+        return [by_connection[ready] for ready in multiprocessing.connection.wait(list(by_connection))]  # type: ignore[index]
+
+    def discard(self, worker: Worker) -> None:
+        assert isinstance(worker, LocalWorker)
+        worker.stop()
+        self._workers.remove(worker)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.process.terminate()  # all of them, before any is waited for
+        until = time.monotonic() + PATIENCE
+        for worker in self._workers:
+            worker.stop(max(0.0, until - time.monotonic()))
+        self._workers.clear()
+        self._nursery.close()
+
+    def kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        self._nursery.kill()
+
+
+class LocalWorker:
+    """A process, and our end of its connection."""
+
+    is_ready = True
+
+    def __init__(self, device: str, nursery: Nursery) -> None:
+        self._device, self._nursery = device, nursery
+        self.connection, self.process = nursery.start(device)
+        self._job: Job | None = None
+
+    def give(self, unit: Unit, job: Job, data: Sequence[Data] = ()) -> None:
+        """data: datasets that it needs and cannot read, and has not been sent before."""
+        with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
+            if self._job is not job:
+                self.connection.send(job)
+                self._job = job
+            for one in data:
+                self.connection.send(one)
+            self.connection.send(unit)
+
+    def receive(self) -> Message:
+        try:
+            event: Message = self.connection.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self.process.join(timeout=1)  # so that its own exit code is seen, not that of being stopped
+            return Died(_cause(self.stop()))
+        return event
+
+    def renew(self) -> None:
+        self.stop()
+        self.connection, self.process = self._nursery.start(self._device)
+        self._job = None
+
+    def stop(self, seconds: float = PATIENCE) -> int | None:
+        """End the process, and kill it where it is still there after `seconds`; its exit code."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join(timeout=seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode
+
+
+def _cause(code: int | None) -> str:
+    """`signal SIGKILL: the system does that when memory is short` of -9."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+    return f"{name}: the system sends it when memory is short" if name == "SIGKILL" else name

@@ -1,0 +1,114 @@
+"""What is sent to workers that share no files with the run's own process, with a hash that is checked on arrival.
+
+A job with the users' code, datasets, and units with what they resume from or compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optbench.data import load
+from optbench.data.settings import DatasetSettings
+from optbench.execution.elsewhere import made_with
+from optbench.execution.messages import Compare, Elsewhere, Job, Train, Unit
+from optbench.store.interim import Begun, find_holding
+from optbench.suite.schema import ExperimentSettings
+from optbench.targets import split
+
+INTERIM, WEIGHTS = "interim", "weights"
+"""Folders of what comes with a unit, below a folder of the worker's own."""
+
+
+class DamagedError(Exception):
+    """What was sent is not what arrived."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Something pickled, and its SHA-256. content: bytes, or where a backend has put them."""
+
+    sum: str
+    content: Any
+
+    @staticmethod
+    def of(content: bytes) -> Parcel:
+        return Parcel(hashlib.sha256(content).hexdigest(), content)
+
+    def checked(self, content: bytes) -> bytes:
+        """Return the content, now that it is here. Raises DamagedError where it is not what was sent."""
+        if (found := hashlib.sha256(content).hexdigest()) != self.sum:
+            raise DamagedError(f"arrived damaged: expected SHA-256 {self.sum[:16]}..., got {found[:16]}...")
+        return content
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A unit whose paths are relative, and the files at them."""
+
+    unit: Unit
+    files: Mapping[str, bytes]
+
+
+def pack(unit: Unit, interim: Path) -> bytes:
+    """Pack a unit with the files that it reads. interim: the folder for cohorts' states."""
+    files: dict[str, bytes] = {}
+
+    def take(place: str, file: Path) -> None:
+        with contextlib.suppress(OSError):  # reading it will say so, there as here
+            files[place] = file.read_bytes()
+
+    if isinstance(unit, Train):
+        for part in find_holding(interim, [trial.id for trial in unit.cohort.trials]):
+            for file in part.iterdir():
+                take(f"{INTERIM}/{part.name}/{file.name}", file)
+        begun = {trial: Begun(Path(INTERIM, place.part.name), place.task) for trial, place in unit.begun.items()}
+        return pickle.dumps(_Packed(dataclasses.replace(unit, begun=begun), files))
+    places = {trial: Path(WEIGHTS, f"{i}.safetensors") for i, trial in enumerate(unit.places)}
+    for trial, place in places.items():
+        take(place.as_posix(), unit.places[trial])
+    return pickle.dumps(_Packed(dataclasses.replace(unit, places=places), files))
+
+
+def unpack(content: bytes, folder: Path) -> Unit:
+    """Return the unit that was packed, its files written below a folder."""
+    packed: _Packed = pickle.loads(content)
+    for name, data in packed.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    if isinstance(unit := packed.unit, Compare):
+        return dataclasses.replace(unit, places={trial: folder / place for trial, place in unit.places.items()})
+    begun = {trial: Begun(folder / place.part, place.task) for trial, place in unit.begun.items()}
+    return dataclasses.replace(unit, begun=begun)
+
+
+def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
+    """Return the job as other machines are given it, without paths of this one."""
+    targets = {
+        target
+        for unit in units
+        for trial in (unit.cohort.trials if isinstance(unit, Train) else unit.comparison.trials)
+        for target in trial.user_files
+    }
+    known = {target: job.sources.get(split(target)[0]) for target in sorted(targets)}
+    installed = {target: source.hash for target, source in known.items() if source is not None and source.is_installed}
+    return dataclasses.replace(
+        job, data_dir=None, interim=Path(INTERIM), elsewhere=Elsewhere(made_with(), installed, force)
+    )
+
+
+def datasets(experiment: ExperimentSettings) -> dict[str, DatasetSettings]:
+    """The datasets of an experiment, by the keys that they are sent under."""
+    found = (experiment.dataset, experiment.transfer)
+    return {settings.model_dump_json(): settings for settings in found if settings is not None}
+
+
+def packed_dataset(settings: DatasetSettings, data_dir: Path | None) -> bytes:
+    """Load a dataset, which has been found before, and pickle it."""
+    return pickle.dumps(load(settings, data_dir, download=False), protocol=pickle.HIGHEST_PROTOCOL)

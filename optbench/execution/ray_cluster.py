@@ -1,0 +1,301 @@
+"""Workers on a Ray cluster: an actor for each, with one CPU or one GPU of its own.
+
+What a worker needs goes through Ray's object store, what it finds comes back as an actor's results: no file is shared.
+Ray is imported when a cluster is joined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from optbench.errors import CONTROL, DeviceError, WorkerError
+from optbench.execution.agent import Agent, Hello
+from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
+from optbench.execution.elsewhere import refusal
+from optbench.execution.messages import Arrived, Job, Said, Unit
+from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset
+
+HEARTBEAT = 2.0
+"""Seconds after which an actor answers although there is nothing to tell, so that it can be asked to end."""
+STALLED = 30.0
+"""Seconds without any worker after which it is said that the cluster has no room."""
+PATIENCE = 5.0
+"""Seconds that actors have to end by themselves."""
+
+
+class RayAgent(Agent):
+    """The agent in an actor. Parcels that are sent to many actors lie in the object store."""
+
+    def fetch(self, content: Any) -> bytes:
+        if isinstance(content, bytes):
+            return content
+        import ray
+
+        found: bytes = ray.get(content)
+        return found
+
+
+class RayCluster:
+    """A `Backend`: joins a cluster, or starts one of this machine where there is none."""
+
+    def __init__(self, address: str | None, device: str, jobs: int | None, *, force: bool = False) -> None:
+        """address: of a cluster to join; None: one that runs on this machine, else a new one.
+
+        Raises:
+            DeviceError: the cluster has no such device.
+            WorkerError: it cannot be joined.
+        """
+        self._exits = contextlib.ExitStack()
+        self._force = force
+        self._workers: list[_RayWorker] = []
+        self._job: tuple[Job, Job, Parcel] | None = None  # as it was given, as workers have it
+        self._data: dict[str, Parcel] = {}
+        self._none_since: float | None = None
+        try:
+            self._exits.enter_context(_joined(address, jobs))
+            import ray
+
+            found = ray.cluster_resources()
+            cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
+            self.device = "cuda" if device == "cuda" or (device == "auto" and gpus) else "cpu"
+            count = gpus if self.device == "cuda" else cpus
+            if not count:
+                raise DeviceError(f"--device {device}: the Ray cluster has no {'GPU' if gpus == 0 and cpus else 'CPU'}")
+            self.jobs = jobs or count
+            needs = {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+            self._actors = ray.remote(RayAgent).options(**needs, max_restarts=0, max_task_retries=0)
+        except BaseException:
+            self._exits.close()
+            raise
+
+    def begin(self, job: Job, units: Sequence[Unit]) -> None:
+        import ray
+
+        sent = job_for_elsewhere(job, units, force=self._force)
+        parcel = Parcel.of(pickle.dumps(sent))
+        self._job = job, sent, Parcel(parcel.sum, ray.put(parcel.content))
+        for experiment in dict.fromkeys(unit.experiment for unit in units):
+            for key, settings in datasets(job.suite.experiments[experiment]).items():
+                if key not in self._data:
+                    packed = Parcel.of(packed_dataset(settings, job.data_dir))
+                    self._data[key] = Parcel(packed.sum, ray.put(packed.content))
+
+    def start(self, place: int) -> Worker:
+        self._workers.append(worker := _RayWorker(self))
+        return worker
+
+    def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        import ray
+
+        ours = [worker for worker in workers if isinstance(worker, _RayWorker)]
+        self._notice_stall(ours)
+        if filled := [worker for worker in ours if worker.inbox]:
+            return filled
+        pending = {worker.pending(): worker for worker in ours}
+        if not pending:
+            time.sleep(0.1)
+            return []
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+        if done:
+            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        return [pending[reference] for reference in done]
+
+    def _notice_stall(self, workers: Sequence[_RayWorker]) -> None:
+        """Have a worker that has not started say so, where none has for a while."""
+        if any(worker.is_ready for worker in self._workers) or not workers:
+            self._none_since = None
+        elif self._none_since is None:
+            self._none_since = time.monotonic()
+        elif time.monotonic() - self._none_since > STALLED:
+            what = "GPU" if self.device == "cuda" else "CPU"
+            workers[0].inbox.append(Said(f"waiting for the Ray cluster: no {what} is free for a worker"))
+            self._none_since = float("inf")  # it is said once, until there was one
+
+    def parcel(self, job: Job) -> Parcel:
+        assert self._job is not None, "begin comes first"
+        assert self._job[0] is job, "begin comes first"
+        return self._job[2]
+
+    def data(self, job: Job, experiment: str) -> dict[str, Parcel]:
+        """The datasets of an experiment."""
+        return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
+
+    def actor(self) -> Any:
+        """Start an actor; it may have to wait for room."""
+        return self._actors.remote(self._process_device)
+
+    @property
+    def _process_device(self) -> str:
+        return "cuda:0" if self.device == "cuda" else "cpu"
+
+    def verdict(self, hello: Hello) -> Ready | Refused:
+        """Whether an actor's process may train for this run."""
+        reason = refusal(hello.versions, hello.host)
+        return Ready() if reason is None or self._force else Refused(reason)
+
+    def discard(self, worker: Worker) -> None:
+        assert isinstance(worker, _RayWorker)
+        worker.kill()
+        self._workers.remove(worker)
+
+    def close(self) -> None:
+        import ray
+
+        try:
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                closing = [worker.actor.close.remote() for worker in self._workers if worker.is_ready]
+                if closing:
+                    ray.wait(closing, num_returns=len(closing), timeout=PATIENCE)
+            for worker in self._workers:
+                worker.kill()
+        finally:
+            self._workers.clear()
+            self._exits.close()
+
+    def kill(self) -> None:
+        """Actors end with this process, or with `close`, which follows where it goes on."""
+
+
+class _RayWorker:
+    """An actor, and what it has said."""
+
+    def __init__(self, cluster: RayCluster) -> None:
+        self._cluster = cluster
+        self.is_ready = False
+        self.actor = cluster.actor()
+        self.inbox: deque[Message | Arrived | Said] = deque()
+        self._pending: Any = None
+
+    def pending(self) -> Any:
+        """A reference to what the actor says next."""
+        if self._pending is None:
+            self._pending = self.actor.receive.remote(HEARTBEAT)
+        return self._pending
+
+    def give(self, unit: Unit, job: Job) -> None:
+        sent, data = Parcel.of(pack(unit, job.interim)), self._cluster.data(job, unit.experiment)
+        with contextlib.suppress(Exception):  # it is gone: reading from it says so
+            self.actor.give.remote(sent, self._cluster.parcel(job), data)
+
+    def receive(self) -> Message | Arrived | Said:
+        import ray
+
+        if not self.inbox:
+            reference, self._pending = self.pending(), None
+            try:
+                found = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                return _fault(error)
+            self.inbox.extend(self._cluster.verdict(one) if isinstance(one, Hello) else one for one in found)
+        message = self.inbox.popleft() if self.inbox else None
+        if isinstance(message, Ready):
+            self.is_ready = True
+        return message
+
+    def renew(self) -> None:
+        with contextlib.suppress(Exception):  # likewise
+            self.actor.renew.remote()
+
+    def kill(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # likewise
+            ray.kill(self.actor)
+
+
+def _fault(error: Exception) -> Lost | Refused:
+    """What an error of Ray's means for the worker that it was raised for."""
+    import ray
+
+    lines = [line.strip() for line in CONTROL.sub("\n", str(error)).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayActorError) and getattr(error, "_actor_init_failed", False):
+        return Refused(f"a worker cannot start on the Ray cluster: {lines[-1] if lines else error}")
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return Lost("its node is gone or cannot be reached")
+    said = " ".join(lines)
+    if "node has died" in said or "node was terminated" in said or "node failure" in said:
+        return Lost("its node has died")
+    host = next((line.removeprefix("ip: ") for line in lines if line.startswith("ip: ")), None)
+    return Lost(f"its process on {host} has died" if host else lines[0] if lines else type(error).__name__)
+
+
+@contextlib.contextmanager
+def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
+    """Be connected to a cluster in the block; where this process is connected already, to that one.
+
+    Raises:
+        WorkerError: there is no such cluster.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with _quiet():
+        where = f"--on ray:{address}" if address else "--on ray"
+        try:
+            with _undisturbed():
+                _connect(address, jobs)
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise WorkerError(f"{where}: cannot join: {lines[0] if lines else type(error).__name__}") from error
+        try:
+            yield
+        finally:
+            with _undisturbed():
+                ray.shutdown()
+
+
+def _connect(address: str | None, jobs: int | None) -> None:
+    import ray
+
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        try:
+            ray.init(address="auto", **settings)
+            return
+        except ConnectionError:
+            from optbench.engine.device import cores
+
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+            ray.init(address="local", num_cpus=jobs or cores(), include_dashboard=False, **settings)
+    else:
+        ray.init(address=address, **settings)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray write nothing: it writes the errors of a cluster to standard output, which is for results."""
+    from ray._private import worker
+
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ray change nothing of this process's own: it installs handlers of signals, and warns of its own future."""
+    numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # it was not set from Python
+                signal.signal(number, handler)
