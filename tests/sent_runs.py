@@ -121,6 +121,7 @@ def commands(run: Path) -> dict[str, list[str]]:
     other = ["--runs-dir", str(run.parent)]
     return {
         "report": ["report", str(run), "--format", "json"],
+        "export": ["export", str(run), "--to", "tensorboard", str(run.parent / "exported")],
         "compare": ["compare", f"{run}:sgd", f"{run}:adam", "--format", "json"],
         "resume": ["run", "--resume", run.name, *other],
         "dry run": ["run", "--resume", run.name, "--dry-run", *other],
