@@ -59,7 +59,7 @@ def _request(context: typer.Context) -> Request:
     given: dict[str, Any] = {
         field.name: context.params.get(many.get(field.name, field.name)) for field in fields(Request)
     }
-    given |= {name: tuple(given[name] or ()) for name in many}
+    given |= {name: tuple(given[name] or ()) for name in (*many, "set_on")}
     given["debug"] = bool(given["debug"] or context.find_root().params.get("debug"))
     return Request(**given)
 
@@ -122,6 +122,7 @@ def run(
     suite: options.Suite = None,
     device: options.Device = "auto",
     on: options.On = "local",
+    set_on: options.SetOn = None,
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     seeds: Annotated[
@@ -191,6 +192,7 @@ def tune(
     ] = None,
     device: options.Device = "auto",
     on: options.On = "local",
+    set_on: options.SetOn = None,
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     seeds: Annotated[

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PLACES = ("local", "ray", "ray:")
+PLACES = ("local", "ray", "ray:", "slurm")
 SAMPLERS = ("grid", "random", "tpe")
 SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")

@@ -43,7 +43,7 @@ def show_plan(plan: Plan, options: Options) -> None:
         OptbenchError: a user's optimizer refuses its settings, a model does not fit its data or an optimizer, or a
             protocol asks for more examples than a dataset has.
     """
-    place = Place.parse(options.on)
+    place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
     _check_sizes(plan)
     check_penalties(plan.suite, plan.trials)
@@ -211,7 +211,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         from optbench.engine.device import resolve
 
         # Of a cluster's devices this machine may have none.
-        device = resolve(options.device).type if Place.parse(options.on).is_local else options.device
+        device = resolve(options.device).type if Place.parse(options.on, options.set_on).is_local else options.device
         lock_step = LOCK_STEP["cpu" if device in ("cpu", "auto") else "accelerator"]
 
         try:

@@ -55,7 +55,17 @@ On = Annotated[
     typer.Option(
         metavar="PLACE",
         autocompletion=completion.one_of(completion.PLACES),
-        help="Where workers run: local; ray, the cluster of this machine, or a new one; ray:ADDRESS, that cluster.",
+        help="Where workers run: local; ray, the cluster of this machine, or a new one; ray:HOST:PORT, that cluster; "
+        "slurm, in jobs.",
+    ),
+]
+SetOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set-on",
+        metavar="NAME=VALUE",
+        help="With --on slurm: partition, account, timeout_min, mem_gb, ... of its jobs; max_jobs at a time; folder, "
+        "one that all nodes see. Repeatable.",
     ),
 ]
 RunName = Annotated[

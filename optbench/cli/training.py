@@ -41,6 +41,7 @@ class Request:
     suite: str | None = None
     device: str = "auto"
     on: str = "local"
+    set_on: tuple[str, ...] = ()
     runs_dir: Path = Path("runs")
     name: str | None = None
     seeds: str | None = None
@@ -89,6 +90,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
     return Options(
         device=request.device,
         on=request.on,
+        set_on=request.set_on,
         runs_dir=request.runs_dir,
         name=request.name,
         data_dir=request.data_dir,

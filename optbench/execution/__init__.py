@@ -11,6 +11,11 @@ pool            hands units to workers, tries again what was lost
 backend         where workers run: the one interface
     local       processes of this machine, of one thread each
         nursery where they come from: forks of one process that imports for all of them, or spawned
+    ray_cluster, slurm_jobs     actors of Ray, jobs of SLURM
+        agent   what runs in each: starts a worker process there, and passes on messages
+        parcels what is sent there, with its hash
+        elsewhere   versions, and what may differ there
+    backends    which of them `--on` names
     worker      what such a process imports, and its loop
     messages    what a worker is given, and what it answers
     work        what it does: trains a cohort as far as memory allows, or compares solutions

@@ -51,6 +51,7 @@ class Agent:
         self._worker: LocalWorker = self._processes.start(0)
         self._job: tuple[str, Job] | None = None  # by its sum
         self._experiment: str | None = None  # whose datasets the process has
+        self._died = False
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
@@ -83,12 +84,11 @@ class Agent:
     def receive(self, seconds: float) -> list[Message | Hello | Arrived]:
         """Return what there is to tell, in order; nothing where nothing happened for so many seconds."""
         until = time.monotonic() + seconds
-        ended = bool(self._outbox)
+        ended = bool(self._outbox) or self._died
         while not ended and self._worker.connection.poll(max(0.0, until - time.monotonic())):
             until = min(until, time.monotonic() + LINGER)
             message = self._worker.receive()
-            if isinstance(message, Died):
-                self._experiment = None
+            self._died = isinstance(message, Died)  # until it is renewed
             if isinstance(message, Saved):
                 with contextlib.suppress(OSError):  # the next one has taken its place
                     files = {file.name: file.read_bytes() for file in message.part.iterdir()}
@@ -96,12 +96,14 @@ class Agent:
             else:
                 self._outbox.append(message)
             ended = isinstance(message, Finished | Compared | Divide | Failed | Died | Exception)
+        if not self._outbox and self._died:
+            time.sleep(seconds)
         found, self._outbox = self._outbox, []
         return found
 
     def renew(self) -> None:
         """Continue in a fresh process."""
-        self._experiment = None
+        self._experiment, self._died = None, False
         self._worker.renew()
 
     def close(self) -> None:

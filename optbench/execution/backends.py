@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from optbench.errors import DeviceError, UsageError, unknown
 from optbench.execution.backend import Backend
 
-LOCAL, RAY = "local", "ray"
-PLACES = (LOCAL, RAY)
-EXTRAS = {RAY: ("ray", "Ray")}
+LOCAL, RAY, SLURM = "local", "ray", "slurm"
+PLACES = (LOCAL, RAY, SLURM)
+ADDRESS = re.compile(r"(ray://)?[^/\s]+:\d{1,5}")
+EXTRAS = {RAY: ("ray", "Ray"), SLURM: ("submitit", "submitit")}
 """The module that a backend needs, and what it is called; the extra has the backend's name."""
 
 
@@ -21,27 +25,38 @@ class Place:
     Attributes:
         name: of the backend.
         address: of the cluster to join; None: none is named.
+        settings: of its own, by name.
     """
 
     name: str
     address: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def parse(text: str) -> Place:
-        """Parse `local`, `ray` or `ray:ADDRESS`; check that what it needs is installed, and import nothing of it.
+    def parse(text: str, settings: Sequence[str] = ()) -> Place:
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`; check that what it needs is installed, importing nothing.
+
+        settings: `name=value` each.
 
         Raises:
-            UsageError: there is no such backend, or it is not installed.
+            UsageError: there is no such backend, it is not installed, or it has no settings.
         """
         name, colon, address = text.partition(":")
         if name not in PLACES:
             raise UsageError(f"--on {text}: {unknown('backend', name, PLACES)}")
-        if colon and (name == LOCAL or not address):
-            form = "ray:ADDRESS" if name == RAY else name
-            raise UsageError(f"--on {text}: expected {form}, got {text}")
+        if colon and (name != RAY or not ADDRESS.fullmatch(address)):
+            raise UsageError(f"--on {text}: expected {'ray:HOST:PORT' if name == RAY else name}, got {text}")
         if name in EXTRAS and not is_installed(EXTRAS[name][0]):
             raise UsageError(f"--on {text}: needs {EXTRAS[name][1]}: pip install 'optbench[{name}]'")
-        return Place(name, address or None)
+        if settings and name != SLURM:
+            raise UsageError(f"--set-on {settings[0]}: expected --on slurm, got --on {text}, which has no settings")
+        given: dict[str, str] = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if not (key and equals and value):
+                raise UsageError(f"--set-on {setting}: expected NAME=VALUE, got {setting}")
+            given[key] = value
+        return Place(name, address or None, given)
 
     @property
     def is_local(self) -> bool:
@@ -58,6 +73,10 @@ class Place:
 
     def describe(self, device: str) -> str:
         """`Ray: joins 10.0.0.1:6379; one CPU for each worker`."""
+        if self.name == SLURM:
+            settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+            of = "one GPU" if device == "cuda" else "one CPU"
+            return f"SLURM: jobs of {of}, which need a folder that all nodes see{f'; {settings}' if settings else ''}"
         what = {"cpu": "one CPU", "cuda": "one GPU"}.get(device, "one GPU, or one CPU where there are none,")
         joins = f"joins {self.address}" if self.address else "joins the cluster of this machine, or starts one"
         return f"Ray: {joins}; {what} for each worker"
@@ -67,8 +86,10 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def open_backend(place: Place, device: str, jobs: int | None, *, force: bool) -> Backend:
+def open_backend(place: Place, device: str, jobs: int | None, runs_dir: Path, *, force: bool) -> Backend:
     """Start or join what a run trains on; the caller closes it. Imports torch.
+
+    runs_dir: where jobs of SLURM find what they need, in a folder of their own, unless `place` says where.
 
     Raises:
         DeviceError: there is no such device.
@@ -79,6 +100,10 @@ def open_backend(place: Place, device: str, jobs: int | None, *, force: bool) ->
         from optbench.execution.ray_cluster import RayCluster
 
         return RayCluster(place.address, device, jobs, force=force)
+    if place.name == SLURM:
+        from optbench.execution.slurm_jobs import SlurmJobs
+
+        return SlurmJobs(place.settings, runs_dir, device, jobs, force=force)
     from optbench.engine.device import cores, resolve, worker_devices
     from optbench.execution.local import LocalProcesses
 

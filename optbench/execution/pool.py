@@ -131,8 +131,9 @@ class Pool:
                     self._lost_at_start = 0
                     yield from self._unsaid()
                 elif isinstance(event, Died):
-                    assert unit is not None
                     slot.renew()
+                    if unit is None:
+                        continue
                     if unit.id in died_before:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice ({event.cause})")
                     else:

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -29,6 +30,8 @@ HEARTBEAT = 2.0
 """Seconds after which an actor answers although there is nothing to tell, so that it can be asked to end."""
 STALLED = 30.0
 """Seconds without any worker after which it is said that the cluster has no room."""
+ANSWER = 10.0
+"""Seconds that a cluster has to answer at all."""
 PATIENCE = 5.0
 """Seconds that actors have to end by themselves."""
 
@@ -259,6 +262,7 @@ def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
 def _connect(address: str | None, jobs: int | None) -> None:
     import ray
 
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its core writes warnings to standard error
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         try:
@@ -270,7 +274,17 @@ def _connect(address: str | None, jobs: int | None) -> None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
             ray.init(address="local", num_cpus=jobs or cores(), include_dashboard=False, **settings)
     else:
+        _probe(address)
         ray.init(address=address, **settings)
+
+
+def _probe(address: str) -> None:
+    """Raise ConnectionError where nothing listens at an address: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

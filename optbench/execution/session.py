@@ -72,7 +72,9 @@ class Options:
     leaves: bool = False
     """Whether a second interrupt ends the process at once: the command line's does, Python's only kills the workers."""
     on: str = "local"
-    """Where workers run: `local`, `ray`, `ray:ADDRESS`."""
+    """Where workers run: `local`, `ray`, `ray:HOST:PORT` or `slurm`."""
+    set_on: tuple[str, ...] = ()
+    """Settings of that place: `partition=gpu`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
         OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
             or what was trained before the error is kept.
     """
-    with early(options.device, wanted=Place.parse(options.on).is_local), Session(options, view or View()) as session:
+    with (
+        early(options.device, wanted=Place.parse(options.on, options.set_on).is_local),
+        Session(options, view or View()) as session,
+    ):
         session.train(session.begin(suite))
     return session.outcome
 
@@ -119,14 +124,14 @@ class Session:
         import torch
 
         self._options, self._view = options, view
-        self._place = Place.parse(options.on)
+        self._place = Place.parse(options.on, options.set_on)
         self._place.check_device(options.device)
         self._signals = Interrupts(self._interrupted_again)
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._code = Code()
         self._exits = contextlib.ExitStack()
-        backend = open_backend(self._place, options.device, options.jobs, force=options.force)
+        backend = open_backend(self._place, options.device, options.jobs, options.runs_dir, force=options.force)
         try:
             self._lock = RunLock(options.resume) if options.resume is not None else None
         except BaseException:

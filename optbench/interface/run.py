@@ -35,6 +35,7 @@ def run(
     set: Mapping[str, Any] | None = None,
     device: str = "auto",
     on: str = "local",
+    set_on: Mapping[str, str | int] | None = None,
     jobs: int | None = None,
     runs_dir: str | Path = "runs",
     name: str | None = None,
@@ -55,8 +56,9 @@ def run(
         experiments: only these; all of them where empty.
         models: likewise.
         set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as the option of `optbench run`, as are the next five.
-        on: where workers run: `local`, `ray`, `ray:ADDRESS`.
+        device: as the option of `optbench run`, as are the next six.
+        on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
+        set_on: settings of the jobs of `slurm`: `{"partition": "gpu"}`.
         jobs: worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id.
@@ -83,6 +85,7 @@ def run(
         options = Options(
             device=str(device),
             on=str(on),
+            set_on=tuple(f"{name}={value}" for name, value in (set_on or {}).items()),
             runs_dir=Path(runs_dir),
             name=name,
             data_dir=Path(data_dir) if data_dir is not None else None,

@@ -248,7 +248,8 @@ def test_places_are_parsed() -> None:
     assert Place.parse("local").is_local
     for text, said in {
         "rya": "did you mean 'ray'",
-        "ray:": "expected ray:ADDRESS",
+        "ray:": "expected ray:HOST:PORT",
+        "ray:head": "expected ray:HOST:PORT",
         "local:2": "expected local",
     }.items():
         with pytest.raises(UsageError, match=f"--on {text}: .*{said}"):

@@ -1,0 +1,174 @@
+"""Jobs of SLURM, by submitit's executor for processes of this machine: the tables of a local run, whatever is lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from optbench.cli import main
+from optbench.execution import slurm_jobs
+from optbench.execution.slurm_jobs import IN, OUT, PULSE, Mailbox, Pulse, serve
+from optbench.suite import dump_suite
+from tests.conftest import PoolHere, assert_same_tables, small_suite
+
+installed = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+SUITE = small_suite({"sgd": {"target": "sgd"}}, seeds=2, train_examples=200, max_epochs=1)
+WORDS = ["--device", "cpu", "--quiet"]
+ON = ["--on", "slurm", "--set-on", "cluster=local"]
+
+
+@installed
+@pytest.mark.filterwarnings(
+    "ignore:subprocess [0-9]+ is still running:ResourceWarning"
+)  # submitit's, which ends by itself
+def test_a_job_gives_the_tables_of_a_run_here_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "suite.yaml").write_text(dump_suite(SUITE))
+    words = ["run", str(tmp_path / "suite.yaml"), "--runs-dir", str(tmp_path / "runs"), *WORDS]
+    assert main([*words, "--name", "there", *ON, "--set-on", "max_jobs=1"]) == 0
+    monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
+    monkeypatch.setattr("optbench.execution.nursery.FORKS", False)
+    assert main([*words, "--name", "here"]) == 0
+    assert_same_tables(tmp_path / "runs/here", tmp_path / "runs/there")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["here", "there"]
+
+
+@installed
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["partitoin=gpu"], "--set-on partitoin: unknown setting 'partitoin'; did you mean 'partition'?"),
+        (["timeout_min=soon"], "--set-on timeout_min=soon: expected a whole number of at least 1, got soon"),
+        (["max_jobs=0"], "--set-on max_jobs=0: expected a whole number of at least 1, got 0"),
+        (["nodes=2"], "--set-on: a job has one task on one node"),
+        (["partition"], "--set-on partition: expected NAME=VALUE, got partition"),
+        (["cluster=pbs"], "--set-on cluster=pbs: expected slurm or local, got pbs"),
+    ],
+)
+def test_a_wrong_setting_is_said_in_one_line(
+    settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word for setting in ("cluster=local", *settings) for word in ("--set-on", setting)]
+    assert main(["run", "smoke", "--on", "slurm", *given, "--runs-dir", str(tmp_path), *WORDS]) == 2
+    assert capsys.readouterr().err.startswith(f"optbench: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@installed
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is SLURM here")
+def test_without_slurm_a_line_says_where_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "smoke", "--on", "slurm", "--runs-dir", str(tmp_path), *WORDS]) == 2
+    assert capsys.readouterr().err == (
+        "optbench: --on slurm: there is no srun here; start optbench on a login node of the cluster\n"
+    )
+
+
+def test_settings_are_for_slurm_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "smoke", "--set-on", "partition=gpu", "--dry-run"]) == 2
+    assert "--set-on partition=gpu: expected --on slurm, got --on local" in capsys.readouterr().err
+
+
+# Messages through files
+
+
+def test_messages_arrive_once_whole_and_in_order(tmp_path: Path) -> None:
+    sender, receiver = Mailbox(tmp_path), Mailbox(tmp_path)
+    for number in range(12):
+        sender.put(number)
+    (tmp_path / ".00000012").write_bytes(b"half of")
+    assert receiver.take() == list(range(12))
+    assert receiver.take() == []
+    sender.put("more")
+    assert receiver.take() == ["more"]
+
+
+class StubAgent:
+    """Has nothing to tell."""
+
+    def __init__(self, device: str) -> None:
+        self.given: list[Any] = []
+
+    def give(self, *arguments: object) -> None:
+        self.given.append(arguments)
+
+    def receive(self, seconds: float) -> list[Any]:
+        time.sleep(0.01)
+        found, self.given = self.given, []
+        return found
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("how", ["told", "silent", "gone"])
+def test_a_job_ends_with_its_run(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_jobs, "FileAgent", StubAgent)
+    monkeypatch.setattr(slurm_jobs, "SILENT", 0.5)
+    place = tmp_path / "run" / "worker"
+    for name in (IN, OUT):
+        (place / name).mkdir(parents=True)
+    parent = Pulse(place.parent / PULSE)
+    parent.beat()
+    commands, answers = Mailbox(place / IN), Mailbox(place / OUT)
+    thread = threading.Thread(target=serve, args=(str(place), "cpu"))
+    thread.start()
+    commands.put(("give", ("unit", "job", {})))
+    found: list[Any] = []
+    until = time.monotonic() + 5
+    while not found and time.monotonic() < until:
+        parent.beat()
+        found += answers.take()
+    assert found == [("unit", "job", {})]
+    assert thread.is_alive()
+    if how == "told":
+        commands.put(("close", ()))
+    elif how == "gone":
+        shutil.rmtree(place.parent)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_pulse_is_watched_by_ones_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: now[0])
+    own, watched = Pulse(tmp_path / PULSE), Pulse(tmp_path / PULSE)
+    own.beat()
+    assert watched.silence() == 0.0
+    now[0] += 90
+    assert watched.silence() == 90.0
+    own.beat()
+    assert watched.silence() == 0.0
+
+
+# Minutes
+
+
+@installed
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_is_replaced_and_the_tables_are_the_same(tmp_path: Path) -> None:
+    code = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", "smoke", "--device", "cpu", "--jobs", "2", "--name"]
+    subprocess.run([*command, "here", "--quiet"], cwd=tmp_path, check=True, capture_output=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "there", *ON], cwd=tmp_path, **pipes)
+    run = tmp_path / "runs/there"
+    while not list(run.glob("parts/[!.]*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    jobs = [job for job in psutil.Process(process.pid).children() if any("submitit" in word for word in job.cmdline())]
+    assert len(jobs) == 2
+    for one in (*jobs[0].children(recursive=True), jobs[0]):
+        one.kill()
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert "a worker was lost (job " in errors
+    assert_same_tables(tmp_path / "runs/here", run)
