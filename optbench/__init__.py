@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from optbench.data.dataset import Dataset, InputSpec, Split
     from optbench.data.windows import Text
     from optbench.errors import OptbenchError
+    from optbench.interface.fingerprint import Fingerprint, fingerprint
     from optbench.interface.results import Run, compare, read_run
     from optbench.interface.run import load_suite, run
     from optbench.metrics.own import metric
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Dataset": "optbench.data.dataset",
     "Examples": "optbench.tasks.examples",
+    "Fingerprint": "optbench.interface.fingerprint",
     "InputSpec": "optbench.data.dataset",
     "OptbenchError": "optbench.errors",
     "Outline": "optbench.tasks.kind",
@@ -30,6 +32,7 @@ _PUBLIC = {
     "Split": "optbench.data.dataset",
     "Text": "optbench.data.windows",
     "compare": "optbench.interface.results",
+    "fingerprint": "optbench.interface.fingerprint",
     "load_suite": "optbench.interface.run",
     "metric": "optbench.metrics.own",
     "read_run": "optbench.interface.results",
@@ -41,6 +44,7 @@ _PUBLIC = {
 __all__ = [
     "Dataset",
     "Examples",
+    "Fingerprint",
     "InputSpec",
     "OptbenchError",
     "Outline",
@@ -50,6 +54,7 @@ __all__ = [
     "Text",
     "__version__",
     "compare",
+    "fingerprint",
     "load_suite",
     "metric",
     "read_run",

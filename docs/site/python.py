@@ -6,6 +6,7 @@ import optbench
 
 GROUPS = {
     "Running and reading": ("run", "load_suite", "read_run", "compare", "Run"),
+    "Fingerprints": ("fingerprint", "Fingerprint"),
     "Bringing your own": ("metric", "Dataset", "Split", "InputSpec", "Parts", "Examples", "Outline", "Text"),
     "Errors": ("OptbenchError",),
 }

@@ -52,14 +52,13 @@ def _leave(command: Callable[[], int]) -> NoReturn:
 
 
 def _request(context: typer.Context) -> Request:
-    """The options that `run` and `tune` share, as they were given."""
+    """The options of `run` that a command has, as they were given."""
     from optbench.cli.training import Request
 
     many = {"experiments": "experiment", "models": "model", "optimizers": "optimizer", "settings": "set_"}
-    given: dict[str, Any] = {
-        field.name: context.params.get(many.get(field.name, field.name)) for field in fields(Request)
-    }
-    given |= {name: tuple(given[name] or ()) for name in (*many, "set_on")}
+    named = {field.name: many.get(field.name, field.name) for field in fields(Request)}
+    given: dict[str, Any] = {name: context.params[key] for name, key in named.items() if key in context.params}
+    given |= {name: tuple(given.get(name) or ()) for name in (*many, "set_on")}
     given["debug"] = bool(given["debug"] or context.find_root().params.get("debug"))
     return Request(**given)
 
@@ -226,6 +225,67 @@ def tune(
             from optbench.cli.tuning import TuneRequest, tune_suite
 
             return tune_suite(TuneRequest(_request(context), sampler, trials, widen, output))
+
+    _leave(command)
+
+
+@app.command()
+def fingerprint(
+    context: typer.Context,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            autocompletion=completion.fingerprinted,
+            help="An optimizer to train: a name that `optbench list optimizers` shows, module:Class or "
+            "./file.py:Class; or RUN:OPTIMIZER, from a finished run of the suite fingerprint.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a hyper-parameter; with lr, no rate is tuned. Repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N", help="How many of the panel's seeds, or which; verdicts take 10.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three seeds, and rates tuned on one: a first look, without verdicts.")
+    ] = False,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            parser=options.path_option("--output"),
+            help="Write the page there, too: .html, .png, .svg, .pdf or .json. Repeatable.",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    runs_dir: options.RunsDir = Path("runs"),
+    name: options.RunName = None,
+    jobs: options.Jobs = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", autocompletion=completion.runs, help="Continue one that was interrupted: its run NAME-tune."
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show on one page what kind of solution an optimizer finds, beside known ones.
+
+    Tunes the learning rate and trains the suite fingerprint: about two minutes on two cores for an optimizer as cheap
+    as AdamW. Shows 16 properties beside the panel, verdicts against AdamW and SGD, and the nearest neighbours.
+    """
+
+    def command() -> int:
+        from optbench.cli.fingerprinting import FingerprintRequest, fingerprint_target
+
+        return fingerprint_target(FingerprintRequest(target, _request(context), quick, tuple(output or ())))
 
     _leave(command)
 

@@ -100,6 +100,11 @@ def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, lambda: (f"{run}:{name}" for name in _outline(_run(context, run), "optimizers")))
 
 
+def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
+    """What a fingerprint can be drawn of: optimizers known by name, and those of runs."""
+    return [*registered(incomplete), *run_and_optimizer(context, incomplete)]
+
+
 def _known(module: str, table: str) -> Callable[[str], list[str]]:
     """The completion of what a registry knows by name."""
 

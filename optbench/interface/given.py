@@ -114,7 +114,7 @@ def choice_of(
         overrides |= {f"optimizers.{name}.{key}": value for key, value in own.items() if key != "target"}
     names, additions = parse_optimizers(texts)
     return Choice(
-        seeds=_seeds(seeds),
+        seeds=seeds_of(seeds),
         experiments=_names(experiments),
         models=_names(models),
         optimizers=names,
@@ -127,7 +127,12 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
+def seeds_of(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the seeds that a number or a list means; empty for None.
+
+    Raises:
+        UsageError: they are none.
+    """
     if seeds is None:
         return ()
     listed = not isinstance(seeds, int | np.integer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from optbench.counting import count, kept
 from optbench.errors import UsageError
 from optbench.execution.session import Options
 from optbench.execution.session import run as train
-from optbench.execution.view import View
 from optbench.interface.arguments import suggesting
 from optbench.interface.given import GivenOptimizers, GivenSuite, choice_of, suite_file
 from optbench.interface.results import Run, read_run
+from optbench.interface.watching import watching
 from optbench.kinds import AS_WRITTEN
 from optbench.selection import Choice, check_directory, choose
 from optbench.suite import Suite, resolve_suite_path
@@ -96,14 +95,14 @@ def run(
             command=(_call(suite, choice),),
         )
         notes: list[str] = []
-        watching = _progress() if progress else contextlib.nullcontext(_Noting(notes))
-        with using(objects.sources), placing(file, choice.settings), watching as view:
+        watched = watching(notes, progress=progress)
+        with using(objects.sources), placing(file, choice.settings), watched as view:
             outcome = train(_moved(choose(file, choice), file.parent, folder), options, view)
     if outcome.interrupted:
         finished = sum(outcome.statuses.values())
         raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
     found = read_run(outcome.path)
-    for text in (*notes, *_failures(found)):
+    for text in (*notes, *failures(found)):
         warnings.warn(text, stacklevel=3)  # of the caller, past `suggesting`
     return found
 
@@ -129,24 +128,8 @@ def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
     return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
 
 
-def _progress() -> contextlib.AbstractContextManager[View]:
-    """The view of the command line."""
-    from optbench.cli.training import Request, watched  # late: nothing else here needs it
-
-    return watched(Request())
-
-
-class _Noting(View):
-    """Keeps what a reader should know until the run has ended."""
-
-    def __init__(self, notes: list[str]) -> None:
-        self._notes = notes
-
-    def warning(self, text: str) -> None:
-        self._notes.append(text)
-
-
-def _failures(run: Run) -> list[str]:
+def failures(run: Run) -> list[str]:
+    """Return a sentence where trials failed; empty where none did."""
     trials = run.table("trials", controls=True)
     failed = trials[trials["status"] == "failed"].to_dict("records")
     said = f"{len(failed)} of {count(len(trials), 'trial')} failed"

@@ -1,0 +1,192 @@
+"""Writes docs/gallery from the panel: a page and a figure for each optimizer, a table and a map of all.
+
+python benchmarks/gallery.py [--check]      # --check: only tell whether the texts differ from the panel
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from optbench.report.figures.style import INK, PALETTE, STYLE
+from optbench.studies.fingerprint import figure, wording
+from optbench.studies.fingerprint.entry import Array
+from optbench.studies.fingerprint.neighbours import standardised
+from optbench.studies.fingerprint.panel import Panel, shipped
+from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
+from optbench.studies.fingerprint.strips import STRIPS, SUITE
+from optbench.studies.fingerprint.words import sentences
+from optbench.suite import load_suite, resolve_suite_path
+
+FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
+LOADINGS = 3
+"""So many strips name an axis of the map."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    panel = shipped()
+    found = [fingerprint(entry, panel) for entry in panel.entries]
+    pages = {"index.md": index(found, panel), **{f"{one.name}.md": page(one) for one in found}}
+    drifted = [name for name, text in pages.items() if _text(FOLDER / name) != text]
+    if options.check:
+        for name in drifted:
+            print(f"{FOLDER / name}: differs from the panel: run this without --check", file=sys.stderr)
+        return int(bool(drifted))
+    FOLDER.mkdir(exist_ok=True)
+    for old in (*FOLDER.glob("*.md"), *FOLDER.glob("*.svg")):
+        old.unlink()
+    for name, text in pages.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    for one in found:
+        figure.save(one, FOLDER / f"{one.name}.svg")
+    draw_map(panel, FOLDER / "map.svg")
+    return 0
+
+
+def index(found: list[Fingerprint], panel: Panel) -> str:
+    """The table and the map."""
+    heads = ["optimizer", "nearest", *(strip.title for strip in STRIPS)]
+    lines = [
+        "# Gallery",
+        "",
+        f"The {len(found)} optimizers of the panel, each at its own best learning rates, over {len(panel.seeds)} "
+        "seeds: pseudo-medians of the 16 strips of `optbench fingerprint`. On the site, a click on a column sorts by "
+        "it; a name leads to the optimizer's page.",
+        "",
+        "![Map of the panel](map.svg)",
+        "",
+        "The map has the first two principal components of the standardised strips; each axis is named by the strips "
+        "that load on it most.",
+        "",
+        '<div class="sortable" markdown>',
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|---|---|{'---:|' * len(STRIPS)}",
+        *(_row(one) for one in found),
+        "",
+        "</div>",
+        "",
+        *_made(panel),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def page(found: Fingerprint) -> str:
+    """What is known of one optimizer."""
+    settings = load_suite(resolve_suite_path(SUITE)).optimizers[found.name]
+    said = ", ".join(f"{key}: {value}" for key, value in settings.model_dump().items() if key != "lr")
+    lines = [
+        f"# {found.name}",
+        "",
+        f"`{{{said}}}`. {wording.rates(found)}",
+        "",
+        f"![Fingerprint of {found.name}]({found.name}.svg)",
+        "",
+        *(f"{_plain(one.text)}\n" for one in _about(found)),
+        "| strip | value [95% interval] | below |" + "".join(f" against {j[0].other} |" for j in found.references),
+        "|---|---|---:|" + "---|" * len(found.references),
+        *_strips(found),
+        "",
+        "| nearest | distance [95% interval] | nearest in |",
+        "|---|---|---:|",
+        *(
+            f"| [{one.name}]({one.name}.md) | {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}] "
+            f"| {100 * one.nearest:.0f}% |"
+            for one in _others(found)
+        ),
+        "",
+        "[All optimizers](index.md)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw_map(panel: Panel, path: Path) -> None:
+    """Write the map as SVG."""
+    import matplotlib.style
+
+    places, names = principal_components(np.stack([entry.values for entry in panel.entries]))
+    with matplotlib.style.context(["default", {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "map"}]):
+        canvas = Figure(figsize=(7.5, 5.5), layout="constrained")
+        canvas.set_facecolor("white")
+        axes = canvas.add_subplot()
+        axes.scatter(places[:, 0], places[:, 1], s=18, color=PALETTE[0])
+        for (x, y), name in zip(places, panel.names, strict=True):
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK)
+        axes.set_xlabel(names[0], fontsize=8)
+        axes.set_ylabel(names[1], fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.12)
+        canvas.savefig(path, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
+
+
+def principal_components(values: Array) -> tuple[Array, tuple[str, str]]:
+    """The first two components of the standardised strips (P, S, n) -> (P, 2), and the names of the axes.
+
+    Where an optimizer has no value on a strip it stands at the panel's mean there.
+    """
+    table = standardised(values)
+    table = np.where(np.isfinite(table), table, 0.0)
+    table = table - table.mean(axis=0)
+    _, singular, axes = np.linalg.svd(table, full_matrices=False)
+    share = singular**2 / (singular**2).sum()
+    return table @ axes[:2].T, (_axis(0, axes, share), _axis(1, axes, share))
+
+
+def _axis(i: int, axes: Array, share: Array) -> str:
+    """`component 1 (41%): + stable rank, − cosine, gradient`."""
+    order = np.argsort(-np.abs(axes[i]))[:LOADINGS]
+    loads = "; ".join(f"{'+' if axes[i, j] > 0 else '−'} {STRIPS[j].label}" for j in order)
+    return f"component {i + 1} ({100 * share[i]:.0f}% of the variance): {loads}"
+
+
+def _row(found: Fingerprint) -> str:
+    nearest = next(iter(_others(found)), None)
+    link = "–" if nearest is None else f"[{nearest.name}]({nearest.name}.md) {nearest.distance:.2f}"
+    values = [wording.value(one) for one in found.standings]
+    return f"| {' | '.join([f'[{found.name}]({found.name}.md)', link, *values])} |"
+
+
+def _others(found: Fingerprint) -> list:
+    """The nearest of the panel, itself apart."""
+    return [one for one in found.neighbours if one.name != found.name][:5]
+
+
+def _about(found: Fingerprint) -> Iterator:
+    """What its sentences say of others: that it is like itself goes without saying."""
+    for one in sentences(found):
+        if one.verdicts and all(verdict.other != found.name for verdict in one.verdicts):
+            yield one
+
+
+def _strips(found: Fingerprint) -> Iterator[str]:
+    for i, one in enumerate(found.standings):
+        verdicts = "".join(f" {wording.verdict(judged[i])} |" for judged in found.references)
+        yield f"| {one.strip.title} | {wording.value_with_interval(one)} | {wording.place(one)} |{verdicts}"
+
+
+def _plain(text: str) -> str:
+    """Brackets would be links."""
+    return text.replace("[", "\\[").replace("]", "\\]")
+
+
+def _made(panel: Panel) -> list[str]:
+    made = ", ".join(f"{key} {value}" for key, value in panel.made.items())
+    return [f"Made with {made} by `python benchmarks/panel.py`, and written by `python benchmarks/gallery.py`."]
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Makes the panel of `optbench fingerprint` again: every optimizer of the suite, tuned alike, on ten seeds.
+
+    python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; goes on where it was interrupted
+    python benchmarks/panel.py --check PANEL               # only test the distance: does each find its other half?
+
+An optimizer that is there already is not trained again. The panel is written to the package once all are there; then
+`python benchmarks/gallery.py` writes the pages of docs/gallery.
+
+The distance is tested by leaving half of the seeds out: with the even seeds of an optimizer as the query, its own odd
+seeds should be nearer than those of any other optimizer; and the other way round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import optbench.studies.fingerprint as package
+from optbench.stats.results import Results, read_results
+from optbench.store import read_run
+from optbench.studies.fingerprint import panel as panels
+from optbench.studies.fingerprint.neighbours import own_half_is_nearest
+from optbench.studies.fingerprint.panel import FILE, Panel
+from optbench.studies.fingerprint.strips import SUITE
+from optbench.studies.fingerprint.training import TUNE
+from optbench.suite import load_suite, resolve_suite_path
+
+SHIPPED = Path(package.__file__).parent / FILE
+SAID = ("optbench", "torch", "python", "platform", "cpu", "cpu_capability", "device", "cores")
+"""What of a run's provenance the panel keeps."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/panel"))
+    parser.add_argument("--check", type=Path, metavar="PANEL", help="test a panel, and train nothing")
+    options = parser.parse_args()
+    if options.check is not None:
+        return check(panels.read(options.check))
+    names = list(load_suite(resolve_suite_path(SUITE)).optimizers)
+    for name in names:
+        if not complete(options.runs_dir / name):
+            train(name, options.runs_dir)
+    found = [(results(options.runs_dir / name), results(options.runs_dir / f"{name}{TUNE}")) for name in names]
+    panels.write(made := panels.of_runs(found, said([one for one, _ in found])), SHIPPED)
+    print(f"{SHIPPED}: {len(names)} optimizers, {SHIPPED.stat().st_size / 1024:.0f} KiB")
+    return check(made)
+
+
+def train(name: str, runs_dir: Path) -> None:
+    """Tune and train an optimizer, or continue where that was interrupted."""
+    started = time.monotonic()
+    begun = runs_dir / f"{name}{TUNE}"
+    what = ["--resume", str(begun)] if (begun / "run.json").is_file() else [name, "--name", name]
+    command = [sys.executable, "-m", "optbench.cli", "fingerprint", *what, "--runs-dir", str(runs_dir), "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def complete(path: Path) -> bool:
+    return (path / "run.json").is_file() and read_run(path).record.get("status") == "complete"
+
+
+def results(path: Path) -> Results:
+    return read_results(read_run(path))
+
+
+def said(runs: list[Results]) -> dict[str, Any]:
+    """What made the runs. Raises SystemExit where that is not the same for all."""
+    kept = [{key: run.run.record["provenance"].get(key) for key in SAID} for run in runs]
+    for run, one in zip(runs, kept, strict=True):
+        if one != kept[0]:
+            sys.exit(f"{run.run.id}: expected a run made with {kept[0]}, got {one}")
+    return kept[0]
+
+
+def check(panel: Panel) -> int:
+    """Print how many optimizers are nearest to their own other half."""
+    values = np.stack([entry.values for entry in panel.entries])
+    places = np.arange(len(panel.seeds))
+    right = []
+    for query, rest in ((places[0::2], places[1::2]), (places[1::2], places[0::2])):
+        found = own_half_is_nearest(values, panel.names, query, rest)
+        wrong = {name: nearest for name, nearest in found.items() if name != nearest}
+        right.append(len(found) - len(wrong))
+        listed = ", ".join(f"{name} is nearest to {nearest}" for name, nearest in wrong.items()) or "none missed"
+        print(f"nearest to their own other half: {right[-1]} of {len(found)} ({listed})")
+    return int(min(right) < 0.9 * len(panel.entries))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

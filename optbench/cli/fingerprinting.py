@@ -1,0 +1,117 @@
+"""`optbench fingerprint`: from a target, or a finished run, to one page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optbench.cli.output import results, say
+from optbench.cli.training import DONE, INTERRUPTED, NOTHING_MEASURED, SOME_FAILED, Request, watched
+from optbench.counting import kept
+from optbench.errors import UsageError
+from optbench.execution.session import Options
+from optbench.selection import check_name, parse_seeds
+from optbench.store import find_run, read_run
+from optbench.studies.fingerprint import panel, terminal
+from optbench.studies.fingerprint.drawing import check_file, draw, save
+from optbench.studies.fingerprint.standing import Fingerprint
+from optbench.studies.fingerprint.training import (
+    Wanted,
+    check_unused,
+    find_fingerprinted,
+    train,
+    wanted_again,
+)
+
+
+@dataclass(frozen=True)
+class FingerprintRequest:
+    """The options of `optbench fingerprint`, as they were given. run: those that `optbench run` has, too."""
+
+    target: str | None
+    run: Request
+    quick: bool = False
+    outputs: tuple[Path, ...] = ()
+
+
+def fingerprint_target(request: FingerprintRequest) -> int:
+    """Train where needed, show the page and write it to the outputs; the exit code.
+
+    Raises:
+        OptbenchError: the target, a setting, the run, the device or an output does not allow it.
+    """
+    for output in request.outputs:
+        check_file(output, f"--output {output}")
+    if request.run.resume is not None and request.target is not None:
+        raise UsageError("TARGET and --resume: a run continues with the target that it began with; give one of the two")
+    drawn = None
+    if request.target is not None and not request.run.settings:
+        drawn = find_fingerprinted(request.target, request.run.runs_dir)
+    if drawn is not None:
+        return _show(request, *drawn)
+    return _train(request)
+
+
+def _train(request: FingerprintRequest) -> int:
+    given = request.run
+    if given.resume is not None:
+        resume = find_run(given.resume, given.runs_dir)
+        wanted = wanted_again(resume)
+    elif request.target is None:
+        raise UsageError(
+            "fingerprint needs a TARGET: a name that `optbench list optimizers` shows, ./file.py:Class or RUN"
+        )
+    else:
+        resume = None
+        check_name(given.name)
+        if given.name is not None:
+            check_unused(given.runs_dir, given.name)
+        seeds = parse_seeds(given.seeds) if given.seeds is not None else ()
+        _check_seeds(seeds)
+        wanted = Wanted(request.target, given.settings, seeds, request.quick)
+    options = Options(
+        device=given.device,
+        runs_dir=given.runs_dir,
+        name=given.name,
+        jobs=given.jobs,
+        resume=resume,
+        command=("optbench", *sys.argv[1:]),
+        leaves=True,
+    )
+    with watched(given) as view:
+        trained = train(wanted, options, view)
+    if trained.interrupted:
+        finished = read_run(trained.run).table("trials", "trial").num_rows
+        again = trained.tuning or trained.run
+        command = ["fingerprint", "--resume"] if trained.tuning is not None else ["run", "--resume"]
+        say(f"optbench: interrupted; {kept(finished)}; go on with: {shlex.join(['optbench', *command, str(again)])}")
+        return INTERRUPTED
+    return _show(request, trained.run, trained.optimizer, new=True)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    known = panel.shipped().seeds
+    if strange := [seed for seed in seeds if seed not in known]:
+        raise UsageError(f"--seeds: expected seeds of the panel, {known[0]} to {known[-1]}, got {strange[0]}")
+
+
+def _show(request: FingerprintRequest, path: Path, optimizer: str | None, *, new: bool = False) -> int:
+    found = draw(path, optimizer)
+    for output in request.outputs:
+        save(found, output)
+    with results() as console:
+        terminal.show(found, console)
+        if new and not request.run.quiet:
+            console.print(f"\nResults: {path}", markup=False, highlight=False, soft_wrap=True)
+    return _code(found)
+
+
+def _code(found: Fingerprint) -> int:
+    states = [state for trials in found.entry.trials.values() for state in trials.states]
+    if all(state == "failed" for state in states):
+        say("optbench: nothing was measured")
+        return NOTHING_MEASURED
+    return SOME_FAILED if "failed" in states else DONE

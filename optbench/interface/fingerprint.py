@@ -1,0 +1,142 @@
+"""`optbench.fingerprint`: one page on what kind of solution an optimizer finds, as an object."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from optbench.counting import kept
+from optbench.errors import UsageError
+from optbench.execution.session import Options
+from optbench.interface.arguments import suggesting
+from optbench.interface.given import seeds_of, written
+from optbench.interface.results import Run, read_run
+from optbench.interface.run import failures
+from optbench.interface.watching import watching
+from optbench.studies.fingerprint import html, records, terminal
+from optbench.studies.fingerprint.drawing import check_file, draw, save
+from optbench.studies.fingerprint.standing import Fingerprint as Drawn
+from optbench.studies.fingerprint.training import Wanted, check_unused, train
+from optbench.studies.fingerprint.words import sentences
+from optbench.targets import Objects, using
+
+WIDTH = 100
+"""Characters of a line, as text."""
+
+
+class Fingerprint:
+    """What kind of solution an optimizer finds: a table, the nearest neighbours, sentences, and a page to save."""
+
+    def __init__(self, found: Drawn, run: Run) -> None:
+        self._found = found
+        self.run = run
+        """The run that it was drawn from."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per strip: value, interval, place in the panel, verdicts against AdamW and SGD, the panel's values."""
+        rows = [{**row, **{f"panel_{k}": v for k, v in row["panel"].items()}} for row in records.rows(self._found)]
+        return pd.DataFrame(rows).drop(columns="panel")
+
+    @property
+    def neighbours(self) -> pd.DataFrame:
+        """A row per optimizer of the panel, the nearest first: distance, its interval, how often it is the nearest."""
+        columns = ["optimizer", "distance", "low", "high", "nearest_share", "strips"]
+        return pd.DataFrame(records.record(self._found)["neighbours"], columns=columns)
+
+    @property
+    def words(self) -> str:
+        """What the verdicts say, in sentences."""
+        return " ".join(one.text for one in sentences(self._found))
+
+    def save(self, path: str | Path) -> None:
+        """Write the page to a file: .html, .json, .png, .svg or .pdf.
+
+        Raises:
+            UsageError: another suffix.
+            StoreError: the file cannot be written.
+        """
+        check_file(Path(path), str(path))
+        save(self._found, Path(path))
+
+    def __repr__(self) -> str:
+        return f"Fingerprint({self._found.name!r}, {self._found.seeds} seeds): {self.words}"
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, file=None, force_terminal=False, color_system=None)
+        with console.capture() as captured:
+            terminal.show(self._found, console)
+        return captured.get()
+
+    def _repr_html_(self) -> str:
+        return html.fragment(self._found)
+
+
+@suggesting
+def fingerprint(
+    optimizer: str | Callable[..., Any] | None = None,
+    *,
+    run: str | Path | Run | None = None,
+    set: Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    quick: bool = False,
+    device: str = "auto",
+    jobs: int | None = None,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    progress: bool = False,
+) -> Fingerprint:
+    """Find out what kind of solution an optimizer finds, beside known ones, as `optbench fingerprint` does.
+
+    Args:
+        optimizer: a class, a function, a target or a registered name, which is tuned and trained; with `run` the name
+            of one of its optimizers, needed where it has several.
+        run: a finished run of the suite `fingerprint`, to be drawn as it is.
+        set: hyper-parameters; with `lr` among them, no rate is tuned.
+        seeds: how many of the panel's, or which; None: all ten, which verdicts take.
+        quick: three seeds and a rate tuned on one: a first look, without verdicts.
+        device: as the option of `optbench run`.
+        jobs: worker processes.
+        runs_dir: the folder that holds the runs.
+        name: the run's id; the run that tunes has `-tune` at its end.
+        progress: show it on standard error.
+
+    Raises:
+        OptbenchError: the optimizer, a setting, the device, the directory or the run does not allow it.
+        KeyboardInterrupt: interrupted; what was finished is kept.
+    """
+    if run is not None:
+        if optimizer is not None and not isinstance(optimizer, str):
+            raise UsageError("optimizer: expected the name of an optimizer of the run, got an object")
+        drawn_from = read_run(run, runs_dir)
+        return Fingerprint(draw(drawn_from.path, optimizer), drawn_from)
+    if optimizer is None:
+        raise UsageError("fingerprint: expected an optimizer, or a run with one")
+    if name is not None:
+        check_unused(Path(runs_dir), name)
+    objects = Objects()
+    target = optimizer if isinstance(optimizer, str) else objects.target(optimizer)
+    settings = [f"{key}={json.dumps(value)}" for key, value in written(set or {}, objects, "set").items()]
+    wanted = Wanted(target, tuple(settings), seeds_of(seeds), quick)
+    options = Options(
+        device=device,
+        runs_dir=Path(runs_dir),
+        name=name,
+        jobs=jobs,
+        command=(f"optbench.fingerprint({target!r})",),
+    )
+    notes: list[str] = []
+    with using(objects.sources), watching(notes, progress=progress) as view:
+        trained = train(wanted, options, view)
+    if trained.interrupted:
+        raise KeyboardInterrupt(f"{kept(len(read_run(trained.run).table('trials')))} in {trained.run}")
+    found = read_run(trained.run)
+    for text in (*notes, *failures(found)):
+        warnings.warn(text, stacklevel=3)  # of the caller, past `suggesting`
+    return Fingerprint(draw(trained.run, trained.optimizer), found)

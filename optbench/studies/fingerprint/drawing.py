@@ -1,0 +1,56 @@
+"""From a run to a fingerprint, and from a fingerprint to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from optbench.errors import UsageError, unknown
+from optbench.stats.results import read_results
+from optbench.store import read_run
+from optbench.store.files import json_text, write_text
+from optbench.studies.fingerprint import figure, html, panel, records
+from optbench.studies.fingerprint.entry import read_entry
+from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
+from optbench.studies.fingerprint.training import tuning_of
+
+TEXTS: dict[str, Callable[[Fingerprint], str]] = {
+    "html": html.page,
+    "json": lambda found: json_text(records.record(found)),
+}
+SUFFIXES = (*TEXTS, *figure.FORMATS)
+
+
+def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
+    """Draw the fingerprint of an optimizer of the run at `path`, or of the only one that it has.
+
+    Raises:
+        OptbenchError: the run cannot be read, has no such optimizer, or cannot stand beside the panel.
+    """
+    found = read_results(read_run(path))
+    known = panel.shipped()
+    panel.check(known, found)
+    beside = tuning_of(path)
+    tuning = read_results(read_run(beside)) if beside is not None else None
+    return fingerprint(read_entry(found, optimizer, tuning), known, panel.remarks(known, found))
+
+
+def check_file(path: Path, place: str) -> None:
+    """Raises UsageError where `save` could not write there. place: what the user gave, for the message."""
+    if (suffix := path.suffix.lstrip(".")) not in SUFFIXES:
+        raise UsageError(f"{place}: {unknown('suffix', suffix, SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{place}: there is no directory {path.parent}")
+
+
+def save(found: Fingerprint, path: Path) -> None:
+    """Write the page to a file, in the format of its suffix.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    suffix = path.suffix.lstrip(".")
+    if suffix in TEXTS:
+        write_text(path, TEXTS[suffix](found))
+    else:
+        figure.save(found, path)

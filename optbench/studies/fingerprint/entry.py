@@ -1,0 +1,147 @@
+"""What one optimizer did in the suite: a value for each strip and seed, and what must hold for it to mean something.
+
+Legend: `n` seeds, in ascending order; arrays (16, n) have a row for each strip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optbench.errors import ComparisonError, UsageError, unknown
+from optbench.stats.arms import Arm, arms
+from optbench.stats.results import Results
+from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, TUNED_ON
+from optbench.studies.fingerprint.width import Width, width
+from optbench.studies.tuning.statistics import tunings
+from optbench.suite import Suite
+
+Array: TypeAlias = NDArray[np.float64]
+
+WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
+"""What tells whether an experiment was learnt at all; on plasticity together with `plasticity_kept`."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """One experiment's trials, one per seed.
+
+    states: `ok`, `diverged`, `failed`, `missing` or `above_target`. starts: hashes of the initial weights, empty where
+    unknown. learnt: (n,) accuracy right after learning (on plasticity: the best online accuracy over a tenth of the
+    tasks), NaN where there is none.
+    """
+
+    states: tuple[str, ...]
+    starts: tuple[str, ...]
+    learnt: Array
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer's results.
+
+    values: (16, n), NaN where undefined. settings: its hyper-parameters by experiment. width: of its learning-rate
+    optimum; None where its rate was not tuned.
+    """
+
+    name: str
+    target: str
+    seeds: tuple[int, ...]
+    values: Array
+    trials: Mapping[str, Trials]
+    settings: Mapping[str, Mapping[str, Any]]
+    width: Width | None = None
+
+    def on(self, seeds: Sequence[int]) -> Entry:
+        """The same on these of its seeds alone."""
+        where = [self.seeds.index(seed) for seed in seeds]
+        trials = {
+            name: Trials(tuple(one.states[i] for i in where), tuple(one.starts[i] for i in where), one.learnt[where])
+            for name, one in self.trials.items()
+        }
+        return Entry(self.name, self.target, tuple(seeds), self.values[:, where], trials, self.settings, self.width)
+
+
+def read_entry(results: Results, optimizer: str | None = None, tuning: Results | None = None) -> Entry:
+    """Read an optimizer's entry from a run of the suite; optimizer: None where the run has only one.
+
+    tuning: the run that chose its rates, if there is one.
+
+    Raises:
+        UsageError: the run has no such optimizer, or several and none is named.
+        ComparisonError: the run lacks an experiment, or the optimizer has several settings.
+    """
+    run = results.run.id
+    names = list(dict.fromkeys(trial.optimizer for trial in results.trials))
+    if optimizer is None:
+        if len(names) != 1:
+            raise UsageError(f"{run}: expected RUN:OPTIMIZER, as the run has {', '.join(names)}")
+        (optimizer,) = names
+    elif optimizer not in names:
+        raise UsageError(f"{run}: {unknown('optimizer', optimizer, names)}")
+    found = {}
+    for experiment in EXPERIMENTS:
+        here = [arm for arm in arms(results) if (arm.experiment, arm.optimizer) == (experiment, optimizer)]
+        if len(here) != 1:
+            what = "no trials of it" if not here else f"{len(here)} settings or models"
+            raise ComparisonError(f"{run}: expected one setting of {optimizer} on {experiment}, got {what}")
+        found[experiment] = here[0]
+    seeds = tuple(sorted(set.intersection(*(set(arm.trials) for arm in found.values()))))
+    values = np.array(
+        [[_value(found[strip.experiment], strip.metric, seed) for seed in seeds] for strip in STRIPS], np.float64
+    ).reshape(len(STRIPS), len(seeds))
+    first = found[EXPERIMENTS[0]]
+    settings = {name: dict(next(iter(arm.trials.values())).hyperparameters) for name, arm in found.items()}
+    trials = {name: _trials(arm, seeds) for name, arm in found.items()}
+    target = next(iter(first.trials.values())).target
+    return Entry(optimizer, target, seeds, values, trials, settings, _width(tuning, optimizer))
+
+
+def _value(arm: Arm, metric: str, seed: int) -> float:
+    return arm.value(metric, seed) if arm.status(seed) == "ok" else math.nan
+
+
+def _trials(arm: Arm, seeds: Sequence[int]) -> Trials:
+    rows = [arm.results.rows.get(arm.trials[seed].id) for seed in seeds]
+    return Trials(
+        tuple(arm.status(seed) for seed in seeds),
+        tuple((row.init_hash or "") if row is not None else "" for row in rows),
+        np.array([_learnt(arm, seed) for seed in seeds], np.float64),
+    )
+
+
+def _learnt(arm: Arm, seed: int) -> float:
+    if arm.experiment not in WITHIN_LEARNING or arm.status(seed) != "ok":
+        return math.nan
+    found = arm.value(WITHIN_LEARNING[arm.experiment], seed)
+    if arm.experiment == "plasticity":
+        kept = arm.value("plasticity_kept", seed)
+        return found / kept if kept else math.nan
+    return found
+
+
+def _width(tuning: Results | None, optimizer: str) -> Width | None:
+    if tuning is None:
+        return None
+    for tuned in tunings(tuning):
+        if (tuned.experiment, tuned.optimizer) == (TUNED_ON, optimizer):
+            rates = [path for path in tuned.settings[0].hyperparameters if path.rpartition(".")[2] == "lr"]
+            if len(rates) == 1:
+                return width([(s.hyperparameters[rates[0]], s.learning) for s in tuned.settings])
+    return None
+
+
+def experiments_of(suite: Suite) -> dict[str, Any]:
+    """Everything that decides what the values of a run mean, apart from its optimizers: compared as a whole."""
+    plain = suite.model_dump(mode="json")
+    kept = {
+        name: {key: value for key, value in experiment.items() if key in ("dataset", "tasks", "models", "protocol")}
+        for name, experiment in plain["experiments"].items()
+        if name in EXPERIMENTS
+    }
+    return {"seed": plain["seed"], "experiments": kept}

@@ -1,0 +1,205 @@
+"""The panel: results of known optimizers, shipped with the package, and whether a run can be compared with them.
+
+A Parquet file of a row per optimizer, strip and seed; what made it is in the metadata of its schema, as JSON under
+`optbench`. `benchmarks/panel.py` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optbench.errors import ComparisonError, StoreError
+from optbench.stats.results import Results
+from optbench.store.files import write_atomically
+from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of
+from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS
+from optbench.studies.fingerprint.width import Width
+
+FORMAT = 1
+FILE = "panel.parquet"
+KEY = b"optbench"
+REFERENCES = ("adamw", "sgd")
+"""The optimizers of the panel that every fingerprint is judged against."""
+STATE, START, LEARNT = "state", "start", "learnt"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The entries, all on the same seeds, and what made them.
+
+    experiments: what decides the meaning of the values, as `experiments_of` has it. made: versions and machine.
+    """
+
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    experiments: Mapping[str, Any]
+    metrics_version: int
+    made: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    def entry(self, name: str) -> Entry:
+        return next(entry for entry in self.entries if entry.name == name)
+
+    def on(self, seeds: Sequence[int]) -> Panel:
+        """The same on these of its seeds alone."""
+        entries = tuple(entry.on(seeds) for entry in self.entries)
+        return Panel(entries, tuple(seeds), self.experiments, self.metrics_version, self.made)
+
+
+@cache
+def shipped() -> Panel:
+    """Return the panel that comes with the package."""
+    with resources.as_file(resources.files("optbench.studies.fingerprint") / FILE) as path:
+        return read(path)
+
+
+def read(path: Path) -> Panel:
+    """Read a panel.
+
+    Raises:
+        StoreError: there is none, it cannot be read, or it is of another format.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot read the panel: {error}") from None
+    about = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
+    if about.get("format") != FORMAT:
+        raise StoreError(f"{path}: expected a panel of format {FORMAT}, got {about.get('format')}")
+    seeds = tuple(about["seeds"])
+    columns = table.to_pydict()
+    places = {name: i for i, name in enumerate(strip.name for strip in STRIPS)}
+    values = {name: np.full((len(STRIPS), len(seeds)), np.nan) for name in about["optimizers"]}
+    for name, strip, seed, value in zip(*(columns[c] for c in ("optimizer", "strip", "seed", "value")), strict=True):
+        if value is not None:
+            values[name][places[strip], seeds.index(seed)] = value
+    entries = []
+    for name, one in about["optimizers"].items():
+        trials = {
+            experiment: Trials(
+                tuple(kept[STATE]),
+                tuple(kept[START]),
+                np.array([np.nan if value is None else value for value in kept[LEARNT]], np.float64),
+            )
+            for experiment, kept in one["trials"].items()
+        }
+        found = None if one["width"] is None else Width(**one["width"])
+        entries.append(Entry(name, one["target"], seeds, values[name], trials, one["settings"], found))
+    return Panel(tuple(entries), seeds, about["experiments"], about["metrics_version"], about["made"])
+
+
+def write(panel: Panel, path: Path) -> None:
+    """Write a panel; the same panel gives the same bytes.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    rows = [
+        (entry.name, strip.name, seed, None if np.isnan(value := entry.values[s, i]) else float(value))
+        for entry in panel.entries
+        for s, strip in enumerate(STRIPS)
+        for i, seed in enumerate(panel.seeds)
+    ]
+    types = {"optimizer": pa.string(), "strip": pa.string(), "seed": pa.int64(), "value": pa.float64()}
+    about = {
+        "format": FORMAT,
+        "seeds": list(panel.seeds),
+        "experiments": panel.experiments,
+        "metrics_version": panel.metrics_version,
+        "made": panel.made,
+        "optimizers": {entry.name: _about(entry) for entry in panel.entries},
+    }
+    schema = pa.schema(list(types.items()), metadata={KEY: json.dumps(about, allow_nan=False)})
+    table = pa.table(dict(zip(types, map(list, zip(*rows, strict=True)), strict=True)), schema=schema)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    trials = {
+        name: {
+            STATE: one.states,
+            START: one.starts,
+            LEARNT: [None if np.isnan(value) else float(value) for value in one.learnt],
+        }
+        for name, one in entry.trials.items()
+    }
+    wide = None if entry.width is None else asdict(entry.width)
+    return {"target": entry.target, "settings": entry.settings, "width": wide, "trials": trials}
+
+
+def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, Any]) -> Panel:
+    """Make a panel of runs, each of one optimizer, with the run that tuned it.
+
+    Raises:
+        ComparisonError: two of them do not fit together.
+    """
+    from optbench.studies.fingerprint.entry import read_entry
+
+    entries = tuple(read_entry(results, None, tuning) for results, tuning in found)
+    first = found[0][0]
+    panel = Panel(entries, entries[0].seeds, experiments_of(first.suite), _metrics_version(first), dict(made))
+    for results, _ in found:
+        check(panel, results)
+    for entry in entries:
+        if entry.seeds != panel.seeds:
+            raise ComparisonError(f"{entry.name}: expected seeds {list(panel.seeds)}, got {list(entry.seeds)}")
+    return panel
+
+
+def check(panel: Panel, results: Results) -> None:
+    """Raises ComparisonError where the run's values do not mean the same as the panel's."""
+    run = results.run.id
+    if missing := [name for name in EXPERIMENTS if name not in results.suite.experiments]:
+        raise ComparisonError(f"{run}: expected a run of the suite 'fingerprint', got one without {missing[0]}")
+    if differing := list(_differences(panel.experiments, experiments_of(results.suite), "")):
+        raise ComparisonError(
+            f"{run} and the panel cannot be compared: {'; '.join(differing[:3])}; "
+            "the panel is of the suite 'fingerprint' as it is shipped"
+        )
+    if (version := _metrics_version(results)) != panel.metrics_version:
+        raise ComparisonError(
+            f"{run} and the panel cannot be compared: their metrics are of versions {version} and "
+            f"{panel.metrics_version}; train it with this version of optbench"
+        )
+
+
+def remarks(panel: Panel, results: Results) -> list[str]:
+    """Return what a reader must know of how the run and the panel were made differently, in sentences."""
+    mine = results.run.record.get("provenance")
+    mine = mine if isinstance(mine, dict) else {}
+    found = [
+        f"The run has {what} {mine.get(key)}, the panel {panel.made.get(key)}."
+        for key, what in (("torch", "torch"), ("device", "device"))
+        if mine.get(key) != panel.made.get(key)
+    ]
+    if results.run.record.get("status") != "complete":
+        found.append(f"The run is not complete: {results.run.record.get('status')}.")
+    return found
+
+
+def _metrics_version(results: Results) -> int:
+    return int(results.run.record.get("metrics_version", 1))
+
+
+def _differences(expected: Any, got: Any, place: str) -> list[str]:
+    """`experiments.pairs.protocol.batch_size: expected 128, got 64` for each value that differs."""
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        return [
+            line
+            for key in dict.fromkeys((*expected, *got))
+            for line in _differences(expected.get(key), got.get(key), f"{place}.{key}".lstrip("."))
+        ]
+    return [] if expected == got else [f"{place}: expected {expected!r}, got {got!r}"]

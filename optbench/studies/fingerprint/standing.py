@@ -1,0 +1,246 @@
+"""Where an optimizer stands: each strip beside the panel, verdicts against the references, the nearest neighbours.
+
+Verdicts are those of every comparison: exact signed-rank tests over seeds that both have, Holm's correction over the 16
+strips, and a margin below which a difference is not worth a word. Where a metric has no margin of its own, it is a
+twentieth of what the strip spans over the panel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from optbench.counting import count
+from optbench.errors import UsageError
+from optbench.stats.paired import PairedResult, PairedValues, compare_paired
+from optbench.stats.power import seeds_needed, smallest_holm_p
+from optbench.stats.signed_rank import bounds, middle, walsh_averages
+from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge
+from optbench.studies.fingerprint.entry import Array, Entry
+from optbench.studies.fingerprint.neighbours import Neighbour, neighbours
+from optbench.studies.fingerprint.panel import REFERENCES, Panel
+from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
+
+CHANCE = 0.1
+"""The accuracy of guessing one of ten digits."""
+LEAST_LEARNT = 0.5
+"""Of what the median optimizer of the panel learns above chance: with less, an experiment counts as not learnt."""
+PART_OF_SPAN = 0.05
+"""The margin of a metric that has none, as a share of what its strip spans over the panel."""
+SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
+"""Verdicts that say: no difference worth a word."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One optimizer of the panel on a strip."""
+
+    name: str
+    centre: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One strip against one optimizer of the panel. identical: whether values agree to the last bit on every seed."""
+
+    strip: Strip
+    other: str
+    result: PairedResult
+    judgement: Judgement
+    identical: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judgement.verdict
+
+    @property
+    def differs(self) -> bool:
+        return self.verdict in DIFFERENT
+
+    @property
+    def same(self) -> bool:
+        return self.verdict in SAME
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One strip.
+
+    centre: the pseudo-median over seeds (Hodges & Lehmann 1963); None without values. interval: 95%, None with fewer
+    than six seeds. below: how many of the ticks lie below the centre. obstacle: why there is no value, or empty.
+    """
+
+    strip: Strip
+    centre: float | None
+    interval: tuple[float, float] | None
+    n: int
+    ticks: tuple[Tick, ...]
+    below: int
+    obstacle: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a page shows. remarks: what a reader must know before believing it."""
+
+    entry: Entry
+    panel: Panel
+    standings: tuple[Standing, ...]
+    judged: Mapping[str, tuple[Judged, ...]]
+    """By optimizer of the panel: all 16 strips, in order; empty where there are too few seeds for any verdict."""
+    neighbours: tuple[Neighbour, ...]
+    not_learnt: Mapping[str, str]
+    """By experiment that was not learnt, what happened instead."""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def seeds(self) -> int:
+        return len(self.entry.seeds)
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether there are enough seeds for any."""
+        return bool(self.judged)
+
+    @property
+    def references(self) -> tuple[tuple[Judged, ...], ...]:
+        """The verdicts against AdamW and SGD."""
+        return tuple(self.judged[name] for name in REFERENCES if name in self.judged)
+
+    @cached_property
+    def seeds_for_verdicts(self) -> int:
+        return seeds_needed(len(STRIPS))
+
+    def same_strips(self, other: str) -> int:
+        """In how many strips it is equivalent to an optimizer of the panel, or differs by less than the margin."""
+        return sum(one.same for one in self.judged[other])
+
+
+def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fingerprint:
+    """Place an entry among the panel, on the seeds that it has.
+
+    Raises:
+        UsageError: it has a seed that the panel does not have.
+    """
+    if strange := [seed for seed in entry.seeds if seed not in panel.seeds]:
+        raise UsageError(
+            f"{entry.name}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}: "
+            "it is compared with the panel seed by seed"
+        )
+    panel = panel.on(entry.seeds)
+    thresholds = {name: _threshold(panel, name) for name in EXPERIMENTS}
+    mine, not_learnt = _learnt(entry, thresholds)
+    learnt = [_learnt(one, thresholds)[0] for one in panel.entries]
+    stacked = np.stack([one.values for one in learnt])
+    standings = tuple(
+        _standing(i, strip, mine, learnt, not_learnt.get(strip.experiment, "")) for i, strip in enumerate(STRIPS)
+    )
+    margins = [_margin(strip, standings[i]) for i, strip in enumerate(STRIPS)]
+    judged = {}
+    if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= 0.05:
+        judged = {one.name: _judged(mine, one, margins, not_learnt) for one in learnt}
+    found = neighbours(mine.values, stacked, panel.names)
+    same = all(
+        one.trials[name].starts == entry.trials[name].starts for one in panel.entries[:1] for name in EXPERIMENTS
+    )
+    said = list(remarks)
+    if not same:
+        said.append("Its initial weights are not the panel's, so that seeds make no pairs: there are no verdicts.")
+    return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
+
+
+def _threshold(panel: Panel, experiment: str) -> float:
+    """The accuracy that counts as learnt; NaN where a target loss decides."""
+    means = [float(np.nanmean(v)) for e in panel.entries if np.isfinite(v := e.trials[experiment].learnt).any()]
+    return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
+
+
+def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str]]:
+    """The entry without the values of seeds that did not learn, and what happened where most of them did not."""
+    values = entry.values.copy()
+    why: dict[str, str] = {}
+    n = len(entry.seeds)
+    for experiment in EXPERIMENTS:
+        trials, needed = entry.trials[experiment], thresholds[experiment]
+        low = np.array([state == "ok" for state in trials.states]) & ~(trials.learnt >= needed)
+        if math.isnan(needed):
+            low = np.zeros(n, np.bool_)
+        bad = low | np.array([state != "ok" for state in trials.states])
+        rows = [i for i, strip in enumerate(STRIPS) if strip.experiment == experiment]
+        values[np.array(rows)[:, None], np.flatnonzero(bad)] = np.nan
+        if bad.sum() * 2 > n:
+            why[experiment] = _what_happened(trials.states, int(low.sum()), trials.learnt[low], needed)
+    return Entry(entry.name, entry.target, entry.seeds, values, entry.trials, entry.settings, entry.width), why
+
+
+def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:
+    """`has not learnt: accuracy .112 on 10 of 10 seeds, expected at least .52`."""
+    n = len(states)
+    parts = []
+    if low:
+        parts.append(
+            f"has not learnt on {low} of {count(n, 'seed')}: accuracy {learnt.mean():.3f}, "
+            f"expected at least {needed:.3f}"
+        )
+    for state, said in (
+        ("diverged", "diverged"),
+        ("above_target", "did not reach the training loss"),
+        ("failed", "failed"),
+        ("missing", "was not trained"),
+    ):
+        if number := sum(one == state for one in states):
+            parts.append(f"{said} on {number} of {count(n, 'seed')}")
+    return "; ".join(parts)
+
+
+def _standing(i: int, strip: Strip, mine: Entry, panel: Sequence[Entry], obstacle: str) -> Standing:
+    ticks = tuple(Tick(one.name, centre) for one in panel if (centre := _centre(one.values[i])) is not None)
+    known = mine.values[i][np.isfinite(mine.values[i])]
+    centre = None if obstacle else _centre(known)
+    averages = walsh_averages(known)
+    ends = bounds(averages, len(known), 0.95) if centre is not None else None
+    below = sum(tick.centre < centre for tick in ticks) if centre is not None else 0
+    undefined = obstacle or ("" if centre is not None else "undefined")
+    return Standing(strip, centre, ends, len(known), ticks, below, undefined)
+
+
+def _centre(values: Array) -> float | None:
+    known = values[np.isfinite(values)]
+    return middle(walsh_averages(known)) if len(known) * 2 > len(values) else None
+
+
+def _margin(strip: Strip, standing: Standing) -> float:
+    if strip.of.margin:
+        return strip.of.margin
+    centres = [tick.centre for tick in standing.ticks]
+    return PART_OF_SPAN * (max(centres) - min(centres)) if centres else 0.0
+
+
+def _judged(mine: Entry, other: Entry, margins: Sequence[float], not_learnt: Mapping[str, str]) -> tuple[Judged, ...]:
+    results, questions = [], []
+    for i, strip in enumerate(STRIPS):
+        a, b = mine.trials[strip.experiment], other.trials[strip.experiment]
+        diverged = [np.array([state == "diverged" for state in one.states]) for one in (a, b)]
+        result = compare_paired(PairedValues(mine.values[i], other.values[i], *diverged), strip.of.direction)
+        learnt = strip.experiment not in not_learnt
+        reason = f"{mine.name} {not_learnt[strip.experiment]}" if not learnt else "initial weights differ"
+        results.append(result)
+        questions.append(Question(result, strip.of.direction, margins[i], learnt and a.starts == b.starts, reason))
+    return tuple(
+        Judged(
+            strip,
+            other.name,
+            result,
+            judgement,
+            bool(np.array_equal(mine.values[i], other.values[i]) and np.isfinite(mine.values[i]).any()),
+        )
+        for i, (strip, result, judgement) in enumerate(zip(STRIPS, results, judge(questions), strict=True))
+    )

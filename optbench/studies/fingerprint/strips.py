@@ -1,0 +1,189 @@
+"""The strips of a fingerprint: 16 properties of solutions and updates, each measured in one experiment of the suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from optbench.metrics import METRICS, Metric
+
+SUITE = "fingerprint"
+"""The shipped suite whose experiments the strips are measured in."""
+TUNED_ON = "permuted"
+"""The experiment whose tuning gives the width of the learning-rate optimum."""
+
+Topic = Literal["learning", "solution", "updates"]
+TOPICS: dict[Topic, str] = {
+    "learning": "Learning and forgetting",
+    "solution": "The solution",
+    "updates": "Its updates",
+}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One property.
+
+    name: its key in tables and JSON. experiment, metric: where it is measured, and as what. label: its name on a page,
+    at most 22 characters. more, less: what is said of an optimizer whose value is higher, or lower, than another's, to
+    follow "it". digits: decimals of its values.
+    """
+
+    name: str
+    topic: Topic
+    experiment: str
+    metric: str
+    label: str
+    more: str
+    less: str
+    digits: int = 3
+
+    @property
+    def of(self) -> Metric:
+        """The metric in the catalog."""
+        return METRICS[self.metric]
+
+    @property
+    def title(self) -> str:
+        """The label with an arrow where one direction is better."""
+        return self.label if self.of.direction == "neutral" else f"{self.label} {self.of.arrow}"
+
+
+STRIPS: tuple[Strip, ...] = (
+    Strip(
+        "learning_accuracy",
+        "learning",
+        "permuted",
+        "learning_accuracy",
+        "learning accuracy",
+        "learns tasks better",
+        "learns tasks less well",
+    ),
+    Strip("forgetting", "learning", "permuted", "forgetting", "forgetting", "forgets more", "forgets less"),
+    Strip(
+        "earlier_pairs_kept",
+        "learning",
+        "pairs",
+        "earlier_tasks_accuracy",
+        "earlier pairs kept",
+        "keeps more of earlier digit pairs",
+        "keeps less of earlier digit pairs",
+    ),
+    Strip(
+        "forward_transfer",
+        "learning",
+        "permuted",
+        "forward_transfer",
+        "forward transfer",
+        "transfers more to tasks it has not seen",
+        "transfers less to tasks it has not seen",
+    ),
+    Strip(
+        "plasticity_kept",
+        "learning",
+        "plasticity",
+        "plasticity_kept",
+        "plasticity kept",
+        "keeps more of its ability to learn over 40 tasks",
+        "keeps less of its ability to learn over 40 tasks",
+    ),
+    Strip(
+        "effective_rank",
+        "solution",
+        "permuted",
+        "effective_rank",
+        "effective rank",
+        "finds features of higher effective rank",
+        "finds features of lower effective rank",
+        1,
+    ),
+    Strip(
+        "class_cosine",
+        "solution",
+        "pairs",
+        "class_cosine_mean",
+        "class cosine",
+        "aligns the features of different classes more",
+        "aligns the features of different classes less",
+    ),
+    Strip(
+        "dormant_units",
+        "solution",
+        "plasticity",
+        "dormant_0.025",
+        "dormant units",
+        "leaves more units dormant",
+        "leaves fewer units dormant",
+    ),
+    Strip("hoyer", "solution", "permuted", "hoyer", "Hoyer sparsity", "finds sparser weights", "finds denser weights"),
+    Strip(
+        "pruned_accuracy",
+        "solution",
+        "permuted",
+        "pruned_accuracy_0.05_global",
+        "accuracy, 5% weights",
+        "keeps more accuracy with 5% of its weights",
+        "keeps less accuracy with 5% of its weights",
+    ),
+    Strip(
+        "quantised_drop",
+        "solution",
+        "matched",
+        "quantised_drop_4",
+        "4-bit drop",
+        "loses more accuracy to 4-bit weights",
+        "loses less accuracy to 4-bit weights",
+        4,
+    ),
+    Strip(
+        "sharpness",
+        "solution",
+        "matched",
+        "sam_sharpness",
+        "sharpness (SAM)",
+        "ends in a sharper minimum",
+        "ends in a flatter minimum",
+        4,
+    ),
+    Strip(
+        "distance",
+        "solution",
+        "matched",
+        "distance_from_init",
+        "distance from start",
+        "ends further from its start",
+        "ends nearer to its start",
+        2,
+    ),
+    Strip(
+        "update_stable_rank",
+        "updates",
+        "permuted",
+        "update_stable_rank",
+        "stable rank",
+        "makes updates of higher stable rank",
+        "makes updates of lower stable rank",
+        2,
+    ),
+    Strip(
+        "update_cosine_gradient",
+        "updates",
+        "permuted",
+        "update_cosine_gradient",
+        "cosine, gradient",
+        "makes updates that follow the gradient more closely",
+        "makes updates that follow the gradient less closely",
+    ),
+    Strip(
+        "update_cosine_polar",
+        "updates",
+        "permuted",
+        "update_cosine_polar",
+        "cosine, polar factor",
+        "makes updates that follow the gradient's polar factor more closely",
+        "makes updates that follow the gradient's polar factor less closely",
+    ),
+)
+
+BY_NAME = {strip.name: strip for strip in STRIPS}
+EXPERIMENTS: tuple[str, ...] = tuple(dict.fromkeys(strip.experiment for strip in STRIPS))

@@ -1,0 +1,98 @@
+"""The fingerprint as text: 80 columns, or wider strips where there is room."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from optbench.studies.fingerprint import wording
+from optbench.studies.fingerprint.standing import Fingerprint, Judged, Standing
+from optbench.studies.fingerprint.strips import TOPICS
+from optbench.studies.fingerprint.words import sentences
+
+LABEL, VALUE, PLACE, VERDICT = 22, 7, 5, 6
+NARROWEST, WIDEST = 20, 60
+GAP = 1
+SHOWN = 5
+"""So many neighbours are listed."""
+GOOD, BAD = "green", "red"
+
+
+def show(found: Fingerprint, console: Console) -> None:
+    """Print the page on a console."""
+    columns = len(found.references)
+    taken = LABEL + VALUE + PLACE + columns * (VERDICT + GAP) + 3 * GAP
+    width = max(NARROWEST, min(WIDEST, console.width - taken))
+    console.print(Text(wording.title(found), style="bold"), soft_wrap=True)
+    console.print(Text(wording.subtitle(found)), soft_wrap=True)
+    for remark in found.remarks:
+        console.print(Text(remark, style="yellow"))
+    console.print()
+    heads = [judged[0].other for judged in found.references]
+    topic = None
+    for i, one in enumerate(found.standings):
+        if one.strip.topic != topic:
+            topic = one.strip.topic
+            _head(console, TOPICS[topic], width, heads if i == 0 else [])
+        _line(console, one, [judged[i] for judged in found.references], width)
+    console.print()
+    for sentence in sentences(found):
+        console.print(Text(sentence.text))
+    console.print()
+    if found.neighbours:
+        listed = ", ".join(
+            f"{one.name} {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
+            for one in found.neighbours[:SHOWN]
+        )
+        console.print(Text(f"Nearest (distance, 95% interval): {listed}"))
+    console.print(Text(wording.rates(found)))
+    console.print()
+    for note in wording.notes(found):
+        console.print(Text(note, style="dim"))
+
+
+def _head(console: Console, topic: str, width: int, heads: list[str]) -> None:
+    names = "".join(f" {head[:VERDICT]:<{VERDICT}}" for head in heads)
+    right = f" {'':<{VALUE}} {'below':>{PLACE}}{names}" if heads else ""
+    console.print(Text(f"{topic:<{LABEL + GAP + width}}{right}".rstrip(), style="bold"), soft_wrap=True)
+
+
+def _line(console: Console, one: Standing, judged: list[Judged], width: int) -> None:
+    text = Text(f"{one.strip.title:<{LABEL}} ")
+    text.append_text(strip(one, width))
+    text.append(f" {wording.value(one):>{VALUE}} {wording.place(one):>{PLACE}}")
+    for verdict in judged:
+        word = wording.verdict(verdict)
+        style = {"better": GOOD, "worse": BAD}.get(word, "")
+        text.append(" ")
+        text.append(f"{word:<{VERDICT}}", style=style)
+    text.rstrip()
+    console.print(text, soft_wrap=True)
+
+
+def strip(one: Standing, width: int) -> Text:
+    """`·· ·  ·━●━··`: the panel, the interval and the value, on `width` characters."""
+    places = [tick.centre for tick in one.ticks]
+    ends = one.interval or ()
+    every = [*places, *ends, *([one.centre] if one.centre is not None else [])]
+    if not every:
+        return Text(" " * width)
+    low, high = min(every), max(every)
+
+    def at(value: float) -> int:
+        return round((value - low) / (high - low) * (width - 1)) if high > low else width // 2
+
+    cells = [" "] * width
+    for value in places:
+        cells[at(value)] = "·" if cells[at(value)] == " " else ":"
+    if one.centre is None:
+        return Text("".join(cells), style="dim")
+    styles = {}
+    if one.interval:
+        for i in range(at(one.interval[0]), at(one.interval[1]) + 1):
+            cells[i], styles[i] = ("─" if cells[i] == " " else "┼"), "bold"
+    cells[at(one.centre)], styles[at(one.centre)] = "●", "bold cyan"
+    text = Text()
+    for i, cell in enumerate(cells):
+        text.append(cell, style=styles.get(i, ""))
+    return text

@@ -1,0 +1,193 @@
+"""Training one optimizer for its fingerprint: its learning rates are chosen, then the suite is run with them.
+
+    target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its rates -> run NAME
+
+The two are runs like any other; the second is what a fingerprint is drawn from, the first has the width of the optimum.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from optbench.errors import OptbenchError, StoreError, UsageError
+from optbench.execution.session import Options, Outcome, run
+from optbench.execution.view import View
+from optbench.optimizers.registry import find, is_plugin
+from optbench.selection import Addition, Choice, choose
+from optbench.store.read import find_run, is_run, read_json
+from optbench.studies.fingerprint.strips import SUITE
+from optbench.studies.tuning.tuned_suite import tuned_suite
+from optbench.studies.tuning.tuner import Method, Tuner, tune
+from optbench.suite import Suite, load_suite, resolve_suite_path
+from optbench.suite.placing import placing
+from optbench.targets.source import split
+
+TUNE = "-tune"
+"""What the name of the run that chooses rates has at its end."""
+RATE = "lr"
+LATEST = "latest"
+QUICK_SEEDS, QUICK_TUNING_SEEDS = 3, 1
+KEY = "fingerprint"
+"""Under which a tuning's record keeps what was asked for."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to train.
+
+    settings: `key=value` of the optimizer's hyper-parameters; with a learning rate among them nothing is tuned. seeds:
+    empty: the suite's, or three where `quick`. name: of the optimizer in the run; None: that of its target.
+    """
+
+    target: str
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    quick: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained. tuning: the run that chose the rates, if they were. interrupted: before the end."""
+
+    optimizer: str
+    run: Path
+    tuning: Path | None
+    interrupted: bool
+
+
+def train(wanted: Wanted, options: Options, view: View) -> Trained:
+    """Tune and train an optimizer on the suite; `options.resume` is a run `NAME-tune` to continue.
+
+    Raises:
+        OptbenchError: the target, a setting, the device or the directory does not allow it.
+    """
+    path = resolve_suite_path(SUITE)
+    name, choice = _choice(wanted, path)
+    with placing(path, choice.settings):
+        try:
+            suite = choose(path, choice)
+        except OptbenchError as error:
+            raise _in_the_users_words(error, name, wanted.target) from None
+    here = replace(options, suite_folder=path.parent)
+    resume = options.resume
+    base = resume.name.removesuffix(TUNE) if resume is not None else options.name or _run_name(name)
+    if resume is not None:
+        here = replace(here, runs_dir=resume.parent)
+    fixed = any(setting.partition("=")[0].rpartition(".")[2] == RATE for setting in wanted.settings)
+    if fixed:
+        outcome = run(suite, replace(here, name=base), view)
+        return Trained(name, outcome.path, None, outcome.interrupted)
+    try:
+        tuner = _tuner(suite, quick=wanted.quick)
+    except UsageError:  # it has no learning rate, nor does one inside it
+        view.message(f"not tuned: {name} has no learning rate to choose")
+        outcome = run(suite, replace(here, name=base), view)
+        return Trained(name, outcome.path, None, outcome.interrupted)
+    tuned, tuning = _tuned(suite, tuner, wanted, replace(here, name=None if resume else f"{base}{TUNE}"), view)
+    if tuned is None:
+        return Trained(name, tuning.path, tuning.path, True)
+    begun = here.runs_dir / base
+    again = begun if resume is not None and is_run(begun) else None
+    outcome = run(tuned, replace(here, name=None if again else base, resume=again), view)
+    return Trained(name, outcome.path, tuning.path, outcome.interrupted)
+
+
+def tuning_of(path: Path) -> Path | None:
+    """Return the run that chose the rates of the run at `path`, which lies beside it, or None."""
+    beside = path.with_name(f"{path.name}{TUNE}")
+    return beside if is_run(beside) else None
+
+
+def wanted_again(tuning: Path) -> Wanted:
+    """Return what a run `NAME-tune` was begun for.
+
+    Raises:
+        UsageError: it was begun by another command.
+    """
+    record = read_json(tuning).get("tune")
+    kept = record.get(KEY) if isinstance(record, Mapping) else None
+    try:
+        return TypeAdapter(Wanted).validate_json(json.dumps(kept))
+    except ValidationError:
+        raise UsageError(f"--resume {tuning}: expected a run NAME{TUNE} that optbench fingerprint began") from None
+
+
+def _tuner(suite: Suite, *, quick: bool) -> Tuner:
+    seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
+    return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
+
+
+def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
+    """The suite with the rates that were chosen; None where that was interrupted."""
+    record = {"sampler": "grid", KEY: asdict(wanted)}
+    outcome, found = tune(tuner, options, view, record, {})
+    return (None if outcome.interrupted else tuned_suite(suite, tuner, found)), outcome
+
+
+def _choice(wanted: Wanted, path: Path) -> tuple[str, Choice]:
+    """The optimizer's name, and the choice that makes a suite of it alone."""
+    known = load_suite(path).optimizers
+    seeds: Sequence[int] = wanted.seeds or (range(QUICK_SEEDS) if wanted.quick else ())
+    find(wanted.target)  # an unknown name is refused before anything else is said of it
+    shipped = wanted.target in known
+    name = wanted.target if shipped else wanted.name or _optimizer_name(wanted.target, known)
+    added = () if shipped else (Addition(name, wanted.target),)
+    settings = tuple(f"optimizers.{name}.{_setting(text)}" for text in wanted.settings)
+    return name, Choice(seeds=tuple(seeds), optimizers=(name,), additions=added, settings=settings)
+
+
+def _in_the_users_words(error: OptbenchError, name: str, target: str) -> OptbenchError:
+    """The error with what the user gave in place of what was made of it for the suite."""
+    made = {
+        f"--set optimizers.{name}.": "--set ",
+        f"--optimizer {name}={target}": target,
+        f": optimizers.{name}: ": ": ",
+    }
+    lines = []
+    for line in error.args:
+        for ours, theirs in made.items():
+            line = str(line).replace(ours, theirs)
+        lines.append(line)
+    return type(error)(*lines)
+
+
+def _setting(text: str) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        raise UsageError(f"--set {text}: expected NAME=VALUE of a hyper-parameter, as in lr=0.001")
+    return text
+
+
+def _optimizer_name(target: str, known: Mapping[str, Any]) -> str:
+    """`MyOptimizer` of `./mine.py:MyOptimizer`; told from the panel's optimizers, whatever the case of its letters."""
+    name = split(target)[1] if is_plugin(target) else target
+    name = re.sub(r"\W+", "-", name.rpartition(".")[2], flags=re.ASCII).strip("-_") or "mine"
+    return f"{name}-mine" if name.casefold() in {one.casefold() for one in known} else name
+
+
+def _run_name(name: str) -> str:
+    return f"{SUITE}-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | None:
+    """Return the run and the optimizer of `RUN:OPTIMIZER` or `RUN`; None where no such run is there."""
+    for where, optimizer in ((text, None), (text.rpartition(":")[0], text.rpartition(":")[2])):
+        if where == LATEST or (where and (is_run(Path(where)) or is_run(runs_dir / where))):
+            return find_run(where, runs_dir), optimizer
+    return None
+
+
+def check_unused(runs_dir: Path, name: str) -> None:
+    """Raises StoreError where a run of this name, or its tuning, is there already."""
+    for path in (runs_dir / name, runs_dir / f"{name}{TUNE}"):
+        if path.exists():
+            raise StoreError(f"{path}: this run exists; choose another --name, or continue it with --resume {path}")

@@ -1,0 +1,52 @@
+"""How wide the optimum of the learning rate is: over how many decades an optimizer learns nearly at its best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WITHIN = 0.01
+"""As a share of the best."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """decades: of learning rates. at_least: whether an end of what was tried lies within them."""
+
+    decades: float
+    at_least: bool
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.at_least else ''}{self.decades:.1f} decades"
+
+
+def width(tried: Iterable[tuple[float, float]]) -> Width | None:
+    """Return the decades around the best of (rate, score) within 1% of it; None where nothing was learnt.
+
+    Between two rates the score is taken as linear in the logarithm of the rate. A rate without a score (NaN), as of a
+    trial that diverged, counts as learning nothing: the optimum ends at the neighbour that has one.
+
+    Example:
+        >>> width([(0.001, 0.5), (0.01, 0.9), (0.1, 0.9), (1.0, 0.0)])
+        Width(decades=1.0325, at_least=False)
+    """
+    points = sorted((math.log10(rate), score) for rate, score in tried if rate > 0)
+    known = [score for _, score in points if math.isfinite(score)]
+    if not known or (best := max(known)) <= 0:
+        return None
+    needed = (1 - WITHIN) * best
+    top = next(i for i, (_, score) in enumerate(points) if score == best)
+    ends, open_ends = [], []
+    for step in (-1, 1):
+        i = top
+        while 0 <= i + step < len(points) and points[i + step][1] >= needed:
+            i += step
+        beyond = i + step
+        open_ends.append(not 0 <= beyond < len(points))
+        x, y = points[i]
+        if not open_ends[-1] and math.isfinite(points[beyond][1]):
+            x_out, y_out = points[beyond]
+            x += (x_out - x) * (y - needed) / (y - y_out)
+        ends.append(x)
+    return Width(round(ends[1] - ends[0], 4), any(open_ends))

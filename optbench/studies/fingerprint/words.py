@@ -1,0 +1,85 @@
+"""The fingerprint in sentences, each made of verdicts and of nothing else.
+
+A sentence keeps the verdicts that it states, so that a test can hold the two against each other: every verdict against
+a reference is in a sentence, and no sentence says what no verdict does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from optbench.report.numbers import estimate
+from optbench.studies.fingerprint.standing import Fingerprint, Judged
+from optbench.studies.fingerprint.strips import STRIPS
+
+SURE = 0.95
+"""From this share of the bootstrap samples on, the nearest is named without its share."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """text: of one sentence. verdicts: those that it states."""
+
+    text: str
+    verdicts: tuple[Judged, ...] = ()
+
+
+def sentences(found: Fingerprint) -> list[Sentence]:
+    """Return what is said of the fingerprint, in order."""
+    return [*_not_learnt(found), *_nearest(found), *(one for judged in found.references for one in _against(judged))]
+
+
+def _not_learnt(found: Fingerprint) -> Iterator[Sentence]:
+    for experiment, what in found.not_learnt.items():
+        yield Sentence(f"On {experiment}, it {what}: its strips there say nothing.")
+
+
+def _nearest(found: Fingerprint) -> Iterator[Sentence]:
+    if not found.neighbours:
+        yield Sentence("Too few strips have values for a nearest neighbour.")
+        return
+    first, *others = found.neighbours
+    sure = "" if first.nearest >= SURE else f" in {100 * first.nearest:.0f}% of resamples of the seeds"
+    then = f", then {others[0].name} ({others[0].distance:.2f})" if others else ""
+    text = f"Nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
+    yield Sentence(text)
+    if not found.has_verdicts:
+        return
+    judged = found.judged[first.name]
+    same = tuple(one for one in judged if one.same)
+    if same and first.name not in {one[0].other for one in found.references}:
+        identical = "identical to" if all(one.identical for one in judged) else "like"
+        yield Sentence(f"It is {identical} {first.name} in {len(same)} of {len(STRIPS)} strips.", same)
+
+
+def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
+    """What is said against one reference: what differs, what does not, and what is not settled."""
+    other = judged[0].other
+    differing = tuple(one for one in judged if one.differs)
+    same = tuple(one for one in judged if one.same)
+    rest = tuple(one for one in judged if not one.differs and not one.same)
+    if differing:
+        yield Sentence(f"Compared with {other}, it {_listed([_phrase(one) for one in differing])}.", differing)
+    if same:
+        whole = len(same) == len(judged)
+        identical = whole and all(one.identical for one in same)
+        where = f"all {len(judged)} strips" if whole else _listed([one.strip.label for one in same])
+        yield Sentence(f"It is {'identical to' if identical else 'like'} {other} in {where}.", same)
+    if rest:
+        where = _listed([one.strip.label for one in rest])
+        yield Sentence(f"Against {other} these seeds settle nothing about {where}.", rest)
+
+
+def _phrase(one: Judged) -> str:
+    """`forgets less (-0.036 [-0.047, -0.026])`."""
+    difference = one.result.difference
+    assert difference is not None
+    said = one.strip.more if difference > 0 else one.strip.less
+    size = estimate(difference, one.result.interval, one.strip.digits).replace("-", "−")
+    return f"{said} ({size})"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

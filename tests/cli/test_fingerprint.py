@@ -1,0 +1,173 @@
+"""`optbench fingerprint` as users run it, on a small copy of its suite with a panel made in the test."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optbench
+from optbench.cli import main
+from optbench.stats.results import read_results
+from optbench.store import read_run
+from optbench.studies.fingerprint import panel, training
+from optbench.studies.fingerprint.entry import experiments_of, read_entry
+from optbench.studies.fingerprint.panel import Panel
+from optbench.suite import load_suite, resolve_suite_path
+
+pytestmark = pytest.mark.usefixtures("_train_here")
+
+SMALL = """
+extends: {base}
+optimizers: {{adamw: {{target: adamw, lr: 0.01}}, {others}}}
+experiments:
+  permuted:
+    protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, max_epochs: 3, batch_size: 32}}
+    models: {{mlp-100: {{kind: mlp, hidden: [12]}}}}
+  pairs:
+    protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, batch_size: 16}}
+    models: {{mlp-100-100: {{kind: mlp, hidden: [12]}}}}
+  matched:
+    protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, batch_size: 32,
+                early_stopping: {{on: train_loss, target: 2.0}}}}
+    models: {{mlp-100: {{kind: mlp, hidden: [12]}}}}
+  plasticity:
+    tasks: {{kind: permuted, count: 2, examples_per_task: 160}}
+    protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100}}
+    models: {{mlp-100-100: {{kind: mlp, hidden: [12]}}}}
+"""
+MINE = """
+import torch
+
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=0.1, momentum=0.0):
+        super().__init__(params, lr=lr, momentum=momentum)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Iterator[Path]:
+    """The working directory of the tests: the small suite and its panel stand in the places of those shipped."""
+    folder = tmp_path_factory.mktemp("fingerprint")
+    suite = folder / "small.yaml"
+    base = resolve_suite_path("fingerprint")
+    others = ", ".join(f"{name}: null" for name in load_suite(base).optimizers if name not in ("sgd", "adamw"))
+    suite.write_text(SMALL.format(base=base, others=others), encoding="utf-8")
+    (folder / "mine.py").write_text(MINE, encoding="utf-8")
+    here = Path.cwd()
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SUITE", str(suite))
+        assert main(["run", str(suite), "--name", "panel", "--quiet"]) == 0
+        results = read_results(read_run(folder / "runs" / "panel"))
+        entries = tuple(read_entry(results, name) for name in ("sgd", "adamw"))
+        version = results.run.record["metrics_version"]
+        made = {**results.run.record["provenance"]}
+        small = Panel(entries, entries[0].seeds, experiments_of(results.suite), version, made)
+        patch.setattr(panel, "shipped", lambda: small)
+        yield folder
+    os.chdir(here)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["fingerprint", *words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_copy_of_sgd_at_its_rate_lies_on_sgd(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "./mine.py:Mine", "--set", "lr=0.1", "--name", "copy", "-o", "copy.html", "-o", "copy.json", "--quiet"
+    )
+    assert code == 0
+    assert "Fingerprint of Mine" in out
+    assert "It is identical to sgd in all 16 strips." in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    record = json.loads((folder / "copy.json").read_text(encoding="utf-8"))
+    assert record["neighbours"][0]["optimizer"] == "sgd"
+    assert record["neighbours"][0]["distance"] == 0
+    assert {row["sgd_verdict"] for row in record["strips"]} == {"equivalent"}
+    assert record["learning_rate_optimum"] is None
+    assert (folder / "copy.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    # Drawn again from the run, by its name or that of the optimizer in it.
+    for target in ("copy", "copy:Mine", "latest"):
+        again, drawn, _ = run(capsys, target)
+        assert (again, drawn) == (0, out)
+
+
+def test_rates_are_tuned_and_an_interrupted_run_continues(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(
+                training.Wanted("./mine.py:Mine", quick=True), training.Options(name="tuned"), training.View()
+            )
+    code, out, _ = run(capsys, "--resume", "runs/tuned-tune")
+    assert code == 0
+    assert "No verdicts: 3 seeds cannot show a difference over 16 strips; that takes 10." in " ".join(out.split())
+    assert "On permuted it learns within 1% of its best over" in " ".join(out.split())
+    trials = read_run(folder / "runs" / "tuned-tune").table("trials")
+    assert trials.num_rows == 4 * 7
+    assert set(trials["seed"].to_pylist()) == {1000}
+    assert set(read_run(folder / "runs" / "tuned").table("trials")["seed"].to_pylist()) == {0, 1, 2}
+
+
+def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "panel:adamw")
+    found = optbench.fingerprint("adamw", run="panel")
+    assert found.table["strip"].tolist()[:2] == ["learning_accuracy", "forgetting"]
+    assert found.table.shape[0] == 16
+    assert found.neighbours["optimizer"][0] == "adamw"
+    assert "It is identical to adamw in all 16 strips." in found.words
+    assert "<article" in found._repr_html_()
+    assert "<script" not in found._repr_html_()
+    assert str(found).splitlines()[0] == out.splitlines()[0]
+    found.save(folder / "adamw.png")
+    assert (folder / "adamw.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(optbench.OptbenchError, match="expected an optimizer, or a run with one"):
+        optbench.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "fingerprint needs a TARGET"),
+        (["adamm"], "optbench: unknown optimizer 'adamm'; did you mean 'adam'?"),
+        (["adam", "-o", "page.htm"], "--output page.htm: unknown suffix 'htm'; did you mean 'html'?"),
+        (["adam", "-o", "no/page.html"], "--output no/page.html: there is no directory no"),
+        (["adam", "--seeds", "11"], "--seeds: expected seeds of the panel, 0 to 9, got 10"),
+        (["adam", "--set", "lr"], "--set lr: expected NAME=VALUE of a hyper-parameter, as in lr=0.001"),
+        (["adam", "--set", "rl=0.1"], "--set rl=0.1: unknown hyper-parameter of adam 'rl'; did you mean 'lr'?"),
+        (["adam", "--name", "panel"], "this run exists"),
+        (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        (["panel"], "expected RUN:OPTIMIZER, as the run has sgd, adamw"),
+        (["--resume", "panel"], "expected a run NAME-tune that optbench fingerprint began"),
+        (["adam", "--resume", "panel"], "TARGET and --resume"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_a_run_of_another_suite_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ["run", str(folder / "small.yaml"), "--seeds", "1", "--optimizer", "sgd", "--quiet", "--name", "other"]
+    assert main([*other, "--set", "experiments.pairs.protocol.batch_size=20"]) == 0
+    code, out, err = run(capsys, "other")
+    assert (code, out) == (4, "")
+    assert "experiments.pairs.protocol.batch_size: expected 16, got 20" in err
