@@ -14,16 +14,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from optbench.report.figures.style import INK, PALETTE, STYLE
+from optbench.report.figures.texts import Box
+from optbench.report.figures.texts import width as text_width
 from optbench.studies.fingerprint import figure, wording
 from optbench.studies.fingerprint.entry import Array
-from optbench.studies.fingerprint.neighbours import standardised
+from optbench.studies.fingerprint.neighbours import Neighbour, neighbours, standardised
 from optbench.studies.fingerprint.panel import Panel, shipped
 from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
 from optbench.studies.fingerprint.strips import STRIPS, SUITE
-from optbench.studies.fingerprint.words import sentences
+from optbench.studies.fingerprint.words import Sentence, sentences
 from optbench.suite import load_suite, resolve_suite_path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
+NEIGHBOURS = 5
+DPI = 120
+SIZE = 7.5
+"""Of the names on the map, in points."""
 LOADINGS = 3
 """So many strips name an axis of the map."""
 
@@ -34,24 +40,27 @@ def main() -> int:
     options = parser.parse_args()
     panel = shipped()
     found = [fingerprint(entry, panel) for entry in panel.entries]
-    pages = {"index.md": index(found, panel), **{f"{one.name}.md": page(one) for one in found}}
+    values = np.stack([entry.values for entry in panel.entries])
+    others = {one.name: neighbours(one.entry.values, values, panel.names, one.name) for one in found}
+    pages = {"index.md": index(found, others, panel)}
+    pages |= {f"{one.name}.md": page(one, others[one.name]) for one in found}
     drifted = [name for name, text in pages.items() if _text(FOLDER / name) != text]
     if options.check:
         for name in drifted:
             print(f"{FOLDER / name}: differs from the panel: run this without --check", file=sys.stderr)
         return int(bool(drifted))
     FOLDER.mkdir(exist_ok=True)
-    for old in (*FOLDER.glob("*.md"), *FOLDER.glob("*.svg")):
+    for old in (*FOLDER.glob("*.md"), *FOLDER.glob("*.svg"), *FOLDER.glob("*.png")):
         old.unlink()
     for name, text in pages.items():
         (FOLDER / name).write_text(text, encoding="utf-8")
     for one in found:
-        figure.save(one, FOLDER / f"{one.name}.svg")
+        figure.save(one, FOLDER / f"{one.name}.png", dpi=DPI)
     draw_map(panel, FOLDER / "map.svg")
     return 0
 
 
-def index(found: list[Fingerprint], panel: Panel) -> str:
+def index(found: list[Fingerprint], others: dict[str, list[Neighbour]], panel: Panel) -> str:
     """The table and the map."""
     heads = ["optimizer", "nearest", *(strip.title for strip in STRIPS)]
     lines = [
@@ -70,7 +79,7 @@ def index(found: list[Fingerprint], panel: Panel) -> str:
         "",
         f"| {' | '.join(heads)} |",
         f"|---|---|{'---:|' * len(STRIPS)}",
-        *(_row(one) for one in found),
+        *(_row(one, others[one.name]) for one in found),
         "",
         "</div>",
         "",
@@ -80,7 +89,7 @@ def index(found: list[Fingerprint], panel: Panel) -> str:
     return "\n".join(lines)
 
 
-def page(found: Fingerprint) -> str:
+def page(found: Fingerprint, others: list[Neighbour]) -> str:
     """What is known of one optimizer."""
     settings = load_suite(resolve_suite_path(SUITE)).optimizers[found.name]
     said = ", ".join(f"{key}: {value}" for key, value in settings.model_dump().items() if key != "lr")
@@ -89,7 +98,7 @@ def page(found: Fingerprint) -> str:
         "",
         f"`{{{said}}}`. {wording.rates(found)}",
         "",
-        f"![Fingerprint of {found.name}]({found.name}.svg)",
+        f"![Fingerprint of {found.name}]({found.name}.png)",
         "",
         *(f"{_plain(one.text)}\n" for one in _about(found)),
         "| strip | value [95% interval] | below |" + "".join(f" against {j[0].other} |" for j in found.references),
@@ -101,7 +110,7 @@ def page(found: Fingerprint) -> str:
         *(
             f"| [{one.name}]({one.name}.md) | {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}] "
             f"| {100 * one.nearest:.0f}% |"
-            for one in _others(found)
+            for one in others[:NEIGHBOURS]
         ),
         "",
         "[All optimizers](index.md)",
@@ -116,17 +125,38 @@ def draw_map(panel: Panel, path: Path) -> None:
 
     places, names = principal_components(np.stack([entry.values for entry in panel.entries]))
     with matplotlib.style.context(["default", {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "map"}]):
-        canvas = Figure(figsize=(7.5, 5.5), layout="constrained")
+        canvas = Figure(figsize=(7.5, 6.2), layout="constrained")
         canvas.set_facecolor("white")
         axes = canvas.add_subplot()
         axes.scatter(places[:, 0], places[:, 1], s=18, color=PALETTE[0])
-        for (x, y), name in zip(places, panel.names, strict=True):
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK)
         axes.set_xlabel(names[0], fontsize=8)
         axes.set_ylabel(names[1], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.12)
+        canvas.draw_without_rendering()  # lays out, which decides where a place lies on the canvas
+        points = axes.transData.transform(places) * 72 / canvas.dpi
+        for (x, y), name, offset in zip(places, panel.names, offsets(points, panel.names), strict=True):
+            axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=SIZE, color=INK)
         canvas.savefig(path, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
+
+
+def offsets(points: Array, names: list[str]) -> list[tuple[float, float]]:
+    """Where each name stands beside its point (P, 2), so that it covers no point and no other name; all in points."""
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points.tolist()]
+    found: list[tuple[float, float]] = []
+    for (x, y), name in zip(points.tolist(), names, strict=True):
+        width = text_width(name, SIZE)
+        sides = [(right, up) for up in (-3, 4, -10, 11, -17, 18, -24) for right in (5.0, -5.0 - width)]
+        boxes = [(x + right, y + up - 1, x + right + width, y + up + SIZE) for right, up in sides]
+        free = [i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        best = free[0] if free else 0
+        taken.append(boxes[best])
+        found.append(sides[best])
+    return found
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def principal_components(values: Array) -> tuple[Array, tuple[str, str]]:
@@ -149,19 +179,13 @@ def _axis(i: int, axes: Array, share: Array) -> str:
     return f"component {i + 1} ({100 * share[i]:.0f}% of the variance): {loads}"
 
 
-def _row(found: Fingerprint) -> str:
-    nearest = next(iter(_others(found)), None)
-    link = "–" if nearest is None else f"[{nearest.name}]({nearest.name}.md) {nearest.distance:.2f}"
+def _row(found: Fingerprint, others: list[Neighbour]) -> str:
+    link = f"[{others[0].name}]({others[0].name}.md) {others[0].distance:.2f}" if others else "–"
     values = [wording.value(one) for one in found.standings]
     return f"| {' | '.join([f'[{found.name}]({found.name}.md)', link, *values])} |"
 
 
-def _others(found: Fingerprint) -> list:
-    """The nearest of the panel, itself apart."""
-    return [one for one in found.neighbours if one.name != found.name][:5]
-
-
-def _about(found: Fingerprint) -> Iterator:
+def _about(found: Fingerprint) -> Iterator[Sentence]:
     """What its sentences say of others: that it is like itself goes without saying."""
     for one in sentences(found):
         if one.verdicts and all(verdict.other != found.name for verdict in one.verdicts):

@@ -264,6 +264,7 @@ def fingerprint(
         ),
     ] = None,
     device: options.Device = "auto",
+    on: options.On = "local",
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     jobs: options.Jobs = None,

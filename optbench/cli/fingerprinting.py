@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.cli.output import results, say
-from optbench.cli.training import DONE, INTERRUPTED, NOTHING_MEASURED, SOME_FAILED, Request, watched
+from optbench.cli.training import DONE, INTERRUPTED, NOTHING_MEASURED, SOME_FAILED, Request, options_of, watched
 from optbench.counting import kept
 from optbench.errors import UsageError
-from optbench.execution.session import Options
 from optbench.selection import check_name, parse_seeds
 from optbench.store import find_run, read_run
 from optbench.studies.fingerprint import panel, terminal
@@ -72,17 +70,8 @@ def _train(request: FingerprintRequest) -> int:
         seeds = parse_seeds(given.seeds) if given.seeds is not None else ()
         _check_seeds(seeds)
         wanted = Wanted(request.target, given.settings, seeds, request.quick)
-    options = Options(
-        device=given.device,
-        runs_dir=given.runs_dir,
-        name=given.name,
-        jobs=given.jobs,
-        resume=resume,
-        command=("optbench", *sys.argv[1:]),
-        leaves=True,
-    )
     with watched(given) as view:
-        trained = train(wanted, options, view)
+        trained = train(wanted, options_of(given, resume), view)
     if trained.interrupted:
         finished = read_run(trained.run).table("trials", "trial").num_rows
         again = trained.tuning or trained.run

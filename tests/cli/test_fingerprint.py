@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -26,16 +28,20 @@ extends: {base}
 optimizers: {{adamw: {{target: adamw, lr: 0.01}}, {others}}}
 experiments:
   permuted:
+    dataset: {{kind: mnist, resize: null}}
     protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, max_epochs: 3, batch_size: 32}}
     models: {{mlp-100: {{kind: mlp, hidden: [12]}}}}
   pairs:
+    dataset: {{kind: mnist, resize: null}}
     protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, batch_size: 16}}
     models: {{mlp-100-100: {{kind: mlp, hidden: [12]}}}}
   matched:
+    dataset: {{kind: mnist, resize: null}}
     protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100, batch_size: 32,
                 early_stopping: {{on: train_loss, target: 2.0}}}}
     models: {{mlp-100: {{kind: mlp, hidden: [12]}}}}
   plasticity:
+    dataset: {{kind: mnist, resize: null}}
     tasks: {{kind: permuted, count: 2, examples_per_task: 160}}
     protocol: {{train_examples: 320, test_examples: 100, validation_examples: 100}}
     models: {{mlp-100-100: {{kind: mlp, hidden: [12]}}}}
@@ -123,17 +129,17 @@ def test_rates_are_tuned_and_an_interrupted_run_continues(
 
 
 def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "panel:adamw")
-    found = optbench.fingerprint("adamw", run="panel")
+    _, out, _ = run(capsys, "panel:sgd")
+    found = optbench.fingerprint("sgd", run="panel")
     assert found.table["strip"].tolist()[:2] == ["learning_accuracy", "forgetting"]
     assert found.table.shape[0] == 16
-    assert found.neighbours["optimizer"][0] == "adamw"
-    assert "It is identical to adamw in all 16 strips." in found.words
+    assert found.neighbours["optimizer"][0] == "sgd"
+    assert "It is identical to sgd in all 16 strips." in found.words
     assert "<article" in found._repr_html_()
     assert "<script" not in found._repr_html_()
     assert str(found).splitlines()[0] == out.splitlines()[0]
-    found.save(folder / "adamw.png")
-    assert (folder / "adamw.png").read_bytes().startswith(b"\x89PNG")
+    found.save(folder / "sgd.png")
+    assert (folder / "sgd.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(optbench.OptbenchError, match="expected an optimizer, or a run with one"):
         optbench.fingerprint()
 
@@ -165,9 +171,13 @@ def test_what_cannot_be_is_said_in_one_line(
     assert said in err
 
 
-def test_a_run_of_another_suite_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = ["run", str(folder / "small.yaml"), "--seeds", "1", "--optimizer", "sgd", "--quiet", "--name", "other"]
-    assert main([*other, "--set", "experiments.pairs.protocol.batch_size=20"]) == 0
-    code, out, err = run(capsys, "other")
+def test_a_run_of_another_protocol_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments = copy.deepcopy(dict(panel.shipped().experiments))
+    experiments["experiments"]["pairs"]["protocol"]["batch_size"] = 20
+    other = dataclasses.replace(panel.shipped(), experiments=experiments)
+    monkeypatch.setattr(panel, "shipped", lambda: other)
+    code, out, err = run(capsys, "panel:sgd")
     assert (code, out) == (4, "")
-    assert "experiments.pairs.protocol.batch_size: expected 16, got 20" in err
+    assert "experiments.pairs.protocol.batch_size: expected 20, got 16" in err

@@ -79,10 +79,10 @@ def test_width_of_a_rate_optimum() -> None:
 def test_the_nearest_is_the_nearest_and_seeds_alone_change_nothing(made: Panel, found: Fingerprint) -> None:
     stacked = np.stack([one.values for one in made.entries])
     mine = found.entry.values
-    # Plainly: standard deviations of the means over seeds, and a mean square over strips weighted by reliability.
+    # Plainly: standard deviations of the means over seeds, and a weighted mean square over strips.
     scale = stacked.mean(axis=2).std(axis=0, ddof=1)
-    luck = (stacked - stacked.mean(axis=0)).var(axis=2, ddof=1).mean(axis=0) / 10
-    weights = np.clip(1 - luck / scale**2, 0, 1)
+    luck = (stacked - stacked.mean(axis=0)).var(axis=2, ddof=1).mean(axis=0)
+    weights = np.log(1 + scale**2 / luck) / 2
     expected = {
         one.name: float(np.sqrt(np.average(((mine - one.values).mean(axis=1) / scale) ** 2, weights=weights)))
         for one in made.entries

@@ -140,6 +140,7 @@ FEW = {
     "shortcuts": ("sgd", "adamw"),
     "finetune": ("adamw", "adamw-muon", "sam-adamw"),
     "followups": ("adamw", "muon"),
+    "fingerprint": ("adamw", "power-sgd"),
 }
 """Optimizers that stand for all of a suite, most of which others have, too."""
 ALIKE = ("collapse", "imbalance", "shortcuts")

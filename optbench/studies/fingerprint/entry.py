@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,7 +64,7 @@ class Entry:
             name: Trials(tuple(one.states[i] for i in where), tuple(one.starts[i] for i in where), one.learnt[where])
             for name, one in self.trials.items()
         }
-        return Entry(self.name, self.target, tuple(seeds), self.values[:, where], trials, self.settings, self.width)
+        return replace(self, seeds=tuple(seeds), values=self.values[:, where], trials=trials)
 
 
 def read_entry(results: Results, optimizer: str | None = None, tuning: Results | None = None) -> Entry:

@@ -28,7 +28,7 @@ _METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-def save(found: Fingerprint, path: Path) -> None:
+def save(found: Fingerprint, path: Path, dpi: int = DPI) -> None:
     """Write the figure to a file whose suffix is one of `FORMATS`.
 
     Raises:
@@ -45,7 +45,7 @@ def save(found: Fingerprint, path: Path) -> None:
         axes = canvas.add_axes((0.23, 0.4 / canvas.get_figheight(), 0.55, 1 - HEAD / canvas.get_figheight()))
         _draw(found, axes)
         write_atomically(
-            path, lambda temporary: canvas.savefig(temporary, format=suffix, dpi=DPI, metadata=_METADATA[suffix])
+            path, lambda temporary: canvas.savefig(temporary, format=suffix, dpi=dpi, metadata=_METADATA[suffix])
         )
 
 
@@ -62,7 +62,7 @@ def _draw(found: Fingerprint, axes: Axes) -> None:
         _strip(axes, y, one, colours)
         axes.text(-0.05, y, one.strip.title, ha="right", va="center", fontsize=8, family=FONT)
         said = wording.value(one) if one.centre is not None else "no value"
-        words = "  ".join(wording.verdict(judged[y]) for judged in found.references)
+        words = "  ".join(f"{wording.verdict(judged[y]):<6}" for judged in found.references)
         axes.text(1.05, y, f"{said:>7}   {words}", ha="left", va="center", fontsize=7, family="DejaVu Sans Mono")
     for name, colour in colours.items():
         axes.plot([], [], color=colour, linewidth=2.5, label=name)

@@ -164,8 +164,8 @@ def _neighbours(found: Fingerprint) -> Iterator[str]:
     yield "</tbody></table></div>"
     yield (
         '<p class="quiet">Distance: root mean square over strips, in standard deviations of the panel; a strip counts '
-        "by the share of its variance that is not due to seeds. Nearest in: share of the resamples of the seeds in "
-        "which none is nearer.</p>"
+        "by how well it tells optimizers apart, given what a seed does. Nearest in: share of the resamples of the "
+        "seeds in which none is nearer.</p>"
     )
 
 

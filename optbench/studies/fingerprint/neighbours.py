@@ -3,8 +3,10 @@
 Every value is taken relative to the panel's mean on the same seed, since what a seed does to all of them (an easier
 permutation, a better start) tells no two apart; then divided by the standard deviation of the strip over the panel. The
 distance of two optimizers is the root mean square of their differences over the strips that both have, each strip
-weighted by its reliability: the share of the variance between the panel's means that is not due to the choice of seeds.
-A strip on which optimizers hardly differ would otherwise add nothing but noise.
+weighted by the information that it has on who is who: ½ ln(1 + v/w), with v the variance between optimizers and w that
+between the seeds of one (the capacity of a Gaussian channel, Shannon 1948). A strip on which optimizers differ by less
+than the luck of a seed would otherwise add noise, and one that tells them apart exactly would, in units of that luck,
+drown all others.
 
 Legend: `P` optimizers of the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
 """
@@ -38,18 +40,20 @@ class Neighbour:
     strips: int
 
 
-def neighbours(own: Array, panel: Array, names: list[str]) -> list[Neighbour]:
+def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
     """Return the panel, the nearest first; empty where too few strips are in common.
 
-    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined.
+    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: one of the names, which is no
+    neighbour: that of an optimizer of the panel itself.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
-    scale, weights = _scale(means[1:]), reliability(panel)
+    scale, weights = _scale(means[1:]), information(panel)
     resampled = _resampled(every - _seed_effect(panel))  # (1 + P, S, B)
     distances, counts = _distances(means[:, :, None], scale, weights)
     drawn, _ = _distances(resampled, scale, weights)  # (P, B)
-    used = [i for i in range(len(names)) if counts[i] >= FEWEST and np.isfinite(distances[i, 0])]
+    there = (counts >= FEWEST) & np.isfinite(distances[:, 0])
+    used = [i for i, name in enumerate(names) if there[i] and name != apart]
     if not used:
         return []
     nearest = np.array(used)[np.argmin(np.nan_to_num(drawn[used], nan=np.inf), axis=0)]
@@ -66,13 +70,13 @@ def neighbours(own: Array, panel: Array, names: list[str]) -> list[Neighbour]:
     return sorted(found, key=lambda one: (one.distance, -one.nearest))
 
 
-def reliability(panel: Array) -> Array:
-    """Return the share of the variance between means that is not due to seeds: (P, S, n) -> (S,), from 0 to 1."""
+def information(panel: Array) -> Array:
+    """Return the weight of each strip, in nats: (P, S, n) -> (S,)."""
     relative = panel - _seed_effect(panel)
-    n = panel.shape[-1]
-    spread = _scale(np.moveaxis(relative, -1, 0))  # (P, S), over seeds
+    within = _scale(np.moveaxis(relative, -1, 0)) ** 2  # (P, S), over seeds
     between = _scale(_means(relative)) ** 2
-    return np.clip(1 - _means((spread**2).T) / n / between, 0.0, 1.0)
+    weights: Array = 0.5 * np.log1p(between / _means(within.T))
+    return weights
 
 
 def standardised(panel: Array) -> Array:
@@ -89,7 +93,7 @@ def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest:
     half = panel[:, :, query] - _seed_effect(panel[:, :, query])
     other = panel[:, :, rest] - _seed_effect(panel[:, :, rest])
     left, right = _means(half), _means(other)
-    scale, weights = _scale(right), reliability(panel[:, :, rest])
+    scale, weights = _scale(right), information(panel[:, :, rest])
     found = {}
     for i, name in enumerate(names):
         distances, counts = _distances(np.concatenate([left[i : i + 1], right])[:, :, None], scale, weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -55,8 +55,7 @@ class Panel:
 
     def on(self, seeds: Sequence[int]) -> Panel:
         """The same on these of its seeds alone."""
-        entries = tuple(entry.on(seeds) for entry in self.entries)
-        return Panel(entries, tuple(seeds), self.experiments, self.metrics_version, self.made)
+        return replace(self, entries=tuple(entry.on(seeds) for entry in self.entries), seeds=tuple(seeds))
 
 
 @cache

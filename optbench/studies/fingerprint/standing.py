@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -137,7 +137,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fing
         )
     panel = panel.on(entry.seeds)
     thresholds = {name: _threshold(panel, name) for name in EXPERIMENTS}
-    mine, not_learnt = _learnt(entry, thresholds)
+    mine, not_learnt, partly = _learnt(entry, thresholds)
     learnt = [_learnt(one, thresholds)[0] for one in panel.entries]
     stacked = np.stack([one.values for one in learnt])
     standings = tuple(
@@ -151,7 +151,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fing
     same = all(
         one.trials[name].starts == entry.trials[name].starts for one in panel.entries[:1] for name in EXPERIMENTS
     )
-    said = list(remarks)
+    said = [*remarks, *(f"On {name}, it {what}: these seeds have no values." for name, what in partly.items())]
     if not same:
         said.append("Its initial weights are not the panel's, so that seeds make no pairs: there are no verdicts.")
     return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
@@ -163,10 +163,11 @@ def _threshold(panel: Panel, experiment: str) -> float:
     return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
 
 
-def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str]]:
-    """The entry without the values of seeds that did not learn, and what happened where most of them did not."""
+def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str], dict[str, str]]:
+    """The entry without values of seeds that did not learn; what happened where most did not, where some did not."""
     values = entry.values.copy()
     why: dict[str, str] = {}
+    partly: dict[str, str] = {}
     n = len(entry.seeds)
     for experiment in EXPERIMENTS:
         trials, needed = entry.trials[experiment], thresholds[experiment]
@@ -176,9 +177,10 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
         bad = low | np.array([state != "ok" for state in trials.states])
         rows = [i for i, strip in enumerate(STRIPS) if strip.experiment == experiment]
         values[np.array(rows)[:, None], np.flatnonzero(bad)] = np.nan
-        if bad.sum() * 2 > n:
-            why[experiment] = _what_happened(trials.states, int(low.sum()), trials.learnt[low], needed)
-    return Entry(entry.name, entry.target, entry.seeds, values, entry.trials, entry.settings, entry.width), why
+        if bad.any():
+            said = _what_happened(trials.states, int(low.sum()), trials.learnt[low], needed)
+            (why if bad.sum() * 2 > n else partly)[experiment] = said
+    return replace(entry, values=values), why, partly
 
 
 def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:

@@ -50,7 +50,8 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
     same = tuple(one for one in judged if one.same)
     if same and first.name not in {one[0].other for one in found.references}:
         identical = "identical to" if all(one.identical for one in judged) else "like"
-        yield Sentence(f"It is {identical} {first.name} in {len(same)} of {len(STRIPS)} strips.", same)
+        where = f"all {len(STRIPS)} strips" if len(same) == len(STRIPS) else f"{len(same)} of {len(STRIPS)} strips"
+        yield Sentence(f"It is {identical} {first.name} in {where}.", same)
 
 
 def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
