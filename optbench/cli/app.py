@@ -265,6 +265,7 @@ def fingerprint(
     ] = None,
     device: options.Device = "auto",
     on: options.On = "local",
+    set_on: options.SetOn = None,
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     jobs: options.Jobs = None,
