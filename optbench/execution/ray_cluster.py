@@ -262,7 +262,6 @@ def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
 def _connect(address: str | None, jobs: int | None) -> None:
     import ray
 
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its core writes warnings to standard error
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         try:
