@@ -85,7 +85,19 @@ def written_as_bash_does(line: str) -> list[str]:
 
 SUITES = [*shipped_suites(), "mine.yaml"]
 LINES = {
-    "optbench ": ["run", "tune", "fingerprint", "compare", "report", "cost", "merge", "export", "check", "init", "list"],
+    "optbench ": [
+        "run",
+        "tune",
+        "fingerprint",
+        "compare",
+        "report",
+        "cost",
+        "merge",
+        "export",
+        "check",
+        "init",
+        "list",
+    ],
     "optbench co": ["compare", "cost"],
     "optbench cost shampoo-5": ["shampoo-512", "shampoo-512-every-20"],
     "optbench cost --size ": list(SIZES),
