@@ -18,9 +18,9 @@ from optbench.report.figures.texts import Box
 from optbench.report.figures.texts import width as text_width
 from optbench.studies.fingerprint import figure, wording
 from optbench.studies.fingerprint.entry import Array
-from optbench.studies.fingerprint.neighbours import Neighbour, neighbours, standardised
+from optbench.studies.fingerprint.neighbours import Neighbour, standardised
 from optbench.studies.fingerprint.panel import Panel, shipped
-from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
+from optbench.studies.fingerprint.standing import Fingerprint, fingerprint, learnt_only
 from optbench.studies.fingerprint.strips import STRIPS, SUITE
 from optbench.studies.fingerprint.words import Sentence, sentences
 from optbench.suite import load_suite, resolve_suite_path
@@ -40,8 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     panel = shipped()
     found = [fingerprint(entry, panel) for entry in panel.entries]
-    values = np.stack([entry.values for entry in panel.entries])
-    others = {one.name: neighbours(one.entry.values, values, panel.names, one.name) for one in found}
+    others = {one.name: list(fingerprint(one, panel, apart=one.name).neighbours) for one in panel.entries}
     pages = {"index.md": index(found, others, panel)}
     pages |= {f"{one.name}.md": page(one, others[one.name]) for one in found}
     drifted = [name for name, text in pages.items() if _text(FOLDER / name) != text]
@@ -123,7 +122,7 @@ def draw_map(panel: Panel, path: Path) -> None:
     """Write the map as SVG."""
     import matplotlib.style
 
-    places, names = principal_components(np.stack([entry.values for entry in panel.entries]))
+    places, names = principal_components(np.stack([entry.values for entry in learnt_only(panel).entries]))
     with matplotlib.style.context(["default", {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "map"}]):
         canvas = Figure(figsize=(7.5, 6.2), layout="constrained")
         canvas.set_facecolor("white")

@@ -124,8 +124,10 @@ class Fingerprint:
         return sum(one.same for one in self.judged[other])
 
 
-def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fingerprint:
+def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apart: str | None = None) -> Fingerprint:
     """Place an entry among the panel, on the seeds that it has.
+
+    apart: an optimizer of the panel that is no neighbour: the entry itself, where it is one of the panel.
 
     Raises:
         UsageError: it has a seed that the panel does not have.
@@ -147,7 +149,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fing
     judged = {}
     if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= 0.05:
         judged = {one.name: _judged(mine, one, margins, not_learnt) for one in learnt}
-    found = neighbours(mine.values, stacked, panel.names)
+    found = neighbours(mine.values, stacked, panel.names, apart)
     same = all(
         one.trials[name].starts == entry.trials[name].starts for one in panel.entries[:1] for name in EXPERIMENTS
     )
@@ -155,6 +157,12 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = ()) -> Fing
     if not same:
         said.append("Its initial weights are not the panel's, so that seeds make no pairs: there are no verdicts.")
     return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
+
+
+def learnt_only(panel: Panel) -> Panel:
+    """Return the panel without the values of seeds that did not learn."""
+    thresholds = {name: _threshold(panel, name) for name in EXPERIMENTS}
+    return replace(panel, entries=tuple(_learnt(one, thresholds)[0] for one in panel.entries))
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
