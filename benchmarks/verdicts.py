@@ -8,8 +8,8 @@ The page says where, and from which runs:
     ... a table, which is replaced
     <!-- end verdicts -->
 
-Of several runs, the last one that states a claim judges it. --check: change nothing, and exit with 1 where the page
-differs from its runs.
+Of several runs, the last one that states a claim judges it. `<!-- verdicts RUN | detectable -->` adds the smallest
+effect that the seeds could have shown. --check: change nothing, and exit with 1 where the page differs from its runs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from optbench.errors import StoreError
 from optbench.report.claims import part_estimate, stated, verdict_cell
+from optbench.report.numbers import decimals, fixed
 from optbench.report.readings import part_label
 from optbench.report.summary import summarise
 from optbench.stats.claims import ClaimVerdict, JudgedClaim
+from optbench.stats.power import ALPHA, corrected_for
 from optbench.stats.results import read_results
+from optbench.stats.signed_rank import detectable
 from optbench.store import find_run, read_run
 
+DETECTABLE = "detectable"
 PLACE = re.compile(r"(<!-- verdicts (?P<runs>[^>]+?) -->\n).*?(<!-- end verdicts -->)", re.DOTALL)
 
 
@@ -42,7 +48,7 @@ def main() -> int:
         if not PLACE.search(old):
             parser.error(f"{page}: expected a line '<!-- verdicts RUN -->', got none")
         try:
-            new = PLACE.sub(lambda found: f"{found[1]}{table(found['runs'].split(), options.runs_dir)}{found[3]}", old)
+            new = PLACE.sub(lambda found: f"{found[1]}{_asked(found['runs'], options.runs_dir)}{found[3]}", old)
         except StoreError as error:
             parser.error(str(error))
         if new == old:
@@ -55,16 +61,28 @@ def main() -> int:
     return int(drifted and options.check)
 
 
-def table(runs: list[str], runs_dir: Path) -> str:
-    """A row for each claim, in the order of the runs' suites. Raises StoreError where a run cannot be read."""
+def _asked(text: str, runs_dir: Path) -> str:
+    runs, _, column = (part.strip() for part in text.partition("|"))
+    if column not in ("", DETECTABLE):
+        raise StoreError(f"verdicts {text}: expected '{DETECTABLE}' after '|', got '{column}'")
+    return table(runs.split(), runs_dir, detectable_too=bool(column))
+
+
+def table(runs: list[str], runs_dir: Path, *, detectable_too: bool = False) -> str:
+    """A row for each claim, in the order of the runs' suites. Raises StoreError where a run cannot be read.
+
+    detectable_too: with the smallest effect that the seeds could have shown.
+    """
     found: dict[str, str] = {}
     for name in runs:
         (run,) = summarise([read_results(read_run(find_run(name, runs_dir)))], ()).runs
         numbered = dict(enumerate(run.claims, start=1))
         for claim in run.claims:
-            cells = (stated(claim), _verdict(claim, verdict_cell(claim, numbered).text), _differences(claim))
+            cells = [stated(claim), _verdict(claim, verdict_cell(claim, numbered).text), _differences(claim)]
+            cells += [_detectable(claim)] if detectable_too else []
             found[claim.name] = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-    return "".join(["\n| claim | verdict | difference [95% interval] |\n|---|---|---|\n", *found.values(), "\n"])
+    heads = ["claim", "verdict", "difference [95% interval]", *(["could have shown"] if detectable_too else [])]
+    return "".join([f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n", *found.values(), "\n"])
 
 
 def _verdict(claim: JudgedClaim, text: str) -> str:
@@ -73,6 +91,18 @@ def _verdict(claim: JudgedClaim, text: str) -> str:
     if claim.verdict is ClaimVerdict.NO_EVIDENCE and len(claim.parts) == 1 and claim.parts[0].reason:
         return f"{text}: {claim.parts[0].reason}"
     return text
+
+
+def _detectable(claim: JudgedClaim) -> str:
+    """The smallest difference that the seeds, varying as they do, could have shown at the first of Holm's steps."""
+    family = corrected_for(claim.claim, len(claim.parts))
+    parts = [
+        (part_label(part), detectable(np.array(part.result.differences), 1 - ALPHA / family))
+        for part in claim.parts
+        if part.result.n
+    ]
+    said = [(where, "none" if size is None else fixed(size, decimals(claim.claim.metric))) for where, size in parts]
+    return "; ".join(f"{where}: {size}" if len(parts) > 1 else size for where, size in said)
 
 
 def _differences(claim: JudgedClaim) -> str:

@@ -53,7 +53,7 @@ claims:
 
 def test_verdicts_of_a_page_are_those_of_its_run(tmp_path: Path) -> None:
     def rows(trial: Trial) -> list[Row]:
-        value = 0.5 + 0.01 * trial.seed + 0.1 * (trial.optimizer == "sgd")
+        value = 0.5 + (0.1 + 0.01 * trial.seed) * (trial.optimizer == "sgd")
         return rows_of("ok", [[0.1, 0.1], [value, 0.1], [value, value]], {}, init_hash=str(trial.seed))
 
     write_run(tmp_path, CLAIMS, rows, name="kept")
@@ -66,12 +66,20 @@ def test_verdicts_of_a_page_are_those_of_its_run(tmp_path: Path) -> None:
 
     assert (code("--check"), code(), code("--check")) == (1, 0, 0)
     text = page.read_text(encoding="utf-8")
-    assert "| SGD ends \\| higher. | supported | +0.100 [0.100, 0.100] |" in text
-    assert "| SGD ends lower. | **contradicted** | +0.100 [0.100, 0.100] |" in text
+    # R[2,1] and R[2,2] are alike: differences of .1, .11, ... .15, of which six show what lies outside of all of them.
+    assert "| SGD ends \\| higher. | supported | +0.125 [0.100, 0.150] |" in text
+    assert "| SGD ends lower. | **contradicted** | +0.125 [0.100, 0.150] |" in text
     assert text.startswith("Before.\n<!-- verdicts kept -->\n\n| claim |")
     assert text.endswith("|\n\n<!-- end verdicts -->\nAfter.\n")
-    page.write_text(text.replace("+0.100 [", "+0.101 ["), encoding="utf-8")
+    page.write_text(text.replace("+0.125 [", "+0.126 ["), encoding="utf-8")
     assert code("--check") == 1
+    page.write_text(text.replace("verdicts kept -->", "verdicts kept | detectable -->"), encoding="utf-8")
+    assert code() == 0
+    text = page.read_text(encoding="utf-8")
+    assert "| claim | verdict | difference [95% interval] | could have shown |" in text
+    assert "| SGD ends lower. | **contradicted** | +0.125 [0.100, 0.150] | 0.025 |" in text
+    page.write_text(text.replace("| detectable", "| detectible"), encoding="utf-8")
+    assert code() == 2
 
 
 @pytest.mark.slow
