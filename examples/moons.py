@@ -1,6 +1,6 @@
 """A dataset, a task sequence, a model and a metric of your own; moons.yaml trains on them.
 
-optbench check ./moons.py:Net       # what is kept of what a run relies on, line by line
+optbench check ./moons.py:Net       # check it against the contract, line by line
 optbench run moons.yaml
 """
 

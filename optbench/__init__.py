@@ -1,4 +1,4 @@
-"""Which kind of solution does an optimizer find? The Python interface; docs/python.md is a tour of it.
+"""Measure what kind of solution an optimizer finds: the Python interface, introduced in docs/python.md.
 
 Names are imported when they are first used, so `import optbench` costs nothing and imports no torch.
 """
@@ -40,7 +40,7 @@ _PUBLIC = {
 }
 """Where each public name is defined."""
 
-# ruff and mypy read no computed list; a test compares.
+# Spelt out because ruff and mypy cannot read a computed list; a test compares the two.
 __all__ = [
     "Dataset",
     "Examples",
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # otherwise any name would pass for one of this module
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name of this module
 
     def __getattr__(name: str) -> Any:
         import importlib

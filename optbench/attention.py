@@ -1,4 +1,4 @@
-"""Attention without fused kernels, where they do not serve."""
+"""Attention without fused kernels, for member axes and second derivatives."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def unfused() -> AbstractContextManager[None]:
-    """Within it `scaled_dot_product_attention` is matrix products and a softmax.
+    """Compute `scaled_dot_product_attention` from matrix products and a softmax within the block.
 
-    These take a member axis, where `torch.func` calls a fused kernel once for each member, and they have a second
-    derivative. For one network in training on a CPU the fused kernel is twice as fast.
+    Unlike a fused kernel, which `torch.func` calls once per member, these are batched over the member axis and have a
+    second derivative. For one network in training on a CPU the fused kernel is twice as fast.
     """
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context

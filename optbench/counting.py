@@ -1,4 +1,4 @@
-"""Things counted, in words, and sorted into groups."""
+"""Counts in words (`2 trials`), and grouping by key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
-    """Return the items of each key; keys and items in the order they come."""
+    """Group items by key, keeping keys and items in order of first appearance."""
     groups: dict[Key, list[Item]] = {}
     for key, item in pairs:
         groups.setdefault(key, []).append(item)
@@ -18,9 +18,9 @@ def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
 
 
 def count(number: float, noun: str, plural: str | None = None) -> str:
-    """`1 trial`, `2 trials`, `0 trials`; `0.5 epochs`.
+    """Return a number with its noun: `1 trial`, `2 trials`, `0 trials`, `0.5 epochs`.
 
-    noun: in the singular; of several words the last one takes the ending. plural: where it is not that ending.
+    noun: in the singular; its last word takes the plural ending. plural: the plural where it is irregular.
     """
     written = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{written} {noun if number == 1 else plural or _plural(noun)}"
@@ -35,5 +35,5 @@ def _plural(noun: str) -> str:
 
 
 def kept(trials: int) -> str:
-    """`3 finished trials are kept`."""
+    """Return the sentence `3 finished trials are kept`."""
     return f"{count(trials, 'finished trial is', 'finished trials are')} kept"

@@ -1,7 +1,7 @@
-"""The error family: every error a user can cause, and the exit code it leads to.
+"""The error family: every error a user can cause, and its exit code.
 
-An error says where it is, what was needed, what came, and the nearest valid thing. The command line
-prints `str(error)` on standard error and leaves with `error.exit_code`; anything outside this family is a bug.
+A message gives the location, what was expected, what it got, and the nearest valid name. The command line
+prints `str(error)` on standard error and exits with `error.exit_code`; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Line breaks, escape sequences, changes of direction, halves of characters: a name must not act in any format."""
+"""Line breaks, escape sequences, bidirectional marks and lone surrogates, which must not take effect in any output."""
 
 
 def escaped(text: str) -> str:
-    """`text` with line breaks and control characters escaped: it stays one line, and acts on no terminal."""
+    """Return `text` with line breaks and control characters escaped: one line that no terminal interprets."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def spoken(error: BaseException) -> str:
-    """`str(error)`, which an exception of a user's may refuse."""
+    """Return `str(error)`, or a substitute if a user's exception class fails to produce one."""
     try:
         return str(error)
     except Exception:
@@ -28,9 +28,9 @@ def spoken(error: BaseException) -> str:
 
 
 class OptbenchError(Exception):
-    """Base of all errors meant for the user's eyes: one or two lines, no traceback.
+    """Base of all errors shown to the user: one or two lines, no traceback.
 
-    Each argument is one line of the message, whatever names from files and directories are in it.
+    Each argument is one line of the message; control characters in it are escaped.
     """
 
     exit_code = 2
@@ -40,7 +40,7 @@ class OptbenchError(Exception):
 
 
 LONGEST_LINE = 1000
-"""Characters. A name may have thousands, and what is wrong with it stands at either end."""
+"""In characters. A name can have thousands; the error is usually visible at either end."""
 
 
 def _shortened(line: str) -> str:
@@ -52,15 +52,15 @@ class UsageError(OptbenchError):
 
 
 class SuiteError(OptbenchError):
-    """A suite file that cannot be understood; the message starts with `file:line:column:`."""
+    """An invalid suite file; the message starts with `file:line:column:`."""
 
 
 class DataError(OptbenchError):
-    """A dataset that is not there, or whose files are not what they should be."""
+    """A dataset that is missing or whose files are invalid."""
 
 
 class DeviceError(OptbenchError):
-    """A device that this machine or this build of PyTorch does not have."""
+    """A device that this machine or this build of PyTorch lacks."""
 
 
 class WorkerError(OptbenchError):
@@ -68,47 +68,47 @@ class WorkerError(OptbenchError):
 
 
 class OptimizerError(OptbenchError):
-    """An optimizer that cannot be imported, is not an optimizer, or refuses its hyper-parameters."""
+    """An optimizer that cannot be imported, is not an optimizer, or rejects its hyper-parameters."""
 
 
 class KindError(OptbenchError):
-    """A model, dataset or task sequence that cannot be imported, or does not keep its contract."""
+    """A model, dataset or task sequence that cannot be imported or violates its contract."""
 
 
 class StoreError(OptbenchError):
-    """A run directory that cannot be written, or cannot be read as one."""
+    """A run directory that cannot be written, or that is not a readable run."""
 
 
 class ComparisonError(OptbenchError):
-    """Runs, or sides of one, that cannot be compared."""
+    """Runs, or optimizers of one run, that cannot be compared."""
 
     exit_code = 4
 
 
 class NothingMeasuredError(OptbenchError):
-    """There is no result to speak of."""
+    """No trial produced a result."""
 
     exit_code = 4
 
 
 MANY_NAMES = 20
-"""Beside a good guess, a longer list of valid names than this only hides it."""
+"""Next to a good guess, a longer list of valid names would only hide the guess."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to `name`, or None when nothing resembles it."""
+    """Return the valid name closest to `name`, or None if none is similar."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
 def hint(name: object, valid: Iterable[str]) -> str:
-    """`; did you mean 'adam'?`, or nothing where no valid name resembles it."""
+    """Return `; did you mean 'adam'?`, or an empty string if no valid name is similar."""
     guess = nearest(name, valid) if isinstance(name, str) else None
     return f"; did you mean '{guess}'?" if guess else ""
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """`unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
+    """Return the message `unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
     names = sorted(valid)
     meant = hint(name, names)
     listed = "" if meant and len(names) > MANY_NAMES else f" (valid: {', '.join(names) or 'none'})"

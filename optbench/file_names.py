@@ -1,7 +1,7 @@
-"""File names made from users' words: names of experiments, models, optimizers, variants.
+"""File names made from names that users choose: of experiments, models, optimizers and variants.
 
-Different words give different names, also on file systems that ignore case; names stay readable, and short enough for
-every file system.
+Different parts give different file names, even on case-insensitive file systems; file names stay readable and short
+enough for every file system.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import re
 from collections.abc import Sequence
 
 LONGEST = 120
-"""Bytes of a name. File systems allow 255, some encrypted ones 143; temporary files and suffixes need some of them."""
+"""In bytes. File systems allow 255, some encrypted ones 143; temporary files and suffixes need a few of them."""
 MARK = "@"
-"""Stands before the digest of words that alone do not make a name; no other name contains it."""
+"""Precedes the digest of parts that are not a file name by themselves; no other file name contains it."""
 DIGITS = 16
 """Hexadecimal digits of a digest."""
 
-# Lower case only: file systems that ignore case take `SGD` and `sgd` for one name.
+# Lower case only: to case-insensitive file systems, `SGD` and `sgd` are the same name.
 _PLAIN = re.compile(r"[a-z0-9.+=,\[\]-]+(?:_+[a-z0-9.+=,\[\]-]+)*")
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+=,\[\]_-]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
-"""Devices on Windows, whatever their suffix."""
+"""Reserved device names on Windows, with any suffix."""
 
 
 def file_name(parts: Sequence[str], underscores: int = 2) -> str:
-    """Return the name, without a suffix, of the file that belongs to `parts`: `small__net__sgd__default__seed=0`.
+    """Return the file name, without a suffix, for `parts`: `small__net__sgd__default__seed=0`.
 
-    Parts are joined by more underscores in a row than occur in any of them, and by at least `underscores`. Parts that
-    cannot be told from the name (capitals, separators, other characters, underscores at an end, too long together) are
-    followed by a digest: `small__MLP__sgd@0f3c...`.
+    Parts are joined by more consecutive underscores than occur in any of them, and by at least `underscores`. If they
+    cannot be recovered from the name (capitals, separators, other characters, underscores at an end, too long
+    together), a digest is appended: `small__MLP__sgd@0f3c...`.
 
     The name has at most `LONGEST` bytes, ASCII without separators, and does not begin with a dot. Two sequences of
     parts share a name, up to case, only if they share a digest of 64 bits.
@@ -46,13 +46,13 @@ def file_name(parts: Sequence[str], underscores: int = 2) -> str:
 
 
 def label(parts: Sequence[str], joint: str, longest: int = 100) -> str:
-    """Return `parts` joined, safe as the beginning of a file name, in at most `longest` bytes; not injective.
+    """Join `parts` into a safe beginning of a file name of at most `longest` bytes; not injective.
 
-    Where there is too little room, the longest parts are cut, so that all of them remain recognisable.
+    If they are too long, the longest parts are cut, so that all of them remain recognisable.
     """
     shown = [_UNSAFE.sub("-", part).strip("-._") or "-" for part in parts]
     room = max(len(shown), longest - len(joint) * max(0, len(shown) - 1))
-    # Short parts leave their room to the longer ones.
+    # Space that short parts do not need goes to the longer ones.
     for place, i in enumerate(sorted(range(len(shown)), key=lambda i: len(shown[i]))):
         shown[i] = shown[i][: room // (len(shown) - place)]
         room -= len(shown[i])

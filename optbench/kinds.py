@@ -1,8 +1,8 @@
-"""Kinds: what a suite names by `kind:`, ours or a user's, and the settings next to it.
+"""Kinds: models, datasets and task sequences that a suite names by `kind:`, built in or a user's, and their settings.
 
-A kind is a callable. Its first arguments are given by the program (`Registry.given`), the others are its settings:
-read from its signature and validated strictly by a pydantic model made of it. Ours are registered below, a line each;
-a user's is a target. Imports no torch.
+A kind is a callable. The program passes its first arguments (`Registry.given`); the others are its settings, which are
+read from its signature and validated strictly by a pydantic model built from it. Built-in kinds are registered below,
+one line each; a user's kind is a target. Imports no torch.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from optbench import targets
 from optbench.errors import KindError, unknown
 
 AS_WRITTEN = {"as_written": True}
-"""Validation context of suites whose kinds are not looked up: no user's code is executed, no torch imported."""
+"""Validation context of suites whose kinds are not loaded: no user code is executed, no torch imported."""
 
 Scalar = bool | int | float | str | None
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value that JSON and YAML can hold: finite scalars, lists, and mappings with text keys.
+    """Return the value as JSON and YAML represent it: finite scalars, lists, and mappings with text keys.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: JSON and YAML cannot represent it.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value}")
@@ -62,16 +62,16 @@ def plain_value(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """`1e5` is a whole number too."""
+    """Convert a whole float such as `1e5` to an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# Text that stands bare in a name; anything else is quoted, so that two names differ when their values do.
+# Text that needs no quotes in a name; anything else is quoted, so that different values give different names.
 _BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.ASCII)
 
 
 def value_name(value: Any) -> str:
-    """A value in the name of a variant or metric: `%g` with as many digits as it takes to tell the number exactly."""
+    """Return a value as shown in the name of a variant or metric: `%g` with as many digits as identify the number."""
     if isinstance(value, float):
         exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
         return next(exact)
@@ -88,12 +88,12 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 
 @dataclass(frozen=True, eq=False)
 class Registry:
-    """The kinds of one sort that are known by name.
+    """The registered kinds of one sort, such as models, by name.
 
     Attributes:
-        what: `task sequence`.
-        given: names of the arguments that the program gives, which come first and by position.
-        names: targets by name; "" for a kind without settings that is made elsewhere.
+        what: the sort in words, such as `task sequence`.
+        given: names of the arguments that the program passes first, by position.
+        names: targets by name; "" for a kind without settings that is constructed elsewhere.
     """
 
     what: str
@@ -104,10 +104,10 @@ class Registry:
         return ":" in kind
 
     def load(self, kind: str) -> Callable[..., Any]:
-        """Return the callable behind a kind.
+        """Load the callable of a kind.
 
         Raises:
-            KindError: it is neither registered nor a target, cannot be imported, or cannot be called as this sort is.
+            KindError: it is neither registered nor a target, cannot be imported, or lacks the signature of this sort.
         """
         if kind in self.names:
             module, _, attribute = self.names[kind].partition(":")
@@ -126,10 +126,10 @@ class Registry:
         raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
 
     def settings(self, kind: str) -> type[BaseModel]:
-        """Return the model of a kind's settings, its fields in the order of the signature.
+        """Return the pydantic model of a kind's settings, its fields in the order of the signature.
 
         Raises:
-            KindError: as `load`; or the signature does not allow it.
+            KindError: as `load`; or the signature cannot be read, or has settings by position.
         """
         return _own_settings(self, kind) if kind in self.names else self._settings(kind)
 
@@ -148,10 +148,10 @@ class Registry:
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
                 raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
-            # JSON has no tuples: what is annotated by nothing is of the type that its default has.
+            # JSON has no tuples, so a parameter without an annotation takes the type of its default.
             unsaid = p.annotation is p.empty and isinstance(p.default, tuple)
             annotation = tuple[PlainValue, ...] if unsaid else meant(p.annotation, scope)
-            # `seed: int = None` means that None is a value, too.
+            # `seed: int = None` means that None is valid, too.
             annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
         config = ConfigDict(
@@ -163,14 +163,14 @@ class Registry:
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a setting may be called as a method of pydantic's is
+                warnings.simplefilter("ignore")  # a setting may have the name of one of pydantic's methods
                 model: type[BaseModel] = create_model("Settings", __config__=config, **fields)
         except Exception as error:
             raise KindError(f"{kind}: its annotations cannot be read: {targets.said(error)}") from error
         return model
 
     def _given(self, kind: str, found: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Collection[str]:
-        """Return the names of the parameters that the program gives. Raises KindError where one is missing."""
+        """Return the names of the parameters that the program passes; raise KindError if one is missing."""
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(names) < len(self.given) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             form = f"({', '.join((*self.given, '**settings'))}), got ({', '.join(p.name for p in parameters)})"
@@ -178,11 +178,11 @@ class Registry:
         return names[: len(self.given)]
 
     def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings as plain values, with the defaults that can be written down and read back.
+        """Return the settings as plain values, including every default that survives being written and read back.
 
         Raises:
             KindError: as `settings`.
-            ValidationError: they are not what the signature takes.
+            ValidationError: the signature does not accept them.
         """
         model = self.settings(kind)
         written = validated(model, given).model_dump(mode="json", exclude_unset=True, warnings=False)
@@ -191,7 +191,7 @@ class Registry:
             if name in written:
                 everything[name] = written.pop(name)
                 continue
-            with contextlib.suppress(ValueError):  # its default is an object, say, or of another type
+            with contextlib.suppress(ValueError):  # its default is an object, for example, or of another type
                 default = field.get_default(call_default_factory=True)
                 as_json = _as_json(default)
                 if same(getattr(validated(model, {**given, name: as_json}), name), default):
@@ -199,7 +199,7 @@ class Registry:
         return everything | written
 
     def arguments(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments that complete settings mean.
+        """Return the keyword arguments for complete settings.
 
         Raises:
             KindError, ValidationError: as `complete`.
@@ -214,12 +214,12 @@ def _own_settings(registry: Registry, kind: str) -> type[BaseModel]:
 
 
 def validated(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
-    # As JSON, in which a list may stand for a tuple and text for an enumeration's member.
+    # Validated as JSON, where a list is accepted for a tuple and text for a member of an enumeration.
     return model.model_validate_json(json.dumps(_as_json(dict(given))))
 
 
 def _as_json(value: Any) -> Any:
-    """Return the plain value that JSON makes of it; raises ValueError if there is none."""
+    """Return the value after a round trip through JSON; raise ValueError if JSON cannot represent it."""
     try:
         return plain_value(json.loads(json.dumps(value)))
     except TypeError as error:
@@ -227,12 +227,12 @@ def _as_json(value: Any) -> Any:
 
 
 def same(found: Any, default: Any) -> bool:
-    """Whether a default was read back as it is: a tuple within a list, or 1 as a key, is not."""
+    """Return whether a default was read back unchanged; a tuple in a list, or a key 1, is not."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 
 def signature(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """Return the parameters of a callable, without `self`, and the names that its annotations may use."""
+    """Return a callable's parameters, without `self`, and the namespace of its annotations."""
     own = found.__init__ if inspect.isclass(found) and inspect.isfunction(found.__init__) else found
     parameters = list(inspect.signature(own).parameters.values())
     inside = inspect.unwrap(own)
@@ -244,7 +244,7 @@ def meant(annotation: Any, scope: dict[str, Any]) -> Any:
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, scope)
-        except Exception:  # a name for type checkers alone
+        except Exception:  # a name that only type checkers see
             return PlainValue
     return PlainValue if annotation in (inspect.Parameter.empty, Any, object) else annotation
 
@@ -258,13 +258,13 @@ class Kind(BaseModel):
 
     registry: ClassVar[Registry]
     short: ClassVar[bool] = False
-    """Whether a name alone may stand for a kind without settings."""
+    """Whether a bare name is accepted for a kind without settings."""
 
     kind: Annotated[str, Field(min_length=1, max_length=400)]
 
     @classmethod
     def of(cls, kind: str, **settings: Any) -> Self:
-        """Raises ValidationError where the kind does not take these settings."""
+        """Construct a kind with these settings; raise ValidationError if it does not accept them."""
         return cls.model_validate({"kind": kind, **settings})
 
     @model_validator(mode="before")
@@ -288,7 +288,7 @@ class Kind(BaseModel):
 
     @classmethod
     def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that stand next to `kind`. Raises as `Registry.complete`."""
+        """Complete the settings next to `kind`; raises as `Registry.complete`."""
         return cls.registry.complete(kind, given)
 
     @model_serializer(mode="plain")
@@ -297,7 +297,7 @@ class Kind(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What stands next to `kind`."""
+        """The keys next to `kind`."""
         return dict(self.__pydantic_extra__ or {})
 
     @property
@@ -305,23 +305,25 @@ class Kind(BaseModel):
         """Keyword arguments for the callable.
 
         Raises:
-            KindError: it cannot be loaded, or does not take these settings.
+            KindError: it cannot be loaded, or does not accept these settings.
         """
         try:
             return self.registry.arguments(self.kind, self._kept(self.kind, self.settings))
         except ValueError as error:
-            raise KindError(f"{self.kind}: does not take its settings any more: {targets.said(error)}") from error
+            raise KindError(f"{self.kind}: no longer accepts its settings: {targets.said(error)}") from error
 
     @property
     def is_users(self) -> bool:
         return self.registry.is_users(self.kind)
 
     def make(self, *given: Any, seed: int | None = None) -> Any:
-        """Call the kind with what the program gives and with its settings. seed: as `calling` has it.
+        """Call the kind with the program's arguments and its settings.
+
+        seed: as for `calling`.
 
         Raises:
-            KindError: it cannot be loaded, or does not take its settings any more.
-            Exception: whatever a user's code raises.
+            KindError: it cannot be loaded, or no longer accepts its settings.
+            Exception: any exception of the user's code.
         """
         found, arguments = self.registry.load(self.kind), self.arguments
         with calling(seed) if self.is_users else contextlib.nullcontext():
@@ -330,9 +332,9 @@ class Kind(BaseModel):
 
 @contextlib.contextmanager
 def calling(seed: int | None) -> Iterator[None]:
-    """Enclose a call of a user's code: silent on standard output, the process afterwards as it was.
+    """Wrap a call of a user's code: silence its standard output and restore process-wide settings afterwards.
 
-    seed: of the global random generators; None: as they are.
+    seed: of the global random generators; None leaves them as they are.
 
     Raises:
         KindError: the code tries to end the program.

@@ -1,4 +1,4 @@
-"""torch for modules that declare the settings of a kind: imported when first used, so that a suite is read without."""
+"""torch, imported on first use, for modules that declare settings of kinds: reading a suite must not import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths as a user gives them, on the command line or in an environment variable."""
+"""Paths given by a user, on the command line or in an environment variable."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from optbench.errors import UsageError
 
 
 def user_path(path: str | os.PathLike[str], where: str) -> Path:
-    """Return the path with `~` and `~name` at its beginning replaced by home directories.
+    """Return the path with a leading `~` or `~name` replaced by the home directory.
 
-    A shell does that only where a word begins, so not in `--runs-dir=~/x`, nor within quotes.
+    A shell does this only at the beginning of a word, so neither in `--runs-dir=~/x` nor within quotes.
 
-    where: what the message begins with, `--runs-dir`.
+    where: the beginning of an error message, such as `--runs-dir`.
 
     Raises:
         UsageError: the path is empty or is not UTF-8, or there is no such home directory.
@@ -37,7 +37,7 @@ def user_path(path: str | os.PathLike[str], where: str) -> Path:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether `text` can be written as UTF-8; bytes of the command line that were not cannot."""
+    """Return whether `text` can be encoded as UTF-8; undecodable bytes of the command line cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

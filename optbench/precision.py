@@ -1,4 +1,4 @@
-"""Where numbers are exact: everything is measured in float64, which Apple's GPUs do not have. Imports torch late."""
+"""Float64 for measuring, on the CPU where the device has none, as Apple's GPUs. Imports torch late."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ if TYPE_CHECKING:
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether tensors on the device may be of float64."""
+    """Return whether the device supports float64."""
     return device.type != "mps"
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64."""
+    """Return the device itself, or the CPU if it has no float64."""
     import torch
 
     return device if has_float64(device) else torch.device("cpu")
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The dtype with the most digits there."""
+    """Return the widest floating-point dtype that the device supports."""
     import torch
 
     return torch.float64 if has_float64(device) else torch.float32
 
 
 def exact(values: Tensor) -> Tensor:
-    """Values in float64, on `exact_device` of where they are, without their history."""
+    """Return the values in float64 on `exact_device` of their device, detached."""
     return values.detach().to(exact_device(values.device)).double()
 
 
 CASTING = ("cpu", "cuda", "mps", "xpu")
-"""Devices that autocast knows: not `meta`, on which shapes are worked out without numbers."""
+"""Devices that autocast supports; `meta`, which computes shapes only, is not among them."""
 
 
 def without_casts(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast does nothing, where it is on."""
+    """Return a context that disables autocast if it is enabled."""
     import torch
 
     if device.type not in CASTING or not torch.is_autocast_enabled(device.type):

@@ -1,4 +1,4 @@
-"""The `optbench` script: an interrupt while the command line is still being imported is one line, too."""
+"""The `optbench` script: an interrupt during the import of the command line gives one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Import the command line and run it; returns the exit code."""
+    """Import the command line, run it and return the exit code."""
     try:
         from optbench.cli import main as command
 

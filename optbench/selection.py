@@ -1,7 +1,7 @@
-"""What a user takes of a suite, and adds to it: seeds, experiments, models and optimizers; and what a run is called.
+"""Options that select from a suite or add to it (seeds, experiments, models, optimizers), and the name of a run.
 
-Additions and seeds are expressed as overrides (`key.path=value`), so that a `--set` of the user can refer to them and
-everything is validated in one place; what is kept is chosen from the validated suite.
+Additions and seeds become overrides (`key.path=value`), so that a user's `--set` can refer to them and all validation
+happens together; experiments, models and optimizers are selected from the validated suite.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
 
 LONGEST_NAME = 200
-"""Of a run: file systems take 255, and while it is made its directory has a longer name."""
+"""In characters, of a run: file systems allow 255, and its directory has a longer name while being created."""
 
 
 @dataclass(frozen=True)
 class Addition:
-    """An optimizer that the suite does not have: `--optimizer NAME=TARGET`."""
+    """An optimizer added to the suite: `--optimizer NAME=TARGET`."""
 
     name: str
     target: str
@@ -45,22 +45,22 @@ class Addition:
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of `optbench run` that change what is trained; everything empty: the suite as it is."""
+    """The options of `optbench run` that change what is trained; all empty for the suite as it is."""
 
     seeds: tuple[int, ...] = ()
     experiments: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
     settings: tuple[str, ...] = ()
-    """`key.path=value`, as the user gave them."""
+    """Each `key.path=value`, as given by the user."""
     models: tuple[str, ...] = ()
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`10` is 0 to 9; `0,1,2` is these; `7,` is 7 alone.
+    """Parse `--seeds`: `10` means 0 to 9, `0,1,2` these three, and `7,` only 7.
 
     Raises:
-        UsageError: no seed, one twice, too many, or something that is no seed.
+        UsageError: no seeds, a repeated seed, too many of them, or an invalid seed.
     """
     if form := instead_of_range(text, brackets=False):
         raise UsageError(f"--seeds {text}: expected a number of seeds or a list, got a range; {form}")
@@ -81,10 +81,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addition, ...]]:
-    """The names to keep, and the optimizers to add.
+    """Split the `--optimizer` options into names to keep and optimizers to add.
 
     Raises:
-        UsageError: a text is neither NAME nor NAME=TARGET, or a name is added twice.
+        UsageError: an option is neither NAME nor NAME=TARGET, or a name is added twice.
     """
     keep: list[str] = []
     additions: list[Addition] = []
@@ -106,17 +106,17 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
 
 
 def check_name(name: str | None) -> None:
-    """Raises UsageError unless a run may be called so."""
+    """Raise UsageError unless this is a valid name of a run."""
     if name is not None and not is_name(name):
         raise UsageError(f"--name '{name}': expected letters, digits and . _ + - only, with a letter or digit first")
     if name == "latest":
-        raise UsageError("--name latest: expected a name of its own, got the word for the latest run")
+        raise UsageError("--name latest: expected a name other than latest, which means the latest run")
     if name is not None and len(name) > LONGEST_NAME:
         raise UsageError(f"--name '{name}': expected at most {LONGEST_NAME} characters, got {len(name)}")
 
 
 def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:
-    """Raises UsageError unless these options go together, and a new run may have this name."""
+    """Raise UsageError if these options exclude each other or the name of the run is invalid."""
     if name is not None and resume is not None:
         raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
     check_name(name)
@@ -125,17 +125,17 @@ def check_directory(name: str | None, resume: Path | None, *, force: bool) -> No
 
 
 def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
-    """Return the suite in the file `path` with the choice applied, checked as far as that goes without training.
+    """Load the suite in the file `path` and apply the choice, with every check that needs no training.
 
     Added optimizers take part in every experiment.
 
-    An experiment without any of the chosen optimizers or models is left out, and refused if it was named itself. Claims
-    about what is left out are left out, and claims about several models are restricted to the chosen ones.
+    An experiment with none of the chosen optimizers or models is left out; if it was named itself, that is an error.
+    Claims about anything left out are left out, and claims about several models are restricted to the chosen ones.
 
-    resume: the run that the suite is of, and that is resumed.
+    resume: the run being resumed, whose suite this is.
 
     Raises:
-        SuiteError, UsageError: as `load_suite`; or the choice names what the suite does not have.
+        SuiteError, UsageError: as `load_suite`; or the choice names something that is not in the suite.
     """
     outline = _outline(path) if choice.additions else {}
     choice = replace(choice, additions=tuple(_from_here(addition, path.parent) for addition in choice.additions))
@@ -160,10 +160,10 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Name a file of the working directory by its whole path where the same name could mean another of the suite's.
+    """Return the absolute path of a file in the working directory if the suite has a file of the same name.
 
-    A suite's files are looked for beside the suite first, and a run's own suite means the copies in the run; those
-    named on the command line are in the working directory.
+    A suite's files are looked up next to the suite first (a run's suite uses the copies in the run); files named on the
+    command line are in the working directory.
     """
     where, _, attribute = addition.target.rpartition(":")
     try:
@@ -171,13 +171,13 @@ def _from_here(addition: Addition, suite_folder: Path) -> Addition:
             return addition
         beside = suite_folder / where
         hidden = is_run(suite_folder) or (beside.is_file() and not beside.samefile(where))
-    except (OSError, ValueError):  # reported where it is imported
+    except (OSError, ValueError):  # reported on import
         return addition
     return replace(addition, target=f"{os.path.abspath(where)}:{attribute}") if hidden else addition  # noqa: PTH100
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
-    """The suite's plain content, not validated; empty when it is unreadable, which `load_suite` then reports."""
+    """Return the suite's content without validation; empty if it is unreadable, which `load_suite` then reports."""
     try:
         return _mapping(read_document(path).value)
     except SuiteError:
@@ -193,13 +193,13 @@ def _target_override(addition: Addition) -> str:
 
 
 def _addition_overrides(addition: Addition, outline: Mapping[str, Any]) -> list[str]:
-    # Experiments that list no optimizers have all of the suite's anyway.
+    # An experiment that lists no optimizers uses all of the suite's anyway.
     listing = [name for name, e in _mapping(outline.get("experiments")).items() if _mapping(e).get("optimizers")]
     return [_target_override(addition), *(f"experiments.{e}.optimizers.{addition.name}={{}}" for e in listing)]
 
 
 def _in_the_users_words(message: str, additions: Sequence[Addition]) -> str:
-    """The message with `--optimizer`, which the user gave, in place of the override made of it."""
+    """Replace the override in a message by the `--optimizer` option from which it was made."""
     for addition in additions:
         message = message.replace(f"--set {_target_override(addition)}", addition.option)
     return message
@@ -274,7 +274,7 @@ def _kept_tune(tune: Tune, experiments: Mapping[str, ExperimentSettings], optimi
 
 
 def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
-    """What is compared of the optimizers that are left; None where nothing is left to compare with."""
+    """Restrict `pairs` to the remaining optimizers; None if no pair remains."""
     against, controls = (
         None if names is None else [name for name in names if name in kept] for names in (pairs.against, pairs.controls)
     )
@@ -284,7 +284,7 @@ def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
 def _kept_claim(
     claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
 ) -> Claim | None:
-    """The claim about the models that are left; None where a side of it, or every model, is not."""
+    """Restrict a claim to the remaining models; None if one of its sides, or every model, was left out."""
     if claim.experiment not in experiments:
         return None
     experiment = experiments[claim.experiment]

@@ -1,1 +1,1 @@
-"""What `import optbench` offers: the functions of the command line for scripts and notebooks, objects included."""
+"""The Python interface: the commands as functions for scripts and notebooks, which also accept objects."""

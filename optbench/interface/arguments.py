@@ -1,4 +1,4 @@
-"""Misspelt arguments of the Python interface: the error names the nearest one."""
+"""Misspelt arguments of the Python interface: the error names the nearest valid one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def suggesting(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function with a better TypeError for an argument that it does not have."""
+    """Decorate a function so that its TypeError for an unknown argument names the nearest valid one."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Suites and optimizers as Python gives them: names, paths, mappings, and objects in the place of targets."""
+"""Suites and optimizers given in Python: names, paths, mappings, and objects instead of targets."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ GivenSuite: TypeAlias = str | Path | Mapping[str, Any] | Suite
 GivenOptimizers: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 _ARGUMENTS = {"experiment": "experiments", "optimizer": "optimizers", "model": "models", "force": "force=True"}
-"""Arguments that are called otherwise than the options of the command line."""
+"""Arguments whose names differ from those of the command-line options."""
 
 
 @contextlib.contextmanager
 def suite_file(suite: GivenSuite, objects: Objects) -> Iterator[Path]:
-    """The file of a suite: its own, or in the block one that has what was given.
+    """Yield the file of a suite: its own, or a temporary one that holds the given mapping.
 
     Raises:
-        OptbenchError: there is no such suite, or it holds something else than text, numbers, lists, mappings, classes
-            and functions; errors in the block speak of `suite`, and of arguments instead of options.
+        OptbenchError: there is no such suite, or it contains something other than text, numbers, lists, mappings,
+        classes and functions; errors raised in the block name `suite`, and arguments instead of options.
     """
     own: Path | None = None
     try:
@@ -60,14 +60,14 @@ def _text(suite: Mapping[str, Any] | Suite, objects: Objects) -> str:
     plain = written(suite, objects, "suite")
     if isinstance(base := plain.get(EXTENDS), str):
         plain[EXTENDS] = str(resolve_suite_path(base).absolute())
-    return json.dumps(plain, ensure_ascii=False)  # which is YAML, too
+    return json.dumps(plain, ensure_ascii=False)  # JSON is valid YAML
 
 
 def written(value: Any, objects: Objects, place: str) -> Any:
-    """Return a value as a suite file has it, with targets for classes and functions.
+    """Return a value as written in a suite file, with classes and functions replaced by targets.
 
     Raises:
-        OptbenchError: it cannot be written, or an object not be sent to worker processes.
+        OptbenchError: it cannot be written, or contains an object that cannot be sent to worker processes.
     """
     if isinstance(value, Mapping):
         return {str(key): written(item, objects, f"{place}.{key}") for key, item in value.items()}
@@ -94,11 +94,11 @@ def choice_of(
     *,
     only_known: bool = False,
 ) -> Choice:
-    """Return what is chosen of a suite and added to it.
+    """Convert the arguments of `run` that select from a suite or add to it.
 
-    optimizers: a list of names keeps only these. A mapping adds optimizers: name -> class, function, target, or a
-    mapping with one of them as `target` and hyper-parameters next to it; None keeps one of the suite's own, and only
-    those. only_known: the suite has them already, as that of a run to continue has.
+    optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
+    with one of these as `target` and hyper-parameters next to it; the value None selects one of the suite's own.
+    only_known: the suite already has them, as when a run is resumed.
 
     Raises:
         OptbenchError: a name, a seed or a setting is not valid.

@@ -1,4 +1,4 @@
-"""A run's results in Python: tables, values and verdicts as pandas has them."""
+"""A run's results in Python: tables, values and verdicts as pandas objects."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ _COUNTS = get_args(Status)
 
 
 class Run:
-    """A run: its tables, and what reports and comparisons are made of. Controls are left out unless asked for."""
+    """A run: its tables, values and summaries. Controls are left out unless requested."""
 
     def __init__(self, stored: RunDirectory) -> None:
         self._stored = stored
 
     @property
     def path(self) -> Path:
-        """Its directory."""
+        """The run directory."""
         return self._stored.path
 
     @property
     def id(self) -> str:
-        """Its name: that of its directory."""
+        """The run's id, the name of its directory."""
         return self._stored.id
 
     @property
     def status(self) -> str:
-        """`complete`, `interrupted`, `failed`, or `running`, also of a run that was killed."""
+        """`complete`, `interrupted`, `failed` or `running`; a killed run stays `running`."""
         return str(self._stored.record.get("status"))
 
     def table(self, name: str, *, controls: bool = False) -> pd.DataFrame:
         """Return a table of the run: `trials`, `accuracy`, `summary`, `metrics`, `pairs`, ...
 
-        controls: with the trials that were trained only to be compared with, whose stage is `control`.
+        controls: include the trials trained only for comparison, whose stage is `control`.
 
         Raises:
-            UsageError: no table has this name.
-            StoreError: it is damaged.
+            UsageError: there is no table of this name.
+            StoreError: the table is damaged.
         """
         stored = self._stored
         if name == SUMMARY:
@@ -75,9 +75,9 @@ class Run:
         return table if controls or "stage" not in table else table[table["stage"] != "control"].reset_index(drop=True)
 
     def values(self, *, controls: bool = False) -> pd.DataFrame:
-        """Return a row per trial and metric: key columns, `status`, `metric`, and the `value` at the end.
+        """Return one row per trial and metric: key columns, `status`, `metric`, and the `value` at the end of training.
 
-        Derived metrics (forgetting, ...) are among them; NaN where undefined, as nearly all of a diverged trial is.
+        Includes derived metrics (forgetting, ...). Undefined values are NaN, as nearly all of a diverged trial are.
         """
         rows = []
         for found in self._results.trial_values(controls=controls):
@@ -87,12 +87,12 @@ class Run:
         return pd.DataFrame(rows, columns=[*KEY_COLUMNS, "status", "metric", "value"])
 
     def summary(self, metric: str | None = None) -> pd.DataFrame:
-        """Return n, mean, sd, median and quartiles over the seeds of each setting that are ok, as reports show them.
+        """Return n, mean, sd, median and quartiles of each setting over its seeds with status `ok`, as in reports.
 
         metric: only this one.
 
         Raises:
-            UsageError: it was not taken.
+            UsageError: the run did not measure it.
         """
         rows = []
         for section in self._summary.sections:
@@ -117,7 +117,7 @@ class Run:
         return summarise([self._results], ())
 
     def _overview(self) -> pd.DataFrame:
-        """A row per setting: mean ± standard deviation of what reports show first."""
+        """Return one row per setting: mean ± standard deviation of the metrics that reports show first."""
         lines = []
         for section in self._summary.sections:
             shown = [measure for measure in section.measures if measure.topic in ("learning", "solution")]
@@ -142,7 +142,7 @@ class Run:
 
 
 def read_run(run: str | Path | Run, runs_dir: str | Path = "runs") -> Run:
-    """Read a run: `latest`, an id in `runs_dir`, or a directory.
+    """Read a run, given as `latest`, an id in `runs_dir`, or a directory.
 
     Raises:
         StoreError: there is no such run, or it cannot be read.
@@ -169,22 +169,22 @@ def compare(
     force: bool = False,
     runs_dir: str | Path = "runs",
 ) -> pd.DataFrame:
-    """Compare two optimizers of a run seed by seed, or those of two runs, with the verdicts of `optbench compare`.
+    """Compare two optimizers of one or two runs seed by seed, with the verdicts of `optbench compare`.
 
     Args:
-        run: the run of `a`, which is judged.
-        a: OPTIMIZER or OPTIMIZER/VARIANT; None: every optimizer that both runs have.
+        run: the run of `a`, the side that verdicts are about.
+        a: OPTIMIZER or OPTIMIZER/VARIANT; None for every optimizer that both runs have.
         b: likewise.
-        against: the run of `b`; None: the same.
+        against: the run of `b`; None for the same run.
         metric: only this metric, or these.
-        experiments: only these; all of them where empty.
+        experiments: only these; all if empty.
         force: compare runs of different suites, seeds or versions of the metrics.
 
-    Returns a row per experiment, model, pair of settings and metric; `verdict` is None for exploratory metrics.
+    Returns one row per experiment, model, pair of settings and metric; `verdict` is None for exploratory metrics.
 
     Raises:
-        UsageError: something named is not there.
-        ComparisonError: the runs cannot be compared, or no seed has ended on both sides.
+        UsageError: a name is unknown.
+        ComparisonError: the runs cannot be compared, or no seed finished on both sides.
 
     Example:
         >>> found = compare("latest", "sgd", "adam", metric="forgetting")
@@ -194,7 +194,8 @@ def compare(
     first = read_run(run, runs_dir)
     second = first if against is None else read_run(against, runs_dir)
     if first is not second:
-        first, second = (Run(stored) for stored in read_runs([first.path, second.path]))  # which tells equal ids apart
+        # by path, which distinguishes runs of equal ids
+        first, second = (Run(stored) for stored in read_runs([first.path, second.path]))
     sides = [pairing.Selection.of(side._results, named or "") for side, named in ((first, a), (second, b))]
     metrics = [metric] if isinstance(metric, str) else list(metric or ())
     for name in metrics:
@@ -203,7 +204,7 @@ def compare(
     found = pairing.compare(*sides, experiments=experiments, force=force)
     found.check_paired()
     for remark in found.remarks:
-        warnings.warn(remark, stacklevel=3)  # of the caller, past `suggesting`
+        warnings.warn(remark, stacklevel=3)  # the caller's line, skipping `suggesting`
     return pd.DataFrame(list(comparison_rows(found, metrics)))
 
 

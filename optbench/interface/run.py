@@ -43,32 +43,32 @@ def run(
     force: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Train a suite in worker processes and return what was found; trials that failed are rows of it, and a warning.
+    """Train a suite in worker processes and return the run; failed trials become rows and raise a warning.
 
     Args:
-        suite: a shipped name, a path, a mapping (as in a suite file; classes and functions may stand for targets), or
-            what `load_suite` returned. May be left out with `resume`.
-        seeds: how many, or which.
-        optimizers: names: only these. A mapping adds optimizers: name -> class, function, target, or a mapping with
-            one of them as `target` and hyper-parameters next to it; None as value keeps one of the suite's own, and
-            only those.
-        experiments: only these; all of them where empty.
+        suite: the name of a shipped suite, a path, a mapping (as in a suite file, with classes and functions allowed
+            instead of targets), or a result of `load_suite`. Optional with `resume`.
+        seeds: their number, or a list.
+        optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a
+            mapping with one of these as `target` and hyper-parameters next to it; the value None selects one of the
+            suite's own.
+        experiments: only these; all if empty.
         models: likewise.
         set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as the option of `optbench run`, as are the next six.
+        device: as the option of `optbench run`, like the next six.
         on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
         set_on: settings of the jobs of `slurm`: `{"partition": "gpu"}`.
-        jobs: worker processes.
+        jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id.
         data_dir: the folder of datasets that do not come with optbench.
-        resume: a run to continue. Objects that were given to it must be given again.
+        resume: a run to continue. Objects passed to the original call must be passed again.
         force: with `resume`: continue although torch, the kind of device, the CPU or your code has changed; with `on`:
-            have workers with other versions of torch and optbench train, too.
-        progress: show it on standard error.
+            also use workers with other versions of torch and optbench.
+        progress: show progress on standard error.
 
     Raises:
-        OptbenchError: the suite, the device, the data or the directory do not allow it.
+        OptbenchError: the suite, device, data or directory is invalid.
         KeyboardInterrupt: interrupted; what was finished is kept.
     """
     objects = Objects()
@@ -103,12 +103,14 @@ def run(
         raise KeyboardInterrupt(f"{kept(finished)}; continue with optbench.run(resume={str(outcome.path)!r}, ...)")
     found = read_run(outcome.path)
     for text in (*notes, *failures(found)):
-        warnings.warn(text, stacklevel=3)  # of the caller, past `suggesting`
+        warnings.warn(text, stacklevel=3)  # the caller's line, skipping `suggesting`
     return found
 
 
 def load_suite(suite: str | Path) -> Suite:
-    """Load a suite by its shipped name or its path, for `run` or to look at; its files are found wherever one is.
+    """Load a suite by name or path, to inspect it or pass it to `run`.
+
+    Files that it names are found from any working directory.
 
     Raises:
         OptbenchError: there is no such suite, or it is not valid.
@@ -124,12 +126,12 @@ def load_suite(suite: str | Path) -> Suite:
 
 
 def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
-    """A suite of `folder` whose files are named relative to the folder `to`."""
+    """Return a suite of `folder` with its files named relative to the folder `to`."""
     return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
 
 
 def failures(run: Run) -> list[str]:
-    """Return a sentence where trials failed; empty where none did."""
+    """Return one sentence if trials failed; an empty list if none did."""
     trials = run.table("trials", controls=True)
     failed = trials[trials["status"] == "failed"].to_dict("records")
     said = f"{len(failed)} of {count(len(trials), 'trial')} failed"
@@ -141,7 +143,7 @@ def failures(run: Run) -> list[str]:
 
 
 def _call(suite: GivenSuite | None, choice: Choice) -> str:
-    """What `run.json` keeps as the command: the call, with the targets of objects."""
+    """Return the call as `run.json` records it, with targets in place of objects."""
     named = [repr(str(suite)) if isinstance(suite, str | Path) else type(suite).__name__] if suite is not None else []
     chosen = [f"{name}={list(value)!r}" for name, value in vars(choice).items() if value and name != "additions"]
     added = {addition.name: addition.target for addition in choice.additions}

@@ -1,4 +1,4 @@
-"""Other process-wide state that code may depend on: generators, working directory, environment, streams, ..."""
+"""Process-wide state beyond computations: generators, working directory, environment, streams, ..."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def seed_generators(seed: int) -> None:
-    """Start the global generators of PyTorch (on the CPU), NumPy and Python at `seed`, in [0, 2**31)."""
+    """Seed the global generators of PyTorch (on the CPU), NumPy and Python with `seed`, in [0, 2**31)."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the global one is what foreign code uses
     random.seed(seed)
@@ -123,4 +123,4 @@ AMBIENT: tuple[ProcessSetting, ...] = (
     ProcessSetting("numpy print options", np.get_printoptions, lambda value: np.set_printoptions(**value)),
     ProcessSetting("warn_always", torch.is_warn_always_enabled, torch.set_warn_always),
 )
-"""What else code in this process may depend on."""
+"""Process-wide state, other than `NUMERIC`, that code may depend on."""

@@ -1,4 +1,4 @@
-"""What a computation in this thread depends on: flags of PyTorch, modes that were entered, hooks, NumPy's errors."""
+"""Settings that computations in this thread depend on: PyTorch's flags, active modes, hooks, NumPy's error handling."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def _private(*names: str, reads: str = "_get_{}", writes: str = "_set_{}") -> Iterator[ProcessSetting]:
-    """Settings that PyTorch keeps behind private functions of `torch._C`, without those that this build lacks.
+    """Return settings behind private functions of `torch._C`, without those missing from this build.
 
-    A value that is a tuple is set as several arguments.
+    A tuple value is passed as several arguments.
     """
     for name in names:
         get, set_ = (getattr(torch._C, form.format(name), None) for form in (reads, writes))
         if get is None or set_ is None:
             continue
-        with contextlib.suppress(RuntimeError, AttributeError):  # of a back end that is not there
+        with contextlib.suppress(RuntimeError, AttributeError):  # of a back end that this build lacks
             get()
             yield ProcessSetting(reads.format(name).removeprefix("_get_").removeprefix("_is_"), get, _setter(set_))
 
@@ -34,7 +34,7 @@ def _setter(set_: Callable[..., object]) -> Callable[[Any], object]:
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Float32 precision of every back end, after the older settings, which change several of them."""
+    """Return the float32 precision of every back end, after the older settings, which change several of them."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     found = [_older("float32_matmul_precision", *matmul)]
@@ -56,7 +56,7 @@ def _precisions() -> list[ProcessSetting]:
 
 
 def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
-    """A setting that stands for several; where those were set one by one PyTorch refuses to tell it, with an error."""
+    """Return a setting that combines several; PyTorch raises an error on reading it if those were set individually."""
 
     def read() -> Any:
         try:
@@ -74,10 +74,10 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _REDUCED = "cublas_allow_{}_reduced_precision_reduction"
-"""Whether sums in products of a type may be rounded on the way: a pair of flags, set as two arguments."""
+"""Whether matrix products of a type may use reduced-precision sums: a pair of flags, set as two arguments."""
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
-"""A denormal: multiplied by 1 it gives 0 in a thread that flushes denormals, for which PyTorch has no getter."""
+"""A denormal: times 1 it gives 0 in a thread that flushes denormals, a setting for which PyTorch has no getter."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:
@@ -93,13 +93,13 @@ def _set_default_type(value: tuple[torch.dtype, str]) -> None:
 
 
 def _default_device() -> torch.device | None:
-    # The public getter makes a tensor, which takes as long as all other settings together.
+    # The public getter creates a tensor, which takes as long as all other settings together.
     context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
     return None if context is None else context.device
 
 
 _kept_modes: list[Any] = []
-"""Inference modes that were entered to undo another: leaving one, even by garbage collection, would change the mode."""
+"""Inference modes entered to undo another: leaving one, even by garbage collection, would change the mode."""
 
 
 def _set_inference_mode(value: bool) -> None:
@@ -111,9 +111,9 @@ def _set_inference_mode(value: bool) -> None:
 def _stack(
     name: str, read: Callable[[], tuple[Any, ...]], pop: Callable[[], object], push: Callable[[Any], object]
 ) -> ProcessSetting:
-    """A stack of modes, the first at the bottom: popped and pushed until it holds the same ones again.
+    """Return a stack of modes, bottom first, restored by popping and pushing until it is the same again.
 
-    Pushed too, because a closure runs without the modes around it, which their `with` blocks leave afterwards.
+    Pushing is needed because a closure runs without the surrounding modes, which their `with` blocks leave afterwards.
     """
 
     def put(value: tuple[Any, ...]) -> None:
@@ -141,7 +141,7 @@ def _pop_dispatch_mode() -> None:
 
 
 def _saved_tensor_hooks() -> tuple[Any, ...]:
-    """Pairs of hooks; PyTorch shows the top one alone, so the others are popped for a moment."""
+    """Return the stack of pairs of hooks; PyTorch shows only the top one, so the others are popped temporarily."""
     found = []
     while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         found.append(top)
@@ -172,7 +172,7 @@ def _autocast(device: str) -> list[ProcessSetting]:
 
 
 def _entries(name: str, holder: dict[Any, Any]) -> ProcessSetting:
-    """A dictionary of global hooks, changed in place."""
+    """Return a setting for a dictionary of global hooks, restored in place."""
 
     def put(value: tuple[tuple[Any, Any], ...]) -> None:
         holder.clear()
@@ -200,7 +200,7 @@ def cuda_at_work() -> bool:
 
 
 def _cuda_device() -> int | None:
-    # Even asking whether there is a device initialises the driver, and processes forked from here could not use it.
+    # Merely asking whether there is a device initialises the driver, which forked processes could then not use.
     return torch.cuda.current_device() if cuda_at_work() else None
 
 
@@ -257,4 +257,4 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     ProcessSetting("warning filters", lambda: list(warnings.filters), _set_filters),
     ProcessSetting("cuda device", _cuda_device, _set_cuda_device),
 )
-"""What a computation in this thread depends on. `inference_mode` comes before `grad_mode`, which it changes."""
+"""Settings that computations in this thread depend on. `inference_mode` precedes `grad_mode`, which it changes."""

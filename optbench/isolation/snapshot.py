@@ -1,4 +1,4 @@
-"""Settings, and what they were at a moment: compared, and put back where they differ."""
+"""Snapshots of process-wide settings: compared later, and restored where they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProcessSetting:
-    """One setting: how to read it, as a value that compares by `==`, and how to set it to a value that was read."""
+    """A setting: a getter, whose values compare by `==`, and a setter that accepts such a value."""
 
     name: str
     get: Callable[[], Any]
@@ -18,7 +18,7 @@ class ProcessSetting:
 
 
 class Snapshot:
-    """The values of some settings at the time it was made."""
+    """The values of some settings at the time of its construction."""
 
     __slots__ = ("_getters", "_settings", "_values")
 
@@ -28,11 +28,11 @@ class Snapshot:
         self._values = [get() for get in self._getters]
 
     def changed(self) -> list[str]:
-        """The names of the settings that differ by now."""
+        """Return the names of the settings that have changed since."""
         return [s.name for s, value in zip(self._settings, self._values, strict=True) if s.get() != value]
 
     def put_back(self) -> None:
-        """Set what differs to what it was."""
+        """Restore every setting that has changed."""
         if [get() for get in self._getters] == self._values:
             return
         for setting, value in zip(self._settings, self._values, strict=True):
@@ -41,7 +41,7 @@ class Snapshot:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """The block runs with the settings of the snapshot; what differed before it differs again after it."""
+        """Run the block with the settings of the snapshot, then return to those in force before it."""
         if [get() for get in self._getters] == self._values:
             yield
             return

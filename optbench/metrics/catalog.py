@@ -1,6 +1,6 @@
-"""The catalog of metrics: what each one is, without what computes it.
+"""The catalog of metrics: their descriptions, without importing the functions that compute them.
 
-To add a metric: a function in one of the sibling modules, and an entry in the table here.
+To add a metric, write a function in one of the sibling modules and add an entry to the table here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
 
 _SIZES = ("features_n", "features_d")
-"""Without N and d no measure of features can be read."""
+"""N and d, needed to interpret any metric of features."""
 _LOSS = "landscape_loss"
 
 _continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
@@ -59,7 +59,7 @@ _spoilt = partial(_prediction, direction="higher", kind="model", cost="expensive
 _rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets", "accuracy"))
 _rounded = partial(_rounded, cost="expensive", called="quantised_drop", note="drop_note")
 _rounded = partial(_rounded, source="Jacob et al. 2018")
-# No margin, here and below: what is far or sharp depends on the model and its loss.
+# No margin, here and below: what counts as far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
 _distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
 _expensive = partial(
@@ -68,15 +68,15 @@ _expensive = partial(
 _hessian = partial(_expensive, reads=("loss", "weights", "generator"))
 _top = partial(_hessian, called="hessian_top_eigenvalue", alongside=(_LOSS, "hessian_top_residual"))
 _trace = partial(_hessian, called="hessian_trace", alongside=(_LOSS, "hessian_trace_error"))
-# Read beside its null: no margin.
+# Interpreted relative to its null: no margin.
 _overlap = partial(_expensive, kind="overlap", subject="overlap", alongside=())
 _kept = partial(_overlap, reads=("changes",), alongside=("kept_cka_null", "overlap_chance"))
 _broken = partial(_kept, source="recorded", called="kept_cka", arguments={"broken": True}, alongside=())
 _shared = partial(_overlap, reads=("tasks",), alongside=("tasks_cka_within", "tasks_overlap_within", "overlap_chance"))
 _within = partial(_shared, source="recorded", arguments={"within": True}, alongside=())
-# No margin: what a second is worth depends on the machine.
+# No margin: times depend on the machine.
 _cost = partial(Metric, source="recorded", direction="lower", margin=0.0, kind="cost", subject="cost")
-# Read beside its null, which differs with the network and the data: no margin.
+# Interpreted relative to its null, which depends on the network and the data: no margin.
 _pair = partial(Metric, margin=0.0, kind="pair", subject="pairs", default=False)
 _debiased = partial(_pair, called="linear_cka", arguments={"debiased": True})
 
@@ -94,7 +94,7 @@ def _geometry(of: str) -> Callable[..., Metric]:
 
 
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
-    """What is read off one pruning curve; a suite that names any of them has both curves taken."""
+    """Return the metrics of one pruning curve; a suite that names any of them measures both curves."""
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
     read = partial(read, cost="expensive", default=False, scope=scope)
     accuracy = partial(read, called="pruned_accuracy")
@@ -187,7 +187,7 @@ _TABLE = (
     ),
     _prediction(
         "cue_following",
-        "share of predictions that are the class which a spurious cue stands for",
+        "share of predictions equal to the class that a spurious cue indicates",
         "Geirhos et al. 2020",
         "lower",
         kind="logits",
@@ -224,7 +224,7 @@ _TABLE = (
     _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", _RUDELSON, margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
-    _expensive(_LOSS, "L(w), the training loss that the next six are read from", "recorded"),
+    _expensive(_LOSS, "L(w), the training loss on which the next six are measured", "recorded"),
     _top("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
     _top("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", result="residual"),
     _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
@@ -298,31 +298,32 @@ METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 assert len(METRICS) == len(_TABLE), "two metrics share a name"
 
 METRICS_VERSION = 1
-"""Goes up when a metric that runs store changes its meaning: such values cannot be compared with older ones."""
+"""Increased when a stored metric changes its meaning, so that its values cannot be compared with older ones."""
 
 PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective_rank")
-"""The declared family of an experiment that declares none: what gets a verdict, under Holm's correction."""
+"""The default family of an experiment that declares none: metrics with a verdict, under Holm's correction."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "transfer")
-"""Kinds of registered metrics that take no settings: derived when a run is read, or of several networks or training."""
+"""Kinds of registered metrics without settings: derived on reading a run, or about several networks or training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
-"""Kinds that are taken of the test data of each task, the last one among them, and of all tasks."""
+"""Kinds measured on the test data of each task, including the last, and of all tasks."""
 
 DEFAULT = "default"
 """In a suite's list of metrics: the default set."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
-"""What is taken of two solutions when `pairs` names no metrics."""
+"""The metrics of two solutions if `pairs` names none."""
 
 
 def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
-    """The metrics called `names` (None: the default set), each once, of the given kinds (none given: of every kind).
+    """Return the metrics with these names (None: the default set), each once, of the given kinds (default: all).
 
-    Raises UsageError for a name that is not in the catalog, whatever the kinds.
+    Raises:
+        UsageError: a name is not in the catalog, whatever the kinds.
     """
     chosen = []
     for name in dict.fromkeys(DEFAULT_METRICS if names is None else names):
@@ -333,9 +334,9 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
 
 
 def companions(metric: Metric) -> Iterator[Metric]:
-    """Yield the metrics of `alongside`: with the same settings where they read the same function's result.
+    """Yield the metrics of `alongside`, with the same settings if they use the same function's result.
 
-    Of a measure at another place than the features they are taken at that place.
+    Those of a metric at another place than the features are measured at that place.
     """
     for other in map(METRICS.__getitem__, metric.alongside):
         if metric.target and other.computed_by == metric.computed_by:

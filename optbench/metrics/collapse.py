@@ -1,8 +1,8 @@
-"""Neural collapse: whether the features of a class shrink to its mean, and the means and the last layer to a simplex.
+"""Neural collapse: whether the features of a class collapse to its mean, and the means and last layer to a simplex.
 
 Legend: `N` examples; `d` width of the features; `C` classes, of which those without examples are left out.
 
-Of training examples: features h, class means μ_c (C, d), their mean μ_G, centred means m_c = μ_c - μ_G, and the weights
+On training examples: features h, class means μ_c (C, d), their mean μ_G, centred means m_c = μ_c - μ_G, and the weights
 of the last layer W (C, d). All in float64. Papyan, Han & Donoho 2020 (doi:10.1073/pnas.2015509117), but for `nc0`.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor
 from optbench.precision import exact
 
 _NULL = 1e-10
-"""Eigenvalues of the covariance between classes below this share of the largest are taken for none."""
+"""Eigenvalues of the between-class covariance below this fraction of the largest count as zero."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collapse:
-    """What the measures of neural collapse read.
+    """The data for metrics of neural collapse.
 
-    features: (N, d). targets: (N,). predicted: (N,), the class of the largest logit. head: (classes, d), all of them;
-    None where the network has no last linear layer. logits: (N, classes), which the margin reads.
+    features: (N, d). targets: (N,). predicted: (N,), the class of the largest logit. head: (classes, d), for all
+    classes; None if the network has no last linear layer. logits: (N, classes), used by the margin.
     """
 
     features: Tensor
@@ -37,13 +37,13 @@ class Collapse:
 
     @cached_property
     def classes(self) -> Tensor:
-        """(C,) those that have examples, ascending."""
+        """(C,) classes that have examples, ascending."""
         found: Tensor = torch.unique(self.targets)
         return found
 
     @cached_property
     def place(self) -> Tensor:
-        """(N,) where among `classes` that of each example is."""
+        """(N,) index in `classes` of each example's class."""
         return torch.searchsorted(self.classes, self.targets)
 
     @cached_property
@@ -69,7 +69,7 @@ class Collapse:
 
 
 def nc0(collapse: Collapse) -> float:
-    """‖Wᵀ1‖² / C over all classes: 0 where the rows of W add up to nothing (arXiv:2602.16642)."""
+    """Return ‖Wᵀ1‖² / C over all classes: 0 if the rows of W sum to zero (arXiv:2602.16642)."""
     if collapse.head is None:
         return math.nan
     w = exact(collapse.head)
@@ -77,7 +77,7 @@ def nc0(collapse: Collapse) -> float:
 
 
 def nc1(collapse: Collapse) -> float:
-    """tr(Σ_W Σ_B⁺) / C, Σ_W the covariance within classes over all examples and Σ_B that of the class means."""
+    """Return tr(Σ_W Σ_B⁺) / C, Σ_W the within-class covariance over all examples and Σ_B that of the class means."""
     if not collapse.finite:
         return math.nan
     within, m = collapse.h - collapse.means[collapse.place], collapse.centred
@@ -89,13 +89,13 @@ def nc1(collapse: Collapse) -> float:
 
 
 def nc2_norm(collapse: Collapse) -> float:
-    """sd_c ‖m_c‖ / mean_c ‖m_c‖, with the population's standard deviation."""
+    """Return sd_c ‖m_c‖ / mean_c ‖m_c‖, with the population standard deviation."""
     norms = collapse.centred.norm(dim=1)
     return float(norms.std(correction=0) / norms.mean())
 
 
 def nc2_angle(collapse: Collapse) -> float:
-    """mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|."""
+    """Return mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|."""
     m = collapse.centred
     if len(m) < 2:
         return math.nan
@@ -105,7 +105,7 @@ def nc2_angle(collapse: Collapse) -> float:
 
 
 def nc3(collapse: Collapse) -> float:
-    """‖W/‖W‖_F - M/‖M‖_F‖²_F, M the rows m_c, W those of the same classes."""
+    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, M the rows m_c, W those of the same classes."""
     if collapse.head is None:
         return math.nan
     w, m = exact(collapse.head)[collapse.classes], collapse.centred
@@ -113,7 +113,7 @@ def nc3(collapse: Collapse) -> float:
 
 
 def nc4(collapse: Collapse) -> float:
-    """The share of examples that the network labels otherwise than the nearest class mean does."""
+    """Return the share of examples that the network labels differently from the nearest class mean."""
     if not collapse.finite:
         return math.nan
     nearest = collapse.classes[torch.cdist(collapse.h, collapse.means).argmin(1)]
@@ -121,10 +121,10 @@ def nc4(collapse: Collapse) -> float:
 
 
 def class_margin(collapse: Collapse) -> float:
-    """mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z the logits, Σ the covariance of the features.
+    """Return mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, Σ the covariance of the features.
 
-    How far training examples lie on their own side of the boundaries of the last layer, below 0 on the other, in units
-    of how far features are spread: the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised
+    The signed distance of training examples to the decision boundary of the last layer, relative to the spread of the
+    features: the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised
     as Jiang et al. 2019 do (arXiv:1810.00113). Scaling features or the last layer does not change it.
     """
     if collapse.head is None or collapse.logits is None or not collapse.finite:
@@ -138,7 +138,7 @@ def class_margin(collapse: Collapse) -> float:
 
 
 def margin_note(collapse: Collapse) -> str:
-    """Why a margin is undefined."""
+    """Return why a margin is undefined."""
     if not collapse.finite:
         return "features that are not finite"
     if collapse.head is None or collapse.logits is None:
@@ -147,7 +147,7 @@ def margin_note(collapse: Collapse) -> str:
 
 
 def note(collapse: Collapse) -> str:
-    """Why a measure is undefined."""
+    """Return why a metric is undefined."""
     if not collapse.finite:
         return "features that are not finite"
     if len(collapse.classes) < 2:

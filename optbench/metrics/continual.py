@@ -1,14 +1,13 @@
-"""Continual learning: what a sequence of tasks left behind, read off the accuracy matrix.
+"""Continual learning metrics of the accuracy matrix.
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
-`accuracy` has shape (..., T+1, T), as fractions: row 0 before any training, row i after task i, column j on task j.
+`accuracy` has shape (..., T+1, T), as fractions: row 0 before training, row i after task i, column j on task j.
 In the formulas R[i, j] is row i and task j, with tasks counted from 1 (so task j is column j - 1 of the array).
 
-Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T+1, T). It is NaN
-where some R[j, j] is NaN or any entry is infinite (a trial that diverged halfway has no value comparable with others'),
-where an entry that it needs is NaN, because that was not scored, and, for the means over T - 1 tasks, where T = 1.
-`note` says which of these it was.
+Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T+1, T). The result is
+NaN if some R[j, j] is NaN or any entry is infinite (a trial that diverged has no value comparable with others'), if an
+entry that it needs was not scored, and, for means over T - 1 tasks, if T = 1. `note` gives the reason.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ Needs: TypeAlias = Literal["all", "learnt", "last row", "since learnt", "before"
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean accuracy over all tasks at the end: mean_j R[T, j] (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)."""
+    """Return the mean final accuracy over all tasks: mean_j R[T, j] (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)."""
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :], matrix)
 
 
 def learning_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean accuracy on each task right after training on it: mean_j R[j, j] (Riemer et al. 2019, arXiv:1810.11910)."""
+    """Return the mean accuracy on each task right after its training: mean_j R[j, j] (Riemer et al. 2019)."""
     matrix = _matrix(accuracy)
     return _mean(_just_learnt(matrix), matrix)
 
 
 def forgetting(accuracy: ArrayLike) -> Array:
-    """Mean loss from the best accuracy since a task was learnt: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
+    """Return the mean drop from the best accuracy since learning: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
-    The maximum begins at the row where the task was learnt and leaves the final row out, so forgetting can be
-    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word when they include the final row
-    or the rows before the task was learnt, or when they take first minus last.
+    The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be
+    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the word also for definitions that include the
+    final row or rows before the task was learnt, or for first minus last.
 
     Example:
         >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training
@@ -52,27 +51,27 @@ def forgetting(accuracy: ArrayLike) -> Array:
     # Entry (l, j) counts when j ≤ l < T: rows 1..T-1 of the matrix, on and below their diagonal.
     since_learnt = np.tri(tasks - 1, dtype=bool)
     candidates = np.where(since_learnt, matrix[..., 1:tasks, : tasks - 1], -np.inf)
-    best = candidates.max(axis=-2, initial=-np.inf)  # NaN where one of them is
+    best = candidates.max(axis=-2, initial=-np.inf)  # NaN if any of them is
     return _mean(best - matrix[..., -1, :-1], matrix)
 
 
 def last_task_accuracy(accuracy: ArrayLike) -> Array:
-    """Accuracy at the end on the task trained last: R[T, T]."""
+    """Return the final accuracy on the last task: R[T, T]."""
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, -1:], matrix)
 
 
 def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean accuracy at the end on all tasks before the last: mean_{j<T} R[T, j].
+    """Return the mean final accuracy on all tasks before the last: mean_{j<T} R[T, j].
 
-    Read it beside `last_task_accuracy`: who never learns forgets nothing.
+    Interpret it together with `last_task_accuracy`: a network that never learns forgets nothing.
     """
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1], matrix)
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Mean change on each task since it was learnt: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean change since learning: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
 
     Example:
         >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
@@ -84,7 +83,7 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
 
 
 def forward_transfer(accuracy: ArrayLike) -> Array:
-    """Mean gain on each task before training on it: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean gain before training: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
 
     The mean runs over the T - 1 tasks that have a predecessor (the authors' published code divides by T).
     """
@@ -93,13 +92,13 @@ def forward_transfer(accuracy: ArrayLike) -> Array:
     return _mean(just_before - matrix[..., 0, 1:], matrix)
 
 
-NOT_SCORED = "not every accuracy that it needs was scored (protocol.score)"
+NOT_SCORED = "some accuracies that it needs were not scored (protocol.score)"
 
 
 def note(accuracy: ArrayLike, *, over_pairs: bool, needs: Needs = "all") -> str | None:
-    """Why a measure of one matrix (T+1, T) is NaN, or None where it is defined.
+    """Return why a metric of one matrix (T+1, T) is NaN, or None if it is defined.
 
-    over_pairs: whether the measure is a mean over T - 1 tasks, and so needs at least two. needs: which entries.
+    over_pairs: whether the metric is a mean over T - 1 tasks, which needs at least two. needs: the entries it uses.
     """
     matrix = _matrix(accuracy)
     if not _ended(matrix):
@@ -110,9 +109,9 @@ def note(accuracy: ArrayLike, *, over_pairs: bool, needs: Needs = "all") -> str 
 
 
 def _needed(tasks: int, needs: Needs) -> NDArray[np.bool_]:
-    """Mask (T+1, T) of the entries that a measure reads."""
+    """Return a mask (T+1, T) of the entries that a metric uses."""
     row, column = np.indices((tasks + 1, tasks))
-    ahead = column + 1 - row  # 0 where a task has just been learnt
+    ahead = column + 1 - row  # 0 for the task just learnt
     match needs:
         case "all":
             return np.ones((tasks + 1, tasks), np.bool_)
@@ -127,7 +126,7 @@ def _needed(tasks: int, needs: Needs) -> NDArray[np.bool_]:
 
 
 def _ended(matrix: Array) -> NDArray[np.bool_]:
-    """Whether a training got to the end of every task, of which its own accuracy is always scored."""
+    """Return whether training finished every task; accuracy right after a task is always scored."""
     found: NDArray[np.bool_] = np.asarray(
         np.isfinite(_just_learnt(matrix)).all(axis=-1) & ~np.isinf(matrix).any(axis=(-2, -1))
     )
@@ -142,14 +141,14 @@ def _matrix(accuracy: ArrayLike) -> Array:
 
 
 def _just_learnt(matrix: Array) -> Array:
-    """R[j, j] for every task j: (..., T+1, T) -> (..., T)."""
+    """Return R[j, j] for every task j: (..., T+1, T) -> (..., T)."""
     return np.diagonal(matrix[..., 1:, :], axis1=-2, axis2=-1)
 
 
 def _mean(per_task: Array, matrix: Array) -> Array:
-    """The mean over the last axis, NaN where that is empty or the matrix it came from is of a training cut short."""
+    """Return the mean over the last axis, NaN if it is empty or the training did not finish."""
     if per_task.shape[-1] == 0:
         return np.full(per_task.shape[:-1], np.nan)
-    # Masked before the mean: infinities would otherwise meet as inf - inf and warn.
+    # Masked before the mean, because inf - inf would warn.
     mean: Array = np.where(_ended(matrix)[..., None], per_task, np.nan).mean(axis=-1)
     return mean

@@ -1,7 +1,7 @@
-"""Cost: what a trial's training took, from what the engine recorded of it.
+"""Cost of a trial's training, from the engine's records.
 
-In a cohort the members share their time: a trial's seconds are its part of the cohort's. Compare times only of one
-machine, and of runs that had it to themselves. Every function is NaN where there was nothing to divide by.
+Members of a cohort share its time: a trial's seconds are its part of the cohort's. Compare times only between runs on
+one machine without other load. Every function returns NaN instead of dividing by zero.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """What was recorded of one trial.
+    """The recorded cost of one trial.
 
-    steps: optimizer steps over all tasks. train_seconds: in batches, gradients and updates; optimizer_seconds: of
-    these, in updates. optimizer_state_bytes: all storages of the optimizer's state, each once. parameters: how many
-    numbers are trained.
+    steps: optimizer steps over all tasks. train_seconds: in batches, gradients and updates; optimizer_seconds: in
+    updates alone. optimizer_state_bytes: all storages of the optimizer's state, each counted once. parameters: the
+    number of trainable parameters.
     """
 
     steps: int
@@ -27,25 +27,25 @@ class Cost:
 
 
 def train_seconds(cost: Cost) -> float:
-    """Seconds in batches, gradients and updates."""
+    """Return the seconds spent in batches, gradients and updates."""
     return cost.train_seconds if cost.steps else math.nan
 
 
 def milliseconds_per_step(cost: Cost) -> float:
-    """1000 · train_seconds / steps."""
+    """Return 1000 · train_seconds / steps."""
     return 1000 * cost.train_seconds / cost.steps if cost.steps else math.nan
 
 
 def optimizer_share(cost: Cost) -> float:
-    """The updates' share of the training time, between 0 and 1."""
+    """Return the share of updates in the training time, between 0 and 1."""
     return cost.optimizer_seconds / cost.train_seconds if cost.train_seconds else math.nan
 
 
 def steps(cost: Cost) -> float:
-    """Optimizer steps over all tasks; early stopping makes them differ."""
+    """Return the optimizer steps over all tasks, which vary with early stopping."""
     return float(cost.steps) if cost.steps else math.nan
 
 
 def state_bytes_per_parameter(cost: Cost) -> float:
-    """Bytes of optimizer state for each parameter; Adam in float32 keeps 8."""
+    """Return the bytes of optimizer state per parameter; 8 for Adam in float32."""
     return cost.optimizer_state_bytes / cost.parameters if cost.parameters else math.nan

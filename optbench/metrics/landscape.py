@@ -1,11 +1,11 @@
-"""Landscape: how far a solution lies from where it started, how sharp the loss is there, and what lies between two.
+"""Loss landscape: distance of a solution from its initial weights, sharpness there, and barriers between two solutions.
 
 Legend: `P` weights of one network in one vector; `K` points on a line; `...` any leading axes (members).
 
-Everything is computed in float64. What reads weights or values alone takes any leading axes and returns (...). What
-reads the loss is about one network: it takes `Loss`, a differentiable function of the weights (P,), and returns a
-record of plain numbers. NaN stands where a value is undefined or not finite; the record's `note`, `displacement_note`
-and `barrier_note` say why. Sharpness and distance mean little without the training loss they were taken at: see
+Everything is computed in float64. Functions of weights or values take any leading axes and return (...). Functions of
+the loss are for one network: they take `Loss`, a differentiable function of the weights (P,), and return a record of
+plain numbers. A value that is undefined or not finite is NaN; the record's `note`, `displacement_note` and
+`barrier_note` give the reason. Sharpness and distance mean little without the training loss at the solution, see
 `landscape_loss`.
 """
 
@@ -26,14 +26,14 @@ Loss: TypeAlias = Callable[[Tensor], Tensor]
 """Weights (P,) float64 -> scalar; deterministic, and twice differentiable for what reads the Hessian."""
 
 BARRIER_POINTS = 11
-"""The fewest points, both ends included, at which a line counts as sampled."""
+"""The minimum number of points on a line, including both ends."""
 
 _LINEAR = "the gradient is zero"
 
 
 @dataclass(frozen=True)
 class NotedValue:
-    """One number; `note` says why it is NaN."""
+    """A number with a note that says why it is NaN."""
 
     value: float
     note: str | None
@@ -41,11 +41,11 @@ class NotedValue:
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """The largest eigenvalue λ of a Hessian, in the order of the real numbers: 3 of diag(3, 1, -5).
+    """The algebraically largest eigenvalue λ of a Hessian: 3 for diag(3, 1, -5).
 
-    residual: ‖Hv - λv‖ / |λ| of its unit vector v; some eigenvalue lies within residual · |λ| of λ. NaN where λ = 0.
+    residual: ‖Hv - λv‖ / |λ| of its unit vector v; some eigenvalue is within residual · |λ| of λ. NaN if λ = 0.
     iterations: steps of Lanczos' method.
-    note: why λ is NaN, or that the residual stayed above the tolerance.
+    note: why λ is NaN, or that the residual did not reach the tolerance.
     """
 
     value: float
@@ -65,20 +65,20 @@ class Trace:
 
 
 def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
-    """(1 - α) w₀ + α w₁ at every α: weights (..., P) twice and alphas (K,) -> (..., K, P).
+    """Return (1 - α) w₀ + α w₁ at every α: two weights (..., P) and alphas (K,) -> (..., K, P).
 
-    The ends are met exactly, and between two equal solutions every point is that solution.
+    The ends are exact, and between two equal solutions every point is that solution.
     """
     w0, w1 = (w.detach().double().unsqueeze(-2) for w in (first, last))
     return torch.lerp(w0, w1, alphas.to(w0)[:, None])
 
 
 def barrier(losses: Tensor) -> Tensor:
-    """max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)]: how far the loss rises above the straight line.
+    """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above the straight line.
 
     losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; with
-    the straight line in place of the mean of the ends as in Entezari et al. 2022, arXiv:2110.06296.
-    NaN where a value is not finite. Raises ValueError for fewer than 11 points.
+    the straight line instead of the mean of the ends as in Entezari et al. 2022, arXiv:2110.06296.
+    NaN if a value is not finite. Raises ValueError for fewer than 11 points.
 
     Example:
         >>> w = torch.linspace(-1, 1, 11)
@@ -94,7 +94,7 @@ def barrier(losses: Tensor) -> Tensor:
 
 
 def accuracy_barrier(accuracies: Tensor) -> Tensor:
-    """How far accuracy falls below the straight line between two solutions: `barrier` with the sign turned.
+    """Return how far accuracy falls below the straight line between two solutions: the counterpart of `barrier`.
 
     accuracies: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Raises ValueError like `barrier`.
     """
@@ -102,27 +102,27 @@ def accuracy_barrier(accuracies: Tensor) -> Tensor:
 
 
 def barrier_note(values: Tensor) -> str | None:
-    """Why a barrier over the values (K,) of one line is NaN; None when it is not."""
+    """Return why a barrier over the values (K,) of one line is NaN; None if it is not."""
     assert values.ndim == 1, "a note is about one line"
     missing = int((~values.isfinite()).sum())
     return f"not finite at {missing} of {count(len(values), 'point')}" if missing else None
 
 
 def distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
-    """‖w - w₀‖₂ from the initial weights: (..., P) twice -> (...); NaN where not finite and for P = 0."""
+    """Return ‖w - w₀‖₂ from the initial weights: two (..., P) -> (...); NaN if not finite or P = 0."""
     distance: Tensor = torch.linalg.vector_norm(_displacement(weights, start), dim=-1)
     return torch.where(distance.isfinite() & (weights.shape[-1] > 0), distance, torch.nan)
 
 
 def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
-    """‖w - w₀‖₂ / ‖w₀‖₂: (..., P) twice -> (...); NaN where the initial weights are all zero, too."""
+    """Return ‖w - w₀‖₂ / ‖w₀‖₂: two (..., P) -> (...); also NaN if all initial weights are zero."""
     size: Tensor = torch.linalg.vector_norm(start.detach().double(), dim=-1)
     relative = distance_from_init(weights, start) / size
     return torch.where(relative.isfinite(), relative, torch.nan)
 
 
 def displacement_note(weights: Tensor, start: Tensor) -> str | None:
-    """Why a distance from the initial weights (P,) is or may be NaN; None when all is in order."""
+    """Return why a distance from the initial weights (P,) is or may be NaN, else None."""
     assert weights.ndim == start.ndim == 1, "a note is about one network"
     if weights.numel() == 0:
         return "no weights"
@@ -138,10 +138,10 @@ def displacement_note(weights: Tensor, start: Tensor) -> str | None:
 
 
 def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The angle in degrees, 0 to 180, between the ways of two solutions from their common start: a - w₀ and b - w₀.
+    """Return the angle in degrees, 0 to 180, between the displacements a - w₀ and b - w₀ from a common start.
 
-    Weights (..., P) thrice -> (...); NaN where a solution has not moved or is not finite. By Kahan's formula, which
-    keeps small angles that the arc cosine loses.
+    Three weights (..., P) -> (...); NaN if a solution has not moved or is not finite. Uses Kahan's formula, which
+    preserves small angles that the arc cosine loses.
     """
     one, other = (_unit(_displacement(w, start)) for w in (first, second))
     apart: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
@@ -150,25 +150,25 @@ def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def landscape_loss(loss: Loss, weights: Tensor) -> NotedValue:
-    """L(w) itself, recorded beside all that reads its shape."""
+    """Return L(w), recorded with every metric of its shape."""
     with torch.no_grad():
         value = loss(weights.detach().double()).item()
     return NotedValue(value, None) if math.isfinite(value) else NotedValue(math.nan, "the loss is not finite")
 
 
 def sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.05) -> NotedValue:
-    """L(w + ρ g/‖g‖) - L(w) with g the gradient: the rise within reach ρ (Foret et al. 2021, arXiv:2010.01412).
+    """Return L(w + ρ g/‖g‖) - L(w) with g the gradient (Foret et al. 2021, arXiv:2010.01412).
 
-    weights: (P,). NaN where the gradient is zero. Raises ValueError unless rho is positive and finite.
+    weights: (P,). NaN if the gradient is zero. Raises ValueError unless rho is positive and finite.
     """
     return _sharpness(loss, weights, torch.ones_like(weights), rho, _LINEAR)
 
 
 def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.5) -> NotedValue:
-    """L(w + ρ w² g / ‖|w| g‖) - L(w), products elementwise: reach measured in units of each weight.
+    """Return L(w + ρ w² g / ‖|w| g‖) - L(w), with elementwise products: the radius is relative to each weight.
 
-    Kwon et al. 2021, arXiv:2102.11600: rescaling weights without changing the function does not change it.
-    weights: (P,). NaN where |w| g is zero. Raises ValueError unless rho is positive and finite.
+    Kwon et al. 2021, arXiv:2102.11600: invariant under rescaling of weights that leaves the function unchanged.
+    weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
     """
     reason = _LINEAR if weights.any() else "all weights are zero"
     return _sharpness(loss, weights, weights.detach().abs(), rho, reason)
@@ -182,11 +182,11 @@ def hessian_top_eigenvalue(
     tolerance: Annotated[float, Field(gt=0)] = 1e-4,
     iterations: Annotated[int, Field(ge=1)] = 100,
 ) -> TopEigenvalue:
-    """The largest (algebraic) eigenvalue of the Hessian at weights (P,), by Lanczos' method.
+    """Compute the algebraically largest eigenvalue of the Hessian at weights (P,) by Lanczos' method.
 
-    With full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13), from a normal start drawn from
-    the CPU `generator`. It stops where the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after that many
-    iterations; the error of λ itself is of the order of the residual squared. Keeps a vector (P,) per iteration.
+    With full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13), from a normal vector drawn with
+    the CPU `generator`. It stops when the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after `iterations`;
+    the error of λ is of the order of the squared residual. Stores a vector (P,) per iteration.
     Raises ValueError unless tolerance > 0 and iterations ≥ 1.
     """
     if not (tolerance > 0 and iterations >= 1):
@@ -197,7 +197,7 @@ def hessian_top_eigenvalue(
     size = weights.numel()
     most = min(iterations, size)
     basis = hessian.point.new_empty(most, size)
-    tridiagonal = torch.zeros(most, most, dtype=torch.float64)  # on the CPU, where so small a matrix belongs
+    tridiagonal = torch.zeros(most, most, dtype=torch.float64)  # on the CPU, which is faster for such a small matrix
     vector = torch.randn(size, generator=generator, dtype=torch.float64).to(basis)
     coupling = torch.linalg.vector_norm(vector).item()
     for k in range(most):
@@ -206,18 +206,18 @@ def hessian_top_eigenvalue(
         if not vector.isfinite().all():
             return TopEigenvalue(math.nan, math.nan, k + 1, "the Hessian is not finite")
         tridiagonal[k, k] = torch.dot(basis[k], vector).item()
-        for _ in range(2):  # once leaves rounding errors that grow; "twice is enough" (Kahan, in Parlett 6.9)
+        for _ in range(2):  # a single pass leaves rounding errors that grow; "twice is enough" (Kahan, in Parlett 6.9)
             vector = vector - basis[: k + 1].T @ (basis[: k + 1] @ vector)
         coupling = torch.linalg.vector_norm(vector).item()
         values, vectors = torch.linalg.eigh(tridiagonal[: k + 1, : k + 1])
         top, weight = values[-1].item(), vectors[-1, -1].abs().item()
-        # A coupling of rounding errors alone: the basis spans all that the start reaches, and λ is among its values.
+        # Only rounding errors remain: the basis spans the whole Krylov space of the start, and λ is among its values.
         exhausted = coupling <= torch.finfo(torch.float64).eps * values.abs().max().item()
         if exhausted or coupling * weight <= tolerance * abs(top):
             break
         if k + 1 < most:
             tridiagonal[k, k + 1] = tridiagonal[k + 1, k] = coupling
-    # What the recurrence says of the residual holds up to rounding; one more product makes it certain.
+    # The recurrence gives the residual up to rounding; one more product verifies it.
     vector = _unit(vectors[:, -1].to(basis) @ basis[: k + 1])
     product = hessian(vector)
     value = torch.dot(vector, product).item()
@@ -234,10 +234,10 @@ def hessian_top_eigenvalue(
 def hessian_trace(
     loss: Loss, weights: Tensor, generator: torch.Generator, probes: Annotated[int, Field(ge=2)] = 32
 ) -> Trace:
-    """The trace of the Hessian at weights (P,): the mean of vᵀHv over probes v of random signs (Hutchinson 1990).
+    """Estimate the trace of the Hessian at weights (P,): mean of vᵀHv over random sign probes v (Hutchinson 1990).
 
-    Rademacher probes, drawn from the CPU `generator`, have the least variance: 2 Σ_{i≠j} H_ij² each, so that a
-    diagonal Hessian's trace is exact. Raises ValueError for fewer than 2 probes, which give no standard error.
+    Rademacher probes, drawn with the CPU `generator`, have the smallest variance, 2 Σ_{i≠j} H_ij² each, so the trace
+    of a diagonal Hessian is exact. Raises ValueError for fewer than 2 probes, which give no standard error.
     """
     if probes < 2:
         raise ValueError(f"expected at least 2 probes for a standard error, got {probes}")
@@ -256,8 +256,8 @@ def hessian_trace(
 class _Hessian:
     """Products Hv at one point.
 
-    The graph of the gradient is made once and differentiated again for each v: on the networks here a product costs
-    about as much as a gradient, half of building the graph anew, a quarter of a forward over a reverse pass.
+    The graph of the gradient is built once and differentiated again for each v: on the networks here a product costs
+    about as much as a gradient, half of rebuilding the graph, a quarter of forward-over-reverse differentiation.
     """
 
     def __init__(self, loss: Loss, weights: Tensor) -> None:
@@ -272,7 +272,7 @@ class _Hessian:
 
 
 def _gradient(loss: Loss, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, float, Tensor]:
-    """The point (P,) in float64, the loss there and its gradient (P,)."""
+    """Return the point (P,) in float64, the loss there and its gradient (P,)."""
     if weights.ndim != 1:
         raise ValueError(f"expected weights of shape (P,), got {tuple(weights.shape)}")
     with torch.enable_grad():
@@ -297,7 +297,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent where distances are measured in units of `scale` s."""
+    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent with distances in units of `scale` s."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)
@@ -322,7 +322,7 @@ def _displacement(weights: Tensor, start: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., P) over their length, by way of the largest entry so that nothing under- or overflows; else NaN."""
+    """Normalise vectors (..., P), scaling by the largest entry first to avoid under- and overflow; NaN if undefined."""
     if vectors.shape[-1] == 0:
         return vectors
     largest = vectors.detach().abs().amax(-1, keepdim=True)

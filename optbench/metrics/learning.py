@@ -1,6 +1,6 @@
-"""Whether a network has learnt what it was trained on: without that, "forgets nothing" says nothing.
+"""Whether a network has learnt its tasks, without which "forgets nothing" is meaningless.
 
-Legend: `T` tasks; `...` any leading axes (trials). NumPy arrays in, NumPy arrays out; NaN where something is unknown.
+Legend: `T` tasks; `...` any leading axes (trials). NumPy arrays in, NumPy arrays out; NaN for unknown values.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Array: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 
 STANDARD_ERRORS = 3
-"""How far above guessing an accuracy must be: one-sided, chance alone gets there in 0.13% of tasks."""
+"""Standard errors by which an accuracy must exceed guessing; one-sided, chance alone exceeds this in 0.13% of tasks."""
 EXPLOSION = 10
-"""The multiple of its start above which a training loss has exploded. At the start of a task an untrained network has
-ln C, 2.3 for ten classes; a loss of 23 means that the true classes get a probability of 1e-10."""
+"""The multiple of its initial value above which a training loss has exploded. An untrained network starts at ln C, 2.3
+for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
 
 
 def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: ArrayLike) -> Flags:
-    """True for every task on which the accuracy right after training on it is that of a guess.
+    """Return True for every task whose accuracy right after training is no better than guessing.
 
-    A guess always names the most frequent class; an accuracy beats it when it lies more than three standard errors of
-    the guess's own accuracy above.
+    Guessing always predicts the most frequent class; an accuracy is better if it exceeds that of guessing by more than
+    three of its standard errors.
 
-    accuracy: (..., T+1, T), row i after task i, row 0 before any training. guess: (..., T), the share of the most
-    frequent class among the examples of each task. examples: (..., T), how many there are. -> (..., T), False where
+    accuracy: (..., T+1, T), row i after task i, row 0 before training. guess: (..., T), the share of the most
+    frequent class among the examples of each task. examples: (..., T), their number. -> (..., T), False where
     an entry is NaN.
     """
     matrix, share, n = (np.asarray(value, np.float64) for value in (accuracy, guess, examples))
@@ -41,20 +41,20 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
 
 
 def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
-    """True where a training loss was more than ten times its start.
+    """Return True where a training loss exceeded ten times its initial value.
 
     losses: (..., T), the highest training loss in each task, averaged between two evaluations: a spike of a few steps
-    that the network recovers from does not count. start: (..., T), the loss on each task before the first
-    step on it, at least that of the untrained network. -> (..., T), False where either is NaN.
+    from which the network recovers does not count. start: (..., T), the loss on each task before its first
+    step, at least that of the untrained network. -> (..., T), False where either is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
     return flags
 
 
 def start_losses(loss: ArrayLike) -> Array:
-    """Return the loss on each task before the first step on it, at least that of the untrained network.
+    """Return the loss on each task before its first step, at least that of the untrained network.
 
-    loss: (..., T+1, T), rows as those of an accuracy matrix. -> (..., T), NaN where both are.
+    loss: (..., T+1, T), with the rows of an accuracy matrix. -> (..., T), NaN where both are.
     """
     matrix = np.asarray(loss, np.float64)
     before = np.diagonal(matrix[..., :-1, :], axis1=-2, axis2=-1)
@@ -69,17 +69,17 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""Of tasks, in a trial's note: see `early_stopping.target`."""
+"""Marks such tasks in a trial's note, see `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 
 
 @dataclass(frozen=True)
 class NotLearnt:
-    """What a trial, or several, did not learn: tasks, counted from 1, ascending.
+    """Tasks, counted from 1, that one or several trials failed to learn.
 
-    guessed: those on which it was no better than guessing right after training on them.
-    exploded: those in which the training loss, averaged between two evaluations, exceeded ten times its start.
+    guessed: tasks on which it was no better than guessing right after training.
+    exploded: tasks in which the training loss, averaged between two evaluations, exceeded ten times its initial value.
     """
 
     guessed: tuple[int, ...] = ()
@@ -90,18 +90,18 @@ class NotLearnt:
 
     @staticmethod
     def of(guessed: Flags, exploded: Flags) -> NotLearnt:
-        """From flags of one trial's tasks, (T,)."""
+        """Convert flags of one trial's tasks, (T,)."""
         return NotLearnt(*(tuple((np.flatnonzero(flags) + 1).tolist()) for flags in (guessed, exploded)))
 
     @property
     def notes(self) -> list[str]:
-        """What is said of it: `no better than guessing right after training (tasks 1, 3-5)`."""
+        """Return it in words: `no better than guessing right after training (tasks 1, 3-5)`."""
         found = ((GUESSED, self.guessed), (EXPLODED, self.exploded))
         return [f"{what} ({task_list(tasks)})" for what, tasks in found if tasks]
 
 
 def task_list(tasks: Sequence[int]) -> str:
-    """`task 2`, `tasks 1, 3-5`: ascending, neighbours together."""
+    """Return task numbers in words, ascending, with ranges: `task 2`, `tasks 1, 3-5`."""
     ends: list[list[int]] = []
     for task in tasks:
         if ends and task == ends[-1][1] + 1:

@@ -1,6 +1,6 @@
-"""Readings, what metrics are taken of, and the one way in which ours and users' are taken. No torch before that.
+"""Readings, the inputs of metrics, and the common path by which all metrics are measured. Imports torch late.
 
-A reading holds one trial's tensors, and what several metrics share: one decomposition, one estimate.
+A reading holds one trial's tensors and shared intermediate results, such as one decomposition.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optbench.metrics.updates import Geometry
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
-"""Calls a user's metric with its arguments; its value, NaN if undefined, and then why."""
+"""Calls a user's metric with its arguments and returns its value, NaN if undefined, and the reason."""
 
 
 NO_CLASSES = "expected classes, got the tokens of a text"
@@ -38,9 +38,9 @@ NO_CLASSES = "expected classes, got the tokens of a text"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured value; `value` is None where undefined, and `note` then says why.
+    """One measured value; `value` is None if undefined, with the reason in `note`.
 
-    layer: the weight tensor measured, or None for a measure of features or of all weights together.
+    layer: the measured weight tensor, or None for a metric of features or of all weights together.
     """
 
     metric: str
@@ -50,16 +50,16 @@ class Measurement:
 
 
 def measurement(metric: Metric, layer: str | None, value: float, note: str | None) -> Measurement:
-    """The value of `metric`: one that is not finite is undefined, and `note` then has to say why."""
+    """Return the value of `metric`; a non-finite value is undefined and requires a `note`."""
     defined = math.isfinite(value)
     assert defined or note is not None, f"{metric.name} is undefined without a reason"
     return Measurement(metric.name, layer, value if defined else None, note)
 
 
 def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) -> list[Measurement]:
-    """Measure every metric among `metrics` that is of the reading's kinds, and those that come alongside.
+    """Measure every metric of the reading's kinds, and their companions.
 
-    ask: how users' metrics are called; needed where there are any.
+    ask: calls users' metrics; required if there are any.
     """
     chosen = {metric.name: metric for metric in metrics if metric.kind in reading.kinds}
     for companion in [companion for metric in chosen.values() for companion in companions(metric)]:
@@ -68,7 +68,7 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
 
 
 def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
-    """The mean of a metric over layers, weighted by size; undefined where it is in a layer that has weights."""
+    """Return the mean of a metric over layers, weighted by size; undefined if it is in a layer that has weights."""
     filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
     undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
     if undefined or not filled:
@@ -81,7 +81,7 @@ def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequenc
 
 
 class Reading:
-    """What metrics of some kinds are taken of; its attributes are what their functions take."""
+    """The input of metrics of some kinds; its attributes are the arguments of their functions."""
 
     kinds: ClassVar[frozenset[Kind]]
 
@@ -92,7 +92,7 @@ class Reading:
         return [self.value(metric, ask)]
 
     def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
-        """The metric of this reading alone."""
+        """Compute a registered metric of this reading."""
         arguments = [getattr(self, name) for name in metric.reads]
         if metric.is_users:
             assert ask is not None, "users' metrics are called by the engine"
@@ -114,7 +114,7 @@ class Reading:
 
 
 class Elsewhere(Reading):
-    """Features at another place of the network, of which only the decomposition is known."""
+    """Features at another place of the network, of which only the decomposition is kept."""
 
     kinds = frozenset({"features"})
 
@@ -126,7 +126,7 @@ class Elsewhere(Reading):
 class Features(Reading):
     """The input of the last linear layer on a fixed set of examples, (N, d), with targets (N,).
 
-    What ours measure are sums over examples and one decomposition, which `Pooled` adds up.
+    Registered metrics use only sums over examples and one decomposition, which `Pooled` can add up.
     """
 
     kinds = frozenset({"features", "similarity", "logits"})
@@ -141,11 +141,11 @@ class Features(Reading):
         classes: bool = True,
         cues: Tensor | None = None,
     ) -> None:
-        """logits: (N, C); needed by metrics of logits. classes: False where targets are the tokens of a text.
+        """logits: (N, C), for metrics of logits. classes: False if targets are tokens.
 
-        cues: (N,), as `Split` has them.
+        cues: (N,), as in `Split`.
 
-        elsewhere: needed by metrics of other places; None for another name of the same place.
+        elsewhere: for metrics at other places; None for another name of the same place.
 
         Raises:
             ValueError: the shapes disagree.
@@ -167,7 +167,7 @@ class Features(Reading):
         return Reading.value(self.at(metric.place), metric, ask, layer)
 
     def at(self, place: Place) -> Reading:
-        """The reading at a place of the network."""
+        """Return the reading at a place of the network."""
         return self._elsewhere[place]
 
     @functools.cached_property
@@ -187,28 +187,28 @@ class Features(Reading):
 
     @functools.cached_property
     def spectrum(self) -> Spectrum:
-        """One decomposition for all measures of rank."""
+        """The decomposition shared by all metrics of rank."""
         from optbench.metrics import rank
 
         return rank.spectrum(self._given)
 
     @functools.cached_property
     def activity(self) -> Activity:
-        """One pass for all measures of activations."""
+        """The pass shared by all metrics of activations."""
         from optbench.metrics import sparsity
 
         return sparsity.activity(self._given)
 
     @functools.cached_property
     def class_sums(self) -> ClassSums:
-        """One pass for all measures of classes."""
+        """The pass shared by all metrics of classes."""
         from optbench.metrics import similarity
 
         return similarity.class_sums(self._given, self.targets)
 
     @functools.cached_property
     def class_hits(self) -> ClassHits:
-        """Counts of right predictions by class; of no classes for the tokens of a text."""
+        """Counts of correct predictions by class; without classes for text."""
         from optbench.metrics import prediction
 
         assert self._logits is not None, "read without logits"
@@ -217,10 +217,10 @@ class Features(Reading):
 
 
 class Pooled(Features):
-    """The features of several tasks together: what is measured of each is added up, and no example is read again."""
+    """The features of several tasks together, added up from each without another pass over the examples."""
 
     def __init__(self, parts: Sequence[Features]) -> None:
-        """parts: at least one, of one width."""
+        """parts: at least one; all of the same width."""
         Reading.__init__(self)
         self._parts = parts
         self.classes = all(part.classes for part in parts)
@@ -276,7 +276,7 @@ class Pooled(Features):
 
 
 class Weights(Reading):
-    """Weight tensors by name, in float64. Tensors of fewer than two axes (biases, gains) are no weights: left out."""
+    """Weight tensors by name, in float64. Tensors of fewer than two axes (biases, gains) are left out."""
 
     kinds = frozenset({"weights"})
 
@@ -286,14 +286,14 @@ class Weights(Reading):
 
     @functools.cached_property
     def flat(self) -> Tensor:
-        """All of them one after the other (n,)."""
+        """All weights concatenated, (n,)."""
         import torch
 
         return torch.cat([weight.flatten() for weight in self.weights.values()])
 
     @functools.cached_property
     def singular_values(self) -> SingularValues:
-        """Of the matrix (outputs, the rest) of a single layer; one decomposition for all measures of its rank."""
+        """Singular values of a single layer's matrix (outputs, the rest), shared by all metrics of its rank."""
         from optbench.metrics import rank
 
         (weight,) = self.weights.values()
@@ -314,23 +314,23 @@ class Weights(Reading):
 
 
 class Overlap(Reading):
-    """Features of every task's examples by the network at the end, and how they have changed since each was learnt."""
+    """Features of every task's examples at the end, and their changes since each task was learnt."""
 
     kinds = frozenset({"overlap"})
 
     def __init__(self, changes: Sequence[Change], tasks: Sequence[TaskFeatures]) -> None:
-        """changes: of the tasks before the last. tasks: at the end."""
+        """changes: of tasks before the last. tasks: at the end."""
         super().__init__()
         self.changes, self.tasks = changes, tasks
 
 
 class Updates(Reading):
-    """Updates of each weight matrix at some points of training, by layer: the value of all is the mean by size."""
+    """Updates of each weight matrix at some points of training; the overall value is the mean weighted by size."""
 
     kinds = frozenset({"updates"})
 
     def __init__(self, layers: Mapping[str, Sequence[Geometry]], sizes: Mapping[str, int]) -> None:
-        """sizes: the number of weights of each layer."""
+        """sizes: number of weights per layer."""
         super().__init__()
         self._layers, self._sizes = layers, sizes
 
@@ -356,7 +356,7 @@ class OfTraining(Reading):
     kinds = frozenset({"collapse"})
 
     def __init__(self, collapse: Collapse | None) -> None:
-        """collapse: None for the tokens of a text, which are no classes."""
+        """collapse: None for text, which has no classes."""
         super().__init__()
         self.collapse = collapse
 
@@ -367,7 +367,7 @@ class OfTraining(Reading):
 
 
 class Accuracy(Reading):
-    """The accuracy matrix (T+1, T) of one trial, row 0 before any training."""
+    """The accuracy matrix (T+1, T) of one trial, row 0 before training."""
 
     kinds = frozenset({"continual"})
 

@@ -1,4 +1,4 @@
-"""What a metric is, without what computes it; the catalog has the registered ones."""
+"""The description of a metric; registered metrics are in the catalog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.metrics.place import FEATURES, SETTINGS, Place
 
 Direction = Literal["higher", "lower", "neutral"]
 Derived = Literal["continual", "online", "cost", "pruning"]
-"""What registered metrics are derived of when a run is read."""
+"""Kinds of registered metrics that are derived on reading a run."""
 Kind = (
     Derived
     | Literal[
@@ -56,12 +56,11 @@ _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is, without importing what computes it.
+    """The description of a metric, which does not import its function.
 
     direction: which values are better; a neutral metric is higher or lower, never better.
-    margin: the smallest difference worth a verdict, in the metric's own unit; 0 where none is set, and nothing then
-        is equivalent.
-    kind: what it is measured from: `continual` the accuracy matrix, `online` the accuracy on each batch before its
+    margin: the smallest relevant difference, in the metric's unit; 0 for none, with which nothing is equivalent.
+    kind: its input: `continual` the accuracy matrix, `online` the accuracy on each batch before its
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
         together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
         networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
@@ -70,22 +69,22 @@ class Metric:
         of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with
         targets, `model` the trained network with test inputs and targets.
     subject: the module `optbench.metrics.<subject>` that defines its function.
-    reads: what its function takes: attributes of the reading of its kind, see `measuring`.
-    cost: `cheap` (milliseconds a trial) or `expensive`.
-    default: whether it is taken when a suite names no metrics.
-    called: the function's name where it is not the metric's.
-    arguments: keyword arguments of the function, beyond the data.
-    result: the attribute of what the function returns that holds the value, beside `note`; None: it returns the value.
-    note: the function of the module that says, of the same arguments, why a value is undefined.
+    reads: the arguments of its function: attributes of the reading of its kind, see `measuring`.
+    cost: `cheap` (milliseconds per trial) or `expensive`.
+    default: whether it is measured if a suite names no metrics.
+    called: the function's name if it differs from the metric's.
+    arguments: further keyword arguments of the function.
+    result: the attribute of the function's result that holds the value, next to `note`; None: the result is the value.
+    note: the module's function that explains, from the same arguments, why a value is undefined.
     note_arguments: keyword arguments of `note`.
-    remarks: whether `note` may also have something to say of a value that is defined.
-    alongside: metrics without which the value cannot be read: taken with it.
-    averaged: whether the value over all layers is the mean of theirs, weighted by size, rather than of all weights.
-    scope: which pruning curve it is read from, one of `pruning.SCOPES`; None for other kinds.
-    said: what tables call it where that is not its name: of text, see `score`.
-    target: what a suite's entry names, where it is not in this catalog: a user's function, or a metric with settings.
-    settings: as plain values, defaults included.
-    place: where in the network its features are read, which settings choose where it is `placed`.
+    remarks: whether `note` may also comment on a defined value.
+    alongside: companion metrics needed to interpret it, measured with it.
+    averaged: whether its overall value is the mean over layers, weighted by size, instead of that of all weights.
+    scope: its pruning curve, one of `pruning.SCOPES`; None for other kinds.
+    said: its name in tables if different, for text, see `score`.
+    target: the target in a suite if it is not in this catalog: a user's function, or a metric with settings.
+    settings: as plain values, including defaults.
+    place: where in the network its features are read; settings choose it for `placed` metrics.
     source_hash: of a user's metric, which has no subject.
     """
 
@@ -127,26 +126,26 @@ class Metric:
 
     @property
     def placed(self) -> bool:
-        """Whether settings choose where it is read: measures of rank."""
+        """Whether settings choose where it is read, as for metrics of rank."""
         return self.reads == ("spectrum",)
 
     @property
     def is_size(self) -> bool:
-        """Whether it only says how many numbers the measures of features were taken on: no result of an optimizer."""
+        """Whether it only gives the size of the features, which is no result of an optimizer."""
         return self.kind == "features" and self.source == "recorded"
 
     @property
     def computed_by(self) -> str:
-        """The name of the function of a registered metric; several metrics may read one function's result."""
+        """The name of a registered metric's function; several metrics may share one function."""
         return self.called or base_name(self.name)
 
     def function(self) -> Callable[..., Any]:
-        """The function that computes it, with `arguments` bound; imports its module."""
+        """Return its function with `arguments` bound; imports its module."""
         found = targets.load(self.target) if self.target and self.is_users else self._named(self.computed_by)
         return partial(found, **self.arguments) if self.arguments else found
 
     def with_settings(self, name: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> Metric:
-        """This metric of the catalog with settings, under another name. arguments: what the settings mean."""
+        """Return this metric with settings, under another name. arguments: the settings as keyword arguments."""
         own = {name: value for name, value in arguments.items() if not (self.placed and name in SETTINGS)}
         return replace(
             self,
@@ -159,7 +158,7 @@ class Metric:
         )
 
     def explain(self, *arguments: Any) -> str | None:
-        """Why the value of these arguments is undefined, or what to remark on it."""
+        """Return why the value for these arguments is undefined, or a remark on it."""
         note: str | None = self._named(self.note)(*arguments, **self.note_arguments)
         return note
 
@@ -169,10 +168,10 @@ class Metric:
 
 
 def is_own(target: str) -> bool:
-    """Return whether a target is a user's rather than a registered name."""
+    """Return whether a target is a user's instead of a registered name."""
     return ":" in target
 
 
 def base_name(name: str) -> str:
-    """`margin` of `margin power=2`: the name of a metric without its settings."""
+    """Return a metric's name without its settings: `margin` for `margin power=2`."""
     return name.partition(" ")[0]

@@ -1,4 +1,4 @@
-"""Names of registered metrics where a suite may say them."""
+"""Checks of metric names in a suite."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from optbench.metrics.metric import Kind
 
 
 def check_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a registered metric that single trials have."""
+    """Raise UsageError unless `name` is a registered metric of single trials."""
     if select([name])[0].kind == "pair":
         raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds of which every registered metric is derived where these are named.
+    """Return the kinds of which every registered metric is derived if these are named.
 
-    Of the accuracy matrix and the clock everything is derived, and of online accuracies and pruning curves all of
-    their measures once any is named.
+    Metrics of the accuracy matrix and cost are always derived; those of online accuracies and pruning curves all
+    together if any of them is named.
     """
     return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
-    """Raises UsageError unless trials have the registered metric `name` where a suite lists these (None: no list)."""
+    """Raise UsageError unless trials measure the metric `name` if a suite lists these (None: no list)."""
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
     if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
-        raise UsageError(f"expected a metric that the experiment takes, got '{name}'; add it to its 'metrics'")
+        raise UsageError(f"expected a metric that the experiment measures, got '{name}'; add it to its 'metrics'")
 
 
 def check_pair_metric(name: str) -> None:
-    """Raises UsageError unless `name` is a metric of two solutions."""
+    """Raise UsageError unless `name` is a metric of two solutions."""
     if name not in PAIR_METRICS:
         raise UsageError(unknown("metric of pairs", name, PAIR_METRICS))

@@ -2,9 +2,9 @@
 
 Legend: `N` examples, or drawn positions of sequences; `W` sequences; `d` features; `T` tasks; k = 16.
 
-Everything is computed in float64 from centred features. Each measure is a mean over tasks or pairs of tasks, and a
-`NotedValue`: a number, or NaN with the reason. None is better in either direction, and each is read beside its null:
-what the same numbers give where there is nothing to find, or nothing but chance between two halves of one task.
+Everything is computed in float64 from centred features. Each metric is a mean over tasks or pairs of tasks, returned
+as a `NotedValue`: a number, or NaN with the reason. Neither direction is better. Interpret each relative to its null:
+the value without any relation, or between two random halves of one task.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DIRECTIONS = 16
 class TaskFeatures:
     """The features of one task's examples by one network.
 
-    places: (N, d), of every example, or at drawn positions of sequences. means: (W, d), over the positions of each
-    sequence; None where examples are no sequences.
+    places: (N, d), of every example, or at sampled positions of sequences. means: (W, d), over the positions of each
+    sequence; None unless examples are sequences.
     """
 
     places: Tensor
@@ -38,16 +38,16 @@ class TaskFeatures:
 
 @dataclass(frozen=True)
 class Change:
-    """One task's features right after training on it and at the end: of the same examples."""
+    """One task's features right after its training and at the end, on the same examples."""
 
     before: TaskFeatures
     after: TaskFeatures
 
 
 def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
-    """Linear CKA of the features of a task right after training on it with those at the end, mean over j < T.
+    """Return the linear CKA of a task's features right after its training and at the end, mean over j < T.
 
-    broken: the null, with the places rolled by half of their number.
+    broken: the null, with examples shifted cyclically by half their number.
     """
 
     def of(change: Change) -> Tensor:
@@ -59,7 +59,7 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
 
 def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
-    """As `kept_cka` of the means over the positions of each sequence, debiased, since there are few sequences."""
+    """Return `kept_cka` of the means over the positions of each sequence, debiased because sequences are few."""
     if any(change.before.means is None for change in changes):
         return NotedValue(math.nan, "expected sequences, got examples without positions")
 
@@ -72,23 +72,23 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Overlap of the k leading principal directions right after training and at the end, mean over j < T."""
+    """Return the overlap of the k leading principal directions right after training and at the end, mean over j < T."""
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)
 
 
 def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features by one network, mean over pairs of tasks.
+    """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features, mean over pairs of tasks.
 
-    Examples of two tasks have no pairs, but units have: this is linear CKA with units in the place of examples, 1 for
-    proportional covariances and 0 where the features of the two share no direction.
+    Examples of two tasks are not paired, but units are: this is linear CKA with units instead of examples, 1 for
+    proportional covariances and 0 if the features of the two share no direction.
     within: the null, of the two halves of each task.
     """
     return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
 
 
 def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """Overlap of the k leading principal directions of two tasks' features by one network, mean over pairs of tasks.
+    """Return the overlap of the k leading principal directions of two tasks' features, mean over pairs of tasks.
 
     within: the null, of the two halves of each task.
     """
@@ -96,7 +96,7 @@ def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> Not
 
 
 def overlap_chance(tasks: Sequence[TaskFeatures]) -> NotedValue:
-    """k / d: the overlap of two random subspaces, on average."""
+    """Return k / d, the mean overlap of two random subspaces."""
     width = tasks[0].places.shape[1]
     return NotedValue(math.nan, _too_narrow(width)) if width < DIRECTIONS else NotedValue(DIRECTIONS / width, None)
 
@@ -113,7 +113,7 @@ def _pairs(tasks: Sequence[TaskFeatures], within: bool) -> Iterable[tuple[Tensor
 
 
 def _aligned(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine between the covariances of (N, d) and (N′, d); NaN where one of them does not vary."""
+    """Return the cosine between the covariances of (N, d) and (N′, d); NaN if one of them does not vary."""
     one, other = (x.mT @ x for x in map(similarity.centred, (a, b)))
     norms = torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other)
     return torch.where(norms > 0, (one * other).sum() / norms, torch.nan)

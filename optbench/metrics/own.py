@@ -1,6 +1,6 @@
-"""Metrics that a suite names: users' own, and any with settings; and how a run describes those.
+"""Metrics named in a suite: users' metrics, metrics with settings, and their descriptions in a run.
 
-A run's record says of each what a reader needs, so that reports and comparisons execute no user's code. No torch.
+A run's record describes each, so that reports and comparisons execute no user code. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
-"""Of `run.json`: the descriptions of users' metrics, and of those with settings."""
+"""Key of `run.json` for descriptions of users' metrics and metrics with settings."""
 RAISED = "raised"
-"""How the note of a value begins where the function of a user's metric raised something."""
+"""Beginning of the note of a value if the function of a user's metric raised an exception."""
 MARK = "__optbench_metric__"
 _READS: Mapping[Of, tuple[str, ...]] = {
     "features": ("features", "targets"),
@@ -42,26 +42,26 @@ _RECORDED = ("direction", "unit", "margin", "formula")
 def metric(
     *, of: Of, direction: Direction = "neutral", unit: str = "", margin: float = 0.0, formula: str = ""
 ) -> Callable[[Function], Function]:
-    """Mark a function as a metric: it takes tensors of one trial and returns one number; NaN means undefined.
+    """Mark a function as a metric: from tensors of one trial to one number, NaN if undefined.
 
     Args:
-        of: what the function takes. Tensors are float64, and copies; targets (N,) follow features and logits where it
-            has a second parameter without a default. Its other parameters are settings, as of every kind.
+        of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if it has a
+        second parameter without a default. Its other parameters are settings.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
-            - `weights`: a mapping from layer names to weight tensors, of two or more axes. It is called with each layer
-              alone and with all of them, which gives the trial's value.
-            - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before any training
+            - `weights`: a mapping from layer names to weight tensors, of two or more axes. It is called once for each
+            layer, and once for all of them, which gives the trial's value.
+            - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before training
             - `model`: the trained network in eval mode, then the test inputs and targets of one task as the network
               takes them. The trial's value is the mean over its tasks.
         direction: which values are better; a `neutral` metric is higher or lower, never better.
         unit: shown next to the name.
-        margin: the smallest difference worth a verdict, in the metric's unit; 0: none, and nothing is equivalent.
+        margin: the smallest relevant difference, in the metric's unit; 0: none, and nothing is equivalent.
         formula: shown in reports; by default the first line of the docstring.
 
     Raises:
-        ValueError: an argument is not one of these.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import optbench
@@ -89,13 +89,13 @@ def metric(
 
 
 class _Metrics(Registry):
-    """What a metric is taken of comes first, then its settings."""
+    """The registry of metrics, whose first parameters are their inputs, followed by settings."""
 
     def load(self, kind: str) -> Callable[..., Any]:
-        """As every registry.
+        """Load the function, as every registry.
 
         Raises:
-            KindError: also if a user's function is not marked with `metric`, or has the name of a registered one.
+        KindError: also if a user's function is not marked with `metric`, or has the name of a registered metric.
         """
         found, name = super().load(kind), kind.rpartition(":")[2]
         if not self.is_users(kind):
@@ -104,13 +104,13 @@ class _Metrics(Registry):
             got = "a function without it" if inspect.isfunction(found) else f"a value of type {type(found).__name__}"
             raise KindError(f"{kind}: expected a function marked with @optbench.metric, got {got}")
         if name in self.names:
-            raise KindError(f"{kind}: expected a name of its own, got that of a registered metric, '{name}'; rename it")
+            raise KindError(f"{kind}: has the name of a registered metric, '{name}'; rename it")
         if not name.isascii() or not name[:1].isalpha():
             raise KindError(f"{kind}: expected a name of ASCII letters, digits and _ that starts with a letter")
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
-        """The function's settings, then those of where features are read."""
+        """Return the function's settings, then those of the place."""
         own = super()._settings(kind)
         if kind in METRICS and METRICS[kind].placed:
             return create_model("Settings", __base__=own, **SETTINGS)
@@ -130,13 +130,13 @@ class _Metrics(Registry):
         return needed
 
     def reads(self, kind: str) -> tuple[str, ...]:
-        """What the function of a user's metric takes of what it may."""
+        """Return the inputs that the function of a user's metric uses."""
         found = self.load(kind)
         reads: tuple[str, ...] = getattr(found, MARK).reads
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
     def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those settings that differ from their defaults, as plain values: a metric is named after them.
+        """Return the settings that differ from their defaults, as plain values, after which a metric is named.
 
         Raises:
             KindError, ValidationError: as `complete`.
@@ -158,7 +158,7 @@ METRIC_KINDS = _Metrics("metric", (), {DEFAULT: "", **dict.fromkeys(METRICS, "")
 
 
 class MetricSettings(Kind):
-    """A metric of a suite, ours or a user's, or `default`; a name alone stands for one without settings.
+    """A metric in a suite, registered or a user's, or `default`; a bare name is a metric without settings.
 
     Its settings are those that differ from their defaults.
     """
@@ -172,23 +172,23 @@ class MetricSettings(Kind):
 
     @property
     def name(self) -> str:
-        """What tables, claims and options call it: `margin`, or `margin power=2,scale=0.5`."""
+        """Its name in tables, claims and options: `margin`, or `margin power=2,scale=0.5`."""
         settings = ",".join(f"{name}={value_name(value)}" for name, value in self.settings.items())
         return f"{self.kind.rpartition(':')[2]} {settings}".rstrip()
 
     @property
     def in_catalog(self) -> bool:
-        """Whether every run knows it: a registered metric as it is, or the default set."""
+        """Whether it is in the catalog: a registered metric without settings, or the default set."""
         return not self.is_users and not self.settings
 
 
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
-    """Return the metrics that a suite's list means, each once; None: the default set.
+    """Return the metrics of a suite's list, each once; None: the default set.
 
-    A companion that shares a metric's settings follows it: its name is in no catalog, so a run has to describe it.
+    A companion with the same settings follows its metric: it is not in the catalog, so a run must describe it.
 
     Raises:
-        OptbenchError: there is no such metric, a user's cannot be loaded, or does not take its settings any more.
+        OptbenchError: there is no such metric, a user's cannot be loaded, or no longer accepts its settings.
     """
     found: dict[str, Metric] = {}
     for entry in (MetricSettings(kind=DEFAULT),) if entries is None else entries:
@@ -219,9 +219,9 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raises UsageError unless settings may be chosen by a metric: without any test data, and of one trial alone.
+    """Raise UsageError unless a metric may choose settings: it needs no test data and only one trial.
 
-    Of online accuracies only by their level: a rate too small to learn keeps its share of nothing.
+    Among metrics of online accuracies only levels may, because a rate too small to learn keeps its plasticity.
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
@@ -236,7 +236,7 @@ def _chooses(found: Metric) -> bool:
 
 
 def metric_record(found: Metric) -> dict[str, Any]:
-    """Return what `run.json` says of a metric that the catalog does not have."""
+    """Return the description in `run.json` of a metric that is not in the catalog."""
     settings = {"settings": dict(found.settings)} if found.settings else {}
     record = {"name": found.name, "target": found.target, **settings}
     if not found.is_users:
@@ -249,7 +249,7 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     """Return the metric that `metric_record` describes.
 
     Raises:
-        ValueError: it describes none.
+        ValueError: it is no such description.
     """
     name, target, source, settings = (record.get(key) for key in ("name", "target", "source_hash", "settings"))
     if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):
@@ -264,7 +264,7 @@ def from_record(record: Mapping[str, Any]) -> Metric:
 
 
 def is_metric_record(value: Any) -> bool:
-    """Return whether a value is what `metric_record` makes."""
+    """Return whether a value has the form of `metric_record`."""
     try:
         return from_record(value).target is not None
     except (ValueError, TypeError, AttributeError):
@@ -272,9 +272,9 @@ def is_metric_record(value: Any) -> bool:
 
 
 def metrics_of(record: Mapping[str, Any]) -> Mapping[str, Metric]:
-    """Return every metric that a run knows by name: those of the catalog, and its own.
+    """Return every metric of a run by name: those of the catalog, and its own.
 
-    record: `run.json`, whose fields have been checked.
+    record: the checked content of `run.json`.
     """
     own = map(from_record, record.get(KEY) or ())
     return MappingProxyType({**METRICS, **{metric.name: metric for metric in own}})

@@ -1,10 +1,10 @@
-"""One solution against another: two networks that began at the same weights, compared by what they have become.
+"""Compare two solutions: trained networks with the same initial weights.
 
 Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
 
-Everything is computed in float64. Each measure takes `TwoSolutions` and returns a `NotedValue`: a number, or NaN with
-the reason why it is undefined. None of them is better in either direction, and none says much without its null: the
-same optimizer from the same initial weights with another data order.
+Everything is computed in float64. Each metric takes `TwoSolutions` and returns a `NotedValue`: a number, or NaN with
+the reason. Neither direction is better. Interpret each relative to its null: the same optimizer from the same initial
+weights with another data order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DIRECTIONS = 10
 
 @dataclass(frozen=True)
 class Solution:
-    """What comparing one solution with others needs of it, worked out once.
+    """The data of a solution needed for comparisons, computed once.
 
     weights: (P,) float64. predictions: (N,) labels. centred: (N, d) float64, its features minus their mean.
-    width: d. directions: (k, d) leading directions of the features, not centred; None where d < k.
-    alignments: of the features with themselves, plain and debiased: the two denominators of CKA, squared.
+    width: d. directions: (k, d) leading directions of the features, not centred; None if d < k.
+    alignments: of the features with themselves, plain and debiased: the squared denominators of CKA.
     """
 
     weights: Tensor
@@ -40,7 +40,7 @@ class Solution:
 
     @staticmethod
     def of(weights: Tensor, features: Tensor, predictions: Tensor) -> Solution:
-        """weights: (P,). features: (N, d), on the examples of the predictions (N,)."""
+        """Build it from weights (P,) and features (N, d) on the examples of the predictions (N,)."""
         centred = similarity.centred(features)
         width = features.shape[-1]
         return Solution(
@@ -55,9 +55,9 @@ class Solution:
 
 @dataclass(frozen=True)
 class TwoSolutions:
-    """Two solutions, their common start (P,), and what lies on the straight line from a to b.
+    """Two solutions, their common initial weights (P,), and values on the straight line from a to b.
 
-    losses, accuracies: (K,) at K evenly spaced points, both ends included; None where no barrier is asked for.
+    losses, accuracies: (K,) at K evenly spaced points, including both ends; None if no barrier is requested.
     """
 
     a: Solution
@@ -68,7 +68,7 @@ class TwoSolutions:
 
 
 def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
-    """Linear CKA of the two representations: `similarity.linear_cka`, with what each has alone taken from it."""
+    """Return the linear CKA of the two representations, as `similarity.linear_cka`, from precomputed parts."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
         return NotedValue(math.nan, f"expected at least 4 examples, got {examples}")
@@ -80,41 +80,41 @@ def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
 
 
 def subspace_overlap(pair: TwoSolutions) -> NotedValue:
-    """`similarity.subspace_overlap` of the k = 10 leading directions of the features, as they are (not centred)."""
+    """Return `similarity.subspace_overlap` of the k = 10 leading directions of the features, not centred."""
     if pair.a.directions is None or pair.b.directions is None:
         return NotedValue(math.nan, _too_narrow(pair))
-    # k orthonormal directions stand for the features they lead: the overlap is that of the subspaces.
+    # k orthonormal directions represent the features: the overlap is that of the subspaces.
     overlap = similarity.subspace_overlap(pair.a.directions, pair.b.directions, DIRECTIONS).item()
     return _reading(overlap, f"the {DIRECTIONS} leading directions of a solution are not determined")
 
 
 def subspace_overlap_chance(pair: TwoSolutions) -> NotedValue:
-    """k / d: the overlap of two random subspaces, on average."""
+    """Return k / d, the mean overlap of two random subspaces."""
     if pair.a.width < DIRECTIONS:
         return NotedValue(math.nan, _too_narrow(pair))
     return NotedValue(DIRECTIONS / pair.a.width, None)
 
 
 def prediction_disagreement(pair: TwoSolutions) -> NotedValue:
-    """`similarity.prediction_disagreement`: share of the examples that the two label differently."""
+    """Return the share of examples that the two label differently, as `similarity.prediction_disagreement`."""
     share = similarity.prediction_disagreement(pair.a.predictions, pair.b.predictions).item()
     return _reading(share, "no examples")
 
 
 def loss_barrier(pair: TwoSolutions) -> NotedValue:
-    """`landscape.barrier` of the training loss on the line between the two."""
+    """Return `landscape.barrier` of the training loss on the line between the two."""
     assert pair.losses is not None
     return _reading(landscape.barrier(pair.losses).item(), landscape.barrier_note(pair.losses))
 
 
 def accuracy_barrier(pair: TwoSolutions) -> NotedValue:
-    """`landscape.accuracy_barrier` of the test accuracy on the line between the two."""
+    """Return `landscape.accuracy_barrier` of the test accuracy on the line between the two."""
     assert pair.accuracies is not None
     return _reading(landscape.accuracy_barrier(pair.accuracies).item(), landscape.barrier_note(pair.accuracies))
 
 
 def weight_distance(pair: TwoSolutions) -> NotedValue:
-    """‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for the same weights, at most 2; √2 for equally long ways at 90°."""
+    """Return ‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for equal weights, √2 for equal distances at 90°, at most 2."""
     apart = torch.linalg.vector_norm(pair.a.weights - pair.b.weights).item()
     ways = [landscape.distance_from_init(solution.weights, pair.start).item() for solution in (pair.a, pair.b)]
     if sum(ways) == 0:
@@ -123,7 +123,7 @@ def weight_distance(pair: TwoSolutions) -> NotedValue:
 
 
 def displacement_angle(pair: TwoSolutions) -> NotedValue:
-    """`landscape.displacement_angle`: degrees between the ways of the two from their start."""
+    """Return the angle in degrees between the displacements of the two, as `landscape.displacement_angle`."""
     angle = landscape.displacement_angle(pair.start, pair.a.weights, pair.b.weights).item()
     return _reading(angle, "a solution has not moved, or is not finite")
 

@@ -1,4 +1,4 @@
-"""Where in a network features are read: a setting of every metric of rank. No torch."""
+"""Where in a network features are read: settings of every metric of rank. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Layer = Annotated[int | str | None, BeforeValidator(_layer)]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a network features are read.
+    """A place in a network where features are read.
 
     Attributes:
-        layer: a hidden layer of one of our networks, counted from 1, or the name of a module of a user's model; None:
-            the input of the last linear layer.
-        activation: `after` what the layer gives; `before` what goes into its activation function.
+        layer: a hidden layer of a built-in network, counted from 1, or the name of a module of a user's model; None:
+        the input of the last linear layer.
+        activation: `after` for the output of the layer's activation function, `before` for its input.
     """
 
     layer: int | str | None = None
@@ -42,7 +42,7 @@ class Place:
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Place:
-        """The place that complete settings of a metric name."""
+        """Return the place given by the complete settings of a metric."""
         return Place(settings.get("layer"), settings.get("activation", "after"))
 
     @property
@@ -51,13 +51,13 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Those of the settings that differ from their defaults: `layer=1,activation=before`."""
+        """The settings that differ from their defaults: `layer=1,activation=before`."""
         default = FEATURES.settings
         changed = {name: value for name, value in self.settings.items() if value != default[name]}
         return ",".join(f"{name}={value_name(value)}" for name, value in changed.items())
 
 
 FEATURES = Place()
-"""The input of the last linear layer: what features are wherever no place is named."""
+"""The input of the last linear layer, the default place."""
 SETTINGS: Mapping[str, Any] = {"layer": (Layer, None), "activation": (Activation, "after")}
-"""The settings by which a suite names a place, as fields of a pydantic model."""
+"""The settings of a place in a suite, as fields of a pydantic model."""

@@ -1,13 +1,13 @@
-"""Plasticity: whether a network still learns after many tasks, read off its online accuracy on each of them.
+"""Plasticity: whether a network still learns after many tasks, measured by its online accuracy on each task.
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
 `accuracy` has shape (..., T), as fractions: a_k, the mean accuracy on the batches of task k, each before its update
 (Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window (`window`).
 
-Every function returns float64 of shape (...), and raises ValueError when the shape is not (..., T) with T ≥ 1. It is
-NaN where a sequence has a non-finite entry anywhere (a trial that diverged halfway has no value comparable with
-others'), and where its docstring says so. `note` gives the reason.
+Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T) with T ≥ 1. The result
+is NaN if a sequence has a non-finite entry (a trial that diverged has no value comparable with others'), and where
+stated below. `note` gives the reason.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 SLOPE_TASKS = 100
-"""A slope is the change over so many tasks."""
+"""Number of tasks to which a slope refers."""
 
 
 def window(tasks: int) -> int:
-    """w of so many tasks."""
+    """Return w for a number of tasks."""
     return max(1, tasks // 10)
 
 
 def window_means(accuracy: ArrayLike) -> Array:
-    """The mean of every w tasks in a row: (..., T) -> (..., T - w + 1)."""
+    """Return the mean of every w consecutive tasks: (..., T) -> (..., T - w + 1)."""
     sequences = _sequences(accuracy)
     means: Array = sliding_window_view(sequences, window(sequences.shape[-1]), axis=-1).mean(axis=-1)
     return means
 
 
 def online_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean over all tasks; higher is better."""
+    """Return the mean over all tasks; higher is better."""
     mean: Array = _sequences(accuracy).mean(axis=-1)
     return mean
 
 
 def late_online_accuracy(accuracy: ArrayLike) -> Array:
-    """Mean of the last w tasks; higher is better."""
+    """Return the mean of the last w tasks; higher is better."""
     return window_means(accuracy)[..., -1]
 
 
 def plasticity_kept(accuracy: ArrayLike) -> Array:
-    """Mean of the last w tasks as a share of the largest mean of w tasks in a row; at most 1, higher is better.
+    """Return the mean of the last w tasks over the largest mean of w consecutive tasks; higher is better.
 
-    NaN where that mean is 0, too: what never learnt has nothing to keep.
+    At most 1. Also NaN if the largest mean is 0, since a network that never learnt has nothing to keep.
 
     Example:
         >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
@@ -61,9 +61,9 @@ def plasticity_kept(accuracy: ArrayLike) -> Array:
 
 
 def plasticity_slope(accuracy: ArrayLike) -> Array:
-    """Theil-Sen slope per 100 tasks: the median of (a_l - a_k) / (l - k) over all k < l; higher is better.
+    """Return the Theil-Sen slope per 100 tasks: median of (a_l - a_k) / (l - k) over k < l; higher is better.
 
-    It withstands outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). NaN where T = 1, too.
+    Robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). Also NaN if T = 1.
 
     Example:
         >>> round(float(plasticity_slope(np.linspace(0.9, 0.7, 100))), 3)
@@ -80,11 +80,11 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
 
 
 def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
-    """Mean of the last w tasks minus that of fresh networks on the same tasks and seeds; higher is better.
+    """Return the mean of the last w tasks minus that of fresh networks on the same tasks; higher is better.
 
-    fresh: (..., T), which may broadcast. Below 0, what was learnt before gets in the way; above 0, it helps.
+    fresh: (..., T), broadcastable. Negative if earlier learning hinders, positive if it helps.
 
-    Raises ValueError where the two differ in T or do not broadcast.
+    Raises ValueError if the two differ in T or do not broadcast.
     """
     ours, theirs = _sequences(accuracy), _sequences(fresh)
     if ours.shape[-1] != theirs.shape[-1]:
@@ -93,9 +93,9 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
 
 
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
-    """Why a measure of one sequence (T,) is NaN, or None where it is defined.
+    """Return why a metric of one sequence (T,) is NaN, or None if it is defined.
 
-    of: `level` is a mean, as both sides of `against_fresh` are.
+    of: `level` for means, which include both sides of `against_fresh`.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():
@@ -108,7 +108,7 @@ def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str |
 
 
 def _sequences(accuracy: ArrayLike) -> Array:
-    """(..., T) in float64; all of a sequence is NaN where any of it is not finite."""
+    """Convert to float64, (..., T), setting sequences with any non-finite entry to NaN."""
     found = np.asarray(accuracy, dtype=np.float64)
     if found.ndim < 1 or found.shape[-1] < 1:
         raise ValueError(f"expected accuracies of shape (..., T) with T ≥ 1, got {found.shape}")

@@ -1,4 +1,4 @@
-"""Prediction: the classes a network serves worst, whether its confidence is right, and what rounding weights costs.
+"""Prediction: worst-class accuracy, calibration, spurious cues, corrupted inputs and quantised weights.
 
 Legend: `N` examples; `C` classes.
 """
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from optbench.data.corruption import CORRUPTIONS, Corruption
 
 BINS = 15
-"""Of `calibration_error`: of equal width, (a, b]."""
+"""Number of bins of `calibration_error`, of equal width, (a, b]."""
 CHUNK = 2500
-"""Examples, or positions of sequences, in a forward pass."""
+"""Examples, or positions of sequences, per forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassHits:
-    """How many examples of each class there are, and how many of them are predicted right.
+    """The number of examples and of correct predictions per class.
 
-    hits, examples: int64 (C,); of no classes, C = 0, for the tokens of a text.
+    hits, examples: int64 (C,), with C = 0 for text.
     """
 
     hits: Tensor
@@ -33,41 +33,41 @@ class ClassHits:
 
     @property
     def shares(self) -> Tensor:
-        """The accuracy of each class that has examples, float64."""
+        """Return the accuracy of each class that has examples, float64."""
         there = self.examples > 0
         return self.hits[there].double() / self.examples[there]
 
 
 def class_hits(logits: Tensor, targets: Tensor) -> ClassHits:
-    """Count the examples and the right predictions of each class. logits: (N, C); targets: (N,)."""
+    """Count the examples and the correct predictions of each class. logits: (N, C); targets: (N,)."""
     right = targets[logits.argmax(-1) == targets]
     classes = logits.shape[-1]
     return ClassHits(torch.bincount(right, minlength=classes), torch.bincount(targets, minlength=classes))
 
 
 def pooled_hits(parts: list[ClassHits]) -> ClassHits:
-    """Add up the counts of at least one part, all of the same classes."""
+    """Add the counts of one or more parts with the same classes."""
     return ClassHits(sum(part.hits for part in parts), sum(part.examples for part in parts))  # type: ignore[arg-type]
 
 
 def worst_class_accuracy(class_hits: ClassHits) -> Tensor:
-    """The smallest of the classes' accuracies; NaN without examples. Classes without examples do not count."""
+    """Return the smallest accuracy of a class that has examples; NaN without any."""
     shares = class_hits.shares
     return shares.min() if len(shares) else shares.new_tensor(math.nan)
 
 
 def balanced_accuracy(class_hits: ClassHits) -> Tensor:
-    """The mean of the classes' accuracies; NaN without examples. Classes without examples do not count."""
+    """Return the mean accuracy over classes that have examples; NaN without any."""
     return class_hits.shares.mean()
 
 
 def class_note(class_hits: ClassHits) -> str:
-    """Why an accuracy by classes is undefined."""
+    """Return why an accuracy by classes is undefined."""
     return "no examples" if len(class_hits.examples) else "expected classes, got the tokens of a text"
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """The expected calibration error: Σ_b (n_b / N) |accuracy_b - mean confidence_b| (Guo et al. 2017).
+    """Return the expected calibration error Σ_b (n_b / N) |accuracy_b - mean confidence_b| (Guo et al. 2017).
 
     A bin b holds the examples whose largest probability is in (b/15, (b+1)/15].
 
@@ -93,16 +93,16 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def calibration_note(logits: Tensor, targets: Tensor) -> str:
-    """Why a calibration error is undefined."""
+    """Return why a calibration error is undefined."""
     return "logits that are not finite" if len(targets) else "no examples"
 
 
 def cue_following(logits: Tensor, cues: Tensor | None) -> float:
-    """The share of predictions that are the class which a spurious cue stands for: 1 where nothing else is looked at.
+    """Return the share of predictions equal to the class that a spurious cue indicates; 1 if only the cue is used.
 
     Args:
         logits: (N, C).
-        cues: (N,), as `optbench.Split` has them; None where there are none.
+        cues: (N,), as in `optbench.Split`; None without cues.
 
     Returns:
         NaN without cues or examples.
@@ -121,7 +121,7 @@ def cue_note(logits: Tensor, cues: Tensor | None) -> str:
 class Corrupted:
     """A network on corrupted versions of its test images.
 
-    model: in eval mode. make: returns the inputs, as it takes them, with a corruption. targets: (N,).
+    model: in eval mode. make: returns the model's inputs with a corruption. targets: (N,).
     """
 
     model: nn.Module
@@ -130,17 +130,17 @@ class Corrupted:
     _known: dict[Corruption, float] = field(default_factory=dict, init=False)
 
     def accuracy(self, corruption: Corruption) -> float:
-        """Its accuracy with a corruption, taken once."""
+        """Return its accuracy with a corruption, computed once."""
         if corruption not in self._known:
             self._known[corruption] = accuracy_of(self.model, self.make(corruption), self.targets)
         return self._known[corruption]
 
 
 def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption | None = None) -> float:
-    """The accuracy on corrupted test images: with one corruption, or the mean over all of `CORRUPTIONS`.
+    """Return the accuracy on corrupted test images: with one corruption, or the mean over all of `CORRUPTIONS`.
 
     Returns:
-        NaN where inputs are no images, or without examples.
+        NaN if inputs are not images, or without examples.
     """
     if corrupted is None:
         return math.nan
@@ -156,7 +156,7 @@ def corruption_note(corrupted: Corrupted | None) -> str:
 def quantised(weight: Tensor, bits: int) -> Tensor:
     """Round a weight tensor to `bits` bits, symmetric about 0: w ← s · round(w / s), s = max|w| / (2^(bits-1) - 1).
 
-    Ties go to even. A tensor of zeros, or with values that are not finite, stays as it is.
+    Ties round to even. A tensor of zeros, or with non-finite values, is returned unchanged.
 
     Raises:
         ValueError: bits < 2.
@@ -169,15 +169,15 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float, *, bits: int) -> float:
-    """The accuracy of a network minus that with every weight tensor rounded to `bits` bits, as `quantised`.
+    """Return a network's accuracy minus that with every weight tensor rounded to `bits` bits by `quantised`.
 
-    Weights are parameters of two or more axes; others (biases, gains) and buffers stay.
+    Weights are parameters of two or more axes; others (biases, gains) and buffers are unchanged.
 
     Args:
-        model: in eval mode; stays as it is.
-        inputs: (N, ...) as it takes them.
+        model: in eval mode; not modified.
+        inputs: (N, ...), as the model takes them.
         targets: (N,), or (N, T) of sequences.
-        accuracy: its own on these, see `accuracy_of`.
+        accuracy: of the unmodified model on these, see `accuracy_of`.
 
     Returns:
         NaN without examples.
@@ -190,17 +190,17 @@ def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: 
 
 
 def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float) -> str:
-    """Why a drop is undefined."""
+    """Return why a drop is undefined."""
     return "no examples"
 
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """The share of targets (N,) or (N, T) that a network labels correctly; NaN without examples."""
+    """Return the share of targets (N,) or (N, T) that a network predicts correctly; NaN without examples."""
     if not targets.numel():
         return math.nan
     size = max(1, CHUNK // math.prod(targets.shape[1:]))
     parts = (slice(start, start + size) for start in range(0, len(targets), size))
-    # Copies: a network may work on its inputs in place.
+    # copies, because a network may modify its inputs in place
     right = sum(int((model(inputs[part].clone()).argmax(-1) == targets[part]).sum()) for part in parts)
     return right / targets.numel()

@@ -1,15 +1,15 @@
-"""Pruning: which weights stay when only the largest do, and what is read off the curve of accuracies that results.
+"""Pruning: keep only the largest weights, and metrics of the resulting accuracy curve.
 
-Magnitude pruning in one shot, with no fine-tuning, as Schwarz et al. 2021 (arXiv:2110.00296) do it. Weights are the
-tensors with two axes or more; biases and the gains of normalisation layers stay as they are. torch is imported where
-weights are ranked and not before: the curves are read by reports, which have to start fast.
+One-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
+tensors with two axes or more; biases and the gains of normalisation layers are unchanged. torch is imported only for
+ranking weights, because reports, which must start fast, use the curves.
 
-Legend: `n` weights of a pool that is ranked together; `K` points of a curve; `...` any leading axes (trials).
+Legend: `n` weights ranked together; `K` points of a curve; `...` any leading axes (trials).
 
-A curve is `sparsity` (K,), 1 minus the fraction kept, in any order, and `accuracy` (..., K). Functions of a curve give
-float64 of shape (...), NaN where an accuracy is not finite or the points do not suffice, and raise ValueError when
-the shapes disagree or a sparsity is not between 0 and 1, or there twice. In the scope `layer` the output layer
-keeps more than the fraction says; the curve goes by the fraction.
+A curve is `sparsity` (K,), 1 minus the fraction kept, in any order, and `accuracy` (..., K). Functions of a curve
+return float64 of shape (...), NaN if an accuracy is not finite or there are too few points, and raise ValueError if
+the shapes disagree or a sparsity is not between 0 and 1, or repeated. In the scope `layer` the output layer
+keeps more than the fraction; the curve uses the nominal fraction.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ Array: TypeAlias = NDArray[np.float64]
 Scope = Literal["global", "layer"]
 
 SCOPES: tuple[Scope, ...] = ("global", "layer")
-"""`global`: all weights are ranked together; `layer`: those of each layer alone."""
+"""`global`: all weights are ranked together; `layer`: each layer separately."""
 
 KEEP: tuple[float, ...] = tuple(np.geomspace(0.01, 1.0, 20).tolist())
-"""The fractions kept of a curve, ascending; the last is exactly 1, the dense network."""
+"""The kept fractions of a curve, ascending; the last is exactly 1, the dense network."""
 
 ROUNDING = 1e-15
-"""Relative: a few times the error of a decimal fraction in binary and of one product."""
+"""Relative tolerance: a few times the error of a decimal fraction in binary and of one product."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The weights of one network ranked by magnitude; one ranking serves every fraction.
+    """The weights of one network ranked by magnitude, usable for every fraction.
 
-    places: by name, int64 of the weight's shape: how many weights of its pool come before it, 0 for the largest.
-        Of equal magnitudes the earlier one comes first, in the order of the tensors and then of their elements.
-    sizes: by name, n of its pool.
-    doubled: the layer of which twice the fraction is kept.
+    places: by name, int64 of the weight's shape: the rank of each weight, 0 for the largest. Ties are ordered by
+    tensor and then by element.
+    sizes: by name, the number n of weights ranked together.
+    doubled: the layer that keeps twice the fraction.
     """
 
     places: Mapping[str, Tensor]
@@ -53,9 +53,9 @@ class Ranking:
     doubled: str | None
 
     def mask(self, keep: float) -> dict[str, Tensor]:
-        """Which weights stay, by name, bool of the weight's shape: exactly ⌈keep·n⌉ of each pool.
+        """Return the kept weights, by name, bool of the weight's shape: exactly ⌈keep·n⌉ of those ranked together.
 
-        Of the output layer, in the scope `layer`, ⌈min(1, 2·keep)·n⌉. A smaller fraction keeps a subset.
+        The output layer, in the scope `layer`, keeps ⌈min(1, 2·keep)·n⌉. A smaller fraction keeps a subset.
         Raises ValueError unless 0 ≤ keep ≤ 1.
         """
         return {name: place < kept(self._share(name, keep), self.sizes[name]) for name, place in self.places.items()}
@@ -65,11 +65,11 @@ class Ranking:
 
 
 def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None = None) -> Ranking:
-    """Rank the weights of one network, all together (`global`) or each layer alone (`layer`).
+    """Rank the weights of one network, all together (`global`) or each layer separately (`layer`).
 
     weights: parameters by name, finite, of any shapes; those of fewer than two axes are left out.
-    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, as it has few
-        weights and every class depends on them; None: no layer does.
+    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, because it has
+    few weights on which every class depends; None: no layer does.
     Raises ValueError when `output` is not one of the weights, or for another scope.
     """
     import torch
@@ -91,21 +91,21 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
 
 
 def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """Which weights stay at one fraction, by name, as `Ranking.mask`; for several fractions rank once."""
+    """Return the kept weights at one fraction, as `Ranking.mask`; for several fractions, rank once."""
     return rank_weights(weights, scope, output).mask(keep)
 
 
 def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """The parameters with all but the largest weights set to zero; those of fewer than two axes are the ones given.
+    """Return the parameters with all but the largest weights set to zero; fewer than two axes are unchanged.
 
-    keep = 1 gives the same bits. Arguments and errors as `rank_weights` and `Ranking.mask`.
+    keep = 1 preserves all bits. Arguments and errors as for `rank_weights` and `Ranking.mask`.
     """
     stay = mask(weights, keep, scope, output)
     return {name: w.detach().where(stay[name], 0.0) if name in stay else w for name, w in weights.items()}
 
 
 def kept(keep: float, n: int) -> int:
-    """⌈keep·n⌉, free of rounding: .07 of 100 is 7, though the product of the floats is 7.000000000000001.
+    """Return ⌈keep·n⌉ without rounding error: 7 for .07 of 100, although the float product is 7.000000000000001.
 
     Raises ValueError unless 0 ≤ keep ≤ 1.
     """
@@ -117,10 +117,10 @@ def kept(keep: float, n: int) -> int:
 
 
 def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
-    """The area under accuracy against sparsity, by the trapezoid rule, from the least to the largest sparsity.
+    """Return the area under accuracy against sparsity, by the trapezoid rule, over the measured range.
 
-    Nothing is assumed about what was not measured: with the fractions `KEEP` the last hundredth, between sparsity .99
-    and 1, is left out, and the area is at most .99. NaN for fewer than two points.
+    With the fractions `KEEP` the interval between sparsity .99 and 1 is not measured, and the area is at most .99. NaN
+    for fewer than two points.
 
     Example:
         >>> round(float(pruning_area([0, 0.5, 1], [0.9, 0.8, 0.1])), 3)
@@ -134,11 +134,11 @@ def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
 
 
 def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.99) -> Array:
-    """The largest sparsity that holds `share` of the dense accuracy, of those measured.
+    """Return the largest measured sparsity that retains `share` of the dense accuracy.
 
-    It holds when its accuracy and that at every smaller sparsity is at least share times the accuracy at sparsity 0:
-    on a curve that falls and rises again, what comes after the first point below does not count.
-    NaN where sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
+    Its accuracy and that at every smaller sparsity must be at least `share` times the accuracy at sparsity 0; points
+    after the first one below are ignored, even if the curve rises again.
+    NaN if sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
     """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"expected share to be above 0 and at most 1, got {share}")
@@ -151,9 +151,9 @@ def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.
 
 
 def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Array:
-    """The accuracy with the fraction `keep` of the weights, between two points linear in log(keep).
+    """Return the accuracy with the fraction `keep` of the weights, interpolated linearly in log(keep).
 
-    NaN outside of what was measured. Raises ValueError unless 0 < keep ≤ 1.
+    NaN outside the measured range. Raises ValueError unless 0 < keep ≤ 1.
     """
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"expected keep to be above 0 and at most 1, got {keep}")
@@ -162,9 +162,9 @@ def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Ar
     undefined: Array = np.full(values.shape[:-1], np.nan)
     if not len(at):
         return undefined
-    logs, wanted = np.log1p(-at), math.log(keep)  # logs descend
+    logs, wanted = np.log1p(-at), math.log(keep)  # logs are descending
     near = int(np.argmin(np.abs(logs - wanted)))
-    if math.isclose(logs[near], wanted, rel_tol=1e-9, abs_tol=1e-9):  # 1 - (1 - keep) is not quite keep
+    if math.isclose(logs[near], wanted, rel_tol=1e-9, abs_tol=1e-9):  # 1 - (1 - keep) is not exactly keep
         return np.asarray(values[..., near])
     if not logs[-1] < wanted < logs[0]:
         return undefined
@@ -175,7 +175,7 @@ def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Ar
 
 
 def _places(values: Tensor) -> Tensor:
-    """How many of `values` (n,) come before each by magnitude, the largest first, ties in their order."""
+    """Return the rank of each of `values` (n,) by magnitude, the largest first, ties in their order."""
     import torch
 
     order = values.abs().sort(descending=True, stable=True).indices
@@ -185,7 +185,7 @@ def _places(values: Tensor) -> Tensor:
 
 
 def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
-    """Sparsity (K,) ascending and accuracy (..., K) in its order, NaN throughout where one of its values is."""
+    """Return sparsity (K,), ascending, and accuracy (..., K) in this order, all NaN if one of its values is."""
     at, values = np.asarray(sparsity, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
         raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")

@@ -1,14 +1,13 @@
-"""Rank: how many dimensions a representation uses.
+"""Rank: the number of dimensions that a representation uses.
 
 Legend: `N` examples; `d` width of the features; `...` any leading axes (members).
 
-σ are the singular values of the N×d features as they are, λ the eigenvalues of their *centred* covariance, ρ those of
-their correlation matrix. All are read from one decomposition in float64, a `Spectrum`; every measure takes either the
-features or a spectrum already computed, and returns float64 of shape (...). All-zero spectra have rank 0. A measure is
-NaN where the features are not finite or empty, and, where it reads λ or ρ, for fewer than two examples. `note` says
-why.
+σ are the singular values of the uncentred N×d features, λ the eigenvalues of their *centred* covariance, ρ those of
+their correlation matrix. All are computed from one decomposition in float64, a `Spectrum`; every metric takes either
+the features or a spectrum, and returns float64 of shape (...). All-zero spectra have rank 0. A metric is NaN if the
+features are not finite or empty, and, if it uses λ or ρ, for fewer than two examples. `note` says why.
 
-No measure exceeds min(N, d), and those from λ or ρ not min(N - 1, d): use N ≥ 10 d.
+No metric exceeds min(N, d), and those of λ or ρ do not exceed min(N - 1, d): use N ≥ 10 d.
 """
 
 from __future__ import annotations
@@ -22,24 +21,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-# Cumulated sums of rounded singular values miss an exact tie with the threshold by about this much, relatively.
+# Relative error by which cumulative sums of rounded singular values miss an exact tie with the threshold.
 _TIE = 1e-12
 _BLOCK = 1000
-"""Examples that are decomposed at once: 10,000 by 100 then take three fifths of the time, in memory of a block."""
+"""Examples decomposed at once, which takes three fifths of the time for 10,000 by 100, and the memory of one block."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The decomposition of features F (..., N, d) that all measures of rank read, in float64.
+    """The decomposition of features F (..., N, d) shared by all metrics of rank, in float64.
 
     With X = F - 1 f₀ᵀ the features relative to their first example, [1 X] = Q T and T is triangular. The first column
     of Q is constant, so T without its first row and column has the singular values of the centred features; and
-    F = Q [t + r f₀ᵀ; ...], with (r, t) the first row of T, has those of its own small factor. Subtracting the first
-    example keeps both exact for units that do not vary. No Gram matrix is formed: small singular values keep their
-    digits.
+    F = Q [t + r f₀ᵀ; ...], with (r, t) the first row of T, has those of this small factor. Subtracting the first
+    example keeps both exact for constant units. No Gram matrix is formed, so that small singular values stay accurate.
 
     first: (..., d) f₀.
-    triangle: (..., min(N, d + 1), d + 1) T, of zeros for features that are not finite.
+    triangle: (..., min(N, d + 1), d + 1) T, zero for non-finite features.
     finite: (...) whether all features are.
     examples: N.
     width: d.
@@ -62,12 +60,12 @@ class Spectrum:
 
     @cached_property
     def lam(self) -> Tensor:
-        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN likewise, and for N < 2."""
+        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN as σ, and for N < 2."""
         return self._eigenvalues(self._centred)
 
     @cached_property
     def rho(self) -> Tensor:
-        """(..., d) eigenvalues of the correlation matrix of the units that vary, descending, then zeros; NaN as λ."""
+        """(..., d) eigenvalues of the correlation matrix of non-constant units, descending, then zeros; NaN as λ."""
         if self.examples < 2 or self.width == 0:
             return self._eigenvalues(self._centred)
         largest = self._centred.abs().amax(-2, keepdim=True)
@@ -77,7 +75,7 @@ class Spectrum:
 
     @cached_property
     def varying(self) -> Tensor:
-        """(...) the number of units that vary: the others have no correlation, and are no part of ρ."""
+        """(...) the number of non-constant units; the others have no correlation and are excluded from ρ."""
         return (self._centred != 0).any(-2).sum(-1)
 
     @property
@@ -85,7 +83,7 @@ class Spectrum:
         return self.triangle[..., 1:, 1:]
 
     def _eigenvalues(self, factor: Tensor) -> Tensor:
-        """Those of factorᵀ factor / (N - 1), factor (..., r, d) of r ≤ d rows: the other d - r are exactly zero."""
+        """Return the eigenvalues of factorᵀ factor / (N - 1), factor (..., r, d), r ≤ d; d - r are exactly zero."""
         if self.examples < 2 or self.width == 0:
             return self.triangle.new_full((*self.finite.shape, self.width), torch.nan)
         found = torch.linalg.svdvals(factor).square() / (self.examples - 1)
@@ -94,7 +92,7 @@ class Spectrum:
 
 
 def spectrum(features: Tensor) -> Spectrum:
-    """The spectrum of features (..., N, d), from one QR decomposition.
+    """Compute the spectrum of features (..., N, d) by one QR decomposition.
 
     Raises ValueError when features have fewer than two axes.
     """
@@ -107,10 +105,10 @@ def spectrum(features: Tensor) -> Spectrum:
     if examples == 0 or width == 0:
         finite = torch.ones(lead, dtype=torch.bool, device=values.device)
         return Spectrum(exact.new_zeros(*lead, width), exact.new_zeros(*lead, 0, width + 1), finite, examples, width)
-    # Extremes propagate NaN, and unlike isfinite need no temporary of the features' size.
+    # min and max propagate NaN and, unlike isfinite, need no temporary of the features' size
     finite = values.amin((-2, -1)).isfinite() & values.amax((-2, -1)).isfinite()
     if not finite.all():
-        # LAPACK raises for the whole batch when one matrix is not finite.
+        # LAPACK raises for the whole batch if one matrix is not finite
         values = torch.where(finite[..., None, None], values, 0.0)
     first = values[..., 0, :].double()
     triangles = []
@@ -122,10 +120,10 @@ def spectrum(features: Tensor) -> Spectrum:
 
 
 def pooled(parts: Sequence[Spectrum]) -> Spectrum:
-    """The spectrum of the examples of all `parts`, matrices of one width, from their triangles alone.
+    """Compute the spectrum of the examples of all `parts`, of equal width, from their triangles.
 
-    Relative to another example g, [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which changes the first row
-    of a triangle only; and triangles on top of each other have the Gram matrix of all their rows.
+    Relative to another example g, [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which changes only the first
+    row of a triangle; and stacked triangles have the Gram matrix of all their rows.
     """
     filled = [part for part in parts if part.examples] or parts[:1]
     if len(filled) == 1:
@@ -140,7 +138,7 @@ def pooled(parts: Sequence[Spectrum]) -> Spectrum:
 
 
 def _stacked(triangles: Sequence[Tensor]) -> Tensor:
-    """The triangle of triangles (..., r, d + 1) on top of each other."""
+    """Return the triangle of stacked triangles (..., r, d + 1)."""
     if len(triangles) == 1:
         return triangles[0]
     triangle: Tensor = torch.linalg.qr(torch.cat(list(triangles), -2), mode="r").R
@@ -148,14 +146,14 @@ def _stacked(triangles: Sequence[Tensor]) -> Tensor:
 
 
 def covariance_eigenvalues(features: Tensor | Spectrum) -> Tensor:
-    """Eigenvalues λ of the centred covariance (divisor N - 1), descending: (..., N, d) -> (..., d)."""
+    """Return the eigenvalues λ of the centred covariance (divisor N - 1), descending: (..., N, d) -> (..., d)."""
     return _spectrum(features).lam
 
 
 def effective_rank(features: Tensor | Spectrum) -> Tensor:
-    """exp(-Σ p ln p) with p = λ / Σλ: the entropy rank of the covariance spectrum.
+    """Return exp(-Σ p ln p) with p = λ / Σλ, the entropy rank of the covariance spectrum.
 
-    Entropy rank: Roy & Vetterli 2007. Applied to the centred covariance it is our reading of Figure 3 in
+    Entropy rank: Roy & Vetterli 2007. Its use with the centred covariance is our interpretation of Figure 3 in
     Pascanu et al. 2025, arXiv:2507.12224, which gives no formula. (..., N, d) -> (...), from 1 to min(N - 1, d).
 
     Example:
@@ -167,13 +165,13 @@ def effective_rank(features: Tensor | Spectrum) -> Tensor:
 
 
 def effective_rank_ratio(features: Tensor | Spectrum) -> Tensor:
-    """`effective_rank` / d: the share of the available dimensions in use. (..., N, d) -> (...)."""
+    """Return `effective_rank` / d, the share of available dimensions in use. (..., N, d) -> (...)."""
     known = _spectrum(features)
     return effective_rank(known) / known.width
 
 
 def effective_rank_uncentred(features: Tensor | Spectrum) -> Tensor:
-    """exp(-Σ p ln p) with p = σ² / Σσ²: the entropy rank of the second moment, features not centred.
+    """Return exp(-Σ p ln p) with p = σ² / Σσ², the entropy rank of the uncentred second moment.
 
     Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
     """
@@ -182,15 +180,16 @@ def effective_rank_uncentred(features: Tensor | Spectrum) -> Tensor:
 
 
 def effective_rank_correlation(features: Tensor | Spectrum) -> Tensor:
-    """exp(-Σ p ln p) with p = ρ / Σρ: the entropy rank of the correlation matrix, in which every unit weighs the same.
+    """Return exp(-Σ p ln p) with p = ρ / Σρ, the entropy rank of the correlation matrix.
 
-    Units that do not vary have no correlation and are left out. (..., N, d) -> (...), from 1 to min(N - 1, d).
+    Every unit has equal weight; constant units have no correlation and are left out. (..., N, d) -> (...), from 1 to
+    min(N - 1, d).
     """
     return _entropy_rank(_spectrum(features).rho)
 
 
 def effective_rank_sv(features: Tensor | Spectrum) -> Tensor:
-    """exp(-Σ p ln p) with p = σ / Σσ, features not centred, as the loss-of-plasticity literature uses it.
+    """Return exp(-Σ p ln p) with p = σ / Σσ, uncentred, as used in the loss-of-plasticity literature.
 
     Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
 
@@ -203,19 +202,22 @@ def effective_rank_sv(features: Tensor | Spectrum) -> Tensor:
 
 
 def stable_rank(features: Tensor | Spectrum) -> Tensor:
-    """Σσ² / σ₁²: squared Frobenius over squared spectral norm (Rudelson & Vershynin 2007). (..., N, d) -> (...)."""
+    """Return Σσ² / σ₁², squared Frobenius over squared spectral norm (Rudelson & Vershynin 2007).
+
+    (..., N, d) -> (...).
+    """
     sigma = _spectrum(features).sigma
     return _guarded((sigma / sigma[..., :1]).square().sum(-1), sigma)
 
 
 def participation_ratio(features: Tensor | Spectrum) -> Tensor:
-    """(Σλ)² / Σλ², the participation ratio of the covariance spectrum (Gao et al. 2017). (..., N, d) -> (...)."""
+    """Return the participation ratio (Σλ)² / Σλ² of the covariance (Gao et al. 2017). (..., N, d) -> (...)."""
     lam = _spectrum(features).lam
     return _guarded(1.0 / _shares(lam).square().sum(-1), lam)
 
 
 def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)] = 0.01) -> Tensor:
-    """Smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ: σ, not σ² (Kumar et al. 2020, arXiv:2010.14498).
+    """Return the smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ: σ, not σ² (Kumar et al. 2020, arXiv:2010.14498).
 
     (..., N, d) -> (...). Ties with the threshold count as reached up to rounding.
     Raises ValueError unless 0 ≤ delta < 1.
@@ -224,19 +226,19 @@ def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)
 
 
 def pca99(features: Tensor | Spectrum) -> Tensor:
-    """Smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², features not centred. (..., N, d) -> (...)."""
+    """Return the smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², features not centred. (..., N, d) -> (...)."""
     sigma = _spectrum(features).sigma
     return _smallest_reaching((sigma / sigma[..., :1]).square(), 0.01, zero_where=sigma)
 
 
 def pca99_centred(features: Tensor | Spectrum) -> Tensor:
-    """Smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ: components that hold 99% of the variance. (..., N, d) -> (...)."""
+    """Return the smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ: components with 99% of the variance. (..., N, d) -> (...)."""
     lam = _spectrum(features).lam
     return _smallest_reaching(lam / lam[..., :1], 0.01, zero_where=lam)
 
 
 def eigenvalue_count(features: Tensor | Spectrum, threshold: Annotated[float, Field(gt=0)] = 1.0) -> Tensor:
-    """The number of covariance eigenvalues λ above an absolute threshold: it changes with the features' scale.
+    """Return the number of covariance eigenvalues λ above an absolute threshold; depends on the features' scale.
 
     (..., N, d) -> (...), from 0 to min(N - 1, d).
     """
@@ -247,27 +249,27 @@ def eigenvalue_count(features: Tensor | Spectrum, threshold: Annotated[float, Fi
 def eigenvalue_count_relative(
     features: Tensor | Spectrum, relative: Annotated[float, Field(gt=0, lt=1)] = 0.01
 ) -> Tensor:
-    """The number of covariance eigenvalues λ above `relative` · λ₁. (..., N, d) -> (...), from 1 to min(N - 1, d)."""
+    """Return the number of covariance eigenvalues λ > `relative` · λ₁. (..., N, d) -> (...), 1 to min(N - 1, d)."""
     lam = _spectrum(features).lam
     return _counted(lam / lam[..., :1] > relative, lam)
 
 
 def feature_examples(features: Tensor | Spectrum) -> Tensor:
-    """N, recorded next to every measure of features. (..., N, d) -> (...)."""
+    """Return N, recorded with every metric of features. (..., N, d) -> (...)."""
     known = _spectrum(features)
     return known.triangle.new_full(known.finite.shape, float(known.examples))
 
 
 def feature_width(features: Tensor | Spectrum) -> Tensor:
-    """d, recorded next to every measure of features. (..., N, d) -> (...)."""
+    """Return d, recorded with every metric of features. (..., N, d) -> (...)."""
     known = _spectrum(features)
     return known.triangle.new_full(known.finite.shape, float(known.width))
 
 
 def note(features: Tensor | Spectrum, *, centred: bool, correlation: bool = False) -> str | None:
-    """What a reader must know about a rank of one N×d matrix: why it is NaN, 0, or capped; None when nothing.
+    """Return why a rank of one N×d matrix is NaN, 0, or capped, else None.
 
-    centred: whether the measure reads λ or ρ rather than σ. correlation: whether it reads ρ.
+    centred: whether the metric uses λ or ρ instead of σ. correlation: whether it uses ρ.
     """
     known = _spectrum(features)
     examples, width = known.examples, known.width
@@ -302,7 +304,7 @@ class SingularValues:
 
 
 def singular_values(weights: Tensor) -> SingularValues:
-    """The singular values of weight matrices (..., m, n). Raises ValueError when they have fewer than two axes."""
+    """Return the singular values of weight matrices (..., m, n); raise ValueError for fewer than two axes."""
     if weights.ndim < 2:
         raise ValueError(f"expected weights (..., m, n), got shape {tuple(weights.shape)}")
     values = weights.detach().double()
@@ -312,18 +314,18 @@ def singular_values(weights: Tensor) -> SingularValues:
 
 
 def weight_effective_rank(weights: Tensor | SingularValues) -> Tensor:
-    """exp(-Σ p ln p) with p = σ / Σσ, σ of a weight matrix (Roy & Vetterli 2007). (..., m, n) -> (...)."""
+    """Return exp(-Σ p ln p) with p = σ / Σσ, σ of a weight matrix (Roy & Vetterli 2007). (..., m, n) -> (...)."""
     return _entropy_rank(_singular_values(weights).sigma)
 
 
 def weight_stable_rank(weights: Tensor | SingularValues) -> Tensor:
-    """Σσ² / σ₁², σ of a weight matrix (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
+    """Return Σσ² / σ₁², σ of a weight matrix (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
     sigma = _singular_values(weights).sigma
     return _guarded((sigma / sigma[..., :1]).square().sum(-1), sigma)
 
 
 def weight_note(weights: Tensor | SingularValues) -> str | None:
-    """Why a rank of one weight matrix (m, n) is NaN or 0; None when the matrix is in order."""
+    """Return why a rank of one weight matrix (m, n) is NaN or 0, else None."""
     sigma = _singular_values(weights).sigma
     assert sigma.ndim == 1, "a note is about one matrix"
     if not len(sigma):
@@ -342,7 +344,7 @@ def _spectrum(features: Tensor | Spectrum) -> Spectrum:
 
 
 def _shares(values: Tensor) -> Tensor:
-    """p = values / Σ values, by way of the largest so that nothing underflows."""
+    """Return p = values / Σ values, scaled by the largest to avoid underflow."""
     relative = values / values[..., :1]
     return relative / relative.sum(-1, keepdim=True)
 
@@ -353,7 +355,7 @@ def _entropy_rank(values: Tensor, zero_where: Tensor | None = None) -> Tensor:
 
 
 def _counted(above: Tensor, lam: Tensor) -> Tensor:
-    """The number of λ (..., d) that are `above`; NaN where the largest overflows."""
+    """Return the number of λ (..., d) that are `above`; NaN where the largest overflows."""
     rank = above.sum(-1).double()
     return _guarded(torch.where(lam.isinf().any(-1), torch.nan, rank), lam)
 
@@ -368,7 +370,7 @@ def _smallest_reaching(values: Tensor, delta: float, zero_where: Tensor | None =
 
 
 def _guarded(rank: Tensor, values: Tensor) -> Tensor:
-    """The rank (...) read from values (..., r): 0 where all are zero, NaN where there are none or one is NaN."""
+    """Return the rank (...) of values (..., r): 0 if all are zero, NaN if there are none or one is NaN."""
     if values.shape[-1] == 0:
         return values.new_full(values.shape[:-1], torch.nan)
     rank = torch.where((values == 0).all(-1), 0.0, rank)

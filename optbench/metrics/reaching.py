@@ -1,4 +1,4 @@
-"""When a network got there: steps of training until an accuracy on held-out data is reached."""
+"""Training steps until an accuracy on held-out data is reached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations during a task: optimizer steps taken, ascending, and accuracies on what evaluations look at."""
+    """The evaluations during a task: optimizer steps, ascending, and held-out accuracies."""
 
     steps: Sequence[int]
     accuracies: Sequence[float | None]
@@ -20,16 +20,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reached:
-    """Steps, and what to remark on them; NaN without evaluations."""
+    """Number of steps, NaN without evaluations, and a remark."""
 
     value: float
     note: str | None
 
 
 def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Reached:
-    """The steps at the first evaluation with at least this accuracy: with .95 when a network has grokked.
+    """Return the steps at the first evaluation with at least this accuracy; .95 marks grokking.
 
-    Where none has it: the steps at the last evaluation, a lower bound, with a note that says so.
+    If it is never reached, return the steps at the last evaluation, a lower bound, with a note.
     """
     for steps, found in zip(curve.steps, curve.accuracies, strict=True):
         if found is not None and found >= accuracy:

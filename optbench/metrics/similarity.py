@@ -2,9 +2,9 @@
 
 Legend: `N` examples; `d`, `p`, `q` widths of features; `C` classes; `...` any leading axes (members).
 
-Everything is computed in float64 and returned in float64. NaN stands where a value is undefined or its input is not
-finite. The measures of classes look at the features as they are (not centred): that is Figure 4 of
-Pascanu et al. 2025, arXiv:2507.12224. Examples without a direction (norm zero) are left out, and counted by `note`.
+Everything is computed and returned in float64. A value is NaN if it is undefined or its input is not finite. Metrics
+of classes use uncentred features, as in Figure 4 of Pascanu et al. 2025, arXiv:2507.12224. Examples without a direction
+(norm zero) are left out and counted in `note`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """What the measures of classes read of features (..., N, d) with labels, in float64.
+    """Sums over features (..., N, d) with labels used by metrics of classes, in float64.
 
     sums: (..., C, d) of the features of each class.
     scale: (..., C) of their norms.
-    directions: (..., C, d) of the features over their norms, those of norm zero left out.
+    directions: (..., C, d) of the normalised features, without those of norm zero.
     counts: (..., C) of examples.
-    directed: (..., C) of those with a norm other than zero.
+    directed: (..., C) of examples with a non-zero norm.
     examples: N.
     """
 
@@ -39,26 +39,26 @@ class ClassSums:
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> ClassSums:
-    """One pass over the features for all measures of classes.
+    """Sum over the features once for all metrics of classes.
 
     features (..., N, d), labels integer (N,) or (..., N), classes C (default: the largest label plus one).
     Raises ValueError when shapes disagree or a label is not in 0..C-1.
     """
     values, member = _by_class(features, labels, classes)
     norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    # Dividing the N×C memberships, not the N×d features, spares a copy of the features.
+    # Dividing the N×C memberships instead of the N×d features avoids a copy of the features.
     member = member.expand(*values.shape[:-1], member.shape[-1])
     weights = torch.cat([member, torch.where(norms > 0, member / norms, 0.0)], dim=-1)
     sums, directions = (weights.mT @ values).chunk(2, dim=-2)
     directed = (member * (norms > 0)).sum(-2)
     scale = (member * norms).sum(-2)
-    # A norm that overflows has no direction, and zeroes what is divided by it.
+    # An example whose norm overflows has no direction; dividing by the norm gives zero.
     directions = torch.where(norms.isfinite().all(-2, keepdim=True), directions, torch.nan)
     return ClassSums(sums, scale, directions, member.sum(-2), directed, values.shape[-2])
 
 
 def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
-    """The sums over the examples of all `parts`, features of one width; a class is the same in each."""
+    """Add the sums over the examples of all `parts`, with equal widths and the same classes."""
     count = max(part.counts.shape[-1] for part in parts)
 
     def total(name: str, axes_after: int) -> Tensor:
@@ -78,24 +78,24 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 
 
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
-    """Cosine between the class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
+    """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    features (..., N, d), labels and classes as of `class_sums`, or sums already taken
-    -> (..., C, C), with NaN in the row and column of a class without examples or whose mean is zero.
+    features (..., N, d), labels and classes as for `class_sums`, or precomputed sums
+    -> (..., C, C), with NaN in the row and column of a class without examples or with a zero mean.
     Raises ValueError as `class_sums`.
     """
     known = _class_sums(features, labels, classes)
     norms = torch.linalg.vector_norm(known.sums, dim=-1, keepdim=True)
-    # A mean that cancels to rounding has no direction of its own.
+    # A mean that cancels to rounding errors has no direction.
     directed = norms > _EPS * known.examples * known.scale[..., None]
     directions = torch.where(directed, known.sums / norms, torch.nan)
     return (directions @ directions.mT).clamp(-1.0, 1.0)
 
 
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
-    """The mean of `class_cosine` off its diagonal, over the classes that have a direction.
+    """Return the off-diagonal mean of `class_cosine` over the classes that have a direction.
 
-    Arguments as of `class_cosine` -> (...); NaN with fewer than two such classes.
+    Arguments as for `class_cosine` -> (...); NaN with fewer than two such classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -110,14 +110,14 @@ def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None
 def pairwise_class_cosine(
     features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None
 ) -> Tensor:
-    """Mean cosine over pairs of examples of different classes, every pair of examples counted once.
+    """Return the mean cosine over pairs of examples of different classes, counting every pair once.
 
         Σ_{c<c′} n_c n_c′ ⟨m_c, m_c′⟩ / Σ_{c<c′} n_c n_c′
 
     with n_c the number of examples of class c and m_c the mean of their unit-normalised features. Pairs of classes
-    therefore weigh by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
-    Examples of norm zero belong to no pair.
-    Arguments as of `class_cosine` -> (...); NaN when no two examples differ in class.
+    are weighted by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
+    Examples of norm zero are excluded.
+    Arguments as for `class_cosine` -> (...); NaN if all examples have the same class.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -127,18 +127,18 @@ def pairwise_class_cosine(
     known = _class_sums(features, labels, classes)
     sums, counts = known.directions, known.directed[..., None]
     apart = 1.0 - torch.eye(sums.shape[-2], dtype=sums.dtype, device=sums.device)
-    # Both sums have every pair twice, as (c, c′) and as (c′, c).
+    # Both sums count every pair twice, as (c, c′) and as (c′, c).
     total = (sums @ sums.mT * apart).sum((-2, -1))
     pairs = (counts @ counts.mT * apart).sum((-2, -1))
     return torch.where(pairs > 0, total / pairs, torch.nan)
 
 
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
-    """Linear centred kernel alignment ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), with centred columns.
+    """Return the linear centred kernel alignment ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), with centred columns.
 
     Kornblith et al. 2019, arXiv:1905.00414.
-    debiased: replace the three terms by their unbiased estimates (Song et al. 2012; N ≥ 4), which makes
-    representations of few examples comparable; it can then be negative.
+    debiased: use unbiased estimates of the three terms (Song et al. 2012; N ≥ 4), which makes representations of few
+    examples comparable; the result can be negative.
     x (..., N, p), y (..., N, q), the same examples in the same order -> (...). NaN when x or y does not vary, or when
     an unbiased estimate of a self-similarity is not positive. Raises ValueError when N differs.
 
@@ -160,11 +160,11 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
 
 
 def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
-    """‖U_kᵀ V_k‖²_F / k, with U_k and V_k the k leading directions (right singular vectors) of x and of y.
+    """Return ‖U_kᵀ V_k‖²_F / k, with U_k and V_k the k leading right singular vectors of x and of y.
 
-    1 when the two subspaces of ℝᵈ are the same, 0 when orthogonal; two random ones have k / d on average, so give
-    that chance level beside it. Not centred: centre x and y first to compare principal components.
-    x (..., N, d), y (..., N′, d) -> (...). NaN where the leading k directions are undefined: rank below k, or
+    1 if the two subspaces of ℝᵈ are equal, 0 if orthogonal; report it with the mean for random subspaces, k / d.
+    Not centred: centre x and y first to compare principal components.
+    x (..., N, d), y (..., N′, d) -> (...). NaN if the leading k directions are undefined: rank below k, or
     σ_k = σ_{k+1}. Raises ValueError when the widths differ or k is not in 1..d.
     """
     width = x.shape[-1]
@@ -177,11 +177,10 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
 
 
 def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
-    """Share of examples that two solutions label differently.
+    """Return the share of examples that two solutions label differently.
 
-    Between two optimizers it only has meaning beside the null: the same optimizer and initial weights with another
-    data order. a, b: predicted labels, integer (..., N) -> (...); NaN for N = 0.
-    Raises ValueError when the labels are not integers or N differs.
+    Interpret it relative to the null: the same optimizer and initial weights with another data order. a, b: predicted
+    labels, integer (..., N) -> (...); NaN for N = 0. Raises ValueError when the labels are not integers or N differs.
     """
     for labels in (a, b):
         _check_integer(labels)
@@ -191,7 +190,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
 
 
 def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
-    """What a reader must know about the class measures of one N×d matrix: why NaN, or what was left out; else None."""
+    """Return why class metrics of one N×d matrix are NaN, or what was left out, else None."""
     known = _class_sums(features, labels, None)
     assert known.counts.ndim == 1, "a note is about one matrix"
     if not known.scale.isfinite().all():
@@ -220,7 +219,7 @@ def _class_sums(features: Tensor | ClassSums, labels: Tensor | None, classes: in
 
 
 def _by_class(features: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
-    """Features in float64 (..., N, d), and the membership of their examples (..., N, C) as zeros and ones."""
+    """Return features in float64 (..., N, d), and class memberships (..., N, C) as zeros and ones."""
     _check_integer(labels)
     if features.ndim < 2 or labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
@@ -242,33 +241,33 @@ def _check_integer(labels: Tensor) -> None:
 
 
 def centred(features: Tensor) -> Tensor:
-    """The features minus their mean over the examples, in float64: (..., N, d) -> (..., N, d)."""
+    """Return the features minus their mean over examples, in float64: (..., N, d) -> (..., N, d)."""
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach().double()
-    # By way of the first example, so that a constant column becomes exactly zero.
+    # Subtracts the first example first, so that a constant column becomes exactly zero.
     shifted = values - values[..., :1, :]
     return shifted - shifted.mean(-2, keepdim=True)
 
 
 def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
-    """‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q) -> (...); debiased, up to a factor that cancels in CKA."""
+    """Return ‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q); debiased up to a factor that cancels in CKA."""
     examples = a.shape[-2]
-    # The same number either way; the smaller of the p×q and N×N products.
+    # Equal results; computed by the smaller of the p×q and N×N products.
     if a.shape[-1] * b.shape[-1] <= examples**2:
         plain = (a.mT @ b).square().sum((-2, -1))
     else:
         plain = ((a @ a.mT) * (b @ b.mT)).sum((-2, -1))
     if not debiased:
         return plain
-    # The bias stems from the diagonals of the two Gram matrices: the squared norms of the rows.
+    # The bias comes from the diagonals of the two Gram matrices, the squared norms of the rows.
     rows_a, rows_b = a.square().sum(-1), b.square().sum(-1)
     n = float(examples)
     return plain - n / (n - 2) * (rows_a * rows_b).sum(-1) + rows_a.sum(-1) * rows_b.sum(-1) / ((n - 1) * (n - 2))
 
 
 def leading_directions(x: Tensor, k: int) -> Tensor:
-    """The k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN where they are not determined."""
+    """Return the k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN if not determined."""
     if x.ndim < 2:
         raise ValueError(f"expected x and y of shape (..., N, d), got {tuple(x.shape)}")
     values = x.detach().double()
@@ -279,7 +278,7 @@ def leading_directions(x: Tensor, k: int) -> Tensor:
     triangle: Tensor = torch.linalg.qr(values, mode="r").R
     _, sigma, directions = torch.linalg.svd(triangle, full_matrices=False)
     following = torch.nn.functional.pad(sigma, (0, 1))[..., k]
-    # With k = d there is nothing to confuse the last direction with: the subspace is all of ℝᵈ when the rank is d.
+    # With k = d no gap is needed after the last direction: the subspace is all of ℝᵈ if the rank is d.
     gap = sigma[..., k - 1] - following
     determined = finite & (gap > _EPS * max(values.shape[-2:]) * sigma[..., 0])
     return torch.where(determined[..., None, None], directions[..., :k, :], torch.nan)

@@ -1,11 +1,11 @@
-"""Count sketches: a few numbers of a network's weights, from which distances between weights can be read later.
+"""Count sketches: compressed weights of a network from which distances can be estimated later.
 
-Every weight is given one of K buckets and a sign, both at random; the sketch holds for each bucket the sum of its
-weights times their signs. It is linear, S(a) - S(b) = S(a - b), and ‖Sx‖² is ‖x‖² on average with a variance of
+Every weight is assigned one of K buckets and a sign at random; the sketch holds for each bucket the signed sum of its
+weights. It is linear, S(a) - S(b) = S(a - b), and ‖Sx‖² is ‖x‖² on average with a variance of
 
     (2/K) Σ_{i≠j} x_i² x_j²  ≤  (2/K) ‖x‖⁴,
 
-so a distance read from two sketches is off by about 1/√(2K) of itself: 2.2% at K = 1024.
+so a distance estimated from two sketches has a relative error of about 1/√(2K): 2.2% at K = 1024.
 
 Legend: P weights; K buckets; L the weights of the fullest bucket.
 Source: Charikar, Chen & Farach-Colton 2002; as feature hashing, with the variance, Weinberger et al. 2009.
@@ -24,9 +24,9 @@ BUCKETS = 1024
 
 @dataclass(frozen=True)
 class CountSketch:
-    """One draw of buckets and signs: only sketches of the same draw can be compared.
+    """Random buckets and signs; only sketches of the same draw can be compared.
 
-    places: (K, L) int64, the weights of each bucket. signs: (K, L) float64, ±1; 0 where a bucket has fewer than L.
+    places: (K, L) int64, the weights of each bucket. signs: (K, L) float64, ±1; 0 if a bucket has fewer than L.
     """
 
     places: Tensor
@@ -34,7 +34,7 @@ class CountSketch:
 
     @staticmethod
     def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
-        """Buckets and signs for `count` (P > 0) weights; equal generators give equal draws on every device.
+        """Draw buckets and signs for `count` (P > 0) weights; equal generators give equal draws on every device.
 
         generator: on the CPU.
         """
@@ -52,9 +52,9 @@ class CountSketch:
 
     @torch.no_grad()
     def __call__(self, weights: Tensor) -> Tensor:
-        """The sketch (K,) float32 of weights (P,), summed in float64.
+        """Return the sketch (K,) float32 of weights (P,), summed in float64.
 
-        Each bucket is gathered and summed in a fixed order. `index_add` would need no table, but on CUDA it adds in
-        whatever order its threads come, and the same weights would not always have the same sketch.
+        Each bucket is gathered and summed in a fixed order. `index_add` would need no table, but is not deterministic
+        on CUDA.
         """
         return (weights.double()[self.places] * self.signs).sum(1).float()

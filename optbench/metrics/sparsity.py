@@ -1,10 +1,10 @@
-"""Sparsity: how unevenly weights are spread, and how many activations and units do nothing.
+"""Sparsity: how unevenly weights are distributed, and how many activations and units are inactive.
 
 Legend: `n` weights; `N` examples; `d` units; `...` any leading axes (members).
 
-Measures of weights take one vector per leading index, (..., n), and those of activations (..., N, d); all compute in
-float64 and return (...). NaN stands where a value is undefined or its input is not finite; `note` and
-`activation_note` say why. Biases and the gains of normalisation layers are not weights: leave them out.
+Metrics of weights take one vector per leading index, (..., n), and those of activations (..., N, d); all compute in
+float64 and return (...). A value is NaN if it is undefined or its input is not finite; `note` and
+`activation_note` say why. Weights exclude biases and the gains of normalisation layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 def hoyer(weights: Tensor) -> Tensor:
-    """(√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 when all magnitudes are equal, 1 with a single non-zero (Hoyer 2004).
+    """Return (√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 for equal magnitudes, 1 for a single non-zero (Hoyer 2004).
 
     weights (..., n) -> (...); NaN for a zero vector and for n < 2.
 
@@ -39,7 +39,7 @@ def hoyer(weights: Tensor) -> Tensor:
 
 
 def gini(weights: Tensor) -> Tensor:
-    """Gini index of the magnitudes, 1 - 2 Σ_k (|w|_(k) / ‖w‖₁) (n - k + ½) / n with |w|_(1) ≤ ... ≤ |w|_(n).
+    """Return the Gini index of the magnitudes, 1 - 2 Σ_k (|w|_(k) / ‖w‖₁) (n - k + ½) / n with |w|_(1) ≤ ... ≤ |w|_(n).
 
     0 when all magnitudes are equal, 1 - 1/n with a single non-zero (Hurley & Rickard 2009).
     weights (..., n) -> (...); NaN for a zero vector and for n = 0.
@@ -57,7 +57,7 @@ def gini(weights: Tensor) -> Tensor:
 
 
 def kurtosis(weights: Tensor) -> Tensor:
-    """Fourth central moment over the squared second: 3 for a normal distribution (not the excess).
+    """Return the fourth central moment over the squared second: 3 for a normal distribution (not the excess).
 
     weights (..., n) -> (...), at least 1; NaN where the weights do not vary and for n = 0.
 
@@ -68,23 +68,23 @@ def kurtosis(weights: Tensor) -> Tensor:
     values = _relative(weights)
     if values.shape[-1] == 0:
         return _undefined(values)
-    # By way of the first weight, so that weights that do not vary have a variance of exactly zero.
+    # Subtracts the first weight first, so that constant weights have a variance of exactly zero.
     shifted = values - values[..., :1]
     squares = (shifted - shifted.mean(-1, keepdim=True)).square()
     return squares.square().mean(-1) / squares.mean(-1).square()
 
 
 def zero_share(weights: Tensor) -> Tensor:
-    """Share of weights that are exactly zero. weights (..., n) -> (...); NaN for n = 0."""
+    """Return the share of weights that are exactly zero. weights (..., n) -> (...); NaN for n = 0."""
     values = weights.detach().double()
     return torch.where(values.isfinite().all(-1), (values == 0).double().mean(-1), torch.nan)
 
 
 def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0.01) -> Tensor:
-    """Share of weights with |w| < relative · rms(w), the rms over the same layer.
+    """Return the share of weights with |w| < relative · rms(w), the rms over the same layer.
 
-    weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms sets no scale, and for n = 0.
-    Over several layers: the mean of the layers' shares weighted by n, so that each is held against its own rms.
+    weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms gives no scale, and for n = 0.
+    For several layers, use the mean of the layers' shares weighted by n, so that each is relative to its own rms.
     """
     values = _relative(weights)
     scale = values.square().mean(-1, keepdim=True).sqrt()
@@ -94,7 +94,7 @@ def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """What the measures of activations (..., N, d) read, in float64.
+    """Sums over activations (..., N, d) used by their metrics, in float64.
 
     total: (..., d) Σ|h_i| of every unit over the examples.
     zeros: (...) the number of activations that are exactly zero.
@@ -107,12 +107,12 @@ class Activity:
 
     @cached_property
     def means(self) -> Tensor:
-        """(..., d) mean|h_i| of every unit over the examples; NaN for N = 0."""
+        """Return (..., d) mean|h_i| of every unit over the examples; NaN for N = 0."""
         return self.total / self.examples
 
 
 def activity(features: Tensor) -> Activity:
-    """One pass over features (..., N, d) for all measures of activations.
+    """Sum over features (..., N, d) once for all metrics of activations.
 
     Raises ValueError when features have fewer than two axes.
     """
@@ -125,23 +125,23 @@ def activity(features: Tensor) -> Activity:
 
 
 def pooled_activity(parts: Sequence[Activity]) -> Activity:
-    """The activity over the examples of all `parts`, matrices of one width."""
+    """Add the activity over the examples of all `parts`, of equal width."""
     total, zeros = torch.stack([part.total for part in parts]), torch.stack([part.zeros for part in parts])
     return Activity(total.sum(0), zeros.sum(0), sum(part.examples for part in parts))
 
 
 def activation_zero_share(features: Tensor | Activity) -> Tensor:
-    """Share of activations that are exactly zero, over examples and units. features (..., N, d) -> (...)."""
+    """Return the share of activations that are exactly zero, over examples and units. features (..., N, d) -> (...)."""
     known = _activity(features)
     share = known.zeros / (known.examples * known.total.shape[-1])
     return torch.where(known.means.isfinite().all(-1), share, torch.nan)
 
 
 def dormant(features: Tensor | Activity, tau: float) -> Tensor:
-    """Share of dormant units: those with mean|h_i| / mean_k mean|h_k| ≤ τ (Sokar et al. 2023, arXiv:2302.12902).
+    """Return the share of units with mean|h_i| / mean_k mean|h_k| ≤ τ (Sokar et al. 2023, arXiv:2302.12902).
 
-    The inner mean runs over the examples, the outer over the units. features (..., N, d) -> (...), from 0 to 1;
-    NaN where all features are zero, so that there is nothing to compare a unit with.
+    The inner mean is over examples, the outer over units. features (..., N, d) -> (...), from 0 to 1;
+    NaN if all features are zero.
     """
     means = _activity(features).means
     average = means.mean(-1, keepdim=True)
@@ -150,13 +150,13 @@ def dormant(features: Tensor | Activity, tau: float) -> Tensor:
 
 
 def dead_share(features: Tensor | Activity) -> Tensor:
-    """Share of units that are exactly zero on every example. features (..., N, d) -> (...); NaN for N = 0 or d = 0."""
+    """Return the share of units that are always zero. features (..., N, d) -> (...); NaN for N = 0 or d = 0."""
     means = _activity(features).means
     return torch.where(means.isfinite().all(-1), (means == 0).double().mean(-1), torch.nan)
 
 
 def note(weights: Tensor) -> str | None:
-    """Why a measure of one weight vector (n,) is or may be NaN; None when the vector is in order."""
+    """Return why a metric of one weight vector (n,) is or may be NaN, else None."""
     assert weights.ndim == 1, "a note is about one vector"
     if weights.numel() == 0:
         return "no weights"
@@ -172,7 +172,7 @@ def note(weights: Tensor) -> str | None:
 
 
 def activation_note(features: Tensor | Activity) -> str | None:
-    """Why a measure of one N×d matrix of activations is or may be NaN; None when the matrix is in order."""
+    """Return why a metric of one N×d matrix of activations is or may be NaN, else None."""
     known = _activity(features)
     assert known.means.ndim == 1, "a note is about one matrix"
     width = len(known.means)
@@ -186,9 +186,9 @@ def activation_note(features: Tensor | Activity) -> str | None:
 
 
 def _relative(weights: Tensor) -> Tensor:
-    """Weights over their largest magnitude, in float64: the measures are free of scale, and nothing underflows.
+    """Divide weights by their largest magnitude, in float64, to avoid underflow; metrics are scale-invariant.
 
-    A zero vector and one that is not finite become NaN throughout.
+    Zero and non-finite vectors become NaN.
     """
     values = weights.detach().double()
     if values.ndim < 1:
@@ -200,9 +200,9 @@ def _relative(weights: Tensor) -> Tensor:
 
 
 def _ascending(values: Tensor) -> Tensor:
-    """Values (..., n) sorted along the last axis."""
+    """Sort values (..., n) along the last axis."""
     if values.device.type == "cpu":
-        # NumPy's sort takes an eighth of the time of torch's, which keeps track of the places: 1 ms for mlp-100.
+        # NumPy's sort takes an eighth of the time of torch's, which also returns indices: 1 ms for mlp-100.
         return torch.from_numpy(np.sort(values.numpy(), axis=-1))
     return values.sort(dim=-1).values
 

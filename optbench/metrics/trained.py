@@ -1,4 +1,4 @@
-"""Readings of a trained network as a whole: on test data, corrupted or not, on another dataset, and while it learnt."""
+"""Readings of a trained network: on test data, on corrupted test data, on another dataset, and during training."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class Model(Reading):
-    """The trained network in eval mode, with the test inputs, as it takes them, and the targets of one task."""
+    """The trained network in eval mode, with its test inputs and the targets of one task."""
 
     kinds = frozenset({"model"})
 
     def __init__(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, corrupted: Callable[[Corruption], Tensor] | None = None
     ) -> None:
-        """corrupted: returns the inputs with a corruption, by its name; None where they are no images."""
+        """corrupted: returns the inputs with a corruption, by name; None if they are not images."""
         super().__init__()
         self.model, self.inputs, self.targets, self._corrupted = model, inputs, targets, corrupted
 
     @functools.cached_property
     def accuracy(self) -> float:
-        """Of the network on these, once for all measures of what an intervention costs it."""
+        """Accuracy of the network on these, computed once for all metrics of interventions."""
         from optbench.metrics import prediction
 
         return prediction.accuracy_of(self.model, self.inputs, self.targets)
 
     @functools.cached_property
     def corrupted(self) -> Corrupted | None:
-        """Its accuracies on corrupted inputs, each taken once."""
+        """Its accuracies on corrupted inputs, each computed once."""
         from optbench.metrics import prediction
 
         made = self._corrupted
@@ -46,7 +46,7 @@ class Model(Reading):
 
 
 class Transferred(Reading):
-    """Features of another dataset by the trained network, with its labels."""
+    """Features of another dataset computed by the trained network, with labels."""
 
     kinds = frozenset({"transfer"})
 

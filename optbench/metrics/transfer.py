@@ -1,4 +1,4 @@
-"""Transfer: how well another dataset is labelled from the features of a network that stays as it is.
+"""Transfer: how well frozen features of a network predict the classes of another dataset.
 
 Legend: `N` examples; `d` width of the features; `C` classes of the other dataset; `K` penalties.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 from optbench.precision import exact
 
 PENALTIES = tuple(10.0**k for k in range(-8, 3))
-"""Of the ridge regression, in units of the mean variance of a feature."""
+"""Penalties of the ridge regression, in units of the mean variance of a feature."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Features (N, d) of some examples, and their classes (N,)."""
+    """Features (N, d) and classes (N,) of examples."""
 
     features: Tensor
     targets: Tensor
@@ -36,14 +36,14 @@ class Probe:
 
 
 def transfer_accuracy(probe: Probe) -> float:
-    """The test accuracy of ridge regression from features to classes, its penalty chosen on validation data.
+    """Return the test accuracy of ridge regression from features to classes; validation data choose the penalty.
 
     B = (Σ + λ I)⁻¹ Xᵀ Y / N with X the centred features, Σ their covariance and Y the centred indicators of the
-    classes; the label is the largest entry. λ is one of `PENALTIES` times tr Σ / d: that with the highest validation
-    accuracy, the largest among equals. One decomposition serves all penalties (Hoerl & Kennard 1970).
+    classes; the prediction is the largest entry. λ is the one of `PENALTIES` times tr Σ / d with the highest validation
+    accuracy, the largest in case of a tie. All penalties share one decomposition (Hoerl & Kennard 1970).
 
     Returns:
-        NaN where features are not finite, or all the same.
+        NaN if features are not finite, or all the same.
     """
     h, means = exact(probe.train.features), exact(probe.train.features).mean(0)
     if not all(bool(torch.isfinite(part.features).all()) for part in (probe.train, probe.validation, probe.test)):
@@ -68,7 +68,7 @@ def transfer_accuracy(probe: Probe) -> float:
 
 
 def note(probe: Probe) -> str:
-    """Why it is undefined."""
+    """Return why it is undefined."""
     parts = (probe.train, probe.validation, probe.test)
     finite = all(bool(torch.isfinite(part.features).all()) for part in parts)
     return "features that are all the same" if finite else "features that are not finite"

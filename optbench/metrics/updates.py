@@ -1,7 +1,7 @@
-"""The geometry of an update: how many directions it has, how it lies to the gradient, its sign and its polar factor.
+"""The geometry of an update: its stable rank, and its angles to the gradient, its sign and its polar factor.
 
-Of one weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are seen as matrices
-(m, the rest). NaN where a value is undefined: of a step or gradient of zeros, or with values that are not finite.
+For a weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are treated as
+matrices (m, the rest). Undefined values are NaN: for a step or gradient that is zero or not finite.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POINTS = 16
 POINTS = 16
 """Updates of a training that are measured."""
 NEGLIGIBLE = 1e-7
-"""Singular values of the gradient below this share of the largest are left out of its polar factor."""
+"""Singular values of the gradient below this fraction of the largest are left out of its polar factor."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,36 @@ class Geometry:
     stable_rank: float
     """‖Δ‖²_F / ‖Δ‖²₂."""
     cosine_gradient: float
-    """Between Δ and -G."""
+    """Cosine between Δ and -G."""
     cosine_sign: float
-    """Between Δ and -sign(G)."""
+    """Cosine between Δ and -sign(G)."""
     cosine_polar: float
-    """Between Δ and -UVᵀ, the polar factor of G = U S Vᵀ."""
+    """Cosine between Δ and -UVᵀ, the polar factor of G = U S Vᵀ."""
     relative_size: float
     """‖Δ‖_F / ‖W‖_F."""
     angle: float
-    """Between W and W + Δ, in degrees."""
+    """Angle between W and W + Δ, in degrees."""
 
 
 NAMES = tuple(field.name for field in fields(Geometry))
 
 
 def mean(points: Sequence[Geometry], *, of: str) -> float:
-    """The mean of one field over the points of training at which it is defined; NaN if there are none."""
+    """Return the mean of one field over the measured updates for which it is defined; NaN if there are none."""
     values = [value for point in points if math.isfinite(value := getattr(point, of))]
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def note(points: Sequence[Geometry], *, of: str) -> str | None:
-    """Why a mean is undefined, or of how many points it is where they are fewer than `POINTS`."""
+    """Return why a mean is undefined, or the number of updates in it if it is less than `POINTS`."""
     defined = sum(math.isfinite(getattr(point, of)) for point in points)
     if not defined:
-        return "no update that was measured has it"
+        return "undefined for every measured update"
     return None if defined == POINTS else f"of {defined} updates, not {POINTS}: training was short or stopped early"
 
 
 def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
-    """Measure one step. weight: before it; all of one shape, of two or more axes.
+    """Measure one step. weight: before the step; all tensors have one shape, of two or more axes.
 
     Raises:
         ValueError: the shapes disagree.
@@ -90,10 +90,10 @@ def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
 
 
 def _polar_cosine(d: Tensor, g: Tensor) -> float:
-    """Between d and the polar factor of g, both (m, n) with m ≤ n.
+    """Return the cosine between d and the polar factor of g, both (m, n) with m ≤ n.
 
-    The left singular vectors are eigenvectors of g gᵀ; singular values are norms of the rows of Uᵀ g: unlike roots of
-    eigenvalues they are right to rounding of the largest.
+    The left singular vectors are eigenvectors of g gᵀ. Singular values are computed as norms of the rows of Uᵀ g,
+    which, unlike roots of eigenvalues, are accurate relative to the largest.
     """
     left = torch.linalg.eigh(g @ g.T).eigenvectors
     rows = left.T @ g
@@ -109,7 +109,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
-    """In degrees, by the half-angle form: the inverse cosine would lose small angles to rounding."""
+    """Return the angle in degrees by the half-angle formula; the arc cosine would lose small angles to rounding."""
     a_size, b_size = a.norm(), b.norm()
     if not float(a_size) or not float(b_size):
         return math.nan

@@ -1,9 +1,9 @@
-"""Cut matrices into blocks that are preconditioned apart (Anil et al. 2020, arXiv:2002.09018), and join them again.
+"""Split matrices into blocks that are preconditioned separately (Anil et al. 2020, arXiv:2002.09018), and join them.
 
 Shapes: M members, m rows and n columns of a parameter, B blocks of one shape, each h × w.
 
-Blocks of one shape are further members: they go through the code for M members as M·B. In an optimizer's state their
-tensors have the leading axes (M, B), so that members are still dropped along axis 0.
+Blocks of one shape are treated as further members: the code for M members processes M·B. In an optimizer's state their
+tensors have the leading axes (M, B), so that members can still be dropped along axis 0.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """All blocks of one shape: `down` × `across` of them, each `height` × `width`, the first one at (top, left).
+    """All blocks of one shape: `down` × `across` of them, each `height` × `width`, the first at (top, left).
 
-    name: what the names of their tensors begin with; empty for a matrix that is not cut.
+    name: prefix of the names of their tensors; empty for a matrix that is not split.
     """
 
     name: str
@@ -38,30 +38,30 @@ class Part:
         return self.down * self.across
 
     def cut(self, x: Tensor) -> Tensor:
-        """The blocks of x (M, m, n), as (M·B, h, w); x itself where it is not cut."""
+        """Return the blocks of x (M, m, n) as (M·B, h, w); x itself if it is not split."""
         if not self.name:
             return x
         found = self._grid(x).transpose(2, 3).reshape(-1, self.height, self.width)
         return found.contiguous()
 
     def put(self, blocks: Tensor, into: Tensor) -> None:
-        """Write blocks (M·B, h, w) to their places in `into` (M, m, n)."""
+        """Write blocks (M·B, h, w) to their positions in `into` (M, m, n)."""
         grid = self._grid(into)
         grid.copy_(blocks.view(-1, self.down, self.across, self.height, self.width).transpose(2, 3))
 
     def spread(self, values: Tensor) -> Tensor:
-        """A value for each member, (M,), as one for each block, (M·B,)."""
+        """Repeat a value per member, (M,), for each block, (M·B,)."""
         return values.repeat_interleave(self.count) if self.name else values
 
     def opened(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The tensors of these blocks with one leading axis M·B, by names without `name`: views of those in `state`."""
+        """Return views of these blocks' tensors in `state` with one leading axis M·B, by names without `name`."""
         if not self.name:
             return state
         own = {key.removeprefix(self.name): value for key, value in state.items() if key.startswith(self.name)}
         return {key: value.view(-1, *value.shape[2:]) for key, value in own.items()}
 
     def close(self, own: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write what `opened` returned, with tensors added, exchanged or removed, back to `state`."""
+        """Write the tensors of `opened`, possibly added, replaced or removed, back to `state`."""
         if not self.name:
             return
         for key in [key for key in state if key.startswith(self.name)]:
@@ -69,16 +69,16 @@ class Part:
         state |= {self.name + key: value.view(-1, self.count, *value.shape[1:]) for key, value in own.items()}
 
     def _grid(self, x: Tensor) -> Tensor:
-        """A view (M, down, height, across, width) of the place of these blocks in (M, m, n)."""
+        """Return a view (M, down, height, across, width) of these blocks in (M, m, n)."""
         rows, columns = self.down * self.height, self.across * self.width
         place = x[:, self.top : self.top + rows, self.left : self.left + columns]
         return place.view(len(x), self.down, self.height, self.across, self.width)
 
 
 def parts(rows: int, columns: int, size: int | None, longest: int) -> tuple[Part, ...]:
-    """The blocks of a matrix, those of one shape together: at most four parts, all of them where `size` is None one.
+    """Return the blocks of a matrix, grouped by shape: at most four parts, a single one if `size` is None.
 
-    Sides are cut every `size` rows or columns, the last block being what is left; sides longer than `longest` are not.
+    Sides are split every `size` rows or columns, with a smaller last block; sides longer than `longest` are not split.
     """
     spans = [*itertools.product(_spans(rows, size, longest), _spans(columns, size, longest))]
     whole = len(spans) == 1 and spans[0][0][2] == spans[0][1][2] == 1
@@ -89,7 +89,7 @@ def parts(rows: int, columns: int, size: int | None, longest: int) -> tuple[Part
 
 
 def joined(blocks: Mapping[Part, Tensor], like: Tensor) -> Tensor:
-    """The matrices (M, m, n) of all their blocks, each (M·B, h, w); in memory of their own, of the dtype of `like`."""
+    """Join blocks, each (M·B, h, w), into new matrices (M, m, n) of the dtype of `like`."""
     whole = [found for part, found in blocks.items() if not part.name]
     if whole:
         return whole[0]
@@ -100,12 +100,12 @@ def joined(blocks: Mapping[Part, Tensor], like: Tensor) -> Tensor:
 
 
 def block_side(length: int, size: int | None, longest: int) -> int:
-    """The longest side of a block along a side of this length."""
+    """Return the largest block length along a side of this length."""
     return length if size is None or length > longest else min(length, size)
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Where blocks of one length begin, their length, and how many there are."""
+    """Return start, length and number of the blocks of each length."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

@@ -1,4 +1,4 @@
-"""The closure that `step` may be given."""
+"""Closures passed to `step`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:
-    """The loss of a closure that computes loss and gradients anew, evaluated once; None without one."""
+    """Evaluate a closure that recomputes loss and gradients, and return the loss; None without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""The ends of a network of tokens: what optimizers that are for the matrices of hidden layers leave to Adam.
+"""The ends of a token network, which optimizers for hidden-layer matrices leave to Adam.
 
-By convention (Jordan et al. 2024; Vyas et al. 2024) these are the embeddings and the layer that gives the logits: their
-rows belong to tokens that rarely occur together, so they are no maps between representations.
+By convention (Jordan et al. 2024; Vyas et al. 2024) these are the embeddings and the output layer: their rows belong to
+tokens that rarely occur together, so they are not maps between representations.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ _MARK = "optbench_end"
 
 
 def ends(model: nn.Module, output: str | None) -> frozenset[str]:
-    """The names of the weights at the ends of a network; a network without embeddings has none.
+    """Return the names of the weights at the ends of a network; none without embeddings.
 
-    output: the name of the output layer's weight, None where there is none; another name of an embedding where it is
-    tied to one.
+    output: the name of the output layer's weight, None if there is none; an alias of an embedding if tied.
     """
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     found = {name for name, parameter in model.named_parameters() if id(parameter) in tables}
@@ -24,12 +23,12 @@ def ends(model: nn.Module, output: str | None) -> frozenset[str]:
 
 
 def mark(model: nn.Module, names: frozenset[str]) -> None:
-    """Mark these parameters, before an optimizer is made over them."""
+    """Mark these parameters before an optimizer is constructed for them."""
     for name, parameter in model.named_parameters():
         if name in names:
             setattr(parameter, _MARK, True)
 
 
 def is_end(parameter: Tensor) -> bool:
-    """Whether a parameter is marked."""
+    """Return whether a parameter is marked."""
     return hasattr(parameter, _MARK)

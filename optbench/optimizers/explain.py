@@ -1,4 +1,4 @@
-"""Turn an optimizer's exception into a useful message: where it was raised, and which declaration is often missing."""
+"""Turn an optimizer's exception into a useful message: where it was raised, and a declaration that may be missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.optimizers.needs import declared_needs
 from optbench.optimizers.registry import user_targets
 
 LONGEST = 300
-"""Characters of a message; a longer one is data that was printed, a tensor for example."""
+"""Maximum characters of a message; longer ones usually contain printed data, such as a tensor."""
 _OURS = Path(__file__).parents[1]
 _LIBRARIES = ("torch", "numpy", "optbench")
 _MISSING: tuple[tuple[str, str, str], ...] = (
@@ -24,18 +24,17 @@ _MISSING: tuple[tuple[str, str, str], ...] = (
     (r"named_parameters|param_names", "named_parameters", "an argument `{given: named_parameters}`"),
     (r"matri|\b2-?[dD]\b|\bndim\b|\.dim\(\)|dimension|\.T\b|must be 2", "only_matrices", "`only_matrices: true`"),
 )
-"""A pattern in what is known of an error, the need that would then be missing, and how it is declared."""
+"""A pattern in an error, the need that is probably missing, and its declaration."""
 _COMMON = "`needs: closure`, `needs: create_graph`, `only_matrices: true`"
 _OF_PYTHON = (TypeError, AttributeError, LookupError, NameError, NotImplementedError, AssertionError)
 _OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward through the graph a second time"
 
 
 def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
-    """The type and the message of what an optimizer raised.
+    """Return the type and the message of an exception raised by an optimizer.
 
-    A message that was written for its reader is left as it is. An empty one, a printed tensor, and those that Python
-    and PyTorch give to bugs come with the line of the user's code that raised them, and with what is commonly missing
-    where such an error comes up.
+    A message written for its reader is unchanged. Empty messages, printed tensors and messages of Python and PyTorch
+    about bugs get the line of the user's code that raised them, and a hint at a declaration that is often missing.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):
@@ -50,14 +49,14 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
 
 
 def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> str:
-    """As `explained`, on one line."""
+    """Return `explained` on one line."""
     return " ".join(": ".join(explained(error, target, hyperparameters)).split())
 
 
 def raised_at(error: BaseException) -> str | None:
-    """`by Mine.step in mine.py:12: assert p.grad is not None`: the last line of the user's own; None if there is none.
+    """Return the last line of user code: `by Mine.step in mine.py:12: assert p.grad is not None`; None without any.
 
-    If every frame is inside a library, the last one is used.
+    If every frame is in a library, the last one is used.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
@@ -72,7 +71,7 @@ def raised_at(error: BaseException) -> str | None:
 
 
 def _of_library(file: str) -> bool:
-    """Whether a file is of Python, PyTorch, NumPy or optbench itself."""
+    """Return whether a file belongs to Python, PyTorch, NumPy or optbench."""
     path = Path(file)
     if path.is_relative_to(_OURS) or file.startswith("<"):
         return True
@@ -83,7 +82,7 @@ def _of_library(file: str) -> bool:
 
 
 def _shown(path: Path) -> Path:
-    """A path from the working directory or from the packages on, where it lies in one of them."""
+    """Return a path relative to the working directory or the package folder, if possible."""
     if "site-packages" in path.parts:
         return Path(*path.parts[path.parts.index("site-packages") + 1 :])
     try:
@@ -93,7 +92,7 @@ def _shown(path: Path) -> Path:
 
 
 def _shortened(message: str) -> str:
-    """The start of a message, on one line, up to the first number of a tensor."""
+    """Return the beginning of a message on one line, up to the first number of a tensor."""
     said = " ".join(message.split())
     if "tensor(" in said:
         said = said[: said.index("tensor(")] + "a tensor"
@@ -103,7 +102,7 @@ def _shortened(message: str) -> str:
 
 
 def _missing(known: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """What seems to be missing by all that is known of an error, beyond what is declared."""
+    """Return a declaration that the error suggests is missing."""
     declared = {*declared_needs(hyperparameters), *(name for name, value in hyperparameters.items() if value is True)}
     found = [how for pattern, need, how in _MISSING if need not in declared and re.search(pattern, known)]
     return found[0] if found else None

@@ -1,11 +1,11 @@
-"""The factors of a Kronecker preconditioner over a stack of members: their sums, and how far they left their roots.
+"""The factors of a Kronecker preconditioner over a stack of members: accumulation, and staleness of their roots.
 
 Shapes: M members, n the side of a factor, k the other side of the gradient.
 
-A factor is L = kept · total + growth / unit². On a CPU products are added to the growth, which goes into the total when
-the root is refreshed: it says how stale the root is, and may be in float32, where a product takes half the time. Its
-rounding error is that of the products since the last root, never that of the whole sum. Elsewhere, and where neither is
-of use, products go into the total at once.
+A factor is L = kept · total + growth / unit². On a CPU products are added to the growth, which is added to the total
+when the root is refreshed: it measures the staleness of the root, and may be in float32, which halves the time of a
+product. Its rounding error is that of the products since the last root, not that of the whole sum. On other devices,
+and if neither is useful, products are added to the total directly.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from optbench.optimizers.symmetric import add_gram, times
 from optbench.precision import widest
 
 FAR = 2.0**30
-"""Gradients this many times larger than the unit get another one: their squares still fit into float32."""
+"""Ratio of gradients to the unit above which it is changed; their squares still fit into float32."""
 LONGEST = 500
-"""Steps that a root is kept for at most."""
+"""Maximum number of steps for which a root is kept."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One side of one parameter: the tensors of an optimizer's state, all with the leading axis M."""
+    """One side of one parameter: tensors of an optimizer's state, all with the leading axis M."""
 
     order: int
-    """Of the root: twice the number of sides."""
+    """Order of the root: twice the number of sides."""
     total: Tensor
-    """(M, n, n), on a CPU as lower panels; (M, n) where only the diagonal is kept; of the widest dtype."""
+    """(M, n, n), on a CPU as lower panels; (M, n) if only the diagonal is kept; in the widest dtype."""
     root: Tensor
     """The same shape, in the dtype of the gradient."""
     growth: Tensor | None = None
-    """(M, n, n) as lower panels; None where all products go into the total at once."""
+    """(M, n, n) as lower panels; None if products are added to the total directly."""
     kept: Tensor | None = None
-    """(M,): the share of the total that has not decayed since."""
+    """(M,): the fraction of the total that remains after decay."""
     unit: Tensor | None = None
-    """(M,): the power of two that gradients are multiplied by before they grow, lest float32 overflow or underflow."""
+    """(M,): the power of two by which gradients are multiplied before accumulation, to prevent over- and underflow."""
     seen: Tensor | None = None
-    """(M, n): the direction in which it has grown most, as far as is known; None on a fixed schedule."""
+    """(M, n): an estimate of the direction of largest growth; None on a fixed schedule."""
     correction: Tensor | None = None
-    """(M,): the bias correction that the root was taken with."""
+    """(M,): the bias correction used for the root."""
     age: Tensor | None = None
-    """(M,): steps since the root was taken."""
+    """(M,): steps since the root was computed."""
 
     @property
     def size(self) -> int:
@@ -76,12 +76,12 @@ def begin(
     """Write the tensors of a new factor into `state`.
 
     Args:
-        side: what their names begin with.
+        side: prefix of their names.
         rows: a first X, (M, n, k), for shape, device and dtype.
-        start: (M,), the multiple of the identity that the factor begins as.
+        start: (M,), the initial multiple of the identity.
         diagonal: keep only the diagonal.
         single: for each member, whether its factor may grow in float32.
-        by_need: keep what `outgrown` needs; on a CPU only.
+        by_need: keep the data for `outgrown`; on a CPU only.
     """
     members, size, device, dtype = len(rows), rows.shape[1], rows.device, widest(rows.device)
     shape = (members, size) if diagonal else (members, size, size)
@@ -102,7 +102,7 @@ def begin(
 
 
 def planned(size: int, item: int, diagonal: bool, single: bool, by_need: bool) -> int:
-    """Bytes of the tensors that `begin` writes on a CPU for one member; item: of a number of the gradient."""
+    """Return the bytes that `begin` writes on a CPU for one member. item: bytes per number of the gradient."""
     if diagonal:
         return size * (8 + item)
     found = size * size * (8 + item)
@@ -112,7 +112,7 @@ def planned(size: int, item: int, diagonal: bool, single: bool, by_need: bool) -
 
 
 def factor_of(state: dict[str, Any], side: str, order: int) -> Factor:
-    """The factor that `begin` wrote."""
+    """Return the factor written by `begin`."""
     rest = (state.get(f"{side}_{name}") for name in ("growth", "kept", "unit", "seen", "correction", "age"))
     return Factor(order, state[side], state[f"{side}_root"], *rest)
 
@@ -120,13 +120,13 @@ def factor_of(state: dict[str, Any], side: str, order: int) -> Factor:
 def accumulate(
     factor: Factor, rows: Tensor, decay: Tensor, weight: Tensor, single: Sequence[bool], largest: Sequence[float]
 ) -> None:
-    """L ← decay L + weight X Xᵀ, in place.
+    """Update L ← decay L + weight X Xᵀ, in place.
 
     Args:
         rows: X, (M, n, k): a gradient, or its transpose for the other side.
         decay, weight: (M,), of the widest dtype.
         single: (M,), as given to `begin`.
-        largest: (M,), the largest absolute value in each member's X; not used elsewhere than on a CPU.
+        largest: (M,), the largest absolute value in each member's X; used on a CPU only.
     """
     if factor.age is not None:
         factor.age.add_(1)
@@ -145,7 +145,7 @@ def accumulate(
 
 
 def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single: bool, largest: float) -> None:
-    """Add weight X Xᵀ of member i to its growth, after all of it has decayed."""
+    """Add weight X Xᵀ of member i to its growth, after the decay."""
     assert factor.growth is not None
     assert factor.kept is not None
     assert factor.unit is not None
@@ -154,10 +154,10 @@ def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single
     if 0 < largest < math.inf and not 0 < largest * unit < FAR:
         before, unit = unit, 2.0 ** -math.frexp(largest)[1]
         growth.mul_((unit / before) ** 2 if before else 1.0)
-    elif unit == 0 and largest != 0:  # not finite: to be found in the total
+    elif unit == 0 and largest != 0:  # not finite, which will show in the total
         unit = 1.0
     factor.unit[i] = unit
-    # A stack may hold members of both kinds. A float32 number survives the way through float64 unchanged.
+    # A stack may hold members of both kinds; float32 numbers pass through float64 unchanged.
     dtype = torch.float32 if single else growth.dtype
     target = own_memory(growth.to(dtype))
     add_gram(target, _aligned(x.to(dtype) * (unit or 1.0), dtype), decay, weight)
@@ -170,7 +170,7 @@ def _put_back(found: Tensor, place: Tensor) -> None:
 
 
 def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix (n, k), or its transpose, in memory that a BLAS sees alike for a member alone and among others."""
+    """Return a matrix (n, k), or its transpose, with the same memory layout for a member alone and in a stack."""
     straight = rows.stride(-1) == 1
     matrix = own_memory((rows if straight else rows.mT).to(dtype))
     return matrix if straight else matrix.mT
@@ -192,11 +192,11 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Take new roots of (L / c) for these members; which of them kept their last one, as `update_inverse_roots` says.
+    """Compute new roots of (L / c) for these members; return which kept their last one, as `update_inverse_roots`.
 
     Args:
         epsilon, correction: ε and c, (M,).
-        newton, precisions: as `update_inverse_roots` has them.
+        newton, precisions: as for `update_inverse_roots`.
     """
     _settle(factor, members)
     if factor.age is not None and factor.correction is not None:
@@ -208,7 +208,7 @@ def refresh(
 
 
 def _settle(factor: Factor, members: Sequence[int]) -> None:
-    """Let the growth of these members go into their totals."""
+    """Add the growth of these members to their totals."""
     if factor.growth is None or factor.kept is None or factor.unit is None:
         return
     kept, units = factor.kept.tolist(), factor.unit.tolist()
@@ -222,7 +222,7 @@ def _settle(factor: Factor, members: Sequence[int]) -> None:
 
 
 def moved(state: dict[str, Any], side: str) -> None:
-    """Let a factor's growth go into its total, both triangles of it, for a device where products go there at once."""
+    """Convert a factor to the form without growth, with both triangles, for other devices."""
     factor = factor_of(state, side, 0)
     if factor.diagonal:
         return
@@ -233,18 +233,18 @@ def moved(state: dict[str, Any], side: str) -> None:
 
 
 def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
-    """The members whose factor has changed by more than `share` since their root was taken.
+    """Return the members whose factor has changed by more than `share` since their root was computed.
 
     Seen through the root R of L₀, the factor L lies between a and a + ρ times what it was: with c the bias correction,
 
         a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 
-    So a step through the old root is at most (1 + share)^(1/p) times too long for each side. ρ comes from one step of a
-    power iteration, which begins at what was found the last time and at the newest gradient, so that a direction that
-    was never seen before counts at once. Where ε = 0 the root hides such directions: then it is always stale.
+    So a step with the old root is at most (1 + share)^(1/p) times too long per side. ρ is from one step of a power
+    iteration that starts from the previous result and the newest gradient, so that a new direction counts immediately.
+    With ε = 0 the root hides such directions and is always stale.
 
     Args:
-        rows: X, (M, n, k), which was accumulated last.
+        rows: X, (M, n, k), the last one accumulated.
         epsilon, correction: ε and c, (M,).
     """
     assert factor.growth is not None
@@ -264,7 +264,7 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
     return [
         i
         for i, (a, s, e, c, age) in enumerate(zip(*numbers, strict=True))
-        # NaN is refreshed, and found out there.
+        # NaN triggers a refresh, which detects it
         if age >= LONGEST or e == 0 or not (a >= 1 / (1 + share) and a + s / c <= 1 + share)
     ]
 
@@ -272,9 +272,9 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
 def _stretched(
     root: Tensor, growth: Tensor, order: int, unit: float, seen: Tensor, probe: Tensor
 ) -> tuple[float, Tensor]:
-    """A lower bound of λ_max(R^(p/2) growth R^(p/2)) / unit², and the direction it was found in, as all of these (n,).
+    """Return a lower bound of λ_max(R^(p/2) growth R^(p/2)) / unit², and its direction, (n,).
 
-    Infinite where the root is that of a factor of zero, which hides everything.
+    Infinite if the root is that of a zero factor, which hides every direction.
     """
 
     def through(x: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def _stretched(
     length = float(torch.linalg.vector_norm(newest))
     if length == 0 and probe.any():
         return math.inf, seen
-    # Added up with the same sign, lest they cancel.
+    # added with equal signs, so that they do not cancel
     towards = math.copysign(1 / length, float(seen @ newest)) if length else 0.0
     start = torch.add(seen, newest, alpha=towards)
     before = float(torch.linalg.vector_norm(start))
@@ -294,7 +294,7 @@ def _stretched(
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
-    """For each ε, whether float32 is enough for a factor of this side.
+    """Return for each ε whether float32 is sufficient for a factor of this side.
 
     Its rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and none below ε λ_max counts: with 784 pixels and
     ε = 1e-4 an update is 2e-4 off, and with 100 units 2e-6 (benchmarks/RESULTS.md).
@@ -304,5 +304,5 @@ def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
 
 @functools.cache
 def _weights(k: int) -> Tensor:
-    """k normal numbers, always the same: with them the columns of a gradient are added up to one direction."""
+    """Return k fixed normal numbers, with which the columns of a gradient are combined into one direction."""
     return torch.randn(k, generator=torch.Generator().manual_seed(k))

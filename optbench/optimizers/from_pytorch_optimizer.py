@@ -1,7 +1,7 @@
 """Optimizers of the package pytorch-optimizer, which the extra `optimizers` installs. Imports neither it nor torch.
 
-All run in the per-member lane, those that work weight by weight too: they count their steps in the parameter group,
-where a stack of members that go on after different numbers of steps has no room for several counts.
+All run in the per-member lane, including elementwise ones: they count steps in the parameter group, which cannot hold
+different counts for the members of a stack.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
             "decoupled_weight_decay": OFF,
             "start_preconditioning_step": Hyper(25, "integer", low=1),
-            # The package's 1,000 is more than many a task here has steps.
+            # The package's default of 1,000 exceeds the number of steps of many tasks here.
             "preconditioning_compute_steps": Hyper(50, "integer", low=1),
             "statistics_compute_steps": Hyper(1, "integer", low=1),
             "block_size": Hyper(512, "integer", low=1),
-            # The package's default merges the axes of small layers into one, which is then not preconditioned at all.
+            # The package's default merges the axes of small layers into one, which is then not preconditioned.
             "shape_interpretation": OFF,
             "nesterov": ON,
             "matrix_eps": Hyper(1e-6),
             "use_svd": OFF,
         },
-        needs=frozenset({"random"}),  # its Newton iteration begins with a power iteration from a random vector
+        needs=frozenset({"random"}),  # its Newton iteration starts with a power iteration from a random vector
         interval="preconditioning_compute_steps",
         step_cost=20.0,
     ),
@@ -86,7 +86,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="lion",
         target="pytorch_optimizer:Lion",
-        summary="steps of one size along the sign of a momentum",
+        summary="steps of equal size along the sign of a momentum",
         reference="Chen et al. 2023, arXiv:2302.06675",
         state="1",
         hyperparameters={
@@ -162,8 +162,8 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             # As in the paper's Algorithm 2, where the decay is part of the step that is scaled.
             "weight_decouple": OFF,
             "grad_averaging": ON,
-            # Else the package divides the scaled step by 1 - β1^t: first steps ten times too long, in no version of
-            # the paper.
+            # Otherwise the package divides the scaled step by 1 - β1^t, which makes first steps ten times too long and
+            # is in # no version of the paper.
             "adam_debias": ON,
         },
     ),
@@ -183,7 +183,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="schedule-free",
         target="pytorch_optimizer:ScheduleFreeAdamW",
-        summary="AdamW without a schedule: trains at an interpolation, is measured at the average",
+        summary="AdamW without a schedule: computes gradients at an interpolation, is measured at the average",
         reference="Defazio et al. 2024, arXiv:2405.15682",
         state="2",
         hyperparameters={
@@ -201,7 +201,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="adahessian",
         target="pytorch_optimizer:AdaHessian",
-        summary="Adam with the diagonal of the Hessian, from random probes, for a second moment",
+        summary="Adam with the Hessian diagonal, estimated with random probes, as second moment",
         reference="Yao et al. 2021, arXiv:2006.00719",
         state="3",
         hyperparameters={

@@ -6,8 +6,8 @@ from functools import partial
 
 from optbench.optimizers.spec import ADAM, LR, OFF, ON, WEIGHT_DECAY, Hyper, OptimizerSpec
 
-ONE_PASS = {"fused": True}  # over memory; the same update rule
-COUNTS_ON_DEVICE = {"capturable": True}  # the step count, so that a step can be recorded
+ONE_PASS = {"fused": True}  # chosen over lower memory; the same update rule
+COUNTS_ON_DEVICE = {"capturable": True}  # the step count on the device, so that a step can be recorded
 MOMENTS_ON = {"cpu": ONE_PASS, "cuda": ONE_PASS | COUNTS_ON_DEVICE}
 
 _stacked = partial(
@@ -125,7 +125,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="adafactor",
         target="torch.optim:Adafactor",
-        # its row and column means and its step length are taken over a whole tensor
+        # its row and column means and its step length depend on a whole tensor
         summary="second moments of a matrix as an outer product of row and column means; steps relative to the weights",
         reference="Shazeer & Stern 2018, arXiv:1804.04235",
         state="m+n per m×n matrix, n per vector",
@@ -140,11 +140,11 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="rprop",
         target="torch.optim:Rprop",
-        summary="each weight has a step length of its own: longer while its gradient keeps its sign, else shorter",
+        summary="one step length per weight: increased while its gradient keeps its sign, else reduced",
         reference="Riedmiller & Braun 1993",
         state="2",
         hyperparameters={"lr": Hyper(1e-2, above=True)},
-        takes_schedule=False,  # its rate is that of the very first step
+        takes_schedule=False,  # its rate only affects the very first step
     ),
     _each(
         name="muon",

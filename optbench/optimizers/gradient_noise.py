@@ -12,18 +12,18 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class GradientNoise(Wrapper):
-    """Adds noise whose variance falls with the number of steps (Neelakantan et al. 2015, arXiv:1511.06807).
+    """Adds noise with a variance that decays with the number of steps (Neelakantan et al. 2015, arXiv:1511.06807).
 
         g ← g + N(0, σ_t²),    σ_t² = η / (1 + t)^γ,    t = 0, 1, ...
 
     Args:
         params: parameters, or groups of them.
         base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
-        generator: draws the noise, on the CPU, whatever the device.
-        eta: variance of the first step. gamma: how fast it falls; .55 in the paper.
-        steps: no noise from this step on; None: never without.
+        generator: draws the noise, on the CPU for every device.
+        eta: variance of the first step. gamma: rate of decay; .55 in the paper.
+        steps: no noise from this step on; None: always noise.
 
-    The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
+        The gradients are not modified. Raises OptimizerError as `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(3))
@@ -48,7 +48,7 @@ class GradientNoise(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of the base from noisy gradients; the loss of `closure`, where one is given."""
+        """Take one step of the base with noisy gradients; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         clean = []
         for group in self.param_groups if self.steps is None or self.taken < self.steps else ():
@@ -65,7 +65,7 @@ class GradientNoise(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, the clock, and the state of the generator: going on draws what would have been drawn."""
+        """Return the state of the base, the clock and the generator, so that resuming draws the same noise."""
         return {"base": super().state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Hessian-free optimisation: a few conjugate-gradient steps towards the natural gradient, without forming a matrix."""
+"""Hessian-free optimisation: a few conjugate-gradient steps towards the natural gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from optbench.attention import unfused
 
 SHORTEST = 2.0**-5
-"""Of a step that raises the loss, halves down to this are tried before it is given up."""
+"""Smallest fraction to which a step that raises the loss is halved before it is rejected."""
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -23,19 +23,19 @@ class HessianFree(torch.optim.Optimizer):
     J is the Jacobian of the logits and p their softmax: for cross-entropy this Gauss-Newton matrix is the Fisher
     matrix, and d the damped natural gradient (Pascanu & Bengio 2014). Gradient and products use the same mini-batch,
     and the conjugate gradients start from `carry` times the last d and stop early (Kiros 2013). A step that raises the
-    loss of its own mini-batch is halved up to five times, and then not taken.
+    loss of its own mini-batch is halved up to five times, and then rejected.
 
     On request λ follows the rule of Levenberg and Marquardt: with ρ = (L(θ + d) - L(θ)) / q(d), it is multiplied by
-    3/2 where ρ < 1/4 and by 2/3 where ρ > 3/4. The rule is meant for the whole data set: on mini-batches ρ is measured
-    where d was fitted, so λ falls until each step fits its own mini-batch and no other.
+    3/2 where ρ < 1/4 and by 2/3 where ρ > 3/4. The rule is intended for the whole data set: on mini-batches ρ is
+    measured on the data to which d was fitted, so λ falls until each step fits only its own mini-batch.
 
-    The network is a softmax classifier whose output are logits (N, classes), trained on the mean cross-entropy.
+    The network is a softmax classifier with logits (N, classes), trained on the mean cross-entropy.
 
     Args:
         model: the network; a forward hook on it keeps the inputs of the last forward pass.
-        lr: the part of d that is taken. damping: λ at the start, > 0; adapt_damping: whether it follows the rule.
-        iterations: the most conjugate-gradient steps. tolerance: they stop at this share of the first residual's norm.
-        carry: in [0, 1), how much of the last d they start from.
+        lr: the fraction of d to take. damping: initial λ, > 0; adapt_damping: whether it follows the rule.
+        iterations: maximum conjugate-gradient steps. tolerance: they stop at this fraction of the initial residual
+        norm. carry: in [0, 1), the fraction of the last d from which they start.
 
     Example:
         >>> model, inputs, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
@@ -79,9 +79,9 @@ class HessianFree(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients that are there, with the inputs of the last forward pass.
+        """Take one step with the current gradients and the inputs of the last forward pass.
 
-        Raises TypeError without a closure, by which it tells whether a step was good.
+        Raises TypeError without a closure, which it needs to judge a step.
         """
         if closure is None:
             raise TypeError("HessianFree.step needs a closure that computes loss and gradients anew")
@@ -104,7 +104,7 @@ class HessianFree(torch.optim.Optimizer):
         return before
 
     def _take(self, closure: Callable[[], Any], direction: list[Tensor], lr: float, before: float) -> float:
-        """Go along `direction` as far as the loss allows; the loss at its full length lr."""
+        """Move along `direction` as far as the loss does not rise; return the loss at full length lr."""
         origin = [p.clone() for p in self._parameters]
         length, full = 1.0, math.nan
         while length >= SHORTEST:
@@ -121,7 +121,7 @@ class HessianFree(torch.optim.Optimizer):
         return full
 
     def _gauss_newton(self, damping: float) -> Callable[[list[Tensor]], list[Tensor]]:
-        """The product of F + λ with a vector, by two passes back through one graph (Pearlmutter's trick)."""
+        """Return a function for products of F + λ with a vector, by two backward passes (Pearlmutter's trick)."""
         parameters = self._parameters
         self._looking = False
         with torch.enable_grad(), unfused():
@@ -148,7 +148,7 @@ def _minimise(
     iterations: int,
     tolerance: float,
 ) -> tuple[list[Tensor], float]:
-    """Conjugate gradients on q(x) = gradient·x + ½ x·Mx, M positive definite: the last x, and q(x)."""
+    """Minimise q(x) = gradient·x + ½ x·Mx, M positive definite, by conjugate gradients; return x and q(x)."""
     x = start
     product = multiply(x)
     residual = [-g - m for g, m in zip(gradient, product, strict=True)]
@@ -156,7 +156,7 @@ def _minimise(
     square = _dot(residual, residual)
     enough = tolerance**2 * square
     for _ in range(iterations):
-        if not square > 0:  # at the minimum, or not a number
+        if not square > 0:  # at the minimum, or NaN
             break
         product = multiply(towards)
         alpha = square / _dot(towards, product)

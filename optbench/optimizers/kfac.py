@@ -18,12 +18,12 @@ from optbench.precision import without_casts
 
 @dataclass(frozen=True)
 class LayerSignals:
-    """What one layer saw in one forward pass, and what came back to it.
+    """The inputs of one layer in a forward pass, and the gradients of its outputs.
 
-    inputs: (R, a) rows that the weight matrix was applied to, a 1 appended where there is a bias.
-    gradients: (R, o), by the layer's outputs, of the negative log-likelihood of sampled labels, summed.
-    predictions: N, of the network; R = N in fully connected layers of plain classifiers, N T where a convolution has T
-        pixels.
+    inputs: (R, a) rows to which the weight matrix was applied, with a 1 appended if there is a bias.
+    gradients: (R, o) of the summed negative log-likelihood of sampled labels with respect to the outputs.
+    predictions: N, of the network; R = N in fully connected layers of plain classifiers, N T in a convolution with T
+    pixels.
     """
 
     inputs: Tensor
@@ -31,7 +31,7 @@ class LayerSignals:
     predictions: int
 
     def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
-        """A ← kept A + (1 − kept) Σ x xᵀ / N; G likewise, of Σ g gᵀ / R: sums over all rows.
+        """Update A ← kept A + (1 − kept) Σ x xᵀ / N, and G likewise with Σ g gᵀ / R: sums over all rows.
 
         a: A, (a, a); g: G, (o, o); on a CPU as lower panels.
         """
@@ -43,7 +43,7 @@ class LayerSignals:
 
 
 class Move(NamedTuple):
-    """Where one parameter goes, before it is scaled."""
+    """The unscaled direction of one parameter."""
 
     group: dict[str, Any]
     parameter: Tensor
@@ -56,23 +56,23 @@ class Kfac(torch.optim.Optimizer):
 
         F ≈ A ⊗ G,   A = E[x xᵀ],  G = E[g gᵀ],      V = (G + √λ/π)⁻¹ ∇W (A + π √λ)⁻¹,   W ← W - lr · momentum(ν V)
 
-    x are a layer's inputs with a 1 for its bias, g the gradients of log p(y | input) by its outputs, with labels y
-    drawn from the network's own prediction: the true Fisher matrix, not the one of the training labels. Of a
-    convolution x are its patches, and E takes the sum over places for A and their mean for G (Grosse & Martens 2016).
-    π² = (tr A / a) / (tr G / o) shares the damping λ among the factors (Martens & Grosse 2015, section 6.3), and
+    x are a layer's inputs with a 1 for its bias, g the gradients of log p(y | input) with respect to its outputs, with
+    labels y drawn from the network's prediction: the true Fisher matrix, not the empirical one. In a convolution x are
+    its patches, and E is the sum over positions for A and their mean for G (Grosse & Martens 2016).
+    π² = (tr A / a) / (tr G / o) divides the damping λ between the factors (Martens & Grosse 2015, section 6.3), and
     ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
 
     The network is a softmax classifier with logits (N, classes), or (B, T, classes) with N = B T predicted positions of
-    sequences; or of some positions, as masked tokens are. A is the sum over all rows that a layer saw divided by N, the
-    loss being a mean over predictions, and G the mean over rows, as if each row was an example (K-FAC-expand,
-    Eschenhagen et al. 2023). Of a tuple of outputs the mean losses are added: what is drawn for a further one, of N'
-    predictions, is weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its own predictions.
+    sequences, or with fewer, such as masked tokens. A is the sum over all rows of a layer divided by N, because the
+    loss is a mean over predictions, and G the mean over rows, treating each row as an example (K-FAC-expand,
+    Eschenhagen et al. 2023). For a tuple of outputs the mean losses are added: gradients of a further output with N'
+    predictions are weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its own predictions.
     Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
 
     Args:
-        model: the network; forward hooks on it and its layers see the inputs and draw the labels.
+        model: the network; forward hooks on it and its layers record inputs and draw labels.
         lr: learning rate. momentum: of the preconditioned gradient. weight_decay: decoupled.
-        damping: λ > 0. decay: of the running averages of the factors, from min(1 - 1/k, decay) at the k-th update.
+        damping: λ > 0. decay: of the running averages of the factors, min(1 - 1/k, decay) at the k-th update.
         factor_frequency: steps between updates of the factors; inverse_frequency: between inversions.
         kl_clip: bound of the step; None: unbounded.
         generator: draws the labels, on the CPU; None: the global one.
@@ -86,7 +86,7 @@ class Kfac(torch.optim.Optimizer):
     Reference: Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407; Eschenhagen et al.
     2023, arXiv:2311.00636.
 
-    Raises ValueError, in the forward pass, when a layer is used twice in it.
+    Raises ValueError in a forward pass that uses a layer twice.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Kfac(torch.optim.Optimizer):
         }
         self._layers = [module for module in model.modules() if _supported(module)]
         self._generator = generator
-        # One group per layer: weight and bias are one matrix. Then all others.
+        # One group per layer, in which weight and bias form one matrix, then all others.
         groups = [{"params": list(layer.parameters(recurse=False))} for layer in self._layers]
         own = {p for group in groups for p in group["params"]}
         rest = [p for p in model.parameters() if p not in own]
@@ -124,7 +124,7 @@ class Kfac(torch.optim.Optimizer):
         self._inputs: dict[nn.Module, Tensor] = {}
         self._outputs: dict[nn.Module, Tensor] = {}
         self.signals: dict[nn.Module, LayerSignals] = {}
-        """Of the last forward pass, by layer."""
+        """Signals of the last forward pass, by layer."""
         for layer in self._layers:
             layer.register_forward_hook(self._see_layer)
         model.register_forward_pre_hook(self._begin)
@@ -139,19 +139,17 @@ class Kfac(torch.optim.Optimizer):
 
     def _see_layer(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if not (self._looking and output.requires_grad):
-            return  # a layer that is called outside the network's own forward pass, too
+            return  # also for a layer called outside the network's forward pass
         if layer in self._outputs:
-            raise ValueError(
-                f"{type(layer).__name__} is used twice in one forward pass, which K-FAC has no factors for"
-            )
+            raise ValueError(f"{type(layer).__name__} is used twice in one forward pass, which K-FAC does not support")
         self._inputs[layer], self._outputs[layer] = inputs[0].detach(), output
 
     def _see_prediction(self, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor | tuple[Tensor, ...]) -> None:
-        """Draw labels from the prediction and follow their likelihood back to every layer's outputs."""
+        """Draw labels from the prediction and backpropagate their log-likelihood to every layer's outputs."""
         self._looking = False
         if self._outputs:
             predictions = (logits,) if isinstance(logits, Tensor) else logits
-            # Statistics are in the precision of the weights, whatever a forward pass under autocast is in.
+            # Statistics have the precision of the weights, also under autocast.
             with STATISTICS, without_casts(predictions[0].device):
                 self._follow(predictions)
 
@@ -162,7 +160,7 @@ class Kfac(torch.optim.Optimizer):
         exact = self.param_groups[0]["params"][0].dtype
         for logits in (found.flatten(0, -2).to(exact) for found in predictions):
             with torch.no_grad():
-                chances = logits.softmax(1).nan_to_num(1.0).cpu()  # of a network that diverged nothing can be drawn
+                chances = logits.softmax(1).nan_to_num(1.0).cpu()  # labels cannot be drawn from a diverged network
                 labels = torch.multinomial(chances, 1, generator=self._generator).squeeze(1).to(logits.device)
             drawn = nn.functional.cross_entropy(logits, labels, reduction="sum")
             losses.append(drawn if len(logits) == count else drawn * (count / len(logits)) ** 0.5)
@@ -176,7 +174,7 @@ class Kfac(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients that are there; the loss of `closure`, where one is given."""
+        """Take one step with the current gradients; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         signals, self.signals = self.signals, {}
         moves: list[Move] = []
@@ -190,7 +188,7 @@ class Kfac(torch.optim.Optimizer):
             if layer in signals:
                 with STATISTICS:
                     _average(state, group, signals[layer])
-            if "input_factor" not in state:  # no forward pass was seen yet, as after loading an empty state
+            if "input_factor" not in state:  # no forward pass yet, as after loading an empty state
                 moves += [Move(group, p, p.grad, p.grad) for p in group["params"]]
                 continue
             if "input_inverse" not in state or self._due("inverse_frequency"):
@@ -211,9 +209,9 @@ class Kfac(torch.optim.Optimizer):
         return loss
 
     def planned(self, rows: int) -> tuple[int, int]:
-        """Bytes of the state, and of what a step needs besides, from the shapes of the layers alone.
+        """Return the bytes of the state, and of a step's temporaries, from the shapes of the layers.
 
-        rows: of signals of each layer: examples times the places in each.
+        rows: of each layer's signals: examples times positions per example.
         """
         sides = []
         for layer in self._layers:
@@ -225,20 +223,20 @@ class Kfac(torch.optim.Optimizer):
         return state, 4 * rows * sum(map(sum, sides)) + 4 * 8 * longest**2
 
     def _trusted(self, moves: list[Move]) -> Tensor | float:
-        """ν, by which all directions are multiplied."""
+        """Return ν, the factor on all directions."""
         clip = self.param_groups[0]["kl_clip"]
         if clip is None or not moves:
             return 1.0
         change = torch.stack([(m.direction * m.gradient).sum() for m in moves]).sum()
-        # Not by lr² in the product, which overflows for an absurd lr; all groups have the same.
+        # lr² is kept out of the product, where it would overflow for an absurd lr; all groups have the same.
         scale: Tensor = (clip / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt() / self.param_groups[0]["lr"]
         return scale.clamp_max(1.0)
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """(A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of symmetric positive semi-definite A (a, a) and G (o, o), by lower triangles.
+    """Return (A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of the lower triangles of positive semi-definite A (a, a), G (o, o).
 
-    Inverted in float64. Factors that are not finite give inverses that are not.
+    Inverted in float64. Non-finite factors give non-finite inverses.
     """
     tiny = torch.finfo(a.dtype).tiny
     pi = ((a.trace() / len(a)).clamp_min(tiny) / (g.trace() / len(g)).clamp_min(tiny)).sqrt().double()
@@ -248,13 +246,13 @@ def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tenso
 
 def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
     lifted = factor.double() + damping * torch.eye(len(factor), dtype=torch.float64, device=factor.device)
-    # Without the check of `cholesky`, which would raise where a diverged trial should be found out by its weights.
+    # Without the check of `cholesky`, which would raise; a diverged trial is detected by its weights.
     root, _ = torch.linalg.cholesky_ex(lifted)
     return torch.cholesky_inverse(root).to(factor.dtype)
 
 
 def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
-    """Running averages of the factors, which begin as the first ones themselves."""
+    """Update the running averages of the factors, which start at the first factors."""
     updates = group["steps"] // group["factor_frequency"] + 1
     kept = min(1 - 1 / updates, group["decay"]) if "input_factor" in state else 0.0
     for name, rows in (("input_factor", signals.inputs), ("output_factor", signals.gradients)):
@@ -264,7 +262,7 @@ def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals
 
 
 def _preconditioned(group: dict[str, Any], state: dict[str, Any]) -> list[Tensor]:
-    """V of a layer's weight and, where it has one, of its bias."""
+    """Return V of a layer's weight and of its bias, if any."""
     weight, *bias = group["params"]
     gradient = torch.cat([weight.grad.flatten(1), *(p.grad.unsqueeze(1) for p in bias)], 1)
     found = state["output_inverse"] @ gradient @ state["input_inverse"]

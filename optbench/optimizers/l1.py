@@ -1,4 +1,4 @@
-"""An L1 penalty on the weights over any base optimizer, by its proximal step: what one would do for sparsity."""
+"""An L1 penalty on the weights for any base optimizer, by its proximal step: a baseline for sparsity."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from optbench.optimizers.wrapper import Wrapper
 class L1(Wrapper):
     """Soft-thresholds the weights after every step of the base (Daubechies et al. 2004; over SGD: ISTA).
 
-        w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains as they are
+        w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains are unchanged
 
-    Unlike a subgradient of λ‖w‖₁ in the loss it reaches exact zeros, and an adaptive base does not rescale it.
+    Unlike a subgradient of λ‖w‖₁ in the loss, it reaches exact zeros and is not rescaled by an adaptive base.
 
     Args:
         params: parameters, or groups of them.
@@ -26,7 +26,7 @@ class L1(Wrapper):
 
     Reference: arXiv:math/0307152.
 
-    Raises OptimizerError as `Wrapper` does, and where the base has no `lr`.
+    Raises OptimizerError as `Wrapper`, and if the base has no `lr`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))
@@ -39,11 +39,11 @@ class L1(Wrapper):
     def __init__(self, params: Iterable[Any], base: Mapping[str, Any], strength: float = 1e-5) -> None:
         super().__init__("l1", params, base, {"strength": strength})
         if any("lr" not in group for group in self.base.param_groups):
-            raise OptimizerError(f"l1 cannot stand over {base['target']}, which has no lr to threshold by")
+            raise OptimizerError(f"l1 cannot wrap {base['target']}, which has no lr for the threshold")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; the loss of `closure`, where one is given."""
+        """Take one step; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         self.base.step()
         rates = {p: group["lr"] for group in self.base.param_groups for p in group["params"]}

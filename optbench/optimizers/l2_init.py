@@ -1,4 +1,4 @@
-"""Regularisation towards the initial weights, over any base optimizer: keeps a network able to learn."""
+"""Regularisation towards the initial weights for any base optimizer, which preserves plasticity."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class L2Init(Wrapper):
 
         L(w) + λ‖w - w₀‖²,    g ← g + 2λ(w - w₀)
 
-    over all parameters, biases and gains included. The term is part of the loss, as in the paper, so an adaptive base
+    over all parameters, including biases and gains. The term is part of the loss, as in the paper, so an adaptive base
     rescales it like the rest of the gradient.
 
-    In optbench's engine the term joins the gradients (`engine.anchors`), and the base steps in its own lane, whatever
-    it needs. This class does the same in a plain loop, for bases that need gradients only.
+    In optbench's engine the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
+    whatever it needs. This class does the same in a plain loop, for bases that need only gradients.
 
     Args:
         params: parameters, or groups of them, at their initial values w₀.
         base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
         strength: λ ≥ 0; the paper tunes it over 1e-5, 1e-4, 1e-3 and 1e-2.
 
-    The gradients are left as they were. Raises OptimizerError as `Wrapper` does.
+    The gradients are not modified. Raises OptimizerError as `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(1))  # w₀ = 0
@@ -44,7 +44,7 @@ class L2Init(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base; return the loss of `closure`, if one is given, without the added term."""
+        """Take one step of the base; return the loss of `closure`, if given, without the added term."""
         loss = evaluated(closure)
         clean = []
         for group, start in zip(self.param_groups, self.start, strict=True):
@@ -58,7 +58,7 @@ class L2Init(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state and the initial weights."""
+        """Return the base's state and the initial weights."""
         return {"base": super().state_dict(), "start": self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From an optimizer's target to the class or function behind it, and the arguments that this takes."""
+"""Load the class or function of an optimizer's target, and check its arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optbench.optimizers.registry import base_settings, check_settings, find, is
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
 EXTRAS = {"pytorch_optimizer": "optimizers"}
-"""Packages that the registry knows of but a plain install lacks, and the extra that brings them."""
+"""Packages of registered optimizers missing from a plain install, and the extras that install them."""
 
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True)
@@ -26,11 +26,11 @@ EXPECTED = "a torch.optim.Optimizer, or a class or function that makes an object
 
 
 def load_factory(target: str) -> Callable[..., Any]:
-    """Return the class or function behind a registered name, `module:attribute` or `./file.py:attribute`.
+    """Load the class or function of a registered name, `module:attribute` or `./file.py:attribute`.
 
     Raises:
-        OptimizerError: the module cannot be imported (when an extra is missing, it says which), has no such attribute,
-            or what it has there makes no optimizer.
+        OptimizerError: the module cannot be imported (the message names a missing extra), has no such attribute, or the
+        attribute does not make an optimizer.
     """
     named = find(target).target
     try:
@@ -43,7 +43,7 @@ def load_factory(target: str) -> Callable[..., Any]:
             raise OptimizerError(needed) from cause
         raise OptimizerError(*error.args) from cause
     attribute = named.rpartition(":")[2]
-    # A wrapper may pass `step` on.
+    # a wrapper may delegate `step`
     passes_on = hasattr(found, "__getattr__") and not (inspect.isclass(found) and issubclass(found, nn.Module))
     stepless = inspect.isclass(found) and not hasattr(found, "step") and not passes_on
     if not callable(found) or stepless:
@@ -59,11 +59,11 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check a plug-in's hyper-parameters against the signature of its class or function.
 
     Raises:
-        OptimizerError: it cannot be loaded, does not take one of the names, or needs one that is not given.
+        OptimizerError: it cannot be loaded, does not accept one of the names, or requires a missing one.
     """
     factory = load_factory(target)
     if not is_plugin(target):
-        # The registry has checked these; what stands inside them may be a user's.
+        # The registry has checked these; an optimizer inside them may be a user's.
         for name, hyper in find(target).hyperparameters.items():
             if hyper.kind == "optimizer":
                 check_arguments(*base_settings(target, hyperparameters[name]))
@@ -76,14 +76,14 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
     ]
     instead = first_given(factory) is not None or given_name(hyperparameters.get(first.name)) is not None
-    if instead:  # of the parameters, which may follow: `(model, params)`
+    if instead:  # parameters, which may also follow: `(model, params)`
         parameters = [first, *(p for p in parameters if p.name not in PARAMETERS)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:
         if name not in names and not takes_any and name not in DECLARATIONS:
             raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
-    # The trial's own, where they are asked for.
+    # provided by the trial
     given = {*hyperparameters, *GIVEN, *([first.name] if first_given(factory) is not None else [])}
     missing = [name for name, p in names.items() if p.default is p.empty and name not in given]
     if missing:
@@ -92,10 +92,10 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check values against the annotations of a signature, as far as these say what YAML could hold.
+    """Check values against the annotations of a signature, as far as YAML can express their types.
 
     Raises:
-        OptimizerError: one is of another type.
+        OptimizerError: a value has the wrong type.
     """
     parameters, scope = signature(factory)
     for p in parameters:
@@ -106,21 +106,21 @@ def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapp
             adapter: TypeAdapter[Any] = TypeAdapter(meant(p.annotation, scope), config=CONFIG)
             adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            # Values of an annotation that is a class, such as `Tensor`, are not written in YAML.
+            # Values annotated with a class, such as `Tensor`, cannot be written in YAML.
             if all(each["type"] != "needs_python_object" for each in error.errors()):
                 expected = inspect.formatannotation(p.annotation)
                 raise OptimizerError(
                     f"hyper-parameter '{p.name}' of {target}: expected {expected}, got {value!r}"
                 ) from None
-        except Exception:  # annotations are what a user writes there
+        except Exception:  # annotations may be anything that a user writes
             continue
 
 
 def default_of(target: str, argument: str) -> Any:
-    """Return the default that a plug-in has for an argument; None where it has none.
+    """Return a plug-in's default for an argument; None without one.
 
     Raises:
-        OptimizerError: it cannot be loaded, or its signature not be read.
+        OptimizerError: it cannot be loaded, or its signature cannot be read.
     """
     found = next((p for p in _parameters(load_factory(target), target) if p.name == argument), None)
     return None if found is None or found.default is found.empty else found.default

@@ -1,4 +1,4 @@
-"""From a spec and settings to an optimizer, with its generator, its fallback, its base; what a user's own one needs."""
+"""Construct optimizers from spec and settings, with generator, fallback and base, and resolve a user's requirements."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from optbench.targets import said
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
-"""Of the gradients that an elementwise optimizer is tried on: those of a training, then none, tiny and huge ones."""
+"""Scales of the gradients on which an elementwise optimizer is tried: ordinary, zero, tiny and huge."""
 
 
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
-    """Return a function that makes the optimizer of `spec` over the parameters it is called with.
+    """Return a function that constructs the optimizer of `spec` for given parameters.
 
-    given: what a trial has for an optimizer that needs it: its `generator`, `model`, `total_steps`, `examples`.
+    given: the trial's values for an optimizer that needs them: `generator`, `model`, `total_steps`, `examples`.
 
-    The returned function raises whatever the constructor does, and OptimizerError where it makes no optimizer.
+    The returned function raises any exception of the constructor, and OptimizerError if the result is no optimizer.
     """
     factory = load_factory(spec.target)
     names = list(parameters_of(factory))
     given = given or {}
     arguments = constructor_arguments(spec, hyperparameters)
-    # What the user has set stands: a schedule may be meant to end sooner.
+    # A value set by the user takes precedence: a schedule may be meant to end sooner.
     named = {*names, *declared_needs(hyperparameters)}
     by_name = [name for name in GIVEN if name in spec.needs & named and name not in arguments]
     arguments |= {name: _Given(name) for name in by_name}
@@ -61,14 +61,14 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     def made(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         own = {
-            # A copy: what an optimizer writes into a list or mapping that it is given would reach all of its variant.
+            # A copy: changes that an optimizer makes to a list or mapping would affect all trials of its variant.
             name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else copy.deepcopy(value)
             for name, value in arguments.items()
         }
         own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
             return checked(factory(_grouped(parameters, spec.at_the_ends), **own), spec.target)
-        # The model, say, comes first; parameters may follow.
+        # e.g. the model comes first; parameters may follow
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         return checked(factory(own.pop(names[0]), **own), spec.target)
 
@@ -89,7 +89,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
-    """The parameters, or a group of them and one of the ends with settings of its own."""
+    """Return the parameters, or groups of them and of the ends, which have their own settings."""
     ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
@@ -99,7 +99,7 @@ def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> li
 
 @dataclass(frozen=True)
 class _Given:
-    """Stands for an argument that only the trial has."""
+    """Placeholder for an argument that only the trial has."""
 
     name: Need
 
@@ -112,10 +112,10 @@ def _of_trial(name: Need, given: Mapping[str, Any], parameters: Sequence[Tensor]
 
 
 def checked(made: Any, target: str) -> torch.optim.Optimizer:
-    """Return what a class or function of this target made, be it duck-typed; several optimizers become one.
+    """Validate the result of a target's class or function, possibly duck-typed, and combine several optimizers.
 
     Raises:
-        OptimizerError: it is no optimizer, or a list of optimizers one of which needs more than gradients.
+    OptimizerError: it is not an optimizer, or a list in which one optimizer needs more than gradients.
     """
     if isinstance(made, list | tuple) and made:
         parts = [checked(part, target) for part in made]
@@ -133,20 +133,20 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters without what is only said of a user's optimizer."""
+    """Return the hyper-parameters without declarations about a user's optimizer."""
     declared = DECLARATIONS if spec.source == "yours" else ()
     return {k: v for k, v in hyperparameters.items() if k not in declared}
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec with what a user's optimizer needs, as far as its class or function and the user tell.
+    """Return the spec with the needs of a user's optimizer, as far as its class or function and declarations tell.
 
     Declared next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`, `only_matrices: true`
-    (then `fallback_lr: 0.001` and its like are AdamW's, for the rest).
+    (then `fallback_lr: 0.001` and similar are AdamW's, for the remaining parameters).
 
     Raises:
-        OptimizerError: it cannot be loaded, is declared elementwise and is not, or what is declared contradicts itself;
-            UntriedError where it raises on being tried, which other settings may not.
+        OptimizerError: it cannot be loaded, is wrongly declared elementwise, or has contradictory declarations.
+        UntriedError: it raises when tried, which other settings may not.
     """
     if spec.source != "yours":
         return spec
@@ -168,7 +168,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
 def resolve_made(
     spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
 ) -> OptimizerSpec:
-    """Return a resolved spec with what only an instance of a user's optimizer tells: the needs of its methods."""
+    """Return a resolved spec with the needs of an instance's methods."""
     if spec.source != "yours":
         return spec
     return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
@@ -177,29 +177,29 @@ def resolve_made(
 def resolve_shared(
     spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]], *, believed: bool = True
 ) -> OptimizerSpec:
-    """Return the resolved spec of trials with these settings, which declare the same.
+    """Return the resolved spec of trials with these settings, whose declarations are equal.
 
-    To resolve it may take an instance: settings that the constructor refuses are not the fault of the others.
+    Resolving may need an instance; settings rejected by the constructor do not affect the others.
 
-    believed: False for one that is declared elementwise and has been found not to be: it gets an instance per trial.
+    believed: False for one found not to be elementwise despite its declaration, which gets an instance per trial.
 
     Raises:
-        OptimizerError: it cannot be loaded, or is not what it is declared to be.
+    OptimizerError: it cannot be loaded, or a declaration is wrong.
     """
     for each in settings if believed else ():
         with contextlib.suppress(UntriedError):
             return resolve_spec(spec, each)
-    # All are refused, each for its own reason, which an instance for each tells.
+    # All are rejected, each with its own error when constructed.
     return resolve_spec(spec, {**settings[0], "elementwise": False})
 
 
 class UntriedError(OptimizerError):
-    """An optimizer that raises when what is declared of it is tried: its settings may be to blame."""
+    """An optimizer that raises when its declarations are tried, possibly because of its settings."""
 
 
 def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
     try:
-        with isolated():  # a worker, or the process that plans the run, carries on after it
+        with isolated():  # the worker, or the process that plans the run, continues afterwards
             return is_elementwise(spec, hyperparameters)
     except SystemExit as error:
         raise UntriedError(f"{spec.target}: {said(error)}") from error
@@ -209,10 +209,10 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Whether steps on stacked weights equal, bit for bit, the steps on each row of them, as a vector and as a matrix;
-    and whether `state` is all the state there is.
+    """Return whether steps on stacked weights equal, bit for bit, steps on each row, and `state` is complete.
 
-    What depends on other weights only later, or only at a network's size, is found in training (`lanes.verification`).
+    Rows are tried as vectors and as matrices. Dependence on other weights that appears only later, or only at a
+    network's size, is detected in training (`lanes.verification`).
     """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
@@ -224,7 +224,7 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
     grads[torch.rand(grads.shape, generator=random) < 0.1] = 0.0
 
     def path(weights: Tensor, along: Tensor, renewed: Sequence[int] = ()) -> Tensor:
-        """The bits of the weights after each step: once they are no numbers, all later ones agree."""
+        """Return the bits of the weights after each step, which are constant once they are NaN."""
         parameter = torch.nn.Parameter(weights.clone())
         optimizer = make([parameter])
         bits = []
@@ -245,18 +245,18 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
 
 
 def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer inside a wrapper, over its parameters.
+    """Construct the optimizer inside a wrapper for its parameters.
 
     Raises:
-        OptimizerError: it is unknown, refuses its hyper-parameters, or needs more than gradients itself.
+    OptimizerError: it is unknown, rejects its hyper-parameters, or needs more than gradients.
     """
     target, settings = base_settings(wrapper, base)
     spec = resolve_spec(find(target), settings)
-    for_more = f"{wrapper} cannot stand over {target}, which needs "
+    for_more = f"{wrapper} cannot wrap {target}, which needs "
     if needs := spec.needs - {"random"}:
         raise OptimizerError(for_more + ", ".join(sorted(needs)))
     make = maker(spec, settings)
-    # What a user's own is declared to be is verified in the elementwise lane only.
+    # Declarations about a user's optimizer are verified in the elementwise lane only.
     found = Row(make, parameters) if spec.lane == "elementwise" and spec.source != "yours" else make(parameters)
     if needs := resolve_made(spec, found, settings).needs - {"random"}:
         raise OptimizerError(for_more + ", ".join(sorted(needs)))
@@ -264,24 +264,24 @@ def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[T
 
 
 def begin_task(optimizer: torch.optim.Optimizer) -> None:
-    """Tell an optimizer that a new task begins, if it has a method of this name to be told by."""
+    """Call an optimizer's `begin_task`, if it has one."""
     told = getattr(optimizer, "begin_task", None)
     if callable(told):
         told()
 
 
 ROW_ALIGNMENT = 16
-"""Of parameters in a row: as in the rows of the engine's stack, and for its reasons."""
+"""Alignment of parameters in a row, the same as in the engine's stack."""
 
 
 class Row(torch.optim.Optimizer):
-    """An optimizer that works weight by weight, over all parameters in one row, padded with zeros.
+    """An elementwise optimizer over all parameters in one row, padded with zeros.
 
-    That is how the engine's own lane for such optimizers holds a member, so inside a wrapper they take the same steps
-    to the last bit: a kernel may round the last few elements of a tensor, which fill no vector, differently.
+    The engine's elementwise lane stores members in the same way, so that optimizers inside a wrapper take bit-identical
+    steps: a kernel may round the last few elements of a tensor, which do not fill a vector, differently.
     """
 
-    SCRATCH = ("_row", "_grad")  # written anew in each step
+    SCRATCH = ("_row", "_grad")  # rewritten in each step
 
     def __init__(self, make: Maker, parameters: Sequence[Tensor]) -> None:
         offsets = [0]
@@ -299,7 +299,7 @@ class Row(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of all parameters, which have gradients all; the loss of `closure`, where one is given."""
+        """Take one step of all parameters, which all have gradients; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         for p, place in zip(self._parameters, self._places, strict=True):
             assert p.grad is not None
@@ -312,7 +312,7 @@ class Row(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """As `rates.rate_groups`: its own, which says what the rate is, and that of the optimizer that steps by it."""
+        """Return the groups for `rates.rate_groups`: its own, which defines the rate, and the inner one's."""
         return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
 
     def state_dict(self) -> dict[str, Any]:
@@ -324,7 +324,7 @@ class Row(torch.optim.Optimizer):
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers, each over parameters of its own, as one."""
+    """Several optimizers, each with its own parameters, as one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         groups = [group for part in parts for group in getattr(part, "param_groups", ())]
@@ -332,7 +332,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """One step of each; the loss of `closure`, where one is given, taken once before them."""
+        """Take one step of each; return the loss of `closure`, if given, evaluated once before."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
@@ -340,7 +340,7 @@ class Together(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """As `rates.rate_groups`: those of every part."""
+        """Return the groups of every part, for `rates.rate_groups`."""
         return [group for part in self.parts for group in rate_groups(part, stepping=stepping)]
 
     def _gather(self) -> None:

@@ -10,31 +10,31 @@ from optbench.errors import OptimizerError, hint
 from optbench.optimizers.spec import GIVEN, GIVEN_VALUES, NEEDS, Need
 
 MODELS = ("model", "module", "net", "network")
-"""What the first argument is called where it is the model."""
+"""Names of a first argument that receives the model."""
 PARAMETERS = ("params", "parameters")
-"""What the argument for the parameters is called where it is not the first, as in `(model, params)`."""
+"""Names of the argument for parameters if it is not the first, as in `(model, params)`."""
 _GIVEN_KEY = "given"
 
 
 def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
-    """Return the needs of a user's optimizer: declared, or found in the signatures of its class or function.
+    """Return the needs of a user's optimizer, declared or inferred from the signatures of its class or function.
 
-    `generator`, `model`, `named_parameters` and `total_steps` are arguments; what its methods need is known here of a
-    class only.
+    `generator`, `model`, `named_parameters` and `total_steps` are arguments; needs of methods are known here only for a
+    class.
     """
-    # What a user's optimizer draws is unknown.
+    # whether a user's optimizer draws random numbers is unknown
     needs: set[Need] = {"random", *declared_needs(hyperparameters), *(set(GIVEN) & parameters_of(factory).keys())}
     needs |= {name for value in hyperparameters.values() if (name := given_name(value)) is not None}
     if (first := first_given(factory)) is not None:
         needs.add(first)
-    # What a function returns is seen when it is called.
+    # a function's result is only known when it is called
     return needs_of_methods(factory if inspect.isclass(factory) else None, hyperparameters, needs)
 
 
 def needs_of_methods(
     optimizer: object, hyperparameters: Mapping[str, Any], needs: Set[Need] = frozenset()
 ) -> frozenset[Need]:
-    """Add to `needs` what the methods of an optimizer, or of its class, need.
+    """Add the needs of an optimizer's methods, or those of its class.
 
     A `step` with an argument `closure` or `loss` that has no default needs a closure; `train` and `eval` are modes.
     """
@@ -47,11 +47,11 @@ def needs_of_methods(
         found.add("around_forward")
     if "no-modes" in declared_needs(hyperparameters):
         found -= {"modes", "no-modes"}
-    return frozenset(found - {"no-schedule"})  # nothing that a step needs
+    return frozenset(found - {"no-schedule"})  # not needed by a step
 
 
 def first_given(factory: Callable[..., Any]) -> Need | None:
-    """Return what a trial gives as the first argument in the place of the parameters, or None for the parameters."""
+    """Return what a trial passes as the first argument instead of the parameters, or None for the parameters."""
     first = next(iter(parameters_of(factory).values()), None)
     if first is None:
         return None
@@ -62,13 +62,13 @@ def first_given(factory: Callable[..., Any]) -> Need | None:
 
 
 def declared_needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
-    """The words of `needs: ...`."""
+    """Return the words of `needs: ...`."""
     words = str(hyperparameters.get("needs") or "").split()
     return frozenset(need for need in NEEDS if need in words)
 
 
 def given_name(value: Any) -> Need | None:
-    """`total_steps` of `{given: total_steps}`: a value that only the trial knows; None for any other value."""
+    """Return `total_steps` for `{given: total_steps}`, a value that only the trial knows; None for other values."""
     if isinstance(value, Mapping) and set(value) == {_GIVEN_KEY}:
         return next((name for name in GIVEN_VALUES if name == value[_GIVEN_KEY]), None)
     return None
@@ -78,7 +78,7 @@ def check_given(name: str, value: Any) -> None:
     """Check a value of the form `{given: ...}`.
 
     Raises:
-        OptimizerError: it names nothing that a trial has.
+        OptimizerError: it does not name a value of a trial.
     """
     if isinstance(value, Mapping) and _GIVEN_KEY in value and given_name(value) is None:
         word = value[_GIVEN_KEY]
@@ -89,7 +89,7 @@ def check_given(name: str, value: Any) -> None:
 
 
 def required_arguments(function: Callable[..., Any] | None) -> frozenset[str]:
-    """The arguments without a default, `self` aside; empty where the signature cannot be read."""
+    """Return the arguments without a default, except `self`; empty if the signature cannot be read."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(
         name
@@ -99,13 +99,13 @@ def required_arguments(function: Callable[..., Any] | None) -> frozenset[str]:
 
 
 def takes_loss_by_name(step: Callable[..., Any]) -> bool:
-    """Whether `step` is to be given the loss by name: `step(loss)`, or `step(closure, loss)` without a default."""
+    """Return whether `step` takes the loss by name: `step(loss)`, or `step(closure, loss)` without a default."""
     parameters = parameters_of(step)
     return "loss" in parameters and ("loss" in required_arguments(step) or "closure" not in parameters)
 
 
 def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"]:
-    """How `step` takes a closure: as its first argument, whatever that is called; by name; or not, as `step(loss)`."""
+    """Return how `step` takes a closure: as its first argument of any name, by name, or not, as in `step(loss)`."""
     parameters = parameters_of(step)
     first = next((p for name, p in parameters.items() if name != "self"), None)
     if first is None:
@@ -117,10 +117,10 @@ def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"
 
 
 def parameters_of(function: Callable[..., Any] | None) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or constructor by name; none where its signature cannot be read."""
+    """Return the parameters of a function or constructor by name; empty if its signature cannot be read."""
     try:
         return inspect.signature(function).parameters if function is not None else {}
-    except (ValueError, TypeError):  # compiled, say
+    except (ValueError, TypeError):  # e.g. compiled
         return {}
 
 

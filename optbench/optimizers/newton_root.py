@@ -1,4 +1,4 @@
-"""Inverse p-th roots by products of matrices alone: for accelerators, which multiply fast and decompose slowly.
+"""Inverse p-th roots by matrix products, for accelerators, which multiply fast and decompose slowly.
 
 Shapes: M members, n the side of a matrix.
 """
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 SQUARINGS = 8
-"""The largest eigenvalue is overestimated by at most n^(1/256): 2.7% at 784, where all eigenvalues are equal."""
+"""The largest eigenvalue is overestimated by at most n^(1/256): 2.7% at 784 if all eigenvalues are equal."""
 CONVERGED = 1e-3
-"""Largest entry of X^p A − I that still counts as a root; in float64 it is far below."""
+"""Largest entry of X^p A − I accepted for a root; in float64 it is far smaller."""
 MOST = 200
 
 
@@ -22,14 +22,14 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
 
         X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   from R = z A, X = z^(1/p) I
 
-    R goes to the identity and X to the root. Nothing in it depends on the numbers, and the device is not waited for.
+    R converges to the identity and X to the root. There is no data-dependent control flow, so no synchronisation.
 
     Args:
-        matrices: A, shape (M, n, n), symmetric positive semidefinite; of float64 where ε is small.
+        matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.
         order: p, at least 1.
-        epsilon: ε > 0, shape (M,): what is added to every eigenvalue, relative to the largest, which is known to a few
-            percent (`SQUARINGS`).
-        iterations: how many; see `iterations_for`.
+        epsilon: ε > 0, shape (M,): added to every eigenvalue, relative to the largest, which is known to a few
+        percent (`SQUARINGS`).
+        iterations: their number; see `iterations_for`.
 
     Returns:
         roots, shape (M, n, n), zero for a zero matrix; and whether each has converged, shape (M,).
@@ -47,13 +47,13 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
         step = ((order + 1) * identity - rest) / order
         root = root @ step
         rest = _power(step, order) @ rest
-    converged = (rest - identity).flatten(1).abs().amax(1) < CONVERGED  # never, where it is not a number
+    converged = (rest - identity).flatten(1).abs().amax(1) < CONVERGED  # False for NaN
     root = root * _column(size.pow(-1 / order))
     return torch.where(_column(seen), root, torch.zeros_like(root)), converged | ~seen
 
 
 def largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """(tr A^q)^(1/q) with q = 2^`SQUARINGS`, shape (M,): an upper bound of λ_max of a semidefinite A, and 0 for 0."""
+    """Return (tr A^q)^(1/q) with q = 2^`SQUARINGS`, (M,): an upper bound of λ_max of semidefinite A; 0 for 0."""
     trace = matrices.diagonal(dim1=1, dim2=2).sum(1)
     power = matrices / _column(torch.where(trace == 0, torch.ones_like(trace), trace))
     log = trace.log()
@@ -67,22 +67,22 @@ def largest_eigenvalue(matrices: Tensor) -> Tensor:
 
 @functools.cache
 def iterations_for(order: int, epsilon: float) -> int:
-    """How many iterations all eigenvalues need, of which ε is the smallest there can be and 1 + ε the largest.
+    """Return the number of iterations for eigenvalues between ε and 1 + ε.
 
     Raises:
-        ValueError: it does not converge in `MOST`.
+    ValueError: more than `MOST` would be needed.
     """
     half = (order + 1) / 2
     rest = [half * epsilon / (1 + epsilon), half]
     for count in range(MOST):
-        if all(abs(r - 1) < 1e-8 for r in rest):  # squared by the next one
+        if all(abs(r - 1) < 1e-8 for r in rest):  # squared in the next iteration
             return count + 1
         rest = [r * ((order + 1 - r) / order) ** order for r in rest]
     raise ValueError(f"epsilon {epsilon:g} needs more than {MOST} iterations; raise it")
 
 
 def _power(matrix: Tensor, exponent: int) -> Tensor:
-    """By squaring: two products for the fourth."""
+    """Raise matrices to a power by squaring: two products for the fourth."""
     found = matrix
     for bit in bin(exponent)[3:]:
         found = found @ found

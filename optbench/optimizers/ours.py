@@ -1,4 +1,4 @@
-"""The optimizers of optbench itself. Imports no torch."""
+"""The optimizers implemented in optbench. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from optbench.optimizers.spec import OFF, Hyper, OptimizerSpec
 
 _each = partial(OptimizerSpec, lane="per-member")
-_wrapper = partial(_each, needs=frozenset({"random"}))  # of a base that may draw
+_wrapper = partial(_each, needs=frozenset({"random"}))  # for a base that may draw random numbers
 _control = partial(OptimizerSpec, lane="its base's")
 
 LEAST_FOR_NEWTON = 1e-15
-"""Below, what is added to a factor's eigenvalues is lost in the rounding of float64."""
+"""Smaller values are lost in float64 when added to a factor's eigenvalues."""
 
 SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gupta, Koren & Singer 2018, Algorithm 1.
@@ -26,7 +26,7 @@ SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "momentum_form": "heavy-ball",
         "grafting": "none",
     },
-    # Anil et al. 2020, with Adam's step lengths: against Adam, only the direction differs.
+    # Anil et al. 2020, with Adam's step lengths: only the direction differs from Adam.
     "adam-grafted": {
         "lr": 1e-3,
         "momentum": 0.9,
@@ -36,7 +36,7 @@ SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "grafting": "adam",
     },
 }
-"""Which form of the method, as values of its hyper-parameters."""
+"""Hyper-parameters that select a form of the method."""
 
 
 def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
@@ -87,7 +87,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="power-sgd",
         target="optbench.optimizers.power_sgd:PowerSgd",
         lane="batched",
-        summary="SGD preconditioned by |θ|^β, weights only: induces sparsity; the twin of Powerpropagation",
+        summary="SGD preconditioned by |θ|^β, weights only: induces sparsity; the counterpart of Powerpropagation",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 3.2; Schwarz et al. 2021, arXiv:2110.00296",
         state="0",
         hyperparameters={
@@ -104,7 +104,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="sgdw",
         target="optbench.optimizers.sgdw:Sgdw",
         lane="elementwise",
-        summary="SGD with decoupled weight decay, which differs from sgd's where there is momentum",
+        summary="SGD with decoupled weight decay, which differs from sgd's with momentum",
         reference="Loshchilov & Hutter 2019, arXiv:1711.05101",
         state="0 (1 with momentum)",
         hyperparameters={
@@ -120,7 +120,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="powerpropagation",
         target="optbench.optimizers.powerpropagation:Powerpropagation",
-        summary="a base optimizer on φ, weights being φ|φ|^(α-1): the reparameterisation that induces sparsity",
+        summary="a base optimizer on φ with weights φ|φ|^(α-1), a reparameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
         state="3, and its base's",
         hyperparameters={
@@ -177,7 +177,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="fresh-network",
         target="optbench.optimizers.renewal:FreshNetwork",
-        summary="a new network and optimizer state for each task: what is learnt without any past",
+        summary="a new network and optimizer state for each task: learning without earlier tasks",
         reference="random initialisation in Ash & Adams 2020, arXiv:1910.08475",
         state="its base's",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer")},
@@ -189,7 +189,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.switch:Switch",
         summary="one optimizer for the first steps, another for the rest: which of them decides the basin",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 1",
-        state="that of the one whose turn it is",
+        state="that of the active one",
         hyperparameters={
             "first": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "then": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"),

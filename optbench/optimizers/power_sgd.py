@@ -1,4 +1,4 @@
-"""SGD preconditioned by a power of the weights' size: the sparsity-inducing P = diag(|θ|^β)."""
+"""SGD preconditioned by a power of the weights' magnitude: the sparsity-inducing P = diag(|θ|^β)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ SETTINGS = ("lr", "beta", "bias_scale", "weight_decay")
 
 
 class PowerSgd(torch.optim.Optimizer):
-    """Moves large weights faster than small ones (Pascanu et al. 2025, arXiv:2507.12224, section 3.2).
+    """SGD that moves large weights faster than small ones (Pascanu et al. 2025, arXiv:2507.12224, section 3.2).
 
         θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr s g     for biases and gains
 
-    It is the twin of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with rate lr_φ: their
-    gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 where β > 0.
+    It is the counterpart of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with rate lr_φ: their
+    gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 if β > 0.
 
     Args:
         params: parameters, or groups of them; with `stacked` of shape (M, *shape), M members.
         lr: learning rate; with `stacked` a number or (M,), as are the next three. beta: the power, ≥ 0; 0 is SGD.
         bias_scale: s, the rate of biases and gains relative to lr.
-        weight_decay: decoupled, of weights only: θ ← θ - lr · weight_decay · θ.
-        stacked: whether parameters have a leading axis of members that do not know of each other.
+        weight_decay: decoupled, for weights only: θ ← θ - lr · weight_decay · θ.
+        stacked: whether parameters have a leading axis of independent members.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -53,14 +53,14 @@ class PowerSgd(torch.optim.Optimizer):
         self._count = first.shape[0] if stacked else 1
 
     def step(self, closure: Any = None) -> Any:
-        """One step; the loss of `closure`, where one is given."""
+        """Take one step; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         self.work()
         return loss
 
     @torch.no_grad()
     def work(self) -> None:
-        """The step itself, from the gradients there are."""
+        """Take the step with the current gradients."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -72,19 +72,19 @@ class PowerSgd(torch.optim.Optimizer):
                     p.sub_(lr * scale * p.grad)
 
     def upcoming(self) -> str:
-        """Every step is of one kind."""
+        """Return the kind of the next step; all are the same."""
         return "step"
 
     def advance(self) -> None:
-        """It counts nothing."""
+        """Do nothing: there is no clock."""
 
     def begin_task(self) -> None:
-        """It keeps nothing that a new task would change."""
+        """Do nothing: there is no state that depends on the task."""
 
     def fallbacks(self) -> Tensor:
-        """It factorises nothing: zeros, (M,)."""
+        """Return zeros, (M,): there are no factorisations."""
         return torch.zeros(self._count, dtype=torch.int64)
 
     def _along(self, value: float | Tensor, p: Tensor) -> float | Tensor:
-        """A setting as a number, or as (M, 1, ..., 1) against a stacked parameter."""
+        """Return a setting as a number, or as (M, 1, ..., 1) to broadcast with a stacked parameter."""
         return value.to(p).reshape(-1, *[1] * (p.ndim - 1)) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Powerpropagation: any base optimizer on weights that are written as a power, which makes the large ones larger."""
+"""Powerpropagation: any base optimizer on weights parameterised as a power, which favours large weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Powerpropagation(torch.optim.Optimizer):
-    """Trains φ where the network has w = φ |φ|^(α-1) (Schwarz et al. 2021).
+    """Trains φ with weights w = φ |φ|^(α-1) (Schwarz et al. 2021).
 
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
-    for weights (parameters of two axes or more); biases and gains are as they are. It is the reparameterised network,
-    step for step, but written as an optimizer: so it starts at the weights at which every other optimizer starts,
-    is paired with them seed by seed, and what is measured and pruned is w. Its twin is `PowerSgd`.
+    for weights (parameters of two axes or more); biases and gains are unchanged. It takes the same steps as the
+    reparameterised network, but as an optimizer it starts at the same weights as every other optimizer, is paired with
+    them seed by seed, and w is what is measured and pruned. Its counterpart is `PowerSgd`.
 
     Args:
         params: parameters, or groups of them.
@@ -30,7 +30,7 @@ class Powerpropagation(torch.optim.Optimizer):
 
     Reference: arXiv:2110.00296.
 
-    Raises OptimizerError as `Wrapper` does.
+    Raises OptimizerError as `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))
@@ -44,23 +44,23 @@ class Powerpropagation(torch.optim.Optimizer):
         super().__init__(params, {"alpha": alpha})
         self._alpha = alpha
         self._rooted: float | None = None
-        """The power that the roots are of."""
+        """The power of the current roots."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._weights = [p for p in parameters if p.ndim >= 2]
         roots = {p: torch.nn.Parameter(torch.empty_like(p)) for p in self._weights}
         for p, root in roots.items():
-            # `slope` is |φ|^(α-1), which both the weight and the next gradient take: one power a step.
+            # `slope` is |φ|^(α-1), used by both the weight and the next gradient, so one power per step suffices.
             self.state[p].update(root=root, slope=torch.empty_like(p), weight=torch.full_like(p, torch.nan))
         self.base = base_optimizer("powerpropagation", base, [roots.get(p, p) for p in parameters])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of the base on φ; the loss of `closure`, where one is given."""
+        """Take one step of the base on φ; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]
-            # The roots are stale at the start, wherever the best weights are restored, and under another power. Not
-            # renewed otherwise, since the root of a power is not quite the number it came from.
+            # The roots are stale at the start, after the best weights are restored, and with another power. They are
+            # not # renewed otherwise, because the root of a power differs from the original number by rounding.
             if self._rooted != self._alpha or not torch.equal(p, state["weight"]):
                 state["root"].copy_(p.sign() * p.abs().pow(1 / self._alpha))
                 state["slope"].copy_(self._slope(state["root"]))
@@ -77,18 +77,18 @@ class Powerpropagation(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """A new task begins: the base may want to know."""
+        """Tell the base that a new task begins."""
         begin_task(self.base)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """As `rates.rate_groups`: those of the base."""
+        """Return the groups of the base, for `rates.rate_groups`."""
         return rate_groups(self.base, stepping=stepping)
 
     def _slope(self, root: Tensor) -> Tensor:
         return power(root.abs(), float(self._alpha - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """φ of every weight, what goes with it, and the base's."""
+        """Return φ of every weight with its associated values, and the base's state."""
         own = [{name: value.detach() for name, value in self.state[p].items()} for p in self._weights]
         return {"base": self.base.state_dict(), "weights": own, "rooted": self._rooted}
 

@@ -1,4 +1,4 @@
-"""Powers of sizes, fast: `torch.pow` with a broken exponent takes three times as long on a CPU."""
+"""Fast powers of magnitudes: `torch.pow` with a fractional exponent takes three times as long on a CPU."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 KERNELS = (0.0, 0.5, 1.0, 2.0, 3.0)
-"""Exponents for which `torch.pow` has kernels of their own."""
+"""Exponents for which `torch.pow` has special kernels."""
 
 
 def power(size: Tensor, exponent: float | Tensor) -> Tensor:
-    """size ** exponent elementwise, for sizes ≥ 0 and exponents ≥ 0, with 0⁰ = 1; within a few roundings of it.
+    """Compute size ** exponent elementwise, for sizes ≥ 0 and exponents ≥ 0, with 0⁰ = 1, to a few roundings.
 
     exponent: a number, or a tensor that broadcasts against `size`.
     """
     if isinstance(exponent, Tensor):
-        # 0 · log 0 is not a number, and 1 to any power is 1. Without a look at the numbers, which a GPU would wait for.
+        # 0 · log 0 is NaN, and 1 to any power is 1. Avoids inspecting the numbers, which would synchronise a GPU.
         size = torch.where(exponent == 0, torch.ones_like(size), size)
     elif exponent in KERNELS:
         return size.pow(exponent)

@@ -1,4 +1,4 @@
-"""A penalty on the effective rank of the features, added to the loss that any optimizer minimises.
+"""A penalty on the effective rank of the features, added to the loss of any optimizer.
 
 Legend: N examples of a batch, d features, r = min(N, d); leading axes are networks.
 """
@@ -17,30 +17,29 @@ from optbench.precision import widest
 
 
 class RankPenalty(Wrapper):
-    """Trains with `base` on cross-entropy + λ H, where exp H is the effective rank of a batch's features.
+    """Trains with `base` on cross-entropy + λ H, with exp H the effective rank of a batch's features.
 
         C = (h - h̄)ᵀ(h - h̄) / N,    p = eigenvalues of C / tr C,    H = -Σ p ln p
         ∂H/∂h = (2/N) (h - h̄) A,    A = ∂H/∂C = -V diag(ln p + H) Vᵀ / tr C
 
-    h (N, d) is what the last linear layer gets, V the eigenvectors of C. λ ∂H/∂h is added to the gradient there, and
-    backpropagation takes it to every weight below; the last layer's own gradient does not change. Positive λ lowers
+    h (N, d) are the inputs of the last linear layer, V the eigenvectors of C. λ ∂H/∂h is added to the gradient there
+    and backpropagated to every weight below; the gradient of the last layer itself does not change. Positive λ lowers
     the rank. H does not depend on the scale of the features or on the divisor of C.
 
-    `rotated` is the control: Q (A - tr A / d) Qᵀ in the place of A, Q uniform over the orthogonal matrices and drawn
-    anew at every step: the same spectrum around its mean, and no knowledge of directions. The mean is left out because
-    small eigenvalues make it large, and it turns into a push that scales all features: ∂H/∂h changes no scale, as
-    tr AC = 0, while Q A Qᵀ with its mean makes features shrink or grow until their rank has changed more than under
-    ∂H/∂h itself.
+    `rotated` is the control: Q (A - tr A / d) Qᵀ instead of A, with Q uniform over the orthogonal matrices and redrawn
+    at every step: the same spectrum around its mean, without information about directions. The mean is removed because
+    small eigenvalues make it large, and it would rescale all features: ∂H/∂h does not change the scale, as tr AC = 0,
+    whereas Q A Qᵀ with its mean would shrink or grow features until their rank changed more than under ∂H/∂h itself.
 
-    In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps as it does
-    without it, in its own lane, whatever it needs. This class does the same in a plain loop, except that it pushes
-    the features of every call of the head in a forward pass, the engine those of the last call only.
+    In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
+    whatever it needs. This class does the same in a plain loop, except that it penalises the features of every call of
+    the head in a forward pass, the engine only those of the last call.
 
     Args:
-        model: the network, whose last `nn.Linear` in the order of its modules gets the features; hooks are put there.
+        model: the network; the inputs of its last `nn.Linear` in module order, which gets hooks, are the features.
         base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
-        strength: λ, of either sign; at 0 the base is left alone.
-        rotated: whether A is turned.
+        strength: λ, of either sign; at 0 only the base acts.
+        rotated: whether A is rotated.
         generator: draws Q, on the CPU; None: the global one.
 
     Example:
@@ -51,7 +50,7 @@ class RankPenalty(Wrapper):
 
     Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), of the features' covariance.
 
-    Raises OptimizerError as `Wrapper` does, and where the model has no linear layer.
+    Raises OptimizerError as `Wrapper`, and if the model has no linear layer.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class RankPenalty(Wrapper):
         features.register_hook(lambda found: found + push)  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, and the state of the generator."""
+        """Return the state of the base and of the generator."""
         draws = self.generator.get_state() if self.generator is not None else None
         return {"base": super().state_dict(), "generator": draws}
 
@@ -94,15 +93,15 @@ class RankPenalty(Wrapper):
 
 @torch.no_grad()
 def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in their dtype.
+    """Return H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in their dtype.
 
-    frame: (..., d, r), orthonormal columns to take the place of the eigenvectors of A, whose mean eigenvalue is then
-    left out: the control, in place of the gradient.
+    frame: (..., d, r), orthonormal columns that replace the eigenvectors of A, whose mean eigenvalue is then removed:
+    the control, instead of the gradient.
 
-    Computed in float64 where the device has it, by the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which have
-    the same non-zero eigenvalues. Those of no more than r ε of their sum, ε the precision, are zero: dead units, and
-    all but N - 1 in a batch smaller than the width. There p ln p is 0, and the features, which do not vary that way,
-    are not pushed. Features that do not vary at all, or that are not finite, have H = 0 and get no push.
+    Computed in float64 if the device has it, from the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which have
+    the same non-zero eigenvalues. Eigenvalues of at most r ε of their sum, ε the precision, count as zero: dead units,
+    and all but N - 1 in a batch smaller than the width. For these p ln p is 0 and the gradient vanishes. Features that
+    are constant or not finite have H = 0 and no gradient.
     """
     exact = features.to(widest(features.device))
     centred = exact - exact.mean(-2, keepdim=True)
@@ -122,14 +121,14 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
     else:
         matrix = (vectors * slopes) @ vectors.mT
         found = matrix @ centred if few else centred @ matrix
-    # Not times zero, which of an infinite feature would make NaN.
+    # not multiplied by zero, which would turn an infinite feature into NaN
     return value.squeeze(-1), torch.where(varies[..., None], found, 0.0).to(features.dtype)
 
 
 def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
-    """(d, r) for features (N, d): orthonormal columns in uniformly random directions, where the features are.
+    """Return (d, r) for features (N, d): orthonormal columns in uniformly random directions, on their device.
 
-    Of Q V, uniform as Q is, these are the columns that count. Their signs do not, as they stand on both sides of A.
+    These are the relevant columns of Q V, which is uniform like Q. Their signs cancel.
     """
     rows, width = features.shape
     dtype = widest(features.device)

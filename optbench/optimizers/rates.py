@@ -1,4 +1,4 @@
-"""The learning rates of an optimizer: which parameter groups have one, and scaling them for one step."""
+"""The learning rates of an optimizer: finding their parameter groups, and scaling them for one step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Group = dict[str, Any]
 
 
 def rate_groups(optimizer: object, *, stepping: bool = False) -> list[Group]:
-    """Return the parameter groups with a rate, `lr`, by which the optimizer takes its next step.
+    """Return the parameter groups whose rate, `lr`, the optimizer uses in its next step.
 
-    Its own, as of PyTorch's schedulers. Where none of its own has a rate, those of the optimizers that it holds in
-    attributes; a wrapper of ours says which in `rate_groups(stepping)`. stepping: whether a step follows at once, for
-    one that has to prepare it.
+    These are its own, as for PyTorch's schedulers, or if none has a rate, those of the optimizers in its attributes;
+    built-in wrappers name them in `rate_groups(stepping)`. stepping: whether a step follows immediately, for
+    optimizers that must prepare it.
     """
     return list({id(group): group for group in _found(optimizer, stepping, set())}.values())
 
@@ -45,7 +45,7 @@ def _has_rate(group: object) -> bool:
 
 
 def first_rate(groups: Sequence[Group]) -> float | None:
-    """Return the rate of the first group; None without one, or where it is a tensor of several."""
+    """Return the rate of the first group; None without one, or if it is a tensor of several values."""
     rate = groups[0]["lr"] if groups else None
     if isinstance(rate, Tensor) and rate.numel() != 1:
         return None
@@ -54,10 +54,10 @@ def first_rate(groups: Sequence[Group]) -> float | None:
 
 @contextlib.contextmanager
 def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
-    """Multiply the rates by `factor` > 0 within the block, which takes a step.
+    """Multiply the rates by `factor` > 0 in the block, which takes a step.
 
-    Afterwards they are the bits that they were. One that the optimizer has changed meanwhile is divided by the factor:
-    what it has multiplied stays multiplied, as with PyTorch's chainable schedulers.
+    Afterwards they are restored bit for bit. A rate that the optimizer has changed in between is divided by the factor,
+    so that its own changes persist, as with PyTorch's chainable schedulers.
     """
     kept = [_scale(group, factor) for group in groups]
     try:
@@ -68,14 +68,14 @@ def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
 
 
 def _scale(group: Group, factor: float) -> tuple[Any, Any, int]:
-    """Scale the rate of a group; the rate before, the object that it is now, and the version of a tensor."""
+    """Scale the rate of a group; return the previous rate, the current object, and a tensor's version."""
     rate = group["lr"]
     if not isinstance(rate, Tensor):
         group["lr"] = rate * factor
         return rate, group["lr"], 0
     with torch.no_grad():
         before = rate.detach().clone()
-        rate.mul_(factor)  # in place: others may hold it, and a recorded step reads its memory
+        rate.mul_(factor)  # in place: other objects may hold it, and a recorded step reads its memory
     return before, rate, rate._version
 
 
@@ -85,7 +85,7 @@ def _put_back(group: Group, before: Any, now: Any, version: int, factor: float) 
         if not isinstance(rate, Tensor):
             if _has_rate(group):
                 group["lr"] = before if type(rate) is type(now) and rate == now else group["lr"] / factor
-        # Not by its value, for which a device would have to be waited for.
+        # not by value, which would synchronise the device
         elif rate is now and rate._version == version:
             rate.copy_(before)
         else:

@@ -1,4 +1,4 @@
-"""Names for the parts of a step, so that `optbench cost` can time them; without a watch they do nothing."""
+"""Named parts of a step, timed by `optbench cost`; without a watch they do nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Watch(Protocol):
-    """Is told when a region begins and ends; regions may be nested."""
+    """Receives the beginning and end of regions, which may be nested."""
 
     def enter(self, name: str) -> None: ...
 
@@ -17,7 +17,7 @@ class Region:
     """A part of an optimizer's step: `with ROOTS: ...`. Without a profiler it costs a fraction of a microsecond."""
 
     watch: Watch | None = None
-    """Of the whole process."""
+    """The watch of the whole process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,4 +34,4 @@ class Region:
 STATISTICS = Region("statistics")
 """Sums of products of gradients or of signals."""
 ROOTS = Region("roots")
-"""Roots, inverses or bases of the statistics, and whether they are due."""
+"""Roots, inverses or bases of the statistics, and checks whether they are due."""

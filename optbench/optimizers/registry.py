@@ -1,6 +1,6 @@
-"""The optimizers known by name, and what is asked of them: a spec, checked settings, defaults. Imports no torch.
+"""The registry of optimizers: specs, checks of settings, and defaults. Imports no torch.
 
-To add one: a line in `from_torch`, `from_pytorch_optimizer` or `ours`.
+To add one, add a line in `from_torch`, `from_pytorch_optimizer` or `ours`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH, 
 
 
 def is_plugin(target: str) -> bool:
-    """Whether `target` is `module:Class` or `./file.py:Class` rather than a registered name."""
+    """Return whether `target` is `module:Class` or `./file.py:Class` instead of a registered name."""
     return ":" in target
 
 
 def find(target: str) -> OptimizerSpec:
-    """The spec of a registered name, or a spec for a plug-in, which runs unmodified in the per-member lane.
+    """Return the spec of a registered name, or one for a plug-in, which runs unmodified in the per-member lane.
 
     Raises:
         OptimizerError: no optimizer has this name.
@@ -38,7 +38,7 @@ def find(target: str) -> OptimizerSpec:
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
-    """The targets of the user's own among an optimizer and those inside it, all the way down."""
+    """Return the user's targets among an optimizer and all those nested in it."""
     found = {target} if is_plugin(target) else set()
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and isinstance(hyperparameters.get(name), Mapping):
@@ -50,7 +50,7 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check names and values of the hyper-parameters of a registered optimizer; a plug-in's are checked on import.
 
     Raises:
-        OptimizerError: an unknown optimizer or hyper-parameter, or a value it cannot take.
+        OptimizerError: an unknown optimizer or hyper-parameter, or an invalid value.
     """
     spec = find(target)
     for name, value in hyperparameters.items():
@@ -77,25 +77,23 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                     raise OptimizerError(f"hyper-parameter '{name}': expected {target} once, got it inside itself")
                 continue
             if find(base).lane == "its base's":
-                raise OptimizerError(
-                    f"{target} cannot stand over {base}; expected {base} outermost, with {target} inside"
-                )
+                raise OptimizerError(f"{target} cannot wrap {base}; expected {base} outermost, with {target} inside")
             if needs := find(base).needs - {"random"}:
-                raise OptimizerError(f"{target} cannot stand over {base}, which needs {', '.join(sorted(needs))}")
+                raise OptimizerError(f"{target} cannot wrap {base}, which needs {', '.join(sorted(needs))}")
     problem = spec.conflict(hyperparameters) if spec.conflict else None
     if problem is not None:
         raise OptimizerError(f"{target}: {problem}")
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Target and complete hyper-parameters of what takes the steps: the base of wrappers that take none."""
+    """Return target and complete hyper-parameters of the optimizer that takes the steps, without its wrappers."""
     while find(target).lane == "its base's":
         target, hyperparameters = base_settings(target, hyperparameters["base"])
     return target, hyperparameters
 
 
 def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The hyper-parameters of the wrappers around what takes the steps, by their names, outermost first."""
+    """Return the hyper-parameters of the wrappers that take no steps, by name, outermost first."""
     found: dict[str, Mapping[str, Any]] = {}
     while find(target).lane == "its base's":
         found[target] = hyperparameters
@@ -106,7 +104,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The default optimizers inside this one, where none is given, by their place, such as `base` or `base.base`."""
+    """Return the default inner optimizers that are not given, by path, such as `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":
@@ -121,7 +119,7 @@ def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str
 
 
 def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """The optimizer, or one inside it, that takes no schedule of its rate; None where all do."""
+    """Return the optimizer, or a nested one, that does not support a schedule; None if all do."""
     spec = find(target)
     if not spec.takes_schedule or (is_plugin(target) and "no-schedule" in declared_needs(hyperparameters)):
         return target
@@ -134,7 +132,7 @@ def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | N
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check that an optimizer is known, and those inside it; not the values of its hyper-parameters.
+    """Check that an optimizer and all nested ones are known, without checking hyper-parameters.
 
     Raises:
         OptimizerError: one is unknown.
@@ -158,9 +156,9 @@ def _check_declaration(name: str, value: Any) -> None:
 
 
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters with the registry's defaults for those not given, in the registry's order.
+    """Return the hyper-parameters with the registry's defaults, in the registry's order.
 
-    Without the defaults of those that were added after runs had been stored: the suites of these stay the same.
+    Hyper-parameters of later versions are left out unless given, so that the suites of stored runs are unchanged.
     """
     spec = find(target)
     written = {name: hyper for name, hyper in spec.hyperparameters.items() if not hyper.added}
@@ -176,7 +174,7 @@ def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_settings(wrapper: str, base: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The target and the hyper-parameters of the optimizer inside a wrapper.
+    """Return the target and the hyper-parameters of the optimizer inside a wrapper.
 
     Raises:
         OptimizerError: there is no target.

@@ -1,4 +1,4 @@
-"""Renewing a network at the start of each task, over any base optimizer: partly, or altogether."""
+"""Renew a network, partly or completely, at the start of each task, for any base optimizer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class ShrinkAndPerturb(Wrapper):
-    """Mixes the weights with those of a new network at the start of each task but the first.
+    """Mixes the weights with those of a new network at the start of each task except the first.
 
         w ← α w + β u,    u new initial weights
 
-    for all parameters, biases and gains included; buffers stay. Noise drawn like initial weights is each layer's own
-    scale times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets it
-    (`optimizer_state: reset`), as it should for one that keeps weights of its own there: schedule-free, for one, would
-    return to them.
+    for all parameters, including biases and gains; buffers are unchanged. The noise has the scale of each layer's
+    initialisation times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets
+    it (`optimizer_state: reset`), which is necessary for optimizers that store weights there: schedule-free, for
+    example, would return to them.
 
-    In optbench's engine u is drawn by the model's own initialisation from a stream of the trial seed and the task, the
-    same for every optimizer (`engine.controls`), and the base steps in its own lane, whatever it needs. This class does
-    the same in a plain loop, for bases that need gradients only: it draws u by `reset_parameters()` of each module.
+    In optbench's engine u is drawn by the model's initialisation from a stream of the trial seed and the task, the same
+    for every optimizer (`engine.controls`), and the base steps in its own lane, whatever it needs. This class does
+    the same in a plain loop, for bases that need only gradients: it draws u by `reset_parameters()` of each module.
 
     Args:
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
@@ -44,9 +44,9 @@ class ShrinkAndPerturb(Wrapper):
         True
 
     Reference: Ash & Adams 2020, arXiv:1910.08475, before each new round of training data. (Dohare et al. 2024, Nature
-    632, shrink and perturb at every step instead.)
+    632, instead shrink and perturb at every step.)
 
-    Raises OptimizerError as `Wrapper` does, and where a module with parameters cannot be initialised again.
+    Raises OptimizerError as `Wrapper`, and if a module with parameters cannot be reinitialised.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class ShrinkAndPerturb(Wrapper):
         super().begin_task()
 
     def _renewed(self) -> None:
-        """Called after the weights were renewed: the state of the base stays."""
+        """Keep the base's state; called after the weights were renewed."""
 
     def _fresh(self) -> nn.Module:
-        """A new network of the same shape, drawn with a seed from the generator."""
+        """Return a new network of the same shape, seeded by the generator."""
         draws = self.generator or torch.default_generator
         seed = int(torch.randint(2**31, (), generator=draws))
         fresh = copy.deepcopy(self._model)
@@ -93,7 +93,7 @@ class ShrinkAndPerturb(Wrapper):
         return fresh
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state, the number of tasks begun, and the state of the generator."""
+        """Return the base's state, the number of tasks begun, and the state of the generator."""
         draws = self.generator.get_state() if self.generator is not None else None
         return {"base": super().state_dict(), "tasks": self.tasks, "generator": draws}
 
@@ -105,13 +105,13 @@ class ShrinkAndPerturb(Wrapper):
 
 
 class FreshNetwork(ShrinkAndPerturb):
-    """Trains a new network on each task: the control that shows what is learnt without any past.
+    """Trains a new network on each task: the control for learning without earlier tasks.
 
-    At the start of each task but the first, weights, buffers and optimizer state are those of a new network. Used as
-    `ShrinkAndPerturb` is; in optbench's engine the base is made anew, whatever it needs.
+    At the start of each task except the first, weights, buffers and optimizer state are those of a new network. Used
+    like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, whatever it needs.
 
     Args:
-        model, base, generator: as of `ShrinkAndPerturb`.
+        model, base, generator: as for `ShrinkAndPerturb`.
     """
 
     def __init__(self, model: nn.Module, base: Mapping[str, Any], generator: torch.Generator | None = None) -> None:

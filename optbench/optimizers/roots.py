@@ -2,8 +2,8 @@
 
 Shapes: M members, m rows and n columns of a parameter, n also the side of a factor.
 
-On the CPU every member's matrices go through calls of their own, on memory of their own: a result then cannot depend on
-how many members there are or where in the stack one sits. On a GPU the stack goes through one batched call.
+On the CPU every member's matrices are processed by separate calls on separate memory, so that a result cannot depend on
+the number of members or the position in the stack. On a GPU the stack is processed by one batched call.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from optbench.optimizers.symmetric import whole
 from optbench.precision import widest
 
 ALIGNMENT = 64
-"""Bytes. Allocations of PyTorch start on this boundary; kernels of a BLAS may round differently off it."""
+"""Bytes. PyTorch's allocations have this alignment; BLAS kernels may round differently without it."""
 
 
 def one_by_one(x: Tensor) -> bool:
-    """Whether members go through calls of their own."""
+    """Return whether members are processed by separate calls."""
     return x.device.type == "cpu"
 
 
 def own_memory(x: Tensor) -> Tensor:
-    """`x` itself if it is contiguous and aligned, otherwise a copy that is.
+    """Return `x` itself if it is contiguous and aligned, otherwise a copy that is.
 
-    Slices of a stack start anywhere, a tensor alone starts on an aligned address. Products are taken of tensors that
-    passed through here, so that a BLAS sees the same layout for a member alone and among others.
+    Slices of a stack may start anywhere, a separate tensor starts at an aligned address. Products use tensors from
+    here, so that a BLAS sees the same layout for a member alone and in a stack.
     """
     if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
         return x
@@ -42,19 +42,19 @@ def own_memory(x: Tensor) -> Tensor:
 def inverse_root_of_spectrum(
     spectrum: Tensor, order: int, epsilon: Tensor | float, scale: Tensor | float, *, added: bool = False
 ) -> Tensor:
-    """(scale · max(λ, ε λ_max))^(−1/order), and 0 where that base is not positive (as a pseudo-inverse does).
+    """Return (scale · max(λ, ε λ_max))^(−1/order), and 0 where the base is not positive, as in a pseudo-inverse.
 
     Args:
         spectrum: eigenvalues, shape (..., n), in any order.
         order: p of the p-th root, at least 1.
         epsilon: eigenvalues are lifted to this fraction of the largest; a number or shape (...).
         scale: positive factor on the matrix; a number or shape (...).
-        added: λ + ε λ_max in the place of max(λ, ε λ_max).
+        added: use λ + ε λ_max instead of max(λ, ε λ_max).
     """
     epsilon, scale = (torch.as_tensor(x, dtype=spectrum.dtype, device=spectrum.device) for x in (epsilon, scale))
     floor = epsilon.unsqueeze(-1) * spectrum.amax(-1, keepdim=True)
     base = (spectrum + floor if added else torch.maximum(spectrum, floor)) * scale.unsqueeze(-1)
-    # NaN fails the comparison with 0 the other way round: it must stay NaN, for the caller to see.
+    # written so that NaN stays NaN, for the caller to detect
     return torch.where(base <= 0, torch.zeros_like(base), base.pow(-1.0 / order))
 
 
@@ -68,15 +68,15 @@ def update_inverse_roots(
     precision: torch.dtype | Sequence[torch.dtype] = torch.float64,
     members: Sequence[int] | None = None,
 ) -> Tensor:
-    """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, wherever that can be computed.
+    """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, if it can be computed.
 
     The spectrum of each factor is first lifted to `epsilon_i` of its largest eigenvalue; eigenvalues that are still not
     positive contribute 0, so that the root of a zero matrix is zero. On a CPU only the lower triangle of a factor is
-    read, elsewhere its symmetric part. It is decomposed in `precision`. The root itself is put together in the dtype of
-    `roots`, whose rounding it carries anyway.
+    read, on other devices its symmetric part. It is decomposed in `precision`; the root is assembled in the dtype of
+    `roots`.
 
-    A member keeps its last root where the factor is not finite, where `eigh` does not converge, or where the new root
-    does not fit the dtype: one member's trouble never reaches another.
+    A member keeps its last root if the factor is not finite, `eigh` does not converge, or the new root overflows the
+    dtype; other members are never affected.
 
     Args:
         roots: shape (M, n, n), or (M, n) for diagonal matrices; floating, overwritten.
@@ -84,15 +84,15 @@ def update_inverse_roots(
         order: p of the p-th root, at least 1.
         epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
         scale: positive factor on the matrices; a number or shape (M,).
-        newton: the smallest `epsilon` of all members, above 0, for roots by `newton_inverse_root` in the place of a
-            decomposition; then `epsilon` is added to all eigenvalues instead, and a root that has not converged is not
-            taken. On a CPU members take as many iterations as their own epsilon needs, else as many as the smallest.
-        precision: of the decomposition, or of the products where the device has it; on a CPU each member may have its
-            own. A decomposition in float32 that does not converge is done in float64.
-        members: whose roots are set; None for all.
+        newton: the smallest `epsilon` of all members, above 0, for roots by `newton_inverse_root` instead of a
+        decomposition; then `epsilon` is added to all eigenvalues, and a root that has not converged is rejected. On a
+        CPU the number of iterations depends on each member's epsilon, on other devices on the smallest.
+        precision: of the decomposition, or of the products if the device has it; on a CPU it may differ by member. A
+        decomposition in float32 that does not converge is repeated in float64.
+        members: those whose roots are set; None for all.
 
     Returns:
-        shape (M,), bool, on the device of `roots`: the members that were to get a root and kept their last one.
+        shape (M,), bool, on the device of `roots`: the selected members that kept their last root.
     """
     assert roots.shape == factors.shape, (roots.shape, factors.shape)
     assert order >= 1, order
@@ -141,7 +141,7 @@ def _update_each(
     precisions: Sequence[torch.dtype],
     members: Sequence[int],
 ) -> Tensor:
-    """`update_inverse_roots` one by one, on the CPU, also for devices without float64; epsilon and scale are (M,)."""
+    """Compute `update_inverse_roots` one by one on the CPU, also for devices without float64; epsilon, scale: (M,)."""
     kept = torch.zeros(len(roots), dtype=torch.bool)
     numbers = list(zip(epsilon.tolist(), scale.tolist(), strict=True))
     for i in members:
@@ -163,14 +163,14 @@ def _update_each(
 def _inverse_root(
     factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype, precision: torch.dtype
 ) -> Tensor | None:
-    """The inverse root of one factor, shape (n, n) or (n,), float64; None where there is none to be had."""
+    """Return the inverse root of one factor, (n, n) or (n,), float64; None if it cannot be computed."""
     if not _finite(factor):
         return None
     if factor.ndim == 1:
         root = inverse_root_of_spectrum(factor, order, epsilon, scale).to(dtype)
         return root if _finite(root) else None
     for attempt in dict.fromkeys((precision, torch.float64)):
-        # Of unit size, lest float32 overflow or underflow.
+        # scaled to unit size, to prevent float32 over- and underflow
         size = 1.0 if attempt == torch.float64 else float(factor.trace()) or 1.0
         try:
             spectrum, basis = torch.linalg.eigh((factor / size).to(attempt))
@@ -184,7 +184,7 @@ def _inverse_root(
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all numbers are finite, in one pass: whatever is not is not in the sum either."""
+    """Return whether all numbers are finite, in one pass, by their sum."""
     return math.isfinite(float(x.sum(dtype=torch.float64)))
 
 
@@ -197,7 +197,7 @@ def _update_by_newton(
     iterations: int,
     precision: torch.dtype,
 ) -> Tensor:
-    """`update_inverse_roots` by products alone, for all members given."""
+    """Compute `update_inverse_roots` by products only, for all given members."""
     if factors.ndim == 2:
         new, good = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True), factors.isfinite().all(1)
     else:
@@ -208,7 +208,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members by new ones, as far as these are finite; who has kept theirs, (M,)."""
+    """Replace the roots of `good` members by new finite ones; return who kept theirs, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good
@@ -217,19 +217,19 @@ def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
 def _update_batched(
     roots: Tensor, factors: Tensor, order: int, epsilon: Tensor, scale: Tensor, precision: torch.dtype
 ) -> Tensor:
-    """`update_inverse_roots` with one call for all members; epsilon and scale have shape (M,)."""
+    """Compute `update_inverse_roots` with one call for all members; epsilon and scale have shape (M,)."""
     finite = factors.flatten(1).isfinite().all(1)
     column = (-1,) + (1,) * (factors.ndim - 1)
     if factors.ndim == 2:
         new = inverse_root_of_spectrum(factors.double(), order, epsilon, scale).to(roots.dtype)
     else:
-        # A batched eigh raises for everyone when one matrix is not finite: those are hidden behind the identity.
+        # A batched eigh raises for all if one matrix is not finite, so those are replaced by the identity.
         identity = torch.eye(factors.shape[-1], dtype=torch.float64, device=factors.device)
         matrices = torch.where(finite.view(column), _symmetrised(factors.double()), identity)
         try:
             spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
-            # Another routine, which often converges where the batched one did not.
+            # another routine, which often converges if the batched one did not
             members = range(len(roots))
             return _update_each(roots, factors, order, epsilon, scale, False, [torch.float64] * len(roots), members)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
@@ -241,26 +241,26 @@ def _symmetrised(matrix: Tensor) -> Tensor:
 
 
 def _assemble(basis: Tensor, spectrum: Tensor, dtype: torch.dtype) -> Tensor:
-    """Q diag(s) Qᵀ in `dtype`; basis (..., n, n), spectrum (..., n)."""
+    """Return Q diag(s) Qᵀ in `dtype`; basis (..., n, n), spectrum (..., n)."""
     basis = basis.to(dtype)
     return (basis * spectrum.to(dtype).unsqueeze(-2)) @ basis.mT
 
 
 def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
-    """Roots [A] and M give A M; roots [A, B] give A M B.
+    """Apply roots: [A] and M give A M; [A, B] give A M B.
 
     Args:
-        roots: A of shape (M, m, m), or (M, m) for a diagonal; B with n in place of m.
-        moment: shape (M, m, n), left as it is.
+        roots: A of shape (M, m, m), or (M, m) for a diagonal; B with n instead of m.
+        moment: shape (M, m, n), not modified.
 
     Returns:
-        shape (M, m, n), in memory of its own.
+        shape (M, m, n), newly allocated.
     """
     return (precondition_each if one_by_one(moment) else precondition_batched)(roots, moment)
 
 
 def precondition_each(roots: list[Tensor], moment: Tensor) -> Tensor:
-    """`precondition`, one member at a time."""
+    """Compute `precondition` one member at a time."""
     update = torch.empty_like(moment, memory_format=torch.contiguous_format)
     for i in range(moment.shape[0]):
         x = own_memory(moment[i])
@@ -274,7 +274,7 @@ def precondition_each(roots: list[Tensor], moment: Tensor) -> Tensor:
 
 
 def precondition_batched(roots: list[Tensor], moment: Tensor) -> Tensor:
-    """`precondition` with one call for all members."""
+    """Compute `precondition` with one call for all members."""
     update = roots[0].unsqueeze(2) * moment if roots[0].ndim == 2 else roots[0] @ moment
     if len(roots) == 2:
         update = update * roots[1].unsqueeze(1) if roots[1].ndim == 2 else update @ roots[1]
@@ -282,7 +282,7 @@ def precondition_batched(roots: list[Tensor], moment: Tensor) -> Tensor:
 
 
 def norms(x: Tensor) -> Tensor:
-    """The Euclidean norm of each member's slice, shape (M,)."""
+    """Return the Euclidean norm of each member's slice, shape (M,)."""
     if one_by_one(x):
         lengths: Tensor = torch.stack([torch.linalg.vector_norm(own_memory(member)) for member in x])
     else:

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation over any base optimizer."""
+"""Sharpness-aware minimisation with any base optimizer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class Sam(Wrapper):
-    """Takes the gradient where the loss is highest nearby, and steps from where it stood (Foret et al. 2021).
+    """Steps from w with the gradient at an adversarially perturbed point w + e (Foret et al. 2021).
 
         e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
 
-    ‖g‖ is over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), where a step does not change
-    with the scale of a weight, has e = ρ w² g / ‖|w| g‖.
+    ‖g‖ is over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), invariant to the scale of
+    weights, uses e = ρ w² g / ‖|w| g‖.
 
     Args:
         params: parameters, or groups of them.
         base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
         rho: the radius, in the unit of the weights.
         adaptive: whether it is measured relative to each weight.
-        steps: the base alone from this step on, counted over all tasks; None: never.
+        steps: only the base from this step on, counted over all tasks; None: never.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))
@@ -41,7 +41,7 @@ class Sam(Wrapper):
 
     Reference: arXiv:2010.01412.
 
-    Raises OptimizerError as `Wrapper` does.
+    Raises OptimizerError as `Wrapper`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Sam(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients at w, which are there, and those at w + e, which `closure` computes.
+        """Take one step with the current gradients, at w, and those at w + e, computed by `closure`.
 
         Raises TypeError without a closure.
         """
@@ -75,7 +75,7 @@ class Sam(Wrapper):
             for p in group["params"]
             if p.grad is not None
         ]
-        # Where the gradient vanishes so does e, which has no direction then.
+        # if the gradient vanishes, e has no direction and vanishes too
         norm = torch.stack(squares).sum().sqrt().clamp_min(torch.finfo(torch.float32).tiny) if squares else None
         for group in self.param_groups:
             for p in group["params"]:
@@ -86,12 +86,12 @@ class Sam(Wrapper):
         with torch.enable_grad():
             loss = closure()
         for p, before in moved:
-            p.copy_(before)  # rather than minus e, which would leave a rounding error
+            p.copy_(before)  # instead of subtracting e, which would leave a rounding error
         self.base.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's; where SAM ends, with the clock."""
+        """Return the base's state, with the clock if SAM ends."""
         found = super().state_dict()
         return found if self.steps is None else {"base": found, "taken": self.taken}
 

@@ -1,4 +1,4 @@
-"""SGD whose weight decay stays out of its momentum."""
+"""SGD with weight decay that does not enter its momentum."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from optbench.optimizers.closures import evaluated
 
 
 class Sgdw(torch.optim.SGD):
-    """SGD with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1), as AdamW has it.
+    """SGD with decoupled weight decay, as in AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1).
 
         w ← w - lr λ w,    then PyTorch's SGD
 
-    for all parameters. In `torch.optim.SGD`, λw joins the gradient and lives on in the momentum; without momentum the
-    two are the same. `weight_decay` of Shampoo, SOAP, Muon and AdamW is decoupled already.
+    for all parameters. In `torch.optim.SGD`, λw is added to the gradient and thus to the momentum; without momentum the
+    two are equivalent. `weight_decay` of Shampoo, SOAP, Muon and AdamW is already decoupled.
 
     Args:
         params: parameters, or groups of them, whose `weight_decay` may differ.
         weight_decay: λ ≥ 0, multiplied by lr as in PyTorch's AdamW.
-        lr, momentum, dampening, nesterov, fused: as of `torch.optim.SGD`.
+        lr, momentum, dampening, nesterov, fused: as for `torch.optim.SGD`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))

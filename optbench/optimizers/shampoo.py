@@ -34,11 +34,11 @@ from optbench.optimizers.shampoo_settings import AUTO, PerMember, check_group, n
 from optbench.precision import widest
 
 DECOMPOSITION = 7
-"""Matrices in float64 that are alive while one is decomposed: copies, eigenvectors, the workspace of LAPACK."""
+"""Number of float64 matrices in memory during a decomposition: copies, eigenvectors, LAPACK's workspace."""
 
 
 class Shampoo(Optimizer):
-    r"""Shampoo: preconditions the rows and the columns of each weight matrix (Gupta et al. 2018; Anil et al. 2020).
+    r"""Shampoo, which preconditions the rows and columns of weight matrices (Gupta et al. 2018; Anil et al. 2020).
 
     For W (m × n) with gradient G at step t, and w = 1 if β₂ = 1, else 1 − β₂:
 
@@ -49,37 +49,37 @@ class Shampoo(Optimizer):
         W ← (1 − η λ) W − η U
 
     - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
-      more than two dimensions are seen as matrices: a convolution (o, i, h, w) as (o, i·h·w).
-    - Before a root is taken, eigenvalues are lifted to ε times the largest. Factors are sums in float64; what is added
-      to them between two refreshes, and their decomposition, may be in float32, see `root_precision`. Roots are held in
-      the parameter's dtype (at least float32). A direction never seen has root 0 only if ε = 0 or nothing was seen at
-      all.
+    more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
+    - Before a root is computed, eigenvalues are lifted to ε times the largest. Factors are sums in float64; their
+    growth between two refreshes, and their decomposition, may be in float32, see `root_precision`. Roots are stored in
+    the parameter's dtype (at least float32). A direction without gradients has root 0 only if ε = 0 or there were no
+    gradients at all.
     - Sides of at most `small_side` refresh their root at every step; longer ones every `precondition_frequency` steps,
-      that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock starts anew:
+      that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock restarts:
       refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
     - `precondition_frequency="auto"` refreshes a root when it is needed: when its factor, seen through it, has grown in
       some direction or decayed to more than 1 + `refresh_share` times, or less than 1 / (1 + `refresh_share`) of, what
       it was (see `factors.outgrown`), at the first step of a task and at least every 500 steps. So no step is more than
       about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients do, as far as a power iteration can tell.
-      Sides up to 128, or to the longest output of a layer, are looked at in every step; longer ones, n, every n / 128
-      steps and 0, 1, 2, 4, ... steps into a task. Each member has a clock of its own. With ε = 0 every look refreshes.
-      That is on a CPU. An accelerator would have to be waited for: there it is a schedule with k = 50.
+      Sides up to 128, or to the longest output of a layer, are checked in every step; longer ones, n, every n / 128
+      steps and 0, 1, 2, 4, ... steps into a task. Each member has its own clock. With ε = 0 every check refreshes.
+      This applies to a CPU. An accelerator, which would have to synchronise, uses a schedule with k = 50.
     - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
       scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
-      vector, whose one root is −1/2. The inputs of a network change little from step to step; its hidden layers do. So
-      by default the only roots that go stale are those of a matrix's side that is longer than every layer's output, and
-      a `small_side` that lets others go stale is warned of. Call `begin_task()` before the first step on new data.
-    - A root that cannot be computed (factor not finite, `eigh` does not converge) is left as it was (zero, if it never
-      was computed) and counted, see `fallbacks`.
-    - `root="newton"` finds roots by products of matrices alone (a coupled Newton iteration), which an accelerator does
-      for all members at once and without waiting. There ε times the largest eigenvalue, which is known to a few
-      percent, is added to every eigenvalue (as Anil et al. have it) instead of lifting those below: nearly the same
-      method, and the same on every device.
-    - `block_size=b` cuts every matrix into blocks of at most b × b, from its first row and column on, and every vector
-      likewise; each block is preconditioned as a matrix of its own (Anil et al. 2020). Memory and roots then
-      grow with the number of weights, not with the square of a side. Sides longer than `max_side` are not cut: they
-      keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on one side and factors of b² on
-      the other. Grafting takes norms over the whole parameter.
+      vector, whose one root is −1/2. The inputs of a network change little from step to step, unlike its hidden layers.
+      So by default only roots of a matrix's side that is longer than every layer's output become stale, and a
+      `small_side` for which others do raises a warning. Call `begin_task()` before the first step on new data.
+    - A root that cannot be computed (factor not finite, `eigh` does not converge) keeps its last value (initially
+    zero) and is counted, see `fallbacks`.
+    - `root="newton"` computes roots by matrix products only (a coupled Newton iteration), which an accelerator does
+    for all members at once without synchronisation. ε times the largest eigenvalue, which is known to a few
+    percent, is then added to every eigenvalue (as by Anil et al.) instead of lifting smaller ones: nearly the same
+    method, and identical on every device.
+    - `block_size=b` splits every matrix into blocks of at most b × b, starting at its first row and column, and vectors
+    likewise; each block is preconditioned as a separate matrix (Anil et al. 2020). Memory and the cost of roots then
+    grow with the number of weights, not with the square of a side. Sides longer than `max_side` are not split: they
+    keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on one side and factors of b² on
+    the other. Grafting takes norms over the whole parameter.
     - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else the same.
     - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
 
@@ -95,7 +95,8 @@ class Shampoo(Optimizer):
     Lock-step (`stacked=True`): every parameter has shape (M, \*shape), one slice per member, and each of the arguments
     marked (M,) may be a tensor of that shape (float64, lest 0.999 be rounded before 1 − β₂ is formed). On the CPU with
     one intra-op thread a member's slice is bit-identical to that member alone. Every tensor in `state` has the leading
-    axis M, so members are dropped by `index_select` on axis 0 of the parameters, their state and the (M,) settings.
+    axis M, so that members are dropped by `index_select` on axis 0 of the parameters, their state and the (M,)
+    settings.
 
     Args:
         params: parameters or parameter groups; real and floating.
@@ -107,27 +108,27 @@ class Shampoo(Optimizer):
         initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
-        refresh_share: ≥ 0, of `"auto"`: the change of a factor from which its root is refreshed; 1 for a doubling.
+        refresh_share: ≥ 0, for `"auto"`: the change of a factor that triggers a refresh; 1 for a doubling.
         small_side: sides up to this refresh at every step; 0 for none. None: none with `"auto"`, else 128, or the
             longest output of a layer (the rows of a matrix, the length of a vector) among those up to `max_side`, if
             that is longer.
-        max_side: sides longer than this keep only the diagonal of their factor, as n² numbers would not fit.
-        block_size: ≥ 1, the longest side of a block; None: parameters are not cut.
+        max_side: longer sides keep only the diagonal of their factor, because n² numbers would not fit into memory.
+        block_size: ≥ 1, the longest side of a block; None: parameters are not split.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
-        root_precision: of the decomposition or the products, and on a CPU of what is added to a factor between two
-            refreshes. `"auto"` takes `"float32"` on a CPU for a side n where ε ≥ n 2⁻²³ and the parameters are in
-            float32 themselves (see `factors.single_fits`), and `"float64"` otherwise.
+        root_precision: of the decomposition or the products, and on a CPU of a factor's growth between two refreshes.
+        `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32 (see
+        `factors.single_fits`), and `"float64"` otherwise.
         stacked: parameters carry a leading member axis.
 
     Raises:
-        ValueError: an argument out of its range, of the wrong shape, or a parameter that is not real and floating.
+        ValueError: an argument is out of range or has the wrong shape, or a parameter is not real and floating.
 
     Warns:
-        UserWarning: `small_side` leaves roots of a layer's output side or of a vector stale between refreshes.
+        UserWarning: with `small_side`, roots of a layer's output side or of a vector become stale between refreshes.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -176,7 +177,7 @@ class Shampoo(Optimizer):
             "momentum_form": momentum_form,
             "grafting": grafting,
         }
-        # Everything lives in the groups: an attribute would be lost when the optimizer is copied or pickled.
+        # Everything is stored in the groups: an attribute would be lost when the optimizer is copied or pickled.
         defaults = dict(SHAMPOO_PRESETS[preset]) | {
             name: value for name, value in explicit.items() if value is not None
         }
@@ -210,14 +211,14 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def _set_refreshed_sides(self) -> None:
-        """Write into every group up to which length sides are refreshed, or looked at, in every step."""
+        """Write into every group the length up to which sides are refreshed, or checked, in every step."""
         longest = self._longest_output()
         for group in self.param_groups:
             chosen, group["layer_side"] = group["small_side"], max(SMALL_SIDE, longest)
             group["refreshed_side"] = group["layer_side"] if chosen is None else chosen
 
     def _longest_output(self) -> int:
-        """Length of the longest layer output that has a factor of its own; 0 without one."""
+        """Return the length of the longest layer output with a full factor; 0 without one."""
         outputs = [
             (block_sides(p, group)[0], group["max_side"]) for group in self.param_groups for p in group["params"]
         ]
@@ -243,12 +244,12 @@ class Shampoo(Optimizer):
             )
 
     def begin_task(self) -> None:
-        """Restart the clock of the refreshes: call it when the data change, before the first step on the new data."""
+        """Restart the clock of refreshes; call it before the first step on new data."""
         for group in self.param_groups:
             group["clock"], group["task_begun"] = 0, True
 
     def fallbacks(self) -> Tensor:
-        """How often a root was left as it was, summed over sides and parameters: shape (M,), int64, on the CPU."""
+        """Return how often a root was kept because of a failure, over sides and parameters: (M,), int64, on the CPU."""
         counts = [state["fallbacks"].cpu() for state in self.state.values() if state]
         if counts:
             return torch.stack(counts).sum(0)
@@ -256,9 +257,9 @@ class Shampoo(Optimizer):
         return torch.zeros(group["params"][0].shape[0] if group["stacked"] else 1, dtype=torch.int64)
 
     def planned(self, rows: int = 0) -> tuple[int, int]:
-        """Bytes of the state on a CPU, and of what a step needs besides, from the shapes of the parameters alone.
+        """Return the bytes of the state on a CPU, and of a step's temporaries, from the shapes of the parameters.
 
-        Parameters may be on the device `meta`. rows: as of `Kfac.planned`; of no use here.
+        Parameters may be on the device `meta`. rows: as for `Kfac.planned`; ignored.
         """
         state = work = 0
         for group in self.param_groups:
@@ -296,7 +297,7 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def step(self, closure: Any = None) -> Any:
-        """One step for every parameter that has a gradient; `closure`, if given, computes the loss and the gradients.
+        """Take one step of every parameter with a gradient; `closure`, if given, computes loss and gradients.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -308,7 +309,7 @@ class Shampoo(Optimizer):
 
     @torch.no_grad()
     def work(self) -> None:
-        """A step from the gradients there are, without the clock. Raises RuntimeError as `step` does."""
+        """Take a step with the current gradients, without the clock. Raises RuntimeError as `step`."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.numel() == 0:
@@ -318,8 +319,9 @@ class Shampoo(Optimizer):
                 self._update(parameter, group)
 
     def upcoming(self) -> tuple[object, ...] | None:
-        """The roots that are refreshed in the next step, which is the same work on the same tensors whenever they are;
-        None for a first step, and where the device has to be asked: whether `eigh` has converged, or what is due."""
+        """Return the roots refreshed in the next step, which is the same work whenever they are equal.
+
+        None for a first step, and if the device must be synchronised: to check `eigh`, or what is due."""
         found: list[object] = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -341,7 +343,7 @@ class Shampoo(Optimizer):
         return tuple(found)
 
     def advance(self) -> None:
-        """Move the clock of the refreshes on by one step."""
+        """Advance the clock of refreshes by one step."""
         for group in self.param_groups:
             group["clock"] += 1
 
@@ -373,7 +375,7 @@ class Shampoo(Optimizer):
             average = group["momentum_form"] == "average"
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(g)
-            # Here and below: no fused multiply-add, whose rounding depends on where in the stack an element sits.
+            # Here and below: no fused multiply-add, whose rounding depends on an element's position in the stack.
             state["momentum"].mul_(column(beta1)).add_(g * column(1 - beta1) if average else g)
             moment = state["momentum"]
             if average:
@@ -401,14 +403,14 @@ class Shampoo(Optimizer):
 
 
 def _any(value: PerMember) -> bool:
-    """Whether it is not 0 for some member; on an accelerator always true, as asking would wait for it."""
+    """Return whether it is non-zero for any member; always True on accelerators, which avoids a sync."""
     if isinstance(value, Tensor) and not one_by_one(value):
         return True
     return bool(torch.as_tensor(value).any())
 
 
 def _as_matrices(x: Tensor) -> Tensor:
-    """(M, *shape) as (M, m, n): a number or a vector becomes one column, more than two dimensions fold into n."""
+    """Reshape (M, *shape) to (M, m, n): a number or vector becomes one column, further dimensions fold into n."""
     if x.ndim <= 2:
         return x.reshape(x.shape[0], -1, 1)
     return x.reshape(x.shape[0], x.shape[1], -1)
@@ -422,9 +424,9 @@ def _start(state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
 
 
 def _bias_correction(beta: Tensor, step: Tensor) -> Tensor:
-    """1 − βᵗ for each member, and 1 where β = 1; shape (M,)."""
+    """Return 1 − βᵗ for each member, and 1 if β = 1; shape (M,)."""
     if one_by_one(beta):
-        # Python's power: a vectorised one may round the last members of a stack differently.
+        # Python's power, because a vectorised one may round the last members of a stack differently.
         pairs: Iterable[tuple[float, int]] = zip(beta.tolist(), step.tolist(), strict=True)
         return torch.tensor([1 - b**t if b < 1 else 1.0 for b, t in pairs], dtype=beta.dtype)
     return torch.where(beta == 1, 1.0, 1 - beta**step)

@@ -1,4 +1,4 @@
-"""The factors of the blocks of a parameter in Shampoo, and when their roots are renewed.
+"""The factors of a parameter's blocks in Shampoo, and the schedule of their roots.
 
 Shapes: M members, B blocks of one shape, each h × w.
 """
@@ -20,13 +20,13 @@ from optbench.optimizers.shampoo_settings import AUTO
 from optbench.precision import widest
 
 UNASKED = 50
-"""The interval that `AUTO` stands for on an accelerator, which would have to be waited for to be asked what is due."""
+"""The interval of `AUTO` on an accelerator, where checking what is due would synchronise."""
 SMALL_SIDE = 128
-"""Roots of sides up to this are refreshed at every step by default, whatever the network."""
+"""Roots of sides up to this length are refreshed at every step by default, for any network."""
 
 
 class Numbers(NamedTuple):
-    """Settings and what follows from them, one number for each member: (M,)."""
+    """Settings and derived values, one number per member: (M,)."""
 
     epsilon: Tensor
     beta2: Tensor
@@ -44,9 +44,9 @@ def roots_of(
     *,
     fresh: bool,
 ) -> list[Tensor]:
-    """Add gradients g (M·B, h, w) of the blocks of a part to their factors; the roots, renewed where they are due.
+    """Add gradients g (M·B, h, w) of a part's blocks to their factors; return the roots, renewed if due.
 
-    numbers: for each member.
+    numbers: per member.
     """
     epsilon, beta2, new, correction = map(part.spread, numbers)
     largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
@@ -59,7 +59,7 @@ def roots_of(
         with STATISTICS:
             factors.accumulate(factor, rows, beta2, new, single, largest)
         due = fresh or is_due(factor.size, len(sides), group, one_by_one(g))
-        if due is None and factor.seen is None:  # of a state from another device
+        if due is None and factor.seen is None:  # in a state from another device
             due = True
         members: Sequence[int] = range(len(g)) if due else ()
         if due is None:
@@ -76,37 +76,38 @@ def roots_of(
 
 
 def block_sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths of the sides that have a factor: those of its largest block."""
+    """Return the lengths of the sides with a factor: those of its largest block."""
     return tuple(block_side(side, group["block_size"], group["max_side"]) for side in sides_of(parameter, group))
 
 
 def sides_of(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths of the sides: (m, n) of a matrix, (n,) of a vector."""
+    """Return the lengths of the sides: (m, n) for a matrix, (n,) for a vector."""
     shape = parameter.shape[1:] if group["stacked"] else parameter.shape
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
 
 
 def parts_of(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
-    """The blocks of a parameter."""
+    """Return the blocks of a parameter."""
     rows, *columns = sides_of(parameter, group)
     return parts(rows, columns[0] if columns else 1, group["block_size"], group["max_side"])
 
 
 def renewed_by_need(size: int, group: dict[str, Any]) -> bool:
-    """Whether the factor of a side of this length decides when its root is refreshed; of a diagonal a root is cheap."""
+    """Return whether the factor of a side of this length decides when to refresh; roots of diagonals are cheap."""
     diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
     small = group["small_side"] is not None and size <= group["small_side"]
     return group["precondition_frequency"] == AUTO and not diagonal and not small
 
 
 def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
-    """Whether the root of a side of this length, of a parameter with this many sides, is refreshed at this step; None
-    if its factor is to be asked, where factors may be."""
+    """Return whether the root of a side is refreshed at this step; None if its factor decides.
+
+    Depends on the length of the side and the number of sides of the parameter."""
     clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
     if frequency == AUTO and asked:
         if not renewed_by_need(size, group) or (begun and clock == 0):
             return True
-        # The inputs of a network change little from step to step; its hidden layers do.
+        # The inputs of a network change little from step to step, unlike its hidden layers.
         every = 1 if size <= group["layer_side"] else math.ceil(size / SMALL_SIDE)
         return None if _falls_due(every, clock, begun) else False
     never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
@@ -116,14 +117,14 @@ def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | 
 
 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
-    """Whether this is one of the steps `every` apart; after a task has begun also 0, 1, 2, 4, 8, ... steps into it."""
+    """Return whether this is a multiple of `every`, or 0, 1, 2, 4, 8, ... steps into a task."""
     if not begun:
         return (clock + 1) % every == 0
     return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)
 
 
 def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tensor, group: dict[str, Any]) -> None:
-    """Write the factors of blocks into `state`; g: their first gradients (M·B, h, w), epsilon: (M·B,)."""
+    """Write the factors of blocks into `state`. g: first gradients (M·B, h, w), epsilon: (M·B,)."""
     start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device)
     start = start.repeat_interleave(len(g) // len(start)) if start.ndim else start.expand(len(g))
     for side, rows in zip(sides, (g, g.mT), strict=False):
@@ -134,7 +135,7 @@ def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tens
 
 
 def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
-    """For each member, whether the factor of (M, n, k) is summed and decomposed in float32."""
+    """Return for each member whether the factor of (M, n, k) is summed and decomposed in float32."""
     if group["root_precision"] != "auto":
         return [group["root_precision"] == "float32"] * len(rows)
     if rows.dtype == torch.float64 or not one_by_one(rows):

@@ -1,4 +1,4 @@
-"""The settings of a parameter group of Shampoo: their choices and ranges."""
+"""The settings of a Shampoo parameter group: choices and ranges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.optimizers.newton_root import iterations_for
 from optbench.precision import exact
 
 PerMember = float | Tensor
-"""A hyper-parameter: one number, or a tensor of shape (M,) with one for each member."""
+"""A hyper-parameter: one number, or a tensor (M,) with one per member."""
 
 CHOICES = {
     "structure": ("kronecker", "diagonal-factor"),
@@ -38,7 +38,7 @@ AUTO = "auto"
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError if a setting is out of its range or does not fit the parameters of the group."""
+    """Raise ValueError if a setting is out of range or does not fit the group's parameters."""
     for name, (low, high, closed) in RANGES.items():
         value = group[name]
         numbers = numbers_of(value)
@@ -80,7 +80,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def numbers_of(value: Any) -> Tensor:
-    """A hyper-parameter in float64; NaN where it is no number."""
+    """Return a hyper-parameter in float64; NaN if it is not a number."""
     if isinstance(value, Tensor):
         return exact(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What optbench knows of an optimizer without importing it: hyper-parameters, lane, and what it asks for."""
+"""The spec of an optimizer, available without importing it: hyper-parameters, lane and needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import hint
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
-"""`its base's`: it adds to the loss or acts between tasks, and leaves the steps and their state to its base alone."""
+"""The lane of a wrapper that adds to the loss or acts between tasks, and leaves steps and state to its base."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
@@ -27,38 +27,37 @@ Need = Literal[
     "examples",
     "around_forward",
 ]
-"""What an optimizer needs beyond gradients and `step()`.
+"""The needs of an optimizer beyond gradients and `step()`.
 
-`closure`: `step(closure)`, which evaluates loss and gradients anew, as often as it is called; the gradients are there
-before the first call. `loss`: a closure that returns the differentiable loss and leaves the backward pass to the
-optimizer; for a `step` with an argument `loss` and none `closure`, the loss by this name after a backward pass.
+`closure`: `step(closure)`, which recomputes loss and gradients on every call; gradients exist before the first call.
+`loss`: a closure that returns the differentiable loss and leaves the backward pass to the optimizer; for a `step` with
+an argument `loss` but no `closure`, the loss under this name after a backward pass.
 `create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps and `eval()` before
-measuring; `no-modes`: neither, although it has methods of these names. `no-schedule`: that `protocol.schedule` leaves
-its rate alone. `random`: it draws from the global generators,
-which are seeded for each of its steps from the trial's own.
+measuring; `no-modes`: neither, although it has methods of these names. `no-schedule`: `protocol.schedule` does not
+change its rate. `random`: it draws from the global generators, which are seeded for each step from the trial's stream.
 
-Arguments of the constructor, by these names: `generator`, a `torch.Generator` of the trial's own; `model`, the trial's
-own network, whose hooks see every forward and backward pass in training; `named_parameters`, pairs of name and
-parameter; `total_steps`, how many steps there will be unless early stopping ends a task sooner. Where the first
-argument is `named_parameters` or the model (see `needs.first_given`), it takes the place of the parameters.
+Arguments of the constructor, by name: `generator`, the trial's `torch.Generator`; `model`, the trial's network, whose
+hooks see every forward and backward pass in training; `named_parameters`, pairs of name and parameter; `total_steps`,
+the number of steps without early stopping. If the first argument is `named_parameters` or the model (see
+`needs.first_given`), it replaces the parameters.
 
-`examples`, the number of training examples of the task at which it is made, is only given as a value.
+`examples`, the number of training examples of the task at construction, is only available as a value.
 `around_forward`: a method of this name returns a context manager, entered around each forward and backward pass."""
 NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in ("examples", "around_forward"))
 """The words of `needs` in a suite."""
 GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
-"""The needs that are arguments of the constructor by name."""
+"""Needs that are arguments of the constructor, by name."""
 GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
-"""What an argument of any name may be set to, as in `ess: {given: examples}`."""
+"""Values to which any argument may be set, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
-"""Said of a user's optimizer beside its hyper-parameters, and not passed to it."""
+"""Declarations about a user's optimizer, next to its hyper-parameters and not passed to it."""
 FALLBACK = "fallback_"
-"""Hyper-parameters with this prefix are those of the fallback of an optimizer that takes matrices only."""
+"""Prefix of the hyper-parameters of the fallback of an optimizer for matrices only."""
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """One hyper-parameter: its default and what it may be. `low` and `high` bound numbers, inclusive unless `above`."""
+    """One hyper-parameter: its default and valid values. `low` and `high` bound numbers, inclusive unless `above`."""
 
     default: Any
     kind: Literal["number", "integer", "boolean", "choice", "betas", "optimizer"] = "number"
@@ -67,14 +66,14 @@ class Hyper:
     above: bool = False
     """The number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
-    """Words that are values; of numbers, beside them."""
+    """Words that are valid values, for numbers in addition to these."""
     optional: bool = False
-    """Whether null is a value too."""
+    """Whether null is valid."""
     added: bool = False
-    """Whether runs of earlier versions lack it: unless given it is left out of suites, which so keep their hash."""
+    """Whether runs of earlier versions lack it: left out of suites unless given, so that hashes do not change."""
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with `value` ("expected a number above 0, got 'fast'"), or None."""
+        """Return the problem with `value` ("expected a number above 0, got 'fast'"), or None."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if self.kind == "boolean":
             ok, needed = isinstance(value, bool), "true or false"
@@ -110,10 +109,10 @@ ON, OFF = Hyper(True, "boolean"), Hyper(False, "boolean")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What optbench knows of an optimizer without importing it.
+    """The description of an optimizer, available without importing it.
 
-    `per_member` names the hyper-parameters that may differ between the members of one cohort; trials that differ in
-    any other one are trained in cohorts of their own.
+    `per_member` names the hyper-parameters that may differ between the members of a cohort; trials that differ in any
+    other are trained in separate cohorts.
     """
 
     name: str
@@ -125,32 +124,32 @@ class OptimizerSpec:
     hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
     per_member: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
-    """Those of `per_member` without which, at 0, there is less state: members with and without are no cohort, so that
-    none holds state it does not use."""
+    """Those of `per_member` for which 0 needs less state: members with 0 form separate cohorts, so that none holds
+    unused state."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Values of the hyper-parameters without a default, by the value of the hyper-parameter `preset`."""
+    """Values of hyper-parameters without a default, by the value of `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arguments that are optbench's business, not the user's (which implementation of the same update to use), by the
-    kind of device."""
+    """Arguments set by optbench instead of the user (which implementation of the same update to use), by kind of
+    device."""
     recordable: bool = False
-    """On an accelerator its step is, after the first ones, the same work on the same tensors every time: Python counts
-    nothing and decides nothing. Such a step can be recorded and replayed."""
+    """Whether, after the first steps, every step on an accelerator is the same work on the same tensors, without
+    counters or decisions in Python, so that it can be recorded and replayed."""
     conflict: Callable[[Mapping[str, Any]], str | None] | None = None
-    """What is wrong with values that are fine one by one, if anything."""
+    """Returns the problem with a combination of individually valid values, if any."""
     source: Origin = "optbench"
-    """Who wrote it; `pytorch-optimizer` comes with the extra `optimizers`."""
+    """Its origin; `pytorch-optimizer` is installed by the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
-    """What it requires of a training loop, beyond gradients and `step()`."""
+    """Its needs beyond gradients and `step()`."""
     takes_schedule: bool = True
-    """Whether `protocol.schedule` scales its `lr`: False where it finds its step lengths itself, or averages weights in
-    the place of a schedule."""
+    """Whether `protocol.schedule` scales its `lr`: False if it determines step lengths itself, or averages weights
+    instead of a schedule."""
     only_matrices: bool = False
-    """It takes weights of two axes only: all others, and the ends, go to `fallback`, with its own settings."""
+    """Whether it takes only weights of two axes: all others, and the ends, use `fallback`, with its own settings."""
     fallback: str = "adamw"
     interval: str = ""
-    """The hyper-parameter that says how many steps lie between two refreshes of its roots, inverses or bases."""
+    """The hyper-parameter with the number of steps between refreshes of its roots, inverses or bases."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
-    """What is set otherwise for a network's ends, see `optimizers.ends`: in a parameter group of their own."""
+    """Settings that differ for a network's ends, see `optimizers.ends`, in a separate parameter group."""
     step_cost: float = 1.0
-    """About how many steps of SGD take as long as one of its own, its base's aside, on MNIST with 100 hidden units on a
-    CPU (benchmarks/RESULTS.md): for the order of work and the time left, nothing else."""
+    """Approximate number of SGD steps that take as long as one of its own, excluding its base's, on MNIST with 100
+    hidden units on a CPU (benchmarks/RESULTS.md): only for scheduling and the remaining time."""

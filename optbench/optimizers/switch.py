@@ -1,4 +1,4 @@
-"""One optimizer for the first steps, another for the rest: which of the two decides the basin?"""
+"""One optimizer for the first steps, another for the rest, to find out which decides the basin."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from optbench.optimizers.takeover import held, same_kind, take_settings
 
 
 class Switch(torch.optim.Optimizer):
-    """Trains with `first` for `at` steps and with `then` from there on (PROTOCOLS: early basin selection).
+    """Trains with `first` for `at` steps and then with `then`.
 
     Args:
         params: parameters, or groups of them.
         first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
         at: number of steps of `first`; 0 is pure `then`.
-        state: `reset`: `then` starts without state; `keep`: where both are the same optimizer, with the same ones
-            inside, `then` continues from the state of `first` with its own settings and its own class's defaults.
+        state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner ones,
+        `then` continues from the state of `first` with its own settings and its class's defaults.
 
-    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
+        Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper`.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
 
@@ -50,7 +50,7 @@ class Switch(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.first, self.then = (base_optimizer("switch", base, parameters) for base in (first, then))
         self.at, self.taken = at, 0
-        # Whether `then` has yet to receive the state of `first`.
+        # whether `then` has not yet received the state of `first`
         self._pending = (
             state == "keep" and at > 0 and first["target"] == then["target"] and same_kind(self.first, self.then)
         )
@@ -63,7 +63,7 @@ class Switch(torch.optim.Optimizer):
         return self.first if self.taken < self.at else self.then
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the active optimizer; return the loss of `closure`, if one is given."""
+        """Take one step of the active optimizer; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         self._hand_over()
         self._active.step()
@@ -77,16 +77,16 @@ class Switch(torch.optim.Optimizer):
         begin_task(self._active)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """As `rates.rate_groups`: those of the active optimizer."""
-        if stepping:  # settings are handed over as they are, not as they are scaled for a step
+        """Return the groups of the active optimizer, for `rates.rate_groups`."""
+        if stepping:  # settings are handed over unscaled
             self._hand_over()
         return rate_groups(self._active, stepping=stepping)
 
     def _hand_over(self) -> None:
-        """At the switch, let `then` continue from the state of `first`.
+        """Continue with `then` from the state of `first`.
 
-        The instance that has the state stays and receives the settings, rather than the reverse: a state may be more
-        than `state_dict()` returns, and `load_state_dict()` casts it to the type of the parameters.
+        The instance with the state receives the settings, not vice versa: the state may be more than `state_dict()`
+        returns, and `load_state_dict()` casts it to the dtype of the parameters.
         """
         if self._pending and self.taken == self.at:
             take_settings(self.first, self._at_start, self.then, set(self._named))
@@ -95,7 +95,7 @@ class Switch(torch.optim.Optimizer):
             self.state = getattr(self._active, "state", self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both states and the clock."""
+        """Return both states and the clock."""
         clock = {"taken": self.taken, "pending": self._pending}
         return {"first": self.first.state_dict(), "then": self.then.state_dict(), **clock}
 
@@ -108,7 +108,7 @@ class Switch(torch.optim.Optimizer):
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The hyper-parameters of an optimizer, of those inside it, and of its fallback."""
+    """Return the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
     for name, value in settings.items():
         yield name.removeprefix(FALLBACK)
         if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""Sums of products X Xᵀ at about half the cost of general ones: on a CPU they dominate Shampoo's step.
+"""Sums of products X Xᵀ, which dominate Shampoo's step on a CPU, at about half the cost of general products.
 
-A symmetric matrix is kept as its *lower panels*: rows in panels of `PANEL`, each up to its last diagonal element. What
-is right of them is not written. A matrix of one panel is whole. PyTorch has no symmetric rank-k update; products of
-panels are as fast as one (benchmarks/RESULTS.md), in every dtype and under PyTorch's own number of threads.
+A symmetric matrix is stored as its *lower panels*: rows in panels of `PANEL`, each up to its last diagonal element;
+elements to the right are not written. A matrix of one panel is complete. PyTorch has no symmetric rank-k update;
+products of panels are as fast as one (benchmarks/RESULTS.md), in every dtype and with PyTorch's number of threads.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ PANEL = 128
 
 
 def panels(n: int) -> Iterator[tuple[int, int]]:
-    """First row and end of each panel of an n × n matrix."""
+    """Yield first row and end of each panel of an n × n matrix."""
     return ((first, min(n, first + PANEL)) for first in range(0, n, PANEL))
 
 
 def add_gram(lower: Tensor, rows: Tensor, decay: float, weight: float) -> None:
-    """S ← decay S + weight X Xᵀ in place; S (n, n) as lower panels, X (n, k) of the same dtype."""
+    """Update S ← decay S + weight X Xᵀ in place; S (n, n) as lower panels, X (n, k) of the same dtype."""
     for first, end in panels(len(rows)):
         lower[first:end, :end].addmm_(rows[first:end], rows[:end].mT, beta=decay, alpha=weight)
 
 
 def whole(lower: Tensor) -> Tensor:
-    """The matrix (n, n) whose lower panels these are."""
+    """Return the complete matrix (n, n) of lower panels."""
     if len(lower) <= PANEL:
         return lower
     matrix = lower.clone()
@@ -37,7 +37,7 @@ def whole(lower: Tensor) -> Tensor:
 
 
 def times(lower: Tensor, x: Tensor) -> Tensor:
-    """S x for S (n, n) as lower panels and x (n,)."""
+    """Return S x for S (n, n) as lower panels and x (n,)."""
     if len(x) <= PANEL:
         return lower @ x
     product = torch.zeros_like(x)

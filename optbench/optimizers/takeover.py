@@ -1,9 +1,8 @@
-"""Continuing an optimizer under the settings of another: which of its values are settings, and which are state.
+"""Continue an optimizer under the settings of another, distinguishing settings from state.
 
-An optimizer may keep both anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in attributes, in
-a nested optimizer. No list of names can tell them apart, but their origin can. Two newly made instances of one class
-differ only in their settings and in what is derived from those; everything else in them is equal, and whatever happens
-to it later is state.
+An optimizer may store both anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in attributes, in
+a nested optimizer. Names cannot distinguish them, but two new instances of a class differ only in their settings and
+values derived from those; everything else is equal, and its later changes are state.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from torch import Tensor, nn
 from optbench.optimizers.needs import parameters_of
 
 Path = tuple[tuple[str, str | int], ...]
-"""From an optimizer to a value in it: attributes (`.`) and items (`[`), as in `((".", "param_groups"), ("[", 0))`."""
+"""A path in an optimizer: attributes (`.`) and items (`[`), as in `((".", "param_groups"), ("[", 0))`."""
 
 _NUMBERS_AND_TEXT = (bool, int, float, complex, str, type(None), torch.dtype)
 
 
 def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
-    """Every value in an optimizer that may be a setting: numbers, texts, lists of such, scalar tensors; by its path.
+    """Return every possible setting in an optimizer, by path: numbers, text, lists of these, scalar tensors.
 
-    Looks into parameter groups, mappings with text keys, lists, the optimizers inside, and plain objects such as a
-    dataclass of settings; not into `state`, parameters, modules and generators.
+    Searches parameter groups, mappings with text keys, lists, inner optimizers, and plain objects such as a
+    dataclass of settings, but not `state`, parameters, modules and generators.
     """
     found: dict[Path, Any] = {}
     for path, value in _walk(optimizer, (), set()):
@@ -39,9 +38,9 @@ def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
 
 
 def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
-    """Whether two optimizers are of one class, and so are all those inside them: one can have the state of the other.
+    """Return whether two optimizers and all their inner ones have equal classes, so that states are compatible.
 
-    `sam` over `adam` and `sam` over `sgd` are not.
+    `sam` with `adam` and `sam` with `sgd` do not.
     """
     return _classes_inside(a) == _classes_inside(b)
 
@@ -49,15 +48,15 @@ def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 def take_settings(
     kept: torch.optim.Optimizer, at_start: Mapping[Path, Any], fresh: torch.optim.Optimizer, named: Set[str]
 ) -> None:
-    """Give `kept` the settings of `fresh` in place; its state stays as it is, to the last bit.
+    """Give `kept` the settings of `fresh` in place, without changing a bit of its state.
 
-    kept: an optimizer that has taken steps. at_start: what `held` found in it when it was made. fresh: one of the same
-    kind that has taken no step. named: the names under which a user gave settings to either.
+    kept: an optimizer that has taken steps. at_start: its `held` values at construction. fresh: one of the same
+    kind without steps. named: the names of settings given by the user to either.
 
-    Where the two were equal when made, `kept` stays untouched, be it a clock or a setting that it changes by itself.
-    Where they differed, it takes the value of `fresh`, with one exception: what is no setting by name (neither in
-    `named` nor an argument of a constructor) and has changed since is state, such as an estimate that starts from a
-    setting (Prodigy's `d` from `d0`).
+    Values that were equal at construction are unchanged in `kept`, whether a clock or a setting that it changes itself.
+    Values that differed are taken from `fresh`, except those that are not settings by name (neither in `named` nor an
+    argument of a constructor) and have changed since: they are state, such as an estimate that starts from a setting
+    (Prodigy's `d` from `d0`).
     """
     now, new = held(kept), held(fresh)
     names = {*named}.union(*map(parameters_of, _classes_inside(kept).values()))
@@ -70,7 +69,7 @@ def take_settings(
 
 
 def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Yield a value and everything inside it, by its path; an object that several paths lead to by the first."""
+    """Yield a value and everything in it by path; an object with several paths by the first."""
     if _is_plain(value) or isinstance(value, Tensor):
         yield path, value
     elif id(value) not in seen:
@@ -81,7 +80,7 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
-    """What is inside, by name: what two names lead to has the path of the first of them in every instance."""
+    """Return the contents by name, in an order that is equal for every instance."""
     if isinstance(value, dict):
         keys = sorted(key for key in value if isinstance(key, str) and key != "params")
         yield from ((("[", key), value[key]) for key in keys)
@@ -98,8 +97,9 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Whether it is an object with fields of a class written in Python, other than the standard library's: a logger,
-    for one, leads to all other loggers."""
+    """Return whether it is an object with fields whose class is written in Python outside the standard library.
+
+    A logger, for example, would lead to all other loggers."""
     kind = type(value)
     in_python = bool(kind.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
     return in_python and hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in sys.stdlib_module_names
@@ -112,13 +112,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
-    """The class of an optimizer and of every one inside it, by its path."""
+    """Return the class of an optimizer and of its inner ones, by path."""
     inside = _walk(optimizer, (), set())
     return {path: type(value) for path, value in inside if isinstance(value, torch.optim.Optimizer)}
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two values are the same, in type as well: 1, 1.0 and true differ; NaN equals NaN."""
+    """Return whether two values are equal, including their type: 1, 1.0 and true differ; NaN equals NaN."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         both = isinstance(a, Tensor) and isinstance(b, Tensor)
         return both and a.dtype == b.dtype and torch.equal(a, b.to(a.device))

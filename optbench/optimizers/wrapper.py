@@ -1,4 +1,4 @@
-"""What all wrappers share: a base optimizer that steps, keeps the state, and is told of tasks."""
+"""The base class of wrappers around an optimizer that takes the steps and keeps the state."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Wrapper(torch.optim.Optimizer):
-    """Stands over a base optimizer, and does something before or after its step.
+    """Wraps a base optimizer, and acts before or after its step.
 
     Args:
-        name: what the wrapper is called where it cannot stand over this base.
+    name: of the wrapper, for error messages.
         params: parameters, or groups of them. defaults: the wrapper's own settings.
         base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
 
-    Raises OptimizerError when the base is unknown, refuses its hyper-parameters, or itself needs more than gradients.
+    Raises OptimizerError if the base is unknown, rejects its hyper-parameters, or needs more than gradients.
     """
 
     def __init__(self, name: str, params: Iterable[Any], base: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
         self.base = base_optimizer(name, base, [p for group in self.param_groups for p in group["params"]])
-        self.state = getattr(self.base, "state", self.state)  # where the wrapper keeps nothing between steps
+        self.state = getattr(self.base, "state", self.state)  # for a wrapper without state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base; return the loss of `closure`, if one is given."""
+        """Take one step of the base; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         self.base.step()
         return loss
 
     def begin_task(self) -> None:
-        """A new task begins: the base may want to know."""
+        """Tell the base that a new task begins."""
         begin_task(self.base)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """As `rates.rate_groups`: those of the base."""
+        """Return the groups of the base, for `rates.rate_groups`."""
         return rate_groups(self.base, stepping=stepping)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a suite asks to be trained: trials, and the cohorts they are trained in."""
+"""From a suite to its trials and the cohorts in which they are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long trials take relative to each other, guessed from their settings: for the order of work and the time left."""
+"""Relative cost of trials, estimated from their settings, for scheduling and the remaining time."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from optbench.tasks import Outline, outline_of
 
 
 def outline(experiment: ExperimentSettings) -> Outline:
-    """The tasks of an experiment as far as they are known without its data, and without executing a user's code."""
+    """Return the tasks of an experiment as far as they are known without its data or executing a user's code."""
     if experiment.tasks.is_users:
         return Outline()
-    if domains := experiment.dataset.domains:  # of their names only: the vocabulary may need the texts
+    if domains := experiment.dataset.domains:  # only their names: the vocabulary may need the texts
         return outline_of(experiment.tasks, TEXT_DOMAINS.classes, domains)
     known = experiment.dataset.known
     return outline_of(experiment.tasks, known.classes if known else 0)
 
 
 def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) -> float:
-    """The most steps the trial can take, an expensive optimizer's counted as several; no unit.
+    """Return an upper bound on the trial's cost: its steps, weighted by the optimizer's cost per step; unitless.
 
-    Tasks that end early are not foreseen, nor is the size of the model: within an experiment they are much alike.
+    Ignores early stopping and the size of the model, which vary little within an experiment.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    known = (dataset.known for dataset in experiment.dataset.chain)  # fewer classes or examples than the one before
+    known = (dataset.known for dataset in experiment.dataset.chain)  # fewer classes or examples than the previous one
     examples = protocol.train_examples or next((one.train_size for one in known if one and one.train_size), 1)
     drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
@@ -38,7 +38,7 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
 
 
 def _drawn(experiment: ExperimentSettings) -> int | None:
-    """The examples that each task draws; None where it takes them all."""
+    """Return the number of examples that each task draws; None if it uses all of them."""
     settings = experiment.tasks.settings
     tokens, context = settings.get("tokens_per_task"), experiment.dataset.settings.get("context")
     drawn: int | None = tokens // context if tokens and context else settings.get("examples_per_task")
@@ -46,7 +46,7 @@ def _drawn(experiment: ExperimentSettings) -> int | None:
 
 
 def step_cost(target: str, hyperparameters: Mapping[str, Any]) -> float:
-    """A step of an optimizer in steps of SGD; of a wrapper with its base's, of a switch with the mean of both."""
+    """Return the cost of an optimizer's step in steps of SGD: with a wrapper's base; of a switch, the mean of both."""
     spec = find(target)
     inside = [
         step_cost(*base_settings(target, hyperparameters[name]))

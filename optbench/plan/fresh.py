@@ -1,4 +1,4 @@
-"""Which trial shows what another would learn without any past: fresh networks on the same tasks."""
+"""Match each trial with its fresh-network counterpart, trained on each task from a new network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _Key = tuple[str, ...]
 
 
 def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
-    """Return the id of the trial with fresh networks for each trial that has one, by its id.
+    """Map the id of each trial to the id of its counterpart with fresh networks, if there is one.
 
-    It is on the same experiment, model, seed and data order, and its base is the trial's own optimizer with the same
-    settings. Where there is none and the trial's optimizer is a wrapper that takes no steps (`l2-init`,
-    `shrink-and-perturb`, `rank-penalty`), its base is the innermost optimizer: the one that takes the steps. Trials of
-    fresh networks have themselves. Of several alike the first counts.
+    The counterpart has the same experiment, model, seed and data order, and its base is the trial's optimizer with the
+    same settings. If there is none and the trial's optimizer is a wrapper that takes no steps (`l2-init`,
+    `shrink-and-perturb`, `rank-penalty`), its base is the innermost optimizer, the one that takes the steps. A trial
+    with fresh networks is its own counterpart. If several match, the first is used.
     """
     listed = list(trials)
     bases: dict[_Key, str] = {}
@@ -33,9 +33,9 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _key(trial: Trial, *, wrapped: bool) -> _Key:
-    """What two trials have in common whose optimizers are the same but for fresh networks.
+    """Return a key that two trials share if their optimizers differ only in fresh networks.
 
-    wrapped: with the wrappers around what takes the steps, in whatever order they stand.
+    wrapped: include the wrappers around the optimizer that takes the steps, in any order.
     """
     around = {
         name: {key: value for key, value in settings.items() if key != "base"}
@@ -43,5 +43,5 @@ def _key(trial: Trial, *, wrapped: bool) -> _Key:
         if wrapped and name != FRESH
     }
     place = (trial.experiment, trial.model, str(trial.seed), str(trial.order))
-    # As text: 1, 1.0 and true are equal to Python, and may not be to an optimizer.
+    # Compared as text: 1, 1.0 and true are equal in Python but may differ for an optimizer.
     return (*place, json.dumps([trial.stepping[0], dict(trial.settings), around], sort_keys=True))

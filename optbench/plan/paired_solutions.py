@@ -1,4 +1,4 @@
-"""Which solutions are compared with each other: pairs of trials, and the units in which they are compared."""
+"""Pairs of trials whose solutions are compared, and the units of work in which they are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PairKind = Literal["pair", "null"]
 
 @dataclass(frozen=True)
 class TrialPair:
-    """Two trials with the same seed, hence the same start. Of a `null` the second is the first's control."""
+    """Two trials with the same seed and initial weights. In a `null` pair the second is the first's control."""
 
     a: Trial
     b: Trial
@@ -26,7 +26,7 @@ class TrialPair:
 
 @dataclass(frozen=True)
 class PairedSolutions:
-    """All pairs of one seed on one experiment and model: compared together, since they share what is measured once."""
+    """All pairs of one seed on one experiment and model, compared together because they share intermediate results."""
 
     experiment: str
     model: str
@@ -35,21 +35,21 @@ class PairedSolutions:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that takes part, once."""
+        """Every trial in these pairs, once."""
         return tuple({trial.id: trial for pair in self.pairs for trial in (pair.a, pair.b)}.values())
 
     @property
     def id(self) -> str:
-        """Stable name of exactly these pairs, fit for a file name: readable words and a digest."""
+        """Stable id of exactly these pairs, valid as a file name: readable words and a digest."""
         text = "\n".join(f"{pair.a.id} {pair.b.id}" for pair in self.pairs)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{label(('pairs', self.experiment, self.model), '.')}.{digest}"
 
 
 def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[PairedSolutions]:
-    """What the suite's `pairs` ask for, in the order of its trials: each unordered pair of arms once, then the nulls.
+    """Return the comparisons that the suite's `pairs` request, in trial order: each unordered pair of arms, then nulls.
 
-    An arm is an optimizer with one of its variants. A pair has at least one optimizer of `against` in it.
+    An arm is an optimizer with one of its variants. At least one side of a pair is an optimizer in `against`.
     """
     groups: dict[tuple[str, str, int], list[Trial]] = {}
     for trial in all_trials:

@@ -1,4 +1,4 @@
-"""From a suite to its trials, and from trials to the cohorts that are trained in lock-step."""
+"""From a suite to its trials, and from trials to cohorts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
 CONTROL = "control"
-"""The stage of a trial that is trained once more in another data order."""
+"""The stage of a trial trained again in another data order."""
 
 
 @dataclass(frozen=True)
@@ -35,95 +35,98 @@ class Trial:
     target: str
     hyperparameters: Mapping[str, Any]
     kinds: tuple[str, ...] = ()
-    """Targets of the user's own behind dataset, tasks, model and metrics."""
+    """The user's targets among dataset, tasks, model and metrics."""
     texts: tuple[str, ...] = ()
-    """Targets of the user's own texts behind the dataset."""
+    """The user's texts in the dataset."""
     order: int = 0
-    """Which of the data orders of its seed it sees; all that is compared sees the first, 0."""
+    """Index of the data order of its seed; all compared trials use 0."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The words that its id is made of; they name its files."""
+        """The parts of its id, which also name its files."""
         order = (f"order={self.order}",) if self.order else ()
         return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
 
     @functools.cached_property
     def stepping(self) -> tuple[str, Mapping[str, Any]]:
-        """Target and hyper-parameters of the optimizer that takes its steps, without the wrappers that take none."""
+        """Target and hyper-parameters of the optimizer that takes the steps, without wrappers that take none."""
         return registry.stepping(self.target, self.hyperparameters)
 
     @functools.cached_property
     def around(self) -> Mapping[str, Mapping[str, Any]]:
-        """The hyper-parameters of the wrappers that take no steps, by their names, outermost first."""
+        """Hyper-parameters of the wrappers that take no steps, by wrapper, outermost first."""
         return registry.around(self.target, self.hyperparameters)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The hyper-parameters of the optimizer that takes its steps."""
+        """Hyper-parameters of the optimizer that takes the steps."""
         return self.stepping[1]
 
     @functools.cached_property
     def spec(self) -> OptimizerSpec:
-        """What is known of the optimizer that takes its steps without importing it."""
+        """The spec of the optimizer that takes the steps, which needs no import."""
         return registry.find(self.stepping[0])
 
     @functools.cached_property
     def without_schedule(self) -> str | None:
-        """The target that takes no schedule of its rate, of the optimizer that steps or one inside it; or None."""
+        """The target, of the stepping optimizer or one inside it, that does not support a schedule; None if all do."""
         return registry.without_schedule(*self.stepping)
 
     @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
-        """Targets of the user's own among its optimizer and those inside it."""
+        """The user's targets among its optimizer and those inside it."""
         return registry.user_targets(self.target, self.hyperparameters)
 
     @property
     def user_code(self) -> frozenset[str]:
-        """Targets of the user's own that it uses."""
+        """The user's targets that it uses."""
         return self.user_optimizers | frozenset(self.kinds)
 
     @property
     def user_files(self) -> frozenset[str]:
-        """Targets of the user's own that its result depends on: code, and texts."""
+        """The user's files that its result depends on: code and texts."""
         return self.user_code | frozenset(self.texts)
 
     @property
     def is_control(self) -> bool:
-        """Whether it only shows what another data order does (`pairs` in a suite): no seed of an arm."""
+        """Whether it only shows the effect of another data order (`pairs` in a suite) and is no seed of an arm."""
         return self.stage == CONTROL
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Trials that are trained in lock-step: they differ in their seeds, in their settings as far as the lane of their
-    optimizer allows, and in the names that the suite gives to it."""
+    """Trials trained in lock-step.
+
+    They differ in seeds, in settings that the optimizer's lane allows to differ, and in the optimizer's names in the
+    suite.
+    """
 
     experiment: str
     model: str
     optimizer: str
-    """The first of those names: for the names of files."""
+    """The first of those names, used in file names."""
     trials: tuple[Trial, ...]
 
     @property
     def id(self) -> str:
-        """Stable name of exactly these trials, fit for a file name: readable words and a digest."""
+        """Stable id of exactly these trials, valid as a file name: readable words and a digest."""
         digest = hashlib.sha256("\n".join(trial.id for trial in self.trials).encode()).hexdigest()[:12]
         return f"{label((self.experiment, self.model, self.optimizer), '.')}.{digest}"
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The suite's names for its optimizers, in order of first appearance."""
+        """The names of its optimizers in the suite, in order of first appearance."""
         return tuple(dict.fromkeys(trial.optimizer for trial in self.trials))
 
     @property
     def trainings(self) -> tuple[tuple[Trial, ...], ...]:
-        """What there is to train, as `trainings` has it."""
+        """The distinct trainings, as `trainings` returns them."""
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
-        """At most `parts` cohorts of nearly equal numbers of trainings with the same trials, each in order.
+        """Split into at most `parts` cohorts with nearly equal numbers of trainings, keeping the order of trials.
 
-        Trials that are one training stay together, and so do, as far as may be, those that see the same batches.
+        Trials of one training stay together, as do, if possible, trials that see the same batches.
         """
         places = {trial.id: i for i, trial in enumerate(self.trials)}
         distinct = sorted(self.trainings, key=lambda equal: (equal[0].seed, equal[0].order))
@@ -137,13 +140,13 @@ class Cohort:
 
 
 def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
-    """The trials in groups that differ in nothing but names (of optimizer, variant and stage), in order of appearance.
+    """Group trials that differ only in names (of optimizer, variant and stage), in order of appearance.
 
-    Each group is one training, whose results are those of all its trials.
+    Each group is trained once; its trials share the results.
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in all_trials:
-        # As text: 1, 1.0 and true are equal to Python, and may not be to an optimizer.
+        # Compared as text: 1, 1.0 and true are equal in Python but may differ for an optimizer.
         settings = json.dumps(dict(trial.hyperparameters), sort_keys=True)
         key = (trial.experiment, trial.model, trial.seed, trial.order, trial.target, settings)
         groups.setdefault(key, []).append(trial)
@@ -151,7 +154,7 @@ def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
 
 
 def complete(suite: Suite) -> Suite:
-    """The suite with the registry's defaults written out for every optimizer: what a run records."""
+    """Return the suite as a run records it: with the registry's defaults written out for every optimizer."""
     optimizers = {
         name: OptimizerSettings(target=settings.target, **registry.complete(settings.target, settings.hyperparameters))
         for name, settings in suite.optimizers.items()
@@ -164,9 +167,9 @@ def complete(suite: Suite) -> Suite:
 
 
 def trials(suite: Suite) -> list[Trial]:
-    """Every trial of the suite: experiments, then models, optimizers, variants and seeds, in the suite's order.
+    """Return every trial of the suite, ordered by experiment, model, optimizer, variant and seed as in the suite.
 
-    Controls follow the trials of their variant: the same optimizer, seed and initial weights in another data order.
+    Controls (same optimizer, seed and initial weights, another data order) follow the trials of their variant.
     """
     found: list[Trial] = []
     for experiment_name, experiment in with_readings(suite).experiments.items():
@@ -179,7 +182,7 @@ def trials(suite: Suite) -> list[Trial]:
                 for variant in variants(hyperparameters):
                     orders = (0, 1) if optimizer in controlled else (0,)
                     for order, seed in itertools.product(orders, suite.seeds):
-                        # Named after what it is, so that the same trial has the same id in every run of a suite.
+                        # Named by content, so that the same trial has the same id in every run of a suite.
                         parts = [experiment_name, model, optimizer, variant.name, f"seed={seed}"]
                         parts += [f"order={order}"] if order else []
                         found.append(
@@ -202,7 +205,7 @@ def trials(suite: Suite) -> list[Trial]:
 
 
 def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) -> frozenset[str]:
-    """The optimizers of an experiment that are trained in another data order, too."""
+    """Return the optimizers of an experiment that are also trained in another data order."""
     if experiment.pairs is None:
         return frozenset()
     chosen = experiment.pairs.controls if experiment.pairs.controls is not None else experiment.pairs.against
@@ -212,8 +215,8 @@ def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) ->
 def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
     """Group trials into the largest cohorts that their optimizers allow, in order of first appearance.
 
-    What two optimizers of a suite are called does not part them: their trials share a cohort where the target is the
-    same and the lane allows it.
+    Names do not matter: trials of two optimizers of a suite share a cohort if the target is the same and the lane
+    allows it.
     """
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in all_trials:
@@ -223,18 +226,18 @@ def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
 
 
 def _shared_settings(trial: Trial) -> str:
-    """What the trials of one cohort have in common of their settings, as text."""
+    """Return, as text, the settings that all trials of a cohort must share."""
     spec, settings = trial.spec, trial.settings
     if spec.lane == "batched":
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
         shared |= {f"{name} is 0": settings[name] == 0 for name in spec.apart}
     elif spec.source == "yours":
-        # What is declared of a user's optimizer says how it is served, and holds for a whole cohort.
+        # Declarations about a user's optimizer determine how it is called, and apply to a whole cohort.
         shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
     else:
-        # Parameter groups, or an instance per member: any setting may differ. Not so the optimizers inside a wrapper,
-        # although they could: there is nothing to share between the steps of SGD and those of Shampoo, and a cohort
-        # of both could not be cut into pieces that take equally long.
+        # With parameter groups or an instance per member, any setting may differ. The optimizers inside a wrapper could
+        # # differ too, but must not: the steps of SGD and of Shampoo share nothing, and a cohort of both could not be
+        # split # into parts of equal duration.
         shared = {"inside": _inside(*trial.stepping)}
     if trial.around:
         shared["around"] = list(trial.around)
@@ -244,7 +247,7 @@ def _shared_settings(trial: Trial) -> str:
 
 
 def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Target and contents of every optimizer inside a wrapper, all the way down; empty for what is no wrapper."""
+    """Return target and contents of every optimizer nested in a wrapper; empty for other optimizers."""
     hyperparameters = registry.find(target).hyperparameters.items()
     bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
     return [[base, _inside(base, within)] for base, within in bases]

@@ -1,7 +1,7 @@
-"""From results to what a person reads, or a program. Imports no torch.
+"""Reports for people and programs. Imports no torch.
 
-A `Summary` of runs, or a `Comparison`, becomes a `Report`; `formats` render documents. What a study adds to a report
-comes to it as a `Study`: no module here knows one by name.
+A `Summary` of runs, or a `Comparison`, becomes a `Report`; `formats` render documents. Studies extend a report through
+`Study`; no module here refers to one by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Claims in a report: the verdict on each, its parts, and the variants that it is not about."""
+"""Claims in a report: the verdict on each, its parts, and the variants left out."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ TONES: Mapping[ClaimVerdict, Tone] = {
 }
 
 Numbered: TypeAlias = Mapping[int, JudgedClaim]
-"""Claims by their number in a report."""
+"""Claims with their numbers in a report."""
 
 
 def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
-    """The verdict on every claim of a run's suite, its parts, and what they do not cover."""
+    """Yield the verdict on every claim of a run's suite, its parts, and the variants left out."""
     if not run.claims:
         return
     yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
@@ -79,25 +79,25 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
         "part is, and contradicted when any part is."
         + (
-            " That two are equivalent is supported where the 90% interval lies within the margin (two one-sided tests)"
-            ", and contradicted where it lies outside of it and the difference is significant."
+            " Equivalence is supported if the 90% interval lies within the margin (two one-sided tests)"
+            ", and contradicted if it lies outside the margin and the difference is significant."
             if equivalence
             else ""
         )
-        + (" Variants that do not meet a claim's condition are no parts of it." if conditional else ""),
+        + (" Variants that do not meet a claim's condition are left out." if conditional else ""),
         "quiet",
     )
 
 
 def stated(claim: JudgedClaim) -> str:
-    """What a claim says in words, under which condition, and who says so."""
+    """Return the text of a claim with its condition and source."""
     source = f" ({claim.claim.source})" if claim.claim.source else ""
     about = condition(claim)
     return f"{claim.claim.text or expectation(claim)}{f' [{about}]' if about else ''}{source}"
 
 
 def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
-    """The verdict on a claim, with what it is given that is not supported; numbered: all of its run."""
+    """Return the verdict on a claim, with premises that are not supported. numbered: all claims of its run."""
     verdict, tone = _verdict(claim), TONES[claim.verdict]
     for which, premise in numbered.items():
         if premise.name in claim.claim.given and premise.verdict is not ClaimVerdict.SUPPORTED:
@@ -106,9 +106,9 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """What there is to know of the networks that claims are about: each once, with the numbers of the claims.
+    """Yield warnings about the networks of claims, each once, with the numbers of the claims.
 
-    What they did not learn, what ended above the target training loss, and where ranks are of many dormant units.
+    They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
 
     def above_target(arm: Arm) -> str:
@@ -126,7 +126,7 @@ def warnings_of(numbered: Numbered) -> list[str]:
 def _of_sides(
     numbered: Numbered, say: Callable[[Arm], object], about: Callable[[Claim], bool] = lambda claim: True
 ) -> Iterable[str]:
-    """What there is to say of variants that claims are about: each once, with the numbers of the claims."""
+    """Yield remarks on variants of claims, each once, with the numbers of the claims."""
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():
         if not about(claim.claim):
@@ -141,9 +141,9 @@ def _of_sides(
 
 
 def _reasons(run: RunSummary) -> Iterable[str]:
-    """Why parts have no better verdict: once for all parts with the same reason, without those for want of seeds.
+    """Yield why parts have no stronger verdict, once per reason, except for too few seeds.
 
-    What so many seeds cannot show is said where the report begins.
+    The beginning of the report says what the seeds cannot show.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -155,7 +155,7 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 
 
 def _verdict(claim: JudgedClaim) -> str:
-    """`supported (3 of 3; 4 left out)`; of a claim with a single part the verdict alone."""
+    """Return `supported (3 of 3; 4 left out)`; only the verdict for a claim with a single part."""
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
     left_out = len(claim.left_out) + len(claim.unmatched)
@@ -182,7 +182,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
             equivalence = claim.claim.expect == "equivalent"
             cells = [
                 part_estimate(claim, part),
-                UNDEFINED if equivalence else p_value(part.judgement.holm_p),  # of a test of another question
+                UNDEFINED if equivalence else p_value(part.judgement.holm_p),  # the p-value belongs to another test
                 _expected(claim),
                 fixed(result.median_a, digits),
                 fixed(right, digits),
@@ -199,7 +199,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
 
 
 def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
-    """`+0.030 [0.015, 0.045]`; of an equivalence its 90% interval, marked as such."""
+    """Return `+0.030 [0.015, 0.045]`; for an equivalence its 90% interval, marked as such."""
     result, digits = part.result, decimals(claim.claim.primary.name)
     if claim.claim.expect == "equivalent":
         return f"{estimate(result.difference, result.interval_90, digits)} (90%)"
@@ -213,7 +213,7 @@ def _expected(claim: JudgedClaim) -> str:
 
 
 def expectation(claim: JudgedClaim) -> str:
-    """`forgetting of shampoo lower than of adamw, by 0.005 or more`."""
+    """Return the expectation in words: `forgetting of shampoo lower than of adamw, by 0.005 or more`."""
     said = claim.claim
     what = f"{reading_name(said.primary, claim.in_bits)} of {said.left}"
     if said.expect == "equivalent":
@@ -225,14 +225,14 @@ def expectation(claim: JudgedClaim) -> str:
 
 
 def condition(judged: JudgedClaim) -> str:
-    """`where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
+    """Return `where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
     where = judged.claim.where.items()
     said = [f"the mean {words(metric, judged.in_bits)} is {_bounds(bounds)}" for metric, bounds in where]
     return ", ".join(filter(None, (matched_text(judged), f"where {' and '.join(said)}" if said else "")))
 
 
 def unmet_text(unmet: Unmet, in_bits: bool) -> str:
-    """`mean last task accuracy 0.374, not above 0.9`, with the number of seeds where it is not all of them."""
+    """Return `mean last task accuracy 0.374, not above 0.9`, with the number of seeds if some are missing."""
     metric, seeds = words(unmet.metric, in_bits), count(unmet.planned, "seed")
     if unmet.mean is None:
         return f"{metric} has no value on any of {seeds}"

@@ -1,4 +1,4 @@
-"""The claims of two runs side by side, as a document: which verdicts change, and the numbers behind them."""
+"""The claims of two runs side by side, as a document: changed verdicts and the underlying numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.claims_against import ClaimOfBoth
 
 MANY = 12
-"""Settings that two suites do not share; more of them are folded."""
+"""The most differing settings of two suites listed openly; more are folded."""
 _OF_PART = ("difference", "low", "high", "holm_p", "n", "left_median", "right_median")
 COLUMNS = (
     *("claim", "experiment", "metric", "left", "right", "expect", "compared", "changes", "verdict_a", "verdict_b"),
@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart: Sequence[str]) -> Report:
-    """The document on the claims of two runs. apart: the settings that their suites do not share, in words."""
+    """Build the document on the claims of two runs. apart: the settings in which their suites differ, in words."""
     blocks: list[Block] = []
     for side, run in (("A", a), ("B", b)):
         blocks.append(Paragraph(f"{side} = {headline(run)}", "plain" if run.status == "complete" else "warning"))
@@ -79,7 +79,7 @@ _LEGEND = (
 
 
 def _counted(claims: Sequence[ClaimOfBoth]) -> str:
-    """`3 of 42 verdicts change, 1 of them to the opposite; 2 claims are stated in A only.`"""
+    """Return `3 of 42 verdicts change, 1 of them to the opposite; 2 claims are stated in A only.`"""
     compared = [claim for claim in claims if claim.compared]
     changed, reverse = sum(claim.changes for claim in compared), sum(claim.reversed for claim in compared)
     said = [f"{changed} of {count(len(compared), 'verdict')} {'changes' if len(compared) == 1 else 'change'}"]
@@ -87,7 +87,7 @@ def _counted(claims: Sequence[ClaimOfBoth]) -> str:
     kinds = {
         "stated in A only": sum(claim.b is None for claim in claims),
         "stated in B only": sum(claim.a is None for claim in claims),
-        "stated otherwise in A and B": sum(bool(claim.apart) for claim in claims),
+        "different in A and B": sum(bool(claim.apart) for claim in claims),
         "not comparable in one of them": sum(claim.alike and not claim.compared for claim in claims),
     }
     said += [f"{count(n, 'claim is', 'claims are')} {what}" for what, n in kinds.items() if n]
@@ -99,11 +99,11 @@ def _change(number: int, claim: ClaimOfBoth) -> str:
 
 
 def _notes(numbered: Mapping[int, ClaimOfBoth]) -> Iterable[str]:
-    """Claims that are not compared, and why; and those with parts in one run only."""
+    """Yield claims that are not compared, with the reason, and those with parts in one run only."""
     for number, claim in numbered.items():
         if claim.apart:
             what = "; ".join(f"{name} {_short(a)} in A, {_short(b)} in B" for name, a, b in claim.apart)
-            yield f"claim {number}, {claim.name}: not compared, as it is stated otherwise: {what}"
+            yield f"claim {number}, {claim.name}: not compared, because it differs: {what}"
         elif not claim.alike:
             yield f"claim {number}, {claim.name}: stated in {'A' if claim.b is None else 'B'} only"
         else:
@@ -157,7 +157,7 @@ def _apart(apart: Sequence[str]) -> Iterable[Block]:
     if not apart:
         yield Paragraph("The two suites train and measure the same.")
         return
-    yield Heading("What the suites do not share (A, B)")
+    yield Heading("Differences between the suites (A, B)")
     if len(apart) <= MANY:
         yield Items(tuple(apart))
     else:
@@ -188,7 +188,7 @@ def _records(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart:
 
 
 def _lines(claims: Sequence[ClaimOfBoth]) -> Iterable[Record]:
-    """A line for each part of each claim, with both runs."""
+    """Yield a line for each part of each claim, with both runs."""
     for claim in claims:
         verdicts = dict(zip(("verdict_a", "verdict_b"), claim.verdicts, strict=True))
         for part in claim.parts:

@@ -1,4 +1,4 @@
-"""The report on a comparison, as a document: verdicts, the numbers behind them, and the gates of CI."""
+"""The report on a comparison, as a document: verdicts, the underlying numbers, and CI gates."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ GATE_TONES: Mapping[GateResult, Tone] = {
 }
 
 MANY_PAIRS = 12
-"""With more pairs of arms than this, the exploratory metrics of each are left out: too many to read."""
+"""With more pairs of arms than this, exploratory metrics are left out."""
 
 
 def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:
-    """The document of a comparison. metrics: show only these (all of them where empty)."""
+    """Build the document of a comparison. metrics: show only these; all if empty."""
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
         said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data: a tuning run"
@@ -59,7 +59,7 @@ def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), 
 
 
 def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:
-    """`shampoo` inside one run, `shampoo in <run>` between two."""
+    """Return `shampoo` within one run, `shampoo in <run>` between two."""
     arm = pair.a if side == "A" else pair.b
     same_run = comparison.a.results.run.path.resolve() == comparison.b.results.run.path.resolve()
     return arm.label if same_run else f"{arm.label} in {arm.results.run.id}"
@@ -119,7 +119,7 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
 
 
 def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
-    """The verdict on a metric, with the difference where it is asked for."""
+    """Return the verdict on a metric, with the difference if requested."""
     if found is None or found.judgement is None:
         return Cell("exploratory", "quiet")
     verdict = found.judgement.verdict
@@ -162,7 +162,7 @@ def _pair(
 
 
 def _said(pair: ArmComparison, judgement: Judgement) -> bool:
-    """Whether the comparison's remark on too few seeds is the reason for a judgement."""
+    """Return whether the comparison's remark on too few seeds already gives the reason for a judgement."""
     return judgement.seeds_needed is not None and len(pair.seeds) < judgement.seeds_needed
 
 
@@ -196,7 +196,7 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:
-    """Networks with many dormant units, where a rank is compared."""
+    """Yield networks with many dormant units if a rank is compared."""
     sides = (("A", pair.a), ("B", pair.b))
     named = [f"{side} ({arm.label}), {said}" for side, arm in sides if (said := arm.many_dormant)]
     return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []

@@ -1,7 +1,7 @@
-"""A report as a document: what is said, before any format decides how it looks.
+"""A report as a document: its content, independent of any format.
 
-`run_report` and `comparison_report` build documents; `formats` render them. Text is finished: numbers are formatted
-once, so that every format shows the same digits. What programs read stands next to it, as `Records`.
+`run_report` and `comparison_report` build documents; `formats` render them. Text is final: numbers are formatted
+once, so that every format shows the same digits. Data for programs are included as `Records`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Role = Literal["opening", "closing", "outline", "minor", "chart", "numbers", "details"]
-"""What a block holds, for formats to include or not. `opening`: what was found, in a page that is read from the top;
-`closing`: the same, at the end, which a terminal shows first; `outline`: headings that the captions below them repeat;
-`minor`: what matters least; `chart`: numbers drawn in characters; `numbers`: the same, where a figure draws them;
-`details`: every measure there is."""
+"""The role of a block, by which formats include it. `opening`: findings, for pages read from the top; `closing`: the
+same, at the end, where a terminal shows them; `outline`: headings repeated in the captions below them; `minor`: minor
+tables; `chart`: numbers drawn in characters; `numbers`: the same as numbers, next to a figure; `details`: every
+measure."""
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
-"""`quiet`: a footnote; `warning`: must not be overlooked; `good`, `bad`: the verdict for or against."""
+"""`quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a verdict for or against."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Cell:
 
 
 def seeds_cell(number: int, planned: int) -> Cell:
-    """`5`; `4 of 5`, as a warning, where it is not all that were planned."""
+    """Return `5`, or as a warning `4 of 5` if some of the planned seeds are missing."""
     return Cell(str(number)) if number == planned else Cell(f"{number} of {planned}", "warning")
 
 
 @dataclass(frozen=True)
 class Column:
-    """title: may have one line break, for a narrow column. numeric: aligned to the right and never broken."""
+    """A column. title: may have one line break, for a narrow column. numeric: right-aligned and never wrapped."""
 
     title: str
     numeric: bool = True
 
 
 def columns(*titles: str, texts: int = 0) -> tuple[Column, ...]:
-    """Columns with these titles; the first `texts` of them hold text, the others numbers."""
+    """Return columns with these titles; the first `texts` hold text, the others numbers."""
     return tuple(Column(title, numeric=i >= texts) for i, title in enumerate(titles))
 
 
 @dataclass(frozen=True)
 class Heading:
-    """level: 1 a run or comparison (the title of the document is level 0), 2 an experiment and model."""
+    """A heading. level: 1 for a run or comparison (the document's title has level 0), 2 for an experiment and model."""
 
     text: str
     level: int = 1
@@ -69,15 +69,17 @@ class Items:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands that a reader may copy, one a line."""
+    """Commands to copy, one per line."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """keys: so many columns at the left name a row; a table too wide for its place is cut after columns, and every
-    piece begins with these."""
+    """A table.
+
+    keys: number of leading columns that name a row; a table that is too wide is split by columns, and every piece
+    repeats these."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -91,10 +93,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Illustration:
-    """A figure. panels: SVG elements, side by side where there is room, else one below the other; they have no style
-    sheet, no script, and no id that another has, and their ink is `currentColor` (`figures.to_svg`).
+    """A figure.
 
-    alt: what is to be seen, in a sentence, for who cannot see it.
+    panels: SVG elements, side by side if there is room, else stacked; without style sheet and script, with unique ids,
+    and drawn in `currentColor` (`figures.to_svg`).
+    alt: a sentence that describes it for readers who cannot see it.
     files: its file in each format that was written, by suffix (`svg`, `png`, `pdf`), as a path from the document.
     """
 
@@ -108,9 +111,9 @@ class Illustration:
 
 @dataclass(frozen=True)
 class Fold:
-    """Details that most readers skip: closed at first where the format can, left out on a terminal.
+    """Details that most readers skip: collapsed if the format supports it, left out on a terminal.
 
-    instead: what a terminal says in its place.
+    instead: text shown on a terminal.
     """
 
     title: str
@@ -120,7 +123,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Part:
-    """A block that only the formats show that include its role."""
+    """A block shown only by formats that include its role."""
 
     role: Role
     block: Block
@@ -128,9 +131,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Records:
-    """What programs read; formats for people leave it out.
+    """Data for programs; formats for people leave it out.
 
-    key: where `tree()` stands in JSON. lines: its records in csv, by column.
+    key: the key of `tree()` in JSON. lines: its records in csv, by column.
     """
 
     key: str
@@ -140,13 +143,13 @@ class Records:
 
 Record: TypeAlias = Mapping[str, Any]
 Shown: TypeAlias = Heading | Paragraph | Items | Commands | Table | Illustration | Fold
-"""What formats for people render."""
+"""The blocks that formats for people render."""
 Block: TypeAlias = Shown | Part | Records
 
 
 @dataclass(frozen=True)
 class Report:
-    """name, columns: of its records: what JSON calls itself, and what csv begins with."""
+    """A report. name: of the format in JSON. columns: of its records in csv."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -159,12 +162,12 @@ class Report:
 
 
 def listed(key: str, lines: Callable[[], Iterable[Record]]) -> Records:
-    """Records that are the same in JSON and csv."""
+    """Return records that are the same in JSON and csv."""
     return Records(key, lambda: list(lines()), lines)
 
 
 def shown(blocks: Sequence[Block], roles: Set[Role]) -> Iterator[Shown]:
-    """The blocks that a format shows which includes `roles`."""
+    """Return the blocks that a format with these roles shows."""
     for block in blocks:
         match block:
             case Part(role, inner):

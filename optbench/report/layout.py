@@ -1,4 +1,4 @@
-"""What every rendering does with texts and columns: no control characters, and columns shared out over pieces."""
+"""Functions shared by the renderers: removing control characters, and distributing columns over pieces."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def one_line(text: str) -> str:
 
 
 def title_lines(column: Column) -> list[str]:
-    """The lines of a column's title, without an empty first one."""
+    """Return the lines of a column's title, without an empty first one."""
     return [one_line(line) for line in column.title.lstrip("\n").split("\n")]
 
 
 def code_lines(text: str) -> list[str]:
-    """The lines of a `Commands` block; control characters are blanks."""
+    """Return the lines of a `Commands` block, with control characters as blanks."""
     return [CONTROL.sub(" ", line).rstrip() for line in text.strip("\n").split("\n")]
 
 
 def pack(widths: Sequence[int], room: int) -> list[range]:
-    """Share columns out, in order, over as few pieces as it takes for each to fit into `room`; evenly where that fits.
+    """Distribute columns in order over as few pieces of width `room` as possible, evenly if that fits.
 
-    A column wider than `room` has a piece of its own. No columns make one empty piece.
+    A column wider than `room` gets its own piece. No columns give one empty piece.
     """
     greedy: list[range] = [range(0)]
     free = room

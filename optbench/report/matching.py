@@ -1,4 +1,4 @@
-"""Claims at matched accuracy in a report: what was matched with what, and what was too far apart."""
+"""Claims at matched accuracy in a report: matched variants, and variants too far apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIGITS = 4
 
 
 def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
-    """Each match of each claim, with what is left between its sides; then what is left out."""
+    """Yield each match of each claim, with the remaining difference; then variants left out."""
     for number, claim in enumerate(claims, start=1):
         for part in claim.parts:
             if part.match is not None:
@@ -27,13 +27,13 @@ def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def matched_text(judged: JudgedClaim) -> str:
-    """`at matched learning accuracy`; empty for a claim that is not."""
+    """Return `at matched learning accuracy`; empty for other claims."""
     matched = judged.claim.matched
     return f"at matched {words(matched.on, judged.in_bits)}" if matched else ""
 
 
 def match_record(pair: Match) -> dict[str, Any]:
-    """What programs read of a match."""
+    """Return the record of a match."""
     return {
         "metric": pair.metric,
         "left_mean": pair.left_mean if pair.n else None,
@@ -45,7 +45,7 @@ def match_record(pair: Match) -> dict[str, Any]:
 
 
 def _sides(pair: Match, in_bits: bool) -> str:
-    """`shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`."""
+    """Return `shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`"""
     means = ((pair.left.label, pair.left_mean), (pair.right.label, pair.right_mean))
     sides = ", ".join(f"{label} {fixed(mean, DIGITS)}" for label, mean in means)
     left = f"{signed(pair.difference, DIGITS)} in mean {words(pair.metric, in_bits)} on validation data"

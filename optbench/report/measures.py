@@ -1,4 +1,4 @@
-"""The columns of a report's tables: which metrics are shown, and under which title."""
+"""The columns of a report's tables: metrics and their titles."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Topic = Literal["learning", "solution", "pruning", "cost"]
 class Measure:
     """One column. name: its metric. title: two short lines, for a narrow column.
 
-    groups_only: whether it says something only where tasks have classes of their own.
-    own: the metric where the catalog does not have it: a user's, or one with settings.
+    groups_only: whether it is meaningful only if tasks have different classes.
+    own: the metric if it is not in the catalog: a user's, or one with settings.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Measure:
 
     @property
     def arrow(self) -> str:
-        """`↑` or `↓` where one direction is better, empty for a neutral measure."""
+        """`↑` or `↓` if one direction is better, empty for a neutral metric."""
         return "" if self.metric.direction == "neutral" else self.metric.arrow
 
 
@@ -43,7 +43,7 @@ PRUNED = {
     "pruning_area": "area\nunder it",
     "holding_sparsity": "99% holds\nto sparsity",
 }
-"""Name without the scope, and title: the table of a section has a row per scope."""
+"""Metric name without scope, and title; the table of a section has a row per scope."""
 
 MEASURES: tuple[Measure, ...] = (
     Measure("average_accuracy", "average\naccuracy", "learning"),
@@ -81,9 +81,9 @@ OF_TEXT: dict[str, str] = {
     "learning_accuracy": "learning score: that on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: score at the end on the last task, and mean on those before it",
 }
-"""What is said of text in place of `LEGENDS`."""
+"""Legends for text, replacing those in `LEGENDS`."""
 
-# {split}: the data that accuracies are of; pruned networks are measured on test data in any run.
+# {split}: the data of accuracies; pruned networks are always measured on test data.
 LEGENDS: dict[str, str] = {
     "average_accuracy": "average accuracy: {split} accuracy at the end, mean over all tasks",
     "forgetting": "forgetting: best accuracy on a task since it was learnt minus its accuracy at the end",
@@ -106,7 +106,7 @@ assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a
 
 
 def own_measure(metric: Metric) -> Measure:
-    """The column of a metric that the catalog does not have, under its own name, with its unit."""
+    """Return the column of a metric that is not in the catalog, with its name and unit."""
     name = words(metric.name)
     title = name.replace(" ", "\n", 1) if " " in name else f"\n{name}"
     unit = f" ({metric.unit})" if metric.unit else ""
@@ -114,11 +114,11 @@ def own_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """The column of a continual metric as it is of text, any other as it is."""
+    """Return the column of a continual metric for text; others unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 
 def own_legend(metric: Metric) -> str:
-    """What a run says of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    """Return a run's description of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})"

@@ -12,17 +12,17 @@ from optbench.stats.dormant import MANY
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
-"""Marks what is said of networks that did not learn their tasks; a footnote says which tasks."""
+"""Marks results of networks that failed to learn their tasks, which a footnote lists."""
 
 MANY_DORMANT = "‡"
-"""Marks what is said of networks with many dormant units."""
+"""Marks results of networks with many dormant units."""
 NOT_OK = {
     "diverged": "diverged",
     "failed": "failed",
     "missing": "not finished",
     "above_target": "above the target training loss",
 }
-"""What became of trials that have no part in a mean, by status, in words."""
+"""Statuses of trials excluded from means, in words."""
 
 _DECIMALS = {
     "effective_rank": 1,
@@ -48,12 +48,12 @@ _DECIMALS = {
 
 
 def decimals(metric: str) -> int:
-    """Digits after the point of a metric's values."""
+    """Return the number of decimals of a metric's values."""
     return _DECIMALS.get(base_name(metric), 3)
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """`0.951`; `–` where undefined, `∞` where infinite, and never minus zero."""
+    """Format a number: `0.951`, `–` if undefined, `∞` if infinite, and never minus zero."""
     if value is None or math.isnan(value):
         return UNDEFINED
     if math.isinf(value):
@@ -63,30 +63,30 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def signed(value: float | None, digits: int) -> str:
-    """As `fixed`, with the sign also of positive numbers."""
+    """Format as `fixed`, with an explicit plus sign."""
     text = fixed(value, digits)
     return f"+{text}" if value is not None and value > 0 and float(text.replace("∞", "inf")) > 0 else text
 
 
 def interval(bounds: tuple[float, float] | None, digits: int) -> str:
-    """`[0.015, 0.045]`, or nothing where there is none."""
+    """Format an interval, `[0.015, 0.045]`; empty for None."""
     return "" if bounds is None else f"[{fixed(bounds[0], digits)}, {fixed(bounds[1], digits)}]"
 
 
 def estimate(value: float | None, bounds: tuple[float, float] | None, digits: int) -> str:
-    """`+0.030 [0.015, 0.045]`: a difference with its interval, where there is one."""
+    """Format a difference with its interval, if any: `+0.030 [0.015, 0.045]`."""
     return f"{signed(value, digits)} {interval(bounds, digits)}".strip()
 
 
 def p_value(p: float | None) -> str:
-    """`0.0020`: two significant digits, or more where they are there anyway."""
+    """Format a p-value with at least two significant digits: `0.0020`."""
     if p is None:
         return UNDEFINED
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
 
 
 def words(name: str, in_bits: bool = False) -> str:
-    """The name of a metric in a sentence: `last task accuracy`; of text, where R holds bits, `last task score`."""
+    """Return a metric's name in a sentence: `last task accuracy`; for text, `last task score`."""
     if in_bits and name in METRICS and (said := metric_in_bits(METRICS[name]).said):
         return said
     base = base_name(name)
@@ -94,23 +94,23 @@ def words(name: str, in_bits: bool = False) -> str:
 
 
 def marked(text: str, not_learnt: object) -> str:
-    """`text`, with a dagger that no line break parts from it where `not_learnt`."""
+    """Return `text`, with an attached dagger if `not_learnt`."""
     return f"{text}\N{NO-BREAK SPACE}{NOT_LEARNT}" if not_learnt else text
 
 
 def dormant_line(named: Sequence[str]) -> str:
-    """What is said of networks with many dormant units. named: each variant with what it has of them."""
+    """Return the remark on networks with many dormant units. named: each variant with its numbers."""
     listed = "; ".join(named)
-    return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Units that are off lower a rank."
+    return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Inactive units lower a rank."
 
 
 def losses(counts: Mapping[str, int], of: str = "") -> str:
-    """`2 diverged, 1 not finished`: what became of the trials that are not ok. of: after each number, as in ` of 3`."""
+    """Return `2 diverged, 1 not finished` for trials that are not ok. of: after each number, such as ` of 3`."""
     kinds = ((counts[status], what) for status, what in NOT_OK.items())
     return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
 
 
 def name_with_arrow(metric: Metric) -> str:
-    """`forgetting ↓`; a neutral metric has no arrow."""
+    """Return `forgetting ↓`, without an arrow for a neutral metric."""
     text = (metric.said or words(metric.name)) + (f" ({metric.unit})" if metric.unit else "")
     return text if metric.direction == "neutral" else f"{text} {metric.arrow}"

@@ -14,11 +14,11 @@ from optbench.suite.readings import ReadingCell
 
 ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
 PRIMARY = "*"
-"""Marks the reading that the verdict is about."""
+"""Marks the primary reading."""
 
 
 def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
-    """What the readings of each part say together."""
+    """Yield a summary of the readings of each part."""
     for number, claim in enumerate(claims, start=1):
         for part in claim.parts:
             if part.readings:
@@ -26,7 +26,7 @@ def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def summary(readings: Sequence[JudgedReading]) -> str:
-    """`lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
+    """Return `lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
     found = counts(readings)
     undefined = found.pop(Says.UNDEFINED)
     if not any(found.values()):
@@ -37,7 +37,7 @@ def summary(readings: Sequence[JudgedReading]) -> str:
 
 
 def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
-    """Every reading of each part that has any."""
+    """Yield a table of every reading for each part that has any."""
     tables = [
         _table(f"Readings of claim {number}, {part_label(part)}", part)
         for number, claim in enumerate(claims, start=1)
@@ -72,29 +72,29 @@ def _table(caption: str, part: ClaimPart) -> Table:
 
 
 def default_layer(readings: Sequence[JudgedReading]) -> str:
-    """What the layer without settings is called: `features` where they choose where a rank is read."""
+    """Return the name of the layer without settings: `features` if layers select where a rank is measured."""
     return "features" if all(reading.metric.placed for reading in readings) else "default"
 
 
 def percent(value: float) -> str:
-    """`+12%`, `-3.4%`, `0.0%`."""
+    """Format a fraction as `+12%`, `-3.4%` or `0.0%`."""
     shown = 100 * value
     sign = "+" if shown else ""
     return f"{shown:{sign}.{0 if abs(shown) >= 10 else 1}f}%"
 
 
 def reading_name(cell: ReadingCell, in_bits: bool = False) -> str:
-    """`effective rank activation=before`, `effective rank on the last task`."""
+    """Return a reading's name: `effective rank activation=before`, `effective rank on the last task`."""
     return words(cell.name, in_bits) + (" on the last task" if cell.data == "last" else "")
 
 
 def part_label(part: ClaimPart) -> str:
-    """What tells a part from the others: its model, and both sides where one is swept."""
+    """Return a part's distinguishing name: its model, and both sides if one is swept."""
     sides = [side for side in (part.left, part.right) if isinstance(side, Arm)]
     swept = any(side.variant != "default" for side in sides)
     return f"{part.model}, {' | '.join(side.label for side in sides)}" if swept else part.model
 
 
 def arm_label(arm: Arm) -> str:
-    """A variant within a claim: its model and optimizer, with its settings where they were swept."""
+    """Return a variant's name within a claim: model and optimizer, with its settings if swept."""
     return f"{arm.model}, {arm.label}"

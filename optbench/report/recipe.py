@@ -1,4 +1,4 @@
-"""In sentences, how a protocol departs from plain steps at what is measured."""
+"""Sentences on protocol settings beyond plain training: clipping, averaging, precision, augmentation, schedule."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
-    """Return a sentence for each departure; empty where there is none."""
+    """Return a sentence for each such setting; empty if there are none."""
     said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")
     if (averaging := protocol.weight_averaging) is not None:
-        said.append(f"What is measured is an exponential moving average of the weights, decay {averaging.decay:g}.")
+        said.append(f"Measured is an exponential moving average of the weights, decay {averaging.decay:g}.")
     if protocol.precision != "float32":
         said.append(f"Forward passes in training are in {protocol.precision}.")
     if (augment := protocol.augment) is not None:
@@ -24,7 +24,7 @@ def recipe(protocol: Protocol) -> str:
 
 
 def scheduling(schedule: RateSchedule) -> str:
-    """Return a sentence: how the learning rate goes over its span, one that is not flat."""
+    """Return a sentence about a learning rate schedule that is not constant."""
     span = "a task's steps" if schedule.span == "task" else "the steps of all tasks"
     end = f"to {schedule.floor:g} of its peak" if schedule.floor else "to 0"
     ways = {

@@ -1,6 +1,6 @@
-"""What programs read of reports: keys of JSON and columns of csv, which stay (docs/reporting.md, "For programs").
+"""Report data for programs: JSON keys and csv columns, which are stable (docs/reporting.md, "For programs").
 
-Numbers are not rounded. A difference is infinite where a side diverged.
+Numbers are not rounded. A difference is infinite if a side diverged.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from optbench.suite.readings import layer_name
 
 
 def report_records(summary: Summary) -> list[Records]:
-    """Runs, one record per metric of each optimizer setting, accuracy matrices, claims, what the studies have found,
-    trials in trouble."""
+    """Return runs, a record per metric of each optimizer setting, accuracy matrices, claims, studies, failed trials."""
     runs, sections = summary.runs, summary.sections
     return [
         Records("runs", lambda: [_run(run) for run in runs]),
@@ -56,7 +55,7 @@ def report_records(summary: Summary) -> list[Records]:
 def comparison_records(
     comparison: Comparison, gates: Sequence[JudgedGate], metrics: Sequence[str] = ()
 ) -> list[Records]:
-    """Sides, remarks, one record per metric of each pair of arms, and gates."""
+    """Return sides, remarks, a record per metric of each pair of arms, and gates."""
     return [
         Records("a", lambda: comparison.a.results.run.id),
         Records("b", lambda: comparison.b.results.run.id),
@@ -67,7 +66,7 @@ def comparison_records(
 
 
 def with_trials(document: Report, results: Sequence[Results]) -> Report:
-    """`document` with a record per trial and metric, without controls: in csv in place of all others."""
+    """Add a record per trial and metric, without controls, to a document; in csv they replace all others."""
     trials = listed("trials", lambda: (line for result in results for line in _trials(result)))
     blocks = (replace(block, lines=None) if isinstance(block, Records) else block for block in document.blocks)
     return replace(document, blocks=(*blocks, trials), columns=_TRIAL_COLUMNS)
@@ -86,19 +85,19 @@ def _trials(results: Results) -> Iterable[Record]:
 KEYS = ("run", "experiment", "model", "optimizer", "variant")
 COUNTS = ("planned", "ok", "diverged", "failed", "missing")
 ABOVE_TARGET: Final = "above_target"
-"""How many trials ended above the target training loss on some task."""
+"""Number of trials that ended above the target training loss on some task."""
 MANY_DORMANT: Final = "many_dormant"
-"""In how many trials more than 5% of the units are dormant."""
+"""Number of trials in which more than 5% of the units are dormant."""
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
-"""Of one solution against another: `pair`, or `null` for an arm and its controls; the other side; and the number of
-seeds on which a pair lies outside the range of the null values of its two sides."""
+"""For paired solutions: `pair`, or `null` for an arm and its controls; the other side; and the number of seeds on which
+a pair lies outside the range of the null values of its two sides."""
 SPLIT = "split"
-"""The data that accuracies are of: `test`, or `validation` in a tuning run; `training` of online accuracies."""
+"""The data of accuracies: `test`, or `validation` in a tuning run; `training` for online accuracies."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
-"""How many of the trials that are ok were no better than guessing on a task that they had just been trained on, and in
-how many the training loss exceeded ten times its start."""
+"""Number of trials that are ok but no better than guessing on a task just trained, and number in which the training
+loss exceeded ten times its initial value."""
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
     *("pairs", "n", "diverged_a", "diverged_b", "undefined", "median_a", "median_b", "difference", "low", "high"),
@@ -112,7 +111,7 @@ COMPARISON_COLUMNS = (
 
 
 def result_columns(studies: Sequence[Study[Any]]) -> tuple[str, ...]:
-    """The columns of a report in csv: those of results, and of each study those that it adds."""
+    """Return the columns of a report in csv: those of results, and those added by each study."""
     more = [column for study in studies for column in study.columns]
     names = (*KEYS, *COUNTS, "metric", "direction", *_SPREAD, *more, SPLIT, *_LEARNING, ABOVE_TARGET, MANY_DORMANT)
     return tuple(dict.fromkeys(names))
@@ -159,7 +158,7 @@ def _results(summary: Summary) -> Iterable[Record]:
 
 
 def split_of(metric: Metric, split: str) -> str:
-    """The data that accuracies behind a metric are of. split: of the run's others."""
+    """Return the data of the accuracies of a metric. split: that of the run."""
     return "training" if metric.kind == "online" else split
 
 
@@ -172,7 +171,7 @@ def _dormant(arm: Arm) -> dict[str, int]:
 
 
 def spread_record(spread: Spread | None) -> Record:
-    """The spread of a result by column."""
+    """Return the spread of a result by column."""
     if spread is None:
         return {**dict.fromkeys(_SPREAD), "n": 0}
     values = (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles, *spread.extremes)
@@ -180,7 +179,7 @@ def spread_record(spread: Spread | None) -> Record:
 
 
 def claim_record(run: str, judged: JudgedClaim) -> dict[str, Any]:
-    """A claim of a run with its verdict and its parts."""
+    """Return the record of a claim with its verdict and parts."""
     said = judged.claim.model_dump(exclude={"models", "margin", "readings"}) | {"metric": judged.claim.primary.name}
     if judged.claim.readings is not None:
         said["readings"] = judged.claim.readings.model_dump(exclude={"measured"})
@@ -194,7 +193,7 @@ def claim_record(run: str, judged: JudgedClaim) -> dict[str, Any]:
 
 
 def _not_learnt(side: Arm | float) -> dict[str, int] | None:
-    """How many of a side's trials did not learn some task, by kind; None where each of them learnt every task."""
+    """Return the number of a side's trials that failed to learn a task, by kind; None if all learnt every task."""
     return _learning(side.shortcoming) if isinstance(side, Arm) and side.shortcoming else None
 
 
@@ -213,7 +212,7 @@ def _unmatched(pair: Match) -> dict[str, Any]:
 
 
 Layers: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""The settings of a claim's layers, by their name."""
+"""Return the settings of a claim's layers, by name."""
 
 
 def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
 
 
 def _readings(found: Sequence[JudgedReading], layers: Layers) -> dict[str, Any]:
-    """How many readings say what, and every reading with its difference over the median of the right side."""
+    """Return the counts of readings by result, and every reading with its difference over the right median."""
     return {
         **{str(says): n for says, n in counts(found).items()},
         "cells": [_reading(reading, layers[reading.cell.layer]) for reading in found],

@@ -1,4 +1,4 @@
-"""The report on runs, as a document: tables over seeds, accuracy matrices, claims, and what was run."""
+"""The report on runs, as a document: tables over seeds, accuracy matrices, claims, and provenance."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from optbench.stats.dormant import is_rank
 FORGETTING = "forgetting"
 SWEPT = ("learning_accuracy", "average_accuracy", FORGETTING)
 FEWEST_SWEPT = 3
-"""Fewer settings than this are no sweep."""
+"""Minimum number of settings of a sweep."""
 BAR = 10
-"""Characters of a bar from 0 to 1."""
+"""Width of a bar from 0 to 1, in characters."""
 MANY_SETTINGS = 30
-"""With more settings than this, a terminal shows of a tuning run only what it chooses and why."""
+"""With more settings than this, a terminal shows only the choices of a tuning run and the reasons."""
 FOLDED = "markdown, html, csv and json have all of each"
 MANY_TASKS = 6
-"""With more tasks there is one sparkline for the end of training, instead of one for each task."""
+"""With more tasks, there is one sparkline for the end of training instead of one per task."""
 MOST_TASKS = 20
-"""Matrices of more tasks than this are left to accuracy.parquet."""
+"""Matrices of more tasks are only in accuracy.parquet."""
 MANY_TROUBLES = 20
-"""So many diverged and failed trials are listed; the others are counted."""
+"""The most diverged and failed trials that are listed; further ones are counted."""
 
 RANKED = {"global": "of all", "layer": "by layer"}
-"""How weights are ranked for pruning, in a table."""
+"""Scopes in which weights are ranked for pruning, in words."""
 
 
 def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), statistic: Statistic = "mean") -> doc.Report:
-    """The document for one run, or several side by side.
+    """Build the document for one run, or several side by side.
 
-    figures: to be shown after the tables. statistic: what the tables hold, mean±sd or median [quartiles].
+    figures: shown after the tables. statistic: of the tables, mean±sd or median [quartiles].
     """
     several = len(summary.runs) > 1
     title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
@@ -83,7 +83,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """What the studies have found that stand before the results, or after them."""
+    """Yield the blocks of studies placed before, or after, the results."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
@@ -93,7 +93,7 @@ def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Blo
 
 
 def headline(run: RunSummary) -> str:
-    """`<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
+    """Return `<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
     order = ["ok", *NOT_OK]
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     counts = ", ".join(f"{n} {NOT_OK.get(status, status)}" for status, n in ended)
@@ -106,12 +106,12 @@ def headline(run: RunSummary) -> str:
 
 
 def _ended(ended: int, planned: int, noun: str) -> str:
-    """`10 trials`, or `7 of 10 trials`."""
+    """Return `10 trials`, or `7 of 10 trials`."""
     return f"{'' if ended == planned else f'{ended} of '}{count(planned, noun)}"
 
 
 def exclusions(row: SummaryRow) -> str | None:
-    """What became of the trials that are not in a row's means, or None."""
+    """Return the outcome of trials excluded from a row's means, or None."""
     counts = row.arm.counts
     lost = losses(counts)
     return f"{row.label}: {counts['ok']} of {counts['planned']}; {lost}" if lost else None
@@ -120,14 +120,14 @@ def exclusions(row: SummaryRow) -> str | None:
 def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[doc.Block]:
     yield doc.Part("outline", doc.Heading(f"{section.experiment}, {section.model}", 2))
     if len(section.rows) > MANY_SETTINGS and any(row.split == "validation" for row in section.rows):
-        # What tuning has chosen must not drown in the settings that it has not.
+        # The chosen settings must not be hidden among all others.
         said = f"{section.experiment}, {section.model}: {count(len(section.rows), 'setting')}; {FOLDED}"
         every = f"Results of all {count(len(section.rows), 'setting')}: {section.experiment}, {section.model}"
         yield doc.Fold(every, tuple(_results(section, several, statistic)), instead=said)
     else:
         yield from _results(section, several, statistic)
     yield from _matrices(section, several)
-    # Not every measure is worth printing; csv has them all.
+    # csv has all of them
     yield doc.Part("details", _details(section, several))
 
 
@@ -138,7 +138,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             if topic == "learning" and all(measure.name != FORGETTING for measure in measures):
                 title = "learning"
             table = _measures(section, measures, title, several, statistic)
-            # Costs are the least of what is asked here, and a terminal is short.
+            # Costs are least relevant here, and space on a terminal is limited.
             yield doc.Part("minor", table) if topic == "cost" else table
     yield from _sparks(section, several)
     yield from _sweeps(section, several)
@@ -169,7 +169,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
 def _measures(
     section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
 ) -> doc.Table:
-    """A row per optimizer; of pruning one per scope of the ranking, below each other for each optimizer."""
+    """Return a table with a row per optimizer, or for pruning a row per optimizer and scope."""
     scopes = grouped((measure.metric.scope, measure) for measure in measures)
     keys = _row_columns(several) + (() if None in scopes else doc.columns("largest\nweights", texts=1))
     columns = (*keys, *doc.columns(*(f"{m.title} {m.arrow}".rstrip(" ") for m in next(iter(scopes.values())))))
@@ -193,14 +193,14 @@ def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
 
 
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Accuracy matrices as sparklines: a character per row of the matrix, then the value at the end."""
+    """Return accuracy matrices as sparklines: a character per row of the matrix, then the final value."""
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
     if len(tasks) != 1:
         return
     count, ends = tasks.pop(), section.ends
     keys = _row_columns(several)[:-1]
-    # Where not every task was scored at the end, each was right after training on it.
+    # If not every task was scored at the end, each was scored right after its training.
     whole = all(row.matrix is not None and np.isfinite(row.matrix[-1]).all() for row in rows)
     lines = []
     for row in rows:
@@ -226,9 +226,9 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Swept settings as bars, so that who is too slow to forget because too slow to learn is seen at once.
+    """Return swept settings as bars, which show settings that forget little only because they learn little.
 
-    Those of a tuning run stand where it is said what it chooses.
+    Those of a tuning run are shown with its choices.
     """
     swept = grouped(((row.run, row.arm.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():
@@ -307,7 +307,7 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
     }[statistic]
     splits = sorted({row.split for section in summary.sections for row in section.rows})
     split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
-    kinds = sorted({section.in_bits for section in summary.sections})  # of images and the like first
+    kinds = sorted({section.in_bits for section in summary.sections})  # accuracies first
     texts = [(name, (OF_TEXT if bits else {}).get(name, text)) for bits in kinds for name, text in LEGENDS.items()]
     lines = [what, *dict.fromkeys(text.format(split=split) for name, text in texts if name in measures)]
     lines += [own_legend(measure.metric) for measure in measures.values() if measure.metric.target]

@@ -1,4 +1,4 @@
-"""Miniatures of figures for a terminal: a line of eight heights, and a bar in eighths of a character."""
+"""Text charts for a terminal: sparklines of eight heights, and bars in eighths of a character."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ HEIGHTS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 UNDEFINED = "·"
 LONGEST = 40
-"""Characters of a line, so that it fits beside a name."""
+"""Maximum length of a sparkline, so that it fits next to a name."""
 
 
 def spark(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> str:
-    """One character per value: the height that stands for its eighth of [low, high]; `·` for NaN.
+    """Return one character per value, by its eighth of [low, high]; `·` for NaN.
 
-    Values outside are drawn at the nearer end. Needs low < high.
+    Values outside are clipped. Requires low < high.
     """
     return "".join(UNDEFINED if math.isnan(v) else HEIGHTS[min(int(_share(v, low, high) * 8), 7)] for v in values)
 
 
 def thinned(values: Sequence[float]) -> Sequence[float]:
-    """The values, or where they are more than a line bears, the means of `LONGEST` parts of nearly equal length."""
+    """Return the values, or, if too many, the means of `LONGEST` sections of nearly equal length."""
     if len(values) <= LONGEST:
         return values
     bounds = [len(values) * i // LONGEST for i in range(LONGEST + 1)]
@@ -30,9 +30,9 @@ def thinned(values: Sequence[float]) -> Sequence[float]:
 
 
 def bar(value: float, low: float, high: float, width: int) -> str:
-    """A bar from the left, exactly `width` characters with its blanks, full where value ≥ high; `·` for NaN.
+    """Return a bar of exactly `width` characters, padded with blanks, full for value ≥ high; `·` for NaN.
 
-    Needs low < high.
+    Requires low < high.
     """
     if math.isnan(value):
         return UNDEFINED.ljust(width)[:width]

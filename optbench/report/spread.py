@@ -1,4 +1,4 @@
-"""Values over seeds in a few numbers, and these as text."""
+"""Summary statistics over seeds, and their text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Statistic = Literal["mean", "median"]
 
 @dataclass(frozen=True)
 class Spread:
-    """Of `n` values: mean and sample standard deviation (none where n = 1), median, quartiles, extremes."""
+    """Statistics of `n` values: mean and sample standard deviation (none if n = 1), median, quartiles, extremes."""
 
     mean: float
     sd: float | None
@@ -28,7 +28,7 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float]) -> Spread | None:
-        """The spread of the finite values; None where there is none. Quartiles as NumPy's default has them."""
+        """Compute the spread of the finite values, with NumPy's default quartiles; None without any."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
@@ -38,11 +38,11 @@ class Spread:
 
 
 SpreadText: TypeAlias = Callable[[Spread | None, int], str]
-"""A spread as text, with so many decimals."""
+"""Formats a spread with a number of decimals."""
 
 
 def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:
-    """`0.951±0.002` or `0.951 [0.949, 0.953]`; the value alone for a single trial, `–` where undefined."""
+    """Format a spread as `0.951±0.002` or `0.951 [0.949, 0.953]`; a single trial as its value, None as `–`."""
     if spread is None:
         return UNDEFINED
     if statistic == "median":

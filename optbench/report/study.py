@@ -1,4 +1,4 @@
-"""What a study adds to the report on runs. `optbench.studies` lists them; reports know none of them by name."""
+"""The interface by which studies extend reports on runs; `optbench.studies` lists them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ResultKey: TypeAlias = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure. make: those that the data of some runs allow; none is no error."""
+    """A kind of figure. make: returns the figures, possibly none, that the data of some runs allow."""
 
     name: str
     make: Callable[[Sequence[Results]], list[Figure]]
@@ -28,14 +28,14 @@ class FigureKind:
 
 @dataclass(frozen=True)
 class Study(Generic[Found]):
-    """A question that some suites ask beyond their metrics.
+    """An analysis that some suites request in addition to metrics.
 
     name: the key of its records in JSON.
-    find: what a run has of it; nothing where its suite does not ask.
-    blocks: its part of a report, from what all runs have; whether there are several runs; how a spread is written.
-    leads: whether that part stands before the results.
-    records: in JSON, of one run. lines: the same for csv, with `columns`.
-    beside: values of `columns` that belong next to a result.
+    find: returns its results for a run; empty if the suite does not request it.
+    blocks: returns its part of a report from the results of all runs, whether there are several, and the spread format.
+    leads: whether that part precedes the results.
+    records: of one run, in JSON. lines: the same for csv, with `columns`.
+    beside: values of `columns` that accompany a result.
     provenance: sentences on how the settings of a run were chosen.
     """
 

@@ -1,6 +1,6 @@
-"""What runs found, summed up over seeds: typed values for every report format.
+"""Summaries of runs over seeds: typed values for every report format.
 
-Trials that diverged or failed count, and are counted in plain sight, but have no part in a mean.
+Diverged and failed trials are counted visibly, but excluded from means.
 Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """
 
@@ -39,13 +39,13 @@ class SummaryRow:
 
     arm: Arm
     values: Mapping[str, Spread | None]
-    """Of every metric that was taken here, over the trials that are ok; None where undefined."""
+    """Spread of every measured metric over the trials that are ok; None if undefined."""
     matrix: Matrix | None
     """The mean accuracy matrix (T+1, T) of the trials that are ok."""
     fallbacks: int
-    """Matrix factorisations that failed and were replaced, over all its trials."""
+    """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
-    """What else its trials' results depended on, in words: in how many of them."""
+    """Other notes on its trials, and the number of trials with each."""
 
     @property
     def run(self) -> str:
@@ -57,40 +57,39 @@ class SummaryRow:
 
     @property
     def split(self) -> SplitName:
-        """The data that accuracies are of."""
+        """The data of accuracies."""
         return self.arm.results.split
 
 
 @dataclass(frozen=True)
 class Section:
-    """One experiment with one model: a row per optimizer setting (and run), in the suite's order."""
+    """One experiment with one model: a row per optimizer setting (and run), in suite order."""
 
     experiment: str
     model: str
     stopping: tuple[str, ...]
-    """How a task ends, and which split decides it: a sentence, or one per run where they differ."""
+    """Sentences on when a task ends and which split decides it, one per run if they differ."""
     measures: tuple[Measure, ...]
-    """The columns of the tables: those of `MEASURES` that were taken here, and of users' metrics; not those of
-    `undefined`."""
+    """The columns of the tables: measured ones of `MEASURES` and users' metrics, except those in `undefined`."""
     undefined: Mapping[str, tuple[Measure, ...]]
-    """Reason -> the measures that are undefined in every trial that is ok, for this reason."""
+    """Reason -> measures that are undefined in every trial that is ok, for this reason."""
     metrics: Mapping[str, Metric]
-    """Every metric that was taken here."""
+    """Every measured metric."""
     rows: tuple[SummaryRow, ...]
 
     @property
     def in_bits(self) -> bool:
-        """Whether it is of text, whose matrices hold bits per byte."""
+        """Whether it is on text, whose matrices hold negative bits per byte."""
         return any(row.arm.in_bits for row in self.rows)
 
     @property
     def score(self) -> str:
-        """What the matrices hold, in a word."""
+        """The content of the matrices, in a word."""
         return score_word(self.in_bits)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The scale of what the matrices hold: 0 to 1, of text from whole bits below to above all of it."""
+        """The scale of the matrices: 0 to 1, or for text the enclosing whole bits."""
         if not self.in_bits:
             return 0.0, 1.0
         values = np.concatenate([row.matrix.ravel() for row in self.rows if row.matrix is not None] or [np.zeros(1)])
@@ -110,7 +109,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What was run, on what, and how to repeat it."""
+    """Provenance of a run, and how to repeat it."""
 
     run: str
     suite: str
@@ -124,7 +123,7 @@ class RunSummary:
     repeat: str
     """The command that trains the same again."""
     merged: tuple[str, ...]
-    """The runs that it was made of by `optbench merge`, each with the number of its seeds."""
+    """The runs merged into it by `optbench merge`, each with its number of seeds."""
     device: str
     machine: str
     versions: str
@@ -132,21 +131,21 @@ class RunSummary:
     seeds: tuple[int, ...]
     planned: int
     statuses: Mapping[str, int]
-    """Number of finished trials by status, as `Results.status` has it."""
+    """Number of finished trials by status, as in `Results.status`."""
     controls: int
-    """Trials planned in another data order, for the null of `pairs` alone; not among `planned`."""
+    """Number of trials planned in another data order, only for the null of `pairs`; not included in `planned`."""
     controls_ended: int
     too_few_seeds: str | None
-    """What so many seeds cannot show, in a sentence; None where any difference could show."""
+    """A sentence on what this number of seeds cannot show; None if any difference could show."""
     claims: tuple[JudgedClaim, ...]
     studied: Mapping[str, Sequence[Any]]
-    """What each study has found, by its name."""
+    """The results of each study, by name."""
     provenance: tuple[str, ...]
-    """What studies say on how its settings were chosen."""
+    """Sentences of studies on how its settings were chosen."""
 
     @property
     def ended(self) -> int:
-        """Trials that finished, in whatever way."""
+        """Number of finished trials, with any outcome."""
         return sum(self.statuses.values())
 
 
@@ -161,18 +160,18 @@ class Summary:
 
     @property
     def remarks(self) -> list[tuple[Section, SummaryRow, str]]:
-        """What a reader must know before believing a mean: where it stands, and in words."""
+        """Caveats about means: where, and in words."""
         rows = ((section, row) for section in self.sections for row in section.rows)
         return [(section, row, said) for section, row in rows if (said := row.arm.mixed_code)]
 
     @property
     def measured(self) -> bool:
-        """Whether any trial ended, well or diverged."""
+        """Whether any trial finished, `ok` or diverged."""
         return any(run.statuses.get(status) for run in self.runs for status in ("ok", "above_target", "diverged"))
 
 
 def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summary:
-    """Sum up runs over their seeds, those of the same experiment and model side by side, and apply each study."""
+    """Summarise runs over seeds, grouping equal experiments and models, and apply each study."""
     places = grouped(((arm.experiment, arm.model), arm) for run in results for arm in arms(run))
     return Summary(
         runs=tuple(run_summary(run, studies) for run in results),
@@ -185,7 +184,7 @@ def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summ
 def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     known = {name: metric for arm in reversed(found) for name, metric in arm.metrics.items()}
     metrics = {name: metric for name, metric in known.items() if any(arm.took(name) for arm in found)}
-    # What is measured for readings of claims alone would widen every table.
+    # Metrics measured only for readings of claims would widen every table.
     left_out = frozenset.intersection(*(arm.results.unlisted[arm.experiment] for arm in found))
     shown = {name: metric for name, metric in metrics.items() if name not in left_out}
     measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm) for arm in found)]
@@ -203,7 +202,7 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
-    """What would be a column of nothing, by the one reason for all of it."""
+    """Return columns without any value, by their common reason."""
     trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     groups: dict[str, list[Measure]] = {}
     for measure in measures:
@@ -218,9 +217,9 @@ def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, t
 def _applies(measure: Measure, arm: Arm) -> bool:
     tasks = arm.tasks
     if arm.in_bits and measure.metric.kind == "similarity":
-        return False  # the tokens of a text are no classes
+        return False  # tokens are not classes
     if measure.metric.note_arguments.get("over_pairs") and tasks.count == 1:
-        return False  # of a single task nothing can be forgotten
+        return False  # with a single task, nothing can be forgotten
     return not measure.groups_only or tasks.disjoint
 
 
@@ -244,7 +243,7 @@ def _said(arm: Arm) -> str:
 
 
 def stopping(protocol: Protocol) -> str:
-    """One sentence: how long a task is trained, and what decides when it ends early."""
+    """Return a sentence on how long a task is trained and what ends it early."""
     bound = count(protocol.max_epochs, "epoch")
     if protocol.max_steps is not None:
         bound += f" or {count(protocol.max_steps, 'step')}"
@@ -271,7 +270,7 @@ def _troubles(results: Results) -> Iterable[Trouble]:
 
 
 def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSummary:
-    """What was run, on what, with its claims judged, and what each study has found."""
+    """Summarise a run: its provenance, judged claims and the results of each study."""
     record, suite = results.run.record, results.suite
     provenance = _mapping(record.get("provenance"))
     git = _mapping(provenance.get("git"))
@@ -311,12 +310,12 @@ def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSumm
 
 
 def _command(words: Sequence[object]) -> str:
-    """As a shell takes it; a call from Python is a single word, as it is."""
+    """Quote a command for a shell; a call from Python is a single word and unchanged."""
     return shlex.join(map(str, words)) if len(words) > 1 else "".join(map(str, words))
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """As before the run, but that the number of a claim's parts is known now."""
+    """Return the sentence on too few seeds, with the final number of parts of claims."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

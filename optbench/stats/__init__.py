@@ -1,1 +1,1 @@
-"""Two optimizers over paired seeds: one exact test with its interval, corrected over a declared family of metrics."""
+"""Paired statistics over seeds: an exact test with its interval, corrected over a declared family of metrics."""

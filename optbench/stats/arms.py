@@ -1,4 +1,4 @@
-"""Arms: one optimizer setting on one experiment and model, over its seeds: a row of a report, a side of a pair."""
+"""Arms: one optimizer setting on one experiment and model over its seeds, shown as a row or compared as a side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Status = Literal["ok", "diverged", "failed", "missing", "above_target"]
 
 @dataclass(frozen=True)
 class Arm:
-    """trials: every seed that was planned, and its trial."""
+    """One optimizer setting on one experiment and model. trials: the trial of every planned seed."""
 
     results: Results
     experiment: str
@@ -36,12 +36,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """`adam`, or `adam lr=0.001` where settings were swept."""
+        """Its name: `adam`, or `adam lr=0.001` if settings were swept."""
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells it from the other arms of its experiment and model, however often its results are read."""
+        """Its identity among the arms of its experiment and model."""
         return self.results.run.path, self.optimizer, self.variant
 
     @property
@@ -50,12 +50,12 @@ class Arm:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Every metric of the run by name, in the units that it has in this experiment."""
+        """Every metric of the run by name, with its unit in this experiment."""
         return self.results.metrics_of(self.experiment)
 
     @property
     def in_bits(self) -> bool:
-        """Whether it is of text, whose R holds bits per byte."""
+        """Whether it is on text, whose R holds negative bits per byte."""
         return self.experiment in self.results.in_bits
 
     @property
@@ -64,11 +64,11 @@ class Arm:
 
     @property
     def tuning(self) -> Tuning | None:
-        """What choosing its settings has cost, where the suite says so."""
+        """The tuning budget of its settings, if the suite states it."""
         return (self.settings.tuning or {}).get(self.optimizer)
 
     def status(self, seed: int) -> str:
-        """As `Status`; `missing`: planned, and not finished (or not even planned)."""
+        """Return a trial's status as `Status`; `missing` if it is not finished or not planned."""
         return self.results.status(self.trials[seed].id) if seed in self.trials else "missing"
 
     def count(self, status: Status) -> int:
@@ -76,36 +76,36 @@ class Arm:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many trials were planned, and by status."""
+        """The number of planned trials, and of each status."""
         return {"planned": len(self.trials), **{status: self.count(status) for status in get_args(Status)}}
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """The metric at the end; NaN where it is undefined or was not taken."""
+        """Return the final value of a metric; NaN if undefined or not measured."""
         values = self.results.values if data == "pooled" else self.results.last_task_values
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def validated(self, metric: str, seed: int) -> float:
-        """A metric of the accuracy matrix, on validation data whatever the run's split; NaN where undefined."""
+        """Return a metric of the accuracy matrix on validation data, whatever the run's split; NaN if undefined."""
         return self.results.validation.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def values(self, metric: str) -> list[float]:
-        """The metric of every trial that is `ok`, in the order of the seeds; NaN where undefined."""
+        """Return the metric of every trial that is `ok`, in seed order; NaN where undefined."""
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
 
     def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
-        """Why a metric that is derived of accuracies has no value on these seeds, as far as their trials are `ok`."""
+        """Return why a metric derived from accuracies has no value on these seeds, considering trials that are `ok`."""
         missing = [s for s in seeds if self.status(s) == "ok" and math.isnan(self.value(metric, s))]
         return {why for s in missing if (why := self.results.undefined(metric, self.trials[s].id))}
 
     @functools.cached_property
     def shortcoming(self) -> Shortcoming | None:
-        """What its trials did not learn; None where each of them learnt every task."""
+        """What its trials failed to learn; None if each of them learnt every task."""
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
 
     @property
     def learning_warning(self) -> str | None:
-        """What its trials did not learn, in sentences; None where each of them learnt every task."""
+        """Return, in sentences, what its trials failed to learn; None if each of them learnt every task."""
         if self.shortcoming is None:
             return None
         forgetting = any(map(math.isfinite, self.values("forgetting")))
@@ -113,12 +113,12 @@ class Arm:
 
     @functools.cached_property
     def many_dormant(self) -> ManyDormant | None:
-        """Its trials in which many units are dormant; None where there are none."""
+        """Its trials with many dormant units; None if there are none."""
         return ManyDormant.of([(s, self.value(DORMANT, s)) for s in self.trials if self.status(s) == "ok"])
 
     @property
     def mixed_code(self) -> str | None:
-        """What to say where its trials were not all trained with the same code of the user's, or None."""
+        """A warning if its trials were trained with different states of the user's code, else None."""
         rows = [row for trial in self.trials.values() if (row := self.results.rows.get(trial.id))]
         counts = Counter(row.source_hash for row in rows if row.status != "failed")
         if len(counts) < 2:
@@ -127,13 +127,13 @@ class Arm:
         return f"its trials were trained with {len(counts)} states of its code ({said}): means are over all of them"
 
     def took(self, metric: str) -> bool:
-        """Whether any of its trials has the metric, defined or not."""
+        """Return whether any of its trials measured the metric, defined or not."""
         found = self.results.values.get(metric, {})
         return any(trial.id in found for trial in self.trials.values())
 
 
 def arms(results: Results) -> list[Arm]:
-    """Every arm of a run, in the suite's order."""
+    """Return every arm of a run, in the suite's order."""
     found: dict[tuple[str, str, str, str], dict[int, Trial]] = {}
     for trial in results.trials:
         key = (trial.experiment, trial.model, trial.optimizer, trial.variant)

@@ -1,7 +1,7 @@
-"""Percentile bootstrap over seeds (Efron 1979): one resampling of the seeds serves everything measured on them.
+"""Percentile bootstrap over seeds (Efron 1979): the same resamples are used for everything measured on the seeds.
 
-Legend: `n` seeds, `B` resamples. Such intervals are too narrow where seeds are few (nominal 95% covers about 84% at
-5 seeds, 92% at 10): they show how sure a number is, and no verdict comes from them.
+Legend: `n` seeds, `B` resamples. These intervals are too narrow for few seeds (nominal 95% covers about 84% at
+5 seeds, 92% at 10): they indicate uncertainty, and no verdict is based on them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Array: TypeAlias = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0
-"""The same data have the same interval, whatever else is computed."""
+"""Fixed, so that the same data always give the same interval."""
 
 
 def resampled_means(values: Array) -> Array:
-    """Means (..., B) of values (..., n) over seeds drawn n at a time with replacement, the same for every row."""
+    """Return means (..., B) of values (..., n) over n seeds drawn with replacement, the same draws for every row."""
     means: Array = values[..., _draws(values.shape[-1])].mean(axis=-1)
     return means
 
 
 def percentile_interval(resampled: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` of a statistic's resampled values (B,), in its unit; linear between them."""
+    """Return the central `level` of a statistic's resampled values (B,), in its unit, by linear interpolation."""
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()
     return low, high
@@ -35,5 +35,5 @@ def percentile_interval(resampled: Array, level: float = LEVEL) -> tuple[float, 
 
 @functools.cache
 def _draws(n: int) -> NDArray[np.int64]:
-    """(B, n) seeds."""
+    """Draw seeds, (B, n)."""
     return np.random.default_rng(SEED).integers(n, size=(RESAMPLES, n))

@@ -1,11 +1,11 @@
-"""Claims: what a suite expects of its results, judged by them.
+"""Claims: expectations stated in a suite, judged by its results.
 
-A claim is made for every model it names and every variant of an optimizer that is swept: these are its parts. Each
-part is the paired test of `verdict`, with Holm's correction over the parts; the claim stands when all of them do.
-Tasks that trials of either side did not learn are reported next to the verdict and do not change it.
-A claim with readings has the verdict on its primary one; what the others say stands next to it (`readings`).
-A claim with a condition (`where`) is about the variants that meet it; the others are no parts, and are listed.
-A claim at matched accuracy (`matched`) is about the variants of the two sides that are nearest to each other.
+A claim has one part for every model it names and every variant of a swept optimizer. Each part is judged by the
+paired test of `verdict`, with Holm's correction over the parts; the claim is supported if all parts are.
+Tasks that trials of either side failed to learn are reported next to the verdict and do not change it.
+A claim with readings gets its verdict from the primary one; the others are reported next to it (`readings`).
+A claim with a condition (`where`) covers the variants that meet it; the others are listed.
+A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from optbench.suite.claims import Claim, covers
 
 
 class ClaimVerdict(StrEnum):
-    """What the data say of a claim."""
+    """The verdict on a claim."""
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
@@ -43,8 +43,8 @@ class ClaimVerdict(StrEnum):
 class ClaimPart:
     """A claim on one model, for one variant of each side.
 
-    beside: metric -> medians of left and right. readings: what each of the claim's readings says; empty without any.
-    match: how near the two are, of a claim at matched accuracy.
+    beside: metric -> medians of left and right. readings: the result of each reading; empty without any.
+    match: the distance between the two variants of a claim at matched accuracy.
     """
 
     model: str
@@ -60,18 +60,18 @@ class ClaimPart:
 
     @property
     def not_learnt(self) -> bool:
-        """Whether trials of either side did not learn their tasks: such a network forgets nothing."""
+        """Whether trials of either side failed to learn a task; a network that learnt nothing forgets nothing."""
         return any(isinstance(side, Arm) and side.shortcoming is not None for side in (self.left, self.right))
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim with the verdict of its parts together.
+    """A claim with its parts and their combined verdict.
 
-    margin: the smallest difference that counts, the claim's own or its metric's.
-    left_out: the variants of either side that do not meet the claim's condition, which no part is about.
-    unmatched: those without a variant of the other side that is near enough, with the nearest.
-    in_bits: whether it is about text, whose R holds bits per byte.
+    margin: the smallest relevant difference, the claim's own or its metric's.
+    left_out: the variants of either side that do not meet the claim's condition and belong to no part.
+    unmatched: variants without a near enough variant on the other side, with the nearest one.
+    in_bits: whether it is about text, whose R holds negative bits per byte.
     """
 
     name: str
@@ -85,7 +85,7 @@ class JudgedClaim:
 
     @property
     def partly_judged(self) -> tuple[Arm, ...]:
-        """The variants that meet the claim's condition, on the mean of those of their trials that are `ok` alone."""
+        """Variants that meet the claim's condition on only some of their trials, because others are not `ok`."""
         if not self.claim.where:
             return ()
         sides = [side for part in self.parts for side in (part.left, part.right) if isinstance(side, Arm)]
@@ -94,10 +94,10 @@ class JudgedClaim:
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:
-    """Every claim of the run's suite, in its order.
+    """Judge every claim of the run's suite, in order.
 
     Raises:
-        StoreError: the run's record does not describe a metric that a claim is about.
+        StoreError: the run's record lacks the description of a metric of a claim.
     """
     everyone, metrics = arms(results), results.metrics
     for name, claim in results.suite.claims.items():
@@ -132,7 +132,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
     judged = zip(sides, questions, judge(questions), readings, matches, strict=True)
     for (left, right), question, judgement, read, near in judged:
         result = question.result
-        if claim.expect == "equivalent":  # which needs no more seeds in company
+        if claim.expect == "equivalent":  # whose power does not depend on the number of parts
             judgement = replace(judgement, seeds_needed=None if question.result.n >= MIN_PAIRS else MIN_PAIRS)
         verdict, reason = _verdict(claim, question, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
@@ -142,7 +142,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
 
 
 def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
-    """A claim about all of its parts: contradicted by any of them, supported only by all of them together."""
+    """Combine the verdicts of parts: contradicted by any of them, supported only by all of them."""
     if ClaimVerdict.CONTRADICTED in verdicts:
         return ClaimVerdict.CONTRADICTED
     if not verdicts or set(verdicts) == {ClaimVerdict.NOT_COMPARABLE}:
@@ -151,7 +151,7 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
 
 
 def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tuple[LeftOut, ...]]:
-    """Every variant of either side on the claim's models, split by whether it meets the claim's condition."""
+    """Split the variants of either side on the claim's models by whether they meet its condition."""
     named = [
         arm
         for arm in everyone
@@ -163,7 +163,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
 
 
 def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
-    """Left and right of each part: every model, every variant of the one against every other variant of the other."""
+    """Yield the sides of each part: on every model, every variant of one against every other variant of the other."""
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
@@ -181,7 +181,7 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
 def _matched(
     claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
 ) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
-    """The sides that make parts, how near each two are, and what is too far apart; all sides of an unmatched claim."""
+    """Return the sides of each part, their matches, and what is too far apart; all sides for an unmatched claim."""
     if claim.matched is None:
         return list(sides), [None] * len(sides), ()
     near: list[Match] = []
@@ -203,7 +203,7 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
         case Verdict.NO_EVIDENCE:
             return ClaimVerdict.NO_EVIDENCE, judgement.reason
         case Verdict.EQUIVALENT:
-            # The claim is of a difference worth naming, and the data rule that out.
+            # The claim is of a relevant difference, which the data rule out.
             return ClaimVerdict.CONTRADICTED, "the two are equivalent: any difference is smaller than the margin"
     assert result.difference is not None, "a verdict without a difference"
     if (result.difference > 0) != (claim.expect == "higher"):
@@ -214,9 +214,9 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
 
 
 def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
-    """Two one-sided tests, which a difference that is significant and small passes as well.
+    """Judge equivalence by two one-sided tests; a difference may be significant and still within the margin.
 
-    Contradicted only where the interval lies outside of the margin, and Holm's correction leaves a difference.
+    Contradicted only if the interval lies outside the margin and the difference is significant after Holm's correction.
     """
     if within_margin(question):
         return ClaimVerdict.SUPPORTED, ""

@@ -1,4 +1,4 @@
-"""The claims of two runs side by side: by name, each judged by its own run's data, and which verdicts change."""
+"""The claims of two runs side by side, paired by name, each judged by its own run's data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ OPPOSITE = {ClaimVerdict.SUPPORTED, ClaimVerdict.CONTRADICTED}
 
 @dataclass(frozen=True)
 class PartsOfBoth:
-    """One part of a claim in each run: the same model and variants; None in a run that has no such part."""
+    """One part of a claim in each run, with the same model and variants; None in a run without it."""
 
     a: ClaimPart | None
     b: ClaimPart | None
 
     @property
     def one(self) -> ClaimPart:
-        """The part in A, or else in B."""
+        """The part in A if there is one, else in B."""
         found = self.a or self.b
         assert found is not None
         return found
@@ -29,12 +29,11 @@ class PartsOfBoth:
 
 @dataclass(frozen=True)
 class ClaimOfBoth:
-    """A claim in each run, None where the run's suite does not state it; at least one of the two is there.
+    """A claim in each run; None in at most one run whose suite does not state it.
 
     Attributes:
-        apart: the settings that the two suites state otherwise under this name, as (name, in A, in B): another claim.
-        parts: those of both, in the order of A, then what B alone has; none is of both where the claim is
-            stated otherwise.
+        apart: the settings of the claim that differ between the two suites, as (name, in A, in B).
+        parts: those of A in order, then those only in B; never paired if the claims differ.
     """
 
     name: str
@@ -45,19 +44,19 @@ class ClaimOfBoth:
 
     @property
     def one(self) -> JudgedClaim:
-        """The claim as A states it, or else B."""
+        """The claim as stated in A, else in B."""
         found = self.a or self.b
         assert found is not None
         return found
 
     @property
     def alike(self) -> bool:
-        """Whether both suites state it, and state the same."""
+        """Whether both suites state the same claim."""
         return self.a is not None and self.b is not None and not self.apart
 
     @property
     def compared(self) -> bool:
-        """Whether it is stated alike and judged in both runs: what is counted."""
+        """Whether it is the same claim, judged in both runs; only these are counted."""
         return self.alike and ClaimVerdict.NOT_COMPARABLE not in self.verdicts
 
     @property
@@ -75,7 +74,7 @@ class ClaimOfBoth:
 
 
 def claims_of_both(a: Sequence[JudgedClaim], b: Sequence[JudgedClaim]) -> list[ClaimOfBoth]:
-    """Pair the claims of two runs by name, in the order of A, then what B alone states."""
+    """Pair the claims of two runs by name, in the order of A, then those only in B."""
     of_a, of_b = ({claim.name: claim for claim in side} for side in (a, b))
     return [_both(name, of_a.get(name), of_b.get(name)) for name in {**of_a, **of_b}]
 
@@ -84,12 +83,12 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
     apart: list[tuple[str, object, object]] = []
     if a is not None and b is not None:
         said = _stated(a.claim), _stated(b.claim)
-        # The metric's own margin counts as stated.
+        # The metric's default margin counts as stated.
         apart = [(key, x, y) for (key, x), y in zip(said[0].items(), said[1].values(), strict=True) if x != y]
         if a.margin != b.margin:
             apart.append(("margin", a.margin, b.margin))
     of_a, of_b = ({} if side is None else {_place(part): part for part in side.parts} for side in (a, b))
-    if apart:  # parts of two different claims do not go together
+    if apart:  # parts of different claims cannot be paired
         alone = [PartsOfBoth(part, None) for part in of_a.values()], [PartsOfBoth(None, part) for part in of_b.values()]
         parts = (*alone[0], *alone[1])
     else:
@@ -98,7 +97,7 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
 
 
 def _stated(claim: Claim) -> dict[str, object]:
-    """What a claim says; neither in which words, nor next to what."""
+    """Return the content of a claim, without its wording and context."""
     return claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
 
 

@@ -1,7 +1,7 @@
-"""Two runs, or two optimizers, compared seed by seed: which arms are put side by side, and what differs between them.
+"""Compare two runs, or two optimizers, seed by seed: which arms are paired, and how they differ.
 
-A is judged against B: every difference is A - B, over the seeds that ended on both sides, and A is `better` or
-`worse`. The family of Holm's correction is the declared primary metrics of one pair of arms.
+Verdicts are about A: every difference is A - B, over the seeds that finished on both sides, and A is `better` or
+`worse`. The family of Holm's correction consists of the declared primary metrics of one pair of arms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDED = ("ok", "diverged")
 
 @dataclass(frozen=True)
 class Selection:
-    """One side of a comparison as it was asked for: `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`."""
+    """One side of a comparison as requested: `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`."""
 
     results: Results
     optimizer: str | None = None
@@ -34,12 +34,12 @@ class Selection:
 
     @staticmethod
     def of(results: Results, named: str) -> Selection:
-        """named: OPTIMIZER, OPTIMIZER/VARIANT, or empty."""
+        """Parse a selection. named: OPTIMIZER, OPTIMIZER/VARIANT, or empty."""
         optimizer, _, variant = named.partition("/")
         return Selection(results, optimizer or None, variant or None)
 
     def arms(self) -> list[Arm]:
-        """The arms that it means, in the suite's order.
+        """Return the selected arms, in the suite's order.
 
         Raises:
             UsageError: the run has no such optimizer, or the optimizer no such variant.
@@ -56,7 +56,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric of two arms. judgement: None where the metric is exploratory, which gets no verdict."""
+    """One metric of two arms. judgement: None for an exploratory metric, which gets no verdict."""
 
     metric: Metric
     result: PairedResult
@@ -73,8 +73,8 @@ class MetricComparison:
 class ArmComparison:
     """Two arms on the same experiment and model.
 
-    seeds: those that ended, well or diverged, on both sides. same_start: whether both sides began at the same weights
-    on each of them; None where there is none.
+    seeds: those that finished, `ok` or diverged, on both sides. same_start: whether both sides had the same initial
+    weights on each of them; None if there are none.
     """
 
     a: Arm
@@ -85,12 +85,12 @@ class ArmComparison:
 
     @property
     def planned(self) -> int:
-        """Seeds that both sides were to have."""
+        """Seeds planned on both sides."""
         return len(self.a.trials.keys() & self.b.trials.keys())
 
     @property
     def family(self) -> int:
-        """The number of primary metrics, which Holm's correction is over."""
+        """The number of primary metrics, the size of the family of Holm's correction."""
         return sum(found.judgement is not None for found in self.metrics)
 
     def metric(self, name: str) -> MetricComparison | None:
@@ -99,9 +99,9 @@ class ArmComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `optbench compare` says.
+    """The result of `optbench compare`.
 
-    remarks: what a reader must know before believing it (another device, unfinished runs; obstacles that were forced).
+    remarks: caveats (different devices, unfinished runs, obstacles overridden by `--force`).
     """
 
     a: Selection
@@ -110,17 +110,17 @@ class Comparison:
     remarks: tuple[str, ...]
 
     def check_paired(self) -> None:
-        """Raises ComparisonError where no pair of arms has a seed."""
+        """Raise ComparisonError if no pair of arms has a common seed."""
         if not any(pair.seeds for pair in self.pairs):
             above = any(arm.count("above_target") for pair in self.pairs for arm in (pair.a, pair.b))
             where = " at or below the target training loss" if above else ""
-            raise ComparisonError(f"nothing to compare: no seed has ended on both sides{where}")
+            raise ComparisonError(f"nothing to compare: no seed has finished on both sides{where}")
 
 
 def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
-    """Compare two selections: each optimizer that both have, or the two that are named.
+    """Compare two selections: every optimizer that both have, or the two that are named.
 
-    experiments: only these (all of them where empty).
+    experiments: only these; all if empty.
 
     Raises:
         UsageError: a run has no such optimizer, variant or experiment.
@@ -143,7 +143,7 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
 
 
 def compare_arms(a: Arm, b: Arm, *, primary_only: bool = False) -> ArmComparison:
-    """Every metric that either arm took, or only the primary ones of the experiment, which get verdicts."""
+    """Compare every metric that either arm measured, or only the experiment's primary metrics, which get verdicts."""
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)
     metrics = {**b.metrics, **a.metrics}
@@ -168,20 +168,20 @@ def ask(
     *,
     comparable: bool,
 ) -> Question:
-    """Ask whether `a` is different from `b`. comparable: whether both began at the same weights."""
+    """Return the question whether `a` differs from `b`. comparable: whether both have the same initial weights."""
     found = [side.undefined(metric.name, seeds) for side in (a, b) if isinstance(side, Arm)] if result.p is None else []
     undefined = "; ".join(sorted(set().union(*found)))
     return Question(result, metric.direction, margin, comparable, "initial weights differ", undefined)
 
 
 def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
-    """Whether both sides began at the same weights on each of the seeds; None where there is no seed."""
+    """Return whether both sides had the same initial weights on each of the seeds; None without seeds."""
     starts = [[arm.results.rows[arm.trials[seed].id].init_hash for seed in seeds] for arm in (a, b)]
     return starts[0] == starts[1] if seeds else None
 
 
 def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Data = "pooled") -> PairedValues:
-    """The metric on both sides, a value per seed (n,); a number as `b` stands for every seed."""
+    """Return the metric on both sides, one value per seed, (n,); a number as `b` is used for every seed."""
     left = np.array([a.value(metric.name, seed, data) for seed in seeds], np.float64)
     lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
     if not isinstance(b, Arm):
@@ -191,7 +191,7 @@ def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Da
 
 
 def obstacles(a: Results, b: Results) -> list[str]:
-    """Why two runs cannot be compared; empty where they can."""
+    """Return why two runs cannot be compared; empty if they can."""
     found = []
     if suite_hash(a.suite) != suite_hash(b.suite):
         differences = suite_differences(a.suite, b.suite)
@@ -201,7 +201,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Why values of two runs do not mean the same, whatever their suites; empty where they do."""
+    """Return why metrics of two runs differ in definition, whatever their suites; empty if they do not."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []
@@ -209,7 +209,7 @@ def other_metrics(a: Results, b: Results) -> list[str]:
 
 
 def remarks(a: Results, b: Results) -> list[str]:
-    """What a reader must know before believing a comparison of two runs: how they were made, and how far they got."""
+    """Return caveats of a comparison of two runs: differences in how they were made, and unfinished runs."""
     found = [
         f"{run.id} is not complete: {run.record.get('status')}"
         for run in {results.run.path: results.run for results in (a, b)}.values()
@@ -231,7 +231,7 @@ def _of_whom(metric: Metric) -> str:
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
-    """What pairs of arms have too few seeds for: a sentence per number of seeds that ended on both sides."""
+    """Return what pairs of arms have too few seeds for: one sentence per number of common finished seeds."""
     usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
     numbers: dict[str, set[int]] = {}
     for pair in usable:
@@ -239,7 +239,7 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
     by_seeds: dict[int, dict[str, int]] = {}
     for pair in usable:
         place = pair.a.experiment
-        if len(numbers[place]) > 1:  # trials are missing: the experiment's name is not enough
+        if len(numbers[place]) > 1:  # trials are missing, so the name of the experiment is not specific enough
             place = f"{place}, {pair.a.model}: {pair.a.label} against {pair.b.label}"
         by_seeds.setdefault(len(pair.seeds), {})[place] = pair.family
     for n, families in sorted(by_seeds.items()):
@@ -248,7 +248,7 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
 
 
 def _code_remarks(pairs: Sequence[ArmComparison]) -> list[str]:
-    """What a reader must know of arms whose trials are of several states of a user's code, each once."""
+    """Yield a caveat for each arm whose trials used different states of a user's code."""
     sides = (arm for pair in pairs for arm in (pair.a, pair.b))
     return list(
         dict.fromkeys(
@@ -265,7 +265,7 @@ def _provenance(results: Results, key: str) -> str:
 
 
 def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
-    """Arms to be put side by side, in A's order: the two optimizers that are named, else every one with its like."""
+    """Pair arms, in A's order: the two optimizers named, else each optimizer with itself."""
     left, right = a.arms(), b.arms()
     found: list[tuple[Arm, Arm]] = []
     for place in dict.fromkeys((arm.experiment, arm.model) for arm in left):
@@ -280,7 +280,7 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
         found = [(x, y) for x, y in found if (x.optimizer, x.variant) != (y.optimizer, y.variant)]
         if not found:
             raise ComparisonError(
-                f"{a.results.run.id}: compared with itself it says nothing; name two of its optimizers, "
+                f"{a.results.run.id}: expected two different sides; name two of its optimizers, "
                 f"as in {a.results.run.id}:{left[0].optimizer} {a.results.run.id}:{left[-1].optimizer}"
             )
     if not found:
@@ -290,7 +290,7 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
 
 
 def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Two optimizers by name: variant by variant where they have the same, else the one against each of the many."""
+    """Pair two optimizers: by variant if both have the same, else a single variant with each of the other's."""
     by_variant = {arm.variant: arm for arm in right}
     if len(left) > 1 and {arm.variant for arm in left} == by_variant.keys():
         return [(arm, by_variant[arm.variant]) for arm in left]

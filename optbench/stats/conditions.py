@@ -1,4 +1,4 @@
-"""Conditions: which variants a claim is about, as in `where: {last_task_accuracy: {above: 0.9}}`."""
+"""Conditions that select the variants of a claim, as in `where: {last_task_accuracy: {above: 0.9}}`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from optbench.suite.claims import Bounds
 class Unmet:
     """A condition that a variant does not meet.
 
-    mean: of the metric over the `n` seeds on which it is defined; None where there are none.
-    planned: the seeds that were planned.
+    mean: of the metric over the `n` seeds on which it is defined; None without any.
+    planned: the number of planned seeds.
     """
 
     metric: str
@@ -28,14 +28,14 @@ class Unmet:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A variant that a claim is not about, and every condition that it does not meet."""
+    """A variant left out of a claim, with every condition that it does not meet."""
 
     arm: Arm
     unmet: tuple[Unmet, ...]
 
 
 def unmet_conditions(arm: Arm, where: Mapping[str, Bounds]) -> tuple[Unmet, ...]:
-    """Return the conditions that a variant does not meet; empty where it meets all of them.
+    """Return the conditions that a variant does not meet; empty if it meets all of them.
 
     A condition is on the mean over the trials that are `ok`. A variant without a defined value does not meet it.
     """

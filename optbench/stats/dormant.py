@@ -1,4 +1,4 @@
-"""Networks with many dormant units: units that are off lower a rank, whatever the others represent."""
+"""Networks with many dormant units: inactive units lower a rank, whatever the others represent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from optbench.metrics import METRICS
 from optbench.metrics.metric import base_name
 
 DORMANT = "dormant_0.025"
-"""The share of dormant units of the final features, pooled over tasks (Sokar et al. 2023, τ = .025)."""
+"""The metric: the fraction of dormant units among the final features, pooled over tasks (Sokar et al. 2023, τ =
+.025)."""
 MANY = 0.05
-"""The share above which a network is listed."""
+"""The fraction above which a network is listed."""
 
 
 @dataclass(frozen=True)
 class ManyDormant:
-    """The trials of one arm in which more than `MANY` of the units are dormant.
+    """The trials of one arm in which more than a fraction `MANY` of the units is dormant.
 
     trials: all that are `ok`. seeds, shares: of those listed, in the order of the seeds.
     """
@@ -28,7 +29,7 @@ class ManyDormant:
 
     @staticmethod
     def of(shares: Sequence[tuple[int, float]]) -> ManyDormant | None:
-        """From the seed and the share of every trial that is ok, NaN where it was not taken; None if none has many."""
+        """Select from seed and fraction of every trial that is ok (NaN: not measured); None if no trial has many."""
         many = [(seed, share) for seed, share in shares if share > MANY]
         seeds, found = tuple(seed for seed, _ in many), tuple(share for _, share in many)
         return ManyDormant(len(shares), seeds, found) if many else None

@@ -1,4 +1,4 @@
-"""Gates for CI: `forgetting:+0.02` fails when A forgets more than B by .02 and the interval leaves no doubt of it."""
+"""Gates for CI: `forgetting:+0.02` fails if A forgets more than B by over .02 with its whole 95% interval."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Gate:
-    """text: as the user gave it. upwards: whether a rise is what fails. threshold: the signed difference that must not
-    be passed, in the metric's unit, or as a share of B's median where `relative`."""
+    """A parsed gate.
+
+    text: as given by the user. upwards: whether an increase fails. threshold: the signed difference that must not be
+    exceeded, in the metric's unit, or as a fraction of B's median if `relative`."""
 
     text: str
     metric: str
@@ -45,10 +47,10 @@ class JudgedGate:
 
 
 def parse_gate(text: str) -> Gate:
-    """`METRIC:+SIZE` or `METRIC:-SIZE`, the size in the metric's unit or with `%` of B's median.
+    """Parse `METRIC:+SIZE` or `METRIC:-SIZE`, with the size in the metric's unit, or followed by `%`, of B's median.
 
     Raises:
-        UsageError: it is written otherwise.
+        UsageError: it has another form.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
@@ -59,12 +61,12 @@ def parse_gate(text: str) -> Gate:
 
 
 def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[JudgedGate]:
-    """Every gate on every pair of arms."""
+    """Judge every gate on every pair of arms."""
     return [JudgedGate(gate, pair, *_judge(gate, pair)) for gate in gates for pair in pairs]
 
 
 def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
-    """Failed where the 95% interval of A - B lies beyond the threshold, passed where it lies on this side of it."""
+    """Fail if the 95% interval of A - B lies beyond the threshold, pass if it lies entirely before it."""
     found = pair.metric(gate.metric)
     if found is None or found.result.n == 0:
         return GateResult.INCONCLUSIVE, "not measured"
@@ -83,7 +85,7 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     if lost := pair.a.count("failed") + pair.a.count("missing"):
         return GateResult.INCONCLUSIVE, f"{lost} of A's trials failed or are not finished"
     for side, arm in (("A", pair.a), ("B", pair.b)):
-        if above := arm.count("above_target"):  # their seeds are left out because of what training did on them
+        if above := arm.count("above_target"):  # their seeds are excluded because of their outcome
             return GateResult.INCONCLUSIVE, f"{above} of {side}'s trials ended above the target training loss"
     within = high <= threshold if gate.upwards else low >= threshold
     return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval holds the threshold")

@@ -1,4 +1,4 @@
-"""Holm's correction: several tests, one error rate."""
+"""Holm's correction of several p-values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false rejection among them stays below the level each is held to.
+    """Adjust p-values so that the family-wise error rate stays below the level applied to each.
 
     The k-th smallest of m is multiplied by m - k + 1, is at least its predecessor, and at most 1 (Holm 1979); valid
-    however the tests depend on each other. The order of the result is that of `p_values`.
+    under any dependence between the tests. The result has the order of `p_values`.
     """
     assert all(0 <= p <= 1 for p in p_values), "not p-values"
     m = len(p_values)

@@ -1,8 +1,8 @@
-"""Trials that have not learnt what they were trained on, found again in the tables of a run.
+"""Trials that failed to learn their tasks, derived from the tables of a run.
 
-Derived on reading, as forgetting is: runs whose trials have no note of it are judged alike. Where a table does not have
-the share of the most frequent class, as in runs of earlier versions, a guess is right in 1 of C cases, with C classes
-in a task.
+Derived on reading, like forgetting, so that runs without a note of it are judged alike. If a table lacks the fraction
+of the most frequent class, as in runs of earlier versions, guessing is assumed to be right in 1 of C cases for C
+classes in a task.
 
 Legend: `T` tasks; matrices (T+1, T), row 0 before any training.
 """
@@ -35,11 +35,11 @@ Vector: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out results of one trial: one matrix alone, because matrices grow with the square of T.
+    """The held-out results of one trial; only one matrix is kept, because matrices grow with the square of T.
 
-    accuracy: (T+1, T). start: (T,), the losses before the first step on each task, as `start_losses` has them. guess:
-    (T,), the share of the most frequent class, NaN where it was not recorded. examples: (T,), how many there are.
-    classes: of one task, 0 where unknown.
+    accuracy: (T+1, T). start: (T,), the losses before the first step on each task, as in `start_losses`. guess:
+    (T,), the fraction of the most frequent class, NaN if not recorded. examples: (T,), their number.
+    classes: number per task, 0 if unknown.
     """
 
     accuracy: Matrix
@@ -50,12 +50,12 @@ class Held:
 
 
 def right_after(matrix: Matrix) -> Vector:
-    """Copy what a matrix (T+1, T) has of each task right after it: the entries that every protocol scores."""
+    """Return the entries of a matrix (T+1, T) for each task right after its training, which every protocol scores."""
     return np.diagonal(matrix[1:]).copy()
 
 
 def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearnt]:
-    """Return what trials did not learn, by id; no entry for a trial that learnt all of its tasks.
+    """Return what trials failed to learn, by id; no entry for a trial that learnt all of its tasks.
 
     curves: the table of that name, with the columns `trial`, `task` and `train_loss`.
     """
@@ -71,10 +71,10 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
 
 @dataclass(frozen=True)
 class Shortcoming:
-    """What the trials of one arm did not learn.
+    """What the trials of one arm failed to learn.
 
-    trials: those that are `ok`. guessed, exploded: how many of them were no better than guessing on a task, and how
-    many had a loss that exploded. tasks: on which tasks that was, in any of them.
+    trials: the number that are `ok`. guessed, exploded: how many of them were no better than guessing on a task, and
+    how many had an exploding loss. tasks: the tasks on which this happened in any of them.
     """
 
     trials: int
@@ -84,7 +84,7 @@ class Shortcoming:
 
     @staticmethod
     def of(trials: int, found: Sequence[NotLearnt]) -> Shortcoming | None:
-        """None where every trial learnt everything."""
+        """Combine the results of trials; None if every trial learnt everything."""
         if not any(found):
             return None
         guessed, exploded = ([getattr(tasks, what) for tasks in found] for what in ("guessed", "exploded"))
@@ -98,12 +98,12 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without what is derived here; empty where it says nothing else."""
+    """Return a trial's note without the parts derived here; empty if there are no others."""
     return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
 
 
 def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Vector]:
-    """Trial -> (T,) the highest training loss in each of its tasks; NaN without any."""
+    """Return the highest training loss of each task, (T,), by trial; NaN without any."""
     trial, ids = codes(curves["trial"])
     place, loss = numbers(curves["task"]), numbers(curves["train_loss"])
     counts = np.array([tasks.get(name, 0) for name in ids], np.int64)

@@ -1,7 +1,7 @@
-"""Matching: which variant of one optimizer is compared with which of another, as near as possible in accuracy.
+"""Matching: pair the variants of two optimizers that are nearest in accuracy.
 
-The choice looks at validation data alone. A claim on test data at matched accuracy is about the pair that was chosen:
-what is left of the difference in accuracy stands next to its verdict.
+Only validation data determine the pairs. A claim at matched accuracy is judged on test data for these pairs; the
+remaining difference in accuracy is reported next to its verdict.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from optbench.suite.matching import Matching
 
 @dataclass(frozen=True)
 class Match:
-    """Two variants and how near they are.
+    """Two matched variants and the distance between them.
 
     left_mean, right_mean: of the metric on validation data, over the n seeds on which both are ok; NaN without any.
-    choices: how many variants the nearest was chosen among.
+    choices: the number of variants among which the nearest was chosen.
     """
 
     left: Arm
@@ -38,10 +38,10 @@ class Match:
 
 
 def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[list[Match], list[Match]]:
-    """Return the matches of two sides within the rule's limit, and those beyond it, in the order of the variants.
+    """Return the matches of two sides within the rule's limit, and those beyond it, in variant order.
 
-    Each variant of the side with fewer of them (the left one of equals) gets the nearest of the other side. A variant
-    with too few common seeds for a test is taken only where all have too few.
+    Each variant of the side with fewer variants (the left one if equal) gets the nearest of the other side. A variant
+    with too few common seeds for a test is used only if all have too few.
     """
     found = []
     few_left = len(lefts) <= len(rights)

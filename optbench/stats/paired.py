@@ -1,10 +1,10 @@
-"""One metric of two optimizers, compared seed by seed: who is ahead, by how much, and how sure that is.
+"""One metric of two optimizers compared seed by seed: direction, size and uncertainty of the difference.
 
-Legend: `n` seeds. One seed is one pair: the same initial weights, the same data in the same order. d = a - b.
+Legend: `n` seeds. Each seed is a pair with the same initial weights and the same data in the same order. d = a - b.
 
-A diverged seed is never dropped in silence. In a directed metric it takes the worst rank: d is infinite, in favour of
-the side that did not diverge, and 0 where both did. A neutral metric has no worst rank, so there the pair is not used.
-Every pair that is not used is counted.
+A diverged seed is never dropped silently. In a directed metric it takes the worst rank: d is infinite, in favour of
+the side that did not diverge, and 0 if both did. A neutral metric has no worst rank, so the pair is not used.
+Every unused pair is counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Flags: TypeAlias = NDArray[np.bool_]
 class PairedValues:
     """One metric of optimizers A and B over the same seeds, in the same order.
 
-    a, b: (n,) values, NaN where undefined; the value of a diverged trial is not looked at.
+    a, b: (n,) values, NaN where undefined; the value of a diverged trial is ignored.
     diverged_a, diverged_b: (n,) whether that trial diverged.
     """
 
@@ -43,21 +43,21 @@ class PairedValues:
 
 @dataclass(frozen=True)
 class PairedResult:
-    """What the pairs of one metric show; values in the metric's unit.
+    """Result for the pairs of one metric; values in the metric's unit.
 
-    pairs: the seeds that both sides have.
-    n: those that the test uses.
-    diverged_a, diverged_b: the pairs in which A, in which B diverged.
+    pairs: number of seeds that both sides have.
+    n: number of pairs used by the test.
+    diverged_a, diverged_b: number of pairs in which A, or B, diverged.
     undefined: pairs not used because a side that did not diverge has no value; the rest of pairs - n diverged.
-    median_a, median_b: over all values of that side, diverged trials apart; None where there are none.
-    difference: Hodges-Lehmann estimate of a - b, ±inf where too many seeds of one side diverged; None if n = 0.
-    interval, interval_90: the matching 95% and 90% intervals; None where n is too small for the level.
+    median_a, median_b: over all values of that side except diverged trials; None if there are none.
+    difference: Hodges-Lehmann estimate of a - b, ±inf if too many seeds of one side diverged; None if n = 0.
+    interval, interval_90: the matching 95% and 90% intervals; None if n is too small for the level.
     p: of the exact signed-rank test; None if n = 0.
-    d_z: mean / sample standard deviation of d (Cohen 1988); None where not finite or all d are equal.
-    rank_biserial: (W+ - W-)/(W+ + W-), from -1 to 1 (Kerby 2014); None where no d differs from 0.
-    wins: share of the used seeds on which A is better, in a neutral metric higher; a tie is no win. None if n = 0.
-    differences: (n,) d of the used pairs, in the order of the seeds.
-    diverged_both: the pairs in which A and B diverged.
+    d_z: mean / sample standard deviation of d (Cohen 1988); None if not finite or all d are equal.
+    rank_biserial: (W+ - W-)/(W+ + W-), from -1 to 1 (Kerby 2014); None if no d differs from 0.
+    wins: fraction of the used seeds on which A is better, or higher in a neutral metric; a tie is no win. None if n =
+    0. differences: (n,) d of the used pairs, in seed order.
+    diverged_both: number of pairs in which both diverged.
     """
 
     pairs: int
@@ -81,7 +81,7 @@ class PairedResult:
 def compare_paired(pairs: PairedValues, direction: Direction) -> PairedResult:
     """Compare A with B over their pairs by the exact signed-rank test and the interval that matches it.
 
-    direction: which values are better; it decides what a diverged seed counts and what a win is.
+    direction: which values are better; determines the rank of a diverged seed and what counts as a win.
     """
     value_a, value_b = np.isfinite(pairs.a) & ~pairs.diverged_a, np.isfinite(pairs.b) & ~pairs.diverged_b
     known = (value_a | pairs.diverged_a) & (value_b | pairs.diverged_b)
@@ -113,10 +113,10 @@ def compare_paired(pairs: PairedValues, direction: Direction) -> PairedResult:
 
 
 def _differences(pairs: PairedValues, both: Flags, direction: Direction) -> Array:
-    """d of every pair, (n,); meaningless where a pair is not used."""
+    """Return d of every pair, (n,); meaningless for unused pairs."""
     d = np.zeros(len(pairs.a))
     a, b = pairs.a[both], pairs.b[both]
-    # Metrics are of order 1 or come from accuracies that are: a forgetting of 1e-9 has their noise, not its own.
+    # Metrics are of order 1 or derived from accuracies of order 1: a forgetting of 1e-9 has the noise of those.
     magnitude = float(np.abs(np.concatenate((a, b))).max(initial=1.0))
     d[both] = round_differences(a - b, magnitude)
     worst = np.inf if direction == "lower" else -np.inf
@@ -130,7 +130,7 @@ def _median(values: Array) -> float | None:
 
 
 def _standardised_mean(d: Array) -> float | None:
-    # Equal differences are asked for by themselves: their computed standard deviation need not be 0.
+    # Checked separately: the computed standard deviation of equal differences need not be 0.
     if len(d) < 2 or not np.isfinite(d).all() or (d == d[0]).all():
         return None
     return float(d.mean() / d.std(ddof=1))

@@ -1,7 +1,7 @@
-"""How many seeds a verdict takes: what a suite, or a comparison, cannot show whatever its data turn out to be.
+"""How many seeds a verdict needs: what a suite or a comparison cannot show, whatever its data.
 
-Legend: `n` seeds that make pairs, `m` tests that Holm's method corrects together. The smallest two-sided p of the exact
-signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m: above .05 no difference is significant.
+Legend: `n` paired seeds, `m` tests in the family of Holm's correction. The smallest two-sided p of the exact
+signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m; if that exceeds .05, no difference is significant.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from optbench.suite import Suite
 from optbench.suite.claims import Claim, covers
 
 MIN_PAIRS = 6
-"""Fewer pairs cannot reach p ≤ .05."""
+"""The fewest pairs that can reach p ≤ .05."""
 ALPHA = 0.05
-"""The chance of any false verdict in a family."""
+"""The family-wise error rate."""
 NAMED = 3
-"""So many places are named in a sentence; the others are counted."""
+"""The most names listed in a sentence; further ones are counted."""
 
 
 @dataclass(frozen=True)
 class Shortage:
     """Tests for which there are too few seeds.
 
-    about: what they judge, in words: `permuted-mnist and digit-pairs`, `all 11 claims`.
-    family: how many are corrected together, the most of any of them. tests: what they are: `3 primary metrics`.
-    seeds: those that there are. needed: those that would do for all of them.
+    about: their subject, in words: `permuted-mnist and digit-pairs`, `all 11 claims`.
+    family: the size of the largest family. tests: the family in words: `3 primary metrics`.
+    seeds: the available number. needed: the number sufficient for all of them.
     """
 
     about: str
@@ -41,7 +41,7 @@ class Shortage:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest p that the seeds can reach after Holm's correction."""
+        """The smallest p that can be reached after Holm's correction."""
         return smallest_holm_p(self.seeds, self.family)
 
 
@@ -51,7 +51,7 @@ def smallest_holm_p(n: int, m: int) -> float:
 
 
 def seeds_needed(m: int) -> int:
-    """Return the fewest pairs that can show a difference in a family of m: 6 for one metric, 7 for two and three."""
+    """Return the fewest pairs that can show a difference in a family of m: 6 for one metric, 7 for two or three."""
     n = MIN_PAIRS
     while smallest_holm_p(n, m) > ALPHA:
         n += 1
@@ -59,10 +59,10 @@ def seeds_needed(m: int) -> int:
 
 
 def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int] | None = None) -> list[Shortage]:
-    """Return what a suite has too few seeds for, its comparisons first; empty where any difference could show.
+    """Return what a suite has too few seeds for, its comparisons first; empty if any difference could show.
 
-    planned: the suite's trials. parts: how many parts each claim has; None: as planned, where a claim with a condition
-    has all of its variants, since which of them meet it is not known before. A suite that tunes judges nothing.
+    planned: the suite's trials. parts: the number of parts of each claim; None counts all variants of a claim with a
+    condition, since it is unknown before training which of them meet it. A tuning suite has no tests.
     """
     if suite.stage == "tune":
         return []
@@ -75,9 +75,9 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
 
 
 def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
-    """Return the places (experiments, or pairs of arms) whose family of metrics is too large for n seeds.
+    """Return the experiments, or pairs of arms, whose family of metrics is too large for n seeds.
 
-    families: place -> number of primary metrics. Places with families of one size make one shortage.
+    families: name -> number of primary metrics. Those with families of one size are combined into one shortage.
     """
     short = {place: m for place, m in families.items() if n < seeds_needed(m)}
     return [
@@ -87,7 +87,7 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
 
 
 def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
-    """Return the shortage of those claims that have too many parts for n seeds. parts: how many each claim has."""
+    """Return the shortage of the claims with too many parts for n seeds. parts: number of parts by claim."""
     short = [m for m in parts if m and n < seeds_needed(m)]
     if not short:
         return []
@@ -99,7 +99,7 @@ def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
 
 
 def shortage_text(shortages: Sequence[Shortage]) -> str:
-    """Return one sentence about shortages of the same n: what cannot show, and how many seeds would do.
+    """Return one sentence about shortages of the same n: what cannot be shown, and how many seeds are needed.
 
     `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics: smallest p
     after Holm's correction 0.0938)`.
@@ -113,9 +113,9 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
-    """The number of tests that a claim makes: on every model, every variant of left against every one of right.
+    """Return the number of tests of a claim: on every model, every variant of left against every variant of right.
 
-    At matched accuracy each of the side with fewer variants has one partner.
+    At matched accuracy, each variant of the side with fewer variants has one partner.
     """
     by_model = grouped(
         (model, (optimizer, variant))
@@ -134,11 +134,11 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
 
 
 def corrected_for(claim: Claim, parts: int) -> int:
-    """Return how many tests Holm's correction is over: that a claim is equivalent in every part needs none."""
+    """Return the size of the family of a claim; a claim of equivalence in every part needs no correction."""
     return min(1, parts) if claim.expect == "equivalent" else parts
 
 
 def _listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`, `a, b, c and 2 more`."""
+    """Join names: `a`, `a and b`, `a, b and c`, `a, b, c and 2 more`."""
     shown = [*names[:NAMED], *([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])]
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))

@@ -1,8 +1,8 @@
-"""What each reading of a claim says, next to the verdict on the primary one.
+"""The results of a claim's readings, reported next to the verdict on the primary one.
 
-Descriptive: readings of the same networks are correlated, so no correction is made over them and no verdict is drawn
-from their number. A reading is `higher` or `lower` where the signed-rank test of `verdict` shows a difference by
-itself (p ≤ .05, and the 95% interval excludes 0), whatever its size; `open` where it does not.
+Descriptive: readings of the same networks are correlated, so there is no correction over them and no verdict based on
+their number. A reading is `higher` or `lower` if the uncorrected signed-rank test of `verdict` shows a difference
+(p ≤ .05, and the 95% interval excludes 0) of any size; otherwise `open`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optbench.suite.readings import ReadingCell
 
 
 class Says(StrEnum):
-    """What a reading says of left against right."""
+    """The result of a reading: left against right."""
 
     LOWER = "lower"
     HIGHER = "higher"
@@ -33,7 +33,7 @@ class Says(StrEnum):
 class JudgedReading:
     """One reading of one part of a claim.
 
-    primary: whether the claim's verdict is about it. reason: why it is undefined; else empty.
+    primary: whether it gives the claim's verdict. reason: why it is undefined; else empty.
     """
 
     cell: ReadingCell
@@ -45,9 +45,9 @@ class JudgedReading:
 
     @property
     def relative(self) -> tuple[float, float, float] | None:
-        """The difference and the ends of its 95% interval over the median of the right side, without its sign.
+        """The difference and the ends of its 95% interval, divided by the absolute median of the right side.
 
-        So readings of different units share an axis. None where that median is 0, or there is no bounded interval.
+        Puts readings of different units on a common axis. None if that median is 0 or the interval is unbounded.
         """
         result = self.result
         if not result.median_b or result.difference is None or result.interval is None:
@@ -65,15 +65,15 @@ def judge_readings(
     *,
     comparable: bool,
 ) -> tuple[JudgedReading, ...]:
-    """Judge every reading of one part by itself.
+    """Judge every reading of one part, without correction.
 
-    seeds: that ended on both sides. comparable: False where equal seeds make no pairs.
+    seeds: finished on both sides. comparable: False if equal seeds are no pairs.
     """
     return tuple(_judged(cell, cell == primary, sides, seeds, metrics[cell.name], comparable) for cell in cells)
 
 
 def counts(readings: Sequence[JudgedReading]) -> dict[Says, int]:
-    """Return how many readings say what, with every kind in a fixed order."""
+    """Count the readings by result, with every result in a fixed order."""
     found = Counter(reading.says for reading in readings)
     return {says: found[says] for says in Says}
 
@@ -87,7 +87,7 @@ def _judged(
     comparable: bool,
 ) -> JudgedReading:
     result = compare_paired(pairs(*sides, seeds, metric, cell.data), metric.direction)
-    # A family of one without a margin: every reading by itself, and its direction whatever its size.
+    # A family of one without a margin: no correction, and a direction for any size.
     [found] = judge([Question(result, metric.direction, 0.0, comparable=comparable, reason="initial weights differ")])
     if found.verdict is Verdict.NOT_COMPARABLE:
         return JudgedReading(cell, metric, primary, result, Says.UNDEFINED, found.reason)

@@ -1,4 +1,4 @@
-"""A run's results as numbers per trial: what reports sum up and comparisons pair.
+"""A run's results as numbers per trial, which reports summarise and comparisons pair.
 
 Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """
@@ -59,7 +59,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """One metric of one trial at the end. value: NaN where undefined, as all but the cost of a diverged trial is."""
+    """The final value of one metric of one trial; NaN if undefined, as all but the cost of a diverged trial."""
 
     trial: Trial
     status: str
@@ -69,32 +69,32 @@ class TrialValue:
 
 @dataclass(frozen=True)
 class Results:
-    """One run, its suite, and what each of its trials found."""
+    """One run, its suite, and the results of its trials."""
 
     run: RunDirectory
     suite: Suite
     trials: tuple[Trial, ...]
-    """All that were planned, in the suite's order; not the controls, which are part of no arm."""
+    """All planned trials, in the suite's order, except controls, which belong to no arm."""
     rows: Mapping[str, TrialRow]
-    """How each finished trial ended and what it cost, by trial id; not of controls."""
+    """The outcome and cost of each finished trial, by trial id, except controls."""
     controls: tuple[Trial, ...] = ()
-    """Trials planned in another data order, for the null of `pairs` alone."""
+    """Trials planned in another data order, only for the null of `pairs`."""
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
-    """As `rows`, of the controls."""
+    """As `rows`, for controls."""
 
     @property
     def split(self) -> SplitName:
-        """The data that accuracies are of: a tuning run chooses settings, and test data must never do that."""
+        """The data of accuracies: validation in a tuning run, because test data must never choose settings."""
         return "validation" if self.suite.stage == "tune" else "test"
 
     @functools.cached_property
     def metrics(self) -> Mapping[str, Metric]:
-        """Every metric by name: those of the catalog, and the run's own as its record describes them."""
+        """Every metric by name: those of the catalog, and the run's own from its record."""
         return metrics_of(self.run.record)
 
     @functools.cached_property
     def outlines(self) -> dict[str, Outline]:
-        """What the tasks of each experiment are: as the run says, else (before runs said so) as our own kinds do."""
+        """The tasks of each experiment, from the run's record, or for runs of earlier versions from built-in kinds."""
         recorded = self.run.record.get("experiments") or {}
         return {
             name: Outline.from_record(recorded[name]["tasks"]) if name in recorded else outline(experiment)
@@ -103,9 +103,9 @@ class Results:
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """R (T+1, T) on the data of `split`, of every trial that has any; NaN where it diverged before.
+        """R (T+1, T) on the data of `split` of every trial that has one; NaN after divergence.
 
-        Accuracies, or of text -bits per byte.
+        Accuracies, or for text negative bits per byte.
         """
         column = accuracy_column([self.suite.stage])
         table = self.run.table("accuracy", *dict.fromkeys(score_columns(column)))
@@ -119,38 +119,38 @@ class Results:
 
     @functools.cached_property
     def in_bits(self) -> frozenset[str]:
-        """The experiments on text, whose R holds bits per byte."""
+        """The experiments on text, whose R holds negative bits per byte."""
         text = in_bits(self.run.table("accuracy", "trial", "bits_per_byte"))
         return frozenset(trial.experiment for trial in (*self.trials, *self.controls) if trial.id in text)
 
     @functools.cached_property
     def claims(self) -> list[JudgedClaim]:
-        """Every claim of its suite, judged: once, since tables and figures both show them."""
-        from optbench.stats.claims import judge_claims  # it is about results itself
+        """Every claim of its suite, judged once for tables and figures."""
+        from optbench.stats.claims import judge_claims  # it imports this module
 
         return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
-        """As `metrics`, in the units that they have in an experiment."""
+        """Return `metrics` with their units in an experiment."""
         if experiment not in self.in_bits:
             return self.metrics
         return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}
 
     @functools.cached_property
     def validation(self) -> Values:
-        """The continual metrics of every trial on validation data, whatever the split of the run."""
+        """The continual metrics of every trial on validation data, whatever the run's split."""
         table = self.run.table("accuracy", *score_columns("validation_accuracy"))
         return continual_values(score_matrices(table, "validation_accuracy"))
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
-        """(trial, scope) -> (K, 2), its pruning curve after the last task: fraction kept, ascending, and accuracy."""
+        """(trial, scope) -> (K, 2), the pruning curve after the last task: fraction kept, ascending, and accuracy."""
         table = self.run.table("pruning", "trial", "after_task", "scope", "keep", "accuracy")
         return pruning_curves(table, self.matrices)
 
     @functools.cached_property
     def online(self) -> Online:
-        """The online accuracy of every trial of which it was recorded."""
+        """The online accuracy of every trial that recorded it."""
         table = self.run.table("online", "trial", "task", ACCURACY)
         if not table.num_rows:
             return Online()  # Arrow's own conversion of a column without chunks imports pandas
@@ -161,17 +161,17 @@ class Results:
         return Online.of(table, tasks, good, planned)
 
     def undefined(self, metric: str, trial: str) -> str | None:
-        """Why a metric that is derived of accuracies is undefined of a trial that is ok; None where it is not said."""
+        """Return why a metric derived from accuracies is undefined for a trial that is ok; None if unknown."""
         return undefined(self.metrics.get(metric), trial, self.matrices, self.online)
 
     @functools.cached_property
     def values(self) -> Values:
-        """What `trial_values` derives; not of controls."""
+        """The values of `trial_values`, except those of controls."""
         return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
 
     @functools.cached_property
     def last_task_values(self) -> Values:
-        """As `values`, of measures that are taken of each task's test data: on those of the last task alone."""
+        """As `values`, for metrics measured on each task's test data, on the last task only."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
         found = final_metrics(metrics, self.matrices, "last")
@@ -179,7 +179,7 @@ class Results:
 
     @functools.cached_property
     def unlisted(self) -> dict[str, frozenset[str]]:
-        """By experiment, the metrics that are measured for the readings of claims alone, with their companions."""
+        """By experiment, the metrics measured only for the readings of claims, with their companions."""
         found = {}
         for name in self.suite.experiments:
             entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
@@ -188,15 +188,15 @@ class Results:
 
     @functools.cached_property
     def every_value(self) -> Values:
-        """As `values`, of the controls too."""
+        """As `values`, including controls."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         rows = {**self.rows, **self.control_rows}
         return trial_values(rows, self.matrices, metrics, self.pruning, self.online)
 
     def trial_values(self, *, controls: bool = False) -> Iterator[TrialValue]:
-        """Yield a value for each trial that ended and each metric that was taken of its experiment and model.
+        """Yield a value for each finished trial and each metric measured on its experiment and model.
 
-        Trials in the order of the plan, metrics in that of the catalog; controls last, if they are wanted.
+        Trials are in plan order, metrics in catalog order; controls, if requested, come last.
         """
         chosen = {trial.id: trial for trial in (*self.trials, *(self.controls if controls else ()))}
         values = self.every_value
@@ -215,7 +215,7 @@ class Results:
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
-        """What trials that are `ok` did not learn, by id; no entry for those that learnt every task."""
+        """What trials that are `ok` failed to learn, by id; no entry for those that learnt every task."""
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
@@ -239,10 +239,10 @@ class Results:
         return not_learnt(held, self.run.table("curves", "trial", "task", "train_loss"))
 
     def status(self, trial: str) -> str:
-        """`ok`, `diverged`, `failed`, `above_target`, or `missing`: planned, and not finished.
+        """Return `ok`, `diverged`, `failed`, `above_target`, or `missing` if planned but not finished.
 
-        A trial that ended above the target training loss is `ok` in its table. Here it is not: a mean or a pair over
-        solutions at one training loss has no place for it, and it is counted in sight as the diverged ones are.
+        A trial that ended above the target training loss is `ok` in its table but not here: it must not enter means or
+        pairs of solutions at equal training loss, and it is counted visibly, like diverged trials.
         """
         row = self.rows.get(trial) or self.control_rows.get(trial)
         if row is None:
@@ -251,16 +251,16 @@ class Results:
 
 
 def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
-    """The results of a run.
+    """Read the results of a run.
 
-    suite: to look at these of its trials only, instead of those of its own `suite.yaml`.
+    suite: restrict the results to its trials; by default the run's own `suite.yaml`.
 
     Raises:
-        SuiteError: the run's `suite.yaml` is not what `optbench run` wrote.
+        SuiteError: the run's `suite.yaml` was not written by `optbench run`.
         StoreError: a table is unreadable.
     """
-    # What follows looks up every optimizer and metric that it names. Not their values: what has been trained may have
-    # been so with settings that are refused by now.
+    # Every optimizer and metric named is looked up below. Their values are not validated: a run may have been trained
+    # # with settings that are rejected by now.
     suite = suite or load_suite(
         run.path / "suite.yaml",
         check_optimizer=check_names,
@@ -279,10 +279,10 @@ def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
 def check_matrices(
     place: Path, accuracy: pa.Table, tasks: Mapping[str, int], protocols: Mapping[str, Protocol] = MappingProxyType({})
 ) -> None:
-    """Raises StoreError unless every matrix has each entry that its protocol scores, once: a diverged trial's are null.
+    """Raise StoreError unless every matrix has each entry that its protocol scores once (null after divergence).
 
-    place: for the message. tasks: T by trial; of trials that are not in it, and where T is not known (0), the T that
-    their rows reach. protocols: by trial; where there is none, or it does not say, all (T+1) T entries will do, too.
+    place: for the message. tasks: T by trial; for trials not in it, or with an unknown T (0), the T reached by
+    their rows. protocols: by trial; without one, or if it does not specify, all (T+1) T entries are valid, too.
     """
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
@@ -293,7 +293,7 @@ def check_matrices(
     rows = np.bincount(trial, minlength=len(ids))
     scores = [None if (one := protocols.get(name)) is None else one.score for name in ids]
     whole = rows == (needed + 1) * needed
-    # Counted before anything of the size of a matrix is made: a file may claim any number of tasks.
+    # Counted before allocating a matrix: a file may claim any number of tasks.
     for i, (score, t, n) in enumerate(zip(scores, needed.tolist(), rows.tolist(), strict=True)):
         if reached[i] != t or (n != _count(score, t) and not (score is None and whole[i])):
             raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got {n} rows up to task {reached[i]}")
@@ -309,7 +309,7 @@ def check_matrices(
 
 
 def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: Set[str]) -> None:
-    """Raises StoreError unless trials have a row for each of their tasks, once; those not in `good` for some of them.
+    """Raise StoreError unless trials have one row for each task, or, if not in `good`, for some of them.
 
     place: for the message. tasks: T by trial.
     """
@@ -330,7 +330,7 @@ def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: 
 
 @functools.cache
 def _entries(score: Rule | None, tasks: int) -> NDArray[np.int64]:
-    """1 at each entry (T+1, T) that is scored, else 0."""
+    """Return 1 at each scored entry (T+1, T), else 0."""
     found = np.zeros((tasks + 1, tasks), np.int64)
     for after in range(tasks + 1):
         found[after, [task - 1 for task in scored_tasks(score, tasks, after)]] = 1

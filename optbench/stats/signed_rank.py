@@ -1,7 +1,7 @@
-"""The exact Wilcoxon signed-rank test, and the Hodges-Lehmann estimate and interval that match it.
+"""The exact Wilcoxon signed-rank test with the matching Hodges-Lehmann estimate and interval.
 
 Legend: `d` (n,) float differences, one per pair; ±inf takes the highest rank; never NaN. W is the sum of the ranks of
-|d| over the positive d. Everything here is in the unit of d and unchanged when pairs are permuted.
+|d| over the positive d. All results are in the unit of d and invariant under permutation of pairs.
 
 Source: Hollander, Wolfe & Chicken 2014, Nonparametric Statistical Methods, §3.1-3.3; Pratt & Gibbons 1981 for
 conditioning on ties.
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 
 EXACT_UP_TO = 200
-"""Number of pairs up to which null distributions are exact; above it they are normal approximations."""
+"""Number of pairs up to which null distributions are exact; above it, a normal approximation is used."""
 DIGITS = 12
-"""Significant digits of the largest difference that are told apart; what lies below is float noise."""
+"""Significant digits, relative to the largest difference; smaller differences are float noise."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SignedRank:
 
     p: two-sided.
     positive, negative: the sums of the ranks of the positive and of the negative differences.
-    n: the differences that are not 0; only they are ranked.
+    n: number of non-zero differences; only they are ranked.
     exact: whether p comes from the exact null distribution (n ≤ 200) or from its normal approximation.
     """
 
@@ -44,33 +44,33 @@ class SignedRank:
 
 
 def round_differences(d: Array, magnitude: float = 0.0) -> Array:
-    """d (n,) to 12 significant digits of its largest finite |d|, or of `magnitude` where that is larger.
+    """Round d (n,) to 12 significant digits of its largest finite |d|, or of `magnitude` if that is larger.
 
-    So ties are ties: .05 - .02 and .03 differ in the last bit. Callers that subtract give the magnitude of what was
-    subtracted, because the noise is relative to that. ±inf stays.
+    This makes ties exact: .05 - .02 and .03 differ in the last bit. Callers that subtract pass the magnitude of the
+    operands, because the noise is relative to them. ±inf is unchanged.
     """
     assert not np.isnan(d).any(), "a difference without a value"
     largest = np.max(np.abs(d), where=np.isfinite(d), initial=magnitude)
     if largest == 0:
-        return d + 0.0  # no minus zero
-    # Beyond 10^300 the scaling inside np.round would overflow.
+        return d + 0.0  # removes minus zero
+    # Beyond 10^300 the scaling in np.round would overflow.
     decimals = min(DIGITS - 1 - math.floor(math.log10(largest)), 300)
     rounded: Array = np.round(d, decimals) + 0.0
     return rounded
 
 
 def smallest_p(n: int) -> float:
-    """The smallest two-sided p that n pairs can reach: all of them of one sign, 2/2ⁿ."""
+    """Return the smallest two-sided p that n pairs can reach, 2/2ⁿ if all have the same sign."""
     return min(1.0, 2 * 0.5**n)
 
 
 def signed_rank_test(d: Array) -> SignedRank:
-    """Two-sided Wilcoxon signed-rank test that d (n,) is distributed symmetrically about 0 (Wilcoxon 1945).
+    """Test, two-sided, whether d (n,) is symmetric about 0 (Wilcoxon 1945).
 
-    Zeros are left out (scipy's `zero_method="wilcox"`; p = 1 where nothing else is there). Tied |d| share their mean
-    rank, and the null distribution, every sign equally likely, is that of these ranks: p is exact with ties too.
-    With more than 200 non-zero differences p is a normal approximation with that same variance, so corrected for
-    ties, without continuity correction, and `exact` is False.
+    Zeros are left out (scipy's `zero_method="wilcox"`; p = 1 if all are zero). Tied |d| share their mean rank, and the
+    null distribution, with every sign equally likely, is that of these ranks, so p is exact with ties, too.
+    With more than 200 non-zero differences, p is a normal approximation with the same variance (hence corrected for
+    ties) without continuity correction, and `exact` is False.
     """
     d = round_differences(d)
     d = d[d != 0]
@@ -88,34 +88,34 @@ def signed_rank_test(d: Array) -> SignedRank:
 
 
 def walsh_averages(d: Array) -> Array:
-    """(d_i + d_j)/2 for all i ≤ j, ascending, rounded as differences are: (n,) -> (n(n+1)/2,).
+    """Return (d_i + d_j)/2 for all i ≤ j, ascending, rounded like differences: (n,) -> (n(n+1)/2,).
 
-    +inf and -inf, two pairs in which opposite sides diverged, average to 0: neither side has the better of it.
+    +inf and -inf, two pairs in which opposite sides diverged, average to 0.
     """
     i, j = _pairs(len(d))
     return np.sort(round_differences(_midpoint(d[i], d[j])))
 
 
 def hodges_lehmann(d: Array) -> float:
-    """The median of the Walsh averages of d (n,), n ≥ 1 (Hodges & Lehmann 1963); ±inf where too many d are."""
+    """Return the median of the Walsh averages of d (n,), n ≥ 1 (Hodges & Lehmann 1963); ±inf if too many d are."""
     return middle(walsh_averages(d))
 
 
 def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
-    """The confidence interval about `hodges_lehmann(d)` that matches the test: the shifts that it does not reject.
+    """Return the confidence interval that matches the test: the shifts of d that it does not reject.
 
-    d: (n,); zeros count here. level: at least this is covered, 0 < level < 1. Endpoints are Walsh averages, and may be
-    ±inf. None where even all of them do not reach the level (n ≤ 5 at .95). With n > 200 their ranks come from a
-    normal approximation.
+    d: (n,), including zeros. level: the minimum coverage, 0 < level < 1. Endpoints are Walsh averages, and may be
+    ±inf. None if even the widest interval does not reach the level (n ≤ 5 at .95). With n > 200 the ranks of the
+    endpoints are from a normal approximation.
     """
     return bounds(walsh_averages(d), len(d), level)
 
 
 def detectable(d: Array, level: float = 0.95) -> float | None:
-    """The smallest effect that these n seeds, with the spread they showed, could have shown significant.
+    """Return the smallest effect that these n seeds, with their spread, could have shown to be significant.
 
-    It is the longer arm of `interval(d, level)`: an effect further from 0 has an interval that excludes 0.
-    None where n pairs cannot reach the level, or where the interval is unbounded.
+    It is the longer arm of `interval(d, level)`: the interval of a larger effect excludes 0.
+    None if n pairs cannot reach the level, or the interval is unbounded.
     """
     averages = walsh_averages(d)
     ends = bounds(averages, len(d), level)
@@ -127,16 +127,16 @@ def detectable(d: Array, level: float = 0.95) -> float | None:
 
 
 def middle(averages: Array) -> float:
-    """`hodges_lehmann` for a caller that has the Walsh averages: their median."""
+    """Return the median of given Walsh averages, as `hodges_lehmann`."""
     n = len(averages)
     assert n, "nothing to take the median of"
     low, high = averages[(n - 1) // 2], averages[n // 2]
-    # np.median would make NaN of a middle between -inf and +inf.
+    # np.median returns NaN between -inf and +inf.
     return float(low) if low == high else float(round_differences(_midpoint(low[None], high[None]))[0])
 
 
 def bounds(averages: Array, n: int, level: float) -> tuple[float, float] | None:
-    """`interval` for a caller that has the Walsh averages of n differences."""
+    """Return `interval` from the given Walsh averages of n differences."""
     assert 0 < level < 1
     rank = _lowest_rank(n, level)
     return None if rank is None else (float(averages[rank]), float(averages[-1 - rank]))
@@ -151,13 +151,13 @@ def _midpoint(x: Array, y: Array) -> Array:
 
 @lru_cache(maxsize=32)
 def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """i ≤ j < n; not to be written to."""
+    """Return the indices i ≤ j < n; read-only."""
     i, j = np.triu_indices(n)
     return i, j
 
 
 def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
-    """Twice the mean rank of each size, so an integer: (n,) -> (n,)."""
+    """Return twice the mean rank of each |d|, an integer: (n,) -> (n,)."""
     _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     doubled: NDArray[np.int64] = (2 * np.cumsum(counts) - counts + 1).astype(np.int64)[group]
     return doubled
@@ -165,11 +165,11 @@ def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def _null(doubled: tuple[int, ...]) -> Array:
-    """Probabilities of 2W = 0, 1, ..., Σ doubled where each rank counts with probability 1/2; not to be written to."""
+    """Return the probabilities of 2W = 0, 1, ..., Σ doubled, each rank counting with probability 1/2; read-only."""
     probabilities = np.zeros(sum(doubled) + 1)
     probabilities[0] = 1.0
     for rank in doubled:
-        # Only sums of positive numbers and exact halves: no cancellation, and exact up to 50 ranks.
+        # Sums of positive numbers and exact halves have no cancellation, and are exact up to 50 ranks.
         taken = probabilities[:-rank] / 2
         probabilities /= 2
         probabilities[rank:] += taken
@@ -179,7 +179,7 @@ def _null(doubled: tuple[int, ...]) -> Array:
 
 @lru_cache(maxsize=256)
 def _lowest_rank(n: int, level: float) -> int | None:
-    """The largest k with P(W ≤ k) ≤ (1 - level)/2 for n untied pairs, or None."""
+    """Return the largest k with P(W ≤ k) ≤ (1 - level)/2 for n untied pairs, or None."""
     tail = (1 - level) / 2
     if n <= EXACT_UP_TO:
         cumulative = np.cumsum(_null(tuple(range(2, 2 * n + 1, 2)))[::2])

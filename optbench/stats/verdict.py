@@ -1,8 +1,8 @@
-"""From tests to words: what may be said of each metric of a declared family.
+"""From tests to verdicts on each metric of a declared family.
 
 A verdict needs significance (Holm p ≤ .05 over the family, and a 95% interval that excludes 0) and size (the metric's
-margin). `no evidence` is never "no difference": it says what the pairs could have shown. Only `equivalent` claims
-that there is no difference worth a word, and it needs an interval inside the margin, not a large p.
+margin). `no evidence` never means "no difference": it reports what the pairs could have shown. Only `equivalent` states
+that there is no relevant difference, and it needs an interval inside the margin, not a large p.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optbench.stats.signed_rank import detectable, smallest_p
 
 
 class Verdict(StrEnum):
-    """What is said of A against B."""
+    """The verdict on A against B."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -36,16 +36,16 @@ class Verdict(StrEnum):
 
 
 DIFFERENT = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.HIGHER, Verdict.LOWER})
-"""What says that there is a difference worth a verdict."""
+"""The verdicts that state a relevant difference."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One metric of the family: is A different from B?
+    """One metric of the family: does A differ from B?
 
-    margin: the smallest difference worth a verdict, in the metric's unit, ≥ 0; nothing is `equivalent` at 0.
-    comparable: False where equal seeds make no pairs, as with different initial weights; `reason` then says why.
-    undefined: why values are, where that is known.
+    margin: the smallest relevant difference, in the metric's unit, ≥ 0; nothing is `equivalent` at 0.
+    comparable: False if equal seeds are no pairs, as with different initial weights; `reason` then says why.
+    undefined: why values are undefined, if known.
     """
 
     result: PairedResult
@@ -60,11 +60,11 @@ class Question:
 class Judgement:
     """The answer to a question.
 
-    holm_p: p corrected over the family; None where there is no valid p.
-    reason: why it is no more than that; empty where the verdict says all.
-    detectable: with `no evidence`, the smallest effect that these pairs could have shown significant at the first of
-        Holm's steps, in the metric's unit; None where they could not have shown any.
-    seeds_needed: the fewest pairs that can show a difference in this family, where there are fewer; else None.
+    holm_p: p corrected over the family; None if there is no valid p.
+    reason: why there is no stronger verdict; empty if the verdict needs no explanation.
+    detectable: with `no evidence`, the smallest effect that these pairs could have shown to be significant at Holm's
+    first step, in the metric's unit; None if they could not have shown any.
+    seeds_needed: the fewest pairs that can show a difference in this family if there are fewer; else None.
     """
 
     holm_p: float | None
@@ -75,11 +75,11 @@ class Judgement:
 
 
 def judge(family: Sequence[Question]) -> list[Judgement]:
-    """A judgement for each question, in order. The family is all that was declared: its size is what Holm corrects for.
+    """Judge each question, in order. All questions form the family of Holm's correction.
 
-    A question without a valid p takes part with p = 1: that a metric is undefined makes the others no easier.
-    A significant difference smaller than the margin is `below margin` even where its 90% interval lies within the
-    margin: `equivalent` is for differences that are not significant.
+    A question without a valid p counts with p = 1, so that an undefined metric does not weaken the correction.
+    A significant difference smaller than the margin is `below margin` even if its 90% interval lies within the
+    margin; `equivalent` is for differences that are not significant.
     """
     valid = [None if _why_no_test(question) else question.result.p for question in family]
     corrected = holm([1.0 if p is None else p for p in valid])
@@ -96,7 +96,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
         return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None)
     enough = seeds_needed(m)
     if (obstacle := _why_no_verdict(result)) is not None:
-        # Of the obstacles here only a lack of pairs is overcome by more seeds.
+        # Of these obstacles, more seeds overcome only a lack of pairs.
         return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None, enough if result.n < MIN_PAIRS else None)
     assert holm_p is not None
     assert result.difference is not None
@@ -115,7 +115,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
 
 
 def _why_no_test(question: Question) -> str | None:
-    """Why the p of a question means nothing, or None."""
+    """Return why the p of a question is invalid, or None."""
     result = question.result
     if not question.comparable:
         return question.reason or "the pairs are not comparable"
@@ -131,14 +131,14 @@ def _why_no_test(question: Question) -> str | None:
 
 
 def _why_no_verdict(result: PairedResult) -> str | None:
-    """Why a valid p gives no verdict, or None."""
+    """Return why a valid p gives no verdict, or None."""
     if result.n < MIN_PAIRS:
         which = count(result.n, "pair") + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
         return f"{which}; the smallest two-sided p of {count(result.n, 'pair')} is {_short(smallest_p(result.n))}"
     assert result.difference is not None
     if math.isinf(result.difference):
         return f"no size of effect: {_diverged(result)}"
-    # A tie in the worst rank is not the same value.
+    # Two diverged trials tie in the worst rank without having equal values.
     if result.diverged_both and result.median_a is None and result.median_b is None:
         return f"no values: {_diverged(result)}"
     return None
@@ -151,16 +151,16 @@ def _winner(direction: Direction, difference: float) -> Verdict:
 
 
 def within_margin(question: Question) -> bool:
-    """Whether the 90% interval lies inside ± margin: two one-sided tests at .05 (Schuirmann 1987)."""
+    """Return whether the 90% interval lies inside ± margin: two one-sided tests at .05 (Schuirmann 1987)."""
     result, bounds = question.result, question.result.interval_90
-    # Seeds on which both diverged are ties at 0 in a directed metric: they narrow the interval, but show no size.
+    # Seeds on which both diverged are ties at 0 in a directed metric: they narrow the interval without showing a size.
     if bounds is None or (question.direction != "neutral" and result.diverged_both):
         return False
     return -question.margin < bounds[0] and bounds[1] < question.margin
 
 
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
-    """The smallest effect that these pairs could have shown in a family of m, and the same or why not in words."""
+    """Return the smallest effect that these pairs could have shown in a family of m, and a sentence about it."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
     ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
@@ -180,7 +180,7 @@ def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple
 
 
 def _diverged(result: PairedResult) -> str:
-    """`A diverged on 7 of 10 seeds, B on 1`."""
+    """Describe divergence: `A diverged on 7 of 10 seeds, B on 1`."""
     counts = [(side, n) for side, n in (("A", result.diverged_a), ("B", result.diverged_b)) if n]
     said = [f"{side} diverged on {n}" if i == 0 else f"{side} on {n}" for i, (side, n) in enumerate(counts)]
     said[0] += f" of {count(result.pairs, 'seed')}"
@@ -188,5 +188,5 @@ def _diverged(result: PairedResult) -> str:
 
 
 def _short(value: float) -> str:
-    """Three significant digits."""
+    """Format a number with three significant digits."""
     return f"{value:.3g}"

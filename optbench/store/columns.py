@@ -1,7 +1,7 @@
 """Columns of tables as NumPy arrays.
 
-Out of Arrow's own buffers: its conversions to NumPy, and its scalars made of Python values, import pandas, which takes
-longer than all the rest of a report.
+Read from Arrow's buffers: Arrow's conversions to NumPy, and scalars made from Python values, import pandas, which takes
+longer than the rest of a report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
-    """A column of numbers as float64, (rows,); NaN where null."""
+    """Return a column of numbers as float64, (rows,), with NaN for null."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(whole):
         return np.empty(0)
@@ -33,13 +33,13 @@ def known(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
 
 
 def vectors(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """A column of lists of K numbers, none of them null, as (rows, K) float64."""
+    """Return a column of lists of K numbers without nulls as float64, (rows, K)."""
     whole = column.combine_chunks()
     return numbers(whole.flatten()).reshape(len(whole), -1) if len(whole) else np.empty((0, 0))
 
 
 def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """A column of text as numbers (rows,), -1 where null, and the text that each number stands for."""
+    """Return a column of text as codes (rows,), with -1 for null, and the text of each code."""
     encoded = column.combine_chunks().dictionary_encode()
     found = numbers(encoded.indices)
     return np.where(np.isnan(found), -1.0, found).astype(np.int64), encoded.dictionary.to_pylist()

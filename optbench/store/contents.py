@@ -1,8 +1,8 @@
-"""What the rows of a run's tables may say: checked as they are read, since a file may have been made by anybody.
+"""Validation of the values in a run's tables on reading, since a file may come from anywhere.
 
-Types, columns and nulls are the schema's business. Here are the values: counts that count something, shares between 0
-and 1, statuses that there are, places inside the run directory, and every trial once. In what was measured NaN and
-infinity are values like any other, which readers take for undefined; what was set is finite.
+The schema covers types, columns and nulls. Checked here are values: counts in range, fractions between 0 and 1, known
+statuses, paths inside the run directory, and every trial once. Measured values may be NaN or infinite, which readers
+treat as undefined; settings are finite.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Bounds: TypeAlias = tuple[float, float]
 
 
 class ContentError(StoreError):
-    """A table that can be read, and says what cannot be."""
+    """A readable table with impossible values."""
 
 
 WHOLE: Bounds = (0, 2**53)
-"""What float64 holds exactly."""
+"""The largest whole number that float64 represents exactly."""
 SEED: Bounds = (0, 2**63 - 1)
 MOST_TASKS = 10_000
-"""As many as a suite can ask for."""
+"""The most that a suite allows."""
 CLASSES: Bounds = (0, 999)
-"""Readers make matrices of them."""
+"""Bounded because readers build matrices of this size."""
 NUMBER: Bounds = (-1e100, 1e100)
-"""Further than the squares of float32, of which all measures are made, and far enough from where sums overflow."""
+"""Beyond the squares of float32, from which all metrics are computed, and far below where sums overflow."""
 AMOUNT: Bounds = (0, 1e100)
 SHARE: Bounds = (0, 1)
 ROUNDING = 1e-6
@@ -68,13 +68,13 @@ _BOUNDS: Mapping[str, Bounds] = {
     "optimizer_seconds": AMOUNT,
     "evaluation_seconds": AMOUNT,
 }
-"""By column, whatever the table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
+"""Ranges by column, in any table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
 _SET = ("keep",)
-"""Columns of numbers that were not measured: finite, and without rounding."""
+"""Columns of numbers that are settings: finite, and not rounded."""
 
 
 def _is_checkpoint(text: str) -> bool:
-    place = Path(text)  # which knows what parts a path here
+    place = Path(text)  # which has this system's path separators
     inside = len(place.parts) == 2 and place.parts[0] == "checkpoints" and place.parts[1] != ".."
     return inside and place.suffix == ".safetensors" and "\0" not in text
 
@@ -84,16 +84,16 @@ _TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "checkpoint": (_is_checkpoint, "a .safetensors file in the run's own checkpoints/"),
 }
 ONCE = "trials"
-"""The table with one row for each trial."""
+"""The tables with one row per trial."""
 
 
 def checked(file: Path, table: pa.Table) -> pa.Table:
-    """The table as it is, once nothing in it is wrong.
+    """Return the table unchanged if all of its values are possible.
 
-    file: where it comes from, which tells what table it is.
+    file: its path, which identifies the table.
 
     Raises:
-        ContentError: a value that cannot be; the message names file, column, row and value.
+        ContentError: an impossible value; the message names file, column, row and value.
     """
     table.validate(full=True)  # text is UTF-8
     for name, kind in zip(table.schema.names, table.schema.types, strict=True):
@@ -131,7 +131,7 @@ def _check_numbers(file: Path, name: str, column: pa.ChunkedArray) -> None:
 
 
 def _check_vectors(file: Path, name: str, column: pa.ChunkedArray) -> None:
-    """All lists of one table are equally long, have no nulls, and are no longer than they should be."""
+    """Check that all lists of a table have one length, within bounds, and contain no nulls."""
     lengths = pc.min_max(pc.list_value_length(column)).as_py()
     if lengths["min"] != lengths["max"] or lengths["min"] == 0:
         raise ContentError(f"{file}: '{name}': expected lists of one length, got {lengths['min']} to {lengths['max']}")

@@ -1,4 +1,4 @@
-"""What is damaged in a run directory goes to `damaged/`, before the run is gone on with."""
+"""Move damaged files of a run directory to `damaged/` before the run is resumed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ DAMAGED = "damaged"
 
 
 def set_damaged_aside(path: Path) -> list[str]:
-    """Move what is damaged in a run directory to `damaged/`, so that it is trained again; what it was, in words.
+    """Move damaged parts of a run directory to `damaged/`, to be trained again, and describe each in words.
 
-    A damaged part costs its own cohort; of the merged tables, which belong together, one that is damaged costs what
-    all of them hold.
+    A damaged part costs its own cohort. The merged tables belong together: one damaged table costs the content of all.
 
     Raises:
-        StoreError: a file cannot be moved, or says what cannot be although it is as it was written.
+        StoreError: a file cannot be moved, or holds impossible values although its checksum is intact.
     """
     found = []
     for folder in (PARTS, INTERIM):
@@ -41,13 +40,13 @@ def set_damaged_aside(path: Path) -> list[str]:
     try:
         for name in ALL_TABLES:
             file = path / f"{name}.parquet"
-            # All of them are there, or none: `trials` is written last. Only a report may do without one.
+            # Either all or none of them exist: `trials` is written last. Only a report can do without one.
             if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
-                raise StoreError(f"{file}: missing, beside trials.parquet")
+                raise StoreError(f"{file}: missing next to trials.parquet")
             read_table(file, name)
         read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     except ContentError:
-        raise  # not the disk's doing: to train it again would not mend it, and may cost what is good
+        raise  # not damaged on disk: training again would not mend it, and might destroy good results
     except StoreError as error:
         _set_aside(path, tops)
         found.append(f"{error}; what was merged is trained again")

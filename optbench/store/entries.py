@@ -1,4 +1,4 @@
-"""What lies in a run directory: files and folders of its own, so that nothing else is read, written or waited for."""
+"""Entries of a run directory: only regular files and folders inside it are read or written."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from pathlib import Path
 from optbench.errors import StoreError
 
 DEPTH = 3
-"""So deep do files of a run lie: `parts/<cohort>/trials.parquet`."""
+"""The depth of a run's files: `parts/<cohort>/trials.parquet`."""
 FOLDERS = ("parts", "interim", "checkpoints", "damaged", "plugins")
 SUFFIXES = (".json", ".yaml", ".parquet", ".lock")
-"""Of the files at the top that are read or written; what else lies there is its owner's business."""
+"""Suffixes of top-level files that are read or written; other files are ignored."""
 
 
 def check_entries(path: Path) -> None:
-    """Raises StoreError where a file or folder of the run in the directory `path` is a link that leads out of it, or a
-    pipe or such.
+    """Raise StoreError if an entry of the run directory `path` is a link out of it or a special file.
 
-    The directory itself may be a link: where a run lies is its owner's business.
+    The directory itself may be a link.
     """
     inside = Path(os.path.realpath(path))
     for entry in _entries(path, DEPTH):
         try:
             mode = entry.stat(follow_symlinks=False).st_mode
         except FileNotFoundError:
-            continue  # a run that is being written: it had another name a moment ago
+            continue  # a run being written: the entry has just been renamed
         place = Path(entry.path)
         if stat.S_ISLNK(mode):
             target = Path(os.path.realpath(entry.path))
@@ -43,12 +42,12 @@ def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             entries = list(found)
     except OSError:
-        return  # what cannot be listed is reported where it is read
+        return  # a folder that cannot be listed is reported on reading
     for entry in entries:
         if depth == DEPTH and entry.name not in FOLDERS and not entry.name.endswith(SUFFIXES):
             continue
         if entry.name.startswith(".#"):
-            continue  # an editor's
+            continue  # an editor's files
         yield entry
         if depth > 1 and entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path), depth - 1)

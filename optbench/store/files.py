@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file: temporary name, flush to disk, rename."""
+"""Atomic writing, so that a reader never sees a partial file: temporary name, flush to disk, rename."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optbench.file_names import file_name
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn an operating-system error about `path` into one line for the user."""
+    """Convert an operating-system error about `path` to a one-line StoreError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -27,9 +27,9 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError | SafetensorError) -> str:
-    """`No space left on device`: what the operating system said, without what a library has put around it.
+    """Return the operating system's message, such as `No space left on device`, without a library's additions.
 
-    Arrow and safetensors, which write files themselves, tell it in the middle of texts of their own.
+    Arrow and safetensors, which write files themselves, embed it in their own messages.
     """
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else told and int(told[1])
@@ -37,14 +37,14 @@ def reason(error: OSError | SafetensorError) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, make it durable, and give it its name.
+    """Call `write` with a temporary path next to `path`, flush the file to disk and rename it to `path`.
 
     Raises:
         StoreError: the file cannot be written.
     """
     if not path.name:  # `/` or `.`
         raise StoreError(f"{path}: cannot write: {os.strerror(errno.EISDIR)}")
-    # Shortened, as the file's own name may be as long as the file system allows.
+    # Shortened, because the file's own name may already have the maximum length.
     temporary = path.with_name(f".{file_name([path.name])}.{os.getpid()}.tmp")
     with reported(path):
         try:
@@ -64,20 +64,20 @@ def write_text(path: Path, text: str) -> None:
 def json_text(value: Any) -> str:
     """Return `value` as indented JSON that can be written as UTF-8."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # The name of a folder may hold bytes that are no text; JSON has escapes for what Python makes of them.
+    # The name of a folder may contain undecodable bytes, for whose surrogates JSON has escapes.
     return text.encode(errors="backslashreplace").decode()
 
 
 def json_value(file: Path, most: int, what: str) -> Any:
-    """The JSON value in a file, whatever it is. most: bytes, far above any `what`.
+    """Read the JSON value of a file. most: size limit in bytes, far above any `what`.
 
     Raises:
-        StoreError: it cannot be read, is larger than that, or is no JSON.
-        FileNotFoundError: it is not there.
+        StoreError: it cannot be read, is too large, or is not JSON.
+        FileNotFoundError: it does not exist.
     """
     try:
         if file.stat().st_size > most:
-            raise StoreError(f"{file}: unreadable: larger than {most >> 20} MiB, which no {what} is")
+            raise StoreError(f"{file}: unreadable: larger than {most >> 20} MiB, more than any {what}")
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
@@ -90,7 +90,7 @@ def json_value(file: Path, most: int, what: str) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
+    """Flush a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""The state of trials at the end of a task, kept so that they can be resumed: parts `interim/<cohort>.<task>/`.
+"""Resumable state of trials at the end of a task: parts `interim/<cohort>.<task>/`.
 
-A newer part is written before the older one is removed. Worker processes write them, so each may vanish while it is
-read.
+A newer part is written before the older one is removed. Worker processes write them, so any part may vanish while it
+is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEMBERS = "members.json"
 
 @dataclass(frozen=True)
 class Begun:
-    """Where a trial can be resumed: its state after `task` tasks, in the part `part`."""
+    """Where a trial can be resumed: after `task` tasks, from the part `part`."""
 
     part: Path
     task: int
@@ -34,8 +34,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Kept:
-    """One training between two tasks: a record of what JSON has, with its `trials` (ids) and its `task` (how many are
-    finished); its state, as `torch.save` writes it; the rows found so far."""
+    """One training between two tasks.
+
+    record: JSON values, with `trials` (ids) and `task` (the number of finished tasks). state: as written by
+    `torch.save`. rows: results so far."""
 
     record: Mapping[str, Any]
     state: bytes
@@ -43,11 +45,11 @@ class Kept:
 
 
 def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> Path:
-    """Write the state of the trainings of a cohort, which are resumed together, in place of their earlier one.
+    """Write the state of a cohort's trainings, which are resumed together, replacing the earlier one.
 
     Returns the part.
 
-    cohort: its id. trials: all that `kept` names, by id.
+    cohort: its id. trials: all trials named in `kept`, by id.
 
     Raises:
         StoreError: it cannot be written.
@@ -102,7 +104,7 @@ def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
 
 
 def read_interim(part: Path) -> list[Kept]:
-    """What `write_interim` wrote; the rows of one training are in order within each table.
+    """Read what `write_interim` wrote; the rows of a training are in order within each table.
 
     Raises:
         StoreError: a table is unreadable.
@@ -117,10 +119,9 @@ def read_interim(part: Path) -> list[Kept]:
 
 
 def find_begun(folder: Path) -> dict[str, Begun]:
-    """Where trials can go on, by their ids; the furthest place of each.
+    """Find where trials can be resumed, by id: the latest state of each.
 
-    A part that is none is no such place, and neither is one where a trial had failed (that is tried again), or could
-    not be kept.
+    Invalid parts are ignored, as are states of trials that had failed (which are tried again) or could not be saved.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):
@@ -132,13 +133,13 @@ def find_begun(folder: Path) -> dict[str, Begun]:
 
 
 def find_refused(folder: Path) -> dict[str, str]:
-    """Why trials that were in training cannot be resumed, by their ids."""
+    """Return why trials that were in training cannot be resumed, by id."""
     members = [member for part in find_parts(folder) for member in _members_or_none(part)]
     return {trial: member.refused for member in members if member.refused is not None for trial in member.trials}
 
 
 def drop_begun(folder: Path, ended: Iterable[str]) -> None:
-    """Remove the parts all of whose trials have ended by now. Raises StoreError if one cannot be moved."""
+    """Remove the parts whose trials have all finished; raise StoreError if one cannot be moved."""
     over = set(ended)
     for part in find_parts(folder):
         members = _members_or_none(part)
@@ -147,8 +148,7 @@ def drop_begun(folder: Path, ended: Iterable[str]) -> None:
 
 
 class StoredMember(NamedTuple):
-    """One training in a part: its trials (ids), how many tasks it had finished, whether it still ran, and why it cannot
-    be resumed, if so."""
+    """One training in a part: trial ids, finished tasks, whether it was running, and why it cannot be resumed."""
 
     trials: tuple[str, ...]
     task: int
@@ -157,7 +157,7 @@ class StoredMember(NamedTuple):
 
 
 def read_members(part: Path) -> list[StoredMember]:
-    """The trainings in a part. Raises StoreError if it is not what `write_interim` writes."""
+    """Read the trainings in a part; raise StoreError if `write_interim` did not write it."""
     file = part / MEMBERS
     try:
         records = json.loads(file.read_text(encoding="utf-8"))

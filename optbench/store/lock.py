@@ -1,4 +1,4 @@
-"""One process at a time writes a run directory."""
+"""The lock of a run directory: one process at a time writes it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from optbench.store.files import reported
 
 NAME = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""What it says where the file system has no locks."""
+"""Error numbers of file systems without locks."""
 HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-"""What an operating system says when another process has the lock."""
+"""Error numbers for a lock held by another process."""
 
 
 class RunLock:
-    """Held from its making until `release`, or until the process ends in whatever way: a dead process locks nothing.
+    """A lock held from construction until `release` or the end of the process.
 
-    The file says who holds it. The lock itself is the operating system's, so no file that was left behind counts.
+    The file names the holder. The lock itself belongs to the operating system, so a file left behind locks nothing.
 
     Raises:
         StoreError: another process holds it, the directory cannot be written, or its file system has no locks.
@@ -63,18 +63,18 @@ class RunLock:
                 raise StoreError(
                     f"{self._path.parent}: this run is being written by {owner}; wait for it, or stop it first"
                 ) from None
-            # The one who held it may have removed the file after it was opened here.
+            # The previous holder may have removed the file after it was opened here.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
                     return file
             file.close()
 
     def release(self) -> None:
-        """Let others write; twice is no error."""
+        """Release the lock; may be called more than once."""
         if not self._file.closed:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            with contextlib.suppress(OSError):  # what a full disk had no room for is tried again here
+            with contextlib.suppress(OSError):  # retries what failed on a full disk
                 self._file.close()
 
 
@@ -87,5 +87,5 @@ def _owner(text: str) -> str:
 
 
 def now() -> str:
-    """The time as runs record it."""
+    """Return the current time in the format of run records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

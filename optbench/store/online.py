@@ -1,4 +1,4 @@
-"""Plasticity, derived from the table `online` when a run is read: one number per trial and metric.
+"""Plasticity metrics, derived from the table `online` on reading: one number per trial and metric.
 
 Legend: `T` tasks; a sequence has shape (T,), the online accuracy on each task.
 """
@@ -26,10 +26,10 @@ ONLINE = tuple(metric for metric in METRICS.values() if metric.kind == "online")
 
 @dataclass(frozen=True)
 class Online:
-    """What was recorded online.
+    """Online recordings of a run.
 
-    sequences: of every trial that has any, NaN where it ended before. fresh: trial -> the one with fresh networks that
-    it is compared with, as `plan.fresh_networks` has it. good: the trials that ended well; others have no value.
+    sequences: of every trial that has one, NaN after its end. fresh: trial -> its fresh-network counterpart, see
+    `plan.fresh_networks`. good: trials that are ok; others have no value.
     """
 
     sequences: Mapping[str, Sequence] = field(default_factory=dict)
@@ -38,13 +38,13 @@ class Online:
 
     @staticmethod
     def of(table: pa.Table, tasks: Mapping[str, int], good: Set[str], planned: Iterable[Trial]) -> Online:
-        """From the table `online`; tasks as `sequences` has it. planned: every trial that there may be."""
+        """Read the table `online`. tasks: as for `sequences`. planned: all planned trials."""
         if not table.num_rows:
             return Online()
         return Online(sequences(table, tasks), fresh_networks(planned), good)
 
     def values(self) -> dict[str, dict[str, float]]:
-        """metric -> trial -> value, of every metric of the kind `online` and every good trial; NaN where undefined."""
+        """Return metric -> trial -> value for metrics of the kind `online` and good trials; NaN where undefined."""
         found: dict[str, dict[str, float]] = {}
         for group in grouped((len(self.sequences[t]), t) for t in self.sequences if t in self.good).values():
             stacked = np.stack([self.sequences[trial] for trial in group])
@@ -57,7 +57,7 @@ class Online:
         return found
 
     def note(self, metric: Metric, trial: str) -> str | None:
-        """Why a metric of the kind `online` is undefined of a trial that has a sequence, or None."""
+        """Return why a metric of the kind `online` is undefined for a trial that has a sequence, or None."""
         if (found := plasticity.note(self.sequences[trial], **metric.note_arguments)) is not None:
             return found
         if trial not in self.good:
@@ -69,16 +69,16 @@ class Online:
         return "its fresh networks have not ended well"
 
     def _fresh(self, trial: str) -> str | None:
-        """The trial with fresh networks, where it ended well on as many tasks."""
+        """Return the counterpart with fresh networks if it is ok and has the same number of tasks."""
         one = self.fresh.get(trial, "")
         well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
         return one if well else None
 
 
 def sequences(online: pa.Table, tasks: Mapping[str, int], column: str = ACCURACY) -> dict[str, Sequence]:
-    """Trial -> a column of the table `online` by task, NaN where it has no row or is null.
+    """Return a column of the table `online` by trial, (T,), with NaN for missing rows and nulls.
 
-    tasks: T by trial; where it is not known, or 0, the last task that a trial reaches.
+    tasks: T by trial; if unknown or 0, the last task that a trial reaches.
     """
     trial, ids = codes(online["trial"])
     task, values = numbers(online["task"]).astype(np.int64), numbers(online[column])

@@ -1,4 +1,4 @@
-"""The table `pairs`: one solution against another. Its rows are about two trials, so it has keys of its own."""
+"""The table `pairs`, one solution against another, with its own keys because its rows are about two trials."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from optbench.store.tables import arrow_fields, versioned_schema
 
 NAME = "pairs"
 NOT_COMPARED = "the comparison failed"
-"""A note that begins so says that nothing was found out about the pair; a resumed run tries again."""
+"""A note with this beginning marks a pair without a result; a resumed run tries again."""
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """One measure of two solutions that began at the same weights; null with a note where it is undefined."""
+    """One metric of two solutions with the same initial weights; null with a note if undefined."""
 
     trial_a: str
-    """The id of the one trial."""
+    """Id of the first trial."""
     trial_b: str
-    """The id of the other; of the kind `null` the control."""
+    """Id of the second trial; for the kind `null`, the control."""
     experiment: str
-    """Of both trials."""
+    """Seed of both trials."""
     model: str
     """Likewise."""
     optimizer_a: str
-    """Of `trial_a`, as in `trials`."""
+    """Stage of `trial_a`, as in `trials`."""
     variant_a: str
     """Likewise."""
     optimizer_b: str
@@ -39,11 +39,11 @@ class PairRow:
     seed: int
     """Likewise."""
     kind: str
-    """`pair`: two optimizers, or variants; `null`: one and its control, which differ in the data order alone."""
+    """`pair`: two optimizers or variants; `null`: a trial and its control, which differ only in data order."""
     metric: str
     """A metric of the kind `pair`."""
     value: float | None
-    """null where it is undefined."""
+    """Value of the metric; null if undefined."""
     note: str | None
     """Why it is undefined."""
 
@@ -58,13 +58,13 @@ SCHEMA: pa.Schema = versioned_schema(arrow_fields(PairRow))
 
 
 def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
-    """The rows, in order."""
+    """Return the rows as a table, in order."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(PairRow)}
     return pa.table(columns, schema=SCHEMA)
 
 
 def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
-    """The two trials of every pair that need not be compared again."""
+    """Return the two trials of every pair that need not be compared again."""
     rows = zip(*(table[name].to_pylist() for name in ("trial_a", "trial_b", "note")), strict=True)
     found: dict[tuple[str, str], bool] = {}
     for a, b, note in rows:
@@ -73,5 +73,5 @@ def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
 
 
 def is_settled(comparison: PairedSolutions, settled: set[tuple[str, str]]) -> bool:
-    """Whether all pairs of a comparison are among the `settled_pairs`."""
+    """Return whether all pairs of a comparison are in `settled_pairs`."""
     return all((pair.a.id, pair.b.id) in settled for pair in comparison.pairs)

@@ -1,4 +1,4 @@
-"""Parts: folders of files that are there wholly or not at all, with the checksum of every file."""
+"""Parts: folders of files written atomically, with a checksum of every file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from optbench.errors import StoreError
 from optbench.store.files import reported, sync
 
 PARTS = "parts"
-"""Of a run: what one cohort found in each."""
+"""The folder of a run with the results of one cohort per part."""
 INTERIM = "interim"
-"""Of a run: the state of cohorts in training."""
+"""The folder of a run with the state of cohorts in training."""
 MANIFEST = "sha256.json"
 
 
 def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write a part `folder/name`, in one rename; what was there before goes.
+    """Write a part `folder/name` by one rename, replacing an earlier one.
 
-    files: what writes each of them, by file name.
+    files: the function that writes each file, by name.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -34,7 +34,7 @@ def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], obj
     with reported(part):
         shutil.rmtree(writing, ignore_errors=True)
         try:
-            # Not its parents: a run directory that somebody has removed does not come back.
+            # without parents, so that a run directory that was deleted is not recreated
             writing.mkdir()
             sums = {}
             for file_name, write in files.items():
@@ -47,18 +47,18 @@ def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], obj
             remove(part)
             writing.rename(part)
         except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)  # where the disk is full
+            shutil.rmtree(writing, ignore_errors=True)  # on a full disk
             raise
         sync(folder)
 
 
 def table_files(tables: Mapping[str, pa.Table]) -> dict[str, Callable[[Path], object]]:
-    """The files of a part that holds these tables."""
+    """Return the writers of a part that holds these tables."""
     return {f"{name}.parquet": functools.partial(write_table, table) for name, table in tables.items()}
 
 
 def remove(folder: Path) -> None:
-    """Remove a part, or all of them, so that a kill in between leaves no half of it: out of sight first.
+    """Remove a part, or all of them, renaming it first so that a kill leaves no partial one.
 
     Raises:
         StoreError: it cannot be moved.
@@ -72,17 +72,17 @@ def remove(folder: Path) -> None:
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Parquet with a checksum of every page, which reading it verifies."""
+    """Write Parquet with page checksums, which reading verifies."""
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def find_parts(folder: Path) -> tuple[Path, ...]:
-    """The parts in a folder, not looked into."""
+    """Return the parts in a folder, unread."""
     return tuple(sorted(p for p in folder.iterdir() if not p.name.startswith("."))) if folder.is_dir() else ()
 
 
 def check_part(part: Path) -> None:
-    """Raises StoreError unless every file of the part is there, and as it was written."""
+    """Raise StoreError unless every file of the part exists with its checksum."""
     file = part / MANIFEST
     try:
         sums = json.loads(file.read_text(encoding="utf-8"))
@@ -98,8 +98,8 @@ def check_part(part: Path) -> None:
         except OSError as error:
             raise StoreError(f"{part / name}: unreadable: {error.strerror}") from None
         if found != checksum:
-            raise StoreError(f"{part / name}: not what was written: its checksum differs")
-    # Only what a reader would take for a table: a file manager leaves files of its own everywhere.
+            raise StoreError(f"{part / name}: damaged: its checksum differs")
+    # Only files that a reader would take for a table: file managers leave files of their own everywhere.
     if extra := sorted(p.name for p in part.iterdir() if p.suffix == ".parquet" and p.name not in expected):
         raise StoreError(f"{part / extra[0]}: not a file of this run")
 

@@ -1,7 +1,7 @@
-"""Copies of the users' code that a run was made with: `plugins/`, and what `run.json` says of them.
+"""Copies of the user's code that a run used, in `plugins/`, and their entries in `run.json`.
 
-A run's `suite.yaml` names a file as the user did, so two runs of it are the same suite wherever they lie. What the name
-means there is this copy: the run is repeated with the code that it was made with.
+A run's `suite.yaml` names a file as the user did, so the suite is the same in any directory. In a run, the name refers
+to this copy, so that a repeated run uses the original code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ KEY = "plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One source as a run keeps it.
+    """One source kept by a run.
 
     Attributes:
-        target: what a suite calls it, without the attribute: `./mine.py`, `mine`.
-        origin: the file that it was read from.
-        main: the file's name within its folder, and within the copy of it.
+        target: its name in a suite, without the attribute: `./mine.py`, `mine`.
+        origin: the file from which it was read.
+        main: the file's name within its folder and within the copy.
         copy: the folder of the copy, relative to the run directory; None for an installed package.
         source_hash: of all files.
         files: SHA-256 of each file, by name within its folder.
@@ -42,15 +42,15 @@ class Plugin:
 
 
 def plugins_of(record: Mapping[str, Any]) -> dict[str, Plugin]:
-    """Return the sources that a run's record names, the newest of each target; empty for a run without any.
+    """Return the sources in a run's record, the newest of each target; may be empty.
 
-    record: `run.json`, whose fields have been checked.
+    record: the checked content of `run.json`.
     """
     return {entry["target"]: Plugin(**entry) for entry in record.get(KEY) or ()}
 
 
 def is_plugin_record(value: Any) -> bool:
-    """Return whether a value is what `entries` makes, with no place outside of the run directory."""
+    """Return whether a value has the form of `entries`, with no path outside the run directory."""
     try:
         plugin = Plugin(**value)
         texts = [plugin.target, plugin.origin, plugin.main, plugin.source_hash, *plugin.files, *plugin.files.values()]
@@ -70,12 +70,11 @@ def _is_inside(place: object) -> bool:
 def entries(
     sources: Mapping[str, Source], before: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return what `run.json` says of the sources, and the content of their copies by place in the run directory.
+    """Return the entries of sources for `run.json`, and the content of their copies by path in the run directory.
 
-    The first folder's files lie in `plugins/` itself, those of other folders, or of a later state, in folders of their
-    own there.
+    Files of the first folder are in `plugins/` itself; those of other folders, or of a later state, in subfolders.
 
-    before: entries that the run has already.
+    before: entries that the run already has.
     """
     found: list[dict[str, Any]] = []
     copies: dict[str, bytes] = {}
@@ -94,7 +93,7 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
     """Read a run's own copy of a source.
 
     Raises:
-        StoreError: a file of it is missing, leads out of the run directory, or is not what was copied.
+        StoreError: a file is missing, is a link out of the run directory, or differs from what was copied.
     """
     if plugin.copy is None:
         raise StoreError(f"{run}: there is no copy of {plugin.target}, which was of an installed package")
@@ -110,5 +109,5 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
             raise StoreError(f"{file}: unreadable: {error.strerror}; {plugin.target} was run with it") from None
     source = Source(folder, plugin.main, files)
     if wrong := [name for name, checksum in plugin.files.items() if source.sums[name] != checksum]:
-        raise StoreError(f"{folder / wrong[0]}: not what the run was made with: its checksum differs")
+        raise StoreError(f"{folder / wrong[0]}: changed since the run: its checksum differs")
     return source

@@ -1,4 +1,4 @@
-"""What a result depends on besides its suite: versions, machine, and the state of the repository it was run in."""
+"""Provenance of results: versions, machine, and the state of the git repository."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def provenance(device: str, accelerators: list[str], cpu_capability: str, jobs: int) -> dict[str, Any]:
-    """Versions of everything installed, the processors, and the git commit of the working directory, if there is one.
+    """Return the versions of installed packages, the processors, and the git commit of the working directory, if any.
 
     Args:
         device: the device that the run trains on.
         accelerators: names of the GPUs it can use.
-        cpu_capability: the instruction set that PyTorch uses, on which the bits of initial weights depend.
+        cpu_capability: the instruction set that PyTorch uses, which affects the bits of initial weights.
         jobs: worker processes, each with one thread.
     """
     packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}

@@ -1,4 +1,4 @@
-"""Reading run directories: finished ones, and what a killed one left behind. Executes nothing it finds there."""
+"""Read run directories, also of killed runs, without executing anything found there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from optbench.store.tables import (
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run as it lies on the disk. Its tables are read when they are asked for, and once."""
+    """A run on disk, whose tables are read once, on first use."""
 
     path: Path
     record: dict[str, Any]
@@ -48,11 +48,11 @@ class RunDirectory:
 
     @property
     def id(self) -> str:
-        """The name of its directory; with those above it where another run that is shown with it has the same."""
+        """The name of its directory, preceded by parent names if needed to distinguish runs shown together."""
         return self.label or self.path.name
 
     def table(self, name: str, *columns: str) -> pa.Table:
-        """The table `name` of `store.tables`; of a long one a reader may ask for only some columns, `trial` included.
+        """Return a table of `store.tables`, or only some of its columns, which must include `trial`.
 
         Raises:
             StoreError: a file is damaged, lacks a column, or is of another schema version.
@@ -64,13 +64,13 @@ class RunDirectory:
 
     @functools.cached_property
     def pairs(self) -> pa.Table:
-        """The table of `store.pairs_table`, empty where no suite asked for it. Raises as `table`."""
+        """Return the table of `store.pairs_table`, empty if the suite does not request it; raises as `table`."""
         return read_pairs(self.path, self._parts)
 
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
-        """The final weights of a trial, by parameter name; None where the file is gone, as it is large.
+        """Return the final weights of a trial by parameter name; None if the file was deleted to save space.
 
-        place: its path relative to the run directory, as the trial's row has it.
+        place: its path relative to the run directory, from the trial's row.
 
         Raises:
             StoreError: the file is damaged.
@@ -80,17 +80,17 @@ class RunDirectory:
             found: dict[str, NDArray[Any]] = load_file(file)
         except FileNotFoundError:
             return None
-        # AttributeError, KeyError: a type of numbers that NumPy does not have.
+        # AttributeError, KeyError: a dtype that NumPy lacks.
         except (OSError, SafetensorError, AttributeError, KeyError) as error:
             raise StoreError(f"{file}: unreadable: {str(error).splitlines()[0]}") from error
         return found
 
     @functools.cached_property
     def _settled(self) -> pa.Array:
-        """Trials whose rows are in the merged tables, and are the newest.
+        """Trials whose newest rows are in the merged tables.
 
-        A part is never older than the merged tables, so it wins; and a merge that was cut short has left rows of
-        trials that are not in its `trials` table, which is written last: those do not count.
+        A part is never older than the merged tables, so it takes precedence. An interrupted merge leaves rows of trials
+        that are missing from `trials`, which is written last; those rows are ignored.
         """
         merged = _trials(self.path)
         for part in self._parts:
@@ -99,16 +99,16 @@ class RunDirectory:
 
 
 def read_run(path: Path) -> RunDirectory:
-    """The run in directory `path`.
+    """Read the run in the directory `path`.
 
     Raises:
-        StoreError: it is not a run directory, or another schema version wrote it.
+        StoreError: it is not a run directory, or has another schema version.
     """
     return RunDirectory(path, read_json(path), read_parts(path))
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
-    """Read runs that are shown side by side: those of one id in different folders are told apart by their folders.
+    """Read runs to be shown side by side, distinguishing equal ids by their parent folders.
 
     Raises:
         StoreError: as `read_run`.
@@ -117,7 +117,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths, of whole names, that differ where the directories do."""
+    """Return the shortest trailing parts of the paths that distinguish different directories."""
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     labels = []
     for path, place in zip(paths, places, strict=True):
@@ -132,10 +132,10 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def read_parts(path: Path) -> tuple[Path, ...]:
-    """The folders of cohorts that were finished after the last merge.
+    """Return the folders of cohorts that finished after the last merge.
 
     Raises:
-        StoreError: a file in one is missing, or not what was written.
+        StoreError: a file in one is missing or damaged.
     """
     parts = find_parts(path / PARTS)
     for part in parts:
@@ -144,23 +144,23 @@ def read_parts(path: Path) -> tuple[Path, ...]:
 
 
 def run_ids(runs_dir: Path) -> list[str]:
-    """Ids of the runs in `runs_dir`, the oldest first."""
+    """Return the ids of the runs in `runs_dir`, oldest first."""
     try:
         places = list(runs_dir.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise StoreError(f"{runs_dir}: unreadable: {getattr(error, 'strerror', None) or error}") from None
-    places = [path for path in places if not path.name.startswith(".")]  # hidden: not whole yet
+    places = [path for path in places if not path.name.startswith(".")]  # hidden: still being created
     found = [(read_created(path), path.name) for path in places if is_run(path)]
     return [name for _, name in sorted(found)]
 
 
 def find_run(text: str, runs_dir: Path) -> Path:
-    """The directory of a run given as a directory, a run id, or `latest`.
+    """Return the directory of a run given as a directory, a run id, or `latest`.
 
     Raises:
-        StoreError: there is no such run, or what lies in it is not its own.
+        StoreError: there is no such run, or it has entries outside its directory.
     """
     if text == "latest":
         ids = run_ids(runs_dir)
@@ -177,12 +177,12 @@ def find_run(text: str, runs_dir: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a directory with a `run.json`."""
+    """Return whether `path` is a directory with a `run.json`."""
     return os.path.isfile(path / "run.json")  # noqa: PTH113 (False for a name that is too long, too)
 
 
 def read_created(path: Path) -> str:
-    """When a run was created, for sorting; an unreadable record sorts first."""
+    """Return when a run was created, as a sort key; unreadable records sort first."""
     try:
         return str(read_record(path / "run.json").get("created", ""))
     except (OSError, StoreError, AttributeError):
@@ -190,7 +190,7 @@ def read_created(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """`run.json` of a run directory. Raises StoreError if it is missing, unreadable, or of another schema version."""
+    """Read `run.json` of a run directory; raise StoreError if missing, unreadable or of another schema version."""
     file = path / "run.json"
     check_entries(path)
     try:
@@ -205,9 +205,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
-    """The table `pairs` of a run: what was merged, and what was compared after the last merge.
+    """Read the table `pairs` of a run: merged rows, and comparisons since the last merge.
 
-    Merged rows do not count where a trial was trained anew since, or the same seed was compared anew.
+    Merged rows are ignored if a trial was retrained, or the seed compared again, since then.
     """
     merged = read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     if not parts:
@@ -219,19 +219,19 @@ def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
 
 
 def without(table: pa.Table, trials: pa.Array) -> pa.Table:
-    """The rows of a table of pairs in which none of these trials takes part."""
+    """Drop the rows of a table of pairs that involve any of these trials."""
     named = pc.or_(*(pc.is_in(table[side], value_set=trials) for side in ("trial_a", "trial_b")))
     return table.filter(pc.invert(named)) if pc.any(named, min_count=0).as_py() else table
 
 
 def done_trials(trials: pa.Table) -> set[str]:
-    """Ids in the table `trials` that need no training: they ended, well or diverged. A failed trial is tried again."""
+    """Return ids in the table `trials` that need no training: `ok` or diverged. Failed trials are tried again."""
     pairs = zip(trials["trial"].to_pylist(), trials["status"].to_pylist(), strict=True)
     return {trial for trial, status in pairs if status != "failed"}
 
 
 def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
-    """The rows of a table file with their trials' ids; none where there is no file. Raises as `RunDirectory.table`."""
+    """Read the rows of a table file; no rows if there is no file. Raises as `RunDirectory.table`."""
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:
@@ -243,13 +243,13 @@ def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
 
 
 def only(table: pa.Table, trials: pa.Array) -> pa.Table:
-    """The rows of these trials, in order."""
+    """Select the rows of these trials, in order."""
     keep = pc.is_in(table["trial"], value_set=trials)
     return table if pc.all(keep, min_count=0).as_py() else table.filter(keep)
 
 
 def _trials(folder: Path) -> pa.Array:
-    # Arrow's own values throughout: making an array of a list imports pandas, which takes longer than all the rest.
+    # Arrow values throughout: converting a list to an array imports pandas, which takes longer than everything else.
     return read_table(folder / "trials.parquet", "trials")["trial"].combine_chunks()
 
 

@@ -1,4 +1,4 @@
-"""`run.json` of a run directory, as somebody may have sent it: read with a bound, every field of the type it has."""
+"""Read and validate `run.json`, which may come from anywhere: size limit, and the type of every field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optbench.tasks import Outline
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
-"""Far above any record, in which the trials that every resumption had left take the most room."""
+"""Bytes; far above any record, most of which lists the trials left at each resumption."""
 MAX_WHOLE = 2**63
 
 Check = Callable[[Any], bool]
@@ -72,21 +72,21 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "merged.seeds": (_list_of(_whole), "a list of seeds"),
     "tune": _MAPPING,
 }
-"""What readers rely on, by path, where it is there: what a value has to be, and that in words."""
+"""Fields that readers rely on, by path: a check for each if present, and its description."""
 
 
 def read_record(file: Path) -> Any:
-    """The JSON value in the file, whatever it is.
+    """Read the JSON value of the file.
 
     Raises:
-        StoreError: it cannot be read, is larger than any record, or is no JSON.
-        FileNotFoundError: it is not there.
+        StoreError: it cannot be read, is too large, or is not JSON.
+        FileNotFoundError: it does not exist.
     """
     return json_value(file, MAX_BYTES, NAME)
 
 
 def check_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Raises StoreError where a field that readers rely on is of another type."""
+    """Raise StoreError if a field that readers rely on has the wrong type."""
     for path, (good, needed) in _FIELDS.items():
         outer, _, key = path.partition(".")
         value = record.get(outer)
@@ -97,6 +97,6 @@ def check_record(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, the beginning of a long one."""
+    """Return a value as JSON, truncated if long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""A run directory being written.
+"""Write a run directory.
 
-What a finished cohort found goes to `parts/<cohort>/` in one rename, so it is there wholly or not at all. The tables
-at the top are merged from the parts now and then and at the end; then the parts go.
+The results of a finished cohort are written to `parts/<cohort>/` by one rename, so atomically. The top-level tables are
+merged from the parts periodically and at the end, after which the parts are removed.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, T
 from optbench.store.values import SUMMARY, summary_table
 
 MERGE_SHARE = 0.05
-"""At most this share of the time between two merges is spent on merging."""
+"""Maximum fraction of the time between two merges spent on merging."""
 
 
 FOLDERS = (PARTS, INTERIM, "checkpoints")
 LONGEST_NAME = 160
-"""Bytes; no file of a run has a longer name, temporary ones included."""
+"""Bytes; no file of a run has a longer name, including temporary ones."""
 
 
 class RunExists(StoreError):
-    """There is a run of this name already."""
+    """A run of this name already exists."""
 
 
 class RunWriter:
-    """Owns one run directory while its trials are trained; StoreError from any method: it cannot be written."""
+    """Writes one run directory during training; every method raises StoreError if it cannot be written."""
 
     def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial], lock: RunLock) -> None:
         self.path = path
@@ -71,16 +71,16 @@ class RunWriter:
         order: Sequence[Trial],
         files: Mapping[str, str | bytes] | None = None,
     ) -> RunWriter:
-        """Make a new run directory with its suite and record.
+        """Create a new run directory with its suite and record.
 
-        files: what else is in it, by path within it.
+        files: further content, by path within it.
 
         Raises:
             RunExists: the directory exists already.
-            StoreError: it cannot be written, or its file system has no locks or takes no names as long as a run's.
+            StoreError: it cannot be written, or its file system has no locks or no names as long as a run's.
         """
         record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": now()}
-        # Under another name until it is whole: a kill leaves no directory that is neither a run nor free to be one.
+        # Under a temporary name until complete: a kill leaves no directory that is not a run but blocks its name.
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with reported(path):
             made = [folder for folder in path.parents if not folder.exists()]
@@ -100,13 +100,13 @@ class RunWriter:
                 try:
                     new.rename(path)
                 except OSError as error:
-                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has made it meanwhile
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has created it meanwhile
                         raise RunExists(_exists(path)) from None
                     raise
                 sync(path.parent)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process may have made a run there
+            with contextlib.suppress(OSError):  # another process may have created a run there
                 for folder in made:
                     folder.rmdir()
             raise
@@ -123,11 +123,11 @@ class RunWriter:
         lock: RunLock | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """An existing run directory, to train what it lacks. Its record keeps a list of every resumption.
+        """Open an existing run directory to train its missing trials. Its record lists every resumption.
 
-        left: ids of the trials to train. begun: where those of them go on that do not begin anew. Both are recorded, so
-        that of every result it is known where it was made: by the last resumption that had it left, or before them all.
-        lock: this process's hold of the directory, where it has one already. extra: what the record says from now on.
+        left: ids of the trials to train. begun: the states from which some of them continue. Both are recorded, so that
+        the origin of every result is known: the last resumption that listed it as left, or the original run.
+        lock: this process's lock of the directory, if it already holds it. extra: further entries for the record.
 
         Raises:
             StoreError: another process writes it, or it cannot be read or written.
@@ -138,7 +138,7 @@ class RunWriter:
         after_task = {trial: begun[trial].task for trial in left if trial in begun}
         resumed = [*record.get("resumed", []), {**resumption, "after_task": after_task}]
         writer = RunWriter(path, {**record, **(extra or {}), "resumed": resumed}, order, lock)
-        writer._merge()  # so that no part is older than the merged tables
+        writer._merge()  # ensures that no part is older than the merged tables
         remove(path / PARTS)
         with reported(path):
             for folder in FOLDERS:
@@ -147,7 +147,7 @@ class RunWriter:
         return writer
 
     def grow(self, suite_text: str, suite_hash: str, order: Sequence[Trial], left: Sequence[str]) -> None:
-        """Put another suite, with more trials, in the place of the run's own. left: ids of those to train."""
+        """Replace the run's suite with one that has more trials. left: ids of those to train."""
         write_text(self.path / "suite.yaml", suite_text)
         if self._record.get("resumed"):
             *before, last = self._record["resumed"]
@@ -160,11 +160,11 @@ class RunWriter:
 
     @property
     def plugins(self) -> list[dict[str, Any]]:
-        """What the record says of users' code, the oldest first."""
+        """The record's entries of the user's code, oldest first."""
         return list(self._record.get(PLUGINS) or ())
 
     def add_plugins(self, more: Sequence[Mapping[str, Any]], copies: Mapping[str, bytes]) -> None:
-        """Keep further states of users' code. more: what the record says of them; copies: by place in the directory."""
+        """Add further states of the user's code. more: their entries for the record; copies: content by path."""
         for place, content in copies.items():
             with reported(self.path / place):
                 _write_new(self.path / place, content)
@@ -172,17 +172,17 @@ class RunWriter:
         self._save_record("running")
 
     def statuses(self) -> dict[str, int]:
-        """How many trials have each status."""
+        """The number of trials by status."""
         values = self._tables["trials"]["status"].to_pylist()
         return {status: values.count(status) for status in sorted(set(values))}
 
     def endings(self) -> dict[str, tuple[str, str | None]]:
-        """Of every finished trial its status, and the place of its final weights where it has any."""
+        """The status of every finished trial, and the path of its final weights, if any."""
         columns = (self._tables["trials"][name].to_pylist() for name in ("trial", "status", "checkpoint"))
         return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
 
     def add(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]]) -> None:
-        """Make the results of one cohort durable. Rows of the same trials from an earlier failure are replaced."""
+        """Write the results of one cohort durably, replacing rows of the same trials from an earlier failure."""
         found = {
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
@@ -192,30 +192,30 @@ class RunWriter:
         kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
         for name, table in found.items():
             self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
-        # What was said of these trials' earlier weights does not hold any more.
+        # Comparisons of these trials' earlier weights are no longer valid.
         self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
         drop_begun(self.path / INTERIM, done_trials(self._tables["trials"]))
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
-        """Write the pairs of one seed durably, in place of earlier ones of its trials."""
+        """Write the pairs of one seed durably, replacing earlier ones of its trials."""
         table = pairs_table(rows)
         write_part(self.path / PARTS, comparison.id, table_files({PAIRS: table}))
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
         self._merge_now_and_then()
 
     def adopt(self, run: RunDirectory) -> None:
-        """Take over all trials of another run, with their final weights; they come into its tables with `finish`."""
+        """Copy all trials of another run, with their final weights; `finish` adds them to the tables."""
         for name in ALL_TABLES:
             self._tables[name] = pa.concat_tables([self._tables[name], run.table(name)])
         self._pairs = pa.concat_tables([self._pairs, run.pairs])
         with reported(self.path):
             for place in run.table("trials")["checkpoint"].to_pylist():
-                if place is not None and (run.path / place).exists():  # users delete them, as they are large
+                if place is not None and (run.path / place).exists():  # users may delete them to save space
                     shutil.copy2(run.path / place, self.path / place)
 
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
-        """Write a trial's final weights; the path relative to the run directory."""
+        """Write a trial's final weights and return the path relative to the run directory."""
         relative = f"checkpoints/{file_name(trial.parts)}.safetensors"
         metadata = {"trial": trial.id, "optimizer": trial.optimizer, "seed": str(trial.seed)}
         data = _sorted_metadata(save(dict(weights), metadata))
@@ -223,10 +223,10 @@ class RunWriter:
         return relative
 
     def finish(self, status: str) -> None:
-        """Bring the tables up to date and say how the run ended; a complete run keeps no parts."""
+        """Merge the tables and record how the run ended; the parts of a complete run are removed."""
         try:
             if status != "complete":
-                self._save_record(status)  # even where there is no room for the tables: the parts are kept
+                self._save_record(status)  # even on a full disk: the parts are kept
             self._merge()
             if status == "complete":
                 self._save_record(status)
@@ -242,15 +242,15 @@ class RunWriter:
     def _merge(self) -> None:
         started = time.monotonic()
         if self._pairs.num_rows or (self.path / f"{PAIRS}.parquet").exists():
-            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # the last one leads
+            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # the last one takes precedence
             places = np.array([[self._order.get(trial, -1) for trial in side] for side in names], dtype=np.int64)
             self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
-        # `trials` last: a trial that is in it has all its other rows.
+        # `trials` last: all other rows of a trial in it have been written.
         for name in [*(name for name in ALL_TABLES if name != TrialRow.table), TrialRow.table]:
             table = self._tables[name]
             if name in ON_REQUEST and not table.num_rows and not (self.path / f"{name}.parquet").exists():
                 continue
-            # In the order of the plan, whatever the order of finishing: the same run gives the same tables.
+            # In plan order rather than order of completion, so that the same run gives the same tables.
             keys = np.array([self._order.get(trial, -1) for trial in table["trial"].to_pylist()], dtype=np.int64)
             ordered = table.take(pa.array(np.argsort(keys, kind="stable")))
             self._save_table(name, ordered)
@@ -278,14 +278,14 @@ def _exists(path: Path) -> str:
 
 
 def _check_names(folder: Path) -> None:
-    """Raise OSError where names as long as a run's cannot be written: now, not after hours of training."""
+    """Raise OSError if names as long as a run's cannot be written, before training instead of hours later."""
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()
 
 
 def _sorted_metadata(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order; the library writes them in any, another one each time."""
+    """Sort the metadata of a safetensors file, which the library writes in a varying order."""
     size = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -1,7 +1,7 @@
 """The tables of a run: one frozen dataclass per row, and the Arrow schema made from it.
 
-A row's fields come after the key columns, which every table starts with and which come from the trial.
-Legend: `after_task` 0 is before any training, 1..T after that task; `task` 1..T; a null means "does not apply".
+Every table starts with the key columns, taken from the trial, followed by the row's fields.
+Legend: `after_task` 0 is before training, 1..T after that task; `task` 1..T; null means "does not apply".
 """
 
 from __future__ import annotations
@@ -20,105 +20,105 @@ from optbench.plan import Trial
 
 SCHEMA_VERSION = 1
 VERSION_KEY = "optbench_schema_version"
-"""The version stands under this key in every file's metadata."""
+"""The key of the version in every file's metadata."""
 
 KEY_COLUMNS = ("trial", "experiment", "model", "optimizer", "variant", "seed", "stage")
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial: how it ended and what it cost."""
+    """One trial: outcome and cost."""
 
     table: ClassVar[str] = "trials"
 
     status: str
-    """`ok`, `diverged` (a loss or weight was not finite) or `failed` (something raised)."""
+    """`ok`, `diverged` (a loss or weight was not finite) or `failed` (an exception was raised)."""
     error_type: str | None
-    """Of a failed trial: the class of the exception."""
+    """Class of the exception of a failed trial."""
     error_message: str | None
     """Its text."""
     last_step: int
-    """The last training step of the whole trial that was finished; for a diverged trial the step it diverged at."""
+    """The last completed training step of the trial; for a diverged trial, the step at which it diverged."""
     steps: int
-    """Optimizer steps taken, over all tasks."""
+    """Optimizer steps over all tasks."""
     parameters: int
-    """How many numbers the network has to train."""
+    """Number of trainable parameters of the network."""
     device: str
-    """Where it was trained: `cpu`, `cuda`, ..."""
+    """Device on which it was trained: `cpu`, `cuda`, ..."""
     hyperparameters: str
     """JSON."""
     init_hash: str
-    """Of the initial weights: equal for all optimizers of a seed."""
+    """Hash of the initial weights, equal for all optimizers of a seed."""
     train_seconds: float
     """This trial's share of its cohort's time in batches, gradients and updates."""
     optimizer_seconds: float
-    """The part of it that was spent in the optimizer."""
+    """The part of `seconds` spent in the optimizer."""
     optimizer_state_bytes: int
-    """Memory of the optimizer's state, every storage once."""
+    """Memory of the optimizer's state, counting every storage once."""
     checkpoint: str | None
     """Path of the final weights, relative to the run directory."""
     fallbacks: int
-    """Matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
+    """Number of matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
     note: str | None
-    """What to know about it: tasks that it did not learn, fallbacks, a resume."""
+    """Remarks: tasks that it failed to learn, fallbacks, a resumption."""
     source_hash: str | None = None
-    """Of the users' files that it was trained with; null for what comes with optbench or its packages' registry."""
+    """Hash of the user's files with which it was trained; null if it uses only optbench and registered optimizers."""
     gradients: str | None = None
-    """How they were taken: `written out` (plain MLPs), `member by member`, or `torch.func` for all members at once. On
-    a CPU it depends on what was faster, and results do not depend on it."""
+    """How gradients were computed: `written out` (plain MLPs), `member by member`, or `torch.func` for all members at
+    once. On a CPU the faster one is chosen; results do not depend on it."""
     evaluation_seconds: float | None = None
-    """This trial's share of its cohort's time in scores and measures."""
+    """This trial's share of its cohort's time in scoring and measuring."""
     tasks_above_target: int | None = None
-    """How many tasks ended with a training loss above `early_stopping.target`; null where there is no target, or the
+    """Number of tasks that ended with a training loss above `early_stopping.target`; null without a target, or if the
     trial diverged or failed."""
 
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One entry R[after_task, task] of the accuracy matrix, on test data and beside it on validation data."""
+    """One entry R[after_task, task] of the accuracy matrix, on test and on validation data."""
 
     table: ClassVar[str] = "accuracy"
 
     after_task: int
-    """The row of the matrix: 0 before any training."""
+    """The row of the matrix; 0 before training."""
     task: int
     """The column of the matrix: the task that is scored."""
     accuracy: float | None
-    """On test data."""
+    """Accuracy on test data."""
     loss: float | None
     """Mean cross-entropy on test data, in nats."""
     examples: int
-    """Test examples behind it."""
+    """Number of test examples."""
     validation_accuracy: float | None
-    """On validation data."""
+    """Accuracy on validation data."""
     validation_loss: float | None
     """Likewise."""
     majority: float | None = None
-    """The share of the most frequent class among the test examples: the accuracy of a guess."""
+    """Fraction of the most frequent class among the test examples: the accuracy of always guessing it."""
     bits_per_byte: float | None = None
-    """Of text, whose R this is with its sign turned: Σ -log₂ p(token) / Σ bytes of the tokens, on the test data."""
+    """For text, Σ -log₂ p(token) / Σ bytes of the tokens on test data; its negative is R."""
     validation_bits_per_byte: float | None = None
-    """Likewise, on validation data."""
+    """Bits per byte on validation data."""
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One value of one measure; null with a note where it is undefined."""
+    """One value of one metric; null with a note if undefined."""
 
     table: ClassVar[str] = "metrics"
 
     after_task: int
     """When it was taken."""
     task: int | None
-    """The task whose data it was taken on; null: all tasks together, or none."""
+    """The task whose data were used; null: all tasks together, or none."""
     layer: str | None
-    """The layer that it is of; null: the whole network, or its features."""
+    """The layer; null: the whole network, or its features."""
     metric: str
-    """Its name, with settings that differ from the defaults."""
+    """Name of the metric, with settings that differ from the defaults."""
     value: float | None
-    """null where it is undefined."""
+    """Value of the metric; null if undefined."""
     note: str | None
-    """Why it is undefined, or what to know of it."""
+    """Why it is undefined, or a remark about it."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ class PruningRow:
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One evaluation during training; `train_loss` is the mean over the batches since the one before.
+    """One evaluation during training; `train_loss` is the mean over the batches since the previous one.
 
-    `eval_loss` and `eval_accuracy` are of the examples that early stopping looks at, in eval mode: validation or test
-    data, or with `on: train_loss` the fixed subset of the task's training examples.
+    `eval_loss` and `eval_accuracy` use the examples of early stopping, in eval mode: validation or test data, or with
+    `on: train_loss` the fixed subset of the task's training examples.
     """
 
     table: ClassVar[str] = "curves"
@@ -192,14 +192,14 @@ class CurveRow:
     train_loss: float | None
     """Mean cross-entropy, in nats."""
     eval_loss: float | None
-    """Likewise, in eval mode."""
+    """Mean cross-entropy in eval mode, in nats."""
     eval_accuracy: float | None
-    """On the same examples."""
+    """Accuracy on the same examples."""
     eval_bits_per_byte: float | None = None
     """Of text."""
     lr: float | None = None
-    """The learning rate: that of the first parameter group, times the factor of `protocol.schedule` in the step before.
-    null where no group has an `lr`."""
+    """Learning rate of the first parameter group times the factor of `protocol.schedule` in the preceding step; null if
+    no group has an `lr`."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class SketchRow:
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """How one task was learnt: on every batch before its update, and what the network was like before the first."""
+    """How one task was learnt: scores on every batch before its update, and the network before the first."""
 
     table: ClassVar[str] = "online"
 
@@ -229,19 +229,19 @@ class OnlineRow:
     online_accuracy: float | None
     """Mean over these steps of the accuracy on each batch before its update."""
     online_loss: float | None
-    """Likewise, of the mean cross-entropy."""
+    """Mean over these steps of the cross-entropy on each batch before its update, in nats."""
     dead: float | None
-    """This and what follows: as `engine.before_task.BeforeTask` has it, on at most 2,000 of the task's inputs."""
+    """This and the next fields are those of `engine.before_task.BeforeTask`, on at most 2,000 of the task's inputs."""
     dormant: float | None
-    """Share of units with an activity of at most .025 of the mean."""
+    """Fraction of units with an activity of at most .025 of the mean."""
     effective_rank: float | None
     """Of the features."""
     weight_magnitude: float | None
     """Mean |w|."""
     gradient_norm: float | None
-    """Of the training loss on these inputs."""
+    """Gradient norm of the training loss on these inputs."""
     examples: int
-    """How many inputs."""
+    """Number of inputs."""
     width: int
     """Of the features."""
     note: str | None
@@ -250,7 +250,7 @@ class OnlineRow:
 
 @dataclass(frozen=True)
 class EarlierRow:
-    """How well an earlier task is still done at one evaluation of a later one, on its validation data."""
+    """The score on an earlier task at one evaluation during a later one, on its validation data."""
 
     table: ClassVar[str] = "earlier"
 
@@ -270,33 +270,33 @@ class EarlierRow:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """The geometry of one update of one weight matrix (`optbench.metrics.updates`); null where undefined."""
+    """The geometry of one update of one weight matrix (`optbench.metrics.updates`); null if undefined."""
 
     table: ClassVar[str] = "updates"
 
     task: int
     """In training."""
     step: int
-    """As in `curves`: the number of this update in the task, from 1."""
+    """As in `curves`: the index of this update in the task, from 1."""
     layer: str
     """The weight matrix."""
     stable_rank: float | None
-    """Of the update Δ: ‖Δ‖²_F / ‖Δ‖²₂."""
+    """Stable rank of the update Δ: ‖Δ‖²_F / ‖Δ‖²₂."""
     cosine_gradient: float | None
-    """Of Δ with -G, G the gradient."""
+    """Cosine between Δ and -G, G the gradient."""
     cosine_sign: float | None
-    """Of Δ with -sign G."""
+    """Cosine between Δ and -sign G."""
     cosine_polar: float | None
-    """Of Δ with -UVᵀ, the polar factor of -G."""
+    """Cosine between Δ and -UVᵀ, the polar factor of -G."""
     relative_size: float | None
-    """‖Δ‖_F / ‖W‖_F, W the weights before it."""
+    """‖Δ‖_F / ‖W‖_F, W the weights before the update."""
     angle: float | None
-    """Between W and W + Δ, in degrees."""
+    """Angle between W and W + Δ, in degrees."""
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """How well one class of the test data is labelled; `task` is null for all tasks together."""
+    """Accuracy on one class of the test data; `task` is null for all tasks together."""
 
     table: ClassVar[str] = "classes"
 
@@ -309,7 +309,7 @@ class ClassRow:
     examples: int
     """Test examples of this class."""
     accuracy: float | None
-    """Share of them that are labelled as such."""
+    """Fraction of them classified correctly."""
 
 
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow
@@ -321,11 +321,11 @@ ADDED = frozenset(
     | {("curves", name) for name in ("eval_bits_per_byte", "lr")}
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
-"""Tables and columns of them that runs of earlier versions do not have; they are read as nulls."""
+"""Tables and columns that runs of earlier versions lack; they are read as nulls."""
 ON_REQUEST = frozenset({row.table for row in (SketchRow, OnlineRow, EarlierRow, UpdateRow, ClassRow)})
-"""Tables that are written only where a suite asks for what is in them."""
+"""Tables written only if a suite requests their content."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
-"""Those that every run has, be they empty."""
+"""Tables that every run has, possibly empty."""
 
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -337,17 +337,17 @@ KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), null
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
-    """Key columns, then the row's fields; the schema version is in the metadata."""
+    """Return the schema: key columns, then the row's fields, with the schema version in the metadata."""
     return versioned_schema([*KEY_FIELDS, *arrow_fields(row_type)])
 
 
 def versioned_schema(fields: Sequence[pa.Field]) -> pa.Schema:
-    """A schema with the version in its metadata."""
+    """Return a schema with the version in its metadata."""
     return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 def arrow_fields(row_type: type[Any]) -> list[pa.Field]:
-    """The fields of a dataclass of texts and numbers as Arrow has them, nullable where they may be None."""
+    """Return the Arrow fields of a dataclass of text and numbers, nullable where None is allowed."""
     hints = typing.get_type_hints(row_type)
     fields = []
     for field in dataclasses.fields(row_type):
@@ -359,7 +359,7 @@ def arrow_fields(row_type: type[Any]) -> list[pa.Field]:
 
 
 def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Table:
-    """The rows with their trials' key columns, in order."""
+    """Return the rows as a table with their trials' key columns, in order."""
     names = [field.name for field in dataclasses.fields(row_type)]
     columns: dict[str, list[Any]] = {key: [] for key in (*KEY_COLUMNS, *names)}
     for trial, row in rows:
@@ -369,7 +369,7 @@ def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Ta
         for name in names:
             value = getattr(row, name)
             if isinstance(value, str) and not value.isprintable():
-                # A user's message may hold escape sequences, which would act on a reader's terminal.
+                # A user's message may contain escape sequences, which a reader's terminal would interpret.
                 value = "\n".join(map(escaped, value.split("\n")))
             columns[name].append(value)
     return pa.table(columns, schema=arrow_schema(row_type))

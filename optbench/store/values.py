@@ -1,8 +1,9 @@
-"""One number per trial and metric: what every table, report, comparison and plot is made of.
+"""One number per trial and metric: the basis of every table, report, comparison and plot.
 
-Raw accuracies are stored; forgetting and its kin are derived here, so that a better definition needs no retraining.
-Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies, of text of -bits per byte, row 0 before any training; `K`
-fractions of weights kept.
+Raw accuracies are stored; forgetting and related metrics are derived here, so that a better definition needs no
+retraining.
+Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies, for text of negative bits per byte, row 0 before training;
+`K` fractions of weights kept.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from optbench.suite.readings import Data
 
 Matrix: TypeAlias = NDArray[np.float64]
 Values: TypeAlias = dict[str, dict[str, float]]
-"""metric -> trial -> value at the end; NaN where undefined, no entry where it was not taken."""
+"""metric -> trial -> final value; NaN if undefined, no entry if not measured."""
 
 FINAL_COLUMNS = ("trial", "after_task", "task", "layer", "metric", "value")
 SUMMARY = "summary"
 SUMMED = ("trials", "accuracy", "metrics", "online")
-"""The tables that it is derived from."""
+"""The tables from which the summary is derived."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SummaryRow:
     metric: str
     """A metric derived from accuracies: of the kind `continual` or `online`."""
     value: float | None
-    """null where it is undefined; the note then says why."""
+    """Value of the metric; null if undefined, with the reason in the note."""
     note: str | None
     """Why the value is undefined."""
 
@@ -59,7 +60,7 @@ def trial_values(
 ) -> Values:
     """Derive every value of the trials in `rows`: continual, measured, online, pruning and cost.
 
-    Of trials that are not `ok` only the cost is here: a diverged network has no solution to measure.
+    Trials that are not `ok` have only a cost: a diverged network has no solution to measure.
     """
     found = {**continual_values(matrices), **final_metrics(metrics, matrices), **pruning_values(pruning)}
     good = {trial for trial, row in rows.items() if row.status == "ok"}
@@ -68,18 +69,17 @@ def trial_values(
 
 
 def accuracy_column(stages: Iterable[str]) -> str:
-    """Return the accuracies that count: a tuning run chooses settings, and test data must never do that."""
+    """Return the accuracy column to use: validation for a tuning run, because test data must never choose settings."""
     return "validation_accuracy" if "tune" in stages else "accuracy"
 
 
 def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric], planned: Iterable[Trial]) -> pa.Table:
     """Return the table `summary`: key columns, metric, value and note of every trial and continual metric.
 
-    So too of those of plasticity, where online accuracies were recorded. The value is null where it is undefined, and
-    the note then says why.
+    Includes plasticity metrics if online accuracies were recorded. An undefined value is null, with the reason in the
+    note. Includes controls, as every table, identified by their stage.
 
-    Controls are in it, as in every table; their stage tells them apart. tables: those of `SUMMED`, by name. catalog:
-    every metric of the run by name. planned: every trial that there may be.
+    tables: those of `SUMMED`, by name. catalog: every metric of the run by name. planned: all planned trials.
     """
     trials, accuracy, metrics, online = (tables[name] for name in SUMMED)
     matrices = score_matrices(accuracy, accuracy_column(trials["stage"].to_pylist()))
@@ -109,7 +109,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
-    """Why a derived metric is undefined of a trial; None of a user's, whose note is in `metrics`, and without data."""
+    """Return why a derived metric is undefined for a trial; None without data, and for a user's metric."""
     if metric is None or metric.is_users:
         return None
     if metric.kind == "online" and trial in online.sequences:
@@ -120,12 +120,12 @@ def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix],
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Trial -> accuracy matrix (T+1, T) from the long table; column: which of its accuracies."""
+    """Return the accuracy matrix (T+1, T) of each trial from the long table. column: which accuracy."""
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
     tasks = np.zeros(len(ids), np.int64)
     np.maximum.at(tasks, trial, np.maximum(after, task))
-    # Every matrix is a slice of one flat array, so that a million rows are placed at once.
+    # Every matrix is a slice of one flat array, so that a million rows are assigned in one operation.
     starts = np.concatenate([[0], np.cumsum((tasks + 1) * tasks)])
     flat = np.full(int(starts[-1]), np.nan)
     flat[starts[trial] + after * tasks[trial] + task - 1] = numbers(accuracy[column])
@@ -133,18 +133,18 @@ def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str,
 
 
 def in_bits(accuracy: pa.Table) -> frozenset[str]:
-    """The trials on text, whose R holds bits per byte."""
+    """Return the trials on text, whose R holds negative bits per byte."""
     trial, ids = codes(accuracy["trial"])
     return frozenset(ids[i] for i in np.unique(trial[np.isfinite(numbers(accuracy["bits_per_byte"]))]).tolist())
 
 
 def score_columns(column: str) -> tuple[str, ...]:
-    """The columns that `score_matrices` reads for R of these accuracies."""
+    """Return the columns that `score_matrices` reads for R with this accuracy column."""
     return ("trial", "after_task", "task", column, "bits_per_byte", f"{column.removesuffix('accuracy')}bits_per_byte")
 
 
 def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Trial -> R (T+1, T): the accuracies in `column`, and of text -bits per byte on the same data."""
+    """Return R (T+1, T) of each trial: the accuracies in `column`, or for text negative bits per byte."""
     found = accuracy_matrices(accuracy, column)
     if text := in_bits(accuracy):
         bits = accuracy_matrices(accuracy, score_columns(column)[-1])
@@ -153,10 +153,10 @@ def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Ma
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
-    """metric -> trial -> value after the trial's last task, over all layers.
+    """Return metric -> trial -> value after the trial's last task, over all layers.
 
-    data: over all tasks pooled, or on the last task alone. Measures of the landscape and of collapse are taken once,
-    after the last task and on its training data: they count as pooled.
+    data: all tasks pooled, or only the last task. Landscape and collapse metrics are measured once, after the last
+    task on its training data, and count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
@@ -175,21 +175,21 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data 
 
 
 def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    """(trial, scope) -> (K, 2) after the trial's last task: fraction kept, ascending, and accuracy, NaN where null."""
+    """Return (trial, scope) -> (K, 2) after the last task: fraction kept, ascending, and accuracy, NaN where null."""
     (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
     keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])
     wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
     wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
     points = np.column_stack([trial[wanted], scope[wanted], keep[wanted]])
-    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of equal ones the last
+    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of duplicates, the last
     places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
     curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
     return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}
 
 
 def pruning_values(curves: Mapping[tuple[str, str], Matrix]) -> Values:
-    """The metrics of every pruning curve, all curves with the same scope and fractions at once."""
+    """Return the metrics of every pruning curve, computing curves with equal scope and fractions together."""
     alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
     for (trial, scope), curve in curves.items():
         alike.setdefault((scope, tuple(curve[:, 0].tolist())), []).append(trial)
@@ -204,7 +204,7 @@ def pruning_values(curves: Mapping[tuple[str, str], Matrix]) -> Values:
 
 
 def continual_values(matrices: Mapping[str, Matrix]) -> Values:
-    """The continual metrics of every matrix, all trials with the same number of tasks at once."""
+    """Return the continual metrics of every matrix, computing trials with equal numbers of tasks together."""
     by_tasks: dict[int, list[str]] = {}
     for trial, matrix in matrices.items():
         by_tasks.setdefault(matrix.shape[1], []).append(trial)

@@ -1,4 +1,4 @@
-"""Suite files: what they may say, and how they are found, read, changed from the command line, and written out."""
+"""Suite files: their schema, and how they are found, read, overridden from the command line, and written out."""
 
 from optbench.suite.dump import dump_suite, suite_differences, suite_hash
 from optbench.suite.load import load_suite

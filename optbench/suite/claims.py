@@ -1,4 +1,4 @@
-"""Claims of a suite: statements made before the data were seen, and judged by them."""
+"""Claims of a suite: statements made before the data are seen, and then judged by the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.suite.readings import ReadingCell, Readings
 
 
 def _arm_or_number(value: Any) -> str | float:
-    # Not a union of types: pydantic would report a fault once for each of them.
+    # Not a union of types, for which pydantic would report one fault per type.
     if isinstance(value, str) and re.fullmatch(METRIC_PATTERN, value) and len(value) <= 400:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -26,18 +26,18 @@ ArmOrNumber = Annotated[Any, AfterValidator(_arm_or_number)]
 
 
 def split_arm(side: str) -> tuple[str, str | None]:
-    """Split one side of a claim into an optimizer and the variant of it that is meant; None: every variant."""
+    """Split one side of a claim into an optimizer and its variant; None stands for every variant."""
     optimizer, _, variant = side.partition(" ")
     return optimizer, variant or None
 
 
 def covers(side: str | float, optimizer: str, variant: str) -> bool:
-    """Return whether one side of a claim is about this variant."""
+    """Return whether one side of a claim covers this variant."""
     return isinstance(side, str) and split_arm(side) in ((optimizer, variant), (optimizer, None))
 
 
 class Bounds(Settings):
-    """The open interval in which a mean must lie: `{above: 0.9}`, `{below: 0.1}`, or both."""
+    """An open interval for a mean: `{above: 0.9}`, `{below: 0.1}`, or both."""
 
     above: float | None = None
     """The mean must be greater than this."""
@@ -54,40 +54,39 @@ class Bounds(Settings):
 
 
 class Claim(Settings):
-    """A statement made before the data were seen, and judged by them: `left` is higher or lower than `right`, or alike.
+    """A statement made before the data are seen: `left` is higher than, lower than or equivalent to `right`.
 
-    It is made for each of the models, and for every variant of a swept optimizer that is named without one.
+    It covers each of the models, and every variant of a swept optimizer that is named without one.
     """
 
     text: str = ""
     """In words."""
     source: str = ""
-    """Who says so: `arXiv:2507.12224, Figure 3 left`."""
+    """Where the statement comes from: `arXiv:2507.12224, Figure 3 left`."""
     experiment: Name
-    """The experiment whose data judge it."""
+    """The experiment whose results judge it."""
     models: Annotated[list[Name], Field(min_length=1)] | None = None
-    """null: every model of the experiment."""
+    """The models that it covers; null: every model of the experiment."""
     metric: MetricName | None = None
-    """What the verdict is about; null: the primary one of the readings."""
+    """The metric of the verdict; null: the primary reading."""
     readings: Readings | None = None
-    """In place of a metric: everything that the claim is read on, one of which its verdict is about; null: the metric
-    alone."""
+    """Instead of a metric: every reading of the claim, one of which gives the verdict; null: the metric alone."""
     left: ArmName
     """An optimizer, or one of its variants: `adam lr=0.001`."""
     right: ArmOrNumber
-    """Likewise, or a number."""
+    """An optimizer, one of its variants, or a number."""
     expect: Literal["higher", "lower", "equivalent"]
-    """`equivalent`: any difference is smaller than the margin."""
+    """`higher`, `lower`, or `equivalent`: any difference is smaller than the margin."""
     margin: Annotated[float, Field(ge=0)] | None = None
-    """The smallest difference that counts, in the metric's unit; null: the metric's own margin."""
+    """The smallest relevant difference, in the metric's unit; null: the metric's default margin."""
     where: dict[MetricName, Bounds] = Field(default={})
-    """Metric -> bounds: the claim is about the variants whose mean over their seeds lies within all of these."""
+    """Metric -> bounds: restricts the claim to variants whose mean over seeds lies within all of them."""
     matched: Matching | None = None
-    """Which variants are compared; null: each of the one side with each of the other."""
+    """Which variants are compared; null: every pair of one from each side."""
     given: list[Name] = Field(default=[])
-    """Other claims without which it means little: a report says where one of them is not supported."""
+    """Claims on which this one depends; a report says if one of them is not supported."""
     beside: list[MetricName] = Field(default=[])
-    """Metrics to show next to it, which a reader needs to judge it."""
+    """Metrics shown next to it, as context for the verdict."""
 
     @model_validator(mode="after")
     def _one_subject(self) -> Claim:
@@ -116,13 +115,13 @@ class Claim(Settings):
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The optimizers that its sides name."""
+        """The optimizers named by its sides."""
         return tuple(split_arm(side)[0] for side in (self.left, self.right) if isinstance(side, str))
 
     @property
     def primary(self) -> ReadingCell:
-        """What the verdict is about."""
+        """The metric of the verdict."""
         if self.readings is not None:
             return self.readings.primary_cell
-        assert self.metric is not None, "held by the validator"
+        assert self.metric is not None, "ensured by the validator"
         return ReadingCell(self.metric, "", "pooled", self.metric)

@@ -1,4 +1,4 @@
-"""YAML text as plain values, with the place of every key and value in it."""
+"""YAML text as plain values, with the location of every key and value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.errors import SuiteError, escaped
 from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
 
 MAX_BYTES = 1 << 20
-# Both far above any real suite; they stop files written to exhaust memory through aliases or the stack through nesting.
+# Far above any real suite; they stop files that would exhaust memory through aliases or the stack through nesting.
 MAX_VALUES = 250_000
 MAX_DEPTH = 40
 
@@ -24,12 +24,12 @@ KeyPath = tuple[str | int, ...]
 
 
 class ExplicitNull:
-    """The value null where None would remove a key: written `!!null ''`."""
+    """The value null where None would remove a key; written `!!null ''`."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was written: `suite.yaml:3:5`, or `--set key=value`."""
+    """The location of a key or value: `suite.yaml:3:5`, or `--set key=value`."""
 
     source: str
     line: int = 0
@@ -46,28 +46,28 @@ class Place:
 
 @dataclass
 class Document:
-    """A parsed suite file: its value, and for every path into it the places of the key and of the value."""
+    """A parsed suite file: its value, and for every path into it the locations of key and value."""
 
     value: Any
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     values: dict[KeyPath, Place] = field(default_factory=dict)
     implied: set[KeyPath] = field(default_factory=set)
-    """Mappings that are not in the file, made because an override leads through them."""
+    """Mappings that are not in the file but were created for an override."""
     removed: dict[KeyPath, Place] = field(default_factory=dict)
-    """Where null removes what a base has."""
+    """Paths at which null removes a key of the base."""
     explicit_nulls: set[KeyPath] = field(default_factory=set)
-    """Where null is written with its tag, `!!null`."""
+    """Paths at which null is written with its tag, `!!null`."""
 
     def value_place(self, path: KeyPath) -> Place:
-        """The place of the value at `path`, or of the nearest mapping or list around it."""
+        """Return the location of the value at `path`, or of the nearest enclosing mapping or list."""
         return next(self.values[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.values)
 
     def key_place(self, path: KeyPath) -> Place:
-        """The place of the key that `path` ends in; for an item of a list, of the item."""
+        """Return the location of the last key of `path`; for an item of a list, of the item."""
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def override(self, path: KeyPath, place: Place) -> None:
-        """Say that everything at and under `path` now comes from `place`."""
+        """Record that everything at and below `path` now comes from `place`."""
         for places in (self.keys, self.values):
             for known in [known for known in places if known[: len(path)] == path]:
                 del places[known]
@@ -75,19 +75,19 @@ class Document:
 
 
 def is_name_list(value: Any) -> TypeGuard[list[str]]:
-    """Whether this is a list of text: an experiment's `optimizers: [sgd, adam]`."""
+    """Return whether this is a list of strings, such as an experiment's `optimizers: [sgd, adam]`."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_optimizer_list(path: KeyPath, value: Any) -> TypeGuard[list[str]]:
-    """Whether this is an experiment's short list of optimizer names, which stands for a mapping without settings."""
+    """Return whether this is an experiment's list of optimizer names, short for a mapping without settings."""
     is_experiment = len(path) == 3 and path[0] == "experiments" and path[2] == "optimizers"
-    # A name listed twice stays for validation to see.
+    # A repeated name is kept for validation to report.
     return is_experiment and is_name_list(value) and len(set(value)) == len(value)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Composes nodes with the scalars of YAML 1.2; constructs nothing."""
+    """A loader that composes nodes with the scalars of YAML 1.2 and constructs nothing."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
     depth = 0
@@ -96,13 +96,13 @@ class _YamlLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.tagged: set[int] = set()
-        """Where scalars with a tag begin."""
+        """Start positions of tagged scalars."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.get_mark())
         self.count += 1
-        if self.count > MAX_VALUES:  # while reading: nodes take far more room than their text
+        if self.count > MAX_VALUES:  # checked while reading, because nodes take far more memory than their text
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values", problem_mark=self.get_mark())
         self.depth += 1
         try:
@@ -124,8 +124,12 @@ _YamlLoader.add_implicit_resolver(TAG + "merge", re.compile(r"<<\Z"), ["<"])
 def parse_yaml(text: str, source: str) -> Document:
     """Parse one YAML document.
 
-    `source` names the text in messages. Raises SuiteError, `source:line:column: ...`, for whatever is not a single
-    document of finite numbers, text, lists and mappings with distinct text keys.
+    `source` names the text in messages.
+
+    Raises:
+        SuiteError: `source:line:column: ...`, unless it is a single document of finite numbers, text, lists and
+        mappings
+            with distinct text keys.
     """
     odd = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if odd:
@@ -137,17 +141,17 @@ def parse_yaml(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         place = _place(error.problem_mark or error.context_mark, source)
         what = ", ".join(part for part in (error.problem, error.context) if part)
-        raise SuiteError(f"{place}: not a suite's YAML: {escaped(what)}") from None
+        raise SuiteError(f"{place}: invalid YAML: {escaped(what)}") from None
     except (ValueError, OverflowError) as error:
         # PyYAML passes escapes such as "\UFFFFFFFF" and version numbers straight to chr() and int().
-        raise SuiteError(f"{_place(loader.get_mark(), source)}: not a suite's YAML: {escaped(str(error))}") from None
+        raise SuiteError(f"{_place(loader.get_mark(), source)}: invalid YAML: {escaped(str(error))}") from None
     if node is None:
         raise SuiteError(f"{source}:1:1: the file is empty")
     return _Reading(source, loader.tagged).document(node)
 
 
 def decode(data: bytes, source: str) -> str:
-    """UTF-8 bytes, with or without a byte-order mark, as text; SuiteError names the first byte that is wrong."""
+    """Decode UTF-8, with or without a byte-order mark; raise SuiteError with the position of the first invalid byte."""
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
@@ -167,7 +171,7 @@ def _place(mark: Any, source: str) -> Place:
 
 
 class _Reading:
-    """Turns nodes into values, noting places; aliases become copies, so that an override changes one of them."""
+    """Converts nodes to values and records locations; aliases become copies, which overrides change separately."""
 
     def __init__(self, source: str, tagged: set[int]) -> None:
         self.source, self.tagged = source, tagged
@@ -196,10 +200,10 @@ class _Reading:
         return self.mapping(node, path)
 
     def measure(self, node: yaml.Node) -> tuple[int, int]:
-        """How many values and levels the node has once aliases are written out, without writing them out.
+        """Return the numbers of values and levels of a node with its aliases expanded, without expanding them.
 
-        An anchor stands before its aliases, so each node is measured once; one met again before its measure is known
-        is inside itself.
+        An anchor precedes its aliases, so each node is measured once; a node found again before its measurement is
+        complete contains itself.
         """
         if isinstance(node, yaml.ScalarNode):
             return 1, 0
@@ -233,7 +237,7 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The mapping's own entries, after those merged in with `<<` that it does not replace."""
+        """Return the mapping's own entries, after the entries merged with `<<` that it does not replace."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None
@@ -256,8 +260,8 @@ class _Reading:
         result: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
-                self.fail(source, "'<<' merges a mapping, or a list of mappings")
-            # Of several sources, the first that has a key gives its value.
+                self.fail(source, "'<<': expected a mapping, or a list of mappings")
+            # Of several sources, the first that has a key provides its value.
             for key, entry in self.entries(source).items():
                 result.setdefault(key, entry)
         return result

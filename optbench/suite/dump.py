@@ -1,4 +1,4 @@
-"""A suite as text: the resolved YAML that repeats a run, and the hash that says whether two suites are one."""
+"""A suite as text: the resolved YAML that repeats a run, and the hash that identifies what is trained and measured."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
 
 ADDED = ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "precision", "augment")
-"""Settings of a protocol that suites of earlier versions do not have: part of a suite's hash only where they are not
-their defaults."""
+"""Protocol settings that suites of earlier versions lack: part of the hash only if they differ from their defaults."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would read as something else than text."""
+    """Quotes any text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -35,14 +34,14 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
     style = None
     if any(char in "\x85\u2028\u2029\ufeff\r" for char in text):
-        # YAML 1.1 counts them as line breaks, which only double quotes keep as they are.
+        # YAML 1.1 treats them as line breaks, which only double quotes preserve.
         style = '"'
     elif "\n" in text and all(line == line.strip() for line in text.split("\n")) and text[0] != "\n":
         style = "|"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-# SafeDumper brings the rules of YAML 1.1; those of 1.2 come on top.
+# SafeDumper has the rules of YAML 1.1; those of 1.2 are added.
 add_scalar_rules(_Dumper)
 add_refused_words(_Dumper)
 _Dumper.add_representer(list, _represent_list)
@@ -53,12 +52,12 @@ _Dumper.add_representer(
 
 
 def dump_suite(suite: Suite) -> str:
-    """The suite as YAML with every default written out; loading it gives an equal suite."""
+    """Write the suite as YAML with every default; loading it gives an equal suite."""
     return dump(suite.model_dump(mode="python"), short=False)
 
 
 def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
-    """Plain values as YAML that this and any other reader understands. short: the innermost mappings in one line."""
+    """Write plain values as YAML 1.1 and 1.2. short: put the innermost mappings on one line."""
     inside = any(isinstance(item, dict | list) for item in value.values())
     return yaml.dump(
         value,
@@ -71,11 +70,11 @@ def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
 
 
 def suite_hash(suite: Suite) -> str:
-    """16 hexadecimal digits of the SHA-256 of the resolved suite.
+    """Return 16 hexadecimal digits of the SHA-256 of the resolved suite.
 
-    Two suites share it when they train and measure the same: comments, the order of keys and spelt-out defaults do
-    not count, nor does what is only said about the results (description, claims, primary metrics, tuning, figures) or
-    how settings are chosen (tune). What is measured for the readings of claims counts as if it were listed.
+    Two suites share it if they train and measure the same. Comments, the order of keys and explicit defaults do not
+    count, nor do keys that only describe results (description, claims, primary metrics, tuning, figures) or the choice
+    of settings (tune). Metrics measured for the readings of claims count as if they were listed.
     """
     content = _content(suite)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -83,18 +82,18 @@ def suite_hash(suite: Suite) -> str:
 
 
 def suite_differences(a: Suite, b: Suite) -> list[str]:
-    """What makes the hashes of two suites differ: `optimizers.sgd.lr (0.1, 0.3)`; empty where they are the same."""
+    """Return the differences between two suites that change the hash, as `optimizers.sgd.lr (0.1, 0.3)`."""
     return list(_differences(_content(a, whole=True), _content(b, whole=True), ""))
 
 
 def _content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
-    """What is trained and measured. whole: with what was added later and is not given, too."""
+    """Return what is trained and measured. whole: include unset keys of later versions."""
     content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in content["experiments"].values():
         del experiment["primary"], experiment["tuning"], experiment["figures"]
         for added in ("pairs", "twins", "transfer"):
             if experiment[added] is None:
-                del experiment[added]  # suites written before there were any keep their hash
+                del experiment[added]  # so that suites of versions without them keep their hash
         protocol = experiment["protocol"]
         for added in () if whole else ADDED:
             if protocol[added] == Protocol.model_fields[added].default:

@@ -1,9 +1,8 @@
-"""`extends: NAME_OR_PATH` in a suite file: another suite, and on top of it what the file itself says.
+"""`extends: NAME_OR_PATH` in a suite file: the file's content is merged over another suite.
 
-Mappings merge key by key; lists and scalars replace what the base has. `null` removes a key of the base, except where
-the schema gives null a meaning (`early_stopping: null` is no early stopping): there it is the value. `!!null` is always
-the value null. A file may extend one that extends another. Files of code and texts that a base names by relative
-paths are looked for next to the base.
+Mappings merge key by key; lists and scalars replace the base's value. `null` removes a key of the base, unless null is
+a valid value there (`early_stopping: null` means no early stopping). `!!null` is always the value null. A file may
+extend one that extends another. Relative paths of code and texts in a base are relative to the base.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from optbench.targets import TEXT, is_file
 
 KEY = "extends"
 NAMED = (("experiments",), ("optimizers",), ("claims",))
-"""Mappings from names of the user's own, besides the models of an experiment."""
+"""Mappings with names chosen by the user, besides an experiment's models."""
 
 
 def read_document(path: Path) -> Document:
-    """Read a suite file and all that it extends, merged into one document that extends nothing.
+    """Read a suite file and the files that it extends, merged into one document without `extends`.
 
     Raises:
-        SuiteError: a file is missing, unreadable, too large or not a suite's YAML, or extends itself.
+        SuiteError: a file is missing, unreadable, too large or invalid, or extends itself.
     """
     chain: list[tuple[Path, Document]] = []
     place: Place | None = None
@@ -70,20 +69,20 @@ def read_document(path: Path) -> Document:
 
 
 def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, Any]:
-    """Return what a suite file says besides `extends:` for it to be `meant`; only what differs.
+    """Return the content of a suite file that extends `base` and results in `meant`; only the differences.
 
-    Removed keys are None; values that are null themselves, where None would remove the key, are `ExplicitNull`.
+    Removed keys are None; null values, where None would remove the key, are `ExplicitNull`.
 
-    raw: the value of the base's document. base: what it means.
+    raw: the value of the base's document. base: the same, resolved.
     """
     set_only, every = meant.model_dump(exclude_unset=True), meant.model_dump()
     return _difference(raw, base.model_dump(exclude_unset=True), set_only, every, ())
 
 
 def rebased(value: Any, folder: Path, to: Path) -> Any:
-    """Return a suite's value with the files of code and the texts in `folder` named relative to the folder `to`.
+    """Return a suite's value with its files of code and texts in `folder` named relative to the folder `to`.
 
-    Names of files that are not in `folder` stay: they mean files of the working directory.
+    Names of files that are not in `folder` are unchanged: they refer to the working directory.
     """
     if os.path.realpath(folder) == os.path.realpath(to):
         return value
@@ -105,14 +104,14 @@ def _moved_text(path: Any, folder: Path, to: Path) -> Any:
 
 
 def relative(file: Path, folder: Path) -> str:
-    """Return the name of a file relative to a folder, with a dot first: `./mine.py`, `../mine.py`."""
-    # Physical paths, because `..` behind a link leads to the parent of what the link points to.
+    """Return the path of a file relative to a folder, with a leading dot: `./mine.py`, `../mine.py`."""
+    # Resolved paths, because `..` after a symbolic link leads to the parent of the link's target.
     found = os.path.relpath(Path(os.path.realpath(file.parent), file.name), os.path.realpath(folder))
     return found if found.startswith("..") else f"./{found}"
 
 
 def _read(path: Path, place: Place | None, most: int) -> bytes:
-    """place: of the `extends` that names the file; None for the file that the user named."""
+    """Read one file. place: of the `extends` that names it; None for the file that the user named."""
     where = str(path) if place is None else f"{place}: {KEY}: {path}"
     try:
         with path.open("rb") as file:
@@ -121,10 +120,10 @@ def _read(path: Path, place: Place | None, most: int) -> bytes:
         raise SuiteError(f"{where}: no such file") from None
     except IsADirectoryError:
         raise SuiteError(f"{where}: expected a suite file, got a directory") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise SuiteError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:
-        what = "which no suite is" if place is None else "all files together"
+        what = "more than any suite" if place is None else "all files together"
         raise SuiteError(f"{where if place else f'{path}:1:1'}: larger than {MAX_BYTES // 1024} KiB, {what}")
     return data
 
@@ -141,9 +140,9 @@ def _base(name: Any, place: Place, folder: Path) -> Path:
 
 
 def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
-    """The file that a suite in `folder` means by a relative name: of a run's own suite, the run's copy.
+    """Resolve a relative name in a suite in `folder`; in a run's suite it refers to the run's copy.
 
-    prefix: what stands before the name in the record of a run.
+    prefix: of the name in the run's record.
     """
     try:
         for entry in json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plugins") or ():
@@ -158,7 +157,7 @@ def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
 
 
 class _Merger:
-    """One document laid over another; every key and value keeps the place where it was written."""
+    """Merges one document over another; every key and value keeps its location."""
 
     def __init__(self, base: Document, own: Document) -> None:
         self.base, self.own = base, own
@@ -180,7 +179,7 @@ class _Merger:
                 if key in old or (not path and key in Suite.model_fields):
                     self.result.removed[inner] = self.own.keys[inner]
                     continue
-                # Elsewhere null has a meaning: no overrides of an experiment's optimizer, a hyper-parameter's value.
+                # Elsewhere null is valid: no overrides of an experiment's optimizer, or a hyper-parameter's value.
                 if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):
                     where = f"{self.own.keys[inner]}: {shown_path(path)}"
                     raise SuiteError(f"{where}: null removes what the base has; {unknown('name', key, old)}")
@@ -196,7 +195,7 @@ class _Merger:
         return path not in self.own.explicit_nulls and not admits_null(path)
 
     def take(self, source: Document, path: KeyPath, value: Any) -> Any:
-        """A value of one document as it is."""
+        """Copy a value of one document unchanged."""
         self.result.values[path] = source.values[path]
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, item in items:
@@ -210,7 +209,8 @@ class _Merger:
 def _difference(
     raw: Mapping[str, Any], base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """raw: what is written in the base, all that can be removed from it. every: `meant` with its defaults."""
+    """Return the keys that change one value into another. raw: the base as written; only its keys can be removed.
+    every: `meant` with its defaults."""
     found: dict[str, Any] = {}
     for key in {**raw, **meant}:
         inner = (*path, key)
@@ -219,8 +219,8 @@ def _difference(
         if is_optimizer_list(inner, written):
             written = dict.fromkeys(written)
         if key not in meant:
-            found[key] = every.get(key) if nullable else None  # a default that null would not mean
-        elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # tells 1, 1.0 and true apart
+            found[key] = every.get(key) if nullable else None  # a default for which null cannot be written
+        elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # distinguishes 1, 1.0 and true
             pass
         elif all(isinstance(value, dict) for value in (written, base.get(key), meant[key])):
             if changed := _difference(written, base[key], meant[key], every[key], inner):

@@ -1,4 +1,4 @@
-"""What is wrong with a suite, in the user's words: pydantic's errors with their places and the nearest valid names."""
+"""Faults in a suite for the user: pydantic's errors with their locations and the nearest valid names."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, and where it was written."""
+    """A fault and its location."""
 
     place: Place
     message: str
@@ -61,9 +61,9 @@ class Fault:
 
 
 def raise_faults(faults: Iterable[Fault]) -> NoReturn:
-    """Raise the first few faults, in the order of the file, as one error of a line each.
+    """Raise the first faults, in the order of the file, as one error with a line for each.
 
-    A UsageError when all of them come from the command line, else a SuiteError.
+    It is a UsageError if all of them come from the command line, else a SuiteError.
     """
     distinct = list(dict.fromkeys(faults))
     distinct.sort(
@@ -78,16 +78,16 @@ def raise_faults(faults: Iterable[Fault]) -> NoReturn:
 
 
 def validation_faults(error: ValidationError, document: Document) -> list[Fault]:
-    """The faults that pydantic found in the document's value."""
+    """Convert pydantic's errors about the document's value to faults."""
     details = error.errors(include_url=False)
     faults = [_fault(detail, document) for detail in details]
-    # `taks:` is both an unknown key and the reason why `tasks` is missing: once is enough.
+    # `taks:` is both an unknown key and the reason why `tasks` is missing: reported once.
     meant = {
         (path[:-1], guess)
         for path, kind, detail in ((*_locate(detail["loc"], document)[:2], detail) for detail in details)
         if detail["type"] == "extra_forbidden" and (guess := nearest(str(path[-1]), _keys(_model(kind)))) is not None
     }
-    # A file that cannot be imported is one fault, however many kinds are in it.
+    # A file that cannot be imported is one fault, however many kinds it defines.
     refused = [d["ctx"]["reason"].partition(": ")[2] if d["type"] == "kind_refused" else None for d in details]
     return [
         fault
@@ -98,7 +98,7 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
 
 
 def admits_null(path: KeyPath) -> bool:
-    """Return whether null is a value at `path`, a key of the suite itself rather than of a kind or an optimizer."""
+    """Return whether null is valid at `path`, a key of the suite itself rather than of a kind or an optimizer."""
     kind: Any = Suite
     for part in path:
         if kind is None or any(isinstance(option, type) and issubclass(option, Kind) for option in _options(kind)):
@@ -138,7 +138,7 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         allowed = _NAMES.get(context.get("pattern", ""), f"at most {context.get('max_length')} characters")
         return Fault(place, _prefixed(path[:-1] if on_key else path, f"the name {_shown(value)}: expected {allowed}"))
     if what == "value_error" and isinstance(value, dict):
-        # A check of a whole mapping names the key it means first.
+        # A check of a whole mapping begins its message with the key in question.
         key = next((key for key in value if str(context["error"]).startswith(repr(key))), None)
         place = document.value_place(path) if key is None else document.key_place((*path, key))
         return Fault(place, _prefixed(path, str(context["error"])))
@@ -159,7 +159,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
         length = count(context["min_length" if least else "max_length"], "character")
         return f"expected at {'least' if least else 'most'} {length}, got {_shown(value)}"
     if what in _NEEDS:
-        # What may be null is often switched off by another word: `off`, `none`, 0.
+        # Users often write another word for null: `off`, `none`, 0.
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
         return f"expected {_NEEDS[what].format(**bounds)}{null}, got {_shown(value)}"
@@ -167,7 +167,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:
-    """A name that only an override mentions: it was meant to be one that the file has."""
+    """Report a name that only an override mentions, probably a misspelt name of the file."""
     siblings = document.value
     for part in path[:-1]:
         siblings = siblings[part]
@@ -190,9 +190,9 @@ def _shown(value: Any) -> str:
 
 
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
-    """Return a location of pydantic's as a path into the file, the type expected there, and whether the key is meant.
+    """Convert pydantic's location to a path into the file, the type expected there, and whether it refers to the key.
 
-    The settings of a kind are those of the kind that the document names there.
+    The type of a kind's settings is that of the kind named in the document.
     """
     kind: Any = Suite
     path: list[str | int] = []
@@ -202,13 +202,13 @@ def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, An
         kind = _chosen(kind, tuple(path), document)
         path.append(part)
         inner = _inside(kind, part)
-        # An unknown key has no type of its own: keep the mapping whose keys would have been right.
+        # An unknown key has no type: keep that of the mapping, whose keys are the valid ones.
         kind = kind if inner is None else inner
     return tuple(path), kind, False
 
 
 def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
-    """Return the settings of a kind in its place, and any other type as it is."""
+    """Return the settings of the kind instead of a kind; other types unchanged."""
     if isinstance(kind, type) and issubclass(kind, Kind):
         value = document.value
         for part in path:
@@ -262,4 +262,4 @@ def _model(kind: Any) -> type[BaseModel]:
 def _keys(model: type[BaseModel]) -> Iterator[str]:
     yield from model.model_fields
     if model is Suite:
-        yield "extends"  # gone by the time of validation
+        yield "extends"  # resolved before validation

@@ -1,4 +1,4 @@
-"""Fields that several parts of a suite have: names, lists without repetition, and how strictly settings are read."""
+"""Field types shared by several parts of a suite: names, lists without duplicates, and strict settings."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from optbench.metrics.metric import base_name
 from optbench.metrics.own import MetricSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
-# A name becomes a part of file names (checkpoints, run ids): no separators, no leading dot.
+# A name is used in file names (checkpoints, run ids): no separators, no leading dot.
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
-"""`margin`, or with its settings `margin power=2`."""
+"""The name of a metric: `margin`, or with settings `margin power=2`."""
 ArmName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
-"""`adam`, every variant of it; or one variant as reports call it, `adam lr=0.001`."""
+"""`adam` for all of its variants; or one variant as named in reports, `adam lr=0.001`."""
 
 
 class Settings(BaseModel):
-    # Strict: `batch_size: true` or `max_epochs: "5"` is a slip, not a number.
+    # Strict, because `batch_size: true` or `max_epochs: "5"` is a mistake.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
-# A hyper-parameter becomes a keyword argument, and a part of a variant's name.
+# A hyper-parameter becomes a keyword argument and part of a variant's name.
 HYPERPARAMETER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 HyperparameterName = Annotated[str, Field(pattern=HYPERPARAMETER_PATTERN, max_length=80)]
 Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 OffByFalse = BeforeValidator(lambda value: None if value is False else value)
-"""Of settings that null switches off: `false` switches them off, too."""
+"""For settings that null disables: `false` disables them, too."""
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Settings without these keys where they are null, which takes away what an extended suite says."""
+    """Drop these keys if they are null, which removes the value of an extended suite."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}
@@ -52,7 +52,7 @@ def listed_once(what: str, items: list[Any]) -> list[Any]:
 
 
 def once(what: str) -> AfterValidator:
-    """Of a list: nothing is in it twice."""
+    """Return a validator that rejects a list with duplicates."""
     return AfterValidator(functools.partial(listed_once, what))
 
 

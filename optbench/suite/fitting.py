@@ -1,6 +1,6 @@
-"""What of a suite does not go together, as far as names alone tell: datasets, task sequences and models of ours.
+"""Incompatible parts of a suite, as far as names tell: built-in datasets, task sequences and models.
 
-Whether a user's own kinds fit is found out when they are tried, before training.
+A user's kinds are checked before training, by trying them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Text with tasks or models of images, and the other way round; domains that a dataset does not have."""
+    """Yield text combined with tasks or models for images, and vice versa, and domains that a dataset lacks."""
     for name, experiment in suite.experiments.items():
         for path, what in _faults(experiment):
             where: KeyPath = ("experiments", name, *path)
@@ -59,7 +59,7 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
 
 
 def text_faults(suite: Suite, document: Document, find: Callable[[str], Source | None]) -> Iterator[Fault]:
-    """Texts of the user's own that are missing, or cannot be read as text. find: as for `load_suite`."""
+    """Yield the user's texts that are missing or cannot be read as text. find: as for `load_suite`."""
     for name, experiment in suite.experiments.items():
         for domain, path in experiment.dataset.texts.items():
             try:

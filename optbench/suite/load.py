@@ -1,4 +1,4 @@
-"""From a suite file to a validated `Suite`: read, parse, override, validate, cross-check."""
+"""From a suite file to a validated `Suite`: read, parse, override, validate and cross-check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 
 MAX_TRIALS = 200_000
-"""Over seeds, models and settings; the largest of shipped suites has less than a hundredth of it."""
+"""Over seeds, models and settings; the largest shipped suite has less than a hundredth of it."""
 
 
 def load_suite(
@@ -46,18 +46,19 @@ def load_suite(
 ) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
-    `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as the suite gives it
-    and as each experiment overrides it; it raises OptimizerError for what it refuses. The suite's layer lies below the
-    registry of optimizers, hence the argument; without it targets and hyper-parameters are not looked at.
+    `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as given in the suite and
+    as overridden by each experiment; it raises OptimizerError if they are invalid. It is an argument because this layer
+    lies below the optimizer registry; without it targets and hyper-parameters are not checked.
 
-    `find(target)` reads the file behind a user's kind or metric; by default one next to the suite, else in the working
-    directory. as_written: kinds are taken as they are written, which executes no user's code and imports no torch: for
-    the suite of a run that is read.
+    `find(target)` reads the file of a user's kind or metric; by default next to the suite, else in the working
+    directory. as_written: do not load kinds, so that no user code is executed and no torch imported; for the suite of
+    an existing run.
 
-    A suite may extend another one (`optbench.suite.extends`); overrides change what comes of both.
+    A suite may extend another one (`optbench.suite.extends`); overrides apply to the merged suite.
 
-    Raises SuiteError, a line per fault and at most five, each `file:line:column: ...`; or UsageError, with
-    `--set key.path=value: ...`, when all the faults come from overrides.
+    Raises:
+        SuiteError: at most five faults, one line each: `file:line:column: ...`.
+        UsageError: all faults come from overrides: `--set key.path=value: ...`.
     """
     parsed = [parse_override(text) for text in overrides]
     document = read_document(path)
@@ -88,7 +89,7 @@ def load_suite(
 
 
 def _sources(document: Document, find: FindSource) -> dict[str, Source]:
-    """Read the users' files behind kinds and metrics, by what stands before the colon. A missing one is left out."""
+    """Read the user's files of kinds and metrics, by the part of the target before the colon; skip missing files."""
     experiments, claims, tune = (document.value.get(key) for key in ("experiments", "claims", "tune"))
     parts = list(experiments.values()) if isinstance(experiments, dict) else []
     parts += [c.get("readings") for c in claims.values() if isinstance(c, dict)] if isinstance(claims, dict) else []
@@ -103,7 +104,7 @@ def _sources(document: Document, find: FindSource) -> dict[str, Source]:
 
 
 def _named(experiment: dict[str, Any]) -> Iterator[str]:
-    """Yield the kinds and metrics that a part of a document names, which has not been validated."""
+    """Yield the kinds and metrics named in a part of a document that has not been validated."""
     models, metrics = experiment.get("models"), experiment.get("metrics")
     models = models.values() if isinstance(models, dict) else ()
     metrics = metrics if isinstance(metrics, list) else ()
@@ -112,11 +113,11 @@ def _named(experiment: dict[str, Any]) -> Iterator[str]:
             kind = value.get("kind") if isinstance(value, dict) else value
             if isinstance(kind, str):
                 yield kind
-            value = value.get("of") if isinstance(value, dict) else None  # of a dataset that is derived from another
+            value = value.get("of") if isinstance(value, dict) else None  # of a dataset derived from another
 
 
 def _note_listed_optimizers(document: Document) -> None:
-    """In `optimizers: [sgd, adam]` each item stands where a mapping has its key."""
+    """Record the items of `optimizers: [sgd, adam]` as the locations of the keys of the mapping that it abbreviates."""
     experiments = document.value.get("experiments")
     for name, experiment in experiments.items() if isinstance(experiments, dict) else ():
         listed = experiment.get("optimizers") if isinstance(experiment, dict) else None
@@ -127,7 +128,7 @@ def _note_listed_optimizers(document: Document) -> None:
 
 
 def _size_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """More trials than anybody trains: a slip, or a file made to exhaust memory. Counted before any is made."""
+    """Yield a fault if the suite has an implausible number of trials, counted before any is created."""
     whole = sum(_settings(optimizer.hyperparameters) for optimizer in suite.optimizers.values())
     trials = 0
     for experiment in suite.experiments.values():
@@ -146,7 +147,7 @@ def _settings(hyperparameters: Mapping[str, Any]) -> int:
     try:
         return count_variants(hyperparameters)
     except OptimizerError:
-        return 0  # reported where each optimizer is checked
+        return 0  # reported by the check of each optimizer
 
 
 def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | None) -> Iterator[Fault]:
@@ -156,7 +157,7 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
         for name, changes in (settings.optimizers or {}).items():
             path: KeyPath = ("experiments", experiment, "optimizers", name)
             if name in suite.optimizers and "target" in changes:
-                what = "an experiment changes hyper-parameters; another 'target' needs an optimizer of its own"
+                what = "expected only hyper-parameters; add an optimizer to the suite for another 'target'"
                 yield Fault(document.key_place((*path, "target")), f"{shown_path(path)}: {what}")
             elif name in suite.optimizers and changes:
                 optimizer = suite.optimizers[name]
@@ -165,10 +166,10 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
 
 
 def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Experiments, models and optimizers that are named and are not there."""
+    """Yield references to experiments, models and optimizers that do not exist."""
     for path, shown, name, (what, valid) in _references(suite):
         if name not in valid:
-            # In a claim the name is the value, elsewhere a key or an item of a list.
+            # In a claim, the name is the value; elsewhere, a key or an item of a list.
             place = document.value_place(path) if path[0] == "claims" else document.key_place(path)
             removed = document.removed.get((f"{what.partition(' ')[0]}s", name))
             hint = f"; removed in {removed.source}:{removed.line}" if removed else ""
@@ -176,7 +177,7 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Collection[str]]]]:
-    """Yield where the suite names its parts, how much of this path is shown, the name, and what there is in words."""
+    """Yield each reference to a part of the suite: path, how much of it to show, name, and the valid names."""
     any_experiment, any_optimizer = ("experiment", suite.experiments), ("optimizer", suite.optimizers)
     optimizers = {n: (f"optimizer in {n}", e.optimizers or suite.optimizers) for n, e in suite.experiments.items()}
     models = {n: (f"model in {n}", e.models) for n, e in suite.experiments.items()}
@@ -209,7 +210,7 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
 
 
 def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Sides that name a variant which their optimizer does not have there; equivalence in a metric without a margin."""
+    """Yield sides that name a variant which does not exist, and equivalence in a metric without a margin."""
     for name, claim in suite.claims.items():
         metric = METRICS.get(base_name(claim.primary.name))
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
@@ -227,7 +228,7 @@ def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             try:
                 found = variants(suite.optimizers[optimizer].hyperparameters | chosen[optimizer])
             except OptimizerError:
-                continue  # reported where the optimizer is checked
+                continue  # reported by the check of the optimizer
             if variant not in (names := [each.name for each in found]):
                 path: KeyPath = ("claims", name, key)
                 what = unknown(f"variant of {optimizer} in {claim.experiment}", variant, names)
@@ -235,7 +236,7 @@ def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Whether the left side names a single variant, so that there is no other one to compare it with."""
+    """Return whether the left side names a single variant, which leaves no other to compare it with."""
     optimizer, variant = split_arm(claim.left)
     experiment = suite.experiments.get(claim.experiment)
     if variant is not None or experiment is None or optimizer not in suite.optimizers:
@@ -245,7 +246,7 @@ def _is_one_variant(suite: Suite, claim: Claim) -> bool:
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """A metric that is not to choose by; tuning seeds on which the result is judged as well."""
+    """Yield a metric that cannot choose settings, and tuning seeds that are also evaluation seeds."""
     tune = suite.tune
     rules: dict[KeyPath, MetricSettings] = {}
     if tune is not None and not as_written:
@@ -261,7 +262,7 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
     if both:
         place = document.key_place(("seeds",))
         place = place if place.is_override else document.key_place(("tune", "seeds"))
-        message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that judge nothing"
+        message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that no result uses"
         yield Fault(place, message)
 
 
@@ -277,7 +278,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     own: dict[str, str] = {}
     for path, entry in _listed_metrics(suite):
         if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
-            message = f"{entry.kind}: expected a name of its own, got that of {other}; rename one of the functions"
+            message = f"{entry.kind}: has the same name as {other}; rename one of the functions"
             yield Fault(document.value_place(path), f"{shown_path(path[:-1])}: {message}")
     for name, experiment in suite.experiments.items():
         for i, entry in enumerate(experiment.metrics or ()):
@@ -290,7 +291,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
         try:
             check(metric)
         except UsageError as error:
-            is_key = path[-1] == metric  # as in `where: {forgetting: {below: 0.1}}`
+            is_key = path[-1] == metric  # e.g. `where: {forgetting: {below: 0.1}}`
             place = document.key_place(path) if is_key else document.value_place(path)
             what = str(error)
             if what.startswith("unknown") and (guess := nearest(metric, [*known, *METRICS])) in known:
@@ -299,7 +300,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
-    """Yield where metrics are listed to be measured, and each entry."""
+    """Yield each entry of the lists of metrics to measure, with its path."""
     for name, experiment in suite.experiments.items():
         yield from ((("experiments", name, "metrics", i), entry) for i, entry in enumerate(experiment.metrics or ()))
     for name, claim in suite.claims.items():
@@ -308,7 +309,7 @@ def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
 
 
 def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Metrics without a value on the last task, read on it."""
+    """Yield readings on the last task of metrics that have no value there."""
     for name, claim in suite.claims.items():
         if as_written or claim.readings is None or "last" not in claim.readings.data:
             continue
@@ -316,7 +317,7 @@ def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iter
         try:
             found = resolve(claim.readings.metrics)
         except UsageError:
-            continue  # reported where it is listed
+            continue  # reported with the list
         without = [metric.name for metric in found if metric.kind not in OF_TEST_DATA]
         if without:
             what = f"expected metrics that are taken of each task's test data to be read on the last, got {without[0]}"
@@ -324,7 +325,7 @@ def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iter
 
 
 def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield where metrics of the catalog are named, the name, and what raises UsageError if it must not stand there."""
+    """Yield each reference to a metric of the catalog: path, name, and a check that raises UsageError."""
     measured = with_readings(suite).experiments
     for path, entry in _listed_metrics(suite):
         if entry.kind != DEFAULT and not entry.is_users:
@@ -349,7 +350,7 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """As `_named_metrics`, of metrics that an experiment has to take. where: None if there is no such experiment."""
+    """Yield as `_named_metrics` those that an experiment must measure. where: None if there is no such experiment."""
     checks = [check_metric]
     if where is not None:
         taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
@@ -361,7 +362,7 @@ def _taken(
 def _settings_faults(
     document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
 ) -> Iterator[Fault]:
-    """The first fault of an optimizer's settings, which are written at `paths`, the most specific first."""
+    """Yield the first fault of an optimizer's settings, which are written at `paths`, the most specific first."""
     try:
         for variant in variants(hyperparameters):
             if check is not None:
@@ -373,9 +374,9 @@ def _settings_faults(
 
 
 def _place_of_settings(document: Document, message: str, quoted: Mapping[str, str], paths: Sequence[KeyPath]) -> Place:
-    """The place of the first setting that the message names in quotes, else of the optimizer.
+    """Return the location of the first setting that the message quotes, else that of the optimizer.
 
-    quoted: what may stand in quotes there, and the key that it means.
+    quoted: maps text that the message may quote to its key.
     """
     named = sorted((message.index(f"'{text}'"), key) for text, key in quoted.items() if f"'{text}'" in message)
     for _, key in named:

@@ -11,7 +11,7 @@ from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_opti
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`: the segments of its key, not yet matched against the file, and its value."""
+    """One `--set`: the segments of its key, not yet matched with the file, and its value."""
 
     text: str
     segments: tuple[str, ...]
@@ -26,7 +26,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Split `key.path=value`; the value is YAML. Raises UsageError."""
+    """Parse `key.path=value`, in which the value is YAML; raise UsageError if it is invalid."""
     key, equals, value = text.partition("=")
     bare = Override(text, tuple(key.strip().split(".")), None)
     if not equals:
@@ -40,14 +40,16 @@ def parse_override(text: str) -> Override:
     try:
         return Override(text, bare.segments, parse_yaml(value, "value").value)
     except SuiteError as error:
-        raise bare.error(str(error).removeprefix("value:1:1: ")) from None  # the whole value: no place in it
+        raise bare.error(str(error).removeprefix("value:1:1: ")) from None  # the location is the whole override
 
 
 def apply_override(document: Document, override: Override) -> None:
-    """Change the document in place, and note the override as the place of what it set.
+    """Apply an override to the document in place, and record it as the location of the value.
 
-    A mapping that is not there yet is made on the way: whether its key exists is for validation to say.
-    Raises UsageError when a key leads through a scalar or past the end of a list.
+    Missing mappings are created; validation decides whether their keys are valid.
+
+    Raises:
+        UsageError: the key leads through a scalar or beyond the end of a list.
     """
     here = document.value
     path: KeyPath = ()
@@ -72,10 +74,10 @@ def apply_override(document: Document, override: Override) -> None:
 
 
 def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -> tuple[str | int, tuple[str, ...]]:
-    """The next key of the path, and what is left of it."""
+    """Return the next key of the path and the rest of the path."""
     shown = ".".join(str(part) for part in path)
     if isinstance(here, dict):
-        # Names may contain dots: the longest one that exists is meant.
+        # Names may contain dots: the longest existing one matches.
         for end in range(len(rest), 0, -1):
             if (key := ".".join(rest[:end])) in here:
                 return key, rest[end:]

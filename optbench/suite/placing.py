@@ -1,4 +1,4 @@
-"""The places of faults that are found after a suite has been loaded, when what it names is tried."""
+"""Locations of faults found after a suite was loaded, when its kinds are tried."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from optbench.suite.overrides import apply_override, parse_override
 
 @contextlib.contextmanager
 def placing(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Say where in the suite file `path` an error of the block was written, as faults of `load_suite` do.
+    """Add to errors raised in the block their location in the suite file `path`, as in faults of `load_suite`.
 
-    That of a line that begins with a path into the suite: `experiments.mine.tasks: ...`. overrides: as `load_suite`.
+    Applies to lines that begin with a path into the suite: `experiments.mine.tasks: ...`. overrides: as for
+    `load_suite`.
     """
     try:
         yield
     except OptbenchError as error:
         document: Document | None = None
-        with contextlib.suppress(OptbenchError):  # a file that is gone by now has no places
+        with contextlib.suppress(OptbenchError):  # a file deleted meanwhile has no locations
             document = read_document(path)
             for text in overrides:
                 apply_override(document, parse_override(text))

@@ -13,18 +13,19 @@ from optbench.suite.scoring import Score
 
 
 class EarlyStopping(Settings):
-    """When a task ends before its `max_epochs`.
+    """The criterion by which a task ends before its `max_epochs`.
 
-    After `patience` evaluations without a lower held-out loss, with the weights of the lowest; or, with a `target`, at
-    the first evaluation whose training loss is at or below it, with the weights of that evaluation.
+    Without `target`: after `patience` evaluations without a lower held-out loss, keeping the weights of the lowest
+    loss. With `target`: at the first evaluation whose training loss is at or below it, keeping the weights of that
+    evaluation.
     """
 
     on: Literal["validation", "test", "train_loss"] = "validation"
     """The data whose loss decides."""
     patience: Annotated[Whole, Field(ge=1)] = 3
-    """Evaluations in a row without a lower loss, after which a task ends."""
+    """Number of consecutive evaluations without a lower loss after which a task ends."""
     target: Annotated[float, Field(gt=0)] | None = None
-    """Of `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
+    """With `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,25 +56,26 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class WeightAveraging(Settings):
-    """An average of the weights after each step, which is what is measured; training continues from the weights."""
+    """An average of the weights over steps, measured instead of the weights, from which training continues."""
 
     kind: Literal["ema"]
-    """Exponential: a ← d a + (1 - d) w. The first step's weights begin it, and it continues from task to task."""
+    """d in the exponential average a ← d a + (1 - d) w, which starts at the weights after the first step and continues
+    across tasks."""
     decay: Annotated[float, Field(gt=0, lt=1)]
     """d."""
 
 
 class Augment(Settings):
-    """How images of training batches are varied, drawn anew for each image and epoch; no evaluation is.
+    """Augmentation of training images, drawn anew for each image and epoch; evaluations use the original images.
 
-    A permuted task permutes the pixels of the augmented image; rotated images are mirrored before they are turned, and
-    cropped after it. With task sequences of the user's own it comes after what they do.
+    A permuted task permutes the pixels of the augmented image; rotated images are mirrored before the rotation and
+    cropped after it. A user's task sequence is applied before the augmentation.
     """
 
     crop: Annotated[Whole, Field(ge=0)] = 0
-    """A window of the image's size out of the image with so many pixels of zeros around it; 0: no crop."""
+    """Random crop of the original size after zero-padding each side by this many pixels; 0: no crop."""
     flip: bool = False
-    """true: mirrored left to right with probability 1/2."""
+    """true: mirror left to right with probability 1/2."""
 
     @model_validator(mode="after")
     def _something(self) -> Augment:
@@ -83,47 +85,47 @@ class Augment(Settings):
 
     @property
     def ways(self) -> int:
-        """The number of things that can happen to an image, all equally likely."""
+        """The number of equally likely outcomes per image."""
         return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
 
 
 class Protocol(Settings):
-    """How each task is trained."""
+    """The training of each task."""
 
     batch_size: Annotated[Whole, Field(ge=1)] = 128
-    """Examples of one step."""
+    """Number of examples per step."""
     max_epochs: Annotated[float, Field(gt=0)] = 5.0
-    """Passes over the training examples of a task, at most; may be a fraction."""
+    """Maximum number of passes over the training examples of a task; may be a fraction."""
     max_steps: Annotated[Whole, Field(ge=1)] | None = None
-    """An upper bound on the steps of a task, whatever `max_epochs` says."""
+    """Maximum number of steps per task, in addition to `max_epochs`."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
-    """In epochs: how often the loss by which early stopping decides is measured."""
+    """Interval, in epochs, between measurements of the loss that early stopping uses."""
     early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
-    """null or false: every task is trained for all of its epochs."""
+    """When to end a task early; null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
-    """`keep`: the optimizer's state passes from task to task; `reset`: each task begins with a new optimizer."""
+    """`keep`: the optimizer's state is kept across tasks; `reset`: each task begins with a new optimizer."""
     schedule: Annotated[RateSchedule | None, OffByFalse] = None
-    """Of the learning rate; null or false: constant."""
+    """The learning rate schedule; null or false: constant."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Before each step the gradient, all parameters as one vector, is scaled to a norm of at most this, as
-    `torch.nn.utils.clip_grad_norm_` does; null: not at all."""
+    """Maximum norm of the gradient of all parameters, to which it is scaled before each step as by
+    `torch.nn.utils.clip_grad_norm_`; null: no clipping."""
     weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
-    """What is measured is an average of the weights, as in {kind: ema, decay: 0.999}; null or false: the weights."""
+    """Measure an average of the weights, as in {kind: ema, decay: 0.999}; null or false: measure the weights."""
     precision: Precision = "float32"
-    """`bfloat16`: forward passes in training under autocast. Weights, optimizer and whatever is measured: float32."""
+    """`bfloat16`: run training forward passes under autocast; weights, optimizer and measurements stay in float32."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000
-    """Training examples that are held out."""
+    """Number of training examples held out for validation."""
     train_examples: Annotated[Whole, Field(ge=1)] | None = None
-    """Use only so many of the training examples (a random subset, the same for every trial)."""
+    """Number of training examples to use (a random subset, the same for every trial); null: all."""
     test_examples: Annotated[Whole, Field(ge=1)] | None = None
-    """Use only so many of the test examples (a random subset, the same for every trial); null: all."""
+    """Number of test examples to use (a random subset, the same for every trial); null: all."""
     score: Score = None
-    """Which tasks are scored after a task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null: all
-    of up to 20 tasks, else current."""
+    """Which tasks are scored after each task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null:
+    `all` for up to 20 tasks, else `current`."""
     follow_earlier: bool = False
-    """true: at each evaluation during a task every earlier one is scored on its validation data, too, which takes a
-    pass over them: how it is forgotten step by step, in `earlier.parquet`."""
+    """true: each evaluation during a task also scores every earlier task on its validation data, which costs a pass
+    over them and records step by step in `earlier.parquet` how they are forgotten."""
     normalisation: Literal["standard", "unit"] = "standard"
-    """`standard`: the dataset's mean and standard deviation; `unit`: pixels in [0, 1]."""
+    """`standard`: subtract the dataset's mean and divide by its standard deviation; `unit`: scale pixels to [0, 1]."""
     augment: Annotated[Augment | None, OffByFalse] = None
-    """Random crops and mirror images of training images; null or false: none."""
+    """Random crops and mirroring of training images; null or false: none."""

@@ -1,4 +1,4 @@
-"""What a suite says of the learning rate's schedule: `protocol.schedule`. `optbench.engine.rates` has its formula."""
+"""The learning rate schedule of a suite, `protocol.schedule`; its formula is in `optbench.engine.rates`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from optbench.suite.fields import Settings, without_nulls
 
 OF_KIND = {"floor": ("linear", "cosine", "wsd"), "decay": ("wsd",)}
-"""The kinds that a key goes with, where it does not go with all."""
+"""The kinds that accept a key, for keys that not all kinds accept."""
 
 
 class RateSchedule(Settings):
-    """A factor on the rate of every parameter group, by the step; the formula is in `optbench.engine.rates`."""
+    """A factor on the learning rate of every parameter group, as a function of the step (`optbench.engine.rates`)."""
 
     kind: Literal["constant", "linear", "cosine", "wsd"]
-    """After the warm-up: at the peak throughout; falling in a line or as half a cosine; or (warm-up, stable, decay) at
-    the peak until a last stretch, in which it falls in a line."""
+    """After the warm-up: `constant` stays at the peak; `linear` and `cosine` decay, the latter as half a cosine; `wsd`
+    (warm-up, stable, decay) stays at the peak and then decays linearly."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The fraction of the steps in which the rate rises to its peak, the optimizer's own rate."""
+    """Fraction of the steps during which the rate rises to its peak, the optimizer's own rate."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The factor at the end, as a fraction of the peak; not of `constant`."""
+    """Final factor, as a fraction of the peak; not for `constant`."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Of `wsd`: the fraction of the steps in which the rate falls."""
+    """Fraction of the steps during which the rate decays; `wsd` only."""
     span: Literal["task", "all"] = "task"
-    """`task`: the schedule starts anew in every task; `all`: it spans the steps of all tasks."""
+    """`task`: the schedule restarts in every task; `all`: it spans the steps of all tasks."""
 
     @property
     def is_flat(self) -> bool:

@@ -1,4 +1,4 @@
-"""Readings: the metrics, layers and data that a claim is read on besides the one cell that its verdict is about."""
+"""Readings: the metrics, layers and data on which a claim is read, including the primary one that gives its verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.metrics.own import METRIC_KINDS, MetricSettings
 from optbench.suite.fields import HyperparameterName, Settings, distinct_metrics, once
 
 Data = Literal["pooled", "last"]
-"""`pooled`: one value per trial, measured on the test data of all tasks together; `last`: on those of the last task."""
+"""`pooled`: one value per trial on the test data of all tasks together; `last`: on those of the last task."""
 Layer = dict[HyperparameterName, PlainValue]
 MAX_READINGS = 1000
 
@@ -26,8 +26,8 @@ MAX_READINGS = 1000
 class ReadingCell:
     """One reading of a claim.
 
-    metric: its name as the claim lists it. layer: the settings that it gets from `layers`, in words; empty for none.
-    data: what it is measured on. name: of the metric with all of its settings, which tables have.
+    metric: its name as listed in the claim. layer: its settings from `layers`, in words; empty for none. data: `pooled`
+    or `last`. name: of the metric with all of its settings, as in tables.
     """
 
     metric: str
@@ -48,19 +48,19 @@ class PrimaryReading(Settings):
 
 
 class Readings(Settings):
-    """Every metric in every layer on every kind of data: the cells that a claim is read on."""
+    """Every combination of metric, layer and data: the cells on which a claim is read."""
 
     metrics: Annotated[list[MetricSettings], Field(min_length=1), AfterValidator(distinct_metrics)]
-    """As an experiment's; measured without being listed there."""
+    """As in an experiment's `metrics`; measured without being listed there."""
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(default=[{}])
-    """Settings that every metric gets in turn."""
+    """Settings applied to every metric in turn."""
     data: Annotated[list[Data], Field(min_length=1), once("data")] = Field(default=["pooled"])
-    """On which test data: of all tasks together, or of the last task."""
+    """The test data: of all tasks together (`pooled`), or of the last task (`last`)."""
     primary: PrimaryReading
     """The reading that the verdict is about."""
     measured: list[MetricSettings] | None = None
-    """Each metric in each layer, metric by metric. Worked out whenever a suite is loaded, and written by a run, so that
-    its reports need not import what defines the metrics."""
+    """Each metric in each layer, grouped by metric. Computed when a suite is loaded and recorded by a run, so that its
+    reports need not import the definitions of the metrics."""
 
     @model_validator(mode="after")
     def _resolved(self, info: ValidationInfo) -> Readings:
@@ -83,7 +83,7 @@ class Readings(Settings):
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """The primary in the words of `metrics` and `layers`, by which a run's own suite finds it."""
+        """Return the primary reading in the terms of `metrics` and `layers`, by which a recorded suite finds it."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)
@@ -98,7 +98,7 @@ class Readings(Settings):
 
     @property
     def cells(self) -> tuple[ReadingCell, ...]:
-        """Every reading, by metric, then layer, then data."""
+        """Every reading, ordered by metric, layer and data."""
         assert self.measured is not None, "set by the validator"
         pairs = itertools.product(self.metrics, self.layers)
         return tuple(
@@ -109,23 +109,23 @@ class Readings(Settings):
 
     @property
     def primary_cell(self) -> ReadingCell:
-        """The cell that the verdict is about."""
+        """The cell that gives the verdict."""
         said = self.primary
         place = self.metrics.index(said.metric) * len(self.layers) + self.layers.index(said.layer)
         return self.cells[place * len(self.data) + self.data.index(said.data)]
 
 
 def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str | int, ...]) -> MetricSettings:
-    """Return a metric with the settings of a layer on top of its own. place: of the layer, for the message.
+    """Add the settings of a layer to those of a metric. place: the location of the layer, for the message.
 
     Raises:
-        ValidationError: the metric takes no such settings, or has one of them already.
+        ValidationError: the metric does not accept these settings, or already has one of them.
     """
     if not layer:
         return entry
     for key in layer:
         if key in entry.settings:
-            _refuse(place, f"'{key}': {entry.name} has a '{key}' of its own", layer)
+            _refuse(place, f"'{key}': {entry.name} already has a '{key}'", layer)
     try:
         return MetricSettings.of(entry.kind, **entry.settings, **layer)
     except ValidationError as error:
@@ -140,7 +140,7 @@ def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str |
 
 
 def layer_name(layer: Mapping[str, Any]) -> str:
-    """`activation before`, `layer 1, activation before`; empty for no settings."""
+    """Return the name of a layer: `activation before`, `layer 1, activation before`; empty for no settings."""
     return ", ".join(f"{key} {value_name(value)}" for key, value in layer.items())
 
 
@@ -153,6 +153,6 @@ def _not_among(what: str, choices: Iterable[str], key: str, given: str) -> NoRet
 
 
 def _refuse(place: tuple[str | int, ...], message: str, value: Any = None) -> NoReturn:
-    """Raise the error at its place below the readings; a message that begins with a key of `value` is placed there."""
+    """Raise an error located at the key of `value` with which the message begins."""
     detail = InitErrorDetails(type="value_error", loc=place, input=value, ctx={"error": ValueError(message)})
     raise ValidationError.from_exception_data("readings", [detail])

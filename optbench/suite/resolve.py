@@ -1,4 +1,4 @@
-"""Which file a suite's name means."""
+"""Resolution of a suite's name to its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_suites() -> dict[str, Path]:
-    """The suites that come with optbench: names, sorted, and files."""
+    """Return the shipped suites, sorted: names and files."""
     return dict(sorted(_installed().items() or _in_checkout().items()))
 
 
@@ -23,14 +23,14 @@ def _installed() -> dict[str, Path]:
         folder = importlib.resources.files("optbench.suites")
     except ModuleNotFoundError:
         return {}
-    # A zipped installation has no paths to give; the suites are then out of reach by name.
+    # A zipped installation has no paths; suites are then not available by name.
     return _named(file for file in folder.iterdir() if isinstance(file, Path))
 
 
 def _in_checkout() -> dict[str, Path]:
-    """In a checkout the folder lies beside the package, and is not mapped into it."""
+    """Return the folder of suites in a checkout, where it is next to the package instead of inside it."""
     root = Path(__file__).resolve().parents[2]
-    # `site-packages/suites` would be somebody else's.
+    # `site-packages/suites` would belong to another package.
     folder = root / "suites"
     return _named(folder.iterdir()) if folder.is_dir() and (root / "pyproject.toml").is_file() else {}
 
@@ -40,10 +40,13 @@ def _named(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
-    """The file that `optbench run SUITE` means, or `extends: SUITE` in a file of `folder`.
+    """Return the file for `optbench run SUITE`, or for `extends: SUITE` in a file of `folder`.
 
-    A bare name is a shipped suite first, so that a file or folder of that name in the working directory does not
-    shadow it; everything else is a path. Raises UsageError when there is neither.
+    A bare name refers to a shipped suite first, so that a file or folder of that name in the working directory does not
+    shadow it; everything else is a path.
+
+    Raises:
+        UsageError: there is neither.
     """
     if not name_or_path:
         raise UsageError("the suite is empty; give a path, or a name that `optbench list suites` shows")

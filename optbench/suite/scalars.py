@@ -1,7 +1,7 @@
-"""The plain scalars of a suite file: those of YAML 1.2, whichever version a reader of the file speaks.
+"""The plain scalars of a suite file, as in YAML 1.2.
 
-`1e-3` is a number and `on` (a key of `early_stopping`) is text. PyYAML speaks YAML 1.1, so the rules are ours.
-Values that the two versions read differently are refused, so that a suite means the same to every YAML reader.
+`1e-3` is a number and `on` (a key of `early_stopping`) is text. PyYAML implements YAML 1.1, hence these rules.
+Values that the two versions read differently are rejected, so that every YAML reader reads a suite alike.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ _LEADING_ZERO = re.compile(r"[-+]?0[\d_]+", re.ASCII)
 
 
 def add_scalar_rules(resolver: Any) -> None:
-    """Teach a PyYAML loader or dumper class which plain scalars are null, bool, int and float."""
+    """Add to a PyYAML loader or dumper class the rules for plain null, bool, int and float scalars."""
     for kind, pattern in _PATTERNS.items():
         resolver.add_implicit_resolver(TAG + kind, re.compile(rf"(?:{pattern.pattern})\Z", re.ASCII), None)
 
 
 def add_refused_words(dumper: Any) -> None:
-    """Teach a PyYAML dumper class to quote the text that `read_scalar` would refuse without quotes."""
+    """Make a PyYAML dumper class quote text that `read_scalar` rejects without quotes."""
     for pattern in (_WORD_FOR_BOOL, _NOT_FINITE):
         dumper.add_implicit_resolver(TAG + "bool", re.compile(rf"(?:{pattern.pattern})\Z", pattern.flags), None)
 
 
 def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str | None:
-    """The value of a scalar whose tag is `!!kind`; `plain` says that it stands there without quotes.
+    """Return the value of a scalar with the tag `!!kind`. plain: it is written without quotes.
 
-    Raises ValueError, with a message for the user, for what a suite must not say.
+    Raises:
+        ValueError: it is not allowed in a suite; the message is for the user.
     """
     if kind in _PATTERNS and not _PATTERNS[kind].fullmatch(text):
         raise ValueError(f"'{text[:60]}' is not a value of the tag !!{kind}")
@@ -69,7 +70,7 @@ def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str |
 def _whole(text: str) -> int:
     if _LEADING_ZERO.fullmatch(text):
         raise ValueError(f"'{text[:60]}' is octal in YAML 1.1 and decimal in 1.2: write it without leading zeros")
-    # int() itself refuses to read thousands of digits; no 64-bit number is spelt with 40.
+    # int() rejects thousands of digits; every 64-bit number has fewer than 40.
     value = int(text, 0) if len(text) <= 40 else 2**64
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"expected a whole number of at most 64 bits, got {text[:60]}")

@@ -1,4 +1,4 @@
-"""What a suite file may say: the typed form of the YAML, with every default in one place.
+"""The schema of a suite file: typed classes for the YAML, with every default.
 
 The classes are values: frozen, without behaviour beyond validation. `optbench.suite.load` makes them from a file.
 """
@@ -35,7 +35,7 @@ Stage = Literal["tune", "eval"]
 
 
 def _seed_list(value: Any) -> Any:
-    """`10` means the seeds 0..9."""
+    """Expand a number of seeds: `10` means the seeds 0 to 9."""
     if isinstance(value, str) and (form := instead_of_range(value, brackets=True)):
         raise ValueError(f"expected a number of seeds or a list of seeds, got '{value}'; {form}")
     if isinstance(value, bool) or not isinstance(value, int):
@@ -59,7 +59,7 @@ Seeds = Annotated[
 class LogGrid(Settings):
     """`{log: [1e-4, 1e-1], points: 7}`: `points` values, evenly spaced in log, rounded to 3 digits or more."""
 
-    # YAML has no tuples: a list of two serves.
+    # YAML has no tuples, so the bounds are a list of two.
     log: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)]
     points: Annotated[Whole, Field(ge=2, le=1000)]
 
@@ -67,7 +67,8 @@ class LogGrid(Settings):
         low, high = (math.log(bound) for bound in self.log)
         step = (high - low) / (self.points - 1)
         inner = [math.exp(low + i * step) for i in range(1, self.points - 1)]
-        # Rounded, since the values name their variants: to three significant digits, or as many as tell them apart.
+        # Rounded, since variants are named by their values: to three significant digits, or as many as distinguish
+        # them.
         for digits in range(3, 17):
             rounded = [self.log[0], *(float(f"{value:.{digits}g}") for value in inner), self.log[1]]
             if len(set(rounded)) == self.points:
@@ -76,9 +77,9 @@ class LogGrid(Settings):
 
 
 class OptimizerSettings(BaseModel):
-    """An optimizer by name (`target`) with its hyper-parameters as further keys.
+    """An optimizer: its `target`, and its hyper-parameters as further keys.
 
-    A hyper-parameter given as a list, or as `{log: [low, high], points: n}`, is swept: every combination is a variant.
+    A hyper-parameter given as a list, or as `{log: [low, high], points: n}`, is swept; every combination is a variant.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
@@ -101,95 +102,96 @@ class OptimizerSettings(BaseModel):
 
 
 class TaskSettings(Kind):
-    """A task sequence, ours or a user's."""
+    """A task sequence, built in or a user's."""
 
     registry = TASKS
 
 
 class ModelSettings(Kind):
-    """A model, ours or a user's."""
+    """A model, built in or a user's."""
 
     registry = MODELS
 
 
 Sampler = Literal["grid", "random", "tpe"]
 """`grid`: every combination; `random`: independent draws; `tpe`: a tree-structured Parzen estimator (Bergstra et al.
-2011), which draws where settings did well before."""
+2011), which favours regions where earlier settings did well."""
 
 
 class Tuning(Settings):
-    """What choosing an optimizer's settings has cost, so that a reader can see whether it was the same for all.
+    """The budget spent on choosing an optimizer's settings, so that a reader can see whether it was equal for all.
 
-    `optbench tune` writes it. Hyper-parameters are named by their path: `lr`, `base.lr`.
+    Written by `optbench tune`. Hyper-parameters are named by their path: `lr`, `base.lr`.
     """
 
     settings: Annotated[Whole, Field(ge=1)]
-    """How many settings were tried."""
+    """Number of settings tried."""
     seeds: Annotated[Whole, Field(ge=1)]
-    """On how many seeds each; none of them among the suite's own."""
+    """Number of seeds per setting; none of them among the suite's own."""
     sampler: Sampler = "grid"
-    """How settings were drawn from what was searched."""
+    """How settings were drawn from the search space."""
     space: dict[Text, PlainValue] | None = None
-    """What was searched: a list of values, or `{log: [low, high], points: n}`; null: not stated."""
+    """The search space: for each hyper-parameter a list of values, or `{log: [low, high], points: n}`; null: not
+    stated."""
     chosen: dict[Text, PlainValue] | None = None
-    """The values that were chosen; null: not stated."""
+    """The chosen values; null: not stated."""
     edge: list[Text] = Field(default=[])
-    """The hyper-parameters whose chosen value lies at an end of what was searched."""
+    """Hyper-parameters whose chosen value is at an end of the search space."""
 
 
 Space = dict[HyperparameterName, PlainValue]
-"""What to search of an optimizer: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
-`{of: optimizer.key, times: x}`: x times what is chosen for another optimizer. Of a base: `{base: {lr: ...}}`."""
+"""The search space of an optimizer: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
+`{of: optimizer.key, times: x}`, x times the value chosen for another optimizer. For a base: `{base: {lr: ...}}`."""
 
 
 class ExperimentTune(Settings):
-    """What is different when tuning for one experiment."""
+    """Tuning settings of one experiment, where they differ from the suite's."""
 
     models: Annotated[list[Name], Field(min_length=1), once("model")] | None = None
-    """The models that settings are judged on, by their mean; null: every model of the experiment."""
+    """The models over whose mean settings are judged; null: every model of the experiment."""
     metric: MetricSettings | None = None
-    """Chosen by this instead of the suite's `tune.metric`; null: by that."""
+    """The metric to choose by; null: the suite's `tune.metric`."""
     optimizers: dict[Name, Space] = Field(default={})
-    """What to search instead of what the suite's `tune.optimizers` says."""
+    """Search spaces that replace those of the suite's `tune.optimizers`."""
 
 
 class Tune(Settings):
-    """How `optbench tune` chooses hyper-parameters, without test data. `optbench run` does not look at it."""
+    """How `optbench tune` chooses hyper-parameters, without test data; ignored by `optbench run`."""
 
     seeds: Seeds | None = None
-    """None of them among the suite's own; null: two, from 1000 on."""
+    """Tuning seeds, none of them among the suite's own; null: 1000 and 1001."""
     metric: MetricSettings = MetricSettings(kind="average_accuracy")
-    """The best of this is chosen: a metric of the accuracy matrix, which is of validation data; or of the kind
-    `online`, such as `online_accuracy`, which is of each training batch before its update."""
+    """The metric to optimize: one of the accuracy matrix, measured on validation data, or of the kind `online`, such as
+    `online_accuracy`, measured on each training batch before its update."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
-    """Among the settings whose learning accuracy is within this of the optimizer's best: one too small to learn must
-    not win by not forgetting. null: among all, as always with a metric of the kind `online`: there what is learnt is
-    what is measured."""
+    """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a rate too
+    small to learn cannot win by not forgetting. null: all settings are eligible, as always with a metric of the kind
+    `online`, which measures learning itself."""
     optimizers: dict[Name, Space] | None = None
-    """What to search; the same number of settings for each. null: of every optimizer seven learning rates over two
-    decades around its own."""
+    """The search space of each optimizer, with the same number of settings for each. null: for every optimizer, seven
+    learning rates over two decades around its own."""
     experiments: dict[Name, ExperimentTune] = Field(default={})
-    """What is different for single experiments."""
+    """Settings that differ for an experiment."""
 
     def metric_on(self, experiment: str) -> MetricSettings:
-        """What settings are chosen by on an experiment."""
+        """Return the metric by which settings are chosen on an experiment."""
         here = self.experiments.get(experiment)
         return (here and here.metric) or self.metric
 
 
 class Pairs(Settings):
-    """Comparing solutions of the same seed with each other, each pair beside its null.
+    """Comparisons of solutions of the same seed, each pair next to its null.
 
-    The null is what another data order alone does: the same optimizer from the same initial weights, trained once
-    more on the same tasks with the batches shuffled otherwise. Needs `checkpoints: true`.
+    The null is the effect of another data order alone: the same optimizer and initial weights, trained again on the
+    same tasks with differently shuffled batches. Needs `checkpoints: true`.
     """
 
     against: Annotated[list[Name], Field(min_length=1), once("optimizer")] | None = None
-    """Every solution is compared with those of these optimizers; null: with those of every optimizer taking part."""
+    """The optimizers with whose solutions every solution is compared; null: every optimizer of the experiment."""
     controls: Annotated[list[Name], once("optimizer")] | None = None
-    """The optimizers that are trained in another data order, too; null: those of `against`; []: none."""
+    """The optimizers also trained in another data order; null: those of `against`; []: none."""
     metrics: Annotated[list[Name], Field(min_length=1), once("metric")] | None = None
-    """Names of the measures to take, all of the kind `pair` (`optbench list metrics`); null: every one."""
+    """Metrics of the kind `pair` (`optbench list metrics`) to measure; null: all of them."""
 
 
 def _two(value: list[str]) -> list[str]:
@@ -212,12 +214,12 @@ Twins = Annotated[
 
 
 class Against(Settings):
-    """A figure of one metric against another, along the setting that each optimizer sweeps."""
+    """A figure that plots one metric against another along each optimizer's sweep."""
 
     x: MetricName
-    """The metric along the horizontal axis."""
+    """The metric of the horizontal axis."""
     y: MetricName
-    """The metric along the vertical axis."""
+    """The metric of the vertical axis."""
 
     @model_validator(mode="after")
     def _two_metrics(self) -> Against:
@@ -232,34 +234,34 @@ def _distinct_figures(figures: list[Against]) -> list[Against]:
 
 
 class ExperimentSettings(Settings):
-    """A task sequence, the models and optimizers to train on it, and what to measure."""
+    """A task sequence, the models and optimizers to train on it, and the metrics to measure."""
 
     dataset: DatasetSettings = DatasetSettings(kind="mnist")
-    """The data that tasks are made of."""
+    """The dataset from which tasks are made."""
     transfer: DatasetSettings | None = None
-    """Another dataset with inputs of the same shape, whose classes `transfer_accuracy` reads off the features."""
+    """Another dataset with inputs of the same shape, whose classes `transfer_accuracy` predicts from the features."""
     tasks: TaskSettings
-    """What is learnt, in order, by one network."""
+    """The sequence of tasks that one network learns."""
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
     """The networks to train, by name."""
     protocol: Protocol = Protocol()
-    """How each task is trained, and what is scored."""
+    """How each task is trained and scored."""
     optimizers: Annotated[dict[Name, dict[HyperparameterName, PlainValue]], Field(min_length=1)] | None = None
-    """Which of the suite's optimizers take part, each with overrides of its settings; null: all, as they are."""
+    """The suite's optimizers to use, each with overrides of its settings; null: all, unchanged."""
     metrics: Annotated[list[MetricSettings], AfterValidator(distinct_metrics)] | None = None
-    """The measures to take, by name (`optbench list metrics`) or target; `default`: the default set, as null."""
+    """The metrics to measure, by name (`optbench list metrics`) or target; `default` or null: the default set."""
     primary: Annotated[list[MetricName], Field(min_length=1), once("metric")] | None = None
-    """The metrics that get a verdict, under Holm's correction over all of them; null: the default family."""
+    """The metrics that get a verdict, with Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
-    """What choosing the settings of each optimizer has cost; null: not stated."""
+    """The tuning budget of each optimizer; null: not stated."""
     checkpoints: bool = True
-    """Whether the final weights of each trial are stored."""
+    """Whether to store the final weights of each trial."""
     pairs: Annotated[Pairs | None, OffByFalse] = None
     """Which solutions to compare with each other; null or false: none."""
     twins: Annotated[Twins | None, OffByFalse] = None
-    """Pairs of optimizers whose distance from each other is followed during training; null or false: none."""
+    """Pairs of optimizers whose distance is recorded during training; null or false: none."""
     figures: Annotated[list[Against], Field(min_length=1), AfterValidator(_distinct_figures)] | None = None
-    """Figures of the report beyond those that every experiment has; null: none."""
+    """Figures in the report besides those of every experiment; null: none."""
 
     @field_validator("optimizers", mode="before")
     @classmethod
@@ -274,19 +276,19 @@ class ExperimentSettings(Settings):
         return value
 
     def user_targets(self, model: str) -> tuple[str, ...]:
-        """Targets of the user's own that training a model uses, its optimizer's aside."""
+        """Return the user's targets that training a model uses, except those of optimizers."""
         other = () if self.transfer is None else self.transfer.chain
         kinds = (*self.dataset.chain, *other, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
 
     @property
     def text_targets(self) -> tuple[str, ...]:
-        """Targets of the user's own texts that training uses."""
+        """Return the user's texts that training uses."""
         return tuple(f"{TEXT}{path}" for path in self.dataset.texts.values())
 
     @property
     def own_metrics(self) -> dict[str, MetricSettings]:
-        """Metrics that the catalog does not have, by name: users', and those with settings."""
+        """Return metrics that are not in the catalog, by name: users' metrics, and metrics with settings."""
         return {entry.name: entry for entry in self.metrics or () if not entry.in_catalog}
 
 
@@ -294,24 +296,24 @@ class Suite(Settings):
     """One suite file."""
 
     name: Name
-    """In run ids and tables."""
+    """The name in run ids and tables."""
     description: str = ""
-    """What it asks; shown by `optbench list suites` and in reports."""
+    """The question of the suite, shown by `optbench list suites` and in reports."""
     stage: Stage = "eval"
-    """`tune`: these trials choose settings; `eval`: these trials are the result."""
+    """`tune`: the trials choose settings; `eval`: the trials are the result."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
-    """The suite's own seed: everything random is derived from it, the trial's seed and a purpose."""
+    """The suite seed: every random stream is derived from it, the trial's seed and a purpose."""
     seeds: Seeds
-    """A number (10: the seeds 0 to 9), or a list of seeds."""
+    """Number of seeds (10: the seeds 0 to 9), or a list of seeds."""
     optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]
-    """Those that are compared, by the name that tables show."""
+    """The optimizers to compare, by the name shown in tables."""
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
-    """Each by its name; every optimizer is trained on every model of it, with every seed."""
+    """Experiments by name; in each, every optimizer is trained on every model with every seed."""
     claims: dict[Name, Claim] = Field(default={})
-    """What is expected, stated beforehand; `optbench report` judges each."""
+    """Expectations stated beforehand; `optbench report` judges each."""
     tune: Tune | None = None
-    """How `optbench tune` chooses settings; null: by the defaults of its keys."""
+    """How `optbench tune` chooses settings; null: the defaults of its keys."""
 
     def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
-        """The optimizers that take part in an experiment, each with its overrides."""
+        """Return the optimizers of an experiment, each with its overrides."""
         return {name: {} for name in self.optimizers} if experiment.optimizers is None else experiment.optimizers

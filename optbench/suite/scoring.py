@@ -1,6 +1,6 @@
-"""Which entries of the accuracy matrix are taken: all of them, or so few that the cost is linear in tasks.
+"""Which entries of the accuracy matrix are measured: all, or few enough that the cost is linear in the number of tasks.
 
-Legend: `T` tasks, counted from 1; row 0 is before any training.
+Legend: `T` tasks, counted from 1; row 0 is before training.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from optbench.kinds import Whole
 from optbench.suite.fields import Settings
 
 MOST_SCORED_WHOLE = 20
-"""Up to so many tasks every task is scored after every other unless the protocol says otherwise."""
+"""Up to this many tasks, all tasks are scored after each task by default."""
 
 
 class Every(Settings):
-    """`{every: k}`: beside the current task, the tasks k, 2k, ... after each of the tasks k, 2k, ... and before any."""
+    """`{every: k}`: the current task, and tasks k, 2k, ... after each of the tasks k, 2k, ... and before training."""
 
     every: Annotated[Whole, Field(ge=1)]
     """k."""
 
 
 def _one_of(value: Any) -> Any:
-    """One fault instead of one for each form."""
+    """Report one fault instead of one per form."""
     if value is None or isinstance(value, Every) or value in ("all", "current"):
         return value
     if isinstance(value, dict) and list(value) == ["every"]:
@@ -41,15 +41,15 @@ Score = Annotated[Rule | None, BeforeValidator(_one_of)]
 
 
 def resolved(score: Rule | None, tasks: int) -> Rule:
-    """What null means for so many tasks."""
+    """Return the rule, with null replaced by the default for this number of tasks."""
     return score or ("all" if tasks <= MOST_SCORED_WHOLE else "current")
 
 
 def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, ...]:
-    """Return the tasks (1..T, ascending) that are scored after `after_task` (0: before any training).
+    """Return the tasks (1..T, ascending) that are scored after `after_task` (0: before training).
 
-    `current`: the task just learnt and the next one, whose loss before its first step says whether training exploded.
-    `{every: k}`: also the tasks k, 2k, ..., learnt or not, where `after_task` is 0 or one of them; `{every: 1}` is all.
+    `current`: the task just learnt and the next one, whose loss before its first step shows whether training diverged.
+    `{every: k}`: also the tasks k, 2k, ..., learnt or not, if `after_task` is 0 or one of them; `{every: 1}` is `all`.
     """
     rule = resolved(score, tasks)
     if rule == "all":
@@ -61,7 +61,7 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
 
 
 def scoring(score: Rule | None, tasks: int) -> str | None:
-    """Return the sentence that says what is scored; None where everything is."""
+    """Return a sentence about which tasks are scored; None if all are."""
     rule = resolved(score, tasks)
     if rule == "all" or tasks <= 2:
         return None

@@ -1,4 +1,4 @@
-"""Ranges of seeds, which neither a suite nor `--seeds` has a notation for: what to write instead."""
+"""Ranges of seeds, which neither suites nor `--seeds` accept: suggest the valid form."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 _RANGE = re.compile(r"\[?\s*(\d{1,18})\s*(?:-|–|\.\.\.?|:|to)\s*(\d{1,18})\s*\]?", re.ASCII)
 _LISTED = 12
-"""A longer list would hide the message it stands in."""
+"""A longer list would hide the rest of the message."""
 
 
 def instead_of_range(text: str, brackets: bool) -> str | None:
-    """The valid form of a range such as `0-4`, `0..4` or `3 to 7`, both ends included; None for other texts.
+    """Return the valid form of a range such as `0-4`, `0..4` or `3 to 7`, both ends included; None for other text.
 
-    brackets: whether a list has them, as in a suite.
+    brackets: write a list in brackets, as in a suite.
     """
     found = _RANGE.fullmatch(text.strip())
     if found is None:

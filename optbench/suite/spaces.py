@@ -1,4 +1,4 @@
-"""What a suite says was searched of an optimizer: the `space` under `tuning`, which reports show."""
+"""The search space recorded in a suite, `space` under `tuning`, which reports show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMS = "a list of values, {log: [low, high], points: n} or {of: optimizer.key, 
 
 
 def space_problems(suite: Suite) -> Iterator[tuple[KeyPath, str]]:
-    """Where something is not of one of the forms, by path into the suite, and what is wrong with it."""
+    """Yield entries of a space that have none of the valid forms: path into the suite, and message."""
     for name, settings in suite.experiments.items():
         for optimizer, cost in (settings.tuning or {}).items():
             for key, value in (cost.space or {}).items():

@@ -1,4 +1,4 @@
-"""The variants of one optimizer: every combination of its swept hyper-parameters."""
+"""The variants of an optimizer: every combination of its swept hyper-parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optbench.suite.schema import LogGrid
 
 KeyPath: TypeAlias = tuple[str, ...]
 Combined: TypeAlias = tuple[dict[KeyPath, Any], dict[KeyPath, list[Any]]]
-"""One listed setting, and what is swept besides it."""
+"""One listed setting, and the sweeps that it is combined with."""
 
 MAX_VARIANTS = 10_000
 LISTED = "variants"
-"""Under this key an optimizer may list settings of its own, where not every combination is wanted."""
+"""The key under which an optimizer may list settings, instead of sweeping every combination."""
 
-# Hyper-parameters whose one value is a sequence of numbers, in torch.optim and in pytorch-optimizer.
+# Hyper-parameters of torch.optim and pytorch-optimizer with a sequence of numbers as a single value.
 SEQUENCES = frozenset(
     {"betas", "adamw_betas", "betas_1d", "etas", "nus", "step_sizes", "ns_coefficients", "ns_coeffs"},
 )
@@ -34,20 +34,21 @@ class Variant:
     """One setting of an optimizer's hyper-parameters."""
 
     name: str
-    """`default` when nothing is swept, else the swept keys: `lr=0.001,momentum=0.9`, `rho=0.05,base.lr=0.1`."""
+    """`default` if nothing is swept, else the swept keys: `lr=0.001,momentum=0.9`, `rho=0.05,base.lr=0.1`."""
     hyperparameters: dict[str, Any]
 
 
 def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
-    """All combinations of the swept hyper-parameters, the last key varying fastest.
+    """Return all combinations of the swept hyper-parameters, the last key varying fastest.
 
-    A list, or `{log: [low, high], points: n}`, is a sweep. Where one value is itself a sequence (`betas`), a list of
-    numbers is that value and a list of lists is a sweep. A mapping with a `target` is an optimizer inside a wrapper,
-    whose own hyper-parameters may be swept. Any other mapping is a value. Under `variants` stands a list of settings,
-    each of them combined with every combination of what is swept besides.
+    A list, or `{log: [low, high], points: n}`, is a sweep. If a single value is itself a sequence (`betas`), a list of
+    numbers is a value and a list of lists is a sweep. A mapping with a `target` is an optimizer inside a wrapper, whose
+    hyper-parameters may also be swept. Any other mapping is a value. The key `variants` holds a list of settings, each
+    combined with every combination of the other sweeps.
 
-    Raises OptimizerError, which names the key in quotes, for an empty sweep, a value or setting listed twice, a bad
-    grid, or more than `MAX_VARIANTS` combinations.
+    Raises:
+        OptimizerError: an empty sweep, a value or setting listed twice, an invalid grid, or more than `MAX_VARIANTS`
+            combinations; the message quotes the key.
     """
     fixed, combined = _combined(hyperparameters)
     if combined == [({}, {})]:
@@ -65,7 +66,7 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
 
 def count_variants(hyperparameters: Mapping[str, Any]) -> int:
-    """How many variants there are, without making them; raises OptimizerError as `variants`, but for their number."""
+    """Return the number of variants without constructing them; raises as `variants`, except for too many."""
     return _count(_combined(hyperparameters)[1])
 
 
@@ -74,23 +75,23 @@ def _count(combined: Sequence[Combined]) -> int:
 
 
 def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Combined]]:
-    """What is fixed; and every listed setting (an empty one where none is listed) with what is swept besides it."""
+    """Return the fixed values, and every listed setting (one empty setting if none is listed) with its sweeps."""
     fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
     listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
     swept = _swept(fixed)
-    # What a setting names itself is not swept in it.
+    # A key in a listed setting is not swept there.
     return fixed, [
         (setting, {path: sweep for path, sweep in swept.items() if path not in setting}) for setting in listed
     ]
 
 
 def variant_name(values: Mapping[KeyPath, Any]) -> str:
-    """The name of the variant with these values: `lr=0.1,momentum=0.9`."""
+    """Return the name of the variant with these values: `lr=0.1,momentum=0.9`."""
     return ",".join(f"{'.'.join(path)}={value_name(value)}" for path, value in values.items())
 
 
 def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any]) -> dict[str, Any]:
-    """The hyper-parameters with values put in their places, in the order of the file; new ones follow."""
+    """Return the hyper-parameters with these values inserted, in the order of the file; new ones follow."""
     found = dict(hyperparameters)
     for path, value in values.items():
         inner = found.get(path[0])
@@ -100,9 +101,9 @@ def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any
 
 
 def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
-    """What a mapping of hyper-parameters sets, by path: `("base", "lr")` is the rate of the optimizer inside.
+    """Return the values in a mapping of hyper-parameters by path: `("base", "lr")` is the rate of the inner optimizer.
 
-    A mapping under a key is taken for the settings of an optimizer inside.
+    A nested mapping is taken as the settings of an inner optimizer.
     """
     found: dict[KeyPath, Any] = {}
     for key, value in settings.items():
@@ -124,10 +125,10 @@ def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
 
 
 def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, list[Any]]:
-    """What is swept and over which values, by path."""
+    """Return the swept values by path."""
     found: dict[KeyPath, list[Any]] = {}
     for key, value in hyperparameters.items():
-        if isinstance(value, dict) and isinstance(value.get("target"), str):  # an optimizer inside
+        if isinstance(value, dict) and isinstance(value.get("target"), str):  # an inner optimizer
             found |= _swept(value, *above, key)
         elif (sweep := values_to_try(key, value)) is not None:
             found[(*above, key)] = sweep
@@ -135,9 +136,10 @@ def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, lis
 
 
 def values_to_try(key: str, value: Any) -> list[Any] | None:
-    """The values of a sweep, or None when `value` is a single one.
+    """Return the values of a sweep, or None if `value` is a single value.
 
-    Raises OptimizerError, which names the key in quotes, for an empty sweep, a value listed twice or a bad grid.
+    Raises:
+        OptimizerError: an empty sweep, a value listed twice or an invalid grid; the message quotes the key.
     """
     if isinstance(value, dict) and "log" in value and value.keys() <= {"log", "points"}:
         values: list[Any] = list(log_grid(key, value).values())
@@ -162,7 +164,7 @@ def values_to_try(key: str, value: Any) -> list[Any] | None:
 
 
 def log_grid(key: str, value: Mapping[str, Any]) -> LogGrid:
-    """`{log: [low, high], points: n}`, checked. Raises OptimizerError, which names the key in quotes."""
+    """Validate `{log: [low, high], points: n}`; raise OptimizerError, quoting the key, if it is invalid."""
     try:
         return LogGrid.model_validate(value)
     except ValidationError as error:

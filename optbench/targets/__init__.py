@@ -1,12 +1,12 @@
-"""From the name of a user's code to the object and a hash of its source.
+"""Targets: from the name of a user's code to the object and a hash of its source.
 
-A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object that Python has given to a run. A
-text of the user's, which nothing executes, is read, hashed and kept likewise, under `text-file:` and its path.
+A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. A
+user's text, which is never executed, is read, hashed and kept in the same way, under `text-file:` and its path.
 
-A file and its neighbours (modules in its folder that it imports, and that those import) are read once and executed from
-what was read: what is hashed is what runs, and an edit during a run changes nothing in it. Every state of a file is
-executed once in a process, in a package of its own, so that neighbours of equal names in two folders, or before and
-after an edit, are different modules.
+A file and its neighbours (modules in its folder that it imports, directly or indirectly) are read once and executed
+from memory, so that the hash covers exactly what runs, and edits during a run have no effect. Every state of a file is
+executed once per process, in its own package, so that neighbours of equal names in two folders, or before and after an
+edit, are different modules.
 
 Imports no torch.
 """
@@ -59,13 +59,13 @@ __all__ = [
     "using",
 ]
 
-# What targets mean in this context: set for a run, so that the processes of it agree.
+# Sources of targets in this context, set for a run so that all of its processes agree.
 _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types.MappingProxyType({}))
 
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Let targets mean these sources, by what stands before their colon, in the block, besides those before."""
+    """Resolve targets to these sources, by the part before the colon, in the block, in addition to earlier ones."""
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
         yield
@@ -74,12 +74,12 @@ def using(sources: Mapping[str, Source]) -> Iterator[None]:
 
 
 def use(sources: Mapping[str, Source]) -> None:
-    """Let targets mean these sources from now on."""
+    """Resolve targets to these sources from now on."""
     _SOURCES.set(sources)
 
 
 def load(target: str) -> Any:
-    """Return the object that a target names; its module is executed if it has not been, in its present state.
+    """Return the object that a target names, executing the current state of its module if necessary.
 
     Raises:
         TargetError: there is no such file or module, it cannot be imported, or it has no such attribute.
@@ -101,7 +101,7 @@ def load(target: str) -> Any:
 
 
 def read_text(path: str) -> bytes:
-    """Return the content of a user's text, as it was when the run began.
+    """Return the content of a user's text at the start of the run.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
@@ -111,11 +111,11 @@ def read_text(path: str) -> bytes:
 
 
 def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
-    """Read what is behind a target: of a file without executing it, of a module that is installed by importing it.
+    """Read the source of a target: a file without executing it, an installed module by importing it.
 
-    folders: where a relative file is looked for before the working directory.
+    folders: searched for a relative file before the working directory.
 
-    Returns None for a module whose source cannot be found: it is built in, say, or there is none.
+    Returns None for a module without a source, such as a built-in one.
 
     Raises:
         TargetError: there is no such file or object, or an installed module cannot be imported.
@@ -131,7 +131,7 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
 
 
 def source_hash(targets: Iterable[str]) -> str | None:
-    """Return the hash of the source of targets together, None if there is none. Raises as `read_source`."""
+    """Return the combined hash of the sources of targets, None if there are none; raises as `read_source`."""
     known = _SOURCES.get()
     found = {source.hash for t in targets if (source := known.get(split(t)[0]) or read_source(t)) is not None}
     if len(found) > 1:

@@ -1,4 +1,4 @@
-"""Executing users' files in memory, from what was read, each state of a file once in a process."""
+"""Execute users' files from memory, each state of a file once per process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from optbench.errors import spoken
 from optbench.targets.source import Source, TargetError
 
 PACKAGE = "optbench_plugin_"
-"""How the name of the package begins in which a user's file and its neighbours are executed."""
+"""Prefix of the package in which a user's file and its neighbours are executed."""
 
 
 @contextlib.contextmanager
 def importing(what: str, target: str) -> Iterator[None]:
-    """Report whatever a user's code raises while it is imported; what it prints is no result.
+    """Report any exception of a user's code during import, and keep its prints off standard output.
 
     Raises:
         TargetError: it raised something, or tried to end the program.
@@ -38,9 +38,9 @@ def importing(what: str, target: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_its_own() -> Iterator[None]:
-    """Let a module draw the same numbers in every process while it is imported, and put back the settings it changes.
+    """Seed the global generators during an import, and restore the settings that it changes.
 
-    A module is imported once in a process: if one trial found its settings changed, the next would not.
+    A module is imported once per process, so changed settings would affect one trial and not the next.
     """
     from optbench.isolation import isolated, seed_generators  # late, because it imports torch
 
@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file, executed once for each state of it."""
+    """Return the module of a source's main file, executing each state of it once."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]
@@ -73,7 +73,7 @@ def execute(source: Source) -> Any:
         sys.modules[package] = importlib.util.module_from_spec(spec)
         _PACKAGES[package] = source
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _Finder())  # before the one that would read the folder anew
+            sys.meta_path.insert(0, _Finder())  # before the finder that would read the folder again
         try:
             with on_its_own():
                 _MODULES[key] = importlib.import_module(f"{package}.{stem if stem.isidentifier() else MAIN}")
@@ -85,11 +85,11 @@ def execute(source: Source) -> Any:
 
 
 MAIN = "main_file"
-"""What the module of a file is called whose own name cannot be imported: `my-optimizer.py`."""
+"""The module name of a file whose own name is not an identifier: `my-optimizer.py`."""
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of sources that were read."""
+    """Finder of the modules of loaded sources."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
@@ -129,12 +129,12 @@ class _Loader(importlib.abc.InspectLoader):
         return self._file.endswith("/__init__.py")
 
     def exec_module(self, module: types.ModuleType) -> None:
-        # `import helper` within the file's functions, too, finds its neighbour, and no other code ever does.
+        # `import helper` finds the neighbour also within the file's functions, and only there.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
     def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        """`__import__`, which knows the neighbours."""
+        """Import like `__import__`, with neighbours first."""
         top = name.partition(".")[0]
         if level or not self._source.has_module(top, self._file):
             return builtins.__import__(name, globals, locals, fromlist, level)

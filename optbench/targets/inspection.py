@@ -1,4 +1,4 @@
-"""What can be found out about an object: whether other processes can import it, and its source."""
+"""Inspection of objects: whether other processes can import them, and their source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_importable(value: Any) -> bool:
 
 
 def is_found(module: types.ModuleType) -> bool:
-    """Return whether other processes find a module, by the finders that each of them has."""
+    """Return whether other processes find a module, using only standard finders."""
     top = module.__name__.partition(".")[0]
     if top == "__main__" or top.startswith(PACKAGE) or module.__spec__ is None:
         return False
@@ -31,7 +31,7 @@ def is_found(module: types.ModuleType) -> bool:
 
 
 def source_texts(value: Any, seen: set[int] | None = None) -> Iterator[str | None]:
-    """Yield the source of an object and of all that is pickled with it, captured values as comments; None: unknown."""
+    """Yield the source of an object and of everything pickled with it, captured values as comments; None: unknown."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return
@@ -64,9 +64,9 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function uses that is not in its text: the globals it names, its closure, its defaults."""
+    """Yield what a function uses besides its text: named globals, its closure and its defaults."""
     codes = [function.__code__]
-    for code in codes:  # which grows meanwhile
+    for code in codes:  # the dictionary grows meanwhile
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
     names = {name for code in codes for name in code.co_names}
     yield from ((name, function.__globals__[name]) for name in names & function.__globals__.keys())
@@ -78,7 +78,7 @@ def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """Return numbers and texts as they are, of anything else the type: what else it says may differ every time."""
+    """Return numbers and text as they are, and only the type of other values, whose `repr` may vary."""
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_shown, value))})"
     if isinstance(value, dict):

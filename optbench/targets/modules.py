@@ -1,4 +1,4 @@
-"""Modules, which Python imports in its own way."""
+"""Importing modules by Python's own mechanism."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optbench.targets.executing import importing, on_its_own
 from optbench.targets.source import Source, TargetError, read_folder, split
 
 _APPENDED: list[str] = []
-"""What was added to `sys.path`."""
+"""Paths added to `sys.path`."""
 
 
 _STARTING = threading.Lock()
@@ -27,11 +27,11 @@ _STARTING = threading.Lock()
 
 @contextlib.contextmanager
 def starting_processes() -> Iterator[None]:
-    """Let the processes that this thread starts in the block import nothing of the user's.
+    """Prevent processes started by this thread in the block from importing the user's modules.
 
-    Not the main module, which spawned processes otherwise execute once more, so that a script needs no `__main__`
-    guard; and optbench before a file of that name in the working directory: in an editable installation it comes after
-    everything in `sys.path`.
+    Spawned processes would otherwise execute the main module again, which would require a `__main__` guard in scripts;
+    and in an editable installation, where optbench comes last in `sys.path`, a file of its name in the working
+    directory would take precedence.
     """
     prepare, thread = spawn.get_preparation_data, threading.get_ident()
 
@@ -52,7 +52,7 @@ def starting_processes() -> Iterator[None]:
 
 
 def import_module(name: str, target: str) -> Any:
-    """Return a module, imported from the working directory where Python does not find it elsewhere.
+    """Import a module, from the working directory if Python does not find it elsewhere.
 
     Raises:
         TargetError: it cannot be imported.
@@ -66,7 +66,7 @@ def import_module(name: str, target: str) -> Any:
             here = os.getcwd()  # noqa: PTH109
             if error.name != name.partition(".")[0] or here in sys.path:
                 raise
-            # Last, so that no file of the working directory stands in for an installed package.
+            # Last, so that no file of the working directory shadows an installed package.
             sys.path.append(here)
             _APPENDED.append(here)
             importlib.invalidate_caches()
@@ -74,12 +74,12 @@ def import_module(name: str, target: str) -> Any:
 
 
 def find_attribute(module: Any, target: str) -> Any:
-    """Return what a target names in a module. Raises TargetError if the module has no such attribute."""
+    """Return the attribute of a module that a target names; raise TargetError if there is none."""
     where, attribute = split(target)
     names = getattr(module, "__dict__", {})
     found = names.get(attribute)
     if found is None:
-        with importing(where, target), on_its_own():  # a module may import what it names when it is asked for it
+        with importing(where, target), on_its_own():  # a module may import its attributes lazily
             found = getattr(module, attribute, None)
     if found is None:
         known = [name for name, value in names.items() if isinstance(name, str) and callable(value)]
@@ -88,7 +88,7 @@ def find_attribute(module: Any, target: str) -> Any:
 
 
 def read_module(target: str) -> Source | None:
-    """Return the source of the module that a target names, which is imported; None where it cannot be found.
+    """Import the module that a target names and return its source; None if it cannot be found.
 
     Raises:
         TargetError: the module cannot be imported, or its source not be read.
@@ -114,7 +114,7 @@ def read_module(target: str) -> Source | None:
 
 
 def _is_installed(path: Path) -> bool:
-    """Whether a file is of Python's own or an installed package, rather than a user's (an editable install is)."""
+    """Return whether a file belongs to Python or an installed package; editable installs are the user's."""
     homes = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(home)) for home in homes) or "site-packages" in real.parts
@@ -124,11 +124,11 @@ _CHECKED: set[tuple[str, str]] = set()
 
 
 def check_unchanged(target: str, expected: Source | None) -> None:
-    """Raise TargetError where a module is not what it was when the run began; looked at once in a process."""
+    """Raise TargetError if a module has changed since the run began; checked once per process."""
     where, _ = split(target)
     if expected is None or expected.is_installed or (where, expected.hash) in _CHECKED:
         return
     _CHECKED.add((where, expected.hash))
     now = read_module(target)
     if now is None or now.hash != expected.hash:
-        raise TargetError(f"{target}: {expected.path} was changed while the run was going on; --resume says what to do")
+        raise TargetError(f"{target}: {expected.path} was changed during the run; --resume tells how to continue")

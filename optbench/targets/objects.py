@@ -1,7 +1,7 @@
-"""Objects without a name that another process could import: a class in a notebook or in `__main__`, a closure.
+"""Objects that another process cannot import by name: classes in a notebook or in `__main__`, closures.
 
-They reach worker processes by value, pickled once by cloudpickle, through our own pipes alone: nothing that lies in a
-run directory is ever unpickled.
+They are sent to worker processes by value, pickled once by cloudpickle, only through our own pipes: no file in a run
+directory is ever unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOADED: dict[str, Any] = {}
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Source):
-    """An object as it was when it was given to a run; what other processes load is a copy of it.
+    """An object in its state when passed to a run; other processes load a copy.
 
     Attributes:
         pickled: by cloudpickle.
@@ -43,7 +43,7 @@ class InMemory(Source):
         return {**self.__dict__, "value": None}
 
     def load(self, target: str) -> Any:
-        """Return the object. Raises TargetError if it cannot be unpickled here."""
+        """Return the object; raise TargetError if it cannot be unpickled here."""
         if self.value is not None:
             return self.value
         key = hashlib.sha256(self.pickled).hexdigest()
@@ -56,14 +56,14 @@ class InMemory(Source):
 
 
 class Objects:
-    """The targets of a run's objects, named in the order in which they are given."""
+    """The targets of a run's objects, named in the order in which they were passed."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
         """By target."""
 
     def target(self, value: Any) -> str:
-        """Return a target for an object: `module:name` where other processes can import it, else `python:name`.
+        """Return a target for an object: `module:name` if other processes can import it, else `python:name`.
 
         Raises:
             TargetError: it cannot be pickled.
@@ -82,12 +82,12 @@ class Objects:
 
 
 def is_object(where: str) -> bool:
-    """Return whether a target's place is an object in memory."""
+    """Return whether a target refers to an object in memory."""
     return where.startswith(f"{IN_MEMORY}:")
 
 
 def lost(target: str) -> TargetError:
-    """Return the error for an object that this process was not given."""
+    """Return the error for an object that was not passed to this process."""
     return TargetError(f"{target}: made from a Python object; resume it from Python with the same object")
 
 
@@ -96,7 +96,7 @@ def _read(value: Any, name: str, target: str) -> InMemory:
     from cloudpickle.cloudpickle import subimport
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Pickles modules of types of their own by name: `torch.classes` is taken along where a `classes` is used."""
+        """A pickler that pickles modules of special types by name, such as `torch.classes`."""
 
         def reducer_override(self, one: Any) -> Any:
             return (subimport, (one.__name__,)) if isinstance(one, ModuleType) else super().reducer_override(one)
@@ -104,13 +104,13 @@ def _read(value: Any, name: str, target: str) -> InMemory:
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     try:
         if module is not None and not is_found(module):
-            cloudpickle.register_pickle_by_value(module)  # it would be pickled as the name of a module otherwise
+            cloudpickle.register_pickle_by_value(module)  # otherwise it would be pickled as the name of a module
         buffer = io.BytesIO()
         Pickler(buffer).dump(value)
     except Exception as error:
         raise TargetError(f"{target}: cannot be sent to worker processes: {said(error)}") from error
     texts = list(dict.fromkeys(source_texts(value)))
-    if None in texts:  # not all of its source is found: another pickle is another object
+    if None in texts:  # its source is incomplete: objects are identified by their pickles
         texts.append(f"# pickled: {hashlib.sha256(buffer.getvalue()).hexdigest()[:DIGITS]}")
     content = "\n\n".join(filter(None, texts)).encode(errors="surrogatepass")
     return InMemory(Path("<python>"), f"{name}.py", {f"{name}.py": content}, pickled=buffer.getvalue(), value=value)

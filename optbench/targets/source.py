@@ -1,6 +1,6 @@
-"""The code behind a target, as it was read: a file and what it imports from its folder.
+"""The source of a target: a file and the modules that it imports from its folder.
 
-What a file imports is found in its text, so that an import within a function counts as well.
+Imports are found in the text, so that imports within functions are included.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from optbench.errors import OptbenchError
 
 NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
-"""Modules that a file in a user's folder does not stand in for, whatever its name."""
+"""Modules that a file in a user's folder never shadows."""
 DIGITS = 16
 """Hexadecimal digits of a source hash."""
 NEEDED = "needs module:Class or ./file.py:Class"
 IN_MEMORY = "python"
-"""What stands before the colon of an object that no module has under a name."""
+"""The part before the colon in the target of an object that cannot be imported."""
 TEXT = "text-file:"
-"""What stands before the path of a user's text among the sources of a run; no module has a hyphen."""
+"""Prefix of a user's text among the sources of a run; no module name has a hyphen."""
 
 
 class TargetError(OptbenchError):
@@ -34,13 +34,13 @@ class TargetError(OptbenchError):
 
 @dataclass(frozen=True)
 class Source:
-    """The code behind a target, as it was read.
+    """The source of a target as read.
 
     Attributes:
-        folder: absolute; what the names of the files are relative to.
-        main: the file that the target names.
-        files: content by name (`mine.py`, `parts/steps.py`), `main` included.
-        is_installed: whether it is of an installed package rather than the user's own.
+        folder: the absolute path to which file names are relative.
+    main: the file that the target names.
+    files: content by name (`mine.py`, `parts/steps.py`), `main` included.
+    is_installed: whether it belongs to an installed package instead of the user.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Source:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Of names and contents, wherever the folder lies."""
+        """Hash of names and contents, independent of the folder's location."""
         text = "".join(f"{name}\0{checksum}\n" for name, checksum in sorted(self.sums.items()))
         return hashlib.sha256(f"{self.main}\n{text}".encode()).hexdigest()[:DIGITS]
 
@@ -64,16 +64,16 @@ class Source:
         return self.folder / self.main
 
     def has_module(self, top: str, importer: str) -> bool:
-        """Return whether `import top` in the file `importer` means a file of this source."""
+        """Return whether `import top` in the file `importer` refers to a file of this source."""
         if top in NEVER_NEIGHBOURS or importer == f"{top}.py":
-            return False  # `lion.py` means the package `lion` by it, not itself
+            return False  # in `lion.py`, it refers to the package `lion`, not to the file itself
         return f"{top}.py" in self.files or any(name.startswith(f"{top}/") for name in self.files)
 
 
 def split(target: str) -> tuple[str, str]:
-    """Return what is before the last colon, a module or a file, and the attribute after it.
+    """Split a target at the last colon into a module or file and an attribute.
 
-    Each object in memory, and each text, has a source of its own: the whole of `python:name` stands for it.
+    Each object in memory, and each text, is its own source, identified by the whole of `python:name`.
 
     Raises:
         TargetError: one of them is missing.
@@ -95,14 +95,14 @@ def is_text(where: str) -> bool:
 
 
 def read_file(where: str, folders: Sequence[Path] = (), target: str | None = None) -> Source:
-    """Read a file and its neighbours; a relative one is looked for in `folders`, then in the working directory.
+    """Read a file and its neighbours; a relative path is searched in `folders`, then the working directory.
 
     target: for the message.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
     """
-    # As in a script that is called by a link, neighbours are those of the file itself.
+    # As for a script called through a link, neighbours are those of the link's target.
     path = Path(os.path.realpath(_found(where, folders, target or where)))
     try:
         return read_folder(path.parent, path.name)
@@ -111,14 +111,14 @@ def read_file(where: str, folders: Sequence[Path] = (), target: str | None = Non
 
 
 def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
-    """Read a text, looked for as `read_file` does. target: `TEXT` and its path.
+    """Read a text, searched for as in `read_file`. target: `TEXT` and its path.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
     """
     where = target.removeprefix(TEXT)
     path = _found(where, folders, where)
-    if "\\" in path.name:  # what a run keeps a copy of has a name that is one everywhere
+    if "\\" in path.name:  # the name of a copy in a run must be valid on every system
         raise TargetError(f"{where}: expected a name without a backslash")
     try:
         return Source(path.parent, path.name, {path.name: path.read_bytes()})
@@ -127,7 +127,7 @@ def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
 
 
 def _found(where: str, folders: Sequence[Path], named: str) -> Path:
-    """The file that a path means; a relative one is looked for in `folders`, then in the working directory."""
+    """Resolve a path; a relative one is searched in `folders`, then the working directory."""
     candidates = [Path(os.path.abspath(folder / where)) for folder in (*folders, Path())]  # noqa: PTH100
     if (path := next(filter(_is_regular, candidates), None)) is not None:
         return path
@@ -136,11 +136,11 @@ def _found(where: str, folders: Sequence[Path], named: str) -> Path:
 
 
 _is_regular = os.path.isfile
-"""False, unlike `Path.is_file`, also for a name that is too long for the file system."""
+"""Return whether a path is a file; unlike `Path.is_file`, False if the name is too long for the file system."""
 
 
 def read_folder(folder: Path, main: str) -> Source:
-    """Raises OSError where `main` cannot be read; neighbours that cannot are no neighbours."""
+    """Read a folder; raise OSError if `main` cannot be read, and skip unreadable neighbours."""
     files: dict[str, bytes] = {}
     above = main.split("/")[:-1]
     packages = ["/".join([*above[: end + 1], "__init__.py"]) for end in range(len(above))]
@@ -160,13 +160,13 @@ def read_folder(folder: Path, main: str) -> Source:
 
 
 def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the modules, relative to the folder, that the import statements of a file may mean."""
+    """Yield the modules, relative to the folder, to which a file's import statements may refer."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # executing it will say what is wrong
+        return  # execution will report the error
     package = tuple(file.split("/")[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -186,7 +186,7 @@ def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
 
 
 def _files(folder: Path, module: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files in `folder` that importing a module there executes, its packages' own included."""
+    """Yield the files in `folder` executed by importing a module, including those of its packages."""
     for end in range(1, len(module) + 1):
         name = "/".join(module[:end])
         package = f"{name}/__init__.py"

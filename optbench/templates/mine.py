@@ -1,9 +1,9 @@
-"""An optimizer, a model and a metric of your own: change them, or replace them by yours.
+"""An optimizer, a model and a metric of your own: change or replace them.
 
-    optbench check ./mine.py:Mine      # what is kept of what a run relies on, line by line
-    optbench run suite.yaml            # train and compare what suite.yaml names
+    optbench check ./mine.py:Mine      # check it against the contract, line by line
+    optbench run suite.yaml            # train and compare the optimizers of suite.yaml
 
-A run keeps a copy of this file and of the modules next to it that it imports.
+A run keeps a copy of this file and of the neighbouring modules that it imports.
 """
 
 import math
@@ -15,10 +15,10 @@ import optbench
 
 
 class Mine(torch.optim.Optimizer):
-    """Momentum whose step has the same length along every axis: lr times the sign of the average gradient.
+    """Sign momentum: each parameter moves by lr, against the sign of its average gradient.
 
-    Any torch.optim.Optimizer will do, or a function (params, **settings) that returns one. The arguments after the
-    parameters are its hyper-parameters; what suite.yaml says is checked against them.
+    Any torch.optim.Optimizer works, or a function (params, **settings) that returns one. The arguments after the
+    parameters are its hyper-parameters; the settings in suite.yaml are checked against them.
     """
 
     def __init__(self, params, lr: float = 1e-3, momentum: float = 0.9):
@@ -30,7 +30,7 @@ class Mine(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                # State belongs here, in self.state, so that an interrupted trial can be resumed.
+                # State must be in self.state, so that an interrupted trial can be resumed.
                 state = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
                 average.lerp_(parameter.grad, 1 - group["momentum"])
@@ -40,8 +40,8 @@ class Mine(torch.optim.Optimizer):
 class Small(nn.Module):
     """One hidden layer with batch normalisation.
 
-    A model takes `inputs` (shape, dtype) and the number of `outputs`; the arguments after them are its settings. What
-    its last linear layer reads are its features, which many metrics are taken of.
+    A model takes `inputs` (shape, dtype) and the number of `outputs`; the arguments after them are its settings. The
+    inputs of its last linear layer are its features, on which many metrics are measured.
     """
 
     def __init__(self, inputs: optbench.InputSpec, outputs: int, width: int = 32):
@@ -56,5 +56,5 @@ class Small(nn.Module):
 
 @optbench.metric(of="features", direction="lower")
 def quiet_units(features):
-    """Share of features that are 0 on every test example."""
+    """Return the fraction of features that are 0 on every test example."""
     return (features == 0).all(dim=0).double().mean().item()  # features: (N, d), of one trial

@@ -125,7 +125,7 @@ def test_a_broken_record_is_refused_by_all_that_read_it(
 SUITES: dict[str, tuple[Damage, str]] = {
     "gone": (lambda run: (run / "suite.yaml").unlink(), "suite.yaml: no such file"),
     "empty": (written("suite.yaml", ""), "suite.yaml:1:1: the file is empty"),
-    "no YAML": (written("suite.yaml", "a: [1"), "suite.yaml:1:6: not a suite's YAML"),
+    "no YAML": (written("suite.yaml", "a: [1"), "suite.yaml:1:6: invalid YAML"),
     "not UTF-8": (written("suite.yaml", b"\xff"), "suite.yaml:1:1: not UTF-8"),
     "a folder": (replaced("suite.yaml", lambda p: p.mkdir()), "suite.yaml: expected a suite file, got a directory"),
     "a Python object": (
@@ -416,7 +416,7 @@ PARTS: dict[str, tuple[Damage, str]] = {
     "without a manifest": (lambda part: (part / "sha256.json").unlink(), "sha256.json: unreadable"),
     "manifest is no JSON": (written("sha256.json", "no"), "sha256.json: unreadable"),
     "manifest is a list": (written("sha256.json", "[]"), "sha256.json: unreadable"),
-    "manifest that lies": (written("sha256.json", '{"trials.parquet": "0"}'), "trials.parquet: not what was written"),
+    "manifest that lies": (written("sha256.json", '{"trials.parquet": "0"}'), "trials.parquet: damaged: its checksum"),
     "manifest of another file": (written("sha256.json", '{"gone.parquet": "0"}'), "gone.parquet: unreadable"),
     "manifest of nothing": (written("sha256.json", "{}"), "not a file of this run"),
     "file too many": (written("extra\x1b[31m.parquet", "1"), r"extra\x1b[31m.parquet: not a file of this run"),

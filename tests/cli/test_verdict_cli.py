@@ -89,7 +89,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["compare", "base", "base"], 4, "compared with itself it says nothing"),
+        (["compare", "base", "base"], 4, "expected two different sides"),
         (["compare", "base", "bse"], 2, "no run 'bse' in runs; did you mean 'base'?"),
         (["compare", "base:sgdd", "base:adam"], 2, "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
         (["compare", "base:", "base:adam"], 2, "expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
@@ -128,7 +128,7 @@ def test_nothing_that_ended_on_both_sides_is_exit_4(runs: Path, capsys: pytest.C
     assert main(["compare", "base", "empty"]) == 4
     shown, said = capsys.readouterr()
     assert "0 of 10 seeds paired" in shown
-    assert "no seed has ended on both sides" in said
+    assert "no seed has finished on both sides" in said
 
 
 @pytest.mark.parametrize("name", ["terminal", "markdown", "html", "latex", "csv", "json"])

@@ -158,7 +158,7 @@ def test_reports_and_comparisons_leave_them_out_in_sight(trained: Path, capsys: 
     for form in ("terminal", "json"):
         capsys.readouterr()
         assert main(["compare", f"{trained}:fast", f"{trained}:slow/lr=0.0003", "--format", form]) == 4
-    assert "no seed has ended on both sides at or below the target training loss" in capsys.readouterr().err
+    assert "no seed has finished on both sides at or below the target training loss" in capsys.readouterr().err
 
 
 def test_a_claim_is_not_judged_on_them(trained: Path) -> None:

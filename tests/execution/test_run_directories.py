@@ -181,5 +181,5 @@ def test_a_working_directory_whose_name_is_no_text_holds_runs_all_the_same(tmp_p
 
 def test_the_word_for_the_latest_run_is_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "smoke", "--runs-dir", str(tmp_path / "runs"), "--name", "latest"]) == 2
-    assert "--name latest: expected a name of its own" in capsys.readouterr().err
+    assert "--name latest: expected a name other than latest" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -69,7 +69,7 @@ def test_runs_of_different_ids_keep_them(twice: list[str], capsys: pytest.Captur
 def test_one_run_by_two_names_is_one(twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = f"new/../{twice[0]}"
     assert "named twice" in refusal(capsys, tmp_path, "report", twice[0], again)
-    assert "compared with itself" in refusal(capsys, tmp_path, "compare", twice[0], again, code=4)
+    assert "expected two different sides" in refusal(capsys, tmp_path, "compare", twice[0], again, code=4)
 
 
 PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda parts: Path("/", *parts))

@@ -259,7 +259,7 @@ def ends(features): sys.exit(3)
             "s.yaml:10:15: experiments.e.metrics.0: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
         ),
         ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets); settings"),
-        ("forgetting", "./mine.py:forgetting: expected a name of its own, got that of a registered metric"),
+        ("forgetting", "./mine.py:forgetting: has the name of a registered metric"),
         ("raises", "./mine.py:raises: raised ValueError: boom, when tried on random numbers"),
         ("shaped", "./mine.py:shaped: raised TypeError: expected one number, got Tensor of shape (32,)"),
         ("text", "./mine.py:text: raised TypeError: expected one number, got str"),
@@ -308,7 +308,7 @@ def test_two_metrics_of_one_name_are_refused(second: str, tmp_path: Path, capsys
     code = MINE.replace("def margin(features, targets", "def margin(features, targets, *, factor: int = 1")
     (tmp_path / "other.py").write_text(code, encoding="utf-8")
     said = refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
-    assert "./other.py:margin: expected a name of its own, got that of ./mine.py:margin" in said
+    assert "./other.py:margin: has the same name as ./mine.py:margin" in said
 
 
 def test_one_that_raises_in_training_leaves_its_trial_and_is_said(

@@ -163,7 +163,7 @@ def test_they_stand_over_each_other_in_any_order_and_once(mnist: Dataset) -> Non
     assert same_weights(a, b)
     with pytest.raises(OptimizerError, match="'base': expected l2-init once, got it inside itself"):
         check_settings("l2-init", {"base": {"target": "shrink-and-perturb", "base": {"target": "l2-init"}}})
-    with pytest.raises(OptimizerError, match="sam cannot stand over l2-init; expected l2-init outermost, with sam ins"):
+    with pytest.raises(OptimizerError, match="sam cannot wrap l2-init; expected l2-init outermost, with sam ins"):
         check_settings("sam", {"base": {"target": "l2-init"}})
     with pytest.raises(OptimizerError, match="'shrink' of shrink-and-perturb: expected a number of at least 0 and at "):
         check_settings("shrink-and-perturb", {"shrink": 1.5})

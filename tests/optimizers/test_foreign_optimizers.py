@@ -431,7 +431,7 @@ def test_guests_of_every_kind_from_the_command_line(
         (["--set", "optimizers.sgd={target: sam, base: {target: sgdd}}"], "did you mean 'sgd'?"),
         (["--set", "optimizers.sgd={target: sam, base: {target: sgd, lrr: 1}}"], "did you mean 'lr'?"),
         (["--set", "optimizers.sgd={target: sam, base: sgd}"], "expected an optimizer, as in"),
-        (["--set", "optimizers.sgd={target: sam, base: {target: sam}}"], "sam cannot stand over sam"),
+        (["--set", "optimizers.sgd={target: sam, base: {target: sam}}"], "sam cannot wrap sam"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_any_training(

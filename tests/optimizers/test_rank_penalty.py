@@ -143,7 +143,7 @@ def test_a_model_of_yours_without_weights_below_the_features_fails_alone(mnist: 
 def test_what_it_does_not_stand_over_or_under_is_said() -> None:
     check_settings("rank-penalty", {"base": {"target": "sam"}, "strength": -1e3})
     inside = {"target": "rank-penalty", "base": SGD}
-    with pytest.raises(OptimizerError, match="sam cannot stand over rank-penalty; expected rank-penalty outermost"):
+    with pytest.raises(OptimizerError, match="sam cannot wrap rank-penalty; expected rank-penalty outermost"):
         check_settings("sam", {"base": inside})
     with pytest.raises(OptimizerError, match="'base': expected rank-penalty once, got it inside itself"):
         check_settings("rank-penalty", {"base": inside})

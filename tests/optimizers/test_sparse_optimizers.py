@@ -189,7 +189,7 @@ def test_l1_finds_the_solution_of_the_lasso() -> None:
 
 
 def test_l1_over_a_base_without_a_rate_is_refused() -> None:
-    with pytest.raises(OptimizerError, match="l1 cannot stand over sam"):
+    with pytest.raises(OptimizerError, match="l1 cannot wrap sam"):
         L1([nn.Parameter(torch.ones(2, 2))], {"target": "sam", "base": {"target": "sgd", "lr": 0.1}})
 
 

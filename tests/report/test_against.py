@@ -101,7 +101,7 @@ FAULTS = {
     "[{x: effective_rnk, y: forgetting}]": "experiments.permuted.figures.0: unknown metric 'effective_rnk'; did you",
     "[{x: forgetting, y: forgetting}]": "figures.0: 'y': expected another metric than 'x', got 'forgetting' for both",
     "[{x: forgetting, yy: hoyer}]": "figures.0: unknown key 'yy'; did you mean 'y'?",
-    "[{x: sam_sharpness, y: forgetting}]": "expected a metric that the experiment takes, got 'sam_sharpness'; add it",
+    "[{x: sam_sharpness, y: forgetting}]": "expected a metric that the experiment measures, got 'sam_sharpness'",
     "[]": "figures: expected at least 1 entry, got 0",
     "[{x: hoyer, y: forgetting}, {x: hoyer, y: forgetting}]": "the figure 'forgetting against hoyer' is listed twice",
 }

@@ -56,7 +56,7 @@ def test_a_report_names_them_in_one_line_by_the_table_and_by_the_claims(
 ) -> None:
     shown = " ".join(report(made(tmp_path), "markdown", capsys).split())
     some, dead = "2 of 7 trials, seeds 2, 5: 8% to 11%", "7 of 7 trials: 40%"
-    why = "Units that are off lower a rank."
+    why = "Inactive units lower a rank."
     assert f"‡ More than 5% of units dormant: some, {some}; dead, {dead}. {why}" in shown
     assert f"‡ More than 5% of units dormant: claim 1, m, some: {some}. {why}" in shown, "not of a claim on forgetting"
     assert r"\textdaggerdbl{} More than 5" in report(made(tmp_path / "again"), "latex", capsys)

@@ -188,7 +188,7 @@ def test_a_claim_of_many_parts_has_a_panel_for_the_first_ones(tmp_path: Path) ->
     rates = str([0.01 * i for i in range(1, 15)])
     [figure] = readings([results_of(made(tmp_path, METRICS[:2], value, rates=rates, seeds=6))])
     assert len(figure.panels) == MOST_PARTS
-    assert "Drawn are the first 12 of 14 parts of the claim." in figure.caption
+    assert "Shown are the first 12 of 14 parts of the claim." in figure.caption
 
 
 def test_layers_have_rows_and_columns_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,7 @@ def test_a_wide_interval_is_cut_and_an_effect_of_many_times_bends_the_axis(tmp_p
     more = ("participation_ratio", "effective_rank_sv", "class_cosine_mean", "pairwise_class_cosine", "dormant_0.1")
     metrics = (*METRICS, *more, "effective_rank_ratio")
     [figure] = readings([results_of(made(tmp_path, metrics, wide))])
-    assert "Intervals that leave the axis are cut." in figure.caption
+    assert "Intervals that extend beyond the axis are cut off." in figure.caption
     assert "logarithmic" not in figure.caption
 
     def many(trial: Trial, metric: str, data: str) -> float:

@@ -116,7 +116,7 @@ def test_one_of_them_in_a_suite_makes_all_of_them_available_and_none_is_a_usage_
     file.write_text(SUITE)
     load_suite(file)
     file.write_text(SUITE.replace("    metrics: [online_accuracy]\n", ""))
-    with pytest.raises(SuiteError, match="expected a metric that the experiment takes, got 'plasticity_kept'"):
+    with pytest.raises(SuiteError, match="expected a metric that the experiment measures, got 'plasticity_kept'"):
         load_suite(file)
 
 
@@ -162,7 +162,7 @@ def test_a_setting_is_chosen_by_its_online_accuracy_however_much_it_learns(
     assert "the settings chosen, by online accuracies" in shown
     assert "highest online accuracy; means over 2 tuning seeds" in shown
     assert "each training batch before its update" in shown
-    assert "Undefined: average accuracy, forgetting: not every accuracy that it needs was scored" in shown
+    assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown
 
 
 @pytest.mark.parametrize("where", ["metric: against_fresh", "experiments: {permuted: {metric: against_fresh}}"])

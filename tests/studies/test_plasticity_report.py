@@ -122,7 +122,7 @@ def test_a_column_of_nothing_is_a_sentence(tmp_path: Path, capsys: pytest.Captur
     shown = " ".join(capsys.readouterr().out.split())
     assert "Against fresh is undefined: no fresh-network" in shown
     assert "fresh ↑" not in shown
-    assert "Undefined: average accuracy, forgetting: not every accuracy that it needs was scored" in shown
+    assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown
     assert ": learning learning online optimizer trials accuracy ↑ accuracy ↑" in shown
     assert "learning and forgetting" not in shown
     assert "accuracy on each task right after training on it, 0 to 1" in shown

@@ -198,7 +198,7 @@ def test_a_fault_of_the_base_alone_and_one_of_the_command_line(folder: Path) -> 
     with pytest.raises(OptbenchError, match=r"^--set experiments\.e\.protocol\.max_epochs=x: "):
         load("name: own", "base.yaml", "experiments.e.protocol.max_epochs=x")
     (folder / "base.yaml").write_text("name: [\n")
-    with pytest.raises(SuiteError, match=r"^base\.yaml:2:1: not a suite's YAML"):
+    with pytest.raises(SuiteError, match=r"^base\.yaml:2:1: invalid YAML"):
         load("name: own")
 
 

@@ -57,8 +57,8 @@ BROKEN_YAML = {
     "cyclic list": ("a: &a\n- 1\n- *a\n", "1:4", "itself"),
     "cyclic mapping": ("a: &a {b: {c: *a}}\n", "1:4", "itself"),
     "cyclic merge": ("a: &a\n  <<: *a\n", "1:4", "itself"),
-    "merge of a scalar": ("a:\n  <<: 5\n", "2:7", "'<<' merges"),
-    "merge of scalars": ("a:\n  <<: [5]\n", "2:8", "'<<' merges"),
+    "merge of a scalar": ("a:\n  <<: 5\n", "2:7", "'<<': expected a mapping"),
+    "merge of scalars": ("a:\n  <<: [5]\n", "2:8", "'<<': expected a mapping"),
     "list as key": ("? [a, b]\n: 1\n", "1:3", "expected a key that is text"),
     "surrogate": ('a: "\\ud800"\n', "1:4", "surrogate"),
     "code point beyond Unicode": ('a: "\\UFFFFFFFF"\n', "1:", "YAML"),
@@ -172,7 +172,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "optimizer listed twice": ("[sgd, adam]", "[sgd, sgd]", "13:17", "the optimizer 'sgd' is listed twice"),
     "optimizers are numbers": ("[sgd, adam]", "[1, 2]", "13:17", "expected a list of optimizer names"),
     "optimizers are empty": ("[sgd, adam]", "[]", "13:17", "at least 1 entry"),
-    "target in an override": ("[sgd, adam]", "{adam: {target: sgd}}", "13:25", "optimizer of its own"),
+    "target in an override": ("[sgd, adam]", "{adam: {target: sgd}}", "13:25", "expected only hyper-parameters"),
     "name in an override": (
         "[sgd, adam]",
         "{adam: {l-r: 1}}",
@@ -293,4 +293,4 @@ def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r": cannot be read: "):
         load_suite(tmp_path / "a\0b")
     path = tmp_path / "large.yaml"
-    assert failure(path, GOOD + "#" * (1 << 20)) == f"{path}:1:1: larger than 1024 KiB, which no suite is"
+    assert failure(path, GOOD + "#" * (1 << 20)) == f"{path}:1:1: larger than 1024 KiB, more than any suite"

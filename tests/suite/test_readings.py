@@ -161,7 +161,7 @@ def test_the_dry_run_says_how_many_readings_there_are(tmp_path: Path, capsys: py
         (
             "metrics: [{kind: srank, delta: 0.1}], layers: [{delta: 0.2}], primary: {metric: srank}",
             "delta: 0.2",
-            "'delta': srank delta=0.1 has a 'delta' of its own",
+            "'delta': srank delta=0.1 already has a 'delta'",
         ),
         (
             "metrics: [srank], layers: [{}, {delta: 0.01}], primary: {metric: srank}",

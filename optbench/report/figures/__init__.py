@@ -1,7 +1,6 @@
-"""The figures of a report. A new one is a file here and a line in `FIGURES`.
+"""The figures of a report. To add one, add a file here and a line in `FIGURES`.
 
-matplotlib is imported where something is drawn, not before: `figures` decides what can be drawn, and says it in
-words, without it.
+matplotlib is imported only for drawing: `figures` decides without it what can be drawn and describes it in words.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
-    """Every kind of figure, in the order of a report's tables: those of leading studies come first."""
+    """Return every kind of figure in the order of a report's tables, those of leading studies first."""
     leading, others = ([kind for s in studies if s.leads == leads for kind in s.figures] for leads in (True, False))
     return [*leading, *FIGURES, *others, *OF_WEIGHTS, *OF_CLAIMS]
 
 
 def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[Figure]:
-    """Every figure that the data allow, in a fixed order; several runs are drawn side by side.
+    """Return every figure that the data allow, in a fixed order; several runs are drawn side by side.
 
     Raises:
         StoreError: a table of a run is unreadable.

@@ -1,4 +1,4 @@
-"""One metric against another along a swept setting: whether what a setting does to the one, it does to the other.
+"""One metric against another along a swept setting: whether both respond to the setting in the same way.
 
 Requested by an experiment: `figures: [{x: effective_rank, y: forgetting}]`.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = MAX_WIDTH, 3.4
 BESIDE = 0.75
-"""Inches that ticks and names of the axes take, about."""
+"""Approximate space, in inches, for ticks and names of the axes."""
 MANY_VALUES = 10
-"""Next to the means of one line; of more, the ends alone are named."""
+"""The most means of a line that are labelled; of more, only the ends are."""
 STEPS = 16
-"""Between two means: so near to each other are the places that no label lies between."""
+"""Spacing between points along a line that labels must not cover, so that no label fits in between."""
 AIR = 0.09
-"""On either side of the data, as a share of their range: labels stand there."""
+"""Margin for labels on either side of the data, as a fraction of their range."""
 
 Point = tuple[float, float]
 
@@ -40,8 +40,8 @@ Point = tuple[float, float]
 class Path:
     """One optimizer of one run, along its variants.
 
-    setting: the number that alone differs between them, by dotted path; None where there is no such number, and then
-    the variants are not joined. points: in its order, or in that of the suite; each with the text for its mean.
+    setting: the only number in which they differ, by dotted path; None if there is none, and then the variants are not
+    joined. points: ordered by it, or as in the suite, each with the text for its mean.
     """
 
     series: Series
@@ -49,7 +49,7 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """Text, and both metrics of every seed that has both, of the points where there are any."""
+        """The points with any seed that has both metrics: text, and both metrics of those seeds."""
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -59,7 +59,7 @@ class Path:
 
 
 def against(results: Sequence[Results]) -> list[Figure]:
-    """One figure for each that an experiment asks for, and each of its models."""
+    """Yield one figure for each requested by an experiment and each of its models."""
     return [
         figure
         for group in groups(results)
@@ -153,7 +153,7 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """The ends of each line, or every point that is not joined; of many, the first ones."""
+    """Describe the ends of each line, or every point if not joined; of many, the first."""
     found = []
     for path in paths:
         drawn = path.drawn(x, y)
@@ -169,7 +169,7 @@ def _middle(pairs: Sequence[Point]) -> Point:
 
 
 def _between(a: Point, b: Point) -> list[Point]:
-    """Points along the line, which labels are not to cover."""
+    """Return points along the line, which labels should not cover."""
     shares = [i / STEPS for i in range(1, STEPS)]
     return [(a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for share in shares]
 

@@ -1,4 +1,4 @@
-"""The last rows of long tables, as arrays by trial."""
+"""The final rows of long tables, as arrays by trial."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ LAYER = "features"
 
 
 def final_rows(results: Results, table: pa.Table, *columns: Array) -> dict[str, Array]:
-    """Trial -> (rows, columns) of what was taken after its last task, in the order of the table.
+    """Return trial -> (rows, columns), measured after its last task, in the order of the table.
 
-    table: has `after_task`, and perhaps `layer`, of which only the features count. columns: each (rows of the table,).
+    table: has `after_task`, and possibly `layer`, of which only the features are used. columns: each (rows of the
+    table,).
     """
     trial, ids = codes(table["trial"])
-    # -1: never equal to a number of tasks.
+    # -1 never equals a number of tasks.
     last = np.array([results.matrices[name].shape[1] if name in results.matrices else -1 for name in ids], np.int64)
     wanted = numbers(table["after_task"]) == last[trial] if len(trial) else np.empty(0, bool)
     if "layer" in table.column_names:

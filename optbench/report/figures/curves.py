@@ -16,17 +16,17 @@ Curve = tuple[tuple[float, float], ...]
 """Points (x, y), by ascending x."""
 Of = TypeVar("Of", str, int)
 Curves = Mapping[tuple[str, Of], Curve]
-"""Those of a run, by trial and what they are of: a scope of pruning, a task."""
+"""Curves of a run, by trial and subject: a pruning scope, or a task."""
 
 
 def lines(series: Series, of: Of, read: Mapping[Path, Curves[Of]]) -> list[Curve]:
-    """The curves of a series, one for each seed that has one. read: the curves of each run, by its path."""
+    """Return the curves of a series, one per seed that has one. read: the curves of each run, by its path."""
     known = read[series.arm.results.run.path]
     return [known[trial.id, of] for trial in series.trials if known.get((trial.id, of))]
 
 
 def mean_curve(found: Sequence[Curve]) -> Curve:
-    """The mean at every x that all seeds have."""
+    """Return the mean at every x that all seeds share."""
     shared = set.intersection(*({x for x, _ in line} for line in found))
     return tuple((x, mean([dict(line)[x] for line in found])) for x in sorted(shared))
 

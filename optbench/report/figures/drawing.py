@@ -1,4 +1,4 @@
-"""What a figure is: panels that draw themselves, and the words that go with them."""
+"""A figure: panels with drawing functions, a caption and alternative text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_WIDTH = 4.6
-"""Inches. A wider panel would have to be shrunk on a phone until its text cannot be read."""
+"""Inches. A wider panel would be shrunk on a phone until its text is illegible."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with axes of its own. Sizes in inches.
+    """One drawing with its own axes. Sizes in inches.
 
-    draw: what goes onto the axes, in the style of `style.STYLE`; their limits, scales, ticks and names. height: without
-    the legend. series: named in a legend above the axes, or in the title where it is one. lines: whether the legend
-    shows them as lines, or as markers alone. scales: the axes with a grid and ticks; the others have names in places.
-    beside: room to the right of the axes that `draw` fills. below: panels under it, whose axes begin and end where its
-    own do, so that one axis serves all.
+    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names. height: without
+    the legend. series: named in a legend above the axes, or in the title if there is only one. lines: whether the
+    legend shows lines or only markers. scales: the axes with a grid and ticks; others have names at positions.
+    beside: space to the right of the axes that `draw` fills. below: panels under it, aligned with its axes, so that
+    they can share the x axis.
     """
 
     draw: Callable[[Axes], None]
@@ -53,8 +53,8 @@ class Figure:
     """One figure of a report.
 
     name: a file stem, unique in a report: `final-accuracy_permuted-mnist`.
-    caption: what is shown, of how many seeds, and what is left out.
-    alt: one sentence with the main numbers, for who cannot see it.
+    caption: what is shown, for how many seeds, and what is left out.
+    alt: one sentence with the main numbers, for readers who cannot see it.
     """
 
     name: str

@@ -21,11 +21,11 @@ METRIC = "average_accuracy"
 WIDTH, HEIGHT = 4.6, 3.1
 MEAN: dict[str, Any] = {"color": style.INK, "linewidth": 1.8, "label": "_means"}
 MAX_ROWS = 12
-"""In a panel whose rows are named one by one, so that colours need not tell them apart."""
+"""Maximum number of rows in a panel; rows are named individually, so colours need not distinguish them."""
 
 
 def final_accuracy(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment, with every seed as a dot."""
+    """Yield one figure per experiment, with every seed as a dot."""
     return [
         figure
         for experiment, found in by_experiment(groups(results)).items()
@@ -72,7 +72,7 @@ def _axis(shown: Sequence[Series]) -> str:
 
 
 def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
-    """One model: a row for each optimizer, with its name beside it."""
+    """Draw one model: a row for each optimizer, next to its name."""
 
     def draw(axes: Axes) -> None:
         for row, series in enumerate(part):
@@ -91,7 +91,7 @@ def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
 def _columns(
     drawn: Sequence[tuple[Group, Sequence[Series]]], part: Sequence[Series], limits: tuple[float, float]
 ) -> Panel:
-    """Several models: a column for each, and in it the optimizers side by side."""
+    """Draw several models: a column for each, with the optimizers side by side."""
     models = [group.model for group, _ in drawn]
     step = 0.8 / len(part)
     order = {series.label: i for i, series in enumerate(part)}

@@ -1,4 +1,4 @@
-"""How a task is forgotten while later ones are trained: its score at each of their evaluations (`follow_earlier`)."""
+"""Forgetting of a task while later ones are trained: its score at each of their evaluations (`follow_earlier`)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 2.7
 MOST = 4
-"""Tasks that are shown: the first ones, which are forgotten longest."""
+"""Number of tasks shown: the first ones, for which the most later training follows."""
 
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model that follows its earlier tasks, one panel per task."""
+    """Yield one figure per experiment and model that follows its earlier tasks, with one panel per task."""
     read = {result.run.path: read_curves(result) for result in results}
     found = []
     for group in groups(results) if any(read.values()) else ():
@@ -38,9 +38,9 @@ def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[int]:
-    """The curves of every trial and task, from the end of its own training; points without a score are left out.
+    """Read the curves of every trial and task from the end of its training, without points that have no score.
 
-    x: tasks trained so far, the one in training counted in part.
+    x: tasks trained so far, with the current one counted as a fraction.
     """
     in_bits = {trial.id: trial.experiment in results.in_bits for trial in results.trials}
     rows = results.run.table(EarlierRow.table).to_pylist()

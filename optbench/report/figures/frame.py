@@ -1,7 +1,7 @@
-"""What surrounds the data of a panel: grid, axes, ticks, names, title and legend, laid out by the sizes of their texts.
+"""The frame of a panel: grid, axes, ticks, names, title and legend, laid out by the sizes of their texts.
 
-matplotlib has all of it too, but makes six objects for each tick, and finds a layout by measuring them three times:
-that takes most of the time of a page. Scales, limits, ticks and names are set on its axes, and read from there.
+matplotlib can do all this, but creates six objects per tick and measures them three times for a layout, which would
+take most of the time for a page. Scales, limits, ticks and names are set on its axes and read from there.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from optbench.report.figures.texts import ASCENT, DESCENT, MIDDLE, Anchor, Box, 
 # In points, as all lengths here.
 TICK_SIZE, NAME_SIZE, TITLE_SIZE, LEGEND_SIZE = 8.5, 9.0, 9.5, 8.5
 EDGE = 3.0
-"""Left free along the border of a panel."""
+"""Padding along the border of a panel."""
 TICK, TICK_GAP, NAME_GAP = 2.5, 3.5, 4.0
 LINE = 1.2
-"""Between the lines of one text, over its size."""
+"""Line spacing, relative to the text size."""
 HEADER_GAP, LEGEND_ROW = 6.0, 13.0
 HANDLE, HANDLE_GAP, COLUMN_GAP = 15.0, 4.5, 12.0
 
 Ticks = Sequence[tuple[float, str]]
-"""Their places, as shares of the axis, and their texts."""
+"""Positions, as fractions of the axis, and texts."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A panel in its place. outer: of the panel; inner: of its axes; both in points from the corner of the canvas."""
+    """A placed panel. outer: box of the panel; inner: box of its axes; in points from the corner of the canvas."""
 
     panel: Panel
     outer: Box
@@ -50,12 +50,12 @@ class Frame:
 
 
 def height(panel: Panel) -> float:
-    """Of the panel with its legend, and of those below it."""
+    """Return the height of the panel with its legend and the panels below it."""
     return 72 * panel.height + LEGEND_ROW * _rows(panel) + sum(map(height, panel.below))
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw the panel, and those below it, with their left bottom corner there; the frame of the panel itself."""
+    """Draw the panel, and those below it, with their bottom left corner there; return the frame of the panel itself."""
     top, drawn = bottom + height(panel), []
     for one in (panel, *panel.below):
         axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -74,7 +74,7 @@ def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame
 
 
 def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
-    """The frames with the same left and right ends, as the one with the least room has them."""
+    """Align the left and right ends of frames with the narrowest."""
     x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
     found = []
     for axes, frame in drawn:
@@ -85,7 +85,7 @@ def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
 
 
 def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
-    """Give the axes all the room that the texts around them leave."""
+    """Give the axes all the space left by the surrounding texts."""
     left, bottom, right, top = outer
     rows = _rows(panel)
     x_name, y_name = axes.get_xlabel(), axes.get_ylabel()
@@ -95,7 +95,7 @@ def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
     y1 = top - EDGE - TICK_SIZE / 2
     if panel.heading or rows:
         y1 = top - EDGE - HEADER_GAP - LEGEND_ROW * rows - (TITLE_SIZE if panel.heading else 0.0)
-    # How many ticks there are depends on the room, and for the x axis that is what the ticks of the y axis leave.
+    # The number of ticks depends on the space, which for the x axis depends on the ticks of the y axis.
     _place(axes, (left, y0, right, y1))
     y, y_unit = _ticks(axes.yaxis)
     broadest = max((_breadth(text) for _, text in y), default=0.0)
@@ -103,7 +103,7 @@ def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
     x1 = right - EDGE - 72 * panel.beside
     _place(axes, (x0, y0, x1, y1))
     x, x_unit = _ticks(axes.xaxis)
-    # The last text reaches beyond the axes by what it does not fit over them.
+    # The last text may extend beyond the axes.
     for share, text in x:
         if share > 0 and x0 + share * (x1 - x0) + _breadth(text) / 2 > right - EDGE:
             x1 = x0 + (right - EDGE - _breadth(text) / 2 - x0) / share
@@ -121,7 +121,7 @@ def _place(axes: Axes, box: Box) -> None:
 
 
 def _ticks(axis: Axis) -> tuple[Ticks, str]:
-    """The ticks in view; and for the name of the axis, what their texts are to be multiplied by."""
+    """Return the ticks in view, and their common factor for the name of the axis."""
     low, high = axis.get_transform().transform(axis.get_view_interval()).tolist()
     values, formatter = axis.get_majorticklocs(), axis.get_major_formatter()
     shares = (axis.get_transform().transform(values) - low) / (high - low)
@@ -131,7 +131,7 @@ def _ticks(axis: Axis) -> tuple[Ticks, str]:
 
 
 def _lines(frame: Frame, points: Transform) -> Iterator[Line2D]:
-    """Grid, ticks and axes, each as one line with gaps. Only scales have a grid and ticks, names need none."""
+    """Return grid, ticks and axes, each as one line with gaps. Only scales have a grid and ticks."""
     x0, y0, x1, y1 = frame.inner
     gap = (math.nan, math.nan)
     grid, marks = [gap], [(x0, y1), (x0, y0), (x1, y0)]
@@ -152,7 +152,7 @@ def _lines(frame: Frame, points: Transform) -> Iterator[Line2D]:
 
 
 def labels(frame: Frame) -> list[Label]:
-    """Every text of the frame, in points."""
+    """Return every text of the frame, in points."""
     (left, bottom, right, top), (x0, y0, x1, y1) = frame.outer, frame.inner
     across, up = right - left - 2 * EDGE, top - bottom - 2 * EDGE
     x_name, y_name = (cut(name, NAME_SIZE, room) for name, room in zip(frame.names, (across, up), strict=True))
@@ -162,7 +162,7 @@ def labels(frame: Frame) -> list[Label]:
         made += _text(x0 + share * (x1 - x0), below, text, "center")
     for share, text in frame.y:
         made += _text(beside, y0 + share * (y1 - y0), text, "right")
-    # In the middle of their axis, but inside the panel.
+    # centred on their axis, but inside the panel
     middle = _kept((x0 + x1) / 2, left, right, width(x_name, NAME_SIZE) / 2)
     made.append(Label(middle, bottom + EDGE + (DESCENT + MIDDLE) * NAME_SIZE, x_name, NAME_SIZE))
     middle = _kept((y0 + y1) / 2, bottom, top, width(y_name, NAME_SIZE) / 2)
@@ -177,14 +177,14 @@ def labels(frame: Frame) -> list[Label]:
 
 
 def _text(x: float, y: float, text: str, anchor: Anchor) -> list[Label]:
-    """The lines of a text, around or below the place of the first one."""
+    """Return the lines of a text, centred on or below the position of the first."""
     lines = text.split("\n")
     top = y + (LINE * TICK_SIZE * (len(lines) - 1) / 2 if anchor == "right" else 0.0)
     return [Label(x, top - LINE * TICK_SIZE * i, line, TICK_SIZE, anchor) for i, line in enumerate(lines)]
 
 
 def _gap(panel: Panel, which: Which) -> float:
-    """Between an axis and the texts of its ticks."""
+    """Return the gap between an axis and the texts of its ticks."""
     return TICK_GAP + (TICK if which in panel.scales else 0.0)
 
 
@@ -197,13 +197,13 @@ def _kept(middle: float, low: float, high: float, half: float) -> float:
 
 
 def _start(frame: Frame, length: float) -> float:
-    """Where what stands above the axes begins: with them, or further left where it is too long for that."""
+    """Return the left end of texts above the axes: that of the axes, or further left if they are too long."""
     left, _, right, _ = frame.outer
     return max(left + EDGE, min(frame.inner[0], right - EDGE - length))
 
 
 def _columns(panel: Panel) -> list[Sequence[Series]]:
-    """The series of the legend, in the most columns that fit; none where a single series is named in the title."""
+    """Return the legend's series in as many columns as fit; none if a single series is named in the title."""
     if len(panel.series) < 2:
         return []
     room = 72 * panel.width - 2 * EDGE
@@ -223,7 +223,7 @@ def _widths(columns: Sequence[Sequence[Series]]) -> list[float]:
 
 
 def _legend(frame: Frame) -> Iterator[tuple[float, float, Series]]:
-    """The left end of every entry of the legend, and its middle."""
+    """Return the left end and middle of every legend entry."""
     columns = _columns(frame.panel)
     widths = _widths(columns)
     begin = _start(frame, sum(widths) - COLUMN_GAP)

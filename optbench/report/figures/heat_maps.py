@@ -34,7 +34,7 @@ CELL = 0.3
 
 @dataclass(frozen=True)
 class HeatMap:
-    """values: (rows, columns), NaN where there is none; low, high: what the ends of the colours stand for."""
+    """A heat map. values: (rows, columns), NaN where missing; low, high: the values at the ends of the colour scale."""
 
     values: Matrix
     low: float
@@ -44,13 +44,13 @@ class HeatMap:
 
 
 def class_cosine(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model."""
+    """Yield one figure per experiment and model."""
     read = {result.run.path: cosines(result) for result in results}
     return [_cosine_figure(*drawn) for drawn in _drawn(results, lambda found: read[found.run.path])]
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model; none where each task was only scored right before and after it."""
+    """Yield one figure per experiment and model, unless each task was only scored right before and after it."""
     return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
 
 
@@ -67,7 +67,7 @@ def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
 def _drawn(
     results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
 ) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
-    """Each group with its series that have a mean; none without any."""
+    """Yield each group with its series that have a mean, if any."""
     for group in groups(results):
         found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
         if drawn := [(series, values) for series, values in found if values is not None]:
@@ -75,7 +75,7 @@ def _drawn(
 
 
 def cosines(results: Results) -> dict[str, Matrix]:
-    """Trial -> cosine between the mean features of every two classes after the last task, (C, C)."""
+    """Return trial -> cosines between the mean features of all classes after the last task, (C, C)."""
     table = results.run.table("similarity", "trial", "after_task", "layer", "class_a", "class_b", "cosine")
     columns = (numbers(table[name]) for name in ("class_a", "class_b", "cosine"))
     found = {}
@@ -88,7 +88,7 @@ def cosines(results: Results) -> dict[str, Matrix]:
 
 
 def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
-    """The mean over seeds of each entry that is defined in any; None where there is none at all."""
+    """Return the mean over seeds of each entry, where defined; None if no seed has any."""
     found = [matrices[trial.id] for trial in series.trials if trial.id in matrices]
     if not found or any(matrix.shape != found[0].shape for matrix in found):
         return None
@@ -101,7 +101,7 @@ def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
 
 
 def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
-    # Steps of a tenth, so that two reports of the same experiment mostly have the same colours.
+    # In steps of a tenth, so that two reports of an experiment usually have the same colours.
     low = math.floor(10 * min(float(np.nanmin(values)) for _, values in drawn)) / 10
     panels = []
     for series, values in drawn:
@@ -138,7 +138,7 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
 
 
 def _ends(drawn: Sequence[Matrix]) -> tuple[float, float]:
-    """Whole numbers below and above all of it."""
+    """Return whole numbers below and above all values."""
     every = np.concatenate([values[np.isfinite(values)] for values in drawn])
     return math.floor(every.min()), math.ceil(every.max())
 
@@ -154,7 +154,7 @@ def draw_heat_map(label: str, heat_map: HeatMap) -> Panel:
     margin = 0.35 + 0.085 * max(map(len, heat_map.rows.names))
     width = min(max(margin + 0.15 + CELL * columns, MIN_WIDTH, 0.4 + 0.085 * len(label)), MAX_WIDTH)
     numbers = (width - margin - 0.15) / columns > 0.9 * CELL
-    # Cells are square, or flat where they are few.
+    # Cells are square, or flat if they are few.
     beside = 0.0 if numbers else 0.55
     inner = width - margin - 0.15 - beside
     height = 0.85 + inner * rows / columns if numbers is False or columns > 6 else 0.85 + CELL * rows
@@ -181,7 +181,7 @@ def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
     defined = np.isfinite(heat_map.values)
     values, places = heat_map.values[defined], np.argwhere(defined)
     corners = 0.48 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    # Squares with a little air: the seams of touching cells would show the page behind them.
+    # Slightly separated squares: the seams of touching cells would show the page behind them.
     cells = PolyCollection(list(places[:, None, ::-1] + corners))
     cells.set(array=values, cmap=colours, norm=scale, linewidth=0)
     axes.add_collection(cells)
@@ -198,7 +198,7 @@ def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
 
 
 def two_digits(value: float) -> str:
-    """`.93`, `-.12`, `1.0`: as short as a cell is narrow."""
+    """Format a number for a narrow cell: `.93`, `-.12`, `1.0`."""
     text = f"{value:.2f}"
     if text.startswith(("0.", "-0.")):
         return "0" if float(text) == 0 else text.replace("0.", ".", 1)

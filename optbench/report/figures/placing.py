@@ -1,4 +1,4 @@
-"""Labels beside points and at the ends of lines, where they cover neither points nor each other."""
+"""Placement of labels next to points and at the ends of lines, without covering points or each other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 CHARACTER, LINE = 5.2, 10.0
-"""Points, of a label of size 8."""
+"""Height of a label of size 8, in points."""
 CLEAR = 6.0
-"""Half the width that a mean's marker takes."""
+"""Half the width of a mean's marker."""
 SMALL = 2.0
-"""Likewise of a seed's."""
+"""Half the width of a seed's marker."""
 RINGS = (CLEAR + 1, CLEAR + 12, CLEAR + 26)
 DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.8, 0.9), (0.8, -0.9), (-0.8, -0.9))
 
 INDENT = 10.0
-"""Between the axes and the names of lines, which leaders cross."""
+"""Gap between the axes and the names of lines, for leader lines."""
 MARGINS = 30.0
-"""Of a panel, above and below its axes together."""
+"""Height of a panel above and below its axes, together."""
 
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": INK, "shrinkA": 0, "shrinkB": 3}
 LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
@@ -42,9 +42,9 @@ def name_points(
     others: Sequence[Point] = (),
     colours: Sequence[str] = (),
 ) -> None:
-    """Write a text next to each point, with a line to it; arguments as `place_labels` has them.
+    """Write a text next to each point, with a line to it; arguments as for `place_labels`.
 
-    colours: of the texts, where several series have texts.
+    colours: of the texts, if several series have texts.
     """
     places = place_labels(centres, texts, limits, size, others)
     for text, centre, offset, colour in zip(texts, centres, places, colours or [INK] * len(texts), strict=True):
@@ -54,7 +54,7 @@ def name_points(
 
 @dataclass(frozen=True)
 class Ending:
-    """Where a line ends, in the units of the axes, and how it is named."""
+    """The end of a line, in the units of the axes, and its name."""
 
     text: str
     place: Point
@@ -63,9 +63,9 @@ class Ending:
 
 
 def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], height: float, room: float) -> None:
-    """Write the name of each line to the right of the axes, as near to its end as the others leave it.
+    """Write the name of each line to the right of the axes, as close to its end as possible.
 
-    limits: of the y axis. height: of the panel, room: to the right of the axes, in typographic points.
+    limits: of the y axis. height: of the panel, room: width to the right of the axes, in points.
     """
     from optbench.report.figures.texts import cut
 
@@ -80,13 +80,13 @@ def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], h
 
 
 def spaced(places: Sequence[float], gap: float) -> list[float]:
-    """The places in [0, 1], in the same order and at least `gap` apart, moved as little as that takes (least squares).
+    """Move positions in [0, 1] by the least squares to be at least `gap` apart, keeping their order.
 
-    Where there is not room for all of them, they are evenly apart.
+    If there is not enough space, they are spread evenly.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, 1 / max(1, len(places) - 1))
-    # Less their gaps the places must not fall: neighbours that would are pooled (isotonic regression).
+    # Minus their gaps, positions must not decrease: neighbours that would are pooled (isotonic regression).
     pools: list[list[float]] = []
     for rank, i in enumerate(order):
         pools.append([places[i] - rank * gap])
@@ -106,11 +106,11 @@ def place_labels(
     size: tuple[float, float],
     others: Sequence[Point] = (),
 ) -> list[Point]:
-    """The offset of the middle of each label from its point, in typographic points.
+    """Return the offset of the centre of each label from its point, in points.
 
-    centres: in the units of the axes. limits: of the x and the y axis. size: of the axes, in typographic points.
-    others: smaller points, in the units of the axes, that are better not covered.
-    Of places on three rings around a point, the nearest one that is free; where none is, the one that covers least.
+    centres: in the units of the axes. limits: of the x and the y axis. size: of the axes, in points.
+    others: smaller points, in the units of the axes, to avoid if possible.
+    Uses the nearest free position on three rings around a point, or else the one that covers least.
     """
     spots = [_place(centre, limits, size) for centre in centres]
     taken = [_box(spot, CLEAR, CLEAR) for spot in spots]
@@ -120,7 +120,7 @@ def place_labels(
         half = CHARACTER * len(text) / 2
         around = [(dx * (half + ring), dy * (LINE / 2 + ring)) for ring in RINGS for dx, dy in DIRECTIONS]
         boxes = [_box((x + dx, y + dy), half, LINE / 2) for dx, dy in around]
-        # A label may leave the axes only where all else is worse.
+        # A label may leave the axes only as a last resort.
         covered = [sum(_overlap(box, other) for other in taken) + 3 * _outside(box, size) for box in boxes]
         best = min(range(len(boxes)), key=lambda i: covered[i])
         taken.append(boxes[best])

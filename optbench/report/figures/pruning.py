@@ -1,4 +1,4 @@
-"""How much of the weights a solution needs: accuracy against the share of weights kept."""
+"""Accuracy against the fraction of weights kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCOPES = {"global": "the largest of all weights", "layer": "the largest of each 
 
 
 def pruning(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model, one panel per scope."""
+    """Yield one figure per experiment and model, with one panel per scope."""
     read = {result.run.path: read_curves(result) for result in results}
     figures = []
     for group in groups(results):
@@ -34,7 +34,7 @@ def pruning(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[str]:
-    """The pruning curves after the last task, by share kept and scope; points without an accuracy are left out."""
+    """Read the pruning curves after the last task, by scope, without points that have no accuracy."""
     found: dict[tuple[str, str], Curve] = {}
     for key, curve in results.pruning.items():
         points = [(keep, accuracy) for keep, accuracy in curve.tolist() if math.isfinite(accuracy) and keep > 0]
@@ -51,7 +51,7 @@ def _scopes(read: Mapping[Path, Curves[str]]) -> list[str]:
 def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[Path, Curves[str]]) -> Figure:
     scope, shown = next(iter(drawn.items()))
     middle = {series.label: mean_curve(lines(series, scope, read)) for series in shown}
-    # The share next to a tenth: where solutions differ, and the dense one is not yet far away.
+    # The fraction nearest to a tenth, where solutions differ but are not yet far below the dense one.
     near = min(
         (keep for line in middle.values() for keep, _ in line), key=lambda k: abs(math.log(k / 0.1)), default=1.0
     )

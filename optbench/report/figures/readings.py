@@ -1,8 +1,8 @@
-"""The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020): sorted by effect, and below each
-of them what it was read on.
+"""The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020): effects in order, with marks.
 
-Readings have different units, so the effect is the difference over the median of the right side: it keeps its interval
-and its size, where a rank correlation of few pairs is 1 for almost every reading.
+Marks below each effect show its metric, layer and data. Readings have different units, so the effect is the difference
+divided by the median of the right side. This keeps its interval and size, whereas a rank correlation of few pairs
+would be 1 for almost every reading.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
-"""Inches: the height of the curve, what it leaves free at its ends, the height of a row of marks, and the space before
-a group of rows."""
+"""Inches: height of the curve, its margin at both ends, height of a row of marks, and space before a group of rows."""
 ROW_NAME, FOLDED = 122.0, 25
-"""Points, beyond which a name is cut; characters, beyond which its settings stand on a second line."""
+"""Maximum length of a name in points, and of a name with its settings on one line in characters."""
 FAR = 2.0
 """Beyond this effect, 200%, the axis is linear around 0 and logarithmic far from it."""
 BEND = 0.2
 INSIDE = 0.9
-"""The share of interval ends that the axis reaches at least."""
+"""Minimum fraction of interval ends within the axis."""
 MORE = 1.5
-"""Where an axis longer by this factor has all of them, it has."""
+"""The axis is extended by up to this factor if it then includes all of them."""
 MOST_PARTS = 12
-"""So many parts of a claim are drawn, the first ones."""
+"""The most parts of a claim that are drawn."""
 MANY = 6
-"""So many readings that are not drawn are named; of more, their number is given."""
+"""The most omitted readings that are named; further ones are counted."""
 LOOKS: dict[Says, tuple[str, str, bool]] = {
     Says.HIGHER: (style.PALETTE[3], "^", True),
     Says.LOWER: (style.PALETTE[0], "v", True),
     Says.OPEN: (style.PALETTE[6], "o", False),
 }
-"""Colour, marker and whether it is filled."""
+"""Colour, marker, and whether it is filled."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A reading that is drawn, with its effect and the ends of its 95% interval."""
+    """A drawn reading, with its effect and the ends of its 95% interval."""
 
     reading: JudgedReading
     effect: float
@@ -64,7 +63,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of marks: its name, its middle and its end in inches below the curve, and the points that it marks."""
+    """A row of marks: its name, its middle and end in inches below the curve, and the marked points."""
 
     name: str
     depth: float
@@ -88,11 +87,11 @@ class Scale:
         return PAD + (CURVE - 2 * PAD) * (at - low) / (high - low)
 
     def cuts(self, point: Point) -> bool:
-        """Whether its interval leaves the axis."""
+        """Return whether its interval extends beyond the axis."""
         return point.low < self.low or point.high > self.high
 
     def ticks(self) -> list[float]:
-        """Round effects in view, 0 among them."""
+        """Return round effects in view, including 0."""
         from matplotlib.ticker import MaxNLocator
 
         if not self.bent:
@@ -108,7 +107,7 @@ class Scale:
 
 
 def readings(results: Sequence[Results]) -> list[Figure]:
-    """One figure for each claim with readings, with a panel for each of its parts."""
+    """Yield one figure per claim with readings, with a panel for each part."""
     figures: list[Figure] = []
     for result in results:
         more = [result.run.id] if len(results) > 1 else []
@@ -119,7 +118,7 @@ def readings(results: Sequence[Results]) -> list[Figure]:
 
 
 def drawn(part: ClaimPart) -> list[Point]:
-    """The readings with a bounded interval on a common scale, by effect."""
+    """Return the readings with a bounded interval, sorted by effect."""
     found = ((reading, reading.relative) for reading in part.readings)
     points = [Point(reading, *relative) for reading, relative in found if relative is not None]
     return sorted(points, key=lambda point: point.effect)
@@ -137,14 +136,15 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
     right = judged.claim.right if isinstance(judged.claim.right, str) else f"{judged.claim.right:g}"
     sentences = [
         f"Every reading of the claim, sorted by its effect: {judged.claim.left} minus {right}, in percent of the "
-        f"median of {right}, with the 95% interval of the signed-rank test. The marks below say what it is read on.",
-        "A triangle points up or down where the interval excludes 0 by itself; a circle is open. The band is the "
-        "reading that the verdict is about. Descriptive: the readings are correlated, and nothing "
+        f"median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
+        "and data.",
+        "A triangle points up or down if the uncorrected interval excludes 0; a circle is open. The band is the "
+        "primary reading, which gives the verdict. Descriptive: the readings are correlated, and nothing "
         "is corrected for their number.",
         f"{_seeds(every)}.",
         *(["The axis is linear around 0 and logarithmic far from it."] if scale.bent else []),
-        *(["Intervals that leave the axis are cut."] if any(map(scale.cuts, every)) else []),
-        *([f"Drawn are the first {MOST_PARTS} of {len(found)} parts of the claim."] if len(found) > MOST_PARTS else []),
+        *(["Intervals that extend beyond the axis are cut off."] if any(map(scale.cuts, every)) else []),
+        *([f"Shown are the first {MOST_PARTS} of {len(found)} parts of the claim."] if len(found) > MOST_PARTS else []),
         *_left_out([part for part, _ in parts]),
     ]
     yield Figure(
@@ -157,14 +157,14 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
 
 
 def _seeds(points: Sequence[Point]) -> str:
-    """`8 seeds`, or `6 to 8 seeds` where some readings have no value on some."""
+    """Return `8 seeds`, or `6 to 8 seeds` if some readings lack values on some."""
     numbers = sorted({point.reading.result.n for point in points})
     most = count(numbers[-1], "seed")
     return most if len(numbers) == 1 else f"{numbers[0]} to {most}"
 
 
 def _scale(points: Sequence[Point]) -> Scale:
-    """The axis with every effect and most of the intervals: a single wide one would press all the others together."""
+    """Return an axis with every effect and most intervals: a single wide one would compress all others."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high))
     far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
     far = ends[-1] if ends[-1] <= MORE * far else far
@@ -173,7 +173,7 @@ def _scale(points: Sequence[Point]) -> Scale:
 
 
 def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
-    """What is not drawn, and why."""
+    """Describe the readings that are not drawn, and why."""
     found = []
     for part in parts:
         shown = {point.reading.cell for point in drawn(part)}
@@ -186,7 +186,7 @@ def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
 
 
 def _rows(judged: JudgedClaim) -> Iterator[Row]:
-    """A row for each metric, then for each layer and each kind of data, where there are several."""
+    """Return a row for each metric, and for each layer and kind of data if there are several."""
     assert judged.claim.readings is not None
     cells = judged.claim.readings.cells
     depth = 0.0
@@ -212,7 +212,7 @@ def _rows(judged: JudgedClaim) -> Iterator[Row]:
 
 
 def _folded(name: str) -> str:
-    """The name of a metric with its settings on a line of their own, where both are too long for one."""
+    """Return a metric's name, with its settings on a second line if both are too long for one."""
     head, _, settings = name.rpartition(" ")
     return f"{head}\n{settings}" if len(name) > FOLDED and "=" in settings else name
 
@@ -254,7 +254,7 @@ def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale:
 
 
 def _curve(axes: Axes, chosen: Sequence[tuple[int, Point]], scale: Scale, look: style.Look, size: float) -> None:
-    """The effects of readings that say the same, with their intervals."""
+    """Draw the effects of readings with the same result, with their intervals."""
     if not chosen:
         return
     xs = [x for x, _ in chosen]

@@ -1,4 +1,4 @@
-"""Figures as SVG for a page, and as files for a paper. Uses matplotlib's objects, never pyplot's global state."""
+"""Figures as inline SVG and as files. Uses matplotlib's objects, never pyplot's global state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = ("svg", "png", "pdf")
 PER_ROW = 3
 DPI = 200
 
-# No dates and no version: the same data give the same bytes.
+# Without dates and versions, so that the same data give the same bytes.
 _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
     "png": {"Software": None},
@@ -32,21 +32,20 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def to_svg(figure: Figure) -> tuple[str, ...]:
-    """One SVG element per panel, to stand inside an HTML page.
+    """Render one SVG element per panel, for an HTML page.
 
-    It takes the colour of text and axes from the page (`currentColor`) and its font too, has no background, and
-    its series colours can be set as `--c0` to `--c7`. It has no style sheet, script or outside reference, and its
-    ids are not used by any other figure.
+    It inherits font and the colour of text and axes (`currentColor`) from the page and has no background; its series
+    colours can be set as `--c0` to `--c7`. It has no style sheet, script or external reference, and its ids are unique.
     """
     with _style({"svg.fonttype": "none"}):
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))
 
 
 def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORMATS) -> dict[str, Path]:
-    """Write all panels, side by side, as one file per format; the paths by format.
+    """Write all panels, side by side, to one file per format; return the paths by format.
 
     Raises:
-        StoreError: the folder cannot be made or written.
+        StoreError: the folder cannot be created or written.
     """
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,13 +66,13 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
 def _style(options: dict[str, Any]) -> Iterator[None]:
     import matplotlib.style
 
-    # "default" first: a user's own matplotlibrc must not change what a report looks like.
+    # "default" first, so that a user's matplotlibrc does not change the look of a report.
     with matplotlib.style.context(["default", {**STYLE, **options}]):
         yield
 
 
 def _canvas(panels: Sequence[Panel]) -> Canvas:
-    """The panels, `PER_ROW` in a row, standing on the bottom of their row."""
+    """Draw the panels, `PER_ROW` in a row, aligned at the bottom."""
     from matplotlib.figure import Figure as Canvas
 
     from optbench.report.figures.frame import add_panel, height
@@ -96,8 +95,8 @@ def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
 
     text = io.StringIO()
     canvas = _canvas([panel])
-    matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # until the style is left
-    # Not `savefig`, which draws everything twice.
+    matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # while the style is active
+    # instead of `savefig`, which draws everything twice
     print_svg: Callable[..., None] = FigureCanvasSVG(canvas).print_svg
     print_svg(text, metadata=_METADATA["svg"])
     label = figure.title if len(figure.panels) == 1 else f"{figure.title}, part {number + 1} of {len(figure.panels)}"
@@ -105,19 +104,19 @@ def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
 
 
 def _inline(document: str, label: str) -> str:
-    """matplotlib's SVG document as an element of a page."""
+    """Convert matplotlib's SVG document to an inline element."""
     svg = document[document.index("<svg") :].strip()
-    # A style sheet inside a page would be a style sheet for all of it.
+    # A style sheet in a page would apply to all of it.
     svg = re.sub(r"\s*<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = svg.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    # Two figures of a page must not have the same id: only those that are referred to stay, and those are salted.
+    # Ids must be unique in a page: unreferenced ones are dropped and the others salted.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"<g>\s*</g>\s*", "", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
-    # A hundredth of a point is finer than any screen.
+    # a hundredth of a point is finer than any screen
     svg = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    # The page's own font; matplotlib names its one in either of two ways.
+    # The page's font; matplotlib names its own in one of two ways.
     svg = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = svg.replace(INK, "currentColor")

@@ -1,4 +1,4 @@
-"""What figures draw: the arms of one experiment and model as labelled series."""
+"""The series of figures: arms of one experiment and model with labels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from optbench.stats.results import Results
 Item = TypeVar("Item")
 
 MAX_SERIES = 8
-"""In one panel: more cannot be told apart."""
+"""Maximum per panel; more cannot be distinguished."""
 VARIANTS_SHOWN = 3
-"""Of a sweep, in figures that are not about sweeps."""
+"""Maximum number of a sweep's variants in figures that are not about sweeps."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """An arm as a figure shows it.
+    """An arm as shown in a figure.
 
-    label: its optimizer and variant, and its run where there are several.
+    label: its optimizer and variant, and its run if there are several.
     colour: the number of its optimizer in the report, the same in every figure.
-    turn: how many series of the same optimizer come before it in a figure: their markers and lines differ.
+    turn: the number of earlier series of the same optimizer in a figure, which changes marker and line.
     """
 
     arm: Arm
@@ -40,11 +40,11 @@ class Series:
 
     @property
     def trials(self) -> list[Trial]:
-        """Those that are `ok`, in the order of the seeds: the only ones that are drawn."""
+        """Return the trials that are `ok`, which alone are drawn, in seed order."""
         return [trial for seed, trial in self.arm.trials.items() if self.arm.status(seed) == "ok"]
 
     def values(self, metric: str) -> list[float]:
-        """The metric of every trial that is `ok` and has it defined."""
+        """Return the metric of every trial that is `ok`, if defined."""
         return [value for value in self.arm.values(metric) if math.isfinite(value)]
 
 
@@ -57,12 +57,12 @@ class Group:
     series: tuple[Series, ...]
 
     def figure_name(self, kind: str, *more: str) -> str:
-        """Return the name of a figure of this kind about the group; `more` tells it from others of the kind."""
+        """Return the name of a figure of this kind about the group; `more` distinguishes several."""
         return figure_name(kind, self.experiment, self.model, *more)
 
     @functools.cached_property
     def shown(self) -> tuple[Series, ...]:
-        """Every optimizer as it is, and of each sweep a few variants, spread over it."""
+        """Return every optimizer, and for a sweep a few variants spread over it."""
         chosen = self._variants
         return _turns([series for series in self.series if series.arm.variant in chosen[_sweep_of(series)]])
 
@@ -73,7 +73,7 @@ class Group:
 
     @property
     def _variants(self) -> dict[tuple[str, str], list[str]]:
-        """The variants to show, by run and optimizer."""
+        """Return the variants to show, by run and optimizer."""
         found = grouped((_sweep_of(series), series.arm.variant) for series in self.series)
         for count in range(VARIANTS_SHOWN, 1, -1):
             if sum(min(len(variants), count) for variants in found.values()) <= MAX_SERIES:
@@ -82,12 +82,12 @@ class Group:
 
 
 def figure_name(*parts: str) -> str:
-    """Return the name of a figure from its kind and the words for what it shows: `spectrum_permuted-mnist`."""
+    """Return the name of a figure from its kind and subject: `spectrum_permuted-mnist`."""
     return file_name(parts, underscores=1)
 
 
 def groups(results: Sequence[Results]) -> list[Group]:
-    """Every experiment and model in the order of the suites; those of the same name in several runs are one."""
+    """Return every experiment and model in suite order, combining those of the same name in several runs."""
     colours: dict[str, int] = {}
     found: dict[tuple[str, str], list[Series]] = {}
     for result in results:
@@ -101,29 +101,29 @@ def groups(results: Sequence[Results]) -> list[Group]:
 
 
 def by_experiment(found: Sequence[Group]) -> dict[str, list[Group]]:
-    """Experiment -> its groups, one for each model."""
+    """Return the groups of each experiment, one per model."""
     return grouped((group.experiment, group) for group in found)
 
 
 def chunks(series: Sequence[Series], size: int = MAX_SERIES) -> list[Sequence[Series]]:
-    """The series over as few panels as it takes, evenly: 10 are 5 and 5."""
+    """Distribute series evenly over as few panels as possible: 10 as 5 and 5."""
     return split(series, -(-len(series) // size))
 
 
 def split(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
-    """`count` runs of nearly equal length, the longer ones first."""
+    """Split into `count` sections of nearly equal length, longer ones first."""
     share, more = divmod(len(items), count) if count else (0, 0)
     bounds = [i * share + min(i, more) for i in range(count + 1)]
     return [items[a:b] for a, b in pairwise(bounds)]
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN of no values."""
+    """Return the mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def spread_out(count: int, width: float) -> list[float]:
-    """`count` places in [-width/2, width/2], evenly: where the seeds of one value are drawn beside each other."""
+    """Return `count` evenly spaced offsets in [-width/2, width/2], for seeds drawn side by side."""
     return [0.0] if count == 1 else [width * (i / (count - 1) - 0.5) for i in range(count)]
 
 
@@ -133,7 +133,7 @@ def _sweep_of(series: Series) -> tuple[str, str]:
 
 
 def _spread(variants: Sequence[str], count: int) -> list[str]:
-    """At most `count` of them: the first, the last, and what lies evenly between; the middle one where it is 1."""
+    """Select at most `count` of them: first, last and evenly spaced ones between; the middle one if it is 1."""
     if len(variants) <= count:
         return list(variants)
     if count == 1:

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 FLOOR = 1e-8
-"""Of the sum of all eigenvalues. What is smaller is rounding, and would take most of the axis."""
+"""Smallest fraction of the sum of eigenvalues that is drawn; smaller ones are rounding and would take most of the
+axis."""
 
 Spectra = Mapping[str, NDArray[np.float64]]
-"""By trial, each (d,): shares of the sum, the largest first."""
+"""Spectra by trial, each (d,): fractions of the sum, largest first."""
 
 
 def spectrum(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment, one panel per model (or more, where the optimizers are many)."""
+    """Yield one figure per experiment, with one panel per model (or more for many optimizers)."""
     read = {result.run.path: spectra(result) for result in results}
     figures = []
     for experiment, found in by_experiment(groups(results)).items():
@@ -42,7 +43,7 @@ def spectrum(results: Sequence[Results]) -> list[Figure]:
 
 
 def spectra(results: Results) -> Spectra:
-    """The spectra of all tasks pooled, after the last one, of every trial that has any."""
+    """Read the spectra after the last task, all tasks pooled, of every trial that has one."""
     table = results.run.table("spectra", "trial", "after_task", "task", "layer", "index", "eigenvalue")
     table = table.filter(pc.is_null(table["task"]))
     columns = (numbers(table[name]) for name in ("index", "eigenvalue"))
@@ -92,7 +93,7 @@ def _panel(model: str, part: Sequence[Series], read: Mapping[Path, Spectra]) -> 
             median = _visible(np.median([line[:shortest] for line in lines], axis=0))
             style.draw_line(axes, np.arange(1, shortest + 1), median, shown, label="_median", markers=8)
             lowest = min(lowest, float(np.nanmin(median)))
-        # The seed with the least must not press all others together.
+        # A seed with a very small value must not compress all others.
         axes.set_ylim(bottom=max(FLOOR, lowest / 5))
         style.labels(axes, "index of the eigenvalue", "share of the variance")
 

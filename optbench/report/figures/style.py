@@ -1,8 +1,8 @@
-"""One look for every figure: colours, markers, text sizes, and the few drawing steps that they share.
+"""The style of all figures: colours, markers, text sizes and shared drawing functions.
 
-The series colours are those of Okabe & Ito 2008, made for colour-blind readers, with the lightest ones darkened until
-every one has a contrast of at least 3:1 both on white and on #15181c: one set serves light and dark pages. Colour is
-never alone: every optimizer has a marker of its own too.
+The series colours are those of Okabe & Ito 2008, designed for colour-blind readers, with the lightest ones darkened for
+a contrast of at least 3:1 both on white and on #15181c, so that one set works on light and dark pages. Every optimizer
+also has its own marker.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Which = Literal["x", "y"]
 Line = Literal["solid", "dashed", "dotted", "dashdot"]
 
 INK = "#1a1b1d"
-"""Text, axes, means. A page replaces it by the colour of its own text."""
+"""Colour of text, axes and means, replaced in a page by the colour of its text."""
 PALETTE = ("#0072b2", "#c28500", "#009e73", "#d55e00", "#cc79a7", "#3d9acb", "#7d7d7d", "#9a9300")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
 COLOURS = "viridis"
-"""Of heat maps: even steps to the eye, without hue too; its cells are opaque, so they look the same on any page."""
+"""Colour map of heat maps, perceptually uniform also in greyscale; opaque, so it looks the same on any page."""
 ON_DARK, ON_LIGHT = "#ffffff", "#111111"
 SEEDS = "_seeds"
-"""The name of every line artist whose points are single seeds."""
+"""Name of line artists whose points are single seeds."""
 
 FONT = "DejaVu Sans"
-"""It comes with matplotlib, so that the same data give the same bytes; few fonts of a page are wider."""
+"""Ships with matplotlib, so that the same data give the same bytes; few web fonts are wider."""
 GRID: dict[str, Any] = {"alpha": 0.15, "linewidth": 0.6, "zorder": -1}
 AXES: dict[str, Any] = {"linewidth": 0.8, "zorder": 3}
 
@@ -58,7 +58,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one series is told from the others."""
+    """Colour, marker and line of a series."""
 
     colour: str
     marker: str
@@ -67,37 +67,37 @@ class Look:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot` for its marker."""
+        """Return keyword arguments of `Axes.plot` for its marker."""
         face = self.colour if self.filled else "none"
         return {"marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.colour, "markeredgewidth": 0.8}
 
 
 def look(series: Series) -> Look:
-    """The optimizer's colour; its marker is moved on, and its line broken, for the second of its series and so on."""
+    """Return the optimizer's look; further series of it get the next marker and a broken line."""
     again, colour = divmod(series.colour, len(PALETTE))
     step = series.turn + again
     return Look(PALETTE[colour], MARKERS[(colour + step) % len(MARKERS)], step % 2 == 0, LINES[step % len(LINES)])
 
 
 def draw_seeds(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
-    """Every seed as a dot."""
+    """Draw every seed as a dot."""
     axes.plot(x, y, linestyle="none", alpha=0.85, **{**shown.marks, "markersize": 3.4}, label=SEEDS)
 
 
 def draw_curves(axes: Axes, lines: Sequence[ArrayLike], shown: Look) -> None:
-    """Every seed as a thin line. lines: each (points, 2)."""
+    """Draw every seed as a thin line. lines: each (points, 2)."""
     from matplotlib.collections import LineCollection
 
     axes.add_collection(LineCollection(lines, colors=shown.colour, alpha=0.35, linewidths=0.6, label=SEEDS))
 
 
 def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
-    """A line through means, with no marker: those are seeds."""
+    """Draw a line through means, without markers, which are for seeds."""
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
 
 
 def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look) -> None:
-    """Means as large markers, told from seeds by their edge."""
+    """Draw means as large markers with an edge, unlike seeds."""
     marks = {**shown.marks, "markersize": 7.5, "markeredgecolor": INK}
     axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **marks, label="_centres")
 
@@ -105,14 +105,14 @@ def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look)
 def draw_line(
     axes: Axes, x: ArrayLike, y: ArrayLike, shown: Look, label: str, markers: int = 7, width: float = 2.0
 ) -> None:
-    """A thick line with about so many markers on its way. label: the name of its artist."""
+    """Draw a thick line with about this many markers. label: the name of its artist."""
     every = max(1, np.size(x) // markers)
     look = {"color": shown.colour, "linestyle": shown.line, "linewidth": width, **shown.marks}
     axes.plot(x, y, **look, markevery=(0, every), label=label)
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """Where an axis begins and ends that is to be the same in several panels."""
+    """Return the limits of an axis shared by several panels."""
     air = 0.05 * (max(values) - min(values)) or 0.01
     return min(values) - air, max(values) + air
 
@@ -123,7 +123,7 @@ def labels(axes: Axes, x: str, y: str) -> None:
 
 
 def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
-    """The names at 0, 1, 2 and so on, or `every` second of them and so on."""
+    """Put the names at 0, 1, 2, ..., or only `every` n-th of them."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     axis = _axis(axes, which)
@@ -132,14 +132,14 @@ def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -
 
 
 def no_names(axes: Axes, which: Which) -> None:
-    """Ticks without texts: another panel has them."""
+    """Remove the texts of ticks, which another panel shows."""
     from matplotlib.ticker import NullFormatter
 
     _axis(axes, which).set_major_formatter(NullFormatter())
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Powers of ten, as text: matplotlib's own labels need a font that a page does not have."""
+    """Label powers of ten with plain text: matplotlib's labels need a font that a page lacks."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")
@@ -149,9 +149,9 @@ def log_axis(axes: Axes, which: Which) -> None:
 
 
 def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> None:
-    """The swept values themselves as ticks, on a logarithmic axis (symmetric where one is not positive).
+    """Use the swept values as ticks on a logarithmic axis (symmetric if one is not positive).
 
-    room: how many of them fit; in between some are left out.
+    room: the number of ticks that fit; others are left out.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -166,7 +166,7 @@ def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> 
 
 
 def power(value: float) -> str:
-    """`10⁻³`; a number that is no power of ten as it is."""
+    """Format a power of ten as `10⁻³`, and other numbers as they are."""
     exponent = round(math.log10(value)) if value > 0 else 0
     if value <= 0 or not math.isclose(value, 10.0**exponent, rel_tol=1e-6):
         return short(value)
@@ -174,7 +174,7 @@ def power(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """A swept value as its variant is named, without the zero of the exponent: `3.16e-5`."""
+    """Format a swept value as in its variant's name, without a leading zero in the exponent: `3.16e-5`."""
     return value_name(float(f"{value:.6g}")).replace("e-0", "e-").replace("e+0", "e")
 
 

@@ -22,12 +22,12 @@ WIDTH, HEIGHT = 4.6, 3.1
 
 
 def task_accuracy(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model: R[T, j] for every task j, every seed a dot."""
+    """Yield one figure per experiment and model: R[T, j] for every task j, every seed a dot."""
     return [figure for group in groups(results) if (figure := _figure(group)) is not None]
 
 
 def _ends(series: Series) -> list[NDArray[np.float64]]:
-    """The last row of the accuracy matrix of every trial that has it whole."""
+    """Return the last row of the accuracy matrix of every trial for which it is complete."""
     matrices = series.arm.results.matrices
     rows = [matrices[trial.id][-1] for trial in series.trials if trial.id in matrices]
     return [row for row in rows if np.isfinite(row).all()]

@@ -1,4 +1,4 @@
-"""What the tasks of an experiment are called on an axis."""
+"""Names of an experiment's tasks on an axis."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CHARACTER = 0.085
 
 @dataclass(frozen=True)
 class TaskNames:
-    """names: one per task, in the order of training. title: of their axis."""
+    """Names of tasks. names: in order of training. title: of their axis."""
 
     names: tuple[str, ...]
     title: str
 
 
 def task_names(outline: Outline, tasks: int) -> TaskNames:
-    """`0,1` and so on where every seed has the same classes in a task, `30°` for rotations, else a number."""
+    """Name tasks by classes (`0,1`) if equal for every seed, by angle (`30°`) for rotations, else by number."""
     names = outline.ticks if len(outline.ticks) == tasks else tuple(str(i + 1) for i in range(tasks))
     return TaskNames(names, f"{outline.axis}, in order of training")
 
 
 def task_ticks(axes: Axes, which: style.Which, names: TaskNames, inches: float) -> None:
-    """A tick for each task at 0, 1, ...; for some of them where `inches` is too short for all."""
+    """Return a tick for each task at 0, 1, ..., or for some of them if `inches` is too short for all."""
     room = max(1, int(inches / (CHARACTER * (max(map(len, names.names)) + 0.5))))
     style.name_ticks(axes, which, names.names, every=-(-len(names.names) // room))

@@ -1,7 +1,7 @@
-"""Texts as one artist, and how much room they take. matplotlib has collections of lines and patches, but none of texts.
+"""Collections of texts as one artist, and their sizes; matplotlib has collections of lines and patches only.
 
-A text of its own is laid out anew, with its lines, its rotation and its mathematics, whenever it is measured or drawn:
-the numbers of a heat map and the ticks of an axis need none of that.
+A matplotlib text is laid out anew, with lines, rotation and mathematics, whenever it is measured or drawn, which the
+numbers of a heat map and the ticks of an axis do not need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.transforms import Transform
 from optbench.report.figures.style import FONT, INK
 
 ASCENT, DESCENT, MIDDLE = 0.76, 0.24, 0.365
-"""Of the font, over its size: how far it reaches above and below its baseline, and half the height of a capital."""
+"""Ascent, descent and half the cap height of the font, relative to its size."""
 
 Anchor: TypeAlias = Literal["left", "center", "right"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -33,7 +33,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 class Label:
     """One line of text.
 
-    x, y: of the end that `anchor` names, halfway up the capitals. size: in points. upright: whether it reads upwards.
+    x, y: of the end named by `anchor`, at half the cap height. size: in points. upright: whether it reads upwards.
     """
 
     x: float
@@ -46,12 +46,12 @@ class Label:
 
     @property
     def start(self) -> float:
-        """Where the text begins, in points from its anchor."""
+        """Return the start of the text, in points from its anchor."""
         return -{"left": 0.0, "center": 0.5, "right": 1.0}[self.anchor] * width(self.text, self.size)
 
     @property
     def box(self) -> Box:
-        """The room that it takes, where x and y are in points."""
+        """Return its bounding box, for x and y in points."""
         end = self.start + width(self.text, self.size)
         below, above = (MIDDLE + DESCENT) * self.size, (ASCENT - MIDDLE) * self.size
         if self.upright:
@@ -60,7 +60,7 @@ class Label:
 
 
 class Labels(Artist):
-    """Labels at places in the coordinates of a transform, drawn above everything else."""
+    """Labels in the coordinates of a transform, drawn above everything else."""
 
     def __init__(self, labels: Sequence[Label], transform: Transform) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Labels(Artist):
         point = renderer.points_to_pixels(1.0)
         height = renderer.get_canvas_width_height()[1]
         places = np.asarray(self.get_transform().transform([(label.x, label.y) for label in self.labels]))
-        # An SVG takes from it where a text is anchored, so that it is in its place in the page's own font too.
+        # SVG output uses it to anchor texts, so that they are positioned correctly in the page's font, too.
         anchor = Text(rotation_mode="anchor")
         context = renderer.new_gc()
         renderer.open_group("labels")
@@ -96,13 +96,13 @@ class Labels(Artist):
 
 @functools.cache
 def width(text: str, size: float) -> float:
-    """In points."""
+    """Return the width of a text in points."""
     return float(TextToPath().get_text_width_height_descent(text, _font(size), False)[0])
 
 
 def cut(text: str, size: float, room: float) -> str:
-    """The text, or as much of it as fits into so many points."""
-    room += 1e-6  # what is laid out to fit exactly differs by rounding
+    """Truncate a text to a width in points."""
+    room += 1e-6  # an exact fit may be off by rounding
     if width(text, size) <= room:
         return text
     shorter = (f"{text[:count]}…" for count in range(len(text) - 1, 0, -1))

@@ -1,6 +1,6 @@
-"""How large the weights are: the distribution of their magnitudes at the end, from the checkpoints.
+"""The distribution of weight magnitudes at the end, from checkpoints.
 
-Of runs with pruning curves, which it explains: what has many small weights loses little with them.
+For runs with pruning curves, which it explains: removing many small weights costs little accuracy.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 SEEDS_READ = 5
-"""Of each series, at most: the checkpoints of a large run take long to read, and seeds hardly differ in this."""
+"""Maximum per series: checkpoints of a large run take long to read, and seeds hardly differ."""
 LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
-"""Of the bins of log10|w|. Smaller magnitudes are drawn no more than zeros are, and are counted with them."""
+"""Lowest bin of log10|w|. Smaller magnitudes are counted with zeros and not drawn."""
 VISIBLE = 0.005
-"""Of the peak: tails of a few weights, too low to see, would take most of the axis."""
+"""Smallest drawn density relative to the peak: invisible tails of a few weights would take most of the axis."""
 
 
 @dataclass(frozen=True)
 class Magnitudes:
     """The weights of some trials together.
 
-    density: (bins of EDGES,), share of all weights per decade. nothing: share of weights that are 0 or below 10^LOW.
-    median: of |w|.
+    density: (bins of EDGES,), fraction of all weights per decade. nothing: fraction of weights that are 0 or below
+    10^LOW. median: of |w|.
     """
 
     density: NDArray[np.float64]
@@ -45,7 +45,7 @@ class Magnitudes:
 
 
 def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model with pruning curves."""
+    """Yield one figure per experiment and model with pruning curves."""
     figures = []
     for group in groups(results):
         found = {series.label: magnitudes(series) for series in group.shown}
@@ -56,7 +56,7 @@ def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
 
 
 def magnitudes(series: Series) -> Magnitudes | None:
-    """Of the first seeds that have a pruning curve and a checkpoint; None where none has, or nothing could be drawn.
+    """Read the first seeds with a pruning curve and a checkpoint; None if there are none, or nothing to draw.
 
     Raises:
         StoreError: a checkpoint is unreadable.
@@ -68,7 +68,7 @@ def magnitudes(series: Series) -> Magnitudes | None:
         place = results.rows[trial.id].checkpoint
         weights = results.run.checkpoint(place) if trial.id in pruned and place else None
         if weights is not None:
-            # Biases and the gains of normalisations are not pruned, nor is what counts something.
+            # Biases, normalisation gains and counters are not pruned.
             layers = [
                 np.abs(weight, dtype=np.float64).ravel()
                 for weight in weights.values()

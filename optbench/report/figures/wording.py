@@ -1,4 +1,4 @@
-"""The words under figures: how many seeds are shown, which are not and why, and the main numbers."""
+"""Captions of figures: how many seeds are shown, which are not and why, and the main numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from optbench.report.numbers import words
 from optbench.stats.arms import Status
 
 MANY_NUMBERS = 8
-"""One sentence does not bear more of them."""
+"""Maximum per sentence."""
 ENDS: tuple[tuple[Status, str], ...] = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not finished"))
 
 
 def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
-    """`what` is shown, of how many seeds; then, of the same groups, what is not drawn and why.
+    """Return a caption: `what`, the number of seeds, and what is not drawn and why.
 
-    shown: the series that are drawn, with the group they come from.
+    shown: the drawn series, with their groups.
     """
     several = len({group.model for group, _ in shown}) > 1
     everything = [series for _, drawn in shown for series in drawn]
@@ -34,7 +34,7 @@ def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
 
 
 def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panels: Iterable[Panel]) -> Figure:
-    """The figure of this kind about a group, with what is said of every series that the group shows."""
+    """Return the figure of this kind about a group, with a caption for every series shown."""
     return Figure(
         name=group.figure_name(kind),
         title=f"{group.experiment}, {group.model}: {title}",
@@ -45,19 +45,19 @@ def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panel
 
 
 def score_of(series: Iterable[Series]) -> str:
-    """What R holds of the experiment that is drawn: `accuracy`, or of text `-bits per byte`."""
+    """Return the content of R: `accuracy`, or for text `-bits per byte`."""
     return score_word(any(one.arm.in_bits for one in series))
 
 
 def metric_words(series: Iterable[Series], metric: str) -> str:
-    """What a metric is called on an axis: `forgetting`, of text `forgetting (bits per byte)`."""
+    """Return a metric's name on an axis: `forgetting`, or for text `forgetting (bits per byte)`."""
     known = next((one.arm.metrics.get(metric) for one in series if one.arm.in_bits), None)
     unit = f" ({known.unit})" if known and known.unit else ""
     return words(metric, known is not None) + unit
 
 
 def accuracy(series: Iterable[Series]) -> str:
-    """`Test accuracy`, `Validation accuracy` of tuning runs, and what a mixture of both has; of text bits per byte."""
+    """Return `Test accuracy`, or `Validation accuracy` for tuning runs, or a text for both; for text, bits per byte."""
     every = list(series)
     splits = {one.arm.results.split for one in every}
     score = f"{UNIT} with the sign turned" if any(one.arm.in_bits for one in every) else "accuracy"
@@ -65,7 +65,7 @@ def accuracy(series: Iterable[Series]) -> str:
 
 
 def seeds(series: Sequence[Series]) -> str:
-    """`10 seeds`, or `8 to 10 seeds` where some did not end well."""
+    """Return `10 seeds`, or `8 to 10 seeds` if some are not ok."""
     counts = sorted({len(one.trials) for one in series if one.trials})
     if not counts:
         return "no seed"
@@ -74,7 +74,7 @@ def seeds(series: Sequence[Series]) -> str:
 
 
 def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
-    """`sgd 0.931, adamw 0.923`: all of them where they are few, else the lowest and the highest."""
+    """Return `sgd 0.931, adamw 0.923`: all if they are few, else the lowest and the highest."""
     defined = [(label, value) for label, value in values if math.isfinite(value)]
     if len(defined) > MANY_NUMBERS:
         low, high = (pick(defined, key=lambda pair: pair[1]) for pick in (min, max))
@@ -83,7 +83,7 @@ def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
 
 
 def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
-    """`2 of 10 seeds of adamw diverged`; series of which the same is to be said share a part."""
+    """Return `2 of 10 seeds of adamw diverged`, grouping series with the same numbers."""
     found = grouped(
         ((f"{ended} of {count(len(one.arm.trials), 'seed')}", said), f"{one.label} at {model}" if model else one.label)
         for one, model in series
@@ -97,7 +97,7 @@ def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
 
 
 def _left_out(groups: Sequence[Group], drawn: Set[str]) -> str:
-    """The variants by name where they are few, else how many of each optimizer."""
+    """Return the omitted variants by name if they are few, else their number per optimizer."""
     missing = {s.label: s for group in groups for s in group.left_out if s.label not in drawn}
     if len(missing) <= MANY_NUMBERS:
         return ", ".join(missing)

@@ -1,4 +1,4 @@
-"""The formats of a document. To add one: a module here with `render(document) -> str`, and a line in `FORMATS`."""
+"""The formats of a document. To add one, add a module here with `render(document) -> str`, and a line in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from optbench.report.document import Report
 
 @dataclass(frozen=True)
 class Format:
-    """suffixes: of its files. inline: whether figures stand in the text itself, not in files next to it.
+    """A format. suffixes: of its files. inline: whether figures are embedded instead of written to files next to it.
 
-    records: whether it is for programs, and shows only records.
+    records: whether it is for programs, and contains only records.
     """
 
     suffixes: tuple[str, ...]
@@ -33,10 +33,10 @@ FORMATS = {
 
 
 def choose_format(name: str | None, output: str | None) -> str:
-    """Return the format that is named; else that of the output file's suffix; else, without a suffix, the terminal's.
+    """Return the named format, else that of the output file's suffix, else, without a suffix, the terminal's.
 
     Raises:
-        UsageError: there is no such format, or none with this suffix.
+        UsageError: unknown format or suffix.
     """
     if name is None:
         suffixes = {suffix: found for found, format_ in FORMATS.items() for suffix in format_.suffixes}
@@ -50,6 +50,6 @@ def choose_format(name: str | None, output: str | None) -> str:
 
 
 def render_text(document: Report, chosen: str) -> str:
-    """The document as text in one of `FORMATS`."""
+    """Render the document in one of `FORMATS`."""
     text: str = importlib.import_module(f"optbench.report.formats.{chosen}").render(document)
     return text

@@ -1,4 +1,4 @@
-"""The records of a document as csv, a line each: values as in JSON, undefined ones empty."""
+"""The records of a document as csv, one per line: values as in JSON, undefined ones empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.report.formats.json import plain
 
 
 def render(document: Report) -> str:
-    """The lines of the document's records, under its columns."""
+    """Render the document's records under a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, document.columns, lineterminator="\n")
     writer.writeheader()

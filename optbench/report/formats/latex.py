@@ -1,6 +1,6 @@
-r"""A document as a LaTeX file that compiles as it is, with tables to copy into a paper (they need booktabs and array).
+r"""A document as a complete LaTeX file, with tables to copy into a paper (they need booktabs and array).
 
-TeX Live's base and recommended packages are enough: array, booktabs, float, geometry, graphicx, textcomp.
+It needs only TeX Live's base and recommended packages: array, booktabs, float, geometry, graphicx, textcomp.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "numbers"})
 
 LINE_WIDTH = 104
-"""Characters of a table's line, in \\small on A4 with the margins below; the blanks between columns count as two."""
+"""Characters of a table's line, in \\small on A4 with the margins below; a gap between columns counts as two."""
 PAGE_ROWS = 40
-"""Lines of a table on one page; a longer one is cut."""
+"""Lines of a table per page; a longer one is split."""
 TEXT_WIDTH = 34
-"""A longer text than this is folded."""
+"""A text longer than this is wrapped."""
 CODE_WIDTH = 84
 
 PREAMBLE = r"""\documentclass[a4paper]{article}
@@ -34,7 +34,7 @@ PREAMBLE = r"""\documentclass[a4paper]{article}
 \usepackage{float}
 \usepackage{graphicx}
 \usepackage{textcomp}
-% Tables and figures stand where they are spoken of: a report has more of them than LaTeX would float.
+% Tables and figures stay in place: a report has too many of them for LaTeX to float.
 \floatplacement{table}{H}
 \floatplacement{figure}{H}
 \setlength{\parindent}{0pt}
@@ -59,7 +59,7 @@ ASCII = {
     '"': r"\textquotedbl{}",
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    # At the start of a row these two would be taken for an argument of the line break before it.
+    # At the start of a row these two would be read as an argument of the preceding line break.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -94,11 +94,11 @@ MATHS: dict[str, str] = {"−": "-"} | {symbol: f"\\{name}" for symbol, name in 
 LETTERS = set("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŐőŒœŔŕŘřŚśŞşŠšŢţŤťŮůŰűŸŹźŻżŽž") | {
     chr(code) for code in range(0xC0, 0x100) if code not in (0xD7, 0xF7)
 }
-"""The letters beyond ASCII that T1 fonts have."""
+"""Non-ASCII letters in T1 fonts."""
 
 
 def render(document: doc.Report) -> str:
-    """The document as a complete LaTeX file. An illustration whose PDF was not written is left out."""
+    """Render the document as a complete LaTeX file. An illustration whose PDF was not written is left out."""
     labels: set[str] = set()
     lines = [PREAMBLE, rf"\title{{{escape(document.title)}}}", r"\author{}", r"\date{}"]
     lines += [r"\begin{document}", r"\maketitle", *_blocks(document.blocks, labels), r"\end{document}"]
@@ -106,8 +106,8 @@ def render(document: doc.Report) -> str:
 
 
 def escape(text: str) -> str:
-    r"""`text` on one line, as LaTeX prints it: in pdfTeX, with any character; one without a glyph is `U+XXXX`."""
-    # Else --seeds becomes a dash and ,, a quotation mark.
+    r"""Escape `text`, on one line, for pdfTeX; a character without a glyph becomes `U+XXXX`."""
+    # Otherwise --seeds would become a dash and ,, a quotation mark.
     apart = re.sub(r"([-,])(?=\1)", "\\1\0", unicodedata.normalize("NFC", one_line(text)))
     return "".join("{}" if character == "\0" else _character(character) for character in apart)
 
@@ -126,7 +126,7 @@ def _character(character: str) -> str:
 def _maths(character: str) -> str | None:
     if character in MATHS:
         return MATHS[character]
-    # ², ₁, ⁻ and their kin are compatibility forms of an ordinary character.
+    # ², ₁, ⁻ and similar are compatibility forms of an ordinary character.
     kind, _, plain = unicodedata.decomposition(character).partition(" ")
     if kind in ("<super>", "<sub>") and " " not in plain:
         inner = chr(int(plain, 16))
@@ -147,7 +147,7 @@ def _block(block: doc.Shown, labels: set[str]) -> list[str]:
         case doc.Paragraph(text, tone):
             return [_toned(text, tone)]
         case doc.Items(items, tone):
-            # Not \item[...]: brackets in an item are in braces.
+            # Brackets in an item are in braces, so as not to be read as \item[...].
             entries = [rf"\item {_toned(item, 'plain' if tone == 'quiet' else tone)}" for item in items]
             listed = "\n".join([r"\begin{itemize}", *entries, r"\end{itemize}"])
             return [f"{{\\footnotesize\n{listed}\n\\par}}" if tone == "quiet" else listed] if items else []
@@ -158,7 +158,7 @@ def _block(block: doc.Shown, labels: set[str]) -> list[str]:
         case doc.Illustration():
             return _illustration(block, labels)
         case doc.Fold(title, inner):
-            # Without the empty box the title would wait for a text to run into, and come after the tables.
+            # Without the empty box the run-in title would wait for text and appear after the tables.
             return [rf"\paragraph{{{escape(title)}}}\mbox{{}}", *_blocks(inner, labels)]
 
 
@@ -180,7 +180,7 @@ def _code(text: str) -> Iterator[str]:
     if all(line.isascii() and len(line) <= CODE_WIDTH and r"\end{verbatim}" not in line for line in lines):
         yield from (r"\begin{verbatim}", *lines, r"\end{verbatim}")
         return
-    # What verbatim cannot print, or would print into the margin: ordinary text, broken at its blanks.
+    # For lines that verbatim cannot print, or would print into the margin: ordinary text, broken at blanks.
     yield r"\begin{flushleft}\ttfamily\small"
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -207,7 +207,7 @@ def _tables(table: doc.Table, labels: set[str]) -> Iterator[str]:
 
 
 def _pages(table: doc.Table, widths: Sequence[int]) -> list[list[int]]:
-    """The rows that each page shows: a row is as high as its longest folded text."""
+    """Split rows into pages; a row is as high as its longest wrapped text."""
     pages: list[list[int]] = [[]]
     lines = 0
     for n, row in enumerate(table.rows):
@@ -234,7 +234,7 @@ def _piece(
         header.append(_row(escape(titles[i][at[i]]) if at[i] >= 0 else "" for i in shown))
     body = [_row(_cell(table.rows[n][i], TEXT_WIDTH if i in folded else None) for i in shown) for n in rows]
     columns = "".join(
-        # A digit is half an em wide, a text a little less a character.
+        # A digit is half an em wide, a character of text a little less.
         rf">{{\raggedright\arraybackslash}}p{{{TEXT_WIDTH / 2:g}em}}" if i in folded else "lr"[table.columns[i].numeric]
         for i in shown
     )
@@ -253,14 +253,14 @@ def _cell(cell: doc.Cell, width: int | None) -> str:
     if width is None:
         escaped = escape(text)
     else:
-        # A longer word than the column may break anywhere, as on a terminal.
+        # A word longer than the column may break anywhere, as on a terminal.
         words = [r"\allowbreak{}".join(map(escape, chop_cells(word, width - 6))) for word in text.split(" ")]
         escaped = " ".join(words)
     return rf"\textbf{{{escaped}}}" if cell.tone in ("good", "bad", "warning") else escaped
 
 
 def _label(kind: str, text: str, labels: set[str]) -> str:
-    """A label that no other table or figure of the document has."""
+    """Return a label that is unique in the document."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = f"{kind}:{re.sub('[^a-z0-9]+', '-', plain).strip('-')}"
     label, n = slug, 1
@@ -276,7 +276,7 @@ def _illustration(figure: doc.Illustration, labels: set[str]) -> list[str]:
     if file is None:
         return []
     if not re.fullmatch(r"[\w./ +@:,=()-]+", file):
-        # TeX reads no file under such a name.
+        # TeX cannot read a file of such a name.
         return [rf"\textbf{{{escape(figure.title)}}} (\texttt{{{escape(file)}}}): {escape(figure.caption)}"]
     lines = [
         r"\begin{figure}",

@@ -1,4 +1,4 @@
-"""A document as GitHub-flavoured Markdown, legible as plain text too."""
+"""A document as GitHub-flavoured Markdown that is also legible as plain text."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from optbench.report.layout import code_lines, one_line, title_lines
 ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "chart", "details"})
 
 ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
-"""What acts anywhere in a line. Not there: an underscore within a word, `<` before a blank or a digit, and brackets
-without a target in parentheses (a document defines no link by reference)."""
+"""Markup anywhere in a line, except for harmless cases: an underscore within a word, `<` before a blank or a digit, and
+brackets without a target in parentheses (a document defines no reference links)."""
 ENTITY = re.compile(r"&(?=#?\w+;)")
 LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
-"""What makes a line a heading, a quotation, a rule or a list; for a number, the point after it is what acts."""
+"""Markup of a heading, quotation, rule or list at the start of a line; for a number, the point after it."""
 
 
 def render(document: doc.Report) -> str:
-    """The document as Markdown. An illustration whose file was not written is left out."""
+    """Render the document as Markdown. An illustration whose file was not written is left out."""
     return "\n\n".join([f"# {_heading(document.title)}", *_blocks(document.blocks)]) + "\n"
 
 
 def escape(text: str) -> str:
-    """`text` on one line, with nothing in it that acts within a line or a table's cell."""
+    """Escape `text`, on one line, for use within a line or a table cell."""
     return ENTITY.sub("&amp;", ACTIVE.sub(lambda found: "\\" + found[0], one_line(text)))
 
 
 def _line(text: str) -> str:
-    """`escape`, and nothing that acts at the start of a line."""
+    """Escape `text` also for the start of a line."""
     escaped = escape(text)
     start = LINE_START.match(escaped)
     if start is None:
@@ -43,7 +43,7 @@ def _line(text: str) -> str:
 
 
 def _heading(text: str) -> str:
-    return re.sub(r"#(?=#*$)", r"\\#", escape(text))  # closing number signs would vanish
+    return re.sub(r"#(?=#*$)", r"\\#", escape(text))  # closing number signs would be removed
 
 
 def _bold(text: str) -> str:
@@ -56,7 +56,7 @@ def _blocks(blocks: Sequence[doc.Block]) -> list[str]:
     for block in doc.shown(blocks, ROLES):
         for part in _block(block):
             if parts and part.startswith("- ") and parts[-1].startswith("- "):
-                parts.append("<!-- -->")  # else two lists become one
+                parts.append("<!-- -->")  # otherwise two lists would be joined
             parts.append(part)
     return parts
 
@@ -78,7 +78,7 @@ def _block(block: doc.Shown) -> list[str]:
         case doc.Illustration():
             return _illustration(block)
         case doc.Fold(title, inner):
-            # Text on the summary's line is HTML, not Markdown; the empty lines make Markdown of what follows.
+            # Text on the summary's line is HTML, not Markdown; after the empty line it is Markdown.
             summary = html.escape(one_line(title), quote=False)
             return [f"<details>\n<summary>{summary}</summary>", *_blocks(inner), "</details>"]
 
@@ -93,7 +93,7 @@ def _code(text: str) -> str:
 def _table(table: doc.Table) -> str:
     header = [escape(" ".join(title_lines(column))) for column in table.columns]
     rows = [header, *([_cell(cell) for cell in row] for row in table.rows)]
-    # Padded, so that it reads as a table where nothing renders it; 3 is the shortest delimiter.
+    # Padded, so that it is legible unrendered; 3 is the shortest delimiter.
     widths = [max(3, *(cell_len(row[i]) for row in rows)) for i in range(len(header))]
     delimiters = [
         f"{'-' * (width - 1)}:" if column.numeric else f":{'-' * (width - 1)}"

@@ -1,4 +1,4 @@
-"""A document on a terminal: 60 columns suffice, more are used, and a pipe gets no colours."""
+"""A document on a terminal of at least 60 columns; no colours in a pipe."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ ROLES: frozenset[doc.Role] = frozenset({"closing", "chart"})
 FILE_WIDTH = 120
 
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
-"""rich would break a line at the first of them; the second, in its place while lines are broken, is no blank."""
+"""The first is a blank at which rich would break a line; the second replaces it during wrapping."""
 LABEL_WIDTH = 24
-"""A longer text than this is folded rather than given the room of more columns."""
+"""A text longer than this is wrapped instead of widening its column."""
 
 STYLES: dict[doc.Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
 
 
 def render(document: doc.Report) -> str:
-    """The document for a file: `FILE_WIDTH` columns, without colours."""
+    """Render the document for a file: `FILE_WIDTH` columns, without colours."""
     file = io.StringIO()
     show(document, Console(file=file, width=FILE_WIDTH))
     return re.sub(" +$", "", file.getvalue(), flags=re.MULTILINE)
 
 
 def show(document: doc.Report, console: Console) -> None:
-    """Print `document` on `console`, as wide as it is. Folds and illustrations are left out."""
+    """Print `document` on `console` at its width, without folds and illustrations."""
     console.print(Text(one_line(document.title), style="bold"))
     before: doc.Shown | None = None
     for block in _printed(document.blocks):
@@ -55,7 +55,7 @@ def _printed(blocks: Sequence[doc.Block]) -> Iterator[doc.Shown]:
 
 
 def _apart(before: doc.Shown, block: doc.Shown) -> bool:
-    """Whether an empty line stands between two blocks: footnotes and warnings stay with what they are about."""
+    """Return whether an empty line separates two blocks; footnotes and warnings stay attached to their subject."""
     footnote = isinstance(block, doc.Paragraph | doc.Items) and block.tone in ("quiet", "warning")
     if isinstance(before, doc.Heading):
         return not isinstance(block, doc.Paragraph | doc.Items)
@@ -69,7 +69,7 @@ def _print(block: doc.Shown, console: Console) -> None:
         case doc.Heading(text):
             console.print(Text(one_line(text), style="bold"))
         case doc.Paragraph(text, tone):
-            if tone == "warning":  # to be seen without colours too
+            if tone == "warning":  # visible without colours, too
                 _hanging("! ", text, tone, console)
             else:
                 console.print(Text(one_line(text), style=STYLES[tone]))
@@ -78,7 +78,7 @@ def _print(block: doc.Shown, console: Console) -> None:
                 _hanging("! " if tone == "warning" else "- ", item, tone, console)
         case doc.Commands(text):
             for line in code_lines(text):
-                # soft_wrap: a long command stays one line when it is copied.
+                # soft_wrap: a long command remains one line when copied.
                 console.print(Text(f"  {line}"), soft_wrap=True)
         case doc.Table():
             _print_table(block, console)
@@ -100,18 +100,18 @@ def _print_table(table: doc.Table, console: Console) -> None:
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
     least = [_least(*entry) for entry in zip(table.columns, titles, texts, natural, strict=True)]
     wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
-    # Names stay on one line, unless folding them saves a piece.
+    # Names stay on one line unless wrapping them saves a piece.
     pieces = min((_pieces(table, widths, console.width) for widths in (wish, least)), key=len)
     pieces_shown = [[*range(table.keys), *piece] for piece in pieces]
     widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in pieces_shown]
-    keys = [min(piece[i] for piece in widths) for i in range(table.keys)]  # alike in all pieces
+    keys = [min(piece[i] for piece in widths) for i in range(table.keys)]  # the same in all pieces
     for i in range(len(pieces)):
         if i:
             console.print()
         caption = one_line(table.caption) + (" (continued)" if i else "")
         console.print(Text(caption, style="bold"))
         grid = _grid(table, pieces_shown[i], titles, texts, [*keys, *widths[i][table.keys :]])
-        # A terminal narrower than the keys and one column wraps the lines itself: no number is ever cut short.
+        # A terminal narrower than the keys and one column wraps lines itself, so that no number is truncated.
         total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(pieces_shown[i]) - 1)
         options = console.options.update(width=max(console.width, total))
         segments = (part._replace(text=part.text.replace(*HELD[::-1])) for part in console.render(grid, options))
@@ -119,7 +119,7 @@ def _print_table(table: doc.Table, console: Console) -> None:
 
 
 def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
-    """The width below which a column does not go: numbers whole, texts folded at blanks, or in longer words."""
+    """Return the minimum width of a column: whole numbers, and texts wrapped at blanks or within long words."""
     if column.numeric:
         return natural
     words = [word for text in (*title, *texts) for word in text.split(" ")]
@@ -127,14 +127,14 @@ def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natur
 
 
 def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
-    """The columns of each piece after the keys, which every piece repeats."""
+    """Return the columns of each piece after the keys, which every piece repeats."""
     keys = sum(widths[: table.keys]) + GAP * (table.keys - 1)
     packed = pack([GAP + width for width in widths[table.keys :]], room - keys)
     return [range(piece.start + table.keys, piece.stop + table.keys) for piece in packed]
 
 
 def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
-    """The width of each column of a piece: what is left of `room` goes to folded texts, from the left."""
+    """Return the width of each column of a piece; remaining `room` goes to wrapped texts, from the left."""
     left = room - sum(least) - GAP * (len(least) - 1)
     widths = []
     for low, full in zip(least, natural, strict=True):

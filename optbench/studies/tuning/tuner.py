@@ -68,7 +68,7 @@ class Tuner:
         both = sorted(set(chosen) & set(suite.seeds))
         if both:
             raise SuiteError(
-                f"seed {both[0]} is one of the suite's own: settings are chosen on seeds that judge nothing; "
+                f"seed {both[0]} is one of the suite's own: settings are chosen on seeds that no result uses; "
                 "give others with --seeds or in 'tune.seeds'"
             )
         tuner = Tuner(suite, method, chosen, searches(suite))
