@@ -16,7 +16,7 @@ SUBJECTS = {
     "continual": (
         "Continual learning",
         "Of the accuracy matrix R: R[i,j] is the accuracy on task j after task i, row 0 before any training; T tasks. "
-        "Of text, R is bits per byte with the sign turned.",
+        "For text, R is negative bits per byte.",
     ),
     "plasticity": ("Plasticity", "Of the online accuracy a of each task: on every batch before the update on it."),
     "rank": (

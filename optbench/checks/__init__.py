@@ -1,6 +1,6 @@
-"""What optbench asks of an optimizer, a model, a dataset, a task sequence or a metric before results can be believed.
+"""Checks of the contracts of optimizers, models, datasets, task sequences and metrics.
 
-Importing this package imports no torch; a check does. Each kind of thing has a file with `findings(target, settings)`.
+Importing this package imports no torch; a check does. Each kind has a file with `findings(target, settings)`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["CHECKERS", "Finding", "Outcome", "findings", "recognise"]
 
 
 def findings(kind: str, target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Try a target as the kind of thing that it is; every line of its contract as soon as it is known.
+    """Check a target by its kind, yielding every line of its contract as soon as it is known.
 
     Raises:
-        OptbenchError: it cannot be loaded, or does not take its settings.
+    OptbenchError: it cannot be loaded, or rejects its settings.
     """
     found: Iterator[Finding] = importlib.import_module(CHECKERS[kind]).findings(target, settings)
     return found

@@ -1,4 +1,4 @@
-"""The contract of a dataset: tensors of the right types, shapes and ranges, the same whenever they are made."""
+"""The contract of a dataset: valid types, shapes and ranges, and reproducible."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Subject:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Make a dataset twice and look at it.
+    """Construct a dataset twice and check it.
 
     Raises:
-        KindError, ValidationError: it cannot be loaded, or does not take its settings.
+    KindError, ValidationError: it cannot be loaded, or rejects its settings.
     """
     DATASETS.complete(target, settings)
     return lines(_Subject(DatasetSettings.of(target, **settings)), CHECKS)
@@ -70,7 +70,7 @@ def _text(subject: _Subject) -> Found:
 def _normalisation(subject: _Subject) -> Found:
     found = subject.dataset
     if found.vocabulary is not None:
-        return "information", "tokens reach the model as they are"
+        return "information", "tokens are passed to the model unchanged"
     assert found.mean is not None
     assert found.std is not None
     if min(found.std) <= 0:
@@ -86,7 +86,7 @@ def _reproducible(subject: _Subject) -> Found:
         one, other = getattr(subject.dataset, name), getattr(again, name)
         if not (torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)):
             draw = "draw from torch.Generator().manual_seed(...), and read files in a sorted order"
-            return "failed", f"{name} differs when it is made once more; {draw}"
+            return "failed", f"{name} differs when it is made a second time; {draw}"
     return "passed", "made twice: the same bits"
 
 

@@ -1,4 +1,4 @@
-"""What the checks look at: trainings of the small problem, each done once and only when a check asks for it."""
+"""The evidence for checks: trainings of the small problem, each run once, on first use."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from optbench.store.tables import TrialRow
 SEED = 0
 COMPANIONS = (1, 2)
 PLAIN_STEPS = 8
-"""Not a multiple of the usual refresh intervals, so that a schedule is caught halfway."""
+"""Not a multiple of the usual refresh intervals, so that training stops within one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """How a training in the engine ended: with a result, or with what was raised for the whole cohort, in words."""
+    """The end of a training in the engine: a result, or in words an exception for the whole cohort."""
 
     result: TrialResult | None
     raised: str = ""
 
     @property
     def obstacle(self) -> str | None:
-        """Why it did not train to its end, in words; None if it did."""
+        """Why training did not finish, in words; None if it did."""
         if self.result is None:
             return f"raised in training: {self.raised}"
         row = self.row
@@ -53,15 +53,15 @@ class Ending:
 
 @dataclass(frozen=True, eq=False)
 class PlainSteps:
-    """What a few plain steps did to their host."""
+    """Side effects of a few plain steps."""
 
     training: PlainTraining
     changed_gradients: int
-    """Of so many parameters `step` changed the gradient."""
+    """Number of parameters whose gradient was changed by `step`."""
     rebound: int
-    """Of so many parameters the memory was exchanged for other memory."""
+    """Number of parameters whose memory was replaced."""
     drawn: tuple[str, ...]
-    """The libraries whose global generator it drew from."""
+    """Libraries from whose global generators it drew."""
 
 
 class Evidence:
@@ -77,7 +77,7 @@ class Evidence:
 
     @cached_property
     def again(self) -> tuple[Ending, list[str]]:
-        """The same once more, and the libraries whose global generator was drawn from meanwhile."""
+        """The trial repeated, and the libraries from whose global generators it drew."""
         return self._alone()
 
     @cached_property
@@ -90,7 +90,7 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """The trial between two others with these settings, and whether both of them were lost."""
+        """The trial between two others with these settings, and whether both of them diverged or failed."""
         return self._between(changed)
 
     @cached_property
@@ -118,7 +118,7 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The trial interrupted after its first task and resumed, or why it would be trained from its start instead."""
+        """The trial interrupted after its first task and resumed, or why it would be trained from the start instead."""
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
         self.problem.train(trials, lambda take: kept.extend(take()))
@@ -140,7 +140,7 @@ class Evidence:
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """The trial between two others, and whether both of these were lost."""
+        """Train the trial between two others; also return whether both of these diverged or failed."""
         problem, (before, after) = self.problem, COMPANIONS
         trials = [problem.trial(before, changed), problem.trial(SEED), problem.trial(after, changed)]
         try:
@@ -151,7 +151,7 @@ class Evidence:
 
 
 def difference(a: Ending, b: Ending) -> str | None:
-    """In words what differs between two endings beside what was timed; None if they agree to the last bit."""
+    """Describe the difference between two endings, apart from timings; None if they agree bit for bit."""
     if a.obstacle or b.obstacle:
         return None if a.obstacle == b.obstacle else f"one of the two {b.obstacle or a.obstacle}"
     assert a.result is not None
@@ -162,12 +162,12 @@ def difference(a: Ending, b: Ending) -> str | None:
     if distance is not None:
         return f"weights differ by up to {distance:.2g}"
     if _timeless(a.result) != _timeless(b.result):
-        return "the weights agree, what was measured on the way does not"
+        return "the weights agree, but measurements during training differ"
     return None
 
 
 def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float | None:
-    """The largest absolute difference between two sets of weights; None if they agree to the last bit."""
+    """Return the largest absolute difference between two sets of weights; None if they agree bit for bit."""
     if all(torch.equal(a[name], b[name]) for name in a):
         return None
     distances = [(a[name].double() - b[name].double()).abs().max().item() for name in a]
@@ -175,8 +175,8 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
 
 
 def _timeless(result: TrialResult) -> list[str]:
-    # repr: it keeps every bit of a float, and unlike `==` it finds a NaN equal to a NaN.
-    clocked = ("_seconds", "gradients")  # the way to gradients is chosen by the clock
+    # repr keeps every bit of a float, and unlike `==` treats NaN as equal to NaN
+    clocked = ("_seconds", "gradients")  # the way to compute gradients is chosen by timing
     return [
         repr({name: value for name, value in vars(row).items() if not name.endswith(clocked)}) for row in result.rows
     ]

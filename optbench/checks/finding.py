@@ -1,4 +1,4 @@
-"""What a check has found, and how lines that build on one another are gone through. Imports no torch."""
+"""Findings of checks, and running checks that depend on one another. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from optbench.errors import OptbenchError
 from optbench.targets import said
 
 Outcome = Literal["passed", "failed", "information", "skipped"]
-"""`information` cannot fail; `skipped` says why nothing could be found out."""
+"""`information` cannot fail; `skipped` gives the reason."""
 Found = tuple[Outcome, str]
 Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer: which check, how it ended, and in words what was seen."""
+    """One line of the report: the check, its outcome, and a description."""
 
     name: str
     outcome: Outcome
@@ -25,9 +25,9 @@ class Finding:
 
 
 def lines(subject: Subject, checks: Sequence[tuple[str, Callable[[Subject], Found]]]) -> Iterator[Finding]:
-    """Look at a subject check by check; after one that fails, the others are not tried.
+    """Run checks in order; after a failure, the others are skipped.
 
-    Whatever a user's code raises is what the check has found.
+    An exception of a user's code is a finding.
     """
     broken = None
     for name, look in checks:

@@ -1,4 +1,4 @@
-"""The global random generators, which optbench never draws from and an optimizer of somebody else's may."""
+"""Detection of draws from the global random generators, which optbench never uses but a user's code may."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class GlobalDraws:
-    """Where the global generators of PyTorch, NumPy and Python stand."""
+    """The state of the global generators of PyTorch, NumPy and Python."""
 
     torch: Tensor
     numpy: Any
@@ -21,11 +21,11 @@ class GlobalDraws:
 
     @staticmethod
     def now() -> GlobalDraws:
-        # NumPy's old interface is what an optimizer that draws without a generator draws from.
+        # An optimizer that draws without a generator uses NumPy's legacy interface.
         return GlobalDraws(torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
 
     def moved(self, later: GlobalDraws) -> list[str]:
-        """The libraries whose generator was drawn from between here and `later`."""
+        """Return the libraries whose generators were used between this state and `later`."""
         same = {
             "torch": torch.equal(self.torch, later.torch),
             "numpy.random": all(np.array_equal(a, b) for a, b in zip(self.numpy, later.numpy, strict=True)),

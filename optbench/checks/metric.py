@@ -1,4 +1,4 @@
-"""The contract of a metric: one number, the same for the same arguments."""
+"""The contract of a metric: one number, reproducible for equal arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Subject:
 
     @cached_property
     def reading(self) -> Reading | None:
-        """Random features, logits and accuracies; an untrained network's weights."""
+        """Return random features, logits and accuracies, or an untrained network's weights."""
         draws = torch.Generator().manual_seed(0)
         targets = torch.arange(EXAMPLES) % CLASSES
         features = torch.randn(EXAMPLES, WIDTH, generator=draws).relu()
@@ -52,7 +52,7 @@ class _Subject:
         if self.reading is None:
             raise UsageError(f"a measure of {self.metric.kind}, which a run takes while it trains")
         found = take([self.metric], self.reading, asked(torch.device("cpu"), 0, 0, "checked"))
-        return [one for one in found if one.metric == self.metric.name]  # some come with others
+        return [one for one in found if one.metric == self.metric.name]  # some have companions
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -60,10 +60,10 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
     Raises:
         KindError: it cannot be loaded, or is not marked as a metric.
-        ValidationError: it does not take the settings.
+        ValidationError: it rejects the settings.
     """
     entry = MetricSettings(kind=target, **METRIC_KINDS.departures(target, settings))
-    metric, *_ = resolve([entry])  # its companions follow
+    metric, *_ = resolve([entry])  # companions follow
     return lines(_Subject(metric), OF_USERS if entry.is_users else CHECKS)
 
 
@@ -100,8 +100,8 @@ def _leaves_inputs(subject: _Subject) -> Found:
     draws = "".join(f"; it draws from {name}, seeded by the trial" for name in before.moved(GlobalDraws.now()))
     changed = [name for name, a, b in zip(subject.metric.reads, given, kept, strict=True) if not _equal(a, b)]
     if changed:
-        return "information", f"it changes its {' and '.join(changed)}; no harm here, since it gets copies{draws}"
-    return "passed", f"it leaves them as they were{draws}"
+        return "information", f"it changes its {' and '.join(changed)}, which is harmless because it gets copies{draws}"
+    return "passed", f"it does not change them{draws}"
 
 
 def _equal(a: Any, b: Any) -> bool:

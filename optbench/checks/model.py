@@ -1,4 +1,4 @@
-"""The contract of a model: built for some form of data, trained there like any other."""
+"""The contract of a model: it can be built for some form of data and trained on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from optbench.kinds import MODELS
 from optbench.suite.schema import ModelSettings
 
 RATE = 3e-3
-"""Of Adam, which trains it."""
+"""Learning rate of Adam, which trains it."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Try a model on digits, vectors and tokens, and train it on the first that it takes.
+    """Try a model on digits, vectors and tokens, and train it on the first form that it accepts.
 
     Raises:
-        KindError, ValidationError: it cannot be loaded, or does not take its settings.
+    KindError, ValidationError: it cannot be loaded, or rejects its settings.
     """
     MODELS.complete(target, settings)
     given = ModelSettings.of(target, **settings)
@@ -65,7 +65,7 @@ def _initialisation(evidence: Evidence) -> Found:
     if wrong := [name for name in one if not torch.equal(one[name], same[name])]:
         return "failed", f"'{wrong[0]}' differs between two models made under one seed; draw from torch's generator"
     if all(torch.equal(one[name], other[name]) for name in one):
-        return "information", "the same for every seed: seeds then differ in the order of data alone"
+        return "information", "the same for every seed, so that seeds differ only in data order"
     return "passed", "made twice under one seed: the same bits; under another seed: others"
 
 

@@ -1,4 +1,4 @@
-"""The contract of an optimizer as a table of checks: each looks at the evidence and says what it found."""
+"""The contract of an optimizer as a table of checks of the evidence."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 Found = tuple[Outcome, str]
 
 ABSURD = 1e30
-"""A float32 number whose square is none, and whose tenfold, as bias correction may make it, still is one."""
+"""A float32 number whose square overflows, but not ten times the number, as from bias correction."""
 LOSING = ("lr", "learning_rate", "weight_decay")
-"""Hyper-parameters that lose a trial when they are absurd, in the order in which they are tried."""
+"""Hyper-parameters that make a trial diverge with absurd values, in the order in which they are tried."""
 TIMED_BLOCKS = 5
 BLOCK_STEPS = 10
-"""Timed together, so that what an optimizer does every tenth step counts."""
+"""Steps per timed block, so that work at every tenth step is included."""
 TIMING_SECONDS = 3.0
-"""No further block is timed after this."""
+"""Seconds after which no further block is timed."""
 BYTES_PER_NUMBER = 4
 
 ASKS: Mapping[Need, str] = {
     "closure": "a closure, which evaluates loss and gradients anew",
     "create_graph": "gradients that can be differentiated again",
     "modes": "train() before steps and eval() before measuring",
-    "generator": "a random generator of the trial's own",
+    "generator": "the trial's random generator",
     "model": "the network, its hooks included",
     "total_steps": "the number of steps to come",
     "around_forward": "around_forward() around each forward and backward pass",
@@ -48,29 +48,29 @@ ASKS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the contract; `after` says what must hold for it to mean anything."""
+    """One line of the contract; `after` names the checks on which it depends."""
 
     name: str
     look: Callable[[Evidence], Found | None]
-    """None: nothing to say."""
+    """Returns None for no finding."""
     after: Literal["nothing", "training", "determinism"] = "nothing"
     can_fail: bool = True
     only_if_seen: bool = False
-    """Left out where there is nothing to tell."""
+    """Whether to leave it out without a finding."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Try an optimizer on the small problem.
 
     Raises:
-        OptimizerError: it cannot be loaded, or does not take its hyper-parameters; nothing is trained then.
+        OptimizerError: it cannot be loaded, or rejects its hyper-parameters; nothing is trained then.
     """
     check_settings(target, settings)
     return check(Problem.of(target, settings))
 
 
 def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
-    """Try the optimizer of `problem`, check by check, on one thread; no exception of the optimizer gets out."""
+    """Check the optimizer of `problem` on one thread; its exceptions become findings."""
     evidence = Evidence(problem)
     for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():
@@ -86,14 +86,14 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
         return "skipped", "not checked: it is not deterministic, so nothing can be compared"
     try:
         return entry.look(evidence)
-    except Exception as error:  # in a plain loop too an optimizer may raise anything
+    except Exception as error:  # an optimizer may raise anything in a plain loop, too
         raised = f"it raised in a plain PyTorch loop: {evidence.problem.in_words(error)}"
         return ("failed", raised) if entry.can_fail else ("skipped", f"not checked: {raised}")
 
 
 @contextlib.contextmanager
 def _as_in_a_worker() -> Iterator[None]:
-    """One thread and deterministic algorithms, which is what trials run with and bits are promised for."""
+    """Use one thread and deterministic algorithms, as in trials, for which bit-identity is guaranteed."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -118,7 +118,7 @@ def lowers_the_loss(evidence: Evidence) -> Found:
     assert ending.result is not None
     assert ending.result.weights is not None
     start, end, steps = problem.start(ending.result.trial.seed), ending.result.weights, ending.row.steps
-    shared = start.keys() & end.keys()  # not buffers that are not saved, nor second names of a weight
+    shared = start.keys() & end.keys()  # without non-persistent buffers and aliases of weights
     if largest_difference({name: start[name] for name in shared}, end) is None:
         return "failed", f"the weights are the same after {steps} steps" + what_works(problem)
     before, after = problem.loss(start), problem.loss(end)
@@ -168,7 +168,7 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings that may be absurd in one member, by name, as its constructor takes them; a base's, too."""
+    """Yield settings that may be absurd in one member, by name, including a base's."""
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":
         takes &= problem.spec.per_member
@@ -179,7 +179,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
         for label, changed in found.items():
             try:
                 problem.make(problem.network(problem.start(0)), changed=changed)
-            except Exception:  # its constructor knows better
+            except Exception:  # its constructor rejects it
                 continue
             yield label, changed
 
@@ -187,14 +187,14 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 def _gradients(evidence: Evidence) -> Found:
     needs = evidence.problem.spec.needs
     if needs & {"closure", "create_graph", "model", "loss", "around_forward"}:
-        return "skipped", "not checked: its gradients are evaluated anew for every step"
+        return "skipped", "not checked: its gradients are recomputed for every step"
     steps = evidence.plain
     if not steps.changed_gradients:
-        return "passed", "step() leaves them as they were"
+        return "passed", "step() does not change them"
     count = f"{steps.changed_gradients} of {len(steps.training.parameters)} parameters"
     if evidence.problem.spec.lane == "per-member":
-        return "passed", f"step() changes those of {count}; no harm here, since the lane gives it copies"
-    return "passed", f"step() changes those of {count}; no harm here, since each step gets new ones"
+        return "passed", f"step() changes those of {count}, which is harmless because the lane passes copies"
+    return "passed", f"step() changes those of {count}, which is harmless because each step gets new ones"
 
 
 def _rebinding(evidence: Evidence) -> Found | None:
@@ -202,7 +202,10 @@ def _rebinding(evidence: Evidence) -> Found | None:
     if not steps.rebound:
         return None
     count = f"{steps.rebound} of {len(steps.training.parameters)} parameters"
-    return "information", f"step() gives {count} other memory; no harm here, since the lane copies the weights back"
+    return (
+        "information",
+        f"step() replaces the memory of {count}, which is harmless because the lane copies the weights back",
+    )
 
 
 def _draws(evidence: Evidence) -> Found | None:
@@ -214,11 +217,11 @@ def _draws(evidence: Evidence) -> Found | None:
 def _asks_for(evidence: Evidence) -> Found | None:
     needs = _stepping(evidence.problem).needs
     wishes = [words for need, words in ASKS.items() if need in needs]
-    return ("information", f"{'; '.join(wishes)}: it gets that") if wishes else None
+    return ("information", f"{'; '.join(wishes)}: provided") if wishes else None
 
 
 def _stepping(problem: Problem) -> OptimizerSpec:
-    """What takes the steps, with what is declared of it: the optimizer itself, or the base of one that takes none."""
+    """Return the spec of what takes the steps: the optimizer itself, or its base."""
     return problem.trial(0).spec if problem.spec.lane == "its base's" else problem.spec
 
 
@@ -229,13 +232,13 @@ def _lane(evidence: Evidence) -> Found:
     if spec.lane == "elementwise" and yours and NOT_ELEMENTWISE in note:
         return "failed", note[note.index(NOT_ELEMENTWISE) :]
     if spec.lane == "elementwise":
-        why = "every weight's update depends on its own history alone, so members share an instance"
+        why = "every weight's update depends only on its own history, so members share an instance"
         why += " (as declared, and verified in every trial's first task)" if yours else ""
     elif spec.lane == "batched":
-        why = "it is written with the member axis, so members share an instance"
+        why = "it supports the member axis, so members share an instance"
     else:
         why = "an unmodified instance for each member"
-        why += ", as nothing is known of it" if yours else ""
+        why += ", because nothing is known about it" if yours else ""
     whose = "" if evidence.problem.spec.lane == spec.lane else "its base's, "
     return "information", f"{whose}{spec.lane}: {why}"
 
@@ -252,19 +255,19 @@ def _step_time(evidence: Evidence) -> Found:
     started = time.perf_counter()
     for training in trainings:
         training.begin_task()
-        training.run(0, 2)  # state is made at the first step
+        training.run(0, 2)  # the first step creates the state
     for block in range(TIMED_BLOCKS):
         for training, seconds in zip(trainings, blocks, strict=True):
             seconds.append(_block_seconds(training, block))
         if time.perf_counter() - started > TIMING_SECONDS:
             break
     own, adamw = (statistics.median(seconds) / BLOCK_STEPS for seconds in blocks)
-    included = ", evaluations of its closure included" if "closure" in evidence.problem.spec.needs else ""
+    included = ", including evaluations of its closure" if "closure" in evidence.problem.spec.needs else ""
     return "information", f"{own / adamw:.1f} × AdamW's ({own * 1e6:.0f} and {adamw * 1e6:.0f} µs{included})"
 
 
 def _block_seconds(training: PlainTraining, block: int) -> float:
-    """Seconds that the updates of one block take, gradients aside."""
+    """Return the seconds of the updates of one block, without gradients."""
     seconds = 0.0
     for step in range(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS):
         training.gradients(step)

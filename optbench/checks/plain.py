@@ -1,4 +1,4 @@
-"""The optimizer in a plain PyTorch loop: no engine and no lane, as a user's own script would use it."""
+"""The optimizer in a plain PyTorch loop, as in a user's script, without engine and lane."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from optbench.optimizers.make import begin_task
 
 
 class PlainTraining:
-    """One network and one optimizer, of seed 0; batches always in the same order."""
+    """One network and one optimizer, with seed 0 and a fixed order of batches."""
 
     def __init__(self, problem: Problem, weights: Mapping[str, Tensor] | None = None) -> None:
-        """From `weights`, or from the initial weights."""
+        """Start from `weights`, by default the initial weights."""
         self._problem = problem
         self._needs = problem.spec.needs
         self.network = problem.network(problem.start(0) if weights is None else weights)
@@ -30,24 +30,24 @@ class PlainTraining:
         self._train()
 
     def begin_task(self) -> None:
-        """Tell the optimizer that a task begins, as the engine does."""
+        """Tell the optimizer that a task begins, like the engine."""
         begin_task(self.optimizer)
 
     def run(self, first: int, count: int) -> None:
-        """Steps `first`, ..., `first + count - 1`."""
+        """Take steps `first`, ..., `first + count - 1`."""
         for step in range(first, first + count):
             self.gradients(step)
             self.update(step)
 
     def gradients(self, step: int) -> Tensor:
-        """Put the gradients of the mean cross-entropy of batch `step` into `grad`; the loss."""
+        """Compute the gradients of the mean cross-entropy of batch `step` in `grad`; return the loss."""
         inputs, labels = self._problem.batch(step)
         with self._around(), torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
             trained = [p for p in self.parameters if p.requires_grad]  # an optimizer may freeze some
             found = torch.autograd.grad(loss, trained, create_graph="create_graph" in self._needs)
             for parameter, grad in zip(trained, found, strict=True):
-                # A view of another tensor cannot be detached in place, which optimizers do.
+                # a view cannot be detached in place, which optimizers do
                 parameter.grad = grad.clone() if grad._is_view() else grad
         return loss.detach()
 
@@ -56,28 +56,28 @@ class PlainTraining:
         return optimizer.around_forward() if "around_forward" in self._needs else contextlib.nullcontext()
 
     def update(self, step: int) -> None:
-        """One step of the optimizer from the gradients that are there."""
+        """Take one step of the optimizer with the current gradients."""
         with self.draws():
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Around `step`: what it draws from the global generators is the trial's own, as in the lane."""
+        """Seed the global generators for `step` from the trial, as in the lane."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()
 
     def step(self, step: int) -> None:
-        """`update` without what is around it."""
+        """Take the step of `update` without its context."""
         call = StepCall.of(self._problem.spec, self.optimizer)
         if "loss" in self._needs:
             self.optimizer.zero_grad()
         loss = self.loss(step) if call.loss else None
         call(self.optimizer, lambda *_, **__: self.loss(step), loss)
-        if self._needs & {"create_graph", "loss"}:  # a gradient that holds its graph would keep it alive
+        if self._needs & {"create_graph", "loss"}:  # a gradient with a graph would keep it alive
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """What a closure returns: the loss, after gradients have been evaluated unless that is the optimizer's part."""
+        """Evaluate as a closure: compute gradients, unless the optimizer does, and return the loss."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)
@@ -85,7 +85,7 @@ class PlainTraining:
             return nn.functional.cross_entropy(self.network(inputs), labels)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights as they are in training, in tensors of their own."""
+        """Return copies of the training weights."""
         return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
 
     def _train(self) -> None:

@@ -1,4 +1,4 @@
-"""The small problem that an optimizer is checked on: shrunken MNIST, a small MLP, a few dozen steps; or another model.
+"""The small problem for checks of an optimizer: downsampled MNIST, a small MLP or another model, a few dozen steps.
 
 Shapes: N examples, S pixels on a side.
 """
@@ -37,27 +37,27 @@ from optbench.tasks.examples import Examples, Part, Parts
 EXPERIMENT, MODEL = "check", "mlp"
 SUITE_SEED = 0
 TASKS = 2
-"""The same examples twice: between tasks the lane is taken apart and built again, as in any run."""
+"""The same examples twice: between tasks the lane is rebuilt, as in any run."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How small the problem is."""
+    """The size of the problem."""
 
     side: int = 7
-    """S, a divisor of 28: on 49 pixels a method whose cost grows with a power of a layer's width stays cheap."""
+    """S, a divisor of 28: with 49 pixels a method whose cost grows with a power of a layer's width stays cheap."""
     hidden: int = 32
     examples: int = 512
     batch_size: int = 32
     steps: int = 24
-    """Of each of the two tasks."""
+    """Steps of each of the two tasks."""
 
 
 SMALL = Size()
 
 
 class Same:
-    """The tasks of data of any form: the examples as they are, again and again."""
+    """Tasks for data of any form: the same examples repeatedly."""
 
     names = tuple(f"again {i}" for i in range(TASKS))
 
@@ -70,19 +70,19 @@ class Same:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An optimizer, ready to be trained on the small problem: what `optbench run` would do with it, in small."""
+    """An optimizer ready to be trained on the small problem, as `optbench run` would train it."""
 
     target: str
     given: Mapping[str, Any]
-    """The hyper-parameters that were set."""
+    """The given hyper-parameters."""
     hyperparameters: Mapping[str, Any]
-    """Those, and the defaults of the registry."""
+    """The given hyper-parameters with the registry's defaults."""
     spec: OptimizerSpec
     size: Size
     workspace: Workspace
     blueprint: Blueprint
     inputs: Tensor
-    """(N, ...), the training examples as the network sees them; by default (N, 1, S, S) float32."""
+    """(N, ...), the training examples as network inputs; by default (N, 1, S, S) float32."""
     labels: Tensor
     """(N,), or (N, T)"""
 
@@ -94,11 +94,11 @@ class Problem:
         model: ModelSettings | None = None,
         dataset: Dataset | None = None,
     ) -> Problem:
-        """Load the optimizer and make it once; nothing is trained. model, dataset: other than the usual ones.
+        """Load the optimizer and construct it once, without training. model, dataset: instead of the default ones.
 
         Raises:
-            OptimizerError: it cannot be loaded, or does not take its hyper-parameters.
-            UsageError: the model is not what a model has to be.
+        OptimizerError: it cannot be loaded, or rejects its hyper-parameters.
+        UsageError: the model violates its contract.
         """
         check_settings(target, hyperparameters)
         completed = complete(target, hyperparameters)
@@ -140,32 +140,32 @@ class Problem:
         except Exception as error:  # a user's constructor may raise anything
             works = "" if completed.get("only_matrices") is True else problem._if_only_matrices()
             raise OptimizerError(
-                f"{target} does not take its hyper-parameters: {in_words(error, target, completed)}{works}"
+                f"{target} rejects its hyper-parameters: {in_words(error, target, completed)}{works}"
             ) from error
         return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
-        """The same optimizer with other settings.
+        """Return the problem with other settings.
 
         Raises:
-            OptimizerError: it does not take them.
+        OptimizerError: the optimizer rejects them.
         """
         return Problem.of(self.target, {**self.given, **more}, self.size)
 
     def _if_only_matrices(self) -> str:
-        """What to say where it can be made over matrices only."""
+        """Return a hint if it can be constructed only for matrices."""
         try:
             self.with_settings({"only_matrices": True})
         except OptimizerError:
             return ""
-        return "; it can be made with --set only_matrices=true"
+        return "; it works with --set only_matrices=true"
 
     def in_words(self, error: Exception) -> str:
-        """What the optimizer raised: its type, and its message or the line that raised it."""
+        """Describe an exception of the optimizer: its type, and its message or the line that raised it."""
         return in_words(error, self.target, self.hyperparameters)
 
     def trial(self, seed: int, changed: Mapping[str, Any] | None = None) -> Trial:
-        """A trial of this optimizer, with some of its hyper-parameters changed."""
+        """Return a trial of this optimizer, with changes of its hyper-parameters."""
         variant = ",".join(f"{name}={value}" for name, value in (changed or {}).items()) or "default"
         return Trial(
             id=f"{EXPERIMENT}/{MODEL}/optimizer/{variant}/seed={seed}",
@@ -185,7 +185,7 @@ class Problem:
         keep: Keep | None = None,
         begun: Mapping[str, Interim] = MappingProxyType({}),
     ) -> list[TrialResult]:
-        """What the engine makes of these trials in one cohort, in order. keep, begun: as in `optbench.engine.train`."""
+        """Train these trials in one cohort; return results in order. keep, begun: as in `optbench.engine.train`."""
         cohort = Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials))
         return train(cohort, self.workspace, lambda progress: None, keep, begun)
 
@@ -195,7 +195,7 @@ class Problem:
         noise: torch.Generator | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
-        """The optimizer itself over the parameters of `network`; whatever its constructor raises is let through."""
+        """Construct the optimizer for the parameters of `network`; exceptions of its constructor propagate."""
         given = {
             "generator": noise or self.noise(0),
             "model": network,
@@ -207,35 +207,35 @@ class Problem:
             return maker(self.spec, settings, given)(list(network.parameters()))
 
     def noise(self, seed: int) -> torch.Generator:
-        """The generator of an optimizer that asks for one."""
+        """Return the generator for an optimizer that needs one."""
         return generator(SUITE_SEED, seed, "optimizer")
 
     def start(self, seed: int) -> dict[str, Tensor]:
-        """The initial weights of a seed: those the engine starts at."""
+        """Return the initial weights of a seed, as in the engine."""
         return self.blueprint.start(SUITE_SEED, seed)
 
     def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """A network of its own with a copy of these weights."""
+        """Return a new network with a copy of these weights."""
         network = materialised(self.blueprint.network, torch.device("cpu"))
-        network.load_state_dict(dict(weights), strict=False)  # buffers that are not saved, names of shared weights
+        network.load_state_dict(dict(weights), strict=False)  # non-persistent buffers and aliases of shared weights
         return network
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (B, 1, S, S) and labels (B,) number `step`, always in the same order."""
+        """Return inputs (B, 1, S, S) and labels (B,) of batch `step`, in a fixed order."""
         size = self.size.batch_size
         start = step % (len(self.labels) // size) * size
         return self.inputs[start : start + size], self.labels[start : start + size]
 
     @torch.no_grad()
     def loss(self, weights: Mapping[str, Tensor]) -> float:
-        """Mean cross-entropy over all training examples, of the network in eval mode."""
+        """Return the network's mean cross-entropy over all training examples in eval mode."""
         logits = self.network(weights).eval()(self.inputs.clone())
         return cross_entropy(logits.double(), self.labels).item()
 
 
 @functools.lru_cache(maxsize=2)
 def shrunken_mnist(size: Size) -> Dataset:
-    """The first training examples of MNIST and a batch of test examples, in squares of S pixels on a side."""
+    """Return the first training examples of MNIST and a batch of test examples, downsampled to S pixels a side."""
     mnist = load("mnist")
     factor = mnist.inputs.shape[1] // size.side
     assert factor * size.side == mnist.inputs.shape[1]
@@ -244,7 +244,7 @@ def shrunken_mnist(size: Size) -> Dataset:
         images = nn.functional.avg_pool2d(split.inputs[:count].float(), factor).round().to(torch.uint8)
         return Split(images, split.targets[:count])
 
-    # One batch more, which the protocol holds out for validation.
+    # one more batch, which the protocol holds out for validation
     small = shrink(mnist.train, size.examples + size.batch_size)
     pixels = small.inputs.double() / 255
     return Dataset(

@@ -1,4 +1,4 @@
-"""Which kind of thing a target is, found out from what it is."""
+"""Recognise the kind of a target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recognise(target: str) -> str:
     """Return `optimizer`, `model`, `dataset`, `tasks` or `metric`.
 
     Raises:
-        UsageError: it is none that could be told, or cannot be imported.
+        UsageError: its kind cannot be determined, or it cannot be imported.
     """
     if ":" not in target:
         for known, names in NAMES.items():
@@ -41,12 +41,12 @@ def recognise(target: str) -> str:
         raise UsageError(*error.args) from error.__cause__
     kind = _kind_of(found)
     if kind is None:
-        raise UsageError(f"{target}: cannot tell what it is; say it with --as {'|'.join(NAMES)}")
+        raise UsageError(f"{target}: cannot tell its kind; give it with --as {'|'.join(NAMES)}")
     return kind
 
 
 def _kind_of(found: Any) -> str | None:
-    import torch  # late: what is known by name needs none
+    import torch  # late, because registered names do not need it
 
     if hasattr(found, MARK):
         return "metric"

@@ -1,4 +1,4 @@
-"""Try declarations that could make an optimizer train that does not train as it is, and name the one that works."""
+"""Try declarations that could fix an optimizer that does not train, and suggest one that works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEED = 0
 
 
 def what_works(problem: Problem) -> str:
-    """`; --set needs=closure works`, or nothing where it is not a user's, or nothing that could be declared helps."""
+    """Return `; --set needs=closure works`, or an empty string if no declaration helps or it is not a user's."""
     if problem.spec.source != "yours":
         return ""
     for shown, settings in _declarations(problem):
@@ -24,7 +24,7 @@ def what_works(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Declarations that could be missing, as `--set` takes them."""
+    """Yield declarations that could be missing, in the form for `--set`."""
     given = str(problem.given.get("needs") or "")
     for words in WORDS:
         missing = [word for word in words.split() if word not in problem.spec.needs]
@@ -36,7 +36,7 @@ def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trains(problem: Problem, settings: dict[str, Any]) -> bool:
-    """True if it lowers the loss with these settings."""
+    """Return whether it lowers the loss with these settings."""
     try:
         changed = problem.with_settings(settings)
         (result,) = changed.train([changed.trial(SEED)])

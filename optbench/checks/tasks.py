@@ -1,4 +1,4 @@
-"""The contract of a task sequence: named tasks whose examples depend on the seeds alone."""
+"""The contract of a task sequence: named tasks whose examples depend only on the seeds."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class _Subject:
         return Tasks(self.settings, self.parts(), 0)
 
     def examples(self, tasks: Tasks, *, backwards: bool = False) -> dict[Place, Examples]:
-        """Every part of every task of two trial seeds."""
+        """Return every part of every task of two trial seeds."""
         places = [(s, task, part) for s in SEEDS for task in range(tasks.outline.count) for part in PARTS]
         order = reversed(places) if backwards else places
         return {place: tasks.examples(*place) for place in order}
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Make every task of a sequence over digits, vectors or tokens, several times.
+    """Generate every task of a sequence of digits, vectors or tokens several times.
 
     Raises:
-        KindError, ValidationError: it cannot be loaded, or does not take its settings.
+    KindError, ValidationError: it cannot be loaded, or rejects its settings.
     """
     TASKS.complete(target, settings)
     return _lines(TaskSettings.of(target, **settings))
@@ -84,7 +84,7 @@ def _examples(subject: _Subject) -> Found:
 def _reproducible(subject: _Subject) -> Found:
     one, other = (subject.examples(subject.tasks()) for _ in range(2))
     if differs := _difference(one, other):
-        return "failed", f"{differs} differs when it is made once more; {DRAW}"
+        return "failed", f"{differs} differs when it is made a second time; {DRAW}"
     return "passed", "made twice: the same bits"
 
 
@@ -92,7 +92,7 @@ def _order(subject: _Subject) -> Found:
     one, other = (subject.examples(subject.tasks(), backwards=backwards) for backwards in (False, True))
     if differs := _difference(one, other):
         return "failed", f"{differs} depends on which tasks were asked for before; {DRAW}"
-    return "passed", "the same in whatever order tasks are asked for"
+    return "passed", "the same in any order of tasks"
 
 
 def _keys(subject: _Subject) -> Found:
@@ -112,7 +112,7 @@ def _data(subject: _Subject) -> Found:
     changed = [part for part in PARTS if not _same(fresh[part], parts[part])]
     if changed:
         return "failed", f"examples() changes the dataset's {changed[0]} examples; work on a clone()"
-    return "passed", "the dataset stays as it was"
+    return "passed", "the dataset is unchanged"
 
 
 def _difference(one: Mapping[Place, Examples], other: Mapping[Place, Examples]) -> str | None:

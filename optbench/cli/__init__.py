@@ -1,4 +1,4 @@
-"""The command line: one Typer app; every command reads like a sentence."""
+"""The command line, one Typer app."""
 
 from __future__ import annotations
 

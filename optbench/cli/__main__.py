@@ -1,4 +1,4 @@
-"""`python -m optbench.cli`, where the `optbench` script is not installed."""
+"""`python -m optbench.cli`, for use if the `optbench` script is not installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import sys
 
 from optbench.script import main
 
-# Worker processes import this module again, under another name.
+# worker processes import this module again under another name
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""`optbench check`: one line for each thing that a target has to keep, as soon as it is known."""
+"""`optbench check`: one line per requirement of a target's contract, printed as soon as it is known."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NAME_WIDTH = 19
 KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DATASETS, "metric": METRIC_KINDS}
 
 OF_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
-"""Begins a warning about how optbench tries members together: nothing that a user's code could do about."""
+"""Start of a warning about optbench's attempt to train members together, which users cannot avoid."""
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:
-    """Try a target on a small problem and say line by line what was found; the exit code, 1 where a check failed.
+    """Try a target on a small problem and print the findings; return the exit code, 1 if a check failed.
 
-    kind: what the target is, where that cannot be told.
+    kind: the kind of the target if it cannot be recognised.
 
     Raises:
-        UsageError: a setting that is not of the form name=value, or no such kind.
-        OptbenchError: the target cannot be loaded, or does not take its settings; nothing is tried then.
+    UsageError: a setting is not of the form name=value, or the kind is unknown.
+    OptbenchError: the target cannot be loaded, or rejects its settings; nothing is tried then.
     """
     given = parse_settings(settings)
     if kind is not None and kind not in CHECKERS:
@@ -48,7 +48,7 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
     with _users_code(warned):
         kind = kind or recognise(target)
         if kind == "optimizer":
-            check_settings(target, given)  # before torch is imported, so that a slip costs no time
+            check_settings(target, given)  # before torch is imported, so that a mistake is reported quickly
         try:
             found = findings(kind, target, given)
         except ValidationError as error:
@@ -63,14 +63,14 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
         if OF_VMAP not in text:
             _show(seen, Finding("warning", "information", text))
     failed = [finding.name for finding in seen if finding.outcome == "failed"]
-    verdict = f"does not keep the contract: {', '.join(failed)}" if failed else "keeps the contract"
+    verdict = f"violates the contract: {', '.join(failed)}" if failed else "satisfies the contract"
     with results() as console:
         console.print(Text(f"{target} {verdict}", style="bold"), soft_wrap=True)
     return BROKEN if failed else KEPT
 
 
 def _warning(one: warnings.WarningMessage) -> str:
-    """In one line, without the line of PyTorch's own sources that many of its warnings end with."""
+    """Return a warning on one line, without the reference to PyTorch's sources."""
     text = " ".join(str(one.message).split()).partition(" (Triggered internally at ")[0]
     return f"{one.category.__name__}: {text}"
 
@@ -91,21 +91,21 @@ def _show(seen: list[Finding], finding: Finding) -> None:
 
 
 def _said(error: ValidationError, settings: Iterable[str]) -> str:
-    """The first thing that is wrong with a kind's settings: `depth: expected a valid integer, got 'deep'`."""
+    """Return the first fault in a kind's settings: `depth: expected a valid integer, got 'deep'`."""
     first = error.errors(include_url=False)[0]
     where, words = ".".join(map(str, first["loc"])), first["msg"].lower().replace("input should be", "expected")
     if first["type"] == "extra_forbidden":
         return unknown("setting", where, settings)
     if first["type"] == "value_error":
-        return f"{where}: {first['ctx']['error']}"  # which says what it got
+        return f"{where}: {first['ctx']['error']}"  # the message already includes the value
     return f"{where}: {words}" + (f", got {first['input']!r}" if first["type"] != "missing" else "")
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """`name=value`, the value in YAML as in a suite; `base.lr=0.1` sets a key of the mapping `base`.
+    """Parse `name=value`, with the value in YAML; `base.lr=0.1` sets a key of the mapping `base`.
 
     Raises:
-        UsageError: not of that form, or a key within what is no mapping.
+    UsageError: it has another form, or a key inside a value that is no mapping.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -120,7 +120,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(finding: Finding, *, folded: bool) -> RenderableType:
-    """One line in a pipe, where lines are searched; on a terminal the words fold beside the name."""
+    """Print a finding: on one line in a pipe, wrapped next to its name on a terminal."""
     mark, style = MARKS[finding.outcome], STYLES[finding.outcome]
     if not folded:
         return Text(f"{mark} {finding.name:<{NAME_WIDTH}} {finding.text}")

@@ -1,4 +1,4 @@
-"""`optbench compare`: two runs, or two optimizers, seed by seed; and the gates that make CI fail."""
+"""`optbench compare`: two runs or two optimizers, seed by seed, and gates for CI."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def compare_runs(
     format: str | None = None,
     output: str | None = None,
 ) -> int:
-    """Say what differs and how sure that is; the exit code, 1 where a gate failed.
+    """Print a comparison; return the exit code, 1 if a gate failed.
 
     Raises:
-        UsageError: an option names what is not there.
-        StoreError: a run is not there or cannot be read, or the output cannot be written.
-        ComparisonError: the runs cannot be compared, or nothing in them can be paired; in the latter case it is
-            reported first.
+    UsageError: an option has an unknown name.
+    StoreError: a run does not exist or cannot be read, or the output cannot be written.
+    ComparisonError: the runs cannot be compared, or nothing in them can be paired; in the latter case the report is
+    printed first.
     """
     chosen = choose_format(format, output)
     parsed = [parse_gate(text) for text in gates]
@@ -69,9 +69,9 @@ def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
 
 
 def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
-    """Return the run and what is named in it, of `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT`.
+    """Split `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT` into the run and the rest.
 
-    A directory's name may have a colon of its own.
+    The name of a directory may itself contain a colon.
     """
     run, colon, named = text.rpartition(":")
     if not colon or is_run(Path(text)) or is_run(runs_dir / text):

@@ -1,6 +1,6 @@
-"""What a shell offers after Tab: names of suites, runs, optimizers and the like. Imports nothing heavy.
+"""Shell completion of names of suites, runs, optimizers and other kinds. Imports nothing heavy.
 
-Where a function offers nothing the shell completes the names of files.
+If a function returns nothing, the shell completes file names.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 TRACKERS = ("tensorboard", "wandb")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
-"""Repeated here because importing them from where they are defined is too slow for a completion."""
+"""Repeated here, because importing the definitions is too slow for completion."""
 
 _SEPARATORS = re.compile(r"[=:]+")
 
 
 @contextlib.contextmanager
 def words_of_bash() -> Iterator[None]:
-    """Undo how bash splits words at `=` and `:`, while its completion function asks; nothing otherwise.
+    """Undo bash's splitting of words at `=` and `:` during completion.
 
-    In `--optimizer mine=ad` bash completes `ad`, a word of its own. The words are joined again in the environment, and
-    what is written is cut to the part that bash completes.
+    In `--optimizer mine=ad` bash completes only `ad`. The words are joined in the environment, and the output is
+    shortened to the part that bash completes.
     """
     text, position = os.environ.get("COMP_WORDS", ""), os.environ.get("COMP_CWORD", "")
     if os.environ.get("_OPTBENCH_COMPLETE") != "complete_bash" or not position.isdecimal():
         yield
         return
     between = "\n" if "\n" in text else " "  # Typer's function joins them by line breaks
-    # What stands right of the cursor is no part of the word.
+    # text to the right of the cursor does not belong to the word
     words = text.split(between)[: int(position) + 1]
     words += [""] * (int(position) + 1 - len(words))
     joined: list[str] = []
@@ -54,7 +54,7 @@ def words_of_bash() -> Iterator[None]:
             joined.append(word)
         glued = separates
     os.environ.update(COMP_WORDS=between.join(joined), COMP_CWORD=str(len(joined) - 1))
-    # What may stand before the part: all of the word, or the value only of `--optimizer=mine=ad`.
+    # the part may be preceded by the whole word, or by the value of `--optimizer=mine=ad`
     ends = [0, *(found.end() for found in _SEPARATORS.finditer(joined[-1]))]
     left = [joined[-1][start : ends[-1]] for start in ends[:-1]]
     written = io.StringIO()
@@ -68,7 +68,7 @@ def words_of_bash() -> Iterator[None]:
 
 
 def suites(incomplete: str) -> list[str]:
-    """Shipped suites, and suite files of the working directory."""
+    """Complete shipped suites and suite files in the working directory."""
 
     def found() -> Iterable[str]:
         from optbench.suite.resolve import shipped_suites
@@ -79,12 +79,12 @@ def suites(incomplete: str) -> list[str]:
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """Ids of the runs in `--runs-dir`, and `latest`."""
+    """Complete ids of runs in `--runs-dir`, and `latest`."""
     return _starting(incomplete, lambda: ("latest", *_ids(context)))
 
 
 def reported(context: typer.Context, incomplete: str) -> list[str]:
-    """What `report` shows: runs, and results of `cost`."""
+    """Complete runs and results of `cost`, for `report`."""
 
     def found() -> Iterable[str]:
         return "latest", *_ids(context), *(file.name for file in sorted(_runs_dir(context).glob("cost-*.json")))
@@ -93,7 +93,7 @@ def reported(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
-    """A run; after a colon, an optimizer of it."""
+    """Complete a run, or after a colon one of its optimizers."""
     run, colon, _ = incomplete.rpartition(":")
     if not colon:
         return runs(context, incomplete)
@@ -106,7 +106,7 @@ def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _known(module: str, table: str) -> Callable[[str], list[str]]:
-    """The completion of what a registry knows by name."""
+    """Return the completion of registered names."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: getattr(importlib.import_module(module), table))
@@ -120,7 +120,7 @@ metrics = _known("optbench.metrics", "METRICS")
 
 
 def known_targets(incomplete: str) -> list[str]:
-    """Everything that is known by name: optimizers, models, datasets, task sequences and metrics."""
+    """Complete registered optimizers, models, datasets, task sequences and metrics."""
 
     def found() -> Iterable[str]:
         from optbench.checks.recognise import NAMES
@@ -131,7 +131,7 @@ def known_targets(incomplete: str) -> list[str]:
 
 
 def optimizers(context: typer.Context, incomplete: str) -> list[str]:
-    """Optimizers of the suite; after `NAME=`, those known by name."""
+    """Complete optimizers of the suite, or after `NAME=` registered ones."""
     name, equals, target = incomplete.partition("=")
     if equals:
         return [f"{name}={found}" for found in registered(target)]
@@ -139,7 +139,7 @@ def optimizers(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def experiments(context: typer.Context, incomplete: str) -> list[str]:
-    """Experiments of the suite, or of the runs that are compared."""
+    """Complete experiments of the suite, or of the compared runs."""
 
     def found() -> Iterable[str]:
         sides = [_run(context, str(text).partition(":")[0]) for text in _given(context, "run_a", "run_b")]
@@ -149,7 +149,7 @@ def experiments(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
-    """Models of the suite's experiments."""
+    """Complete models of the suite's experiments."""
 
     def found() -> Iterable[str]:
         described = _outline(_suite(context), "experiments").values()
@@ -161,7 +161,7 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """The completion of an option with a fixed set of values."""
+    """Return the completion of an option with fixed values."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: names)
@@ -178,9 +178,9 @@ def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str
 
 
 def _given(context: typer.Context, *names: str) -> list[Any]:
-    """The values of parameters that stand on the command line already."""
+    """Return the values of parameters already on the command line."""
     arguments = [param.name for param in context.command.params if param.param_type_name == "argument"]
-    # Where the option that is being completed has no value yet, the arguments are left unread.
+    # arguments are not parsed if the option being completed has no value yet
     unread = dict(zip(arguments, context.args, strict=False))
     values = [context.params.get(name) or unread.get(name) for name in names]
     return [value for value in values if value]
@@ -197,20 +197,20 @@ def _runs_dir(context: typer.Context) -> Path:
 
 
 def _ids(context: typer.Context) -> list[str]:
-    """The newest first."""
+    """Return run ids, newest first."""
     found = list(_runs_dir(context).glob("[!.]*/run.json"))
     return [file.parent.name for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def _run(context: typer.Context, run: str) -> Path | None:
-    """The suite of a run."""
+    """Return the suite of a run."""
     names = [*_ids(context)[:1]] if run == "latest" else [run]
     places = [place for name in names for place in (Path(name).expanduser(), _runs_dir(context) / name)]
     return next((place / "suite.yaml" for place in places if (place / "run.json").is_file()), None)
 
 
 def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
-    """A mapping of a suite file, which need not be valid."""
+    """Return a mapping of a suite file, which need not be valid."""
     if file is None:
         return {}
     from optbench.suite.extends import read_document

@@ -16,7 +16,7 @@ def cost(
         typer.Argument(
             metavar="[OPTIMIZER]...",
             autocompletion=completion.contenders,
-            help="A name that `optbench list optimizers` shows, module:Class or ./file.py:Class; NAME=TARGET names it. "
+            help="A name from `optbench list optimizers`, module:Class or ./file.py:Class; NAME=TARGET names it. "
             "By default the common ones, Shampoo in blocks and whole among them.",
         ),
     ] = None,
@@ -40,18 +40,20 @@ def cost(
     steps: Annotated[int, typer.Option(metavar="N", min=2, help="Steps to measure, the first one not counted.")] = 20,
     seconds: Annotated[
         float,
-        typer.Option(metavar="S", min=0, help="Start no further step after so many; at least two are measured."),
+        typer.Option(metavar="S", min=0, help="Start no step after this many seconds; at least two are measured."),
     ] = 20.0,
     warm_up: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Steps before, if --seconds allows: at first roots are stale soonest."),
+        typer.Option(
+            metavar="N", min=0, help="Warm-up steps, if --seconds allows: roots become stale fastest at first."
+        ),
     ] = 50,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes longer than this on one size.")
     ] = 1800.0,
     memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", min=0.1, help="What may be allocated; by default 80% of what is available."),
+        typer.Option(metavar="GIB", min=0.1, help="Memory limit; by default 80% of the available memory."),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     format_: options.FormatOption = None,
@@ -61,8 +63,8 @@ def cost(
 ) -> None:
     """Measure what optimizers cost on the parameters of a transformer: time of a step, state, peak of memory.
 
-    Each in a process of its own. What does not fit into memory is listed with what it would need; nothing is
-    allocated for it.
+    Each is measured in a separate process. Optimizers that do not fit into memory are listed with the memory that they
+    would need, without allocating it.
     The result is saved under --runs-dir; optbench report shows it again, in any format.
     """
     from optbench.cli import costing
@@ -73,7 +75,7 @@ def cost(
     form = choose_format(format_, output)
     named = chosen(optimizers or (), set_ or ())
     sizes = costing.known_sizes(size or ())
-    # Now that nothing is wrong with the words: torch takes seconds to import.
+    # after the arguments are validated, because torch takes seconds to import
     device, available = costing.device_and_memory(device)
     plan = CostPlan(
         contenders=costing.usable(named, all_needed=bool(optimizers)),

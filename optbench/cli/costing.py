@@ -1,4 +1,4 @@
-"""`optbench cost`: what optimizers take, measured one process each, in the format that is asked for."""
+"""`optbench cost`: measure the cost of optimizers, each in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_SIZES = ("tiny", "small")
 
 
 def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
-    """Each size once; the default ones where none is given. Raises UsageError if one is unknown."""
+    """Return each size once, by default the default sizes; raise UsageError if one is unknown."""
     for size in sizes:
         if size not in SIZES:
             raise UsageError(f"--size: {unknown('size', size, SIZES)}")
@@ -30,10 +30,10 @@ def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
 
 
 def device_and_memory(text: str) -> tuple[str, int]:
-    """The device that `--device` means, and the bytes that may be allocated there by default.
+    """Return the device of `--device`, and the bytes that may be allocated there by default.
 
     Raises:
-        OptbenchError: there is no such device, or its cost cannot be measured.
+    OptbenchError: there is no such device, or it does not support measurements.
     """
     from optbench.engine.device import resolve, settle
 
@@ -53,10 +53,10 @@ def device_and_memory(text: str) -> tuple[str, int]:
 
 
 def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None, *, quiet: bool) -> int:
-    """Measure what is planned, save it in `folder` and show it; the exit code, 3 where an optimizer failed.
+    """Measure a plan, save the result in `folder` and print it; return the exit code, 3 if an optimizer failed.
 
     Raises:
-        OptbenchError: nothing was measured, and why is in the file; or the file cannot be written.
+    OptbenchError: nothing was measured, for reasons given in the file; or the file cannot be written.
     """
     from optbench.engine.device import accelerators, cpu_capability
     from optbench.store.provenance import provenance
@@ -74,7 +74,7 @@ def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None
         result = measure(plan, file, about, ("optbench", *sys.argv[1:]), told)
     except KeyboardInterrupt:
         if file.exists():
-            say(f"optbench: what was measured is in {file}")
+            say(f"optbench: the measurements so far are in {file}")
         raise
     if not quiet:
         say(f"optbench: saved to {file}")
@@ -84,15 +84,15 @@ def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None
 
 def _code(result: CostResult, file: Path) -> int:
     if not any(row.status == "ok" for row in result.rows):
-        raise NothingMeasuredError(f"nothing was measured; why stands in {file}")
+        raise NothingMeasuredError(f"nothing was measured; the reasons are in {file}")
     return SOME_FAILED if any(row.status == "failed" for row in result.rows) else DONE
 
 
 def usable(contenders: Sequence[Contender], *, all_needed: bool) -> tuple[Contender, ...]:
-    """Those that can be loaded and take their settings; one of a missing extra is left out unless all are needed.
+    """Return the optimizers that can be loaded, without those of a missing extra unless all are required.
 
     Raises:
-        OptimizerError: one cannot be loaded, or does not take its settings.
+    OptimizerError: one cannot be loaded, or rejects its settings.
     """
     from optbench.errors import OptimizerError
     from optbench.optimizers.load import check_arguments
@@ -112,7 +112,7 @@ def usable(contenders: Sequence[Contender], *, all_needed: bool) -> tuple[Conten
 
 
 def thread_counts(text: str | None) -> tuple[int, ...]:
-    """`1,2`; without a text one, and as many as there are cores."""
+    """Parse `1,2`; by default 1 and the number of cores."""
     from optbench.engine.device import cores
 
     if text is None:

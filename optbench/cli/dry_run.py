@@ -1,4 +1,4 @@
-"""`optbench run --dry-run`: what would be trained. Imports torch only to try users' optimizers and models."""
+"""`optbench run --dry-run`: show the plan. Imports torch only to try users' optimizers and models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from optbench.tasks.examples import check_augment, check_dataset, check_sizes, c
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
-"""Characters of a name that are kept together, so that three names leave room for the rest in 80 columns."""
+"""Characters of a name kept on one line, so that three names leave space for the rest in 80 columns."""
 
 LOCK_STEP = {
     "cpu": "by torch.func for all members where that gives the bits of each alone and is faster, which is tried first",
@@ -37,11 +37,11 @@ LOCK_STEP = {
 
 
 def show_plan(plan: Plan, options: Options) -> None:
-    """Print experiments, cohorts and trials, and which of them are done already.
+    """Print experiments, cohorts and trials, and which of them are done.
 
     Raises:
-        OptbenchError: a user's optimizer refuses its settings, a model does not fit its data or an optimizer, or a
-            protocol asks for more examples than a dataset has.
+    OptbenchError: a user's optimizer rejects its settings, a model does not fit its data or an optimizer, or a
+    protocol requests more examples than a dataset has.
     """
     place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
@@ -88,10 +88,10 @@ def show_plan(plan: Plan, options: Options) -> None:
 
 
 def _check_sizes(plan: Plan) -> None:
-    """Check what protocols ask of the shipped datasets, whose sizes are known without their data.
+    """Check protocols against the sizes of shipped datasets, which are known without their data.
 
     Raises:
-        UsageError: more examples than there are, or none left to train on.
+    UsageError: a protocol requests more examples than exist, or leaves none for training.
     """
     for name, experiment in plan.suite.experiments.items():
         known = experiment.dataset.known
@@ -104,7 +104,7 @@ def _check_sizes(plan: Plan) -> None:
 
 
 def _data_summary(experiment: ExperimentSettings) -> str:
-    """`mnist at 14 × 14`, `text-domains (tokens bytes, context 128)`, `imbalanced (ratio 100, seed 0) of mnist`."""
+    """Describe a dataset: `mnist at 14 × 14`, `text-domains (tokens bytes)`, `imbalanced (ratio 100) of mnist`."""
     return " of ".join(map(_dataset_summary, experiment.dataset.chain))
 
 
@@ -117,13 +117,13 @@ def _dataset_summary(dataset: DatasetSettings) -> str:
 
 
 def _task_summary(experiment: ExperimentSettings) -> str:
-    """`permuted (permutations per-seed, first permuted)`."""
+    """Describe a task sequence: `permuted (permutations per-seed, first permuted)`."""
     settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count" and value is not None}
     return _with_details(experiment.tasks.kind, settings)
 
 
 def _trials(plan: Plan) -> list[str]:
-    """`to do permuted/net/sgd/default/seed=0-9`: trials that differ in their seed alone share a line."""
+    """List trials, combining those that differ only in seed: `to do permuted/net/sgd/default/seed=0-9`."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for trial in plan.trials:
         before, seed, after = trial.id.rpartition(f"seed={trial.seed}")
@@ -139,8 +139,7 @@ def _with_details(kind: str, settings: Mapping[str, object]) -> str:
 
 
 def _protocols(plan: Plan) -> list[str]:
-    """What experiments train with besides plain steps, which optimizers go without it, and what is scored where not
-    everything is: once for all experiments of which it is true."""
+    """Return remarks on protocols (recipe, schedule, reduced scoring), each once with its experiments."""
     experiments = plan.suite.experiments
     said = grouped(
         (sentence, name)
@@ -172,7 +171,7 @@ def _scored(plan: Plan, experiment: str) -> str:
 
 
 def _readings(readings: Readings) -> str:
-    """`44 readings: 11 metrics × 2 layers × 2 data, the verdict on effective_rank, pooled`."""
+    """Describe readings: `44 readings: 11 metrics × 2 layers × 2 data, the verdict on effective_rank, pooled`."""
     sizes = [count(len(readings.metrics), "metric")]
     sizes += [count(len(readings.layers), "layer")] if len(readings.layers) > 1 else []
     sizes += [f"{len(readings.data)} data"] if len(readings.data) > 1 else []
@@ -189,9 +188,9 @@ def _plain(value: object) -> str:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """How large each user's model is, and each deep one of ours, and how it is trained; data are not downloaded.
+    """Return the size of each user's model and each deep built-in one, and how it is trained; downloads no data.
 
-    A user's is tried on a few examples. The users' optimizers are imported, and asked whether they take their settings.
+    A user's model is tried on a few examples. Users' optimizers are imported and constructed with their settings.
     """
     if not any(trial.user_code for trial in plan.trials):
         return _tried(plan, options)
@@ -230,7 +229,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
 
 
 def _deep(settings: ModelSettings) -> bool:
-    """As `Network.deep` of a model of ours."""
+    """Return `Network.deep` of a built-in model."""
     return getattr(settings.registry.load(settings.kind), "deep", False)
 
 
@@ -244,7 +243,7 @@ def _pairs(plan: Plan) -> str:
 
 def _cohorts(plan: Plan, *, resumed: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    # The names are what a reader copies into a command: where room is short, the other columns fold before them.
+    # Names are copied into commands, so other columns wrap first if space is limited.
     for column in ("experiment", "model", "optimizer"):
         widest = max(len(getattr(trial, column)) for trial in plan.trials)
         table.add_column(column, overflow="fold", min_width=min(WIDEST_NAME, widest))
@@ -268,7 +267,7 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, shortened: `0-9`, `0-2, 5, 7-8`."""
+    """Abbreviate ascending numbers: `0-9`, `0-2, 5, 7-8`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -279,7 +278,7 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def _variants(cohort: Cohort) -> str:
-    """The variants, of several optimizers with the name of each: `default`; `sgd; momentum lr=0.1; momentum lr=0.2`."""
+    """List variants, with names for several optimizers: `default`; `sgd; momentum lr=0.1; momentum lr=0.2`."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
     if len(cohort.optimizers) > 1:
         names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]

@@ -1,7 +1,7 @@
-"""The entry point: what every command's end has in common, messages and exit codes.
+"""The entry point: messages and exit codes of all commands.
 
 Exit codes: 0 done; 1 a gate failed; 2 a wrong flag, suite, device or data; 3 some trials failed; 4 nothing was
-measured; 130 interrupted. Beyond the contract: 70 (EX_SOFTWARE of sysexits.h) for an error of optbench's own.
+measured; 130 interrupted. In addition, 70 (EX_SOFTWARE of sysexits.h) for an internal error of optbench.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from optbench.paths import is_utf8
 INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
-# Typer carries a copy of click from 0.22 on and imports click before, so click's base of all usage errors is found
-# through one that Typer exports.
+# From 0.22 on, Typer contains a copy of click instead of importing it, so click's base class of usage errors is
+# # found through one that Typer exports.
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
+    """Run the command line and return the exit code."""
     standard_streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
-        # An arrow that a terminal's encoding does not have must not end a run.
+        # An arrow missing from a terminal's encoding must not abort a run.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
-        # Typer and rich leave with 1, which means a failed gate here, when the reader of a pipe has gone.
+        # Typer and rich exit with 1, which here means a failed gate, if the reader of a pipe has closed it.
         if isinstance(error.__context__, BrokenPipeError):
             code = _reader_gone()
         elif error.code and {"--install-completion", "--show-completion"} & set(given):
-            code = 2  # a shell that is not known, which Typer has said
+            code = 2  # an unknown shell, which Typer has reported
         else:
             raise
     except BrokenPipeError:
         code = _reader_gone()
     except Exception as error:
-        # Typer writes its help and the version by itself.
+        # Typer itself writes help and version
         undelivered = standard_streams.undelivered(sys.stdout) if isinstance(error, OSError) else None
         if undelivered is not None:
             code = _say(error, f"standard output: cannot write: {undelivered.strerror}", 2, debug=debug)

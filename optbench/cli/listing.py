@@ -1,4 +1,4 @@
-"""`optbench list KIND`: what there is, from the registries alone: no torch."""
+"""`optbench list KIND`: the content of the registries, without importing torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optbench.kinds import DATASETS, MODELS, TASKS, Registry
 
 
 def list_kind(kind: str, runs_dir: Path) -> None:
-    """Print the table of one kind of thing. Raises UsageError if there is no such kind."""
+    """Print the table of a kind; raise UsageError if there is no such kind."""
     if kind not in LISTS:
         raise UsageError(f"list: {unknown('kind', kind, LISTS)}")
     table = LISTS[kind](runs_dir)
@@ -38,7 +38,7 @@ def _row(table: Table, *cells: object) -> None:
 def _optimizers(_: Path) -> RenderableType:
     from optbench.optimizers.registry import OPTIMIZERS
 
-    # Six columns would leave too little for words on 80 characters: the hyper-parameters have lines of their own.
+    # Six columns would be too narrow in 80 characters, so hyper-parameters have separate lines.
     table = _table(
         "optimizer", "source", "lane", "state per weight", "what it is (reference), hyper-parameters (default)"
     )
@@ -89,7 +89,7 @@ def _datasets(_: Path) -> RenderableType:
 
 
 def _settings(what: str, registry: Registry, kinds: Collection[str] | None = None) -> Table:
-    """The kinds of a registry, or some of them, with their settings and defaults."""
+    """Return a table of all or some kinds of a registry, with settings and defaults."""
     table = _table(f"{what} kind", "what it is", "settings (default)")
     for kind in registry.names if kinds is None else kinds:
         summary = (registry.load(kind).__doc__ or "").partition("\n\n")[0]
@@ -104,14 +104,14 @@ def _settings(what: str, registry: Registry, kinds: Collection[str] | None = Non
 def _metrics(_: Path) -> RenderableType:
     from optbench.metrics import METRICS
 
-    # Names are long: few columns, so that eighty characters leave room for a formula.
+    # Names are long: few columns, so that 80 characters leave space for a formula.
     table = _table("metric", "", "taken from", "cost", "formula (source)")
     for metric in METRICS.values():
         cost = "default" if metric.default else metric.cost
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
-    costs = "cost: default where a suite names no metrics; cheap and expensive where it names them"
+    costs = "cost: default if a suite names no metrics; cheap and expensive only if it names them"
     placed = [metric.name for metric in METRICS.values() if metric.placed]
-    of_text = "R: accuracies; of text bits per byte with the sign turned, where a difference of .02 is worth a verdict"
+    of_text = "R: accuracies; for text, negative bits per byte, with a margin of .02"
     return Group(
         table, Text(of_text), Text(costs), Text(f"layer, activation (before or after): settings of {', '.join(placed)}")
     )

@@ -1,4 +1,4 @@
-"""Watching a run, on standard error: a live table on a terminal, a line per finished cohort elsewhere, or nothing."""
+"""Progress of a run on standard error: a live table on a terminal, otherwise a line per finished cohort, or nothing."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 24
 ROOM_BELOW = 4
-"""Lines of the terminal that the table leaves for the bar, its heading and the cursor."""
+"""Lines of the terminal reserved for the bar, its heading and the cursor."""
 
 
 @contextlib.contextmanager
 def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]:
-    """The view that suits the stream: live on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Return the view for a stream: live on a terminal, otherwise plain lines, or nothing if quiet."""
     console = Console(file=stream)
-    # A terminal that cannot move its cursor (TERM=dumb) would show every frame anew.
+    # a terminal that cannot move its cursor (TERM=dumb) would print every frame
     moves = console.is_terminal and not console.is_dumb_terminal
     kind = QuietView if quiet else LiveView if moves else LineView
     with contextlib.closing(kind(stream, debug=debug)) as view:
@@ -45,20 +45,20 @@ def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]
 
 
 class _Console(Console):
-    """Lets a run go on when the reader of its messages has gone; rich would end it."""
+    """A console that continues if its reader has closed the stream, where rich would exit."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class QuietView(View):
-    """Shows only warnings and, with `debug`, tracebacks; the base of the other views."""
+    """Shows only warnings and, with `debug`, tracebacks; base class of the other views."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         self.console = _Console(file=stream)
         self.debug = debug
         self.path: Path | None = None
-        """Where the results are written, once that is settled."""
+        """Where results are written, once known."""
         self.tracker: Tracker | None = None
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
@@ -83,17 +83,17 @@ class QuietView(View):
             self._print(text)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
     def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
-            # Soft wrap: a line in a log file stays one line. Text: brackets in it are no markup.
+        with contextlib.suppress(OSError):  # a log on a full disk must not end a run
+            # soft wrap keeps a line of a log file on one line; Text does not interpret brackets as markup
             lines = [escaped(line) for line in text.expandtabs().split("\n")]  # an error's text may be anything
             self.console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 class LineView(QuietView):
-    """A line per finished cohort, for logs."""
+    """Prints a line per finished cohort, for logs."""
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         super().started(plan, path, device, jobs)
@@ -111,7 +111,7 @@ class LineView(QuietView):
 
 
 class LiveView(QuietView):
-    """A table that follows every trial group, under a bar of the whole run."""
+    """Shows a table of all trial groups below a bar for the whole run."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         super().__init__(stream, debug=debug)
@@ -138,17 +138,17 @@ class LiveView(QuietView):
         self._print(text)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the terminal has gone
+        with contextlib.suppress(OSError):  # the terminal was closed
             self._live.stop()
 
     def _show(self) -> None:
         assert self.tracker is not None
-        # A new picture for every event: the refreshing thread never reads what this one is changing.
+        # a new picture for every event, so that the refreshing thread never reads data being changed
         self._live.update(picture(self.tracker, self.console.height - ROOM_BELOW, self._spinner))
 
 
 def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
-    """What is about to be trained, on which device, and where the results go."""
+    """Return what will be trained, on which device, and where the results go."""
     known = len(plan.done & {trial.id for trial in plan.trials})
     already = f" ({known} of them done already)" if known else ""
     processes = count(jobs, "process")
@@ -156,7 +156,7 @@ def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
-    """`permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
+    """Return `permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
     first = rows[0][0]
     finished = f"{count(len(rows), 'trial')} done"
     bad = Counter(row.status for _, row in rows if row.status != "ok")
@@ -168,7 +168,7 @@ def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str
 
 
 def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
-    """A line for every different error in a cohort, with the first trial that has it."""
+    """Return a line for every distinct error in a cohort, with the first trial that has it."""
     seen: dict[tuple[str | None, str | None], tuple[Trial, int]] = {}
     for trial, row in rows:
         if row.status == "failed":
@@ -182,7 +182,7 @@ def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
 
 
 def picture(tracker: Tracker, height: int, spinner: RenderableType) -> RenderableType:
-    """The whole run's bar, and below it as many groups as fit in `height` lines: those in training first then."""
+    """Return the run's bar, and below it as many groups as fit in `height` lines, those in training first."""
     left = tracker.left
     remaining = f"about {duration(left)} left" if left is not None else "time left: too early to say"
     bar = Table.grid(padding=(0, 1))
@@ -192,12 +192,12 @@ def picture(tracker: Tracker, height: int, spinner: RenderableType) -> Renderabl
         spinner,
         ProgressBar(total=1.0, completed=tracker.fraction, width=BAR_WIDTH),
         f"{tracker.done}/{count(tracker.total, 'trial')}",
-        f"{duration(tracker.elapsed)} passed, {remaining}",
+        f"{duration(tracker.elapsed)} elapsed, {remaining}",
     )
     groups = list(tracker.groups)
     rest = 0
     if len(groups) > height:
-        groups.sort(key=lambda group: (not group.training, group.done == group.total))  # stable: the suite's order
+        groups.sort(key=lambda group: (not group.training, group.done == group.total))  # stable: suite order
         rest = len(groups) - max(1, height - 1)
         groups = groups[: max(1, height - 1)]
     table = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""`optbench merge`: runs of one suite on different seeds become one."""
+"""`optbench merge`: combine runs of one suite on different seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from optbench.store import find_run
 
 
 def merge_runs(runs: Sequence[str], runs_dir: Path, name: str | None, *, force: bool) -> int:
-    """Merge the runs and say where the result is; the exit code.
+    """Merge the runs and print the location of the result; return the exit code.
 
     Raises:
-        OptbenchError: a run is not there or cannot be read, or they cannot be one run.
+    OptbenchError: a run does not exist or cannot be read, or they cannot be merged.
     """
     check_name(name)
     made = merge([find_run(run, runs_dir) for run in runs], runs_dir, name, ["optbench", *sys.argv[1:]], force=force)

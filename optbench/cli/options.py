@@ -1,4 +1,4 @@
-"""The options that several commands share, with their help and completion. Imports nothing heavy, as `app` does not."""
+"""The options shared by several commands, with help and completion. Like `app`, imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.paths import user_path
 
 
 def path_option(option: str) -> Callable[[str | Path], Path]:
-    """The parser of an option whose value is a path; `~` is the home directory however the value was given."""
+    """Return the parser of a path option, which expands `~` in any form of the option."""
 
     def parse(value: str | Path) -> Path:
         return user_path(value, option)
@@ -22,7 +22,7 @@ def path_option(option: str) -> Callable[[str | Path], Path]:
 
 
 def _output(value: str) -> str:
-    """The parser of `--output` where `-` is standard output."""
+    """Parse `--output`, for which `-` is standard output."""
     return value if value == "-" else str(user_path(value, "--output"))
 
 
@@ -47,7 +47,7 @@ Device = Annotated[
     typer.Option(
         metavar="DEVICE",
         autocompletion=completion.one_of(completion.DEVICES),
-        help="auto, cpu, cuda, cuda:N or mps; auto takes the best there is.",
+        help="auto, cpu, cuda, cuda:N or mps; auto takes the best available one.",
     ),
 ]
 On = Annotated[
@@ -85,7 +85,7 @@ OnlyOptimizers = Annotated[
         metavar="NAME[=TARGET]",
         autocompletion=completion.optimizers,
         help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
-        "Repeatable; both together keep those named.",
+        "Repeatable; combined, only those named are kept.",
     ),
 ]
 SetOption = Annotated[
@@ -106,7 +106,7 @@ Suite = Annotated[
     typer.Argument(
         metavar="SUITE",
         autocompletion=completion.suites,
-        help="A suite file, or a name that `optbench list suites` shows.",
+        help="A suite file, or a name from `optbench list suites`.",
     ),
 ]
 Jobs = Annotated[
@@ -122,7 +122,7 @@ ForceResume = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
-# `main` looks for the flag itself, so that it works wherever it stands and when the rest cannot be parsed.
+# `main` searches for the flag itself, so that it works at any position and if parsing fails.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Against = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Consoles and files: results go to standard output or to a file, everything else to standard error.
+"""Consoles and files: results go to standard output or a file, everything else to standard error.
 
 rich respects NO_COLOR and pipes.
 """
@@ -18,14 +18,14 @@ from rich.console import Console
 from optbench.cli.standard_streams import discard
 from optbench.errors import StoreError, escaped
 
-if TYPE_CHECKING:  # `list` and a dry run need no results
+if TYPE_CHECKING:  # imported late, because `list` and a dry run need no results
     from optbench.report import Report
 
 PIPE_WIDTH = 80
 
 
 def deliver(document: Report, chosen: str, output: str | None) -> None:
-    """Send a document to standard output, or to the file `output` (`-`: standard output).
+    """Write a document to standard output, or to the file `output` (`-`: standard output).
 
     Raises:
         StoreError: the file cannot be written.
@@ -45,21 +45,21 @@ def deliver(document: Report, chosen: str, output: str | None) -> None:
 
 @contextlib.contextmanager
 def results() -> Iterator[Console]:
-    """A console for results: what is printed on it goes to standard output at once, when the block ends."""
-    # rich would take the width of whatever terminal is near: a file must not depend on the window it was made in.
+    """Yield a console for results, whose content is written to standard output at the end of the block."""
+    # rich would use the width of any terminal: a file must not depend on the window.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
     console = Console(file=sys.stdout, width=width)
     with console.capture() as captured:
         yield console
-    # rich fills cells up with blanks, which a file or a log does not need.
+    # rich pads cells with blanks, which files and logs do not need
     write_out(captured.get() if console.is_terminal else re.sub(" +$", "", captured.get(), flags=re.MULTILINE))
 
 
 def write_out(text: str) -> None:
-    """Write to standard output. A reader that has gone (`| head`) is no reason to complain, nor to end otherwise.
+    """Write to standard output, ignoring a closed pipe (`| head`).
 
     Raises:
-        StoreError: it cannot be written for another reason.
+        StoreError: it cannot be written for any other reason.
     """
     try:
         sys.stdout.write(text)
@@ -71,7 +71,7 @@ def write_out(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A message on standard error, line by line as it is: no markup, no wrapping, nothing that acts on a terminal."""
-    with contextlib.suppress(OSError):  # no stream is left to report to, which is no reason to end
+    """Print a message on standard error line by line, without markup, wrapping and control characters."""
+    with contextlib.suppress(OSError):  # there is no stream left for reports, which must not end the program
         sys.stderr.writelines(f"{escaped(line)}\n" for line in text.split("\n"))
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How far a run is, as plain numbers: fed with the engine's events, read by the views."""
+"""Progress of a run as plain numbers, updated by the engine's events and read by views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optbench.engine import Progress
 
 ENOUGH = 0.02
-"""Before this share of the work is done, a guess at the time left would mislead more than help."""
+"""Fraction of the work before which an estimate of the remaining time would be misleading."""
 
 
 @dataclass
@@ -24,16 +24,16 @@ class TrialGroup:
     name: tuple[str, str, str]
     total: int
     tasks: int
-    """T, how many tasks each trial has."""
+    """T, the number of tasks per trial."""
     done: int = 0
     diverged: int = 0
     failed: int = 0
     training: dict[str, Progress] = field(default_factory=dict)
-    """The last news of every trial that has begun and is not finished."""
+    """The latest progress of every unfinished trial."""
 
     @property
     def slowest(self) -> Progress | None:
-        """The trial in training that has come least far."""
+        """The trial in training with the least progress."""
         return min(self.training.values(), key=lambda news: news.fraction, default=None)
 
     @property
@@ -44,16 +44,16 @@ class TrialGroup:
 
 
 class Tracker:
-    """Counts what is done of a plan, in all and by group, and guesses the time left."""
+    """Tracks the progress of a plan, in total and by group, and estimates the remaining time."""
 
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
         self._group_of: dict[str, TrialGroup] = {}
         self._fraction: dict[str, float] = {}
-        """Of every trial that this run has to train, how much is done, 0..1."""
+        """Fraction done, 0..1, of every trial that this run has to train."""
         self._cost: dict[str, float] = {}
-        """Likewise: its share of what its training is expected to cost."""
+        """Expected cost of every trial that this run has to train."""
         groups: dict[tuple[str, str, str], TrialGroup] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
@@ -72,12 +72,12 @@ class Tracker:
         self.total = len(plan.trials)
 
     def progress(self, news: Progress) -> None:
-        """Take note of one trial's progress. A trial whose worker died and that began anew falls back."""
+        """Record one trial's progress, which decreases if its worker died and it restarted."""
         self._group_of[news.trial].training[news.trial] = news
         self._fraction[news.trial] = news.fraction
 
     def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None:
-        """Take note of a cohort's end."""
+        """Record the end of a cohort."""
         for trial, row in rows:
             group = self._group_of[trial.id]
             group.training.pop(trial.id, None)
@@ -88,29 +88,29 @@ class Tracker:
 
     @property
     def done(self) -> int:
-        """Finished trials, those of an earlier part of the run included."""
+        """Number of finished trials, including those before a resumption."""
         return sum(group.done for group in self.groups)
 
     @property
     def fraction(self) -> float:
-        """How much of what this run has to train is done, 0..1, trials weighing what they are expected to cost."""
+        """Fraction of the work of this run that is done, 0..1, weighted by expected cost."""
         total = sum(self._cost.values())
         return sum(self._fraction[trial] * cost for trial, cost in self._cost.items()) / total if total else 1.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the training began."""
+        """Seconds since training began."""
         return self._clock() - self._began
 
     @property
     def left(self) -> float | None:
-        """Seconds left if the rest goes as fast as what is done; None when it is too early to say."""
+        """Estimated remaining seconds at the speed so far; None if it is too early."""
         fraction = self.fraction
         return self.elapsed * (1 - fraction) / fraction if fraction >= ENOUGH else None
 
 
 def duration(seconds: float) -> str:
-    """`12 s`, `3 min`, `1 h 20 min`: as exact as a guess deserves."""
+    """Format a rough duration: `12 s`, `3 min`, `1 h 20 min`."""
     if seconds < 59.5:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""`optbench report`: what runs on the disk have found, in the format that is asked for."""
+"""`optbench report`: results of stored runs, in any format."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def report_runs(
     median: bool = False,
     per_trial: bool = False,
 ) -> None:
-    """Say what the runs have found, side by side where there are several; against: only of claims, next to its own.
+    """Report on runs, side by side if there are several. against: report only claims, next to those of this run.
 
     Raises:
-        UsageError: there is no such format, or a run is named twice.
-        StoreError: there is no such run, it cannot be read, or the output cannot be written.
-        NothingMeasuredError: none of the runs has a trial that ended, well or diverged; it is reported first.
-        ComparisonError: as `report_claims_against` has it.
+    UsageError: unknown format, or a run is named twice.
+    StoreError: there is no such run, it cannot be read, or the output cannot be written.
+    NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
+    ComparisonError: as `report_claims_against`.
     """
     chosen = choose_format(format, output)
     if against is not None:
@@ -83,12 +83,12 @@ def html_report(results: Results) -> str:
 def report_claims_against(
     runs: Sequence[str], other: str, runs_dir: Path, chosen: str, output: str | None = None
 ) -> None:
-    """Show the claims of a run's suite and of another's side by side, each judged by its own run's data.
+    """Report on the claims of two runs side by side, each judged by its own run's data.
 
     Raises:
-        UsageError: more than one run is named beside the other, or the same one, or what is no run.
-        StoreError: there is no such run, it cannot be read, or the output cannot be written.
-        ComparisonError: no claim is stated alike in both suites; where there are any claims, they are reported first.
+    UsageError: not exactly two different runs are named.
+    StoreError: there is no such run, it cannot be read, or the output cannot be written.
+    ComparisonError: no claim is equal in both suites; if there are any claims, they are reported first.
     """
     if len(runs) != 1:
         raise UsageError(f"report: expected one run with --against, got {len(runs)}: {', '.join(runs)}")
@@ -122,7 +122,7 @@ def report_claims_against(
 def _report_costs(
     names: Sequence[str], files: Sequence[Path], chosen: str, output: str | None, *, others: bool
 ) -> None:
-    """Results of `optbench cost`. Raises UsageError where runs are named, too, or options that only they have."""
+    """Report on results of `optbench cost`; raise UsageError if runs, or options for runs, are given, too."""
     if len(files) < len(names):
         raise UsageError(f"report: expected runs or results of optbench cost, got both: {', '.join(names)}")
     if others:
@@ -133,7 +133,7 @@ def _report_costs(
 def illustrations(
     results: Sequence[Results], folder: Path | None, *, inline: bool, output: str | None
 ) -> list[Illustration]:
-    """The figures that the results allow: as SVG for a page, and as files in `folder`, whichever is asked for."""
+    """Draw the figures that the results allow, as inline SVG for a page or files in `folder`, as requested."""
     from optbench.report.figures import figures, save, to_svg
 
     found = []

@@ -1,6 +1,6 @@
-"""Standard output and standard error that take nothing: closed, on a full disk, or without a reader any more.
+"""Standard streams that cannot be written: closed, on a full disk, or without a reader.
 
-Imports nothing heavy, as `optbench.cli.app` does not.
+Like `optbench.cli.app`, imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TextIO
 
 
 def open_missing() -> None:
-    """Give Python the streams that it has not, because they were closed when the process began.
+    """Open the standard streams that were closed at the start of the process.
 
-    Writing to this standard output raises OSError, as there is nowhere for results to go. Messages may be lost.
+    Writing to such a standard output raises OSError, because results would be lost. Messages may be lost.
     """
-    # Each takes the descriptor that was free, so that no file gets it and with it what was meant for the stream.
+    # Each occupies its descriptor, so that no other file receives output meant for the stream.
     if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stderr is None:
@@ -24,7 +24,7 @@ def open_missing() -> None:
 
 
 def undelivered(stream: TextIO) -> OSError | None:
-    """Why a stream does not take what is buffered for it, which is then given up; None where all is delivered."""
+    """Flush a stream; on failure discard its buffer and return the error, else None."""
     try:
         stream.flush()
     except OSError as error:
@@ -34,7 +34,7 @@ def undelivered(stream: TextIO) -> OSError | None:
 
 
 def discard(stream: TextIO) -> None:
-    """Give up what is buffered for a stream, and what follows: it would raise again while Python shuts down."""
+    """Discard a stream's buffered and further output, which would raise again while Python shuts down."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError):
         os.dup2(nowhere, stream.fileno())

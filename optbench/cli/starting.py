@@ -1,4 +1,4 @@
-"""`optbench init`: files to start from."""
+"""`optbench init`: write files to start from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FILES = ("mine.py", "suite.yaml")
 
 
 def init(folder: Path) -> int:
-    """Write a plug-in file and a suite that uses it into a folder, which is made if it is not there.
+    """Write a plug-in file and a suite that uses it into a folder, creating it if necessary.
 
     Raises:
-        UsageError: one of the files exists, or the folder cannot be made.
+    UsageError: one of the files exists, or the folder cannot be created.
         StoreError: a file cannot be written.
     """
     templates = importlib.resources.files("optbench") / "templates"

@@ -1,4 +1,4 @@
-"""`optbench run`: from the options to a plan, through the run, to what a person sees at the end."""
+"""`optbench run`: from the options to a plan, the run and its summary."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from optbench.suite.placing import placing
 
 DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
 NAMED = 3
-"""So many trials are named in a warning; the others are counted."""
+"""The most trials named in a warning; further ones are counted."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `optbench run`, as they were given, and those that `optbench tune` shares with it."""
+    """The options of `optbench run` as given, including those shared with `optbench tune`."""
 
     suite: str | None = None
     device: str = "auto"
@@ -59,10 +59,10 @@ class Request:
 
 
 def train_suite(request: Request) -> int:
-    """Train what the request asks for and show it; the exit code.
+    """Train the request and print the results; return the exit code.
 
     Raises:
-        OptbenchError: the request, the suite, the device, the data or the runs directory do not allow it.
+    OptbenchError: the request, suite, device, data or runs directory is invalid.
     """
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
     suite, path = _suite(request, resume)
@@ -78,7 +78,7 @@ def train_suite(request: Request) -> int:
 
 
 def _say_defaults(suite: Suite) -> None:
-    """Say which optimizers stand over a default one, since a control of another optimizer looks the same."""
+    """Report default bases of wrappers, because a control of another optimizer would look the same."""
     for name, its in suite.optimizers.items():
         for place, default in defaults_inside(its.target, its.hyperparameters).items():
             inner = ", ".join(f"{key}: {value}" for key, value in default.items())
@@ -86,7 +86,7 @@ def _say_defaults(suite: Suite) -> None:
 
 
 def options_of(request: Request, resume: Path | None) -> Options:
-    """What the runner is told. resume: the run to go on with."""
+    """Return the options for the runner. resume: the run to continue."""
     return Options(
         device=request.device,
         on=request.on,
@@ -105,12 +105,12 @@ def options_of(request: Request, resume: Path | None) -> Options:
 
 @contextlib.contextmanager
 def watched(request: Request) -> Iterator[QuietView]:
-    """A view on standard error while trials are trained; an error that ends them says what is kept."""
+    """Yield a view on standard error during training; an error that ends it is followed by what is kept."""
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
             yield view
         except OptbenchError as error:
-            # The run directory itself may have been removed.
+            # the run directory itself may have been deleted
             there = view.path is not None and (view.path / "run.json").is_file()
             if not there or view.tracker is None or not view.tracker.done:
                 raise
@@ -118,7 +118,7 @@ def watched(request: Request) -> Iterator[QuietView]:
 
 
 def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
-    """The suite that is trained, and its file."""
+    """Return the suite to train, and its file."""
     if request.suite is None and resume is None:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
     check_directory(request.name, resume, force=request.force and request.on == "local")
@@ -134,10 +134,10 @@ def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
-    """Show what a run found, and what went wrong in it; the exit code. command: the one that resumes it."""
+    """Print a run's results and problems; return the exit code. command: the command that resumes it."""
     finished = sum(outcome.statuses.values())
     if outcome.interrupted:
-        say(f"optbench: interrupted; {kept(finished)}; go on with: {_resume(command, outcome.path)}")
+        say(f"optbench: interrupted; {kept(finished)}; continue with: {_resume(command, outcome.path)}")
         return INTERRUPTED
     recorded = read_run(outcome.path)
     try:
@@ -166,7 +166,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
 
 
 def metrics_that_raised(recorded: RunDirectory) -> dict[str, tuple[str, set[str]]]:
-    """The users' metrics whose functions raised: by name what the first one said, and in which trials."""
+    """Return users' metrics that raised exceptions: by name the first message and the affected trials."""
     found: dict[str, tuple[str, set[str]]] = {}
     if recorded.record.get(OWN_METRICS):
         for row in recorded.table("metrics", "trial", "metric", "note").to_pylist():

@@ -1,4 +1,4 @@
-"""`optbench tune`: from the options to a tuning run, and to the tuned suite at its end."""
+"""`optbench tune`: from the options to a tuning run and the tuned suite."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from optbench.suite.schema import Sampler
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
-"""The suite as its files were, kept in the run directory: a resumed tuning needs no other."""
+"""A copy of the suite in the run directory, which a resumed tuning uses."""
 TUNED = "tuned.yaml"
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The options of `optbench tune`, as they were given. run: those that `optbench run` has, too."""
+    """The options of `optbench tune` as given. run: those shared with `optbench run`."""
 
     run: Request
     sampler: str = "grid"
@@ -49,10 +49,10 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class _What:
-    """What is tuned, and how: all that a resumed tuning must be told, as `run.json` keeps it."""
+    """The settings of a tuning as recorded in `run.json`, sufficient to resume it."""
 
     file: str
-    """As the user named the suite."""
+    """The suite as named by the user."""
     command: str
     seeds: str | None
     experiments: list[str]
@@ -64,10 +64,10 @@ class _What:
 
 
 def tune_suite(request: TuneRequest) -> int:
-    """Tune what the request asks for, show it and write the tuned suite; the exit code.
+    """Tune as requested, print the results and write the tuned suite; return the exit code.
 
     Raises:
-        OptbenchError: the request, the suite, the device, the data or the runs directory do not allow it.
+    OptbenchError: the request, suite, device, data or runs directory is invalid.
     """
     run = request.run
     resume = find_run(run.resume, run.runs_dir) if run.resume is not None else None
@@ -149,9 +149,7 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     }
     for option, value in given.items():
         if value:
-            raise UsageError(
-                f"{option} and --resume: a tuning resumes with the options it began with; give one of the two"
-            )
+            raise UsageError(f"{option} and --resume: a resumed tuning keeps its options; give one of the two")
     record = read_json(resume).get("tune")
     if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
         raise UsageError(f"--resume {resume}: expected a tuning; other runs are resumed by optbench run --resume")
@@ -160,7 +158,7 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     except ValidationError:
         raise StoreError(f"{resume / 'run.json'}: 'tune' is not what optbench tune writes") from None
     if request.widen and not what.widen:
-        # The rounds so far are those that a widened tuning begins with.
+        # a widened tuning starts with the rounds so far
         _check_widened(what.sampler)
         what = replace(what, widen=True, command=f"{what.command} --widen")
     return what, resume / SOURCE
@@ -181,7 +179,7 @@ def _tuner(what: _What, path: Path) -> Tuner:
 
 
 def _seeds(text: str | None, suite: Suite) -> list[int] | None:
-    """`3`: three tuning seeds; `1000,1001`: these."""
+    """Parse tuning seeds: `3` means three, `1000,1001` these."""
     if text is None:
         return None
     seeds = parse_seeds(text)
@@ -189,9 +187,9 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
 
 
 def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
-    """What a tuned suite extends, a shipped suite's name or a file, and the content of the suite that is tuned.
+    """Return the base of a tuned suite, a shipped name or a file, and the content of the suite being tuned.
 
-    None: the file that was tuned is not there any more, or says something else.
+    None if the original file no longer exists or has changed.
     """
     raw = read_document(path).value
     try:

@@ -1,5 +1,5 @@
-"""What one step of an optimizer costs on the parameters of a transformer: time, state and memory, one process each.
+"""Cost of an optimizer's step on the parameters of a transformer: time, state and memory, in separate processes.
 
-`sizes` are the networks, `contenders` the optimizers, `worker` measures one of each in a process of its own, `session`
-starts them, `result` is the file they end in, `document` the report on it. Importing this package imports no torch.
+`sizes` are the networks, `contenders` the optimizers, `worker` measures one pair in a separate process, `session`
+starts workers, `result` is the output file, `document` its report. Importing this package imports no torch.
 """

@@ -1,4 +1,4 @@
-"""The optimizers that are measured when none are named, and those that a command line names. Imports no torch."""
+"""The default optimizers to measure, and those named on the command line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.suite.variants import with_values
 class Contender:
     """An optimizer with settings, under a name.
 
-    twin: the one that it is compared with at equal α (see `sparse`).
+    twin: the optimizer with which it is compared at equal α (see `sparse`).
     """
 
     name: str
@@ -27,7 +27,7 @@ class Contender:
 
 
 def sparse(alpha: float, lr: float = 0.1) -> tuple[Contender, Contender]:
-    """Powerpropagation, and SGD preconditioned by diag(|θ|^β) with the same gradient flow (PowerSgd's docstring)."""
+    """Return Powerpropagation, and SGD preconditioned by diag(|θ|^β) with the same gradient flow (see PowerSgd)."""
     twin = {"lr": alpha**2 * lr, "beta": 2 - 2 / alpha, "bias_scale": alpha**-2}
     names = f"powerpropagation-{alpha:g}", f"power-sgd-{alpha:g}"
     base = {"target": "sgd", "lr": lr}
@@ -48,7 +48,7 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("shampoo", "shampoo"),
         Contender("shampoo-1024", "shampoo", {"block_size": 1024}),
         Contender("shampoo-512", "shampoo", {"block_size": 512}),
-        # As at scale: steps as long as Adam's, so that a root may be old.
+        # as used at scale: Adam's step lengths, which tolerate stale roots
         Contender(
             "shampoo-512-every-20",
             "shampoo",
@@ -64,13 +64,13 @@ CONTENDERS: Mapping[str, Contender] = {
 
 
 def chosen(words: Sequence[str], settings: Sequence[str] = ()) -> list[Contender]:
-    """The optimizers that a command line names: `adamw`, `./mine.py:Mine` or `NAME=TARGET`; all of them for no words.
+    """Return the optimizers named on the command line: `adamw`, `./mine.py:Mine` or `NAME=TARGET`; by default all.
 
-    settings: `NAME.key=value`, with the name of an optimizer, or `key=value` where there is only one.
+    settings: `NAME.key=value`, with the name of an optimizer, or `key=value` if there is only one.
 
     Raises:
-        UsageError: one is named twice, or a setting belongs to none.
-        OptimizerError: one is unknown, or does not take its settings.
+    UsageError: one is named twice, or a setting belongs to none.
+    OptimizerError: one is unknown, or rejects its settings.
     """
     found = [_named(word) for word in words] if words else list(CONTENDERS.values())
     names = [one.name for one in found]
@@ -103,7 +103,7 @@ def _named(word: str) -> Contender:
 def _set(found: list[Contender], text: str) -> list[Contender]:
     override = parse_override(text)
     names = [one.name for one in found]
-    # Names may contain dots.
+    # names may contain dots
     name = max((n for n in names if override.text.startswith(f"{n}.")), key=len, default=None)
     if name is None and len(found) > 1:
         key = override.segments[0]

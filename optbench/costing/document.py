@@ -1,4 +1,4 @@
-"""The report on what optimizers cost, as a document. Imports no torch."""
+"""The report on the cost of optimizers, as a document. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optbench.report.numbers import UNDEFINED
 NOT_MEASURED = {"too large": "too large", "too slow": "too slow", "failed": "failed"}
 CLOCKS = {
     "processor": "processor time, which other work on the machine hardly changes",
-    "wall": "time of the clock on the wall: other work on the machine makes it longer",
+    "wall": "wall-clock time, which other work on the machine increases",
     "device": "time of the device's own events",
 }
 CSV_COLUMNS = (
@@ -36,16 +36,16 @@ CSV_COLUMNS = (
     *("ordinary_seconds", "ordinary_low", "ordinary_high", "refresh_seconds", "refresh_every", "roots_renewed"),
 )
 _LEGEND = (
-    "step: of the optimizer alone, refreshes counted as often as they come; ordinary: median [lowest, highest] of the "
-    "steps without a refresh; refresh: mean of those with one; every: steps from one refresh to the next (they are "
-    "measured at every other step).",
-    "by need: roots are renewed when they are stale, which they are soonest at the beginning of training; the "
-    "percentage is the share that was renewed in a step, counted from the step that stands behind it.",
-    "tokens: how many have a gradient that takes as long as the optimizer's step. Divided by the tokens of your batch, "
-    "it is what the optimizer adds to the time of the gradient.",
+    "step: of the optimizer alone, with refreshes at their actual frequency; ordinary: median [lowest, highest] of the "
+    "steps without a refresh; refresh: mean of those with one; every: steps between refreshes (measured at every "
+    "other step).",
+    "by need: roots are renewed when they are stale, which is most frequent at the beginning of training; the "
+    "percentage is the share renewed per step, counted from the step in parentheses.",
+    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the tokens of your "
+    "batch, it is what the optimizer adds to the time of the gradient.",
     "statistics, roots, update: parts of the step, where an optimizer shows them: those of optbench do, and those that "
     "mark them by torch.profiler.record_function.",
-    "peak: of a process of its own, with weights, gradients, activations and libraries; needed: the estimate before "
+    "peak: of a separate process, including weights, gradients, activations and libraries; needed: the estimate before "
     "anything was allocated.",
 )
 
@@ -60,7 +60,7 @@ class _Unit:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent: `0.123`, `12.3`, `1,230`."""
+    """Format three significant digits without an exponent: `0.123`, `12.3`, `1,230`."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -72,7 +72,7 @@ def digits(value: float) -> str:
 
 
 def size_text(value: int | None) -> str:
-    """`12.3 MiB`, `4.56 GiB`."""
+    """Format a size: `12.3 MiB`, `4.56 GiB`."""
     if value is None:
         return UNDEFINED
     unit, name = (1 << 30, "GiB") if value >= 1 << 30 else (1 << 20, "MiB")
@@ -80,7 +80,7 @@ def size_text(value: int | None) -> str:
 
 
 def cost_report(results: Sequence[tuple[str, CostResult]]) -> Report:
-    """The document of one result or several, each with the name of its file."""
+    """Build the document of one or several results, each with the name of its file."""
     blocks: list[Block] = []
     for label, result in results:
         if len(results) > 1:
@@ -111,8 +111,8 @@ def _result(result: CostResult) -> Iterator[Block]:
     cores = int(about.get("cores") or 1)
     if result.load is not None and result.load > 0.5 * cores and about.get("device") == "cpu":
         yield Paragraph(
-            f"Other work ran on the machine (load {result.load:.1f} on {count(cores, 'core')}): times of the wall are "
-            "longer than they need be; compare processor times.",
+            f"Other work ran on the machine (load {result.load:.1f} on {count(cores, 'core')}): wall-clock times are "
+            "too long; compare processor times.",
             "warning",
         )
     for size, rows in grouped((row.size, row) for row in result.rows).items():
@@ -207,7 +207,7 @@ def _memory(name: str, rows: Sequence[Row]) -> Table:
 
 
 def _holdings(name: str, rows: Sequence[Row]) -> Table:
-    """What each does with which parameter, as its state shows."""
+    """Show how each optimizer treats the kinds of parameters, from its state."""
     kinds = list(dict.fromkeys(h.kind for row in rows for h in row.holdings))
     lines = []
     for row in rows:

@@ -1,7 +1,6 @@
-"""How much memory a measurement will need, before any is allocated: the same work on `meta`, without numbers.
+"""Estimate the memory of a measurement before allocating any, by the same work on `meta`.
 
-Every tensor counts from its beginning to its end, so the most that is alive at once is known, including what a step
-needs for a moment.
+Every tensor counts during its lifetime, which gives the peak including temporaries of a step.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from optbench.costing.sizes import Size
 from optbench.engine.lanes.reach import state_bytes
 
 ALLOWANCE = 160 << 20
-"""For what libraries keep: kernels, buffers of a BLAS, memory that the allocator has not given back."""
+"""Reserve for libraries: kernels, BLAS buffers, memory cached by the allocator."""
 SLACK = 1.1
 """Allocators round up."""
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -31,14 +30,14 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. state: None where it is unknown; total: at the peak, without the process itself."""
+    """Bytes. state: None if unknown; total: at the peak, without the process itself."""
 
     state: int | None
     total: int
 
 
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations in the block return, while they are alive."""
+    """Counts the bytes of all live storages returned by operations in the block."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,11 +66,11 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
-    """Of two steps of an optimizer on the network of a size.
+    """Estimate two steps of an optimizer on the network of a size.
 
     Args:
-        make: makes the optimizer over a network. users: as of `state_bytes`.
-        planned: ask the optimizer itself where it can tell (`planned`), as those do that look at numbers on a CPU.
+    make: constructs the optimizer for a network. users: as for `state_bytes`.
+    planned: use the optimizer's own estimate (`planned`) if it has one, as do those with data-dependent work.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")
@@ -83,10 +82,10 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
             optimizer = make(model)
             if planned and hasattr(optimizer, "planned"):
                 known = optimizer.planned(size.tokens)
-                for module in model.modules():  # hooks look at numbers, too
+                for module in model.modules():  # hooks are data-dependent, too
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
-        except Exception:  # of a user's constructor: what is wrong with it, the measurement says
+        except Exception:  # an error of a user's constructor, which the measurement will report
             pass
         batch = networks.batch(size, 0, "meta")
         told = known is not None
@@ -108,14 +107,14 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
             model.zero_grad()
     held = state_bytes(optimizer, model, users=users) if optimizer is not None else 0
     state, work = known if known is not None else (held, 0)
-    # What a backward pass frees of activations comes in pieces, which need not do for gradients.
+    # Activations are freed in pieces by a backward pass, which gradients may not be able to reuse.
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     total = footprint.peak + min(activations, gradients) + (state + work if known is not None else 0)
     return Estimate(state if told or held else None, round(SLACK * total) + ALLOWANCE)
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Take a step without numbers; whether that went well. An optimizer that asks for a number cannot."""
+    """Try a step without data and return whether it succeeded; data-dependent optimizers cannot."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

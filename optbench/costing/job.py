@@ -1,4 +1,4 @@
-"""What one worker measures: made by `session`, sent as JSON, read by `worker`. Imports no torch."""
+"""The job of one worker: created by `session`, sent as JSON, read by `worker`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class CostJob:
     """One optimizer on one size.
 
-    seconds: of steps, for each number of threads, and of those to warm up. limit: bytes.
+    seconds: for steps, per number of threads, and for warm-up. limit: bytes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Measures one optimizer on one network, in this process: see `worker`, which has one for each."""
+"""Measure one optimizer on one network in this process, see `worker`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.targets import source_hash
 
 SHORT = 2
-"""Steps between refreshes while they are measured; what they cost is spread over as many as are set."""
+"""Steps between refreshes during measuring; their cost is scaled to the configured interval."""
 SHOWN_FACTORS = 4
 LEAST = 1 << 30
-"""Bytes that a worker may always allocate: to estimate takes some, too."""
+"""Bytes that a worker may always allocate, because estimating takes some, too."""
 
 
 class Training:
-    """A network, its batches and an optimizer of any needs, in a plain loop."""
+    """A network, its batches and an optimizer with any needs, in a plain loop."""
 
     def __init__(self, job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> None:
         self._size, self._device = size, torch.device(job.device)
@@ -51,7 +51,7 @@ class Training:
         self.loss = 0.0
 
     def step(self, number: int, watch: RegionTimer) -> dict[str, float]:
-        """Step `number`; the seconds of its parts."""
+        """Take step `number` and return the seconds of its parts."""
         batch = networks.batch(self._size, number, self._device)
 
         def evaluated(*_: object, **__: object) -> Tensor:
@@ -77,15 +77,15 @@ class Training:
 
 
 def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of a network, with what it asks of a trial."""
+    """Construct the optimizer for all parameters of a network, with the trial's values that it needs."""
     given = {"generator": torch.Generator(), "model": model, "total_steps": steps, "examples": steps}
     return maker(spec, settings, given)(list(model.parameters()))
 
 
 def measured(job: CostJob) -> Iterator[Row]:
-    """Estimate, and where that fits into the limit measure; whatever goes wrong is in the row.
+    """Yield estimates, and measurements if they fit into the limit; rows record any error.
 
-    The last row counts; one before it is what the first step has told.
+    The last row is final; an earlier one has the results of the first step.
     """
     idle = memory.resident()
     size = SIZES[job.size].with_batch(job.batch)
@@ -97,7 +97,7 @@ def measured(job: CostJob) -> Iterator[Row]:
         spec = resolve_spec(find(job.target), settings)
         row |= {"settings": settings, "parameters": sum(p.numel() for p in networks.network(size, "meta").parameters())}
         users, on_cpu = spec.source == "yours", job.device == "cpu"
-        if on_cpu:  # before a user's code is tried, which may allocate what it likes
+        if on_cpu:  # before a user's code, which may allocate any amount, is tried
             memory.bound(max(job.limit, LEAST))
         told = estimate(size, lambda model: make(spec, settings, model, job.steps), users=users, planned=on_cpu)
         row |= {"needed": told.total + (idle if on_cpu else 0), "planned_state": told.state}
@@ -115,7 +115,7 @@ def measured(job: CostJob) -> Iterator[Row]:
 
 
 def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
-    """What is known after the first step, and then all of it."""
+    """Yield the results of the first step, and then all of them."""
     every = settings.get(spec.interval) if spec.interval else None
     every = every if isinstance(every, int) and every > 1 else None
     used = {**settings, spec.interval: SHORT} if every else settings
@@ -149,7 +149,7 @@ def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], si
 
 
 def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) -> dict[str, Any]:
-    """What the state and the memory are, and how long the first step took."""
+    """Return state, memory and the time of the first step."""
     device = next(training.network.parameters()).device
     return {
         "peak": memory.peak() if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
@@ -162,7 +162,7 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 def _steps(
     job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Steps until there are enough, or the time is up; and the mean share of roots renewed, where a state tells."""
+    """Take steps until there are enough or time is up; also return the mean share of renewed roots, if known."""
     found: list[dict[str, float]] = []
     shares: list[float] = []
     begun = time.perf_counter()
@@ -175,7 +175,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """The share of its roots that Shampoo has renewed by need in the last step: those of age 0."""
+    """Yield the share of Shampoo's roots renewed by need in the last step, those of age 0."""
     ages = [
         v.flatten()
         for s in optimizer.state.values()
@@ -195,7 +195,7 @@ def _timing(
     every: int | None,
     renewed: float | None,
 ) -> Timing:
-    """Means of the parts; where every other step has refreshed, those count as often as they come."""
+    """Return the means of the parts, with refreshes, measured at every other step, at their actual frequency."""
     whole = [s["statistics"] + s["roots"] + s["update"] for s in steps]
     groups = [list(range(len(steps)))]
     if every:
@@ -232,7 +232,7 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 
 
 def _holdings(training: Training) -> Iterator[Holding]:
-    """What the state holds for embeddings, matrices and vectors; nothing where it is not kept by parameter."""
+    """Yield the state of embeddings, matrices and vectors; empty if it is not stored by parameter."""
     named = dict(training.network.named_parameters())
     kinds = networks.kinds(training.network)
     for kind in dict.fromkeys(kinds.values()):

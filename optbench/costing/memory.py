@@ -1,4 +1,4 @@
-"""How much memory there is, how much a process took, and a bound that makes it fail rather than be killed.
+"""Available memory, memory use of a process, and a limit that makes allocations fail instead of a kill.
 
 Imports no torch.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SHARE = 0.8
-"""Of the memory that is available a measurement may take so much, unless a limit is given."""
+"""Fraction of the available memory that a measurement may use by default."""
 CGROUPS = (
     ("memory.max", "memory.current", Path("/sys/fs/cgroup")),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", Path("/sys/fs/cgroup/memory")),
@@ -19,7 +19,7 @@ CGROUPS = (
 
 
 def available() -> int:
-    """Bytes that can be allocated now: what the system has free, or what is left of this container's limit."""
+    """Return the bytes that can be allocated now: free memory, or the rest of this container's limit."""
     found = [_free_of_system()]
     for limit, used, folder in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
@@ -35,7 +35,7 @@ def _free_of_system() -> int:
 
 
 def bound(size: int) -> None:
-    """Have allocations of this process fail beyond `size` more bytes, on Linux; elsewhere nothing."""
+    """Make allocations of this process fail beyond `size` more bytes, on Linux only."""
     if sys.platform == "linux":
         import resource
 
@@ -44,13 +44,13 @@ def bound(size: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if unknown."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """The most bytes that this process has had in memory."""
-    # Not `ru_maxrss` on Linux, where a process begins with that of the one that started it.
+    """Return the peak of resident bytes of this process."""
+    # not `ru_maxrss` on Linux, which a process inherits from its parent
     if found := _status("VmHWM"):
         return found
     import resource

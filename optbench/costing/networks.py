@@ -1,4 +1,4 @@
-"""The shipped `gpt`, a plain BERT with the published names of its parameters, and real text for both.
+"""The shipped `gpt`, a plain BERT with the original parameter names, and real text for both.
 
 Shapes: B sequences, T tokens each, D width, V vocabulary, R predicted tokens.
 """
@@ -22,15 +22,15 @@ from optbench.models.network import cross_entropy
 from optbench.optimizers.ends import ends, is_end, mark
 
 MASK, UNUSED = 103, 1000
-"""The id of [MASK] in BERT's vocabulary, and so many of its first ids are no words."""
+"""The id of [MASK] in BERT's vocabulary, and the number of its first ids that are not words."""
 BERT_POSITIONS, BERT_SEGMENTS, NEXT_OR_NOT = 512, 2, 2
 OUTPUT = {"gpt": "head.weight", "bert": "cls.seq_relationship.weight"}
-"""The weights that give logits; BERT's other one is its token embedding."""
+"""Weights of output layers; BERT's other output layer is its token embedding."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network is given, and what it should predict: targets for each of its outputs."""
+    """The inputs of a network, and targets for each of its outputs."""
 
     inputs: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]
@@ -42,7 +42,7 @@ class Batch:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention over (B, T, D), every position to all."""
+    """Compute multi-head attention over (B, T, D), without a mask."""
     q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -50,7 +50,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class Bert(nn.Module):
     """BERT for pre-training: masked tokens (R, V) by a decoder tied to the token embedding, and next sentence (B, 2).
 
-    Post-norm, GELU, learned positions, two segments, pooler. Without dropout, which costs an optimizer nothing.
+    Post-norm, GELU, learned positions, two segments, pooler. Without dropout, which does not affect an optimizer.
     """
 
     bert: Any
@@ -92,7 +92,7 @@ class Bert(nn.Module):
         self.cls = nn.ModuleDict({"predictions": predictions, "seq_relationship": nn.Linear(d, NEXT_OR_NOT)})
 
     def forward(self, tokens: Tensor, segments: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        """places: of the masked tokens among all B·T, (R,)."""
+        """places: indices of the masked tokens among all B·T, (R,)."""
         table = self.bert["embeddings"]
         x = table["word_embeddings"](tokens) + table["token_type_embeddings"](segments)
         x = table["LayerNorm"](x + table["position_embeddings"].weight[: tokens.shape[1]])
@@ -110,9 +110,9 @@ class Bert(nn.Module):
 
 
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a size, its ends marked, with initial weights as GPT-2 and BERT have them (normal, .02).
+    """Build the network of a size with marked ends and initial weights as in GPT-2 and BERT (normal, .02).
 
-    On `meta` without any.
+    On `meta` without weights.
     """
     with torch.device(device):
         if size.family == "gpt":
@@ -131,13 +131,13 @@ def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def loss(outputs: Tensor | tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-    """The sum over outputs of the mean cross-entropy."""
+    """Return the sum over outputs of the mean cross-entropy."""
     each = (outputs,) if isinstance(outputs, Tensor) else outputs
     return torch.stack([cross_entropy(logits, wanted) for logits, wanted in zip(each, targets, strict=True)]).sum()
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    """By parameter name: `embeddings, heads`, `matrices` or `vectors`."""
+    """Return the kind of each parameter, by name: `embeddings, heads`, `matrices` or `vectors`."""
     return {
         name: "embeddings, heads" if is_end(p) else "matrices" if p.ndim > 1 else "vectors"
         for name, p in model.named_parameters()
@@ -145,7 +145,7 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
-    """The batch of a step, drawn from the text by the number of the step alone; without values on `meta`."""
+    """Return the batch of a step, which depends only on its number; without values on `meta`."""
     draw = torch.Generator().manual_seed(step)
     text = tokens(size.vocabulary)
     b, t = size.batch, size.context
@@ -155,7 +155,7 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
         return Batch((windows[:, :-1].to(device),), (windows[:, 1:].flatten().to(device),))
     windows = windows[:, :-1]
     half = t // 2
-    follows = torch.arange(b) % 2  # the second segment of every other sequence is from elsewhere
+    follows = torch.arange(b) % 2  # the second segment of every other sequence is from another position
     windows[follows == 0, half:] = windows[follows == 0, half:].roll(1, 0)
     places = torch.randperm(b * t, generator=draw)[: round(size.masked * b * t)].sort().values
     wanted = windows.flatten()[places]
@@ -168,9 +168,9 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 
 @functools.cache
 def tokens(vocabulary: int) -> Tensor:
-    """Text as token ids, int64: its bytes up to a vocabulary of 256; else its words and marks, the frequent ones first.
+    """Return text as token ids, int64: bytes for a vocabulary of up to 256, else words and punctuation by frequency.
 
-    The text is that of one of the shipped domains, definitions of words, which has many different ones.
+    The text is a shipped domain, definitions of words, which has a large vocabulary.
     """
     text = embedded_texts()["glosses"]
     if vocabulary <= 256:

@@ -1,4 +1,4 @@
-"""What measurements end in: one JSON file, which `optbench report` renders. Imports no torch."""
+"""The result of measurements: a JSON file, which `optbench report` renders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from optbench.suite.fields import Settings
 FORMAT: Final = "optbench-cost"
 VERSION: Final = 1
 MAX_BYTES = 64 << 20
-"""Far above any such file."""
+"""Bytes; far above any such file."""
 Status = Literal["ok", "too large", "too slow", "failed", "started"]
-"""`too slow`: stopped; what its first step took is there, if it ended. `started`: never in a file."""
+"""`too slow`: stopped, with the time of its first step if it ended. `started`: never in a file."""
 
 
 class _Record(Settings):
-    # A file may come from a newer version that says more.
+    # A file of a newer version may have more keys.
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Timing(_Record):
-    """Seconds of a step on so many threads.
+    """Seconds of a step with a number of threads.
 
-    clock: `processor`, time of one core, which other processes hardly change; `wall`; or `device`, its own events.
-    after: the steps taken before.
-    gradient, statistics, roots, update: means of the parts, the last three with refreshes as often as they come.
+    clock: `processor`, CPU time, which other processes hardly affect; `wall`; or `device`, its events.
+    after: number of preceding steps.
+    gradient, statistics, roots, update: means of the parts, the last three with refreshes at their actual frequency.
     ordinary: median of the optimizer's steps without a refresh, between low and high; refresh: mean of those with one.
-    every: steps from one refresh to the next, None where there are none or they come by need; renewed: by need, the
-    mean share of all roots that was renewed in a step.
+    every: steps between refreshes, None without refreshes or if they are by need; renewed: by need, the mean share of
+    roots renewed in a step.
     """
 
     threads: int
@@ -54,12 +54,12 @@ class Timing(_Record):
 
     @property
     def step(self) -> float:
-        """Of the optimizer, refreshes included."""
+        """Seconds of the optimizer, including refreshes."""
         return self.statistics + self.roots + self.update
 
 
 class Holding(_Record):
-    """What the state holds for one kind of parameters: weights, bytes, and the sides of square factors in it."""
+    """The state of one kind of parameters: weights, bytes, and the sides of square factors."""
 
     kind: str
     weights: int
@@ -70,8 +70,8 @@ class Holding(_Record):
 class Row(_Record):
     """One optimizer on one size.
 
-    needed: estimated bytes at the peak; peak: measured; idle: of the process before it began. On a GPU the last two are
-    the device's. first: seconds of the first step, which makes the state.
+    needed: estimated peak bytes; peak: measured; idle: of the process before the measurement. On a GPU the last two are
+    the device's. first: seconds of the first step, which creates the state.
     """
 
     optimizer: str
@@ -96,7 +96,7 @@ class Row(_Record):
 
 
 class CostResult(_Record):
-    """All measurements of one command, and what they depend on."""
+    """All measurements of one command, and their conditions."""
 
     format: Literal["optbench-cost"]
     version: Literal[1]
@@ -109,7 +109,7 @@ class CostResult(_Record):
 
 
 def save(result: CostResult, file: Path) -> None:
-    """Write a result; raises StoreError."""
+    """Write a result; raise StoreError if this fails."""
     write_text(file, json_text(result.model_dump(mode="json")))
 
 
@@ -117,7 +117,7 @@ def load(file: Path) -> CostResult:
     """Read a result.
 
     Raises:
-        StoreError: it cannot be read, or is none.
+        StoreError: it cannot be read, or is not a result.
     """
     try:
         found = json_value(file, MAX_BYTES, "result of cost")
@@ -126,7 +126,7 @@ def load(file: Path) -> CostResult:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise StoreError(f"{file}: expected a result of 'optbench cost', got another file")
     try:
-        return CostResult.model_validate_json(json.dumps(found))  # strict but for what JSON has no words for
+        return CostResult.model_validate_json(json.dumps(found))  # strict, except for types that JSON lacks
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -134,7 +134,7 @@ def load(file: Path) -> CostResult:
 
 
 def find(text: str, runs_dir: Path) -> Path | None:
-    """The file of a result that is named by its path, or by its name in `runs_dir`; None where there is none."""
+    """Return the file of a result named by path, or by name in `runs_dir`; None if there is none."""
     for file in (Path(text).expanduser(), runs_dir / text, runs_dir / f"{text}.json"):
         if file.suffix == ".json" and os.path.isfile(file):  # noqa: PTH113 (False for a name that is too long, too)
             return file

@@ -1,4 +1,4 @@
-"""Starts a process for every optimizer and size, one after the other, and keeps what it finds. Imports no torch."""
+"""Start a process for every optimizer and size in turn, and collect the results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from optbench.errors import escaped
 
 WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
 LEFT = 512 << 20
-"""Bytes that a limit leaves to a system whose memory is nearly used up."""
+"""Bytes left to a system with little free memory."""
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """What is to be measured. limit: bytes; timeout: seconds of one process."""
+    """The measurements to make. limit: bytes; timeout: seconds per process."""
 
     contenders: tuple[Contender, ...]
     sizes: tuple[str, ...]
@@ -45,7 +45,7 @@ class CostPlan:
     batch: int | None = None
 
     def jobs(self) -> Iterator[CostJob]:
-        """What every worker is told, in order."""
+        """Yield the jobs of all workers, in order."""
         for size in self.sizes:
             for one in self.contenders:
                 yield CostJob(
@@ -71,9 +71,9 @@ def measure(
     command: Sequence[str],
     told: Callable[[str, int, int], None],
 ) -> CostResult:
-    """Measure all that is planned; the result so far is saved after every row.
+    """Execute the plan, saving the result after every row.
 
-    told(what, number, of): before each.
+    told(what, number, of): called before each.
 
     Raises:
         StoreError: the file cannot be written.
@@ -94,7 +94,7 @@ def measure(
     jobs = list(plan.jobs())
     for i, job in enumerate(jobs):
         told(f"{job.name}, {job.size}", i + 1, len(jobs))
-        # What other processes have taken in the meantime is no longer there.
+        # other processes may have allocated memory meanwhile
         limit = min(plan.limit, max(memory.available() - LEFT, 0)) if plan.device == "cpu" else plan.limit
         row = ask(dataclasses.replace(job, limit=limit), plan.timeout)
         result = result.model_copy(update={"rows": (*result.rows, row)})
@@ -103,7 +103,7 @@ def measure(
 
 
 def ask(job: CostJob, timeout: float) -> Row:
-    """The row of one job, from a process of its own, which ends with this call."""
+    """Run one job in a separate process, which ends with this call, and return its row."""
     told = dataclasses.asdict(job)
     lost = {name: told[name] for name in ("target", "settings", "size", "twin")}
     lost |= {"optimizer": job.name, "tokens": job.batch * SIZES[job.size].context, "parameters": 0}
@@ -134,8 +134,8 @@ def ask(job: CostJob, timeout: float) -> Row:
 
 
 def ended(code: int, err: str) -> str:
-    """How a process ended that gave no answer."""
-    said = escaped(err.strip().splitlines()[-1]) if err.strip() else "it said nothing"
+    """Describe the end of a process that gave no answer."""
+    said = escaped(err.strip().splitlines()[-1]) if err.strip() else "it printed nothing"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}: {said}"
     return f"ended with exit code {code}: {said}"

@@ -1,4 +1,4 @@
-"""The networks that optimizers are measured on, by name. Imports no torch."""
+"""The networks on which optimizers are measured, by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Size:
-    """A transformer, and the batch that its gradients are taken of.
+    """A transformer, and the batch for its gradients.
 
-    masked: share of the tokens that are predicted; 1 where every next token is.
+    masked: share of tokens that are predicted; 1 for next-token prediction.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Of a batch."""
+        """Number of tokens of a batch."""
         return self.batch * self.context
 
     def with_batch(self, batch: int) -> Size:
-        """The same network with another number of sequences."""
+        """Return the same network with another number of sequences."""
         return Size(**{**vars(self), "batch": batch})
 
 

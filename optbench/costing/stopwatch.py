@@ -1,4 +1,4 @@
-"""Where the time of a step goes: what is in a region counts for it, and not for what is around it."""
+"""Time of the parts of a step: time in a region excludes nested regions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("gradient", "statistics", "roots", "update")
 
 
 class RegionTimer:
-    """Times the regions of `optbench.optimizers.regions`, and those of `torch.profiler.record_function` by their names.
+    """Times the regions of `optbench.optimizers.regions` and `torch.profiler.record_function`.
 
     clock: `processor`, of all threads of this process; `wall`; `device`, events on a CUDA device, read once per step.
     """
@@ -29,7 +29,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[dict[str, float]]:
-        """Time a block; the seconds of each name, filled in when it ends."""
+        """Time a block; the yielded seconds by name are filled in at its end."""
         found = dict.fromkeys(NAMES, 0.0)
         self._inside, self._marks = ["update"], []
         with self._watching():
@@ -44,17 +44,17 @@ class RegionTimer:
         found.update(spent)
 
     def enter(self, name: str) -> None:
-        """What follows counts for `name`."""
+        """Enter the region `name`."""
         self._mark(self._inside[-1])
         self._inside.append(name)
 
     def leave(self) -> None:
-        """What follows counts for what is around."""
+        """Leave the region."""
         self._mark(self._inside.pop())
 
     @contextlib.contextmanager
     def gradient(self) -> Iterator[None]:
-        """The block counts as gradient."""
+        """Count the block as gradient."""
         self.enter("gradient")
         try:
             yield

@@ -1,6 +1,6 @@
-"""`python -m optbench.costing.worker`: one job, as JSON, on standard input; its row, as a line, on standard output.
+"""`python -m optbench.costing.worker`: a job as JSON on standard input, its row on standard output.
 
-A process of its own: its peak of memory is that of one optimizer, and what a user's code does to it ends with it.
+A separate process, so that its peak of memory is that of one optimizer, and a user's code affects nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    # What a user's code prints must not get into the answer.
+    # prints of a user's code must not get into the answer
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from optbench.costing.job import CostJob
@@ -19,7 +19,7 @@ def main() -> None:
 
     told = json.load(sys.stdin)
     with answer:
-        # The last line counts; one before it is what is known after the first step, should that be all.
+        # The last line is final; an earlier one has the results of the first step in case of a crash.
         for row in measured(CostJob(**{**told, "threads": tuple(told["threads"])})):
             answer.write(f"{row.model_dump_json()}\n")
             answer.flush()

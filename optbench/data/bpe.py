@@ -1,9 +1,9 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), over bytes as in GPT-2.
 
-Text is first cut into words, runs of digits, of other characters and of white space, each with the space before it; no
-token crosses such a cut. Every byte has a token, so whatever text is encoded can be decoded to the same bytes.
+Text is first split into words, runs of digits, of other characters and of white space, each with its preceding space;
+no token crosses such a boundary. Every byte has a token, so that decoding restores any text exactly.
 
-Legend: L tokens of all distinct words in a row, V vocabulary.
+Legend: L tokens of all distinct words, concatenated, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Bpe:
 
     Attributes:
         pieces: (V,) the bytes of each token, single bytes first.
-        merges: (V − single bytes,) of each further token the two that it joins, in the order in which they were found.
+        merges: (V − single bytes,) the pair of tokens joined by each further token, in the order of merging.
     """
 
     pieces: tuple[bytes, ...]
@@ -36,9 +36,9 @@ class Bpe:
 
     @staticmethod
     def trained(texts: Sequence[bytes], vocabulary: int, alphabet: int) -> Bpe:
-        """Join the most frequent pair of tokens to a new one until there are `vocabulary`; among equals the first pair.
+        """Train by merging the most frequent pair of tokens, the first in case of a tie, up to `vocabulary` tokens.
 
-        Stops sooner where no pair occurs twice. Less than a second for 4 MB of text and a vocabulary of 512.
+        Stops earlier if no pair occurs twice. Takes less than a second for 4 MB of text and a vocabulary of 512.
 
         alphabet: the number of single bytes, 128 or 256.
         """
@@ -48,7 +48,7 @@ class Bpe:
         )
         pieces = [bytes([byte]) for byte in range(alphabet)]
         merges: list[tuple[int, int]] = []
-        counts = np.zeros(vocabulary * vocabulary, np.int64)  # of a pair (a, b) at a V + b
+        counts = np.zeros(vocabulary * vocabulary, np.int64)  # count of the pair (a, b) at a V + b
         np.add.at(counts, *row.pairs(row.inside, vocabulary))
         while len(pieces) < vocabulary:
             best = int(counts.argmax())
@@ -65,17 +65,17 @@ class Bpe:
 
     @property
     def token_bytes(self) -> Ints:
-        """(V,) the number of bytes that each token stands for."""
+        """Return the number of bytes of each token, (V,)."""
         return np.array([len(piece) for piece in self.pieces], np.int64)
 
     def encode(self, texts: Sequence[bytes]) -> list[Tokens]:
-        """Return the tokens of each text, (n,); joined in the order in which the pairs were found."""
+        """Return the tokens of each text, (n,), merging pairs in training order."""
         words, indices = _words(texts)
         row = _Row.of(words, np.ones(len(words), np.int64))
         for token, (left, right) in enumerate(self.merges, len(self.pieces) - len(self.merges)):
             if len(at := row.places(left, right)):
                 row.join(at, token)
-        ends = np.flatnonzero(~row.inside) + 1  # of each word in the row
+        ends = np.flatnonzero(~row.inside) + 1  # start of each word
         lengths = np.diff(ends, prepend=0)
         found = []
         for index in indices:
@@ -91,7 +91,7 @@ class Bpe:
 
 @dataclass
 class _Row:
-    """Words one after the other: tokens (L,), whether the next token is of the same word (L,), and the word's count."""
+    """Concatenated words: tokens (L,), whether the next token belongs to the same word (L,), and the word's count."""
 
     tokens: Tokens
     inside: Flags
@@ -105,7 +105,7 @@ class _Row:
         return _Row(np.frombuffer(b"".join(words), np.uint8).astype(np.int16), inside, np.repeat(counts, lengths))
 
     def places(self, left: int, right: int) -> Ints:
-        """Where the pair stands, from the left and without overlaps: once in `aaa`."""
+        """Return the positions of a pair from the left, without overlaps: one in `aaa`."""
         at = np.flatnonzero((self.tokens[:-1] == left) & (self.tokens[1:] == right) & self.inside[:-1])
         if left == right and len(at) > 1:
             order = np.arange(len(at))
@@ -114,19 +114,19 @@ class _Row:
         return at
 
     def touching(self, at: Ints, width: int) -> Flags:
-        """Which pairs within words share a token with what stands at `at`, `width` tokens wide."""
+        """Return which pairs within words share a token with the `width` tokens at `at`."""
         found = np.zeros(len(self.tokens), np.bool_)
         for offset in range(-1, width):
             found[(at + offset)[at + offset >= 0]] = True
         return found & self.inside
 
     def pairs(self, which: Flags, vocabulary: int) -> tuple[Ints, Ints]:
-        """Keys of the chosen pairs, and how often each of them counts."""
+        """Return keys and counts of the chosen pairs."""
         at = np.flatnonzero(which)
         return self.tokens[at].astype(np.int64) * vocabulary + self.tokens[at + 1], self.weights[at]
 
     def join(self, at: Ints, token: int) -> Ints:
-        """Put `token` in the place of the pairs at `at`; return where it is."""
+        """Replace the pairs at `at` by `token`; return its positions."""
         self.tokens[at] = token
         self.inside[at] = self.inside[at + 1]
         kept = np.ones(len(self.tokens), np.bool_)
@@ -136,7 +136,7 @@ class _Row:
 
 
 def _words(texts: Sequence[bytes]) -> tuple[list[bytes], list[Ints]]:
-    """The distinct words of all texts, and those of each text in order, as places among them."""
+    """Return the distinct words of all texts, and each text as indices of them."""
     known: dict[bytes, int] = {}
     indices = []
     for text in texts:

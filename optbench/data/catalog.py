@@ -1,4 +1,4 @@
-"""What is known of shipped datasets without loading them."""
+"""Facts about shipped datasets, available without loading them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class DatasetInfo:
 
     Attributes:
         shape: (C, H, W) of one image: channels, rows, columns.
-        licence: the terms as its authors give them.
-        files: the published files, by their place under the data folder; empty when the package embeds the data.
+        licence: the terms stated by its authors.
+        files: the published files, by path in the data folder; empty if the package embeds the data.
     """
 
     name: str
@@ -29,7 +29,7 @@ class DatasetInfo:
 
     @property
     def embedded(self) -> bool:
-        """Whether it comes with the package and needs no files."""
+        """Whether it is included in the package."""
         return not self.files
 
 
@@ -40,7 +40,7 @@ class TextInfo:
     Attributes:
         domains: their names, in the fixed order.
         size: bytes of each domain.
-        classes: the vocabulary where tokens are bytes.
+        classes: the vocabulary if tokens are bytes.
     """
 
     name: str
@@ -125,4 +125,4 @@ TEXT_DOMAINS = TextInfo(
     licence="public domain; WordNet 3.0; PSF version 2 (TEXT-LICENSE.md)",
 )
 TEXT_FILES = "text-files"
-"""The kind of dataset that is made of a user's own texts."""
+"""The kind of dataset for a user's texts."""

@@ -1,4 +1,4 @@
-"""Images spoilt in a few simple ways, after Hendrycks & Dietterich 2019 (arXiv:1903.12261).
+"""Simple corruptions of images, after Hendrycks & Dietterich 2019 (arXiv:1903.12261).
 
 Legend: N images, C channels, H rows, W columns.
 """
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 Corruption = Literal[
     "noise-0.1", "noise-0.2", "noise-0.4", "shift-1", "shift-2", "shift-3", "contrast-0.5", "contrast-0.25", "blur-1"
 ]
-"""`noise`: Gaussian, of a standard deviation that is this share of the pixel range, cut off at its ends. `shift`: by so
-many pixels up, down, left or right, drawn for each image, the border filled with the lowest value. `contrast`: each
-channel's distance from its mean times this. `blur`: a Gaussian window with a standard deviation of so many pixels."""
+"""`noise`: Gaussian, with a standard deviation of this share of the pixel range, clipped. `shift`: by this number of
+pixels up, down, left or right, drawn for each image, filling the border with the lowest value. `contrast`: each
+channel's distance from its mean times this. `blur`: Gaussian, with a standard deviation of this number of pixels."""
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
-_CHUNK = 2500  # images at a time: bounds the floats, and fixes which numbers are drawn for which image
+_CHUNK = 2500  # images at a time: limits memory, and fixes the random numbers of each image
 
 
 def corrupt(images: Tensor, corruption: Corruption, generator: Generator) -> Tensor:
-    """Return the images corrupted, of the same dtype and on the same device; computed on the CPU.
+    """Return corrupted images of the same dtype and device, computed on the CPU.
 
-    Bytes range over 0..255 and are rounded; floats range from their least to their greatest value.
+    Bytes range over 0..255 and are rounded; floats range from their minimum to their maximum.
 
     Args:
         images: uint8 or float32, (N, C, H, W).

@@ -1,4 +1,4 @@
-"""A dataset in memory: inputs as they were published or prepared, nothing scaled.
+"""A dataset in memory, with unscaled inputs.
 
 Shapes: N examples, T positions of a sequence, n tokens of a text; C channels, H rows, W columns of an image.
 """
@@ -19,12 +19,12 @@ from optbench.errors import DataError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model gets to see of one example.
+    """The form of one input of a model.
 
     Attributes:
         shape: of one input, such as (C, H, W), (D,) or (T,).
         dtype: float32, or int64 for tokens.
-        vocabulary: of tokens, how many there are; else None.
+        vocabulary: number of tokens; None for other inputs.
     """
 
     shape: tuple[int, ...]
@@ -32,16 +32,16 @@ class InputSpec:
     vocabulary: int | None = None
 
 
-# Compared by identity: element-wise `==` of tensors has no single truth value.
+# compared by identity, because elementwise `==` of tensors has no truth value
 @dataclass(frozen=True, eq=False)
 class Split:
     """The training or the test half of a dataset, in published order, on the CPU.
 
     Attributes:
         inputs: uint8 in 0..255, float32, or int64 tokens; (N, ...).
-        targets: int64, in 0..classes-1; (N,), or (N, T) where every position has one.
-        cues: int64, (N,): the class that a spurious cue in each example stands for, which the metric `cue_following`
-            reads; None where there are no cues.
+        targets: int64, in 0..classes-1; (N,), or (N, T) with one per position.
+        cues: int64, (N,): the class that a spurious cue in each example indicates, used by the metric `cue_following`;
+        None without cues.
     """
 
     inputs: Tensor
@@ -59,18 +59,18 @@ class Dataset:
     Attributes:
         name: for messages and tables.
         train, test: the two halves.
-        classes: the number of classes, which is the width of a model's output; of a language, its vocabulary.
-        mean, std: what `normalisation: standard` subtracts and divides by; one number, or one for each place of the
-            inputs' first axis. Bytes are scaled to [0, 1] before. By default those of the training inputs: of images
-            (C, H, W) per channel, else over everything. Tokens have none.
-        vocabulary: of tokens, how many there are; by default as many as classes.
-        token_bytes: int64, (classes,): how many bytes of text each token stands for, all ones where tokens are bytes.
-            Predictions of the next token at every position are then scored in bits per byte, Σ −log₂ p(target) /
-            Σ token_bytes[target]. None where tokens are no text.
-        texts: the whole texts by domain, which task sequences of domains draw windows from; see `of_texts`.
+        classes: the number of classes, the width of a model's output; for text, its vocabulary.
+        mean, std: for `normalisation: standard`; one number, or one per index of the inputs' first axis. Bytes are
+            scaled to [0, 1] first. By default those of the training inputs: per channel for images (C, H, W), else over
+            everything. Tokens have none.
+        vocabulary: number of tokens; by default that of classes.
+        token_bytes: int64, (classes,): the number of bytes of text per token, all ones if tokens are bytes.
+            Next-token predictions are then scored in bits per byte, Σ −log₂ p(target) / Σ token_bytes[target]. None if
+            tokens are not text.
+        texts: complete texts by domain, from which task sequences of domains draw windows; see `of_texts`.
 
-    Raises:
-        DataError: the parts do not fit one another, or are not what is said above.
+        Raises:
+        DataError: the parts are inconsistent, or violate the above.
 
     Example:
         >>> inputs, targets = torch.rand(20, 3), torch.arange(20) % 2
@@ -93,12 +93,12 @@ class Dataset:
     def of_texts(
         name: str, texts: Mapping[str, Text], vocabulary: int, context: int, token_bytes: Tensor | None = None
     ) -> Dataset:
-        """Return a dataset of one or more domains of text; examples are windows of `context` tokens and the next ones.
+        """Build a dataset of one or more domains of text, with windows of `context` tokens and next-token targets.
 
-        Its two halves are the consecutive windows of the training and of the test stretches, domain by domain.
+        Its two halves are the consecutive windows of the training and test sections, domain by domain.
 
         Raises:
-            DataError: a stretch is shorter than one window, or holds other tokens than 0..vocabulary-1.
+        DataError: a section is shorter than one window, or holds tokens outside 0..vocabulary-1.
         """
         if (fault := fault_of_texts(texts, vocabulary, context)) is not None:
             raise DataError(f"dataset {name}: texts{fault}")
@@ -161,22 +161,22 @@ class Dataset:
 
     @property
     def inputs(self) -> InputSpec:
-        """What a model sees of one example: bytes reach it as float32."""
+        """The form of one input of a model; bytes are converted to float32."""
         dtype = torch.int64 if self.vocabulary is not None else torch.float32
         return InputSpec(tuple(self.train.inputs.shape[1:]), dtype, self.vocabulary)
 
     def unigram_entropies(self) -> dict[str, float]:
         """Return the unigram entropy of each domain's training text, in bits per byte; see `unigram_entropy`.
 
-        Empty where there are no texts, or it is not known how many bytes their tokens stand for.
+        Empty without texts, or if the number of bytes per token is unknown.
         """
         known, texts = self.token_bytes, self.texts or {}
         return {} if known is None else {name: unigram_entropy(text.train, known) for name, text in texts.items()}
 
     def without_pixels(self) -> Dataset:
-        """Return the dataset with inputs of zeros and one place along every axis but the first: in little memory.
+        """Return the dataset with zero inputs of size 1 along every axis except the first, to save memory.
 
-        Text stays as it is.
+        Text is unchanged.
         """
         if self.texts is not None:
             return self
@@ -187,7 +187,7 @@ class Dataset:
 
 
 def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
-    """Return what is wrong with examples by themselves, to follow their name; None if nothing is."""
+    """Return a fault in examples, to be appended to their name; None if they are valid."""
     inputs, targets = half.inputs, half.targets
     if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
         return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
@@ -218,7 +218,7 @@ def _fault_of_cues(cues: object, count: int, classes: int) -> str | None:
 
 
 def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:
-    """Return what is wrong with the domains of text, to follow their name; None if nothing is."""
+    """Return a fault in the domains of text, to be appended to their name; None if they are valid."""
     for domain, text in texts.items():
         for part in ("train", "validation", "test"):
             if (fault := _fault_of_tokens(getattr(text, part, None), vocabulary, context)) is not None:
@@ -237,7 +237,7 @@ def _fault_of_tokens(tokens: object, vocabulary: int, context: int) -> str | Non
 
 
 def form_of(half: Split) -> str:
-    """Return what examples are of one another: `float32 (2,) with one target`."""
+    """Describe the form of examples: `float32 (2,) with one target`."""
     targets = f"targets {tuple(half.targets.shape[1:])}" if half.targets.ndim > 1 else "one target"
     return f"{_plain(half.inputs.dtype)} {tuple(half.inputs.shape[1:])} with {targets}"
 

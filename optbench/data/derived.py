@@ -1,7 +1,7 @@
-"""Datasets made of another one, which they name under `of`: with fewer classes or examples, or spoilt on purpose.
+"""Datasets derived from another one, named by `of`: with fewer classes or examples, or corrupted.
 
-Each is the same for every trial of a suite; what it draws depends on its own `seed` alone. Validation data come out of
-the training half, so they are changed as it is.
+Each is the same for every trial of a suite; its random draws depend only on its `seed`. Validation data are held out of
+the training half, so they are changed likewise.
 
 Legend: N examples, C classes, H rows and W columns of an image.
 """
@@ -47,10 +47,10 @@ def classes(*, of: DatasetSettings, keep: Annotated[tuple[Label, ...], Field(min
 
 
 def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 100.0, seed: Seed = 0) -> Dataset:
-    """Another dataset with fewer training examples of each class than of the one before, `ratio` : 1 from first to last
+    """Another dataset with a decreasing number of training examples per class, `ratio` : 1 from first to last
 
     Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, n the size of the smallest class: a
-    geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half stays as it is.
+    geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half is unchanged.
     """
     base = _labelled("imbalanced", of)
     counts = torch.bincount(base.train.targets, minlength=base.classes)
@@ -69,7 +69,7 @@ def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> 
     """Another dataset with a share of its training labels wrong
 
     Exactly round(share · N) training labels are replaced by another class, drawn uniformly (symmetric noise). The test
-    half stays as it is.
+    half is unchanged.
     """
     base, stream = _labelled("noisy-labels", of), generator(seed, None, "noisy-labels")
     if base.classes < 2:
@@ -88,12 +88,12 @@ def spurious_patch(
     test: Literal["moved", "independent"] = "moved",
     seed: Seed = 0,
 ) -> Dataset:
-    """Images with a bright patch whose place goes with the label in training, and not in the test half
+    """Images with a bright patch whose position correlates with the label in the training half only
 
-    Each class has a place at the upper or lower edge (or in a grid, where there are too many classes for two edges).
-    The patch of a training image is at the place of its label with this probability, else at that of another class. In
-    the test half it is `moved` to the place of another class, or `independent` of the label. Which class the patch
-    stands for is in `Split.cues`, which the metric `cue_following` reads.
+    Each class has a position at the upper or lower edge (or in a grid, if there are too many classes for two edges).
+    The patch of a training image is at the position of its label with this probability, else at that of another class.
+    In the test half it is `moved` to the position of another class, or `independent` of the label. The class that the
+    patch indicates is in `Split.cues`, used by the metric `cue_following`.
     """
     base, stream = _labelled("spurious-patch", of), generator(seed, None, "spurious-patch")
     _check_images("spurious-patch", base)
@@ -122,7 +122,7 @@ def corrupted(*, of: DatasetSettings, corruption: Corruption, seed: Seed = 0) ->
 
 
 def _labelled(kind: str, of: DatasetSettings) -> Dataset:
-    """Load what `of` names. Raises DataError where examples have several targets."""
+    """Load the dataset named by `of`; raise DataError if examples have several targets."""
     from optbench.data.loading import loaded
 
     found = loaded(of)
@@ -145,15 +145,15 @@ def _select(half: Split, index: Tensor, what: str) -> Split:
 
 
 def _others(labels: Tensor, classes: int, stream: torch.Generator) -> Tensor:
-    """A class other than each label (N,), uniformly."""
+    """Draw a class other than each label, (N,), uniformly."""
     return (labels + torch.randint(1, classes, labels.shape, generator=stream)) % classes
 
 
 def _places(classes: int, height: int, width: int, size: int) -> Tensor:
-    """Where the patch of each class has its upper left corner: (C, 2), row and column, without overlaps.
+    """Return the upper left corner, row and column, of each class's patch, (C, 2), without overlaps.
 
     Raises:
-        DataError: there is no room for so many.
+    DataError: there is not enough space.
     """
     most_columns, most_rows = width // size, height // size
     columns = min(-(-classes // 2), most_columns)
@@ -167,15 +167,15 @@ def _places(classes: int, height: int, width: int, size: int) -> Tensor:
 
 
 def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
-    """Where a patch in the middle of each of so many equal columns begins."""
+    """Return the start of a patch centred in each of a number of equal columns."""
     return ((2 * column + 1) * width - columns * size) // (2 * columns)
 
 
 def _patched(images: Tensor, corners: Tensor, size: int, value: float) -> Tensor:
-    """Images (N, C, H, W) with `value` in a square of which the upper left corner is given, (N, 2)."""
+    """Return images (N, C, H, W) with `value` in a square with the given upper left corner, (N, 2)."""
     offset = torch.arange(size)
     rows, columns = (corners[:, i, None] + offset for i in (0, 1))
     found = images.clone()
-    # The indices (N, 1, 1), (N, s, 1) and (N, 1, s) with the channels between them: advanced ones come first.
+    # With channels between the indices (N, 1, 1), (N, s, 1) and (N, 1, s), the advanced axes come first.
     found[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]] = value
     return found

@@ -1,4 +1,4 @@
-"""The one way to a dataset: a name that is registered, or a kind with its settings."""
+"""Loading of datasets by registered name, or by kind with settings."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def load(
     download: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """Loads a dataset into memory, on the CPU.
+    """Load a dataset into memory, on the CPU.
 
-    Processes that load the same dataset at once should not all download it: load it in one of them first.
+    Processes that use the same dataset should not all download it: load it in one of them first.
 
     Args:
         kind: a registered name, or a suite's dataset.
         data_dir: the folder of the published files; None: see `data_folder`. The embedded `mnist` needs none.
-        download: fetch what is missing into that folder; False never touches the network.
-        notify: is told, in a line, when something is about to be downloaded or unpacked.
+        download: fetch missing files into that folder; False never accesses the network.
+        notify: called with a line of text before a download or unpacking.
 
-    Raises:
-        DataError: files missing and not to be had (the message names them and their folder); or files
-            whose content is not the dataset.
-        KindError: unknown name, or a user's function returns something else.
-        Exception: whatever it raises.
+        Raises:
+        DataError: files are missing and cannot be obtained (the message names them and their folder), or their
+            content is invalid.
+        KindError: unknown name, or a user's function does not return a dataset.
+        Exception: any exception of a user's function.
     """
     token = ACCESS.set(Access(data_dir, download, notify))
     try:
@@ -44,13 +44,13 @@ def load(
 
 
 def loaded(kind: Kind | str) -> Dataset:
-    """As `load`, where it has been said already how published files are found: for a dataset made of another one."""
+    """Load as `load` in the current `Access` to published files, for derived datasets."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind
     try:
         found = kind.make(seed=0) if isinstance(kind, Kind) else DATASETS.load(name)()
-    except DataError as error:  # what a user's function made checks itself
+    except DataError as error:  # a user's dataset validates itself
         if not DATASETS.is_users(name):
             raise
         raise KindError(f"{name}: {error}") from None

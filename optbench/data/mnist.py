@@ -29,7 +29,7 @@ SHA256 = {
 
 
 def embedded_mnist() -> Dataset:
-    """MNIST from the package's own file: 60,000 and 10,000 images of shape (1, 28, 28), in about 0.2 s.
+    """Load MNIST from the package: 60,000 and 10,000 images of shape (1, 28, 28), in about 0.2 s.
 
     Raises:
         DataError: the file is missing from the installation, or damaged.
@@ -42,10 +42,10 @@ def embedded_mnist() -> Dataset:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the embedded MNIST cannot be read; reinstall optbench ({type(error).__name__})") from error
     if len(table) != info.train_size + info.test_size:
-        raise DataError(f"the embedded MNIST has {len(table)} rows; it should have 70000; reinstall optbench")
+        raise DataError(f"the embedded MNIST has {len(table)} rows, expected 70000; reinstall optbench")
     images = _bytes(table["image"].chunk(0)).reshape(-1, *info.shape)
     labels = _bytes(table["label"].chunk(0)).astype(np.int64)
-    # Copies: Arrow's buffers are read-only, and torch warns of tensors over memory that must not be written.
+    # copies, because Arrow's buffers are read-only, of which torch warns
     pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels)
     first = info.train_size
     return Dataset(
@@ -59,7 +59,7 @@ def embedded_mnist() -> Dataset:
 
 
 def _bytes(column: pa.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The bytes of a column of uint8 or of fixed-size binary as a flat read-only array, without a copy."""
+    """Return the bytes of a column of uint8 or fixed-size binary as a flat read-only array, without a copy."""
     width = column.type.byte_width
     buffer = column.buffers()[1]
     return np.frombuffer(buffer, dtype=np.uint8, count=len(column) * width, offset=column.offset * width)

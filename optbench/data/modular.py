@@ -1,4 +1,4 @@
-"""Addition modulo a number, as a table of which a part is shown (Power et al. 2022, arXiv:2201.02177).
+"""Addition modulo a number, with a part of the table for training (Power et al. 2022, arXiv:2201.02177).
 
 Legend: p the modulus, N = p² pairs.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sizes(modulus: int, train_share: float) -> tuple[int, int]:
-    """Return how many pairs are for training, validation included, and how many for test; at least one each."""
+    """Return the numbers of pairs for training, including validation, and for testing; at least one each."""
     total = modulus * modulus
     train = min(total - 1, max(1, round(train_share * total)))
     return train, total - train
@@ -24,8 +24,8 @@ def sizes(modulus: int, train_share: float) -> tuple[int, int]:
 def modular_addition_dataset(modulus: int, train_share: float, seed: int) -> Dataset:
     """Return all pairs (a, b) with the target (a + b) mod p, split at random; see `sizes`.
 
-    Inputs are one-hot: float32 (N, 2p), a 1 at place a and at place p + b, so that the first layer of an MLP is a table
-    of embeddings for each operand. They have mean 0 and deviation 1 by declaration, so `normalisation` leaves them.
+    Inputs are one-hot: float32 (N, 2p), with a 1 at index a and at index p + b, so that the first layer of an MLP is an
+    embedding table for each operand. Mean 0 and deviation 1 are declared, so that `normalisation` does not change them.
     """
     from optbench.data.dataset import Dataset, Split
 

@@ -9,25 +9,25 @@ from torch import Tensor
 
 from optbench.data.dataset import Dataset, Split
 
-_CHUNK = 4096  # images at a time: bounds the integer copy to some 13 MB for MNIST
+_CHUNK = 4096  # images at a time: limits the integer copy to about 13 MB for MNIST
 
 
 def average_pooled(dataset: Dataset, side: int) -> Dataset:
     """Return the dataset with images of `side` × `side` pixels, each the mean of a square block of the original's.
 
-    Means of bytes are rounded to bytes, halves up, so that inputs stay uint8 and are the same on every machine. What
-    `normalisation: standard` subtracts and divides by are the statistics of the pooled training images, as it is
-    for other datasets: pooled pixels vary less than the originals.
+    Means of bytes are rounded to bytes, halves up, so that inputs stay uint8 and are the same on every machine.
+    `normalisation: standard` uses the statistics of the pooled training images, whose pixels vary less than the
+    originals.
     """
     rows, columns = dataset.train.inputs.shape[-2:]
-    assert rows == columns, "datasets of ours have square images"
+    assert rows == columns, "built-in datasets have square images"
     assert rows % side == 0, "checked where suites are read"
     train, test = (Split(_pooled(half.inputs, side), half.targets) for half in (dataset.train, dataset.test))
     return replace(dataset, train=train, test=test, mean=None, std=None)
 
 
 def _pooled(images: Tensor, side: int) -> Tensor:
-    """Images (N, C, H, H) of bytes -> (N, C, side, side) of bytes."""
+    """Pool images (N, C, H, H) of bytes to (N, C, side, side) of bytes."""
     block = images.shape[-1] // side
     pooled = images.new_empty(*images.shape[:2], side, side)
     for source, target in zip(torch.split(images, _CHUNK), torch.split(pooled, _CHUNK), strict=True):

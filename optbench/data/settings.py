@@ -1,4 +1,4 @@
-"""A suite's dataset: its kind and settings, and what is known of it before it is loaded. No torch."""
+"""A suite's dataset: kind, settings, and facts available before loading it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from optbench.errors import KindError
 from optbench.kinds import AS_WRITTEN, DATASETS, Kind
 
 DERIVED = ("classes", "imbalanced", "noisy-labels", "spurious-patch", "corrupted")
-"""Kinds that change another dataset, which they name under `of`."""
+"""Kinds derived from another dataset, named by `of`."""
 MODULAR_ADDITION = "modular-addition"
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a dataset of images or numbers before it is loaded; sizes that need its labels are None."""
+    """Facts about a dataset of images or numbers before loading; sizes that depend on labels are None."""
 
     classes: int
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Known:
 
 
 class DatasetSettings(Kind):
-    """A dataset, ours or a user's; a name alone stands for one without settings."""
+    """A dataset, built in or a user's; a bare name is one without settings."""
 
     registry = DATASETS
     short = True
@@ -42,7 +42,7 @@ class DatasetSettings(Kind):
             return kept
         if (info := FACTS.get(kind)) is None:
             return kept
-        # Without `resize` a dataset of ours is its name alone, as it was before there was such a setting.
+        # Without `resize`, a built-in dataset is recorded as its bare name, as before this setting existed.
         if (side := kept.get("resize")) is None:
             return {name: value for name, value in kept.items() if name != "resize"}
         if (whole := info.shape[-1]) % side:
@@ -52,16 +52,16 @@ class DatasetSettings(Kind):
 
     @staticmethod
     def _kept_of_text(settings: dict[str, Any]) -> dict[str, Any]:
-        """Bytes have their own vocabulary, a byte-pair encoding always says how large its is."""
+        """Drop the vocabulary for bytes, which have a fixed one, and always state it for a byte-pair encoding."""
         if settings["tokens"] == "bpe":
             return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
         if settings["vocabulary"] is not None:
-            raise KindError(f"vocabulary: goes with tokens: bpe; got tokens: bytes, which are always {ASCII}")
+            raise KindError(f"vocabulary: expected tokens: bpe, got tokens: bytes, whose vocabulary is always {ASCII}")
         return {name: value for name, value in settings.items() if name != "vocabulary"}
 
     @classmethod
     def _check_base(cls, kind: str, settings: Mapping[str, Any]) -> None:
-        """Raises KindError where a kind cannot be made of what `of` names."""
+        """Raise KindError if a kind cannot be derived from the dataset named by `of`."""
         base = cls.as_written(settings["of"])
         if base.domains:
             raise KindError(f"of: expected a dataset of examples with one label each, got text, as {base.kind} is")
@@ -75,37 +75,37 @@ class DatasetSettings(Kind):
 
     @classmethod
     def as_written(cls, value: object) -> DatasetSettings:
-        """Return settings that have been validated, without importing what they name."""
+        """Return previously validated settings without importing their kinds."""
         return cls.model_validate(value, context=AS_WRITTEN)
 
     @property
     def of_dataset(self) -> DatasetSettings | None:
-        """What it is made of; None where it is not derived, or was not checked and names nothing."""
+        """The dataset from which it is derived; None if it is not derived, or unchecked and without a name."""
         of = self.settings.get("of") if self.kind in DERIVED else None
         named = of.get("kind") if isinstance(of, dict) else of
         return self.as_written(of) if isinstance(named, str) and named else None
 
     @property
     def chain(self) -> Iterator[DatasetSettings]:
-        """Yield it, the dataset that it is derived from, and so on."""
+        """Yield this dataset, the one from which it is derived, and so on."""
         yield self
         if (of := self.of_dataset) is not None:
             yield from of.chain
 
     @property
     def texts(self) -> dict[str, str]:
-        """Paths of the user's own texts, by domain."""
+        """Paths of the user's texts, by domain."""
         files = self.settings.get("files") if self.kind == TEXT_FILES else None
         return files if isinstance(files, dict) else {}
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of text that it has, as far as this is known without loading it."""
+        """Its domains of text, as far as known without loading it."""
         return TEXT_DOMAINS.domains if self.kind == TEXT_DOMAINS.name else tuple(self.texts)
 
     @property
     def known(self) -> Known | None:
-        """What is known without loading it; None of text, and of a user's."""
+        """Facts known without loading it; None for text and users' datasets."""
         if (info := FACTS.get(self.kind)) is not None:
             side = self.settings.get("resize")
             shape = (info.shape[0], side, side) if side else info.shape

@@ -1,4 +1,4 @@
-"""The datasets that are known by name: callables that return a `Dataset`, as a user's are. No torch before the call."""
+"""The registered datasets: functions that return a `Dataset`, like a user's. torch is imported on the call."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 Side = Annotated[Whole, Field(ge=1)]
-"""Of images that are average-pooled to `resize` × `resize` before anything else; see `optbench.data.pooling`."""
+"""Size to which images are average-pooled first, `resize` × `resize`; see `optbench.data.pooling`."""
 
 Vocabulary = Annotated[Whole, Field(gt=ASCII, le=MOST)]
-"""Of `tokens: bpe`."""
+"""Vocabulary for `tokens: bpe`."""
 Context = Annotated[Whole, Field(ge=1, le=65_536)]
-"""Tokens of one example."""
+"""Number of tokens of one example."""
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where published files are looked for, and whether missing ones are downloaded; see `optbench.data.load`."""
+    """Where published files are searched for, and whether missing ones are downloaded; see `optbench.data.load`."""
 
     data_dir: Path | None = None
     download: bool = True
@@ -42,14 +42,14 @@ class Access:
 
 
 ACCESS: ContextVar[Access] = ContextVar("access")
-"""Set around calls of datasets; not a setting, since it says nothing of the data."""
+"""Set around calls of datasets; not a setting, because it does not affect the data."""
 
 
 def data_folder(data_dir: Path | None = None) -> Path:
-    """Return the folder to look for datasets in: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
+    """Return the folder of datasets: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
 
     Raises:
-        UsageError: a path begins with a home directory that is not there.
+    UsageError: a path begins with a home directory that does not exist.
         DataError: the user has no home directory, and no other folder is given.
     """
     if data_dir is not None:
@@ -115,7 +115,7 @@ def text_files(
     vocabulary: Vocabulary | None = None,
     context: Context = 128,
 ) -> Dataset:
-    """Your own texts, a file for each domain"""
+    """Your own texts, one file per domain"""
     contents = {name: read_text(path) for name, path in files.items()}
     return text_dataset(TEXT_FILES, contents, tokens, vocabulary, context)
 
@@ -126,7 +126,7 @@ def modular_addition(
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5,
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0,
 ) -> Dataset:
-    """All sums a + b modulo a number, of which a share is for training"""
+    """All sums a + b modulo a number, a share of them for training"""
     from optbench.data.modular import modular_addition_dataset
 
     return modular_addition_dataset(modulus, train_share, seed)

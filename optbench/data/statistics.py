@@ -11,10 +11,10 @@ _CHUNK = 2048
 
 
 def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation: of images (N, C, H, W) per channel, else of all numbers together.
+    """Return mean and (population) standard deviation, per channel for images (N, C, H, W), else over everything.
 
-    Of bytes after scaling to [0, 1], rounded to four digits as the literature gives them: MNIST's are .1307 and .3081.
-    The sums of bytes are of integers, hence exact and the same on every machine. A deviation of 0 is given as 1.
+    Bytes are scaled to [0, 1], and the results rounded to four digits as in the literature: .1307 and .3081 for MNIST.
+    Sums of bytes are integers, hence exact and the same on every machine. A deviation of 0 is returned as 1.
 
     Args:
         inputs: uint8 or float32, (N, ...), with N ≥ 1.

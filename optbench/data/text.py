@@ -1,4 +1,4 @@
-"""From the bytes of texts to a dataset: their stretches, and tokens that are bytes or a byte-pair encoding of them."""
+"""From the bytes of texts to a dataset: sections, and tokens that are bytes or a byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 Encoding = Literal["bytes", "bpe"]
 SHARE = 20
-"""The last 1/20 of each text is for test, the 1/20 before it for validation; rounded down to whole bytes."""
+"""The last 1/20 of each text is for testing, the preceding 1/20 for validation, rounded down to whole bytes."""
 VOCABULARY = 512
-"""Of `tokens: bpe`, unless given."""
+"""Default vocabulary of `tokens: bpe`."""
 MOST = 2048
 ASCII = 128
 NO_LIMIT = "expected none with text, of which the task sequence says how much is read (tokens_per_task)"
 
 
 def stretches(content: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return what of a text is for training, for validation and for test."""
+    """Split a text into sections for training, validation and testing."""
     held_out = len(content) // SHARE
     end = len(content) - held_out
     return content[: end - held_out], content[end - held_out : end], content[end:]
 
 
 def fault_of_text(content: bytes, context: int) -> str | None:
-    """Return why a text cannot be read in windows of `context` bytes; None if it can."""
+    """Return why a text cannot be used with windows of `context` bytes; None if it can."""
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        return f"expected UTF-8, got the byte 0x{content[error.start]:02x} at place {error.start}"
+        return f"expected UTF-8, got the byte 0x{content[error.start]:02x} at position {error.start}"
     if len(content) < (least := SHARE * (context + 1)):
         return (
             f"expected at least {least} bytes, so that its last {100 // SHARE}% hold a window of context {context}, "
@@ -46,10 +46,10 @@ def fault_of_text(content: bytes, context: int) -> str | None:
 def text_dataset(
     name: str, contents: Mapping[str, bytes], tokens: Encoding, vocabulary: int | None, context: int
 ) -> Dataset:
-    """Return a dataset of the domains `contents`, by name.
+    """Build a dataset of the domains `contents`, by name.
 
-    Bytes: a token is a byte, of a vocabulary of 128; of 256 where some text is not ASCII alone. A byte-pair encoding
-    is trained on the training stretches of all domains together. Stretches are encoded one by one.
+    Bytes: a token is a byte, with a vocabulary of 128, or 256 if a text is not pure ASCII. A byte-pair encoding
+    is trained on the training sections of all domains together. Sections are encoded separately.
 
     Raises:
         DataError: a text is not UTF-8 or too short, or has fewer tokens than `vocabulary`.
@@ -76,7 +76,7 @@ def _as_tokens(part: bytes) -> torch.Tensor:
 
 _Encoded = tuple[list[list["torch.Tensor"]], "torch.Tensor"]
 _KNOWN: dict[bytes, _Encoded] = {}
-"""What texts were encoded to: a second or two of work, which a process does once."""
+"""Encoded texts, cached because encoding takes one or two seconds."""
 
 
 def _encoded(name: str, contents: Mapping[str, bytes], vocabulary: int, alphabet: int) -> _Encoded:

@@ -1,4 +1,4 @@
-"""The embedded text: four domains in one Parquet file, byte for byte as they were collected.
+"""The embedded text: four domains in one Parquet file, with the bytes as collected.
 
 The file has a row per domain: `domain`, its name, and `text`, its bytes, which are ASCII. `benchmarks/embed_text.py`
 made it; the terms of each domain are in TEXT-LICENSE.md.
@@ -26,18 +26,18 @@ SHA256 = {
 
 
 def embedded_texts() -> dict[str, bytes]:
-    """The four domains by name, 1,200,000 bytes each, in about 20 ms.
+    """Load the four domains by name, 1,200,000 bytes each, in about 20 ms.
 
     Raises:
         DataError: the file is missing from the installation, or damaged.
     """
     try:
-        # As for MNIST, without what imports pandas.
+        # without functions that import pandas, as for MNIST
         with as_file(files("optbench.data") / FILE_NAME) as path, pq.ParquetFile(path) as file:
             names, texts = (column.to_pylist() for column in file.read(["domain", "text"], use_threads=False))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the embedded text cannot be read; reinstall optbench ({type(error).__name__})") from error
     found = dict(zip(names, texts, strict=True))
     if {name: len(text) for name, text in found.items()} != dict.fromkeys(TEXT_DOMAINS.domains, TEXT_DOMAINS.size):
-        raise DataError("the embedded text is not the four domains that it should be; reinstall optbench")
+        raise DataError("the embedded text is damaged; reinstall optbench")
     return found

@@ -1,4 +1,4 @@
-"""Datasets in their published files, read (and fetched) by torchvision's dataset classes."""
+"""Datasets in published files, read and downloaded by torchvision's dataset classes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from optbench.data.dataset import Dataset, Split
 from optbench.data.statistics import statistics
 from optbench.errors import DataError
 
-_TIMEOUT = 30.0  # seconds without a byte, after which a download counts as failed
+_TIMEOUT = 30.0  # seconds without data after which a download fails
 
 
 @dataclass(frozen=True)
 class _Source:
-    """How torchvision knows a dataset."""
+    """torchvision's access to a dataset."""
 
     type_name: str
     checksums: Callable[[Any], list[str]]
-    """The MD5 of each of `DatasetInfo.files`, from torchvision's class."""
+    """Returns the MD5 of each of `DatasetInfo.files`, from torchvision's class."""
     arrays: Callable[[Any], tuple[Any, Any]]
-    """Images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
+    """Returns images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
     unpacked: tuple[str, ...] = ()
-    """What torchvision unpacks the files to, by its place under the data folder."""
+    """The path in the data folder to which torchvision unpacks the files."""
     train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
     test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
 
@@ -71,7 +71,7 @@ _SOURCES = {
         train={"split": "balanced", "train": True},
         test={"split": "balanced", "train": False},
         checksums=lambda kind: [kind.md5],
-        # EMNIST's files hold the images column by column; the transpose puts them upright, as in MNIST.
+        # EMNIST's files store images by columns; transposing makes them upright, as in MNIST
         arrays=lambda instance: (instance.data.mT.unsqueeze(1).numpy(), instance.targets.numpy()),
         unpacked=_unpacked_idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
     ),
@@ -90,19 +90,19 @@ _SOURCES = {
 def load_published(
     info: DatasetInfo, folder: Path, download: bool = True, notify: Callable[[str], None] | None = None
 ) -> Dataset:
-    """Loads a dataset of the catalogue from its published files under `folder`.
+    """Load a catalogued dataset from its published files in `folder`.
 
-    Published archives found there are unpacked, with or without `download`. Progress of a download shows on
-    standard error, when `notify` is given and that is a terminal.
+    Published archives found there are unpacked even without `download`. Progress of a download is shown on standard
+    error if `notify` is given and it is a terminal.
 
     Raises:
-        DataError: the files are missing and not to be had, or are not what they should be. The message says which
-            files are wanted, and where.
+    DataError: files are missing and cannot be obtained, or are damaged. The message names the required files and
+        their folder.
     """
     source = _SOURCES[info.name]
     datasets = torchvision_datasets()
-    # Parsers of third-party files raise nearly anything (RuntimeError, AssertionError, UnpicklingError, ...), and
-    # all of it means here that the files are not there or not good; the cause stays attached.
+    # Parsers of third-party files raise nearly anything (RuntimeError, AssertionError, UnpicklingError, ...), which
+    # # here always means that files are missing or damaged; the cause stays attached.
     try:
         return _read(info, source, datasets, folder, fetch=False)
     except Exception as error:
@@ -118,10 +118,10 @@ def load_published(
 
 
 def torchvision_datasets() -> ModuleType:
-    """The module `torchvision.datasets`, also where torchvision is a build for another torch.
+    """Import `torchvision.datasets`, even if torchvision was built for another torch.
 
-    A CUDA build of torchvision beside a CPU build of torch cannot load its compiled operators, and its import
-    stops at the first of them that it wants to describe. The dataset classes use none of them.
+    A CUDA build of torchvision with a CPU build of torch cannot load its compiled operators, and its import
+    fails at the first one that it registers. The dataset classes use none of them.
 
     Raises:
         DataError: torchvision is not installed, or cannot be imported for another reason.
@@ -145,7 +145,7 @@ def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path
     splits = []
     for arguments, size in ((source.train, info.train_size), (source.test, info.test_size)):
         with warnings.catch_warnings():
-            # CIFAR's pickles spell a dtype's flag as 0; NumPy 2.4.0 to 2.4.4 warn of it (numpy/numpy#31177).
+            # CIFAR's pickles encode a dtype's flag as 0, of which NumPy 2.4.0 to 2.4.4 warn (numpy/numpy#31177)
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             instance = kind(root=str(folder), download=fetch, **arguments)
         splits.append(_split(*source.arrays(instance), info, size))
@@ -155,7 +155,7 @@ def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path
 
 
 def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
-    """The arrays as tensors that own their memory; ValueError where they are not the dataset the catalogue knows."""
+    """Convert arrays to tensors with their own memory; raise ValueError if they do not match the catalogue."""
     pixels = torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
     classes = torch.from_numpy(np.array(labels, dtype=np.int64))
     arrived, needed = [(tuple(pixels.shape), tuple(classes.shape)), ((size, *info.shape), (size,))]
@@ -169,7 +169,7 @@ def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
 
 
 def _archives_complete(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path) -> bool:
-    """Whether every published file lies in its place with the right checksum, so that unpacking needs no network."""
+    """Return whether every published file exists with the correct checksum, so that unpacking needs no network."""
     checksums = source.checksums(getattr(datasets, source.type_name))
     return all(
         datasets.utils.check_integrity(str(folder / file), checksum)
@@ -192,9 +192,9 @@ def _not_available(info: DatasetInfo, source: _Source, folder: Path, error: Exce
 
 @contextlib.contextmanager
 def _progress(visible: bool) -> Iterator[None]:
-    """torchvision's messages and progress bars go to standard error when that is a terminal, else nowhere.
+    """Send torchvision's messages and progress bars to standard error if it is a terminal, else discard them.
 
-    Also bounds the wait for a network that swallows packets, which torchvision leaves unbounded.
+    Also sets a timeout for the network, which torchvision lacks.
     """
     stream = sys.stderr if visible and sys.stderr.isatty() else io.StringIO()
     timeout = socket.getdefaulttimeout()

@@ -1,4 +1,4 @@
-"""Terms λ‖w - w₀‖² in members' losses, which pull weights towards their initial values: see `optimizers.l2_init`.
+"""Terms λ‖w - w₀‖² in members' losses, which pull weights towards their initial values, see `optimizers.l2_init`.
 
 Legend: M members, P padded parameter count.
 """
@@ -19,7 +19,7 @@ class Anchor:
     """λ and w₀ of one member."""
 
     strength: float
-    """λ; 0 leaves the member alone."""
+    """λ; 0 has no effect."""
     start: Tensor
     """w₀, (P,)."""
 
@@ -36,14 +36,14 @@ class Anchors:
 
     @staticmethod
     def of(anchors: Sequence[Anchor | None], layout: Layout) -> Anchors | None:
-        """Those of all members; None where there is nothing to add."""
+        """Collect the anchors of all members; None if there are none."""
         found = [anchor for anchor in anchors if anchor is not None]
         return Anchors(found, layout) if any(anchor.strength for anchor in found) else None
 
     def join(self, grads: Tensor, weights: Tensor) -> None:
         """Add 2λ(w - w₀) to the gradients (M, P), in place, at weights (M, P); members with λ = 0 keep their bits.
 
-        Three kernels that round every element by itself, so a member's bits do not depend on the others.
+        Three elementwise kernels, so that a member's bits do not depend on the others.
         """
         push = torch.sub(weights, self._starts, out=self._push).mul_(self._factors)
         if self._all:
@@ -52,7 +52,7 @@ class Anchors:
             grads.copy_(torch.where(self._factors != 0, grads + push, grads))
 
     def term(self, i: int, network: nn.Module) -> Tensor | float:
-        """λ‖w - w₀‖² of member `i` with the weights of `network`, for an optimizer that evaluates the loss itself."""
+        """Return λ‖w - w₀‖² of member `i` at `network`'s weights, for an optimizer that evaluates the loss itself."""
         own = self._anchors[i]
         if own.strength == 0:
             return 0.0

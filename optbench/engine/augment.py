@@ -1,8 +1,8 @@
-"""Random crops and mirror images of training batches: all images of a batch in one gather, on their device.
+"""Random crops and mirroring of training batches, by one gather for all images, on their device.
 
-An image is mirrored first and then cropped, with zeros around it: black, of bytes, since normalisation comes later. A
-task that permutes pixels permutes those of the augmented image. Rotated images are mirrored before they are turned, and
-cropped afterwards: the mirror image of a turned one is turned the other way.
+An image is mirrored and then cropped with zero padding, which is black because normalisation comes later. A task that
+permutes pixels permutes those of the augmented image. Rotated images are mirrored before the rotation, because
+mirroring would reverse it, and cropped afterwards.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """
@@ -18,25 +18,25 @@ from optbench.suite.protocol import Augment
 from optbench.tasks import Examples
 
 OUTSIDE = -(2**40)
-"""Of a row or column beyond the image; a place made of one is negative, whatever the other is."""
+"""Index of a row or column beyond the image; combined with any other index, the position is negative."""
 
 
 class Augmenter:
     """Augments batches of one or more streams, of images of one shape.
 
-    What is done to an image is a whole number below `augment.ways`: drawn by its stream, so it is the same on every
-    device and whatever else is in the batch.
+    The augmentation of an image is a whole number below `augment.ways` drawn from its stream, so that it does not
+    depend on the device or the rest of the batch.
     """
 
     def __init__(self, augment: Augment, examples: Sequence[Examples]) -> None:
-        """examples: of each stream."""
+        """examples: the examples of each stream."""
         height, width = examples[0].inputs.shape[-2:]
         device, crop = examples[0].inputs.device, augment.crop
         shifts = torch.arange(2 * crop + 1)[:, None] - crop
         rows, columns = shifts + torch.arange(height), shifts + torch.arange(width)
         rows = torch.where((rows >= 0) & (rows < height), rows * width, OUTSIDE)
         columns = torch.where((columns >= 0) & (columns < width), columns, OUTSIDE)
-        # Where a task has mirror images of its own, those are taken and cropped like the others.
+        # If a task has its own mirror images, those are used and cropped like the others.
         self.has_mirrored = examples[0].mirrored is not None
         mirrored = columns if self.has_mirrored else torch.where(columns >= 0, width - 1 - columns, OUTSIDE)
         self._shifts = len(shifts)
@@ -45,12 +45,12 @@ class Augmenter:
         places = [one.places for one in examples if one.places is not None]
         assert len(places) in (0, len(examples)), "streams of one task"
         self._places = torch.stack(places).to(device)[:, None] if places else None  # (S, 1, H W)
-        self._stored = None if self._places is None else self._places.argsort(-1)  # where each place is stored
+        self._stored = None if self._places is None else self._places.argsort(-1)  # where each pixel is stored
 
     def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
         """Return the images augmented, in new memory.
 
-        images: (S B, C, H, W), mirrored already where `has_mirrored`. ways: (S B,), what to do to each.
+        images: (S B, C, H, W), already mirrored if `has_mirrored`. ways: (S B,), the augmentation of each.
         """
         flip, shift = ways // self._shifts**2, ways % self._shifts**2
         down, right = shift // self._shifts, shift % self._shifts
@@ -65,12 +65,12 @@ class Augmenter:
 
     @staticmethod
     def _of_stored(source: Tensor, places: Tensor, stored: Tensor) -> Tensor:
-        """Say of images with their pixels moved what is said of the originals; (S, B, H W) to (S B, H W)."""
+        """Convert positions in the original images to those of permuted pixels: (S, B, H W) to (S B, H W)."""
         source = source.gather(2, places.expand_as(source))
         moved = stored.expand_as(source).gather(2, source.clamp(min=0))
         return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)
 
     def mirrored(self, images: Tensor, mirrored: Tensor, ways: Tensor) -> Tensor:
-        """Return (S B, C, H, W): each image, or its mirror image where its way says so."""
+        """Return each image or its mirror image, according to `ways`: (S B, C, H, W)."""
         flip = (ways >= self._shifts**2).view(-1, *(1,) * (images.ndim - 1))
         return torch.where(flip, mirrored, images)

@@ -1,7 +1,7 @@
-"""Forward passes in training in the precision that `protocol.precision` asks for.
+"""Training forward passes in the precision of `protocol.precision`.
 
-By PyTorch's autocast: matrix products and convolutions take bfloat16 copies of float32 weights, whose gradients come
-back in float32. The loss is taken in float32 on every device.
+Uses PyTorch's autocast: matrix products and convolutions use bfloat16 copies of float32 weights, with gradients in
+float32. The loss is computed in float32 on every device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optbench.suite.protocol import Precision
 
 
 def logits_in(precision: Precision, device: torch.device, forward: Callable[[], Tensor]) -> Tensor:
-    """Return what a forward pass returns; under autocast in float32, whatever it returns."""
+    """Return the result of a forward pass, under autocast converted to float32."""
     if precision == "float32":
         return forward()
     with torch.autocast(device.type, torch.bfloat16):
@@ -25,6 +25,6 @@ def logits_in(precision: Precision, device: torch.device, forward: Callable[[], 
 
 
 def in_full(tensor: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
-    """Return a tensor in at least float32, and a context without casts: for what is worked out in a forward pass."""
+    """Return a tensor in at least float32 and a context without casts, for computations within a forward pass."""
     full = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
     return full, without_casts(tensor.device)

@@ -1,4 +1,4 @@
-"""Averages the weights of members while they are trained: `protocol.weight_averaging`.
+"""Average the weights of members during training: `protocol.weight_averaging`.
 
 Legend: M members, P padded parameter count.
 """
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """What the averages of the members of a stack continue from."""
+    """The averages from which the members of a stack continue."""
 
     decay: float
     rows: Sequence[Tensor | None]
-    """(P,) of each member; None: not begun."""
+    """(P,) for each member; None if not begun."""
 
     @staticmethod
     def of(settings: WeightAveraging | None, layout: Layout, members: Sequence[Member]) -> Averaging | None:
-        """None where weights are not averaged."""
+        """Collect the averages of members; None without averaging."""
         if settings is None:
             return None
         return Averaging(settings.decay, [None if m.raw is None else layout.weights(m.row) for m in members])
@@ -40,12 +40,12 @@ class Averages:
 
         a ← w after the first step,   a ← d a + (1 - d) w after every other
 
-    As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. Every element is rounded by itself, so a
-    member's bits do not depend on the others; nothing waits for the device.
+    As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. All operations are elementwise, so that a
+    member's bits do not depend on the others, and there is no synchronisation.
     """
 
     def __init__(self, averaging: Averaging, weights: Tensor) -> None:
-        """weights: (M, P), those in training; read, never written to."""
+        """weights: (M, P), the training weights; read-only."""
         self._weights = weights
         self._share = 1 - averaging.decay
         self._rows = weights.clone()
@@ -56,16 +56,16 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Update the averages after a step."""
         self._rows.lerp_(self._weights, self._share)
         for i in self._fresh:
             self._rows[i].copy_(self._weights[i])
         self._fresh = []
 
     def begun(self, i: int) -> bool:
-        """Whether the average of member `i` holds the weights after some step, rather than those before the first."""
+        """Return whether the average of member `i` includes any step."""
         return i not in self._fresh
 
     def of(self, i: int) -> Tensor:
-        """The average (P,) of member `i`; it changes with the next step."""
+        """Return the average (P,) of member `i`, a view that changes with the next step."""
         return self._rows[i]

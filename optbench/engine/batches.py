@@ -1,4 +1,4 @@
-"""Mini-batches from arrays that already sit on the device: gathered, converted and normalised into reused buffers.
+"""Mini-batches from arrays on the device: gathered, converted and normalised into reused buffers.
 
 Legend: B batch size, N examples of a task, T positions of a sequence.
 """
@@ -19,27 +19,28 @@ from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
-"""Numbers that a CPU converts and scales at once: half a megabyte, so that the second pass finds them in its cache."""
+"""Numbers that a CPU converts and scales at once: half a megabyte, so that they are still cached for the second
+pass."""
 LANES = 64
-"""Rows of a block are a multiple of it, so that vector instructions fall on the same numbers as without blocks."""
+"""Rows of a block are a multiple of this, so that vector instructions process the same numbers as without blocks."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The affine map from stored to network inputs, one scale and shift for all or for each place of the first axis."""
+    """The affine map from stored to network inputs, with one scale and shift, or one per index of the first axis."""
 
     scale: Tensor
     shift: Tensor
     factor: float | None
-    """A scale for all as a number, which no device has to be asked for."""
+    """A common scale as a Python number, which needs no synchronisation."""
     dtype: torch.dtype = torch.float32
-    """Of network inputs."""
+    """The dtype of network inputs."""
     same: bool = False
-    """Whether inputs stay as they are: tokens, and floats under `unit`."""
+    """Whether inputs are unchanged: tokens, and floats under `unit`."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
-        """`standard`: (x - mean)/std of the dataset; `unit`: x. Of bytes x/255 in place of x. Tokens: as they are."""
+        """Build it. `standard`: (x - mean)/std of the dataset; `unit`: x; x/255 for bytes. Tokens are unchanged."""
         standard, inputs = protocol.normalisation == "standard", dataset.inputs
         assert dataset.mean is not None
         assert dataset.std is not None
@@ -52,7 +53,7 @@ class Normaliser:
         return Normaliser(scale.to(device), shift.to(device), None if shape else scale.item(), inputs.dtype, same)
 
     def __call__(self, raw: Tensor, out: Tensor | None = None) -> Tensor:
-        """Stored inputs (B, ...) to network inputs of the same shape, in `out` if given or else in new memory."""
+        """Convert stored inputs (B, ...) to network inputs of the same shape, in `out` if given, else in new memory."""
         if out is None:
             out = torch.empty(raw.shape, dtype=self.dtype, device=raw.device)
         rows = len(raw)
@@ -67,17 +68,17 @@ class Normaliser:
         if self.same:
             return
         if self.factor is not None:
-            # One pass instead of two.
+            # one pass instead of two
             torch.add(self.shift, out, alpha=self.factor, out=out)
         else:
             out.mul_(self.scale).add_(self.shift)
 
 
 class BatchStream:
-    """The batches of one member in one task: a fresh random order every epoch, the incomplete last batch dropped.
+    """The batches of one member in one task: reshuffled every epoch, dropping the incomplete last batch.
 
-    What comes when depends on (suite seed, trial seed, task, epoch, order) alone: every optimizer of a seed meets the
-    same batches, augmented alike. Another `order` shuffles the same examples otherwise, and draws other augmentations.
+    They depend only on (suite seed, trial seed, task, epoch, order): every optimizer of a seed sees the same batches
+    with the same augmentation. Another `order` shuffles the same examples differently and draws other augmentations.
     """
 
     def __init__(
@@ -101,23 +102,23 @@ class BatchStream:
         self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
-        """Rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
+        """Return the rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """How each example (N,) of an epoch's order is augmented, as `Augmenter` has it, on the CPU."""
+        """Return the augmentation of each example (N,) in an epoch's order, as for `Augmenter`, on the CPU."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)
 
     def indices(self, step: int) -> Tensor:
-        """Rows (B,) of the examples that make batch number `step` (0-based) of this task."""
+        """Return the rows (B,) of the examples in batch `step` (0-based) of this task."""
         self._reach(step // self.steps_per_epoch)
         return self._order[self._within(step)]
 
     def augmentation(self, step: int) -> Tensor:
-        """How the examples (B,) of batch number `step` are augmented."""
+        """Return the augmentations (B,) of batch `step`."""
         self._reach(step // self.steps_per_epoch)
         return self._ways[self._within(step)]
 
@@ -134,7 +135,7 @@ class BatchStream:
 
 
 def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
-    """The places of equal keys, for every key."""
+    """Return the indices of equal keys, for every key."""
     found: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         found.setdefault(key, []).append(i)
@@ -142,12 +143,12 @@ def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
 
 
 def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
-    """The places that have the same stream, for every stream: whose batches are the same. Likewise of examples."""
+    """Return the indices that share a stream, and hence batches, for every stream; likewise for examples."""
     return places(map(id, streams))
 
 
 class BatchBuffer:
-    """Turns a stream's indices into a batch of network inputs, reusing one buffer: it lives until the next is taken."""
+    """Converts a stream's indices to a batch of network inputs in a reused buffer, valid until the next batch."""
 
     def __init__(self, batch_size: int, normalise: Normaliser) -> None:
         self.normalise = normalise
@@ -156,7 +157,7 @@ class BatchBuffer:
         self._augmenters: weakref.WeakKeyDictionary[Examples, Augmenter] = weakref.WeakKeyDictionary()
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (B, ...) and targets (B,) or (B, T) of batch number `step`."""
+        """Return inputs (B, ...) and targets (B,) or (B, T) of batch `step`."""
         indices = stream.indices(step)
         inputs, targets = stream.examples.inputs, stream.examples.targets
         if self._buffers is None:

@@ -18,25 +18,25 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 PROBED = 2000
-"""Examples of the new task that it is taken on."""
+"""Number of examples of the new task on which the state is measured."""
 TAU = 0.025
-"""Share of the mean activity at or below which a unit is dormant (Sokar et al. 2023, arXiv:2302.12902)."""
+"""Fraction of the mean activity at or below which a unit is dormant (Sokar et al. 2023, arXiv:2302.12902)."""
 
 
 @dataclass(frozen=True)
 class BeforeTask:
-    """Of one network and one task; None where undefined, which `note` explains."""
+    """The state of one network before one task; undefined values are None and explained in `note`."""
 
     dead: float | None
     """Share of the features that are exactly zero on every example (`sparsity.dead_share`)."""
     dormant: float | None
     """`sparsity.dormant` at `TAU`."""
     effective_rank: float | None
-    """Of the covariance of the features (`rank.effective_rank`)."""
+    """Effective rank of the covariance of the features (`rank.effective_rank`)."""
     weight_magnitude: float | None
-    """Mean |w| over all weights; biases and gains are none."""
+    """Mean |w| over all weights, which exclude biases and gains."""
     gradient_norm: float | None
-    """2-norm of the gradient of the mean cross-entropy by all parameters."""
+    """2-norm of the gradient of the mean cross-entropy with respect to all parameters."""
     examples: int
     """N."""
     width: int
@@ -45,16 +45,16 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """At most `PROBED` training examples of a task (fewer long sequences), in their order: the same in every trial."""
+    """Return at most `PROBED` training examples of a task (fewer long sequences), the same in every trial."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 
 def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:
-    """Measure the network `row` (P + Q,) on examples of a task that it has yet to be trained on, in eval mode.
+    """Measure the network `row` (P + Q,) on examples of a task before training on it, in eval mode.
 
-    One forward and one backward pass; the features are the input of the last linear layer, as everywhere.
+    One forward and one backward pass; the features are the input of the last linear layer.
 
-    Raises whatever a user's model raises.
+    Raises any exception of a user's model.
     """
     features, gradient = evaluator.differentiate(row, examples)
     activity, spectrum = sparsity.activity(features), rank.spectrum(features)

@@ -1,7 +1,7 @@
-"""A model of an experiment as the engine knows it: our own networks, and any module of a user's.
+"""A model of an experiment as used by the engine: built-in networks, and any module of a user.
 
-What a user's module does is found out by running it on a few training examples: where its features are, whether it
-keeps buffers or draws random numbers, and what is wrong with it.
+A user's module is inspected by running it on a few training examples: where its features are, whether it has
+buffers or draws random numbers, and whether it is valid.
 
 Legend: B batch, T positions, d features.
 """
@@ -36,21 +36,21 @@ from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 
 PROBED = 4
-"""Training examples that a user's model is tried on: batch norm needs two."""
+"""Training examples on which a user's model is tried; batch norm needs two."""
 METHOD = "features()"
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What all members of a model share.
+    """The parts of a model shared by all members.
 
     Attributes:
-        network: in training mode. Its own weights say nothing; those of ours are on the meta device.
+        network: in training mode; its weights are meaningless, on the meta device for built-in networks.
         layout: of its parameters and buffers.
-        features: the last linear layer, whose input they are; `METHOD` where the module returns them.
-        output: the name of the output layer's weight; None where there is none.
-        alone: why members cannot be trained together even where that is possible; None if they can, so far.
-        aliases: other names of parameters and buffers that layers share (an embedding tied to the head), and theirs.
+        features: the last linear layer, whose inputs they are; `METHOD` if the module returns them.
+        output: the name of the output layer's weight; None without one.
+        alone: why members cannot be trained together; None if they can, as far as known.
+        aliases: further names of shared parameters and buffers (an embedding tied to the head), with their names.
     """
 
     network: nn.Module
@@ -61,44 +61,44 @@ class Blueprint:
     aliases: Mapping[str, str]
     _start: Callable[[int, int, str], dict[str, Tensor]]
     _modules: Callable[[], Modules] | None = None
-    """Of a user's model, what else of it can be read: found out where a metric asks for it."""
+    """Further places to read in a user's model, determined if a metric requests one."""
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of our own: buffers are batch norm's alone, and nothing is drawn in eval mode."""
+        """Whether it is built in: buffers are only those of batch norm, and nothing is drawn in eval mode."""
         return isinstance(self.network, Network)
 
     @property
     def plain(self) -> bool:
-        """Whether a forward pass in training depends on weights and inputs alone: ours, without dropout or buffers."""
+        """Whether a training forward pass depends only on weights and inputs: built in, without dropout or buffers."""
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Whether an error on measuring it is a user's model's own: its trial fails, and others continue."""
+        """Whether an error in measuring it is due to a user's model, so that its trial fails and others continue."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
     def ends(self) -> frozenset[str]:
-        """Of a network with embeddings, these and the output layer, by the names of their parameters; else none."""
+        """Parameter names of the embeddings and the output layer of a network with embeddings, else none."""
         return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
-        """Initial parameters and buffers by name, on the CPU: the same for every optimizer of a trial seed.
+        """Return the initial parameters and buffers by name, on the CPU, the same for every optimizer of a trial seed.
 
         task: 0..T-1; after the first, those of a new network for this task.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
     def checkpoint(self, row: Tensor) -> dict[str, Tensor]:
-        """What `load_state_dict` takes, from a row (P + Q,): on the CPU, in memory of their own."""
+        """Convert a row (P + Q,) to a state dict on the CPU, with its own memory."""
         found = self.layout.unpack(row)
         return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
 
     def tap(self, place: Place) -> Tap | None:
-        """The tensor of a forward pass that a place means; None for the features.
+        """Return the tensor of a forward pass at a place; None for the features.
 
         Raises:
-            ValueError: the network has no such layer, or it cannot be told what goes into its activation.
+            ValueError: the network has no such layer, or the input of its activation cannot be determined.
         """
         if place == FEATURES:
             return None
@@ -109,7 +109,7 @@ class Blueprint:
 
     @staticmethod
     def of_ours(network: Network) -> Blueprint:
-        """The blueprint of one of our own networks."""
+        """Build the blueprint of a built-in network."""
 
         def start(suite_seed: int, trial_seed: int, purpose: str) -> dict[str, Tensor]:
             return initialise(network, generator(suite_seed, trial_seed, purpose))
@@ -120,10 +120,10 @@ class Blueprint:
 
     @staticmethod
     def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:
-        """The blueprint of the model `name`. place: of its settings in the suite, for messages; None: not from one.
+        """Build the blueprint of the model `name`. place: its settings in the suite, for messages; None without one.
 
         Raises:
-            UsageError: it does not fit the data, or is not what a model has to be.
+        UsageError: it does not fit the data, or violates the contract of a model.
         """
 
         def make(seed: int = 0) -> nn.Module:
@@ -170,7 +170,7 @@ def _probed(
     _check("logits", logits, expected, len(inputs))
     cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
     if _tensors(module).keys() != start.keys():
-        raise ValueError("expected buffers with two names to change in place, got another tensor under one of them")
+        raise ValueError("expected shared buffers to be changed in place, got another tensor under one of their names")
     moved = [name for name, buffer in module.named_buffers() if not _same(buffer, start[name])]
     module.eval()
     linear, method = _last_linear(module, inputs), own_features(module)
@@ -213,7 +213,7 @@ def _probed(
             )
 
     module.train().zero_grad()
-    network = copy.deepcopy(module)  # as every member's is made: some modules cannot be copied
+    network = copy.deepcopy(module)  # constructed like every member's, because some modules cannot be copied
     output = name if (name := f"{linear}.weight") in start else None
     return Blueprint(
         network,
@@ -228,7 +228,7 @@ def _probed(
 
 
 def own_features(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The method `features` of a module; a submodule of that name, as torchvision's have, is none."""
+    """Return the method `features` of a module; a submodule of that name, as in torchvision, does not count."""
     found = getattr(module, "features", None)
     return None if isinstance(found, nn.Module) or not callable(found) else found
 
@@ -251,7 +251,7 @@ def _check_parts(module: object) -> None:
 def _check(what: str, found: object, expected: tuple[int | None, ...], batch: int) -> None:
     if not isinstance(found, Tensor):
         raise ValueError(f"expected {what} of shape {_shape(expected)}, got {type(found).__name__}")
-    open_end = expected[-1] is None  # features may have any number, and any shape
+    open_end = expected[-1] is None  # features may have any number of axes and any size
     same = found.shape[: len(expected) - 1] == expected[:-1] and found.ndim >= len(expected)
     if not same or (not open_end and found.shape != expected):
         arrived = ("B", *found.shape[1:]) if found.ndim and len(found) == batch else tuple(found.shape)
@@ -267,15 +267,15 @@ def _shape(shape: tuple[object, ...]) -> str:
 
 
 def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits as the engine evaluates: from the same buffers and the same random draws every time."""
-    # Not tied: for a layer with two names, `functional_call` would leave the copies in the module.
+    """Return logits as in the engine's evaluation: with the same buffers and random draws every time."""
+    # tie_weights off: for a layer with two names, `functional_call` would leave the copies in the module
     with seeded(0, inputs.device):
         logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),), tie_weights=False)
     return logits
 
 
 def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
-    """What goes into a layer in its last call, in eval mode."""
+    """Return the input of a layer's last call, in eval mode."""
     caught: list[Tensor] = []
     handle = module.get_submodule(linear).register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     try:
@@ -286,7 +286,7 @@ def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
 
 
 def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:
-    """The name of the linear layer that is executed last, in eval mode."""
+    """Return the name of the linear layer executed last, in eval mode."""
     called: list[str] = []
 
     def noting(name: str) -> Callable[[nn.Module, object], None]:

@@ -1,4 +1,4 @@
-"""Clips the gradients of a stack: `protocol.clip_norm`, of each member by itself.
+"""Clip the gradients of each member of a stack: `protocol.clip_norm`.
 
 Legend: M members, P padded parameter count.
 """
@@ -12,23 +12,23 @@ from optbench.engine.recording import Recorded, Recordings
 
 
 class Clip:
-    """Scales each member's gradient to a norm of at most `bound`, as `torch.nn.utils.clip_grad_norm_` does.
+    """Scales each member's gradient to a norm of at most `bound`, as `torch.nn.utils.clip_grad_norm_`.
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 
-    ‖g‖ is over all parameters of a member. The factor stays on the device, so the work can be recorded. For lanes that
-    step from the stack's gradients; an instance per member has gradients of its own (`lanes.per_member`).
+    ‖g‖ is over all parameters of a member. The factor stays on the device, so that the work can be recorded. For lanes
+    that step from the stack's gradients; instances per member have their own gradients (`lanes.per_member`).
     """
 
     def __init__(self, bound: float, grads: Tensor, recordings: Recordings) -> None:
         """grads: (M, P), zero between parameters; scaled in place."""
         self._bound = bound
-        # On a CPU row by row: how a sum over rows is ordered may depend on how many there are.
+        # On a CPU row by row: the order of a sum over rows may depend on their number.
         self._parts = list(grads.unsqueeze(1).unbind()) if grads.device.type == "cpu" else [grads]
         self._work: Recorded[None] = Recorded("clipping", recordings)
 
     def __call__(self) -> None:
-        """Clip the gradients that are there."""
+        """Clip the current gradients."""
         self._work(self._scale, lambda: self._parts)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Construct every optimizer of a plan once before training, so that refused settings cost no training time."""
+"""Construct every optimizer of a plan once before training, so that invalid settings cost no training time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import TaskFamily
 
 MOST_LINES = 20
-"""Refused variants listed in the message; the rest are counted."""
+"""Maximum number of rejected variants in the message; further ones are counted."""
 
 
 def try_constructors(
@@ -43,12 +43,12 @@ def try_constructors(
     data_dir: Path | None,
     notify: Callable[[str], None],
 ) -> None:
-    """Make the optimizer of each variant once, over a network with the shape and the initial weights of its model.
+    """Construct the optimizer of each variant once, on a network with the shape and initial weights of its model.
 
     notify: called once for each distinct warning of a constructor.
 
     Raises:
-        OptimizerError: some are refused; a line for each variant.
+        OptimizerError: some are rejected, with a line for each variant.
     """
     warned: dict[str, None] = {}
     refused: dict[tuple[str, str], str] = {}
@@ -89,7 +89,7 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
 
 
 class _Place:
-    """A model of an experiment, and the trials that are tried on it."""
+    """A model of an experiment, and the trials tried on it."""
 
     def __init__(self, suite: Suite, experiment: str, model: str, trials: list[Trial], dataset: Dataset) -> None:
         self.trials = trials
@@ -100,9 +100,9 @@ class _Place:
         self._networks: dict[torch.device, nn.Module] = {}
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
-        """What the constructor raises, in words; None if it takes the settings."""
+        """Return the constructor's exception in words; None if it accepts the settings."""
         error = self._raised(trial, torch.device("cpu"))
-        if error is not None and device.type != "cpu":  # it may be written for another device
+        if error is not None and device.type != "cpu":  # the code may be written for another device
             error = self._raised(trial, device)
         if error is None:
             return None
@@ -137,7 +137,7 @@ class _Place:
         return None
 
     def _network(self, device: torch.device) -> nn.Module:
-        """A network of its own: a constructor may keep hooks on it, or change its weights."""
+        """Return a separate network, because a constructor may add hooks or change weights."""
         network = materialised(self._blueprint.network, device)
         self._blueprint.layout.copy_to(network, self._start)
         return network
@@ -151,20 +151,20 @@ class _Place:
         return self._blueprint.layout.pack(self._blueprint.start(self._suite_seed, 0))
 
     def _shared(self, device: torch.device) -> nn.Module:
-        """One network for all registered optimizers: their constructors leave parameters as they are."""
+        """Return one network for all registered optimizers, whose constructors do not change parameters."""
         if device not in self._networks:
             self._networks[device] = self._network(device)
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Total steps, as if all tasks were as long as the first one, the only one that is generated here."""
+        """Return the total steps if all tasks were as long as the first, the only one generated here."""
         protocol = self._experiment.protocol
         tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total
 
     @functools.cached_property
     def _first_task(self) -> int:
-        """Its training examples."""
+        """Return the training examples of the first task."""
         return len(self._tasks.sequence(self.trials[0].seed).train(0))
 
     @functools.cached_property
@@ -175,7 +175,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _collected(optimizer: str, found: dict[str, None]) -> Iterator[None]:
-    """Adds the Python warnings in the block to `found`, in place of showing them."""
+    """Add the Python warnings in the block to `found` instead of showing them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

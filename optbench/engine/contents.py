@@ -1,6 +1,6 @@
-"""The data that a Python object holds, wherever it holds it: its parts, and a digest of them.
+"""The data held by a Python object: its parts, and a digest of them.
 
-An optimizer and another that was restored from its `state_dict()` have equal digests if nothing was lost.
+An optimizer and one restored from its `state_dict()` have equal digests if nothing was lost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _TEXTS = (type(None), bool, int, float, complex, str, bytes, range, slice, np.ge
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
-"""Attributes of PyTorch's optimizers that are no state: `load_state_dict` adds to the first, the others are caches."""
+"""Attributes of PyTorch's optimizers that are not state: `load_state_dict` adds to the first, the others are caches."""
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object other than a number, text or tensor holds, by name; in an order that equal objects share."""
+    """Yield an object's parts other than numbers, text and tensors by name, in the same order for equal objects."""
     if isinstance(value, Mapping):
         yield from sorted(((_text(key), item) for key, item in value.items()), key=lambda part: part[0])
     elif isinstance(value, set | frozenset):
@@ -47,27 +47,27 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def digest(value: Any, known: Sequence[object] = ()) -> bytes:
-    """Return a digest of all numbers, texts, tensors and random states that can be reached from `value`.
+    """Return a digest of all numbers, text, tensors and random states reachable from `value`.
 
-    known: objects that are only named. Tensors that share memory are told from tensors that do not.
+    known: objects represented only by name. Shared memory of tensors is part of the digest.
 
-    Raises whatever an object raises that does not tell what it holds: a lock, or an open file.
+    Raises any exception of an object that cannot be inspected, such as a lock or an open file.
     """
     reader = _Reader(known)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of iterators that soon cannot be looked into any more
+        warnings.simplefilter("error")  # deprecated for iterators
         reader.read("", value)
     return reader.hash.digest()
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if _is_standard(kind):  # a logger, say, leads to all others; what it is reduced to tells what it holds
+    if _is_standard(kind):  # e.g. a logger leads to all others; the result of `__reduce__` describes it
         return
     slots = {name for cls in kind.__mro__ for name in _names(vars(cls).get("__slots__", ()))}
     found = {**{name: getattr(value, name, None) for name in slots}, **getattr(value, "__dict__", {})}
     names = found.keys() - {*getattr(kind, "SCRATCH", ())}
-    if isinstance(value, torch.optim.Optimizer):  # hooks have keys that the process counts up
+    if isinstance(value, torch.optim.Optimizer):  # hooks have keys from a process-wide counter
         names = {name for name in names if name not in _DERIVED and not name.startswith("_optimizer_")}
     yield from ((name, found[name]) for name in sorted(names))
 
@@ -81,7 +81,7 @@ def _names(slots: Any) -> Iterable[str]:
 
 
 def _text(key: Any) -> str:
-    """A key as text: an object by its type alone, since its place in memory differs."""
+    """Return a key as text; objects only by type, because their addresses differ."""
     return f"{type(key).__name__} {key!r}" if isinstance(key, (*_TEXTS, tuple)) else type(key).__name__
 
 
@@ -91,7 +91,7 @@ class _Reader:
         self._met: dict[int, int] = {}
         self._open: set[int] = set()
         self._storages = {place(thing): -1 - i for i, thing in enumerate(known) if isinstance(thing, Tensor)}
-        self._kept: list[object] = []  # no id is used twice while all are alive
+        self._kept: list[object] = []  # ids are unique while all objects are alive
         self.hash = hashlib.blake2b(digest_size=16)
 
     def read(self, name: str, value: Any) -> None:
@@ -115,7 +115,7 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Containers may be shared, as a group's betas with the defaults are; only cycles are told."""
+        """Digest a container; sharing, as of a group's betas with the defaults, is ignored, except for cycles."""
         if id(value) in self._open:
             self._say("open")
             return
@@ -160,5 +160,5 @@ class _Reader:
 
 
 def place(tensor: Tensor) -> int:
-    """Where its memory begins; an empty tensor has none, and counts by itself."""
+    """Return the start of a tensor's memory; empty tensors, which have none, are distinct."""
     return tensor.untyped_storage().data_ptr() or id(tensor)

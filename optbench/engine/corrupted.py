@@ -1,4 +1,4 @@
-"""Corrupted versions of a task's test images, as its network takes them.
+"""Corrupted versions of a task's test images as network inputs.
 
 Legend: N images, C channels, H rows, W columns.
 """
@@ -19,10 +19,10 @@ from optbench.tasks import Examples
 def corrupter(
     test: Examples, task: int, normalise: Normaliser, suite_seed: int
 ) -> Callable[[Corruption], Tensor] | None:
-    """Return what makes network inputs (N, C, H, W) of a task with a corruption; None where they are no images.
+    """Return a function from a corruption to network inputs (N, C, H, W) of a task; None unless they are images.
 
-    Noise and shifts are drawn for the suite and the task alone: the same for every trial and optimizer. Images of a
-    permuted task are corrupted before their pixels are permuted.
+    Noise and shifts depend only on the suite and the task, so they are the same for every trial. Images of a permuted
+    task are corrupted before the permutation.
     """
     if test.inputs.ndim != 4 or test.inputs.dtype == torch.int64:
         return None

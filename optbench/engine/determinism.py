@@ -1,4 +1,4 @@
-"""Which operations need not give the same bits twice, as PyTorch knows: for the results' notes."""
+"""Operations that PyTorch reports as non-deterministic, for the notes of results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 ALERT = r"(?is).*determinis"
-"""What every such warning says somewhere."""
+"""Text contained in every such warning."""
 _NAME = r"(.+?) (?:does not have a|defaults to a non-)"
 
 
 def ask_for_determinism() -> None:
-    """Have every operation that has a deterministic implementation take it, and the others warn.
+    """Use deterministic implementations where they exist, and warn otherwise.
 
-    To raise would fail a user's optimizer on one device for what it may do on another.
+    Raising an error would fail a user's optimizer on one device for operations that work on another.
     """
-    # Not `use_deterministic_algorithms`: to tell the compiler, too, it imports all of it, which takes 1.4 s.
+    # Not `use_deterministic_algorithms`, which imports the whole compiler to notify it, in 1.4 s.
     torch.set_deterministic_debug_mode("warn")
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.backends.cudnn.benchmark = False
@@ -31,9 +31,9 @@ def ask_for_determinism() -> None:
 
 @contextlib.contextmanager
 def alerts() -> Iterator[set[str]]:
-    """The operations in the block without a deterministic implementation, by name; filled while it runs."""
+    """Collect the names of operations in the block without a deterministic implementation."""
     found: set[str] = set()
-    with warnings.catch_warnings():  # which puts `showwarning` back, too
+    with warnings.catch_warnings():  # which also restores `showwarning`
         show = warnings.showwarning
 
         def note(message: Warning | str, *where: Any, **more: Any) -> None:

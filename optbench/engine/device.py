@@ -1,4 +1,4 @@
-"""Which device a run trains on."""
+"""Devices of a run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve(text: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names; `auto` is the best there is.
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` is the best available.
 
     Raises:
-        DeviceError: no such kind of device, or this machine or this build of PyTorch has none of it.
+    DeviceError: unknown kind of device, or not available on this machine or in this build of PyTorch.
     """
     kind, _, index = text.partition(":")
     if kind not in KINDS or (index and (kind != "cuda" or not index.isdigit())):
@@ -46,10 +46,10 @@ def resolve(text: str) -> torch.device:
 
 
 def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int) -> list[torch.device]:
-    """The device of every worker process, where `device` is what `text` was resolved to.
+    """Return the device of every worker process. device: resolved from `text`.
 
-    On a CPU one process per core. Of accelerators every one that `text` may mean has a process: `auto` and `cuda` all
-    of them, `cuda:N` that one. jobs: so many processes instead, in turns.
+    On a CPU there is one process per core. `auto` and `cuda` use one process on every accelerator, `cuda:N` one on that
+    device. jobs: the number of processes instead, assigned in turn.
     """
     devices = [device]
     if device.type == "cuda" and ":" not in text:
@@ -59,16 +59,16 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
 
 
 def settle(device: torch.device) -> None:
-    """Have this process work on a device, whatever does not say where it works."""
+    """Make a device the default of this process."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def cpu_capability() -> str:
-    """The instruction set that PyTorch uses on this CPU: `AVX2`, say. Initial weights are drawn with it everywhere."""
+    """Return PyTorch's instruction set on this CPU, such as `AVX2`, which draws initial weights for any device."""
     return str(torch.backends.cpu.get_cpu_capability())
 
 
 def accelerators() -> list[str]:
-    """Names of the GPUs that PyTorch sees."""
+    """Return the names of the GPUs visible to PyTorch."""
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""Measures networks: loss, accuracy and features, in eval mode and without gradients.
+"""Measure networks: loss, accuracy and features, in eval mode and without gradients.
 
 Legend: P padded parameter count, N examples, T positions of a sequence (else none), d features, C classes.
 """
@@ -28,55 +28,55 @@ from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
 CHUNK = 2500
-"""Examples per forward pass, or positions of sequences: large enough to be fast, small enough that the floats of MNIST
-stay below 10 MB."""
+"""Examples, or positions of sequences, per forward pass: large enough to be fast, with less than 10 MB of floats for
+MNIST."""
 MOST = 50
-"""Networks in one forward pass, and then a fifth of a chunk: activations as of ten networks on a whole one."""
+"""Networks per forward pass, each with a fifth of a chunk: activations as for ten networks on a whole chunk."""
 LN2 = math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well one network does on one set of examples."""
+    """The score of one network on one set of examples."""
 
     loss: float
     """Mean cross-entropy; not finite for a diverged network."""
     correct: int
     examples: int
-    """Targets: of sequences one at each position."""
+    """Number of targets; for sequences, one per position."""
     bits: float | None = dataclasses.field(default=None, kw_only=True)
-    """Of text: Σ -log2 p(target) over all targets, summed in float64."""
+    """For text, Σ -log2 p(target) over all targets, summed in float64."""
     bytes: int | None = dataclasses.field(default=None, kw_only=True)
-    """Of text: the bytes that the targets stand for."""
+    """For text, the number of bytes of the targets."""
 
     @property
     def accuracy(self) -> float:
-        """The share of the examples that it labels correctly."""
+        """The share of examples that it labels correctly."""
         return self.correct / self.examples
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of text, whatever its tokens are; None of everything else."""
+        """Bits per byte for text with any tokens; None otherwise."""
         return self.bits / self.bytes if self.bits is not None and self.bytes else None
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreWithFeatures(Score):
-    """One network on one set of examples, with what it makes of them."""
+    """The score of one network on one set of examples, with its features and logits."""
 
     features: Tensor
     """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position, or
     (K, d) at some of them."""
     targets: Tensor
-    """(N,), (N T,) or (K,): where the features are."""
+    """(N,), (N T,) or (K,): the targets of the features."""
     logits: Tensor | None = None
-    """(N, C), (N T, C) or (K, C), where requested."""
+    """(N, C), (N T, C) or (K, C), if requested."""
     elsewhere: Mapping[Tap, Spectrum] = dataclasses.field(default_factory=dict)
     """The spectra at the requested taps."""
 
 
 class _FeatureReader(nn.Module):
-    """Returns features and logits of the network it holds, and what is requested by taps."""
+    """A module that returns features and logits of its network, and the tensors at requested taps."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _FeatureReader(nn.Module):
             hidden = list(self.network.hidden(inputs)) if taps else []  # type: ignore[operator]  # it is a `Network`
             features = hidden[-1][1] if taps else self.network.features(inputs)  # type: ignore[operator]
             return features, self.network.head(features), tapped_of_ours(hidden, taps)  # type: ignore[operator]
-        # Copies: a network may work on its inputs in place. Seeded: one may draw in eval mode, too.
+        # Copies, because a network may modify its inputs in place. Seeded, because it may draw in eval mode.
         with seeded(0, inputs.device):
             if self._features == METHOD:
                 own = own_features(self.network)
@@ -112,8 +112,8 @@ class _FeatureReader(nn.Module):
 class Evaluator:
     """Reads networks of one shape, given as rows of a stack.
 
-    batched: networks are scored together, in one batched forward pass, as a GPU needs it. On a CPU one by one, so that
-    none meets another's numbers.
+    batched: score networks together in one batched forward pass, as is efficient on a GPU. On a CPU they are scored one
+    by one, so that results are independent.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Evaluator:
         batched: bool | None = None,
         token_bytes: Tensor | None = None,
     ) -> None:
-        """token_bytes: of text, as `Dataset` has it: scores are in bits per byte, too."""
+        """token_bytes: for text, as in `Dataset`: scores include bits per byte."""
         self.blueprint = blueprint
         self.normalise = normalise
         self._reader = _FeatureReader(blueprint).eval()
@@ -136,7 +136,7 @@ class Evaluator:
 
     @property
     def text(self) -> bool:
-        """Whether targets are the tokens of a text rather than classes."""
+        """Whether targets are tokens of text instead of classes."""
         return self._bytes is not None
 
     @torch.no_grad()
@@ -149,10 +149,10 @@ class Evaluator:
         taps: Sequence[Tap] = (),
         at: Tensor | None = None,
     ) -> ScoreWithFeatures:
-        """The network with weights `row` (P,) on all `examples`, in one forward pass.
+        """Read the network with weights `row` (P,) on all `examples`, in one forward pass.
 
-        with_logits: keep them, too. at: (K,) ascending places among the targets, one after the other, whose features,
-        logits and tapped tensors are kept; None: of all. The score is of all in either case.
+        with_logits: keep logits, too. at: (K,) ascending indices into the flattened targets, at which features, logits
+        and tapped tensors are kept; None for all. The score always covers all targets.
         """
         weights = self._weights(row)
         count = examples.targets.numel() if at is None else len(at)
@@ -160,7 +160,7 @@ class Evaluator:
         kept: Tensor | None = None
         outputs, done = [], 0
         spectra: dict[Tap, list[Spectrum]] = {tap: [] for tap in taps}
-        to = exact_device(row.device)  # where it is measured
+        to = exact_device(row.device)  # on the device of measurements
         for inputs, targets in self._chunks(examples):
             features, logits, at_taps = functional_call(self._reader, weights, (inputs, taps))
             _count(totals[:, 0], logits, targets)
@@ -174,7 +174,7 @@ class Evaluator:
             done += len(part)
             if with_logits:
                 outputs.append(logits.flatten(0, -2)[here])
-            # Hidden layers may be large: no more than a chunk of them is held.
+            # Hidden layers may be large, so only a chunk of them is held.
             for tap, found in at_taps.items():
                 rows = tap.rows(found, targets.ndim)
                 spectra[tap].append(spectrum((rows if at is None else rows[here]).to(to)))
@@ -194,10 +194,10 @@ class Evaluator:
         )
 
     def differentiate(self, row: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Features (N, d) of all `examples`, and the gradient of their mean cross-entropy by the weights `row` (P,).
+        """Return features (N, d) of `examples` and the gradient of their mean cross-entropy at weights `row` (P,).
 
-        The gradient (n,) is without padding, parameter after parameter; parameters that the network does not use have
-        zeros. One forward and one backward pass, in eval mode.
+        The gradient (n,) is unpadded, concatenated over parameters, and zero for parameters that the network does not
+        use. One forward and one backward pass, in eval mode.
         """
         fixed = self._weights(row)
         names = [f"network.{slot.name}" for slot in self._layout.slots]
@@ -218,14 +218,14 @@ class Evaluator:
         return torch.cat(parts).to(exact_device(row.device)), gradient
 
     def with_weights(self, row: Tensor) -> nn.Module:
-        """A copy of the network with weights `row` (P,), in eval mode."""
+        """Return a copy of the network with weights `row` (P,), in eval mode."""
         network = materialised(self.network, row.device).eval()
         self._layout.copy_to(network, row)
         return network
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Each network, weights `rows` (P,), on the examples at its place; what is found is read in one go."""
+        """Score each network, weights `rows` (P,), on the examples with its index; results are transferred at once."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -234,11 +234,11 @@ class Evaluator:
         return self._scores(totals, examples)
 
     def _zeros(self, count: int, device: torch.device) -> Tensor:
-        """What `_count` adds to: losses and hits of so many networks, of text bits as well."""
+        """Return the zero totals for `_count`: losses and hits per network, and bits for text."""
         return torch.zeros(2 if self._bytes is None else 3, count, dtype=widest(device), device=device)
 
     def _scores(self, totals: Tensor, examples: Sequence[Examples]) -> list[Score]:
-        """Scores from totals (2 or 3, M) over the examples at each place."""
+        """Compute scores from totals (2 or 3, M) over each network's examples."""
         losses, correct, *bits = totals.tolist()
         counts = [own.targets.numel() for own in examples]
         found = [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
@@ -251,7 +251,7 @@ class Evaluator:
         ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
-        """As `score`, but with what a user's model raised in the place of its score."""
+        """Score as `score`, but return the exception of a user's model instead of its score."""
         try:
             return list(self.score(rows, examples))
         except Exception as error:
@@ -262,7 +262,7 @@ class Evaluator:
         return [found for row, own in zip(rows, examples, strict=True) for found in self.try_score([row], [own])]
 
     def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
-        """Those on the same examples one after the other on each part of them."""
+        """Score networks on the same examples chunk by chunk, one after the other."""
         for members in sharing(examples):
             singles = {i: self._weights(rows[i]) for i in members}
             for inputs, targets in self._chunks(examples[members[0]]):
@@ -271,7 +271,7 @@ class Evaluator:
                     _count(totals[:, i], logits, targets)
 
     def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
-        """All that have as many examples in one batched forward pass."""
+        """Score all networks with equal numbers of examples in one batched forward pass."""
         forward = partial(functional_call, self._reader)
         each, shared = vmap(forward), vmap(forward, in_dims=(0, None))
         for whole in places(map(len, examples)):
@@ -295,12 +295,12 @@ class Evaluator:
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
-        # Copies of buffers: a network may change them in eval mode, too, and to look must not change the member.
+        # Copies of buffers: a network may change them even in eval mode, and measuring must not change the member.
         buffers = {name: view.clone() for name, view in self._layout.buffer_views(row).items()}
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs, each in the same memory, and targets: fresh memory would cost as much as it takes to fill."""
+        """Yield inputs, in reused memory because allocation is as expensive as filling it, and targets."""
         size = max(1, CHUNK // examples.positions)
         for start in range(0, len(examples), size):
             raw = examples.inputs[start : start + size]
@@ -310,14 +310,14 @@ class Evaluator:
 
 
 def finite(value: float | None) -> float | None:
-    """As tables have it: null where a value is unknown or not finite."""
+    """Return a value for tables: None if unknown or not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Add to `totals` (2, ...) the cross-entropies, summed in its dtype, and the hits of `logits` (..., B, [T,] C).
+    """Add cross-entropies, summed in its dtype, and hits of `logits` (..., B, [T,] C) to `totals` (2, ...).
 
-    totals (3, ...): of text, whose cross-entropies are taken in its dtype; the third are bits.
+    totals (3, ...): for text, with cross-entropies computed in its dtype and bits as the third row.
     """
     logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
     exact = logits.to(totals.dtype) if len(totals) > 2 else logits

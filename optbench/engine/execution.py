@@ -1,4 +1,4 @@
-"""How a device wants its work: which of the engine's ways serve it best."""
+"""The engine's execution options for a kind of device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from optbench.engine.recording import Recorder, recorder
 
 @dataclass(frozen=True)
 class Execution:
-    """What follows for the engine from the kind of device."""
+    """Execution options that depend on the kind of device."""
 
     together: bool
-    """One call of a library for all members, and who stops early stays in the stack until half of it has: an
-    accelerator is idle with less. On a CPU each member by itself, and no step more than needed."""
+    """Whether one library call processes all members, and stopped members stay in the stack until half of it has
+    stopped, because an accelerator would otherwise be idle. A CPU processes each member separately, with no unnecessary
+    steps."""
     record: Recorder | None
-    """How work is recorded there, if it is."""
+    """How work is recorded on the device, if it is."""
 
     @staticmethod
     def on(device: torch.device) -> Execution:

@@ -1,4 +1,4 @@
-"""Errors of the machine, which are the fault of no optimizer and no member."""
+"""Errors of the machine, as opposed to those of optimizers and members."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ class ModelError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class of its own for it on accelerators only."""
+    """Return whether an error means out of memory, for which PyTorch has a class only on accelerators."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )
 
 
 def is_broken_device(error: Exception) -> bool:
-    """After an error in a kernel every call of a process to its CUDA device fails."""
+    """Return whether the CUDA device is unusable for this process, as after an error in a kernel."""
     return isinstance(error, RuntimeError) and speaks_of_broken_device(str(error))
 
 
 def speaks_of_broken_device(message: str) -> bool:
-    """Whether an error of this text is one; not where something could not be recorded."""
+    """Return whether the text of an error means a broken device, excluding failed recordings."""
     return "CUDA error" in message and "captur" not in message
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Whether it is raised for the whole cohort, wherever it came up: in less company, or another process, all may be
-    well."""
+    """Return whether an error concerns the whole cohort: in a smaller cohort or another process it may not occur."""
     return is_out_of_memory(error) or is_broken_device(error)

@@ -1,4 +1,4 @@
-"""Accuracy of members on their training batches before each update, from the passes that take the gradients.
+"""Accuracy of members on their training batches before each update, from the forward passes of gradients.
 
 Legend: M members, B batch, T positions, C classes.
 """
@@ -17,13 +17,13 @@ class Hits:
     """Predictions and targets of the last batch of each member."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
-        """streams: of each member, all of one batch size."""
+        """streams: of each member, with equal batch sizes."""
         targets = streams[0].examples.targets
         shape = (len(streams), streams[0].batch_size, *targets.shape[1:])
         self._guesses, self._targets = targets.new_empty(shape), targets.new_empty(shape)
         self._rows = list(zip(self._guesses, self._targets, strict=True))
         self.changed = (self._guesses, self._targets)
-        """What `see` and `see_all` write to."""
+        """Buffers written by `see` and `see_all`."""
 
     def see(self, i: int, logits: Tensor, targets: Tensor) -> None:
         """Record the predictions of member `i`: logits (B, C) or (B, T, C), targets (B,) or (B, T)."""
@@ -32,7 +32,7 @@ class Hits:
         wanted.copy_(targets)
 
     def see_all(self, logits: Tensor, targets: Tensor) -> None:
-        """As `see`, of all members: logits and targets with a leading axis M."""
+        """Record as `see` for all members: logits and targets with a leading axis M."""
         torch.argmax(logits.detach(), -1, out=self._guesses)
         self._targets.copy_(targets)
 

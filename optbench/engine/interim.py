@@ -1,4 +1,4 @@
-"""Where a training was at the end of a task: all that it needs to be resumed in another process."""
+"""The state of a training at the end of a task, sufficient to resume it in another process."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ COUNTERS = (
     "fallbacks",
     "gradients",
 )
-"""Fields of a member that are kept as they are."""
+"""Fields of a member that are stored unchanged."""
 
 
 class CannotResume(Exception):
-    """A training cannot be resumed from what was saved of it, or from what could be."""
+    """A training cannot be resumed from its saved state, or its state cannot be saved."""
 
 
 def saved(value: Any) -> bytes:
-    """Return nested containers of tensors and numbers as `torch.save` writes them."""
+    """Serialise nested containers of tensors and numbers with `torch.save`."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
 def loaded(data: bytes, device: torch.device) -> Any:
-    """Return what `saved` was given; tensors that were on an accelerator are on `device`. Executes nothing.
+    """Deserialise the result of `saved` without executing code; accelerator tensors are put on `device`.
 
     Raises:
-        CannotResume: it holds something other than tensors, numbers, texts and containers of these.
+        CannotResume: it contains something other than tensors, numbers, text and containers of these.
     """
     try:
         return torch.load(io.BytesIO(data), lambda storage, at: _at(storage, at, device), weights_only=True)
@@ -52,7 +52,7 @@ def loaded(data: bytes, device: torch.device) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).strip().partition("Unsupported")[2].partition("\n")[0]
-        raise CannotResume(f"torch.load(weights_only=True) refuses it: {reason or type(error).__name__}") from error
+        raise CannotResume(f"torch.load(weights_only=True) rejects it: {reason or type(error).__name__}") from error
 
 
 def _at(storage: Any, at: str, device: torch.device) -> Any:
@@ -62,26 +62,26 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Interim:
-    """One training between two tasks. Early stopping has no state there: every task begins with a count of its own."""
+    """One training between two tasks. Early stopping has no state then: every task starts a new count."""
 
     trials: tuple[str, ...]
-    """Ids of the trials that it is."""
+    """Ids of its trials."""
     task: int
-    """How many tasks it has finished, 1..T-1."""
+    """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Weights (P,), where they are averages those in training as well, state of the generator, state of the optimizer,
-    and weights after earlier tasks where they are needed, as `saved` returns them."""
+    """Weights (P,), the training weights if these are averages, states of generator and optimizer, and weights after
+    earlier tasks if needed, as returned by `saved`."""
     rows: tuple[Row, ...]
-    """What it has found so far."""
+    """Its results so far."""
     refused: str | None = None
-    """Why it cannot be resumed and must be trained from the start; nothing else is kept then."""
+    """Why it cannot be resumed and must be trained from the start; nothing else is stored then."""
     apart: str | None = None
-    """Why its trainings have an instance each, of an optimizer that is declared elementwise."""
+    """Why trainings have separate instances of an optimizer that is declared elementwise."""
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
-        """optimizer: the state of its optimizer, in containers, tensors and numbers."""
+        """Save a member. optimizer: the state of its optimizer, in containers, tensors and numbers."""
         trials = tuple(trial.id for trial in member.trials)
         counters = {name: getattr(member, name) for name in COUNTERS}
         if member.unkept is not None:
@@ -92,10 +92,10 @@ class Interim:
         return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
     def restore(self, member: Member) -> None:
-        """Put a member that was just made where this one was.
+        """Restore this state to a new member.
 
         Raises:
-            CannotResume: it is of another network, or was not kept.
+        CannotResume: it belongs to another network, or was not stored.
         """
         if self.refused is not None:
             raise CannotResume(self.refused)
@@ -113,7 +113,7 @@ class Interim:
         member.rows = list(self.rows)
 
     def record(self) -> dict[str, Any]:
-        """All but the state and the rows, as JSON has it."""
+        """Return everything except the state and the rows, for JSON."""
         return {name: getattr(self, name) for name in ("trials", "task", "counters", "refused", "apart")}
 
     @staticmethod
@@ -123,5 +123,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""Is called with `take` at the end of every task but the last; `take()` returns the interims of all trainings of the
-cohort, which costs time."""
+"""Called with `take` at the end of every task except the last; `take()` returns the interims of all trainings of the
+cohort, which takes time."""

@@ -1,6 +1,6 @@
-"""Measures the landscape around a trained network: one member at a time, in float64, in eval mode.
+"""Measure the loss landscape around a trained network: one member at a time, in float64, in eval mode.
 
-Legend: P the network's parameters, without padding; N examples.
+Legend: P parameters of the network, without padding; N examples.
 """
 
 from __future__ import annotations
@@ -27,24 +27,22 @@ from optbench.precision import exact, exact_device
 from optbench.tasks import Examples
 
 EXAMPLES = 1000
-"""The first so many training examples are the loss of the landscape: the same for all trials of a task.
+"""Number of training examples, the first ones, that define the loss, the same for all trials of a task.
 
-A Hessian-vector product on them takes 15 ms for mlp-100 on one core, and a trace with an eigenvalue some fifty of
-those, about a second. On all 55,000 of MNIST they would cost more than the training.
+A Hessian-vector product on them takes 15 ms for mlp-100 on one core, and a trace with an eigenvalue about fifty of
+those, a second. On all 55,000 examples of MNIST this would cost more than the training.
 """
 
 
 def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss:
-    """Mean cross-entropy on the first `EXAMPLES` of `examples` (fewer long sequences, see `Examples.few`) as a function
-    of the weights (P,), in float64.
+    """Return the mean cross-entropy on the first `EXAMPLES` of `examples`, as a float64 function of weights (P,).
 
-    The weights lie one parameter after the other in the order of the layout, as `flat` gives them. Buffers are those of
-    `row` (P + Q,), and the network is in eval mode. Running statistics so stay as they are while weights move: the
-    landscape is that of the function that is evaluated everywhere, in which batch norm is a fixed affine map of each
-    channel, and each example's loss is its own.
+    Fewer long sequences are used, see `Examples.few`. The weights are concatenated in the order of the layout, as by
+    `flat`. Buffers are those of `row` (P + Q,), and the network is in eval mode, so that running statistics are
+    constant while weights change: batch norm is a fixed affine map per channel, and examples are independent.
     """
     network, layout = evaluator.network, evaluator.blueprint.layout
-    # Bytes become float32 first, as in training: the very inputs that the network was trained on.
+    # Bytes are converted to float32 first, to get exactly the training inputs.
     few = slice(examples.few(EXAMPLES))
     inputs = exact_inputs(evaluator.normalise(examples.inputs[few]))
     targets = examples.targets[few].to(inputs.device)
@@ -61,8 +59,8 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
 
 
 def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Logits of a user's model in eval mode with these parameters and buffers, which stay as they are."""
-    # Copies and a seed: as in `Evaluator`.
+    """Compute logits of a user's model in eval mode with these parameters and buffers, without modifying them."""
+    # copies and a seed, as in `Evaluator`
     given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
     with unfused(), seeded(0, inputs.device):
         logits: Tensor = functional_call(network, given, (inputs.clone(),))
@@ -70,17 +68,17 @@ def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) 
 
 
 def exact_inputs(values: Tensor) -> Tensor:
-    """Floats in float64; tokens, counts and masks as they are, on the same device."""
+    """Convert floats to float64; tokens, counts and masks are unchanged; on the same device."""
     return exact(values) if values.is_floating_point() else values.detach().to(exact_device(values.device))
 
 
 def flat(layout: Layout, row: Tensor) -> Tensor:
-    """A member's row to its weights (P,) in float64: one parameter after the other, without padding."""
+    """Convert a member's row to weights (P,) in float64, concatenated without padding."""
     return exact(torch.cat([view.detach().flatten() for view in layout.views(row).values()]))
 
 
 class Landscape(Reading):
-    """A network's weights at the end and before any training (P,), as `flat` gives them, and its training loss."""
+    """A network's final and initial weights (P,), as from `flat`, and its training loss."""
 
     kinds = frozenset({"landscape"})
 
@@ -93,16 +91,16 @@ class Landscape(Reading):
         *,
         ours: bool = True,
     ) -> None:
-        """make_loss: makes the loss; called only if a metric reads it. ours: whether the network is one of our own.
+        """make_loss: builds the loss; called only if a metric uses it. ours: whether the network is built in.
 
-        draws: a generator at the start of the trial's stream, so that no value depends on what else is measured.
+        draws: returns a generator at the start of the trial's stream, so that values do not depend on other metrics.
         """
         super().__init__()
         self.weights, self.start = weights, start
         self._make_loss, self._draws, self._ours = make_loss, draws, ours
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """As every reading; but a user's model may have no second derivative, or none in float64."""
+        """Measure as every reading; a user's model may lack second derivatives or float64 support."""
         try:
             return super().measure(metric, ask)
         except Exception as error:
@@ -117,5 +115,5 @@ class Landscape(Reading):
 
     @property
     def generator(self) -> torch.Generator:
-        """A new one for each metric."""
+        """Return a new generator for each metric."""
         return self._draws()

@@ -1,4 +1,4 @@
-"""Tasks that a finished trial did not learn, or not to the target loss: what its row and its note say of them."""
+"""Tasks that a finished trial failed to learn, or not to the target loss, for its row and note."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.suite.protocol import Protocol
 
 
 def not_learnt(rows: Sequence[Row]) -> NotLearnt:
-    """Return what a trial that has finished all of its tasks did not learn, from everything it found."""
+    """Return what a trial that finished all of its tasks failed to learn, from its results."""
     found = [row for row in rows if isinstance(row, AccuracyRow)]
     curve = [row for row in rows if isinstance(row, CurveRow)]
     tasks = max((row.task for row in found), default=0)
@@ -30,9 +30,9 @@ def not_learnt(rows: Sequence[Row]) -> NotLearnt:
 
 
 def tasks_above_target(rows: Sequence[Row], protocol: Protocol) -> tuple[int, ...] | None:
-    """Return the tasks that ended with a training loss above `early_stopping.target`; None where there is no target.
+    """Return the tasks that ended with a training loss above `early_stopping.target`; None without a target.
 
-    rows: everything a trial that finished has found. A task's last evaluation is of the weights that it ended with.
+    rows: all results of a finished trial. A task's last evaluation is at its final weights.
     """
     if protocol.early_stopping is None or (target := protocol.early_stopping.target) is None:
         return None

@@ -1,8 +1,8 @@
 """Training loss and test accuracy on the straight line between two solutions, and at its ends.
 
-A network with batch norm is read at every point, the ends included, with running statistics of that point's weights,
-re-estimated on training examples of all tasks (`statistics`): with those of the ends, or means of them, the points
-between would be worse for their statistics rather than their weights (Frankle et al. 2020; Jordan et al. 2022).
+A network with batch norm is evaluated at every point, including the ends, with running statistics re-estimated for that
+point's weights on training examples of all tasks (`statistics`). With statistics of the ends, or their means,
+intermediate points would be worse because of their statistics (Frankle et al. 2020; Jordan et al. 2022).
 
 Legend: P the network's parameters, without padding; N training examples of all tasks; W width of the first layer; K
 points on a line.
@@ -28,17 +28,17 @@ from optbench.models.mlp import Mlp
 from optbench.tasks import Examples
 
 POINTS = BARRIER_POINTS
-"""K, both ends included."""
+"""K, including both ends."""
 _FIRST = "layers.0."
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of lines: what is read there once, however many lines end there.
+    """One end of lines, with the values that all of its lines share.
 
-    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN where not requested. opened: (N,
-    W), the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and where the
-    loss is not requested.
+    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN if not requested. opened: (N, W),
+    the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and if the loss
+    is not requested.
     """
 
     weights: Tensor
@@ -49,17 +49,17 @@ class End:
 
     @property
     def bytes(self) -> int:
-        """Of all its tensors."""
+        """Total bytes of its tensors."""
         return sum(t.numel() * t.element_size() for t in (self.weights, self.opened) if t is not None)
 
 
 class Lines:
     """The lines between the solutions of one seed.
 
-    The first layer of an MLP is linear in its weights, and nine tenths of the work: on the line between a and b its
-    outputs lie on the line between those at a and at b. So for the loss it is applied at the ends only, and a point
-    takes .6 ms in place of 8 (1,000 examples, mlp-100, one core). That is the same number up to the rounding of
-    float64. In the float32 of the accuracy an example on the fence could change sides: there it is applied everywhere.
+    The first layer of an MLP is linear in its weights, and nine tenths of the work: between a and b its outputs are
+    interpolated linearly. So for the loss it is applied only at the ends, and a point takes .6 ms instead of 8 (1,000
+    examples, mlp-100, one core), with the same result up to float64 rounding. For the accuracy, in float32, rounding
+    could change predictions near the boundary, so it is applied at every point.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Lines:
         exact: torch.device,
         statistics: Examples | None = None,
     ) -> None:
-        """train: the examples of the loss, one part after the other; none: it is not asked for.
+        """train: the examples of the loss, in parts; empty if not requested.
 
-        test: those of the accuracy; None likewise. exact: a device that has float64. statistics: the training examples
-        that running statistics are re-estimated on; None for networks without.
+        test: those of the accuracy; None if not requested. exact: a device with float64. statistics: the training
+        examples on which running statistics are re-estimated; None for networks without them.
         """
         self._evaluator = evaluator
         self._layout = evaluator.blueprint.layout
@@ -91,7 +91,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """What lines need of the solution with weights (P,) float64, which lies in `row` (P + Q,)."""
+        """Return the end of lines for the solution with weights (P,) float64, stored in `row` (P + Q,)."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None
@@ -104,8 +104,8 @@ class Lines:
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
-        """Mean cross-entropy and share labelled correctly from a to b, (K,) float64 each; None where not requested."""
-        # The ends are known; only what lies between them is read.
+        """Return mean cross-entropy and accuracy from a to b, (K,) float64 each; None if not requested."""
+        # The ends are known; only points between them are evaluated.
         inner = self._alphas[1:-1]
         points = [
             self._point(self._layout.parts(point) | self._buffers(a.row, b.row, alpha))
@@ -122,18 +122,18 @@ class Lines:
     def _losses(
         self, points: Sequence[dict[str, Tensor]], alphas: Sequence[float], a: Tensor | None, b: Tensor | None
     ) -> list[float]:
-        """Mean cross-entropy over the training examples of all tasks at the points, in float64.
+        """Return the mean cross-entropy over the training examples of all tasks at the points, in float64.
 
-        a, b: the outputs (N, W) of the first layer at the ends between which the points lie, at `alphas`; None: it is
-        to be applied at every point.
+        a, b: the outputs (N, W) of the first layer at the ends, interpolated at `alphas`; None to apply the layer at
+        every point.
         """
         if a is not None:
             points = [{name: w for name, w in point.items() if not name.startswith(_FIRST)} for point in points]
         totals, count = [0.0] * len(points), 0
-        # Part by part, so that no more than one part's floats are held.
+        # part by part, to hold only one part's floats
         for part in self._train:
             targets = part.targets.to(self._exact)
-            rows = slice(count, count + len(part))  # of an MLP, which has one target for each example
+            rows = slice(count, count + len(part))  # for an MLP, with one target per example
             inputs = self._inputs(part) if a is None else a[rows]
             for k, point in enumerate(points):
                 given = inputs if b is None else torch.lerp(inputs, b[rows], alphas[k])
@@ -147,7 +147,7 @@ class Lines:
         return [total / count if count else math.nan for total in totals]
 
     def _accuracies(self, points: Sequence[dict[str, Tensor]]) -> list[float]:
-        """Share of the test examples labelled correctly at each point, in float32 as in every accuracy."""
+        """Return the share of test examples labelled correctly at each point, in float32 as for every accuracy."""
         if self._test is None:
             return [math.nan] * len(points)
         rows = [self._row(point) for point in points]
@@ -157,11 +157,11 @@ class Lines:
         return exact_inputs(self._evaluator.normalise(part.inputs))
 
     def _row(self, point: dict[str, Tensor]) -> Tensor:
-        """Parameters and buffers to a row (P + Q,) in float32."""
+        """Convert parameters and buffers to a row (P + Q,) in float32."""
         return self._layout.pack(point).to(self._evaluator.normalise.scale.device)
 
     def _point(self, point: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters and buffers with running statistics of their own."""
+        """Return parameters and buffers with re-estimated running statistics."""
         if self._statistics is None:
             return point
         return point | self._layout.buffer_views(self._estimated(self._row(point)))
@@ -170,7 +170,7 @@ class Lines:
         return row if self._statistics is None else reestimated(self._evaluator, row, self._statistics)
 
     def _buffers(self, a: Tensor, b: Tensor, alpha: float) -> dict[str, Tensor]:
-        """Buffers at `alpha` between two rows: floats such as running statistics likewise, all others those of `a`."""
+        """Return buffers at `alpha` between two rows: floats are interpolated, others are those of `a`."""
         there = self._layout.buffer_views(b)
         found = self._layout.buffer_views(a)
         return {n: torch.lerp(x, there[n], alpha) if x.is_floating_point() else x for n, x in found.items()}

@@ -39,11 +39,11 @@ from optbench.suite.protocol import Precision
 
 @dataclass(frozen=True)
 class Machinery:
-    """What all stacks of a cohort work with."""
+    """Components shared by all stacks of a cohort."""
 
     spec: OptimizerSpec
     network: nn.Module
-    """Of the members' shape, without weights of its own."""
+    """A network of the members' shape, without weights."""
     layout: Layout
     buffer: BatchBuffer
     gradients: GradientsFactory
@@ -51,28 +51,28 @@ class Machinery:
     execution: Execution
     clip_norm: float | None = None
     precision: Precision = "float32"
-    """These as the protocol has them."""
+    """Settings of the protocol."""
 
     @property
     def keeps_who_stopped(self) -> bool:
-        """Whether members who have stopped may stay in a stack and be carried along: where all are one call."""
+        """Whether stopped members may stay in a stack, as when one call processes all members."""
         return self.execution.together and self.spec.lane != "per-member"
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some steps of a stack, and what the host has to know of them."""
+    """Some steps of a stack, and their results on the host."""
 
     losses: list[list[float]]
     """K rows of A."""
     accuracies: list[list[float]]
-    """K rows of A: on each batch before its update. Empty unless requested."""
+    """K rows of A: accuracy on each batch before its update. Empty unless requested."""
     finite: list[bool]
-    """Of each member, whether all of its weights are, at the end."""
+    """Whether all of a member's weights are finite at the end."""
     raised: dict[int, Exception]
-    """What members' optimizers raised in the last of the steps."""
+    """Exceptions of members' optimizers in the last step."""
     seconds: float
-    """Of training: what watching updates took is not among them."""
+    """Seconds of training, excluding the time for watching updates."""
     optimizer_seconds: float
     watching_seconds: float
     updates: Mapping[int, list[UpdateRow]]
@@ -80,7 +80,7 @@ class Stretch:
 
 
 class LockStep:
-    """Weights side by side, and what moves them on together."""
+    """The stacked weights of members and the components that update them together."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class LockStep:
         watch: Watch | None = None,
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
-        record accuracies on batches. averaging: None where weights are not averaged. watch: of some updates; None:
-        of none. The others: of each member.
+        record accuracies on batches. averaging: None without averaging. watch: of some updates, or None. Others: one
+        per member.
 
         Raises:
-            RefusedError: the optimizer that members share refuses the settings of some.
+        RefusedError: the shared optimizer rejects the settings of some members.
         """
         self._machinery = machinery
         self._streams = streams
@@ -138,10 +138,10 @@ class LockStep:
         self._watch = watch
 
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
-        """The steps from `step` to `until`, as `take` does them, and what came of them."""
+        """Take the steps from `step` to `until`, as `take`, and return their results."""
         started = time.perf_counter()
         losses, raised, accuracies = self.take(step, until, of)
-        # The one point at which the host waits for the device.
+        # the only synchronisation with the device
         found = torch.cat([losses, accuracies, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
         watching, updates = self._watch.read() if self._watch is not None else (0.0, {})
         seconds = time.perf_counter() - started - watching
@@ -149,10 +149,10 @@ class LockStep:
         return Stretch(rows, online, finite, raised, seconds, self._stopwatch.read(), watching, updates)
 
     def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception], Tensor]:
-        """Enqueue the steps from `step` to `until` without waiting for the device.
+        """Enqueue the steps from `step` to `until` without synchronisation.
 
-        Returns their losses (K, A); what optimizers raised in the last of them, which then is not `until`; and the
-        accuracies on their batches before each, (K, A), or (0, A) unless requested. Exceptions raised by
+        Returns their losses (K, A); exceptions of optimizers in the last step, which is then before `until`; and the
+        accuracies on batches before each update, (K, A), or (0, A) unless requested. Exceptions raised by
         members not in `of` are ignored.
         """
         draws = bool(self._passes) or "random" in self._machinery.spec.needs
@@ -197,43 +197,43 @@ class LockStep:
         return losses, {}, accuracies
 
     def is_averaged(self, i: int) -> bool:
-        """Whether the average of member `i` has begun."""
+        """Return whether the average of member `i` has begun."""
         return self._averages is not None and self._averages.begun(i)
 
     def measured(self, i: int) -> Tensor:
-        """The weights (P,) to measure member `i` at; they change with the next step.
+        """Return the weights (P,) at which to measure member `i`, valid until the next step.
 
-        Raises whatever a user's optimizer does on changing its mode.
+        Raises any exception of a user's optimizer on changing its mode.
         """
         found = self._lane.measured(i, self._weights[i]) if self._averages is None else self._averages.of(i)
         return self._passes[i].whole(found) if self._passes else found
 
     def row(self, i: int) -> Tensor:
-        """The weights (P,) that member `i` trains, and its buffers, in memory of their own."""
+        """Return a copy of the training weights (P,) and buffers of member `i`."""
         return self._passes[i].whole(self._weights[i]) if self._passes else self._weights[i].clone()
 
     @property
     def way(self) -> str:
-        """How gradients are taken, as `Gradients` has it."""
+        """How gradients are computed, as `Gradients.way`."""
         return self._gradients.way
 
     def state(self, i: int) -> MemberState:
-        """The optimizer state of member `i`."""
+        """Return the optimizer state of member `i`."""
         return self._lane.export(i)
 
     def state_bytes(self, i: int) -> int:
         return self._lane.state_bytes(i)
 
     def rate(self, i: int) -> float | None:
-        """The rate of member `i`, as `Lane.rate` has it."""
+        """Return the rate of member `i`, as `Lane.rate`."""
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
-        """How often a factorisation of member `i` had to be replaced."""
+        """Return how often a factorisation of member `i` had to be replaced."""
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """As `_loss`, for a lane in which member `i` is the only one; of its buffers nothing is kept."""
+        """Compute `_loss` for a lane with only member `i`, without keeping its buffers."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:
@@ -243,7 +243,7 @@ class LockStep:
         return loss
 
     def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
-        """The loss of `network` on the batch of this step of member `i`: mean cross-entropy, and what is added."""
+        """Return the loss of `network` on member `i`'s batch of this step: mean cross-entropy and penalties."""
         return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
     def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is measured between tasks: the accuracy matrix, and the measures of representation and weights."""
+"""Measurements between tasks: the accuracy matrix, and metrics of representations and weights."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
 
 FEATURES = "features"
-"""The layer column of what is measured on the input of the last linear layer."""
+"""The layer column for metrics of the input of the last linear layer."""
 
 _UNTRAINED: WeakKeyDictionary[TaskFamily, dict[tuple[object, ...], list[Row]]] = WeakKeyDictionary()
-"""Rows of untrained networks: every optimizer of a seed begins at the same one, which is read once in a process."""
+"""Rows of untrained networks, shared by all optimizers of a seed and measured once per process."""
 
 
 def score_held_out(
@@ -61,12 +61,10 @@ def score_held_out(
     metrics: Sequence[Metric],
     scored: Sequence[int],
 ) -> list[dict[int, Score]]:
-    """Score each member on the validation data of the tasks `scored` (0..T-1), all members together.
+    """Score all members on the validation data of the tasks `scored` (0..T-1), reusing known scores.
 
-    What is known is not taken again.
-
-    No scores for a member that is not running, or that begins at a network which was measured before, or is measured
-    for another member.
+    There are no scores for members that are not running, or that start at a network measured before or for another
+    member.
     """
     asked: list[int] = []
     begun: dict[tuple[object, ...], list[Member]] = {}
@@ -107,18 +105,18 @@ def measure(
     scored: Sequence[int],
     transfer: Transfer | None = None,
 ) -> None:
-    """Append the rows of one member after `after_task` of all tasks (0: before any training).
+    """Append the rows of one member after `after_task` tasks (0: before training).
 
-    scored: the tasks (0..T-1) whose accuracies are taken. held_out: its scores on their validation data, see
+    scored: the tasks (0..T-1) whose accuracies are measured. held_out: scores on their validation data, see
     `score_held_out`. transfer: the experiment's other dataset, for metrics of its features.
 
-    Representation measures, and users' of logits or of the model, are taken on the test data of the task just learnt
-    and, after the last task, of every scored task and of these pooled (`task` null; of the model the mean over tasks);
-    class similarity on all tasks pooled. Of long sequences features and logits are taken at some positions, see
-    `positions`, and of text nothing by classes. Where not all tasks are scored, spectra and similarity are taken after
-    the last task alone: over hundreds of tasks they would be most of what a run keeps. Pruning curves are taken after
-    the last task, where `metrics` has a measure of them. A network that is not running any more (diverged, failed) gets
-    its accuracies as nulls.
+    Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the task
+    just learnt and, after the last task, of every scored task and of these pooled (`task` null; for models the mean
+    over tasks); class similarity on all tasks pooled. Long sequences are measured at some positions, see `positions`;
+    text has no metrics by class. If not all tasks are scored, spectra and similarity are measured only after the last
+    task, because over hundreds of tasks they would dominate the size of a run. Pruning curves are measured after the
+    last task, if `metrics` includes one of them. A network that is no longer running (diverged, failed) has null
+    accuracies.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:
@@ -207,12 +205,12 @@ def measure(
             member.rows += _metric_rows(take(metrics, Learning(_curve(member, count))), count, count)
         if "updates" in kinds:
             member.rows += _metric_rows(take(metrics, _updates(member, layout)), after_task, None)
-        own = [metric for metric in metrics if metric.is_users]  # ours are derived when they are read
+        own = [metric for metric in metrics if metric.is_users]  # registered ones are derived on reading
         member.rows += _metric_rows(take(own, Accuracy(_matrix(member)), ask()), after_task, None)
 
 
 def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) -> tuple[object, ...]:
-    """What the measures of an untrained network depend on."""
+    """Return the key on which metrics of an untrained network depend."""
     return (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
 
 
@@ -241,7 +239,7 @@ def _class_rows(hits: ClassHits, after_task: int, task: int | None) -> list[Clas
 
 
 def _curve(member: Member, task: int) -> Curve:
-    """The evaluations during a task."""
+    """Return the evaluations during a task."""
     rows = [row for row in member.rows if isinstance(row, CurveRow) and row.task == task]
     return Curve([row.step for row in rows], [row.eval_accuracy for row in rows])
 
@@ -252,7 +250,7 @@ def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
-    """Return a pooled row with the tasks it is of in its note."""
+    """Return a pooled row with its tasks in the note."""
     if not isinstance(row, MetricRow):
         return row
     said = f"of {task_list([task + 1 for task in scored])} of {count}: no others were scored"
@@ -269,7 +267,7 @@ def _of_model(
     ask: Callable[[int | None], Ask],
     suite_seed: int,
 ) -> list[MetricRow]:
-    """Measures of the network itself on each task's test data, and after the last task their means."""
+    """Return metrics of the network itself on each task's test data, and after the last task their means."""
     rows: list[MetricRow] = []
     network = evaluator.with_weights(member.row)
     for task in tasks:
@@ -288,7 +286,7 @@ def _of_model(
 
 
 def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -> OfTraining:
-    """The features of the last task's training examples, and the last layer."""
+    """Return the features of the last task's training examples, and the last layer."""
     if evaluator.text:
         return OfTraining(None)
     score = evaluator.read(member.row, sequence.train(sequence.family.count - 1), with_logits=True)
@@ -299,7 +297,7 @@ def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -
 
 
 def _updates(member: Member, layout: Layout) -> Updates:
-    """The updates of a trial that were watched, by layer."""
+    """Return the watched updates of a trial, by layer."""
     found: dict[str, list[Geometry]] = {}
     for row in member.rows:
         if isinstance(row, UpdateRow):
@@ -309,7 +307,7 @@ def _updates(member: Member, layout: Layout) -> Updates:
 
 
 def _matrix(member: Member) -> Matrix:
-    """The matrix R (T+1, T) of a trial that has ended: on validation data where it chooses settings."""
+    """Return the matrix R (T+1, T) of a finished trial, on validation data if it chooses settings."""
     rows = [(member.trial, row) for row in member.rows if isinstance(row, AccuracyRow)]
     return score_matrices(arrow_table(AccuracyRow, rows), accuracy_column([member.trial.stage]))[member.trial.id]
 

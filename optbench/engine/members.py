@@ -1,4 +1,4 @@
-"""What the engine keeps of each trial while its cohort trains, and what it hands over at the end."""
+"""The engine's record of each trial during training, and its results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Notify = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Everything one trial found: its rows, and its final weights unless it diverged or failed."""
+    """The results of one trial: its rows, and its final weights unless it diverged or failed."""
 
     trial: Trial
     rows: tuple[Row, ...]
@@ -32,21 +32,21 @@ class TrialResult:
 
 @dataclass
 class Member:
-    """One training, and all trials that it is: they differ in nothing but names."""
+    """One training and its trials, which differ only in names."""
 
     trials: tuple[Trial, ...]
     row: Tensor
-    """Weights and buffers (P + Q,), up to date whenever the member is not in a stack; averages of weights where the
-    protocol has these measured."""
+    """Weights and buffers (P + Q,), up to date while the member is not in a stack; averaged weights if the protocol
+    measures those."""
     init_hash: str
     generator: torch.Generator
-    """For an optimizer that draws random numbers: the trial's own."""
+    """The trial's generator, for an optimizer that draws random numbers."""
     state: MemberState = None
     raw: Tensor | None = None
-    """Weights and buffers (P + Q,) that training continues from, once `row` is an average of them."""
+    """Weights and buffers (P + Q,) from which training continues, if `row` is an average of them."""
     status: str = "running"
     failure: tuple[str, str] | None = None
-    """Type and message of what its optimizer or its model raised."""
+    """Type and message of the exception of its optimizer or model."""
     last_step: int = 0
     steps: int = 0
     train_seconds: float = 0.0
@@ -55,35 +55,35 @@ class Member:
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
     gradients: str | None = None
-    """How they were taken last, as `Gradients.way` has it; None before the first step."""
+    """How gradients were last computed, as `Gradients.way`; None before the first step."""
     rows: list[Row] = field(default_factory=list)
     ended: list[Tensor] = field(default_factory=list)
-    """Weights and buffers (P + Q,) after each task so far, where a measure of the overlap of tasks asks for them."""
+    """Weights and buffers (P + Q,) after each task so far, if a metric of task overlap needs them."""
     unkept: str | None = None
-    """Why its optimizer's state cannot be kept between tasks, once that is known."""
+    """Why its optimizer's state cannot be saved between tasks, once known."""
     follower: Verification | None = None
-    """What takes its next steps after it."""
+    """The verification that repeats its next steps."""
     validated: Score | None = None
-    """The score of `row` on the validation data of the task it has just ended, where that is known."""
+    """The score of `row` on the validation data of the task just finished, if known."""
     start: Tensor = field(init=False)
-    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never written to. Those of a
-    network that is made anew for each task are those of the task."""
+    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never modified. For a new
+    network per task, those of the task."""
 
     def __post_init__(self) -> None:
         self.start = self.row
 
     @property
     def trial(self) -> Trial:
-        """Any of its trials: the first."""
+        """The first of its trials, as a representative."""
         return self.trials[0]
 
     def fail(self, error: Exception) -> None:
-        """Note what its model raised."""
+        """Record an exception of its model."""
         self.status, self.failure = "failed", (type(error).__name__, spoken(error))
 
     @property
     def trained(self) -> Tensor:
-        """Weights and buffers (P + Q,) that training continues from."""
+        """Weights and buffers (P + Q,) from which training continues."""
         return self.row if self.raw is None else self.raw
 
     @property
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """When a member is evaluated and when its task ends, in steps of this task; the same for it in any company."""
+    """The evaluations and the end of a member's task, in steps of this task, independent of other members."""
 
     steps_per_epoch: int
     interval: int
@@ -106,7 +106,7 @@ class Schedule:
         return Schedule(steps_per_epoch, max(1, round(protocol.evaluate_every * steps_per_epoch)), total)
 
     def next_evaluation(self, step: int) -> int:
-        """The first step after `step` at which there is something to measure."""
+        """Return the next step after `step` with an evaluation."""
         return min((step // self.interval + 1) * self.interval, self.total)
 
 
@@ -114,10 +114,10 @@ class Schedule:
 class Stopper:
     """Early stopping of one member in one task.
 
-    With patience it remembers the best weights and counts evaluations without progress.
+    With patience it keeps the best weights and counts evaluations without progress (Prechelt 1998).
 
-    Prechelt 1998 with patience counted in evaluations. With a target the first loss at or below it ends the task, and
-    the weights of that evaluation are kept. With neither, the task ends at its last step with the last weights.
+    With a target, the first loss at or below it ends the task, and the weights of that evaluation are kept. With
+    neither, the task ends at its last step with the last weights.
     """
 
     patience: int | None
@@ -125,7 +125,7 @@ class Stopper:
     best_loss: float = math.inf
     best_row: Tensor | None = None
     best_raw: Tensor | None = None
-    """What was in training where `best_row` is an average."""
+    """The training weights if `best_row` is an average."""
     waited: int = 0
 
     @staticmethod
@@ -134,7 +134,7 @@ class Stopper:
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
     def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
-        """Record a loss and the weights it was measured at; True to stop now. raw: what `row` is an average of."""
+        """Record a loss and its weights; return True to stop. raw: the training weights if `row` is an average."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:

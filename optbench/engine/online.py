@@ -1,4 +1,4 @@
-"""The rows of `online`: how each task of a trial was learnt, and the state of the network that it began with."""
+"""The rows of `online`: how each task of a trial was learnt, and the state of its network at the start."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class _Steps:
 
     before: BeforeTask
     begun: int
-    """Optimizer steps that it had taken before them."""
+    """Optimizer steps before them."""
     accuracies: list[float] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
 
 
 class Online:
-    """The rows of the table `online` of one cohort: for each task, the state it begins with and its updates."""
+    """Rows of the table `online` of one cohort: for each task, the initial state and the updates."""
 
     def __init__(self, evaluator: Evaluator, sequences: Mapping[int, TaskSequence], suite_seed: int) -> None:
         """sequences: by trial seed."""
@@ -37,7 +37,7 @@ class Online:
         self._steps: dict[str, _Steps] = {}
 
     def begin(self, members: Sequence[Member], task: int) -> None:
-        """Measure the running members before `task`, 0..T-1; a member whose model raises fails."""
+        """Measure the running members before `task`, 0..T-1; a member whose model raises an exception fails."""
         self._steps = {}
         probes: dict[int, Examples] = {}
         for member in members:
@@ -56,20 +56,20 @@ class Online:
             member.evaluation_seconds += time.perf_counter() - started
 
     def see(self, member: Member, losses: Sequence[float], accuracies: Sequence[float]) -> None:
-        """Record updates of a member: the loss and accuracy on the batch of each, before it."""
+        """Record updates of a member: loss and accuracy on the batch before each."""
         steps = self._steps[member.trial.id]
         steps.losses += losses
         steps.accuracies += accuracies
 
     def end(self, members: Sequence[Member], task: int) -> None:
-        """Append the row of `task`, 0..T-1, to every member that began it."""
+        """Append the row of `task`, 0..T-1, for every member that began it."""
         for member in members:
             if (steps := self._steps.get(member.trial.id)) is not None:
                 member.rows.append(_row(member, task, steps))
 
 
 def _row(member: Member, task: int, steps: _Steps) -> OnlineRow:
-    """Return the row; without accuracy and loss if the member left the task before its end."""
+    """Return the row, without accuracy and loss if the member did not finish the task."""
     state = dataclasses.asdict(steps.before)
     notes = [state.pop("note"), None if member.running else f"{member.status} in this task"]
     return OnlineRow(

@@ -1,6 +1,6 @@
-"""State that a user's optimizers keep outside of their instances: on their classes, or in the modules of their files.
+"""State that a user's optimizers keep outside of instances: on classes, or in the modules of their files.
 
-It is shared by all trials that are trained in one process, which nothing can undo: it can only be noticed.
+It is shared by all trials in a process, which cannot be prevented, only detected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque,
 
 
 class OutsideState:
-    """Digests of the numbers, tensors and containers that a user's code holds outside of instances, by name."""
+    """Digests of numbers, tensors and containers in a user's code outside of instances, by name."""
 
     def __init__(self, code: Iterable[Any]) -> None:
         """Read the attributes of these classes, their bases and functions, and of their modules and neighbours."""
@@ -35,16 +35,16 @@ class OutsideState:
         found: dict[str, bytes] = {}
         for place, names in _places(self._code):
             for name, value in _values(names):
-                # Also objects of classes that are defined there: one may hold the state of all instances.
+                # Also objects of classes defined there: one may hold the state of all instances.
                 own = type(value).__module__ in (names.get("__name__"), names.get("__module__"))
                 if isinstance(value, _STATEFUL) or own:
-                    # Values that hold code are not state, and a user's may raise on being read.
+                    # Values that hold code are not state, and a user's may raise when read.
                     with contextlib.suppress(Exception):
                         found[f"{place}.{name}"] = digest(value)
         return found
 
     def changed(self) -> str | None:
-        """Return the name of a value that is new or different by now, or None."""
+        """Return the name of a value that is new or has changed, or None."""
         return next((name for name, digest in self._now().items() if self._digests.get(name) != digest), None)
 
 
@@ -63,7 +63,7 @@ def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Variables, and the defaults of functions, which calls share."""
+    """Yield variables, and defaults of functions, which are shared between calls."""
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType):
             wrapped = vars(value).get("__wrapped__")  # PyTorch wraps `step`

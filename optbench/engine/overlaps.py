@@ -1,4 +1,4 @@
-"""Overlap of tasks in one trial: features of each task's test data by the networks that its tasks ended with.
+"""Overlap of tasks in one trial: features of each task's test data by the networks at the ends of tasks.
 
 Legend: P padded parameter count, Q floats that buffers take.
 """
@@ -19,8 +19,8 @@ from optbench.streams import generator
 from optbench.tasks import Examples, TaskSequence
 
 SEQUENCES = 512
-"""Of long sequences so many of a task's test data are read: of 128 positions 65,000, two forward passes over which take
-about a second on one core for a network of 2 layers and width 64."""
+"""Number of long test sequences per task to read: 65,000 positions for length 128, for which two forward passes take
+about a second on one core with a network of 2 layers and width 64."""
 
 
 def overlaps(
@@ -30,9 +30,9 @@ def overlaps(
     metrics: Sequence[Metric],
     suite_seed: int,
 ) -> list[tuple[int | None, Measurement]]:
-    """Measure `metrics` of the kind `overlap`: each value with its task (1..T), and with None that over all tasks.
+    """Measure `metrics` of the kind `overlap`: each value with its task (1..T), or None for all tasks.
 
-    ended: the network (P + Q,) after each task, the last one among them.
+    ended: the network (P + Q,) after each task, including the last.
     """
     few = [_few(sequence.test(task), suite_seed) for task in range(len(ended))]
     end = [_features(evaluator, ended[-1], examples, suite_seed) for examples in few]
@@ -47,7 +47,7 @@ def overlaps(
 
 
 def _few(test: Examples, suite_seed: int) -> Examples:
-    """At most so many of a task's test examples, the same for every trial of a suite."""
+    """Return a limited number of a task's test examples, the same for every trial of a suite."""
     most = max(SEQUENCES, MOST // test.positions)
     return test.drawn(most, generator(suite_seed, None, "examples of overlaps"))
 

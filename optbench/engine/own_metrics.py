@@ -1,4 +1,4 @@
-"""Calls of users' metrics: with copies, under the trial's draws, the process afterwards as it was."""
+"""Call users' metrics with copies, seeded by the trial, and restore the process's settings afterwards."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.targets import said
 
 EXAMPLES, WIDTH = 512, 32
-"""Of what a metric is tried on."""
+"""Sizes of the data on which a metric is tried."""
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
-    """Return how the metrics of one reading are called. purpose: tells it from the trial's other readings."""
+    """Return the function that calls metrics of one reading. purpose: distinguishes the trial's readings."""
     seed = stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS
 
     def ask(metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:
@@ -70,10 +70,10 @@ def _number(value: Any) -> float:
 
 
 def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
-    """Call each user's metric once on random numbers and untrained networks, so that most faults cost no training.
+    """Call each user's metric once on random numbers and untrained networks, to find most faults before training.
 
     Raises:
-        UsageError: one raises, or returns something else than a number.
+    UsageError: one raises an exception, or does not return a number.
     """
     own = [metric for metric in metrics if metric.is_users]
     draws, cpu = torch.Generator().manual_seed(0), torch.device("cpu")

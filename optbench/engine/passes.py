@@ -1,4 +1,4 @@
-"""Forward passes of a user's model in training: from the trial's own buffers and random draws.
+"""Forward passes of a user's model in training, with the trial's buffers and random draws.
 
 Legend: P padded parameter count, Q floats that the buffers take, B batch.
 """
@@ -16,52 +16,52 @@ from optbench.engine.randomness import seed_all, seeded
 from optbench.engine.stack import EMPTY, Layout
 
 Draws = Callable[[int, int], int]
-"""draws(step, evaluation) -> the seed of what a forward pass draws; the same for every optimizer of a trial seed."""
+"""draws(step, evaluation) -> the seed of a forward pass, the same for every optimizer of a trial seed."""
 
 
 class Passes:
     """The forward passes of one member in one task.
 
-    As in a plain loop, an optimizer that evaluates the loss several times a step (SAM, L-BFGS) meets new dropout masks
-    and updates running statistics at every evaluation. An optimizer whose first evaluation is at the very weights that
-    the gradients of the step were taken at, or that was not given these gradients, repeats that pass, with the same
-    masks and once more from the same statistics: a plain loop would not have taken those gradients before.
+    As in a plain loop, an optimizer that evaluates the loss several times per step (SAM, L-BFGS) gets new dropout masks
+    and updates running statistics at every evaluation. If its first evaluation is at the weights of the step's
+    gradients, or it did not receive these gradients, it repeats that pass with the same masks and from the same
+    statistics, because a plain loop would not have computed those gradients before.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:
         """network: a copy of the member's own. row: (P + Q,), whose buffers are copied."""
         self.network = network
         self._layout = layout
-        # Not views of one row: autograd would take a change of one buffer for a change of all.
+        # Not views of one row: autograd would treat a change of one buffer as a change of all.
         self._buffers = _copies(layout.buffer_views(row))
         self._before = self._after = self._buffers
         self._draws = draws
         self._weights: Mapping[str, Tensor] = EMPTY
         self._step = self._evaluations = 0
         self._opening: tuple[Mapping[str, Tensor], int] | None = None
-        """Buffers and number of the first evaluation of the optimizer's own in this step."""
+        """Buffers and index of the optimizer's first own evaluation in this step."""
 
     def begin(self, step: int) -> None:
-        """A step begins, counted within the task."""
+        """Begin a step, counted within the task."""
         self._before = _copies(self._buffers)
         self._after = self._buffers
         self._step, self._opening = step, None
 
     def first(self, weights: Mapping[str, Tensor], inputs: Tensor, *, bound: bool = False) -> Tensor:
-        """Logits for the gradients of the step, of the member's network with these weights.
+        """Compute logits for the gradients of the step, with these weights.
 
-        bound: its parameters lie in them already, so they need not be passed.
+        bound: the network's parameters are views of them, so they need not be passed.
 
-        The global generators are seeded and not put back: `LockStep` does that after many steps.
+        The global generators are seeded and not restored, which `LockStep` does after many steps.
         """
         self._weights = weights
         seed_all(self._draws(self._step, 0), inputs.device)
         logits = self._run(self.network, inputs, EMPTY if bound else weights)
-        self._after = self._buffers  # no copy: evaluations that follow work on copies
+        self._after = self._buffers  # no copy: later evaluations use copies
         return logits
 
     def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
-        """Logits for an optimizer that evaluates the loss itself, of its own network; given: as `Evaluate` has it."""
+        """Compute logits for an optimizer that evaluates the loss, with its network. given: as for `Evaluate`."""
         if self._opening is None:
             own = dict(network.named_parameters())
             repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())
@@ -71,7 +71,7 @@ class Passes:
             return self._run(network, inputs)
 
     def aside(self) -> Passes:
-        """Another that evaluates what this one did in its step, for what repeats the step on the side."""
+        """Return a copy that repeats the evaluations of this step, for a verification."""
         found = copy.copy(self)
         found._open(self._opening or (self._after, 1))
         return found
@@ -81,7 +81,7 @@ class Passes:
         self._buffers, self._evaluations = _copies(opening[0]), opening[1]
 
     def whole(self, weights: Tensor) -> Tensor:
-        """Weights (P,) and the buffers as they are now, (P + Q,) in memory of their own."""
+        """Return weights (P,) and the current buffers as a new row (P + Q,)."""
         row = weights.new_zeros(self._layout.whole)
         row[: self._layout.width] = weights
         for name, view in self._layout.buffer_views(row).items():
@@ -89,14 +89,14 @@ class Passes:
         return row
 
     def _run(self, network: nn.Module, inputs: Tensor, weights: Mapping[str, Tensor] = EMPTY) -> Tensor:
-        # A copy: a network may work on its inputs in place, and others read them.
+        # A copy: a network may modify its inputs in place, and others read them.
         inputs = inputs.clone()
         given = {**weights, **self._buffers}
         if not given:
             found: Tensor = network(inputs)
             return found
         logits: Tensor = functional_call(network, given, (inputs,))
-        # Buffers may have been assigned rather than changed in place; `functional_call` puts those into `given`.
+        # Buffers may have been assigned instead of changed in place; `functional_call` puts those into `given`.
         self._buffers = {name: given[name].detach() for name in self._buffers}
         return logits
 

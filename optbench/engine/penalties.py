@@ -1,7 +1,7 @@
-"""What is added to members' losses: a penalty on the rank of their features, wherever their gradients are taken.
+"""Penalties on the rank of features in members' losses, for every way to compute gradients.
 
-The features' part is worked out by itself (`optimizers.rank_penalty.entropy`), and joins the gradient that comes back
-from the head. So the optimizer, its lane and its state are those of a training without it.
+The gradient with respect to features is computed separately (`optimizers.rank_penalty.entropy`) and added to the one
+from the head. So the optimizer, its lane and its state are the same as without it.
 
 Legend: M members, N rows of features in a batch, d features.
 """
@@ -23,26 +23,26 @@ from optbench.optimizers.rank_penalty import entropy, random_frame
 
 @dataclass(frozen=True)
 class Penalty:
-    """λ H on the features of one member, as `RankPenalty` has it."""
+    """λ H on the features of one member, as in `RankPenalty`."""
 
     strength: float
-    """λ; 0 leaves the member alone."""
+    """λ; 0 has no effect."""
     rotated: bool
-    """The same for all members of a stack."""
+    """Whether to rotate; the same for all members of a stack."""
     draws: Callable[[int], int]
     """draws(step) -> the seed of the rotation at a step of the task: the same for every optimizer of a trial seed."""
     features: str
-    """Where they are, as `Blueprint.features` has it; the same for all members of a stack."""
+    """Where the features are, as `Blueprint.features`; the same for all members of a stack."""
 
     def frame(self, features: Tensor, step: int) -> Tensor | None:
-        """The rotation of this step, (d, r) for features (N, d); None without one."""
+        """Return the rotation of this step, (d, r) for features (N, d); None without one."""
         if not self.rotated:
             return None
         return random_frame(features, torch.Generator().manual_seed(self.draws(step)))
 
 
 class Penalties:
-    """The penalties of the members of a stack, at one step after the other."""
+    """The penalties of the members of a stack, step by step."""
 
     def __init__(self, penalties: Sequence[Penalty]) -> None:
         self._penalties = list(penalties)
@@ -52,36 +52,36 @@ class Penalties:
 
     @staticmethod
     def of(penalties: Sequence[Penalty | None]) -> Penalties | None:
-        """Those of all members; None where there is nothing to add."""
+        """Collect the penalties of all members; None if there are none."""
         found = [penalty for penalty in penalties if penalty is not None]
         return Penalties(found) if any(penalty.strength for penalty in found) else None
 
     def begin(self, step: int) -> None:
-        """A step begins, counted within the task."""
+        """Begin a step, counted within the task."""
         self._step = step
 
     def push(self, i: int, features: Tensor) -> Tensor | None:
-        """What joins the gradient by the features (N, d) of member `i`; None where there is nothing to add."""
+        """Return the gradient of member `i`'s penalty with respect to features (N, d); None without one."""
         own = self._penalties[i]
         if own.strength == 0:
             return None
         return entropy(features, own.frame(features, self._step))[1].mul_(own.strength)
 
     def join(self, gradients: Tensor, features: Tensor) -> Tensor:
-        """Gradients by the features, both (M, N, d), with the pushes of all members; those without keep their bits."""
+        """Add all members' penalty gradients to those of features, both (M, N, d); members without keep their bits."""
         strengths = self._all(features)[:, None, None]
         push = entropy(features, self._frames(features[0]))[1] * strengths
         return torch.where(strengths != 0, gradients + push, gradients)
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Around a forward pass of member `i`: what its loss gains is in the list afterwards, if there is anything.
+        """Collect the penalty of member `i` in a forward pass; the list holds it afterwards, if there is one.
 
-        axes: of the features that count examples and positions. The term's value is λ H; its gradient is the push,
-        which an optimizer that differentiates twice takes for a constant.
+        axes: the axes of features for examples and positions. The term's value is λ H; its gradient is treated as a
+        constant in second derivatives.
 
-        Raises ValueError where a module has a method `features` that its forward pass does not call, and where
-        features do not depend on weights.
+        Raises ValueError if a module has a method `features` that its forward pass does not call, or if features do not
+        depend on weights.
         """
         own = self._penalties[i]
         if own.strength == 0:
@@ -94,7 +94,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """As `added`, of any member: within `torch.func.vmap` over the numbers 0..M-1."""
+        """Collect as `added`, within `torch.func.vmap` over the members 0..M-1."""
 
         def settings(rows: Tensor) -> tuple[Tensor, Tensor | None]:
             frames = self._frames(rows)
@@ -117,7 +117,7 @@ class Penalties:
                 strength, frame = settings(rows)
                 value, gradient = entropy(rows.detach(), frame)
                 term = (rows * gradient).sum()
-                # Of a layer that is called several times the last call counts, as in measuring.
+                # For a layer called several times the last call counts, as in measuring.
                 found[:] = [strength * (term + (value - term.detach()))]
 
         with seen(network, self._features, see):
@@ -126,14 +126,14 @@ class Penalties:
             raise ValueError(NOT_CALLED.format(type(network).__name__))
 
     def _all(self, features: Tensor) -> Tensor:
-        """Every λ, (M,), made once."""
+        """Return every λ, (M,), created once."""
         if self._strengths is None:
             values = [own.strength for own in self._penalties]
             self._strengths = torch.tensor(values, dtype=features.dtype, device=features.device)
         return self._strengths
 
     def _frames(self, features: Tensor) -> Tensor | None:
-        """The rotations of all members, (M, d, r) for features (N, d)."""
+        """Return the rotations of all members, (M, d, r) for features (N, d)."""
         frames = [own.frame(features, self._step) for own in self._penalties]
         found = [frame for frame in frames if frame is not None]
         return torch.stack(found) if found else None
@@ -144,7 +144,7 @@ NOT_CALLED = "rank-penalty: expected {0}.forward to call its method features(x),
 
 @contextlib.contextmanager
 def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the features of every forward pass, where `Blueprint.features` says that they are."""
+    """Call `see` with the features of every forward pass, located by `Blueprint.features`."""
     if features != METHOD:
         layer = network.get_submodule(features)
         handle = layer.register_forward_pre_hook(lambda _, arguments: see(arguments[0]))

@@ -1,4 +1,4 @@
-"""At which positions of sequences features are measured: a text has so many that some of them will do.
+"""Positions of sequences at which features are measured, a sample for long texts.
 
 Legend: N sequences, T positions.
 """
@@ -12,15 +12,15 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 MOST = 8192
-"""Positions of one task's test data: 128 times a width of 64, where ten times is enough for a rank. All measures of
-them take .013 s on one core; of the 60,000 of a domain of `text-domains` .09 s, and they take seven times the memory.
+"""Positions per task's test data: 128 times a width of 64, where ten times suffice for a rank. All metrics of them take
+.013 s on one core; with the 60,000 positions of a domain of `text-domains`, .09 s and seven times the memory.
 """
 
 
 def sampled(examples: Examples, suite_seed: int) -> Tensor | None:
-    """Ascending places of `MOST` targets among all N T of the sequences, drawn for a suite; None: all are few enough.
+    """Return ascending indices of `MOST` targets among all N T, drawn for a suite; None to use all.
 
-    They depend on N T alone, so features of the same text by two networks are of the same positions.
+    They depend only on N T, so that features of the same text by two networks are from the same positions.
     """
     count = examples.targets.numel()
     if examples.positions == 1 or count <= MOST:

@@ -1,4 +1,4 @@
-"""The pruning curve of a finished network: its accuracy with only the largest weights kept, by the fraction kept."""
+"""The pruning curve of a trained network: its accuracy by the fraction of largest weights kept."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from optbench.tasks import TaskSequence
 
 
 def pruning_rows(row: Tensor, evaluator: Evaluator, sequence: TaskSequence, tasks: Sequence[int]) -> list[PruningRow]:
-    """The accuracy of the network with weights `row` (P,) on the test data of `tasks` pooled, pruned in either scope.
+    """Return the accuracy of the network `row` (P,) on the pooled test data of `tasks`, pruned in both scopes.
 
-    Fractions and scopes are those of `metrics.pruning`. `row` stays as it is. The time is that of 40 passes over the
-    test data: 4.3 s for LeNet-300-100 on 10,000 images of MNIST on one thread, nine tenths of it in matrix products.
+    Fractions and scopes are those of `metrics.pruning`. `row` is not modified. It takes 40 passes over the test data:
+    4.3 s for LeNet-300-100 on 10,000 images of MNIST on one thread, nine tenths of it in matrix products.
     """
     layout, count = evaluator.blueprint.layout, sequence.family.count
     rankings = {scope: rank_weights(layout.views(row), scope, evaluator.blueprint.output) for scope in SCOPES}
     correct = {(scope, keep): 0 for scope in SCOPES for keep in KEEP}
     examples = 0
-    # Task by task, so that no more than one task's data are held: a sequence may be hundreds of tasks long.
+    # task by task, to hold only one task's data: a sequence may have hundreds of tasks
     for task in tasks:
         test = sequence.test(task)
         examples += test.targets.numel()

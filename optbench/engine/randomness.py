@@ -1,4 +1,4 @@
-"""The global random generators, seeded for an optimizer that draws from them."""
+"""Seeding of the global random generators for optimizers that draw from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SEEDS = 2**31 - 1
 
 
 def own_draws(generator: torch.Generator, device: torch.device) -> AbstractContextManager[None]:
-    """`seeded` by a draw of `generator`."""
+    """Seed the block by a draw from `generator`."""
     return seeded(draw_seed(generator), device)
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """Draw a seed."""
+    """Draw a seed from a generator."""
     return int(torch.randint(SEEDS, (), generator=generator))
 
 
 def seed_all(seed: int, device: torch.device) -> None:
-    """Start PyTorch's, NumPy's and Python's global generators at `seed`, those of a CUDA `device` included."""
+    """Seed PyTorch's, NumPy's and Python's global generators, including those of a CUDA `device`."""
     seed_generators(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -34,9 +34,9 @@ def seed_all(seed: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """`seed_all`, with the generators put back after the block.
+    """Seed the global generators in the block and restore them afterwards.
 
-    What an optimizer draws depends on its own trial alone, never on its companions or on who drew before.
+    An optimizer's draws thus depend only on its own trial.
     """
     with kept(device):
         seed_all(seed, device)
@@ -45,14 +45,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept(device: torch.device) -> Iterator[None]:
-    """Put the global generators back after the block.
+    """Restore the global generators after the block.
 
-    That takes .2 ms, nearly all of it for NumPy's. So the steps of a stack are in one such block, and each draw within
-    it only seeds.
+    This takes .2 ms, nearly all of it for NumPy, so that the steps of a stack share one such block in which draws only
+    seed.
     """
     numpy = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
     python = random.getstate()
-    # Not by `fork_rng`, which takes three times as long.
+    # not `fork_rng`, which takes three times as long
     before = torch.default_generator.get_state()
     with torch.random.fork_rng(devices=[device]) if device.type == "cuda" else contextlib.nullcontext():
         try:

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, `protocol.schedule`: a factor on the rate of every parameter group, by the step.
+"""The learning rate schedule, `protocol.schedule`: a factor on the rate of every parameter group, by step.
 
 With N steps in the span, f the floor, W = min(round(warmup · N), N - 1) steps of warm-up,
 D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., N - 1:
@@ -9,9 +9,9 @@ D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., 
     cosine:             f + (1 - f) (1 + cos(π (t - W) / (N - W))) / 2
     wsd:                1 for t < N - D,  then  1 - (1 - f) (t - N + D) / D
 
-So the first step after the warm-up is at the peak, f is what the step after the last would have, and no step has 0. In
-PyTorch's words: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
-`CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; of wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
+So the first step after the warm-up is at the peak, f would be the factor of the step after the last, and no step has 0.
+In PyTorch: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
+`CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; for wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNSCHEDULED = "trained without the schedule"
 
 
 def factor(schedule: RateSchedule, steps: int, step: int) -> float:
-    """The factor of a step, 0..steps-1; a later one has that of the last."""
+    """Return the factor of a step, 0..steps-1; later ones have that of the last."""
     step = min(step, steps - 1)
     warmup = min(round(schedule.warmup * steps), steps - 1)
     if step < warmup:
@@ -52,17 +52,17 @@ class RateCurve:
 
     schedule: RateSchedule
     steps: int
-    """N: of the task, or of all tasks if nothing stops one sooner."""
+    """N, of the task, or of all tasks without early stopping."""
     before: int = 0
-    """Steps that it has taken in earlier tasks, where the schedule spans all."""
+    """Steps taken in earlier tasks, if the schedule spans all."""
 
     def factor(self, step: int) -> float:
-        """The factor of a step of the task, from 0 on."""
+        """Return the factor of a step of the task, counted from 0."""
         return factor(self.schedule, self.steps, self.before + step)
 
 
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
-    """Why the rate of a trial did not follow the schedule, for its note; None where it did, or there is none."""
+    """Return why a trial's rate did not follow the schedule, for its note; None if it did, or without one."""
     if schedule is None or schedule.is_flat:
         return None
     if (name := trial.without_schedule) is not None:

@@ -1,4 +1,4 @@
-"""What optimizers a protocol cannot be followed with, by what they need."""
+"""Optimizers that are incompatible with a protocol, by their needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optbench.suite.protocol import Protocol
 
 
 def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
-    """Why an optimizer with these needs cannot be trained as `protocol` says; None if it can."""
+    """Return why an optimizer with these needs cannot follow `protocol`; None if it can."""
     if protocol.clip_norm is not None and "loss" in needs:
         return (
             "protocol.clip_norm: expected an optimizer that steps from gradients, got one that takes the loss "
@@ -18,6 +18,6 @@ def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
     if protocol.weight_averaging is not None and "modes" in needs:
         return (
             "protocol.weight_averaging: expected an optimizer that is measured at the weights that it trains, got one "
-            "with train() and eval(), which is measured at weights of its own (where it is not: needs: no-modes)"
+            "with train() and eval(), which is measured at other weights (if it is not, declare needs: no-modes)"
         )
     return None

@@ -1,8 +1,8 @@
-"""Work that is the same every time, recorded once and replayed: a CUDA graph, in which no kernel waits for Python.
+"""Record repeated work once and replay it as a CUDA graph, so that no kernel waits for Python.
 
-A small network leaves a GPU idle while Python says, kernel by kernel, what is next. A recording repeats the kernels of
-one call on the same memory, so it is right only for work whose every number is on the device: what Python counts
-stands still in it. Who offers work to be recorded promises that; and the promise is checked, once for each recording.
+With a small network, a GPU is idle while Python launches kernels. A recording repeats the kernels of one call on the
+same memory, so it is only correct for work with all numbers on the device: counters in Python do not advance. Callers
+must guarantee this, which is checked once per recording.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from optbench.engine.faults import is_out_of_memory, of_the_machine
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], object]], Callable[[], None]]
-"""Calls work, so that what it does is recorded and perhaps done, and returns what does the same again."""
+"""Calls work to record it, possibly executing it, and returns a function that repeats it."""
 WARM_UP = 3
-"""Calls before the recording: state that is made at the first step, buffers, libraries' own preparations."""
+"""Calls before recording, in which state, buffers and libraries are initialised."""
 NO_MEMORY = "not enough memory"
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """Whether and how a cohort's work is recorded."""
+    """A cohort's recordings."""
 
     record: Recorder | None
-    """None to record nothing."""
+    """None for no recording."""
     refused: dict[str, str] = field(default_factory=dict)
-    """By the name of work that might have been recorded, why it is done as it is: for the cohort, once and for all."""
+    """Reasons why work is not recorded, by name, for the whole cohort."""
 
 
 class Recorded(Generic[T]):
-    """Work on tensors that stay where they are, called again and again; after a few calls a recording is replayed.
+    """Repeated work on tensors with fixed memory, replayed from a recording after a few calls.
 
-    A recording is believed if, from the same numbers, it comes to the same bits as the work itself; otherwise, and
-    where it cannot be made, the work is done as before, and `Recordings.refused` says why. What is returned is the
-    work's own answer of its last call that was no replay.
+    A recording is used only if it gives the same bits as the work itself; otherwise, or if it fails, the work is
+    executed as before, and `Recordings.refused` holds the reason. The return value is that of the last actual call.
     """
 
     def __init__(self, name: str, recordings: Recordings) -> None:
@@ -53,10 +52,10 @@ class Recorded(Generic[T]):
         self._answer: T
 
     def __call__(self, work: Callable[[], T], tensors: Callable[[], Sequence[Tensor]]) -> T:
-        """Do the work, one way or the other.
+        """Execute or replay the work.
 
-        work: always the same; handed over at every call, as to keep it would keep its owner, and all that it has on
-        the device, alive beyond its time. tensors: everything that the work changes and anybody reads later.
+        work: always the same; passed at every call, because a reference to it would keep its owner's device memory
+        alive. tensors: all tensors that the work changes and that are read later.
         """
         record = self._recordings.record
         if self._replay is not None:
@@ -69,7 +68,7 @@ class Recorded(Generic[T]):
         return self._answer
 
     def _attempt(self, record: Recorder, work: Callable[[], T], tensors: list[Tensor]) -> None:
-        """Do the work once more, and see whether a recording of it comes to the same."""
+        """Execute the work again, and check that a recording gives the same result."""
         before = _copies(tensors)
         self._answer = work()
         after = _copies(tensors) if before is not None else None
@@ -97,7 +96,7 @@ class Recorded(Generic[T]):
 
     def _once_more(self, work: Callable[[], T]) -> None:
         answer = work()
-        if answer != self._answer:  # such as what an optimizer raised in being recorded
+        if answer != self._answer:  # e.g. an optimizer raised an exception during recording
             raise RuntimeError(f"when recorded it answered {answer!r}")
 
     def _refuse(self, reason: str) -> None:
@@ -105,29 +104,29 @@ class Recorded(Generic[T]):
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """How work is recorded on a device; None where it is not."""
+    """Return the recorder of a device; None without one."""
     return functools.partial(record_cuda, device) if device.type == "cuda" else None
 
 
 def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[], None]:
-    """Work as a CUDA graph; it is recorded without being done.
+    """Record work as a CUDA graph, without executing it.
 
     Raises:
-        RuntimeError: something in it cannot be recorded, such as waiting for the device.
+    RuntimeError: it contains something that cannot be recorded, such as a synchronisation.
     """
     graph = torch.cuda.CUDAGraph()
     here, side, pool = torch.cuda.current_stream(device), _side_stream(device), _pool(device).id
     side.wait_stream(here)
-    # Not `torch.cuda.graph`, which empties the cache of the allocator every time: a run makes hundreds of recordings.
+    # Not `torch.cuda.graph`, which empties the allocator's cache each time: a run makes hundreds of recordings.
     with torch.cuda.stream(side), _no_collection():
         graph.capture_begin(pool)  # type: ignore[arg-type]  # torch gives the same pair two types
         try:
             work()
             graph.capture_end()
         except BaseException:
-            with contextlib.suppress(Exception):  # which says only that there was another error before
+            with contextlib.suppress(Exception):  # which only reports that there was an earlier error
                 graph.capture_end()
-            with contextlib.suppress(Exception):  # older versions leave the allocator believing that it is recorded
+            with contextlib.suppress(Exception):  # older versions leave the allocator in recording mode
                 torch._C._cuda_endAllocateToPool(side.device_index, pool)
             raise
     here.wait_stream(side)
@@ -136,22 +135,25 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where everything is recorded, and nothing else happens: the default stream cannot be, and a library's work space,
-    which belongs to a stream, must not be taken from under recordings that use it."""
+    """Return the stream used only for recordings.
+
+    The default stream cannot be recorded, and a library's workspace belongs to a stream and must outlive its
+    recordings."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # of torch
 
 
 @functools.cache
 def _pool(device: torch.device) -> torch.cuda.MemPool:
-    """The memory of what is passing in all recordings. Nothing in it outlives a replay, and no two replays are at once,
-    so they may share it; no other code is given any of it."""
+    """Return the memory pool for temporaries of all recordings.
+
+    They can share it, because nothing in it outlives a replay and replays never overlap; no other code uses it."""
     with torch.cuda.device(device):
         return torch.cuda.MemPool()
 
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """A collection that happens to destroy something on the device would end up in the recording."""
+    """Disable garbage collection in the block: destroying a device object would become part of the recording."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -163,7 +165,7 @@ def _no_collection() -> Iterator[None]:
 
 @torch.no_grad()
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor] | None:
-    """None where memory does not hold them."""
+    """Return copies of tensors; None if memory is insufficient."""
     try:
         return [tensor.clone() for tensor in tensors]
     except Exception as error:
@@ -179,6 +181,6 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether all are equal, NaN included; the device is asked once."""
+    """Return whether all are equal, including NaN, with one synchronisation."""
     same = [(a == b) | ((a != a) & (b != b)) for a, b in zip(tensors, others, strict=True)]
     return bool(torch.stack([each.all() for each in same]).all())

@@ -1,9 +1,9 @@
-"""Whether an optimizer with an instance per member can be resumed from its `state_dict()`: found out by trying.
+"""Test whether an optimizer with an instance per member can be resumed from its `state_dict()`.
 
-Two things can go wrong. A state that is not all in `state_dict()` shows at once: an instance that was restored from it
-holds other data. One that is restored and not found again (looked up by `id(p)`, say) shows in the steps that follow.
-So what is saved is always compared with what is restored from it, and once per target and settings an instance is
-restored on trial and takes steps next to the one that was saved.
+There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
+state is not found again (for example because it is looked up by `id(p)`), later steps differ. So every saved state is
+compared with an instance restored from it, and once per target and settings a restored instance takes steps next to
+the original.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
-"""Steps that are taken on trial before an instance is saved, and after: no multiple of the usual refresh intervals."""
+"""Trial steps before and after saving an instance: no multiple of the usual refresh intervals."""
 UNTRIED = "it raised before its state could be tried"
 
 
 def proven_state(machinery: Machinery, member: LaneMember, row: Tensor) -> MemberState:
-    """Return the state of a member's instance, after an instance was restored from it that holds the same.
+    """Return the state of a member's instance, after verifying that a restored instance holds the same data.
 
     Raises:
-        CannotResume: none was.
+    CannotResume: the verification failed.
     """
     instance: Instance = member.state
     name = type(instance.optimizer).__name__
@@ -64,7 +64,7 @@ def obstacle(
 ) -> str | None:
     """Return why trials of this optimizer cannot be resumed, or None if they can.
 
-    member: one that has taken no step. row: its initial weights and buffers (P + Q,). stream: its batches.
+    member: one without steps. row: its initial weights and buffers (P + Q,). stream: its batches.
     passes: its forward passes from the weights and buffers of a row.
     """
     noise = member.generator
@@ -94,7 +94,7 @@ def obstacle(
         _compare(original.state(0), noise, copy.state(0), draws)
     except CannotResume as error:
         return str(error)
-    except Exception as error:  # of the optimizer's own code
+    except Exception as error:  # from the optimizer's code
         if of_the_machine(error):
             raise
         return f"on trial it raised {type(error).__name__}: {spoken(error)}"
@@ -107,7 +107,7 @@ def _raised(stack: LockStep, step: int, until: int) -> Exception | None:
 
 
 def _compare(a: Instance, noise_a: torch.Generator, b: Instance, noise_b: torch.Generator) -> None:
-    """Raise CannotResume where the two hold different data."""
+    """Raise CannotResume if the two hold different data."""
     if (where := a.differs(noise_a, b, noise_b)) is not None:
         name = type(a.optimizer).__name__
         raise CannotResume(f"{name}.load_state_dict(state_dict()) does not restore {where}")

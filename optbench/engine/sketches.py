@@ -1,4 +1,4 @@
-"""Sketches of the weights during training, of optimizers whose distance from each other a suite follows (`twins`)."""
+"""Sketches of weights during training, for optimizers whose distance a suite records (`twins`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from optbench.suite.schema import ExperimentSettings
 
 
 class Sketcher:
-    """Records the members of one cohort; nothing of an optimizer without a twin.
+    """Records sketches of members of one cohort whose optimizer has a twin.
 
-    All trials of a suite on networks of P weights share one draw, so that any two of them can be compared.
+    All trials of a suite with P weights share one draw, so that any two of them can be compared.
     """
 
     def __init__(self, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:
@@ -29,13 +29,13 @@ class Sketcher:
         self._sketch: CountSketch | None = None
 
     def follows(self, trial: Trial) -> bool:
-        """Whether sketches belong to what the trial found. A control is part of no arm."""
+        """Return whether a trial records sketches; controls, which belong to no arm, do not."""
         return trial.optimizer in self._followed and not trial.is_control
 
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:
-        """Append the sketch of the weights `row` (P, padded) that the member has after `step` steps of `task`, 1..T.
+        """Append the sketch of the member's weights `row` (P, padded) after `step` steps of `task`, 1..T.
 
-        Nothing is recorded where none of the member's trials is followed.
+        Nothing is recorded if none of the member's trials needs it.
         """
         if not any(map(self.follows, member.trials)):
             return

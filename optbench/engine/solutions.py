@@ -1,4 +1,4 @@
-"""Compares the solutions of one seed: final weights in, rows out. Touches no disk.
+"""Compare the solutions of one seed: final weights in, rows out. No disk access.
 
 Legend: P the network's parameters, without padding.
 """
@@ -29,13 +29,13 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""The loss on a line is that of the first so many training examples of every task, pooled, in float64: 3 ms a point
-and task for LeNet-300-100 on one core, .6 for mlp-100, and there are nine points between the ends."""
+"""Training examples of every task, the first ones, for the loss on a line, pooled, in float64: 3 ms per point and task
+for LeNet-300-100 on one core, .6 for mlp-100, with nine points between the ends."""
 TEST_EXAMPLES = 1000
-"""The accuracy on a line is that of so many test examples of every task, evenly spread over all: the first half of
-MNIST's is the easier one. 8 ms a point and task, 3 for mlp-100, and steps of a thousandth."""
+"""Test examples of every task for the accuracy on a line, evenly spaced because the first half of MNIST's is easier. 8
+ms per point and task, 3 for mlp-100, with a resolution of a thousandth."""
 BUDGET = 256 * 2**20
-"""Bytes of solutions kept at a time (two at least, whatever their size); more are read again from their weights."""
+"""Bytes of solutions in memory (at least two solutions); others are read again from their weights."""
 
 Weights = Mapping[str, Tensor]
 """Parameters of one network by name."""
@@ -48,10 +48,10 @@ def compare(
     missing: Mapping[str, str],
     budget: int = BUDGET,
 ) -> list[PairRow]:
-    """Every measure of every pair, in order.
+    """Measure every metric of every pair, in order.
 
-    weights: the final weights of a trial; called only for those that have any, and anew when a solution was let go.
-    missing: for the trials that have none, why; their pairs get null with that note.
+    weights: returns the final weights of a trial; called only if it has any, and again after eviction of a solution.
+    missing: why trials have none; their pairs are null with that note.
     """
     names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None
     chosen = PAIR_METRICS if names is None else tuple(names)
@@ -74,7 +74,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution, and what lines that end there need of it."""
+    """A solution with its end of lines."""
 
     solution: Solution
     end: End
@@ -86,7 +86,7 @@ class _Read:
 
 
 class _SolutionReader:
-    """Reads solutions, and the lines between them, on the examples of one seed."""
+    """Evaluates solutions, and the lines between them, on the examples of one seed."""
 
     def __init__(self, comparison: PairedSolutions, workspace: Workspace, metrics: Sequence[str]) -> None:
         self.blueprint = workspace.blueprint(comparison.experiment, comparison.model)
@@ -100,7 +100,7 @@ class _SolutionReader:
         self.suite_seed = workspace.suite_seed
         self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
-        # Bytes, not floats: of a hundred tasks, too.
+        # bytes instead of floats, to fit a hundred tasks
         loss, accuracy = (name in metrics for name in ("loss_barrier", "accuracy_barrier"))
         moves = bool(running(self.blueprint.network)) and (loss or accuracy)
         train = [_first(self.sequence.train(task)) for task in self.tasks] if loss or moves else []
@@ -109,7 +109,7 @@ class _SolutionReader:
         self.lines = Lines(self.evaluator, train if loss else [], test, self.exact, statistics)
 
     def solution(self, weights: Weights) -> _Read:
-        # A checkpoint lacks the buffers that are not persistent: those of the beginning serve.
+        # A checkpoint lacks non-persistent buffers, so the initial ones are used.
         row = self.layout.pack({**self._initial, **weights}).to(self.device)
         ours = self.blueprint.ours
         tests = (self.sequence.test(task) for task in self.tasks)
@@ -131,7 +131,7 @@ class _SolutionReader:
 
 
 class _Kept:
-    """The solutions used last, as many as the budget allows."""
+    """A cache of the most recently used solutions within the budget."""
 
     def __init__(self, read: Callable[[Trial], _Read], budget: int) -> None:
         self._read = read
@@ -139,7 +139,7 @@ class _Kept:
         self._kept: OrderedDict[str, _Read] = OrderedDict()
 
     def room(self, trial: Trial) -> int:
-        """How many solutions like this trial's are kept: at least two, so that a pair is there at once."""
+        """Return how many solutions like this trial's fit: at least two, for a pair."""
         return self._most(self(trial))
 
     def _most(self, read: _Read) -> int:
@@ -156,7 +156,7 @@ class _Kept:
 
 
 def _tiled(pairs: Sequence[TrialPair], room: Callable[[Trial], int]) -> Iterator[TrialPair]:
-    """The pairs tile by tile, so that each solution is read as seldom as `room` for some at a time allows."""
+    """Order the pairs in tiles, so that each solution is read as rarely as `room` allows."""
     if not pairs:
         return
     order = {trial: i for i, trial in enumerate(dict.fromkeys(t.id for pair in pairs for t in (pair.a, pair.b)))}
@@ -173,7 +173,7 @@ def _tiled(pairs: Sequence[TrialPair], room: Callable[[Trial], int]) -> Iterator
 
 
 def _first(examples: Examples) -> Examples:
-    # Copies: views would keep the arrays of every task alive.
+    # copies, because views would keep the arrays of every task alive
     few = slice(examples.few(TRAIN_EXAMPLES))
     return Examples(examples.inputs[few].clone(), examples.targets[few].clone())
 

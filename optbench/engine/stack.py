@@ -1,6 +1,6 @@
-"""The weights of a cohort in one matrix, and the views of it that models and optimizers work on.
+"""The weights of a cohort in one matrix, and its views for models and optimizers.
 
-Legend: M members, P padded parameter count of one network, Q floats that its buffers take, padded likewise.
+Legend: M members, P padded parameter count of one network, Q floats of its buffers, padded likewise.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 ALIGNMENT = 16
 """Every parameter starts at a multiple of 16 floats, 64 bytes.
 
-Two reasons, both for bit-identity between a trial alone and the same trial in a cohort: BLAS kernels may order a sum
-by the alignment of their operands, and a vectorised kernel may round its last few elements (the part that does not
-fill a vector) differently from the rest. Aligned and padded, every member meets the same code on the same bytes.
+This ensures bit-identity between a trial alone and in a cohort: BLAS kernels may order a sum by the alignment of
+operands, and a vectorised kernel may round its last few elements (which do not fill a vector) differently. With
+alignment and padding, every member is processed by the same code on the same bytes.
 """
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter or buffer lies in a member's row.
+    """The location of one parameter or buffer in a member's row.
 
-    persistent: whether a checkpoint has it. offset: in floats, whatever the type.
+    persistent: whether it is in checkpoints. offset: in floats, for any dtype.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one network lies in a row: P floats of parameters, then Q of buffers; the padding between them is zero.
+    """The layout of a network in a row: P floats of parameters, then Q of buffers, with zero padding.
 
-    Buffers of any type lie there bit by bit. What only concerns parameters takes rows with or without buffers.
+    Buffers of any dtype are stored bitwise. Methods for parameters accept rows with or without buffers.
     """
 
     slots: tuple[Slot, ...]
@@ -72,25 +72,25 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """How many weights the network really has, without padding."""
+        """The number of parameters without padding."""
         return sum(slot.numel for slot in self.slots)
 
     def views(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (..., P) or (..., P + Q) to the parameters (..., *shape) by name, sharing memory."""
+        """Return the parameters (..., *shape) by name as views of rows (..., P) or (..., P + Q)."""
         lead = rows.shape[:-1]
         return {s.name: rows[..., s.offset : s.offset + s.numel].view((*lead, *s.shape)) for s in self.slots}
 
     def parts(self, weights: Tensor) -> dict[str, Tensor]:
-        """Weights without padding, one parameter after the other, to the parameters by name, sharing memory."""
+        """Return the parameters by name as views of concatenated weights without padding."""
         parts = torch.split(weights, [slot.numel for slot in self.slots])
         return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
     def weights(self, rows: Tensor) -> Tensor:
-        """Rows (..., P + Q) without the buffers, (..., P), sharing memory."""
+        """Return rows (..., P + Q) without buffers, (..., P), as a view."""
         return rows[..., : self.width]
 
     def buffer_views(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (..., P + Q) to the buffers (..., *shape) by name, sharing memory."""
+        """Return the buffers (..., *shape) by name as views of rows (..., P + Q)."""
         views = {}
         for s in self.buffers:
             size = math.prod(s.shape)
@@ -99,11 +99,11 @@ class Layout:
         return views
 
     def tensors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (..., P + Q) to the parameters and buffers by name, sharing memory."""
+        """Return parameters and buffers by name as views of rows (..., P + Q)."""
         return self.views(rows) | self.buffer_views(rows)
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Parameters and buffers of one network to its row (P + Q,), on the CPU."""
+        """Pack parameters and buffers of one network into a row (P + Q,), on the CPU."""
         row = torch.zeros(max(self.whole, self.width))
         for name, view in self.tensors(row).items():
             view.copy_(tensors[name])
@@ -111,13 +111,13 @@ class Layout:
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module, row: Tensor) -> None:
-        """Give a network the parameters and buffers of a row (P + Q,)."""
+        """Copy a row (P + Q,) to the parameters and buffers of a network."""
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for name, view in self.tensors(row).items():
             own[name].copy_(view)
 
     def unpack(self, row: Tensor) -> dict[str, Tensor]:
-        """A row (P + Q,) to what a checkpoint has of the network, as tensors of their own on the CPU."""
+        """Convert a row (P + Q,) to the tensors of a checkpoint, copied to the CPU."""
         gone = {slot.name for slot in self.buffers if not slot.persistent}
         return {name: view.detach().cpu().clone() for name, view in self.tensors(row).items() if name not in gone}
 
@@ -127,7 +127,7 @@ def _aligned(floats: int) -> int:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of the SHA-256 over names, shapes and bytes: equal weights, equal digest."""
+    """Return 16 hexadecimal digits of the SHA-256 over names, shapes and bytes."""
     state = hashlib.sha256()
     for name, weight in weights.items():
         state.update(f"{name}{tuple(weight.shape)}".encode())
@@ -136,9 +136,9 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """True if two float32 tensors have the same bits, any NaN counting as any other.
+    """Return whether two float32 tensors have the same bits, treating all NaN as equal.
 
-    Which NaN an operation returns depends on the order of its operands; a trial with one has diverged whichever it is.
+    Which NaN an operation returns depends on the order of its operands, and any NaN means divergence.
     """
     same = a.view(torch.int32) == b.view(torch.int32)
     return bool(same.all()) or bool((same | (a.isnan() & b.isnan())).all())

@@ -1,6 +1,6 @@
-"""Batch norm's running statistics at weights that no step was taken at: averages, and points between two solutions.
+"""Batch norm's running statistics for weights without training steps: averages, and points between two solutions.
 
-Legend: P padded parameter count, Q floats that buffers take, N examples.
+Legend: P padded parameter count, Q floats of buffers, N examples.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from optbench.engine.randomness import seeded
 from optbench.tasks import Examples
 
 EXAMPLES = 2000
-"""The most examples that statistics are estimated on, evenly spread over those given."""
+"""Maximum number of examples for statistics, evenly spaced among those given."""
 BATCH = 500
-"""The most in one forward pass."""
+"""Maximum number per forward pass."""
 
 
 def running(network: nn.Module) -> dict[str, _NormBase]:
-    """The layers of a network that keep running statistics, by name: batch norm, in the usual case."""
+    """Return the layers of a network with running statistics, by name, usually batch norm."""
     layers = network.named_modules()
     return {name: part for name, part in layers if isinstance(part, _NormBase) and part.running_mean is not None}
 
 
 @torch.no_grad()
 def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor:
-    """Return `row` (P + Q,) with the running statistics of its weights on `examples`, training ones as a rule.
+    """Return `row` (P + Q,) with running statistics re-estimated on `examples`, usually from training.
 
-    Running statistics belong to the weights they were gathered at: at others, such as an average of several, the
-    network would be normalised by numbers that are not its own (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As
-    `torch.optim.swa_utils.update_bn`: the mean over batches of their means and (unbiased) variances, in a forward pass
-    of which nothing else is in training mode. Every K-th example is a batch, so that of several tasks each has its
-    share. The same examples give the same bits. `row` stays as it is, and is returned where nothing is running.
+    Running statistics belong to the weights at which they were collected: at others, such as an average, the network
+    would be normalised incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
+    `torch.optim.swa_utils.update_bn`, they are means over batches of their means and (unbiased) variances, from a
+    forward pass with everything else in eval mode. Every K-th example forms a batch, so that all tasks contribute to
+    each. The same examples give the same bits. `row` is not modified, and returned if there are no statistics.
     """
     if not running(evaluator.network):
         return row
@@ -49,8 +49,8 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
         places = chosen[k::batches]
         seen += len(places)
         for layer in layers.values():
-            layer.momentum = len(places) / seen  # batches count by their size
-        with seeded(0, row.device):  # a user's module may draw in eval mode, and work on its inputs in place
+            layer.momentum = len(places) / seen  # batches are weighted by their size
+        with seeded(0, row.device):  # a user's module may draw in eval mode, and modify its inputs in place
             network(evaluator.normalise(examples.inputs.index_select(0, places)))
     found = row.clone()
     views = evaluator.blueprint.layout.buffer_views(found)
@@ -58,6 +58,6 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
     for name in layers:
         for buffer in ("running_mean", "running_var"):
             view = views.get(place := f"{name}.{buffer}".lstrip("."))
-            if view is not None:  # else it is another name of a buffer that layers share
+            if view is not None:  # otherwise it is an alias of a shared buffer
                 view.copy_(own[place])
     return found

@@ -1,4 +1,4 @@
-"""How many steps the tasks of a trial have, and the schedules of rates over them."""
+"""Numbers of steps of a trial's tasks, and rate schedules over them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """Counts the steps of tasks, if nothing stops one sooner. Each is counted once, since that makes the task."""
+    """Counts the steps of tasks without early stopping; each is counted once, because this generates the task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
         """sequences: by trial seed. tasks: T."""
@@ -19,22 +19,22 @@ class Steps:
         self._counted: dict[tuple[int, int], int] = {}
 
     def of_task(self, trial_seed: int, task: int) -> int:
-        """Steps of `task`, 0..T-1."""
+        """Return the steps of `task`, 0..T-1."""
         if (trial_seed, task) not in self._counted:
             per_epoch = len(self._sequences[trial_seed].train(task)) // self._protocol.batch_size
             self._counted[trial_seed, task] = Schedule.of(self._protocol, per_epoch).total
         return self._counted[trial_seed, task]
 
     def of_all(self, trial_seed: int) -> int:
-        """Steps of all tasks together."""
+        """Return the steps of all tasks together."""
         return sum(self.of_task(trial_seed, task) for task in range(self._tasks))
 
     def of_optimizer(self, member: Member, task: int, *, kept: bool) -> int:
-        """Steps that an optimizer takes which is kept from the first task on, or is made for `task`."""
+        """Return the steps of an optimizer kept from the first task on, or constructed for `task`."""
         return self.of_all(member.trial.seed) if kept else self.of_task(member.trial.seed, task)
 
     def curve(self, member: Member, task: int) -> RateCurve | None:
-        """How the rate of a member that is about to train `task`, 0..T-1, is scaled in it; None: not at all."""
+        """Return the schedule of a member's rate in `task`, 0..T-1; None without one."""
         schedule, seed = self._protocol.schedule, member.trial.seed
         if schedule is None or schedule.is_flat or member.trial.without_schedule is not None:
             return None

@@ -1,4 +1,4 @@
-"""How long a device works at something that is asked of it again and again."""
+"""Timing of repeated work on a device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the seconds between `start` and `stop`.
+    """Sums the seconds between `start` and `stop`.
 
-    A CUDA device works on after it has been asked, so there its own clock is read, once it has been waited for.
+    CUDA devices work asynchronously, so their own events are read after a synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class Stopwatch:
             self._seconds += time.perf_counter() - self._started
 
     def read(self) -> float:
-        """Seconds since the last reading; what was asked of the device has to be done."""
+        """Return the seconds since the last reading; the device must have finished its work."""
         seconds, self._seconds = self._seconds, 0.0
         for start, stop in zip(self._marks[::2], self._marks[1::2], strict=True):
             seconds += start.elapsed_time(stop) / 1000

@@ -1,4 +1,4 @@
-"""Where in a network features are read: from a suite's words for it to the tensors of a forward pass.
+"""Places in a network where features are read: from their names in a suite to tensors of a forward pass.
 
 Legend: B batch, T positions of a sequence, d units.
 """
@@ -27,9 +27,9 @@ class Tap:
     """A tensor of a network's forward pass.
 
     Attributes:
-        layer: a hidden layer of one of our networks, counted from 1, or the name of a user's module.
-        before: what goes into its activation function; a user's module is that function.
-        as_features: whether it has the shape of the features, which it becomes by the activation function alone.
+        layer: a hidden layer of a built-in network, counted from 1, or the name of a user's module.
+        before: use the input of its activation function, which a user's module is itself.
+        as_features: whether it has the shape of the features, from which it differs only by the activation function.
     """
 
     layer: int | str
@@ -37,19 +37,19 @@ class Tap:
     as_features: bool = False
 
     def rows(self, found: Tensor, target_axes: int) -> Tensor:
-        """A row (d,) for each example, or position of a sequence; of images by channel (B, d, H, W) for each pixel.
+        """Return a row (d,) for each example, position of a sequence, or pixel of images (B, d, H, W).
 
-        Of patches of images in a network of ours for each patch.
+        In built-in networks on image patches, a row for each patch.
         """
         if found.ndim == 4 and target_axes == 1 and not self.as_features:
             return found.movedim(1, -1).flatten(0, 2)
-        if found.ndim == 3 and target_axes == 1 and isinstance(self.layer, int):  # ours: (B, T, d), of each patch
+        if found.ndim == 3 and target_axes == 1 and isinstance(self.layer, int):  # built in: (B, T, d)
             return found.flatten(0, 1)
         return found.flatten(0, target_axes - 1).flatten(1)
 
 
 def tap_of_ours(place: Place, depth: int) -> Tap | None:
-    """The tensor that a place means in a network of ours with `depth` hidden layers; None for the features.
+    """Return the tensor at a place in a built-in network with `depth` hidden layers; None for the features.
 
     Raises:
         ValueError: it has no such layer.
@@ -66,12 +66,12 @@ def tap_of_ours(place: Place, depth: int) -> Tap | None:
 
 @dataclass(frozen=True)
 class Modules:
-    """What a forward pass of a user's model has shown.
+    """Modules of a user's model, observed in a forward pass.
 
     Attributes:
-        unreadable: of each module, why its output cannot be read; None if it can.
-        activations: those that are activation functions.
-        last: the one among them whose output the features are; None if they are of no other's.
+    unreadable: why each module's output cannot be read; None if it can.
+    activations: the modules that are activation functions.
+    last: the activation whose output is the features; None if there is none.
     """
 
     unreadable: Mapping[str, str | None]
@@ -79,10 +79,10 @@ class Modules:
     last: str | None
 
     def tap(self, place: Place) -> Tap | None:
-        """The tensor that a place means; None for the features.
+        """Return the tensor at a place; None for the features.
 
         Raises:
-            ValueError: there is no such module, or it cannot be told what goes into the activation.
+        ValueError: there is no such module, or the input of the activation cannot be determined.
         """
         name, before = place.layer, place.activation == "before"
         if name is None:
@@ -95,7 +95,7 @@ class Modules:
         if name not in self.unreadable:
             raise ValueError(unknown("module", name, self.unreadable))
         if (why := self.unreadable[name]) is not None:
-            raise ValueError(f"expected a module that gives one tensor (B, ...) in a forward pass, got '{name}': {why}")
+            raise ValueError(f"expected a module that outputs one tensor (B, ...), got '{name}': {why}")
         if before and name not in self.activations:
             raise ValueError(f"expected {_SUCH_AS}, got '{name}'; {_NAME_IT}")
         return Tap(name, before)
@@ -104,7 +104,7 @@ class Modules:
     def of(
         module: nn.Module, forward: Callable[[], object], features: Callable[[], Tensor], target_shape: tuple[int, ...]
     ) -> Modules:
-        """Run a model in eval mode, and then what gives its features, and note what its modules give."""
+        """Run a model in eval mode, then the computation of its features, and record the outputs of modules."""
         parts = {name: part for name, part in module.named_modules() if name}
         unreadable: dict[str, str | None] = {}
         with _outputs(parts) as given:
@@ -114,7 +114,7 @@ class Modules:
             if len(own) != 1:
                 unreadable[name] = f"it is called {len(own)} times" if own else "it is not called"
             elif not isinstance(own[0], Tensor) or not own[0].is_floating_point():
-                unreadable[name] = f"it gives a value of type {type(own[0]).__name__}"
+                unreadable[name] = f"its output has type {type(own[0]).__name__}"
             elif own[0].shape[: len(target_shape)] != target_shape or own[0].ndim == len(target_shape):
                 unreadable[name] = f"its output has shape {tuple(own[0].shape)}"
             else:
@@ -122,7 +122,7 @@ class Modules:
         activations = frozenset(name for name, part in parts.items() if isinstance(part, ACTIVATIONS))
         with _outputs({name: parts[name] for name in activations}) as given:
             found = features()
-        # Its last call is what is read. A view, as flattening makes it, has the same elements.
+        # The last call is read. A view, as from flattening, has the same elements.
         last = (name for name, own in given.items() if isinstance(own[-1], Tensor) and _same_memory(own[-1], found))
         return Modules(unreadable, activations, next(last, None))
 
@@ -133,7 +133,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _outputs(parts: Mapping[str, nn.Module]) -> Iterator[Mapping[str, list[object]]]:
-    """What each of the modules gives in the block, call by call; those that are not called are left out."""
+    """Collect the outputs of modules in the block, call by call; modules that are not called are left out."""
     given: dict[str, list[object]] = {}
 
     def noting(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -149,7 +149,7 @@ def _outputs(parts: Mapping[str, nn.Module]) -> Iterator[Mapping[str, list[objec
 
 @contextlib.contextmanager
 def tapped(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
-    """Catch the tensors of a user's model in the block, of each the last: copies, since modules may work in place."""
+    """Capture copies of a user's model's tensors in the block, each from the last call."""
     caught: dict[Tap, Tensor] = {}
 
     def before(tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -167,5 +167,5 @@ def tapped(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]
 
 
 def tapped_of_ours(hidden: Sequence[tuple[Tensor, Tensor]], taps: Sequence[Tap]) -> dict[Tap, Tensor]:
-    """The same from what the hidden layers of a network of ours give, see `Network.hidden`."""
+    """Select the tensors of a built-in network from the outputs of `Network.hidden`."""
     return {tap: hidden[int(tap.layer) - 1][0 if tap.before else 1] for tap in taps}

@@ -1,4 +1,4 @@
-"""One task of a cohort: the steps of its members, when they are evaluated, and who stops.
+"""One task of a cohort: the members' steps, evaluations and early stopping.
 
 Legend: P padded parameter count.
 """
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 SUBSET = 5000
-"""Training examples that the loss with a target is measured on, as many as validate by default."""
+"""Training examples for a target loss, as many as are held out for validation by default."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task in their order: the same for every trial of a suite."""
+    """Return at most `SUBSET` training examples of a task in their order, the same for every trial of a suite."""
     return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 
 class TaskTraining:
-    """One task of a cohort, from the first step to the last member's stop."""
+    """One task of a cohort, from the first step until all members have stopped."""
 
     def __init__(self, cohort: CohortTraining, task: int) -> None:
         self.cohort = cohort
@@ -55,7 +55,7 @@ class TaskTraining:
         self.stoppers: dict[str, Stopper] = {}
         self.scored: dict[str, Examples] = {}
         self.losses: dict[str, list[float]] = {}
-        self.scores: dict[str, Score] = {}  # of the weights that would be kept if the task ended now
+        self.scores: dict[str, Score] = {}  # the score of the weights that would be kept if the task ended now
         arrays: dict[object, tuple[Examples, Examples]] = {}
         orders: dict[tuple[int, int], BatchStream] = {}
         early = protocol.early_stopping
@@ -67,10 +67,10 @@ class TaskTraining:
         for member in self.active:
             trial, sequence = member.trial, cohort.sequences[member.trial.seed]
             key = sequence.key(task)
-            if key not in arrays:  # members of one seed, or of a sequence that all seeds share, read the same arrays
+            if key not in arrays:  # members of one seed, or with a sequence shared by all seeds, use the same arrays
                 arrays[key] = sequence.train(task), self._scored(sequence)
             examples, scored = arrays[key]
-            if (trial.seed, trial.order) not in orders:  # one object for all that meet the same batches
+            if (trial.seed, trial.order) not in orders:  # one object for all members with the same batches
                 orders[trial.seed, trial.order] = cohort.stream(trial, examples, task)
             stream = orders[trial.seed, trial.order]
             if stream.steps_per_epoch == 0:
@@ -85,7 +85,7 @@ class TaskTraining:
             self.losses[trial.id] = []
 
     def _scored(self, sequence: TaskSequence) -> Examples:
-        """The examples that decide when the task ends: held-out ones, or a fixed subset of its training examples."""
+        """Return the examples for early stopping: held-out ones, or a fixed subset of the training examples."""
         early = self.cohort.protocol.early_stopping
         if early is None or early.on == "validation":
             return sequence.validation(self.task)
@@ -100,7 +100,7 @@ class TaskTraining:
             first = False
 
     def _train_stack(self, step: int, *, begin: bool) -> int:
-        """Train the active members together from `step` until too few of them are left; the step reached."""
+        """Train the active members together from `step` until too few of them remain; return the step reached."""
         cohort, stack = self.cohort, self._stack(step, begin=begin)
         if stack is None:
             return step
@@ -124,7 +124,7 @@ class TaskTraining:
                 elif self._went_on(member, i, stretch, before, step):
                     try:
                         due[i] = self._measured(stack, i, member)
-                    except Exception as error:  # a user's optimizer may raise when it changes its mode, too
+                    except Exception as error:  # a user's optimizer may also raise on changing its mode
                         if of_the_machine(error):
                             raise
                         self._leave(member, "failed", step, error)
@@ -147,7 +147,7 @@ class TaskTraining:
         return step
 
     def _stack(self, step: int, *, begin: bool) -> LockStep | None:
-        """The active members side by side; those whose settings their optimizer refuses have left. None: all have."""
+        """Stack the active members without those whose settings are rejected; None if none remain."""
         cohort = self.cohort
         while members := list(self.active):
             try:
@@ -176,9 +176,9 @@ class TaskTraining:
         return Watch(self.cohort.layout, self.task, due)
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
-        """Copy a member's weights and optimizer state out of the stack, where it stopped or the stack shrinks."""
+        """Copy a member's weights and optimizer state out of the stack when it stops or the stack shrinks."""
         stopper = self.stoppers[member.trial.id]
-        over = member.running and member not in self.active  # its task is: what was best, or is measured now
+        over = member.running and member not in self.active  # its task has ended: use the best weights
         if over and stopper.best_row is not None:
             member.row, member.raw = stopper.best_row, stopper.best_raw
         elif self.averages:
@@ -193,12 +193,12 @@ class TaskTraining:
         member.gradients = stack.way
 
     def _measured(self, stack: LockStep, i: int, member: Member) -> Tensor:
-        """The weights and buffers (P + Q,) to measure a member at.
+        """Return the weights and buffers (P + Q,) at which to measure a member.
 
-        Where these are not the weights in training but an average, of the protocol's or the optimizer's own, running
-        statistics are re-estimated on training examples of the task.
+        If these are an average (of the protocol or the optimizer) instead of the training weights, running statistics
+        are re-estimated on training examples of the task.
 
-        Raises whatever a user's optimizer does on changing its mode, and ModelError.
+        Raises ModelError, and any exception of a user's optimizer on changing its mode.
         """
         row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
         if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):
@@ -211,9 +211,9 @@ class TaskTraining:
             raise ModelError(error) from error
 
     def _went_on(self, member: Member, i: int, stretch: Stretch, before: int, step: int) -> bool:
-        """Record the steps from `before` to `step`; True if the member continues and is due for evaluation.
+        """Record the steps from `before` to `step`; return True if the member continues and is due for evaluation.
 
-        i: its place in the stack. stretch: what came of these steps.
+        i: its index in the stack. stretch: the results of these steps.
         """
         losses, finite = [row[i] for row in stretch.losses], stretch.finite[i]
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
@@ -226,9 +226,9 @@ class TaskTraining:
         return step == self.schedules[member.trial.id].next_evaluation(step - 1)
 
     def _score_earlier(self, due: Mapping[int, Tensor], here: Mapping[int, Member], step: int) -> dict[int, Exception]:
-        """Record how well the members that are due do earlier tasks, where the protocol asks for it.
+        """Score due members on earlier tasks, if the protocol requests it.
 
-        due: the weights to score, by member. Returns what the models of members raised.
+        due: the weights to score, by member. Returns exceptions of members' models.
         """
         raised: dict[int, Exception] = {}
         for task in range(self.task) if self.cohort.protocol.follow_earlier else ():
@@ -244,9 +244,9 @@ class TaskTraining:
     def _evaluated(
         self, member: Member, row: Tensor, score: Score, step: int, rate: float | None, raw: Tensor | None
     ) -> None:
-        """Record the score of the weights `row` after `step`, and end the task if it is over.
+        """Record the score of the weights `row` after `step`, and end the task if it is finished.
 
-        rate: as `Lane.rate` has it. raw: the weights in training, where `row` is an average of them.
+        rate: as from `Lane.rate`. raw: the training weights, if `row` is an average of them.
         """
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []
@@ -275,7 +275,7 @@ class TaskTraining:
         self._notify(member, 1.0 if stop else step / schedule.total, score.accuracy)
 
     def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
-        """A member that diverged or failed at `step` of this task is frozen there; the others do not notice."""
+        """Freeze a member that diverged or failed at `step` of this task, without affecting others."""
         member.status = status
         if isinstance(error, ModelError):
             member.fail(error.error)

@@ -1,9 +1,9 @@
-"""Trains a cohort in lock-step through its task sequence and yields what every trial found. Writes nothing.
+"""Train a cohort in lock-step through its task sequence and return every trial's results. Writes nothing.
 
-The loop: a *stack* (`lockstep`) holds the members that are training. They take steps together until the next point at
-which one of them is due for evaluation. Members that stop there (early, at the last step, or diverged) keep their
-weights and optimizer state and leave; the others continue in a smaller stack: at once on a CPU, on an accelerator when
-half have left. Then the next task begins with all members that run.
+The loop: a *stack* (`lockstep`) holds the members in training. They take steps together until one of them is due for
+evaluation. Members that stop there (early, at the last step, or diverged) keep their weights and optimizer state and
+leave the stack; the others continue in a smaller stack, immediately on a CPU, and on an accelerator when half have
+left. Then the next task begins with all running members.
 
 Legend: P padded parameter count.
 """
@@ -56,7 +56,7 @@ from optbench.suite.scoring import scored_tasks
 from optbench.tasks import Examples, TaskSequence
 
 VERIFIED = 2
-"""So many members of every setting of a user's elementwise optimizer are verified: one alone may diverge."""
+"""Members per setting of a user's elementwise optimizer that are verified; more than one, because one may diverge."""
 
 
 def train(
@@ -66,16 +66,16 @@ def train(
     keep: Keep | None = None,
     begun: Mapping[str, Interim] = MappingProxyType({}),
 ) -> list[TrialResult]:
-    """Train all trials of `cohort`, in lock-step; results in the order of its trials.
+    """Train all trials of `cohort` in lock-step; return results in the order of its trials.
 
-    keep: as `Keep` has it. begun: what the trials go on from, by their ids; all of them from the same task, or none.
+    keep: see `Keep`. begun: saved states from which trials continue, by id; all from the same task, or none.
 
-    Trials that differ in nothing but names are trained once. Each of them gets everything that was found, as if it had
-    been trained: so the seconds in its rows are those of the one training, not a share of them.
+    Trials that differ only in names are trained once. Each of them gets all results as if trained itself, so that the
+    seconds in its rows are those of the whole training.
 
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the data.
-        CannotResume: `begun` does not fit the optimizer as it is now.
+        CannotResume: `begun` does not fit the current optimizer.
     """
     apart: str | None = None
     while True:
@@ -98,7 +98,7 @@ class CohortTraining:
         begun: Mapping[str, Interim],
         apart: str | None = None,
     ) -> None:
-        """apart: why every training gets an instance of its own, although the optimizer is declared elementwise."""
+        """apart: why every training gets its own instance although the optimizer is declared elementwise."""
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
@@ -145,7 +145,7 @@ class CohortTraining:
                 begun[member.trial.id].restore(member)
         self._obstacles: dict[str, str | None] = {}
         self._steps = Steps(self.protocol, self.sequences, workspace.family.count)
-        # Read before any instance is made.
+        # read before any instance is constructed
         self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
@@ -175,19 +175,19 @@ class CohortTraining:
         return sorted(results, key=lambda result: self.places[result.trial.id])
 
     def stream(self, trial: Trial, examples: Examples, task: int) -> BatchStream:
-        """The batches that a trial is trained on in `task`, 0..T-1, of its examples."""
+        """Return the batches of a trial in `task`, 0..T-1."""
         seeds = self.workspace.suite_seed, trial.seed
         return BatchStream(examples, self.protocol.batch_size, *seeds, task, trial.order, self.protocol.augment)
 
     def lane_member(self, member: Member, task: int) -> LaneMember:
-        """What a lane is told of a member in `task`, 0..T-1."""
+        """Return the information about a member for its lane in `task`, 0..T-1."""
         kept = self._keeps_state(member)
-        made = 0 if kept else task  # when its optimizer is made, or was
+        made = 0 if kept else task  # at the construction of its optimizer
         return LaneMember(
             member.trial.settings,
             member.state,
             member.generator,
-            # Only for optimizers that need it: counting makes the tasks.
+            # only for optimizers that need it, because counting generates the tasks
             self._steps.of_optimizer(member, task, kept=kept) if "total_steps" in self.spec.needs else 0,
             len(self.sequences[member.trial.seed].train(made)) if "examples" in self.spec.needs else 0,
             partial(self._draws, member.trial.seed, {"made": made}, task),
@@ -196,13 +196,13 @@ class CohortTraining:
         )
 
     def _keeps_state(self, member: Member) -> bool:
-        """Whether its optimizer goes from task to task."""
+        """Return whether its optimizer is kept across tasks."""
         return self.protocol.optimizer_state == "keep" and not renews_state(member.trial)
 
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
-        """What a model keeps between its forward passes in `task`, 0..T-1; a plain network keeps nothing.
+        """Return the state between forward passes of a model in `task`, 0..T-1; None for a plain network.
 
-        row: (P + Q,) at its beginning, the member's own unless given.
+        row: initial (P + Q,), by default the member's.
         """
         if self.blueprint.plain:
             return None
@@ -211,21 +211,21 @@ class CohortTraining:
         def draws(step: int, evaluation: int) -> int:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
-        # Ours has no weights of its own; a user's module stays where it was made.
+        # A built-in network has no weights; a user's module stays where it was constructed.
         ours = self.blueprint.ours
         network = materialised(self.network, self.workspace.device) if ours else copy.deepcopy(self.network)
         return Passes(network, self.layout, member.trained if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
-        """The seed of what an optimizer draws outside of steps: a stream of its own for each purpose and task."""
+        """Return the seed of an optimizer's draws outside of steps, with a stream per purpose and task."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
-        """See what members' followers have found. at_end: of the task, after which they follow no more.
+        """Check the verifications of members. at_end: of the task, when they end.
 
         Raises:
-            NotElementwise: the optimizer does not do what it is declared to do.
+        NotElementwise: the optimizer is wrongly declared elementwise.
         """
         for member in self.members:
             if member.follower is not None and member.follower.difference:
@@ -234,7 +234,7 @@ class CohortTraining:
                 member.follower = None
 
     def _verify(self) -> None:
-        """Two members of every variant are trained by instances of their own as well, for one task."""
+        """Repeat the training of two members per variant with separate instances, for one task."""
         settings: dict[str, int] = {}
         for member in self.members:
             key = repr(sorted(member.trial.settings.items()))
@@ -244,7 +244,7 @@ class CohortTraining:
                 try:
                     row = self.layout.weights(member.row)
                     member.follower = Verification(self.spec, lane_member, self.network, row, self.layout)
-                except Exception as error:  # what its constructor raises is its lane's to report
+                except Exception as error:  # the lane reports an exception of the constructor
                     if of_the_machine(error):
                         raise
 
@@ -258,10 +258,10 @@ class CohortTraining:
         return Interim.of(member, self.finished, state, self.apart)
 
     def _state(self, member: Member) -> MemberState:
-        """The state of a member's optimizer, in containers, tensors and numbers.
+        """Return the state of a member's optimizer in containers, tensors and numbers.
 
         Raises:
-            CannotResume: it could not be resumed from such a state.
+        CannotResume: it cannot be resumed from such a state.
         """
         if not member.running or member.state is None or not self._keeps_state(member):
             return None
@@ -274,7 +274,7 @@ class CohortTraining:
         return proven_state(self.machinery, self.lane_member(member, self.finished), member.trained)
 
     def obstacle(self, member: Member) -> str | None:
-        """Why members with settings of this kind cannot be resumed, found out by trying; None if they can."""
+        """Test why members with such settings cannot be resumed; None if they can."""
         settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:
@@ -303,7 +303,7 @@ class CohortTraining:
                     raise
                 del member.rows[before:]
                 member.fail(error)
-                measure(member, sequence, *context)  # what a trial that failed has
+                measure(member, sequence, *context)  # for a failed trial
             member.evaluation_seconds += share + time.perf_counter() - started
 
     def _results(self, member: Member) -> list[TrialResult]:
@@ -317,7 +317,7 @@ class CohortTraining:
             steps=member.steps,
             parameters=self.layout.parameters,
             device=str(self.workspace.device),
-            hyperparameters="",  # each trial's own follow
+            hyperparameters="",  # values specific to each trial follow
             init_hash=member.init_hash,
             train_seconds=member.train_seconds,
             optimizer_seconds=member.optimizer_seconds,

@@ -1,4 +1,4 @@
-"""Another dataset, of which a trained network's features are taken to see what they are good for beyond their task.
+"""Transfer to another dataset: how useful a trained network's features are beyond their task.
 
 Legend: N examples.
 """
@@ -19,19 +19,19 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples
 
 TRAIN, VALIDATION, TEST = 5000, 2000, 10_000
-"""At most so many examples of it are used."""
+"""Maximum number of its examples."""
 
 
 def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Dataset | None:
-    """Load the other dataset of an experiment, whose files have been found before; None where it has none."""
+    """Load the other dataset of an experiment, whose files are known to exist; None without one."""
     return None if experiment.transfer is None else load(experiment.transfer, data_dir, download=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """The examples of the other dataset on the device: inputs as it has them, which its network's own map normalises.
+    """The examples of the other dataset on the device, with stored inputs that a network's own map normalises.
 
-    Their targets are its own classes; networks have no outputs for them.
+    Targets are classes of the other dataset, for which networks have no outputs.
     """
 
     parts: tuple[Examples, Examples, Examples]
@@ -39,7 +39,7 @@ class Transfer:
 
     @staticmethod
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
-        """Draw its parts for the suite: the same for every trial. Up to 2/7 of the training half choose the penalty."""
+        """Draw its parts for the suite, the same for every trial. Up to 2/7 of the training half choose the penalty."""
         order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
         held_out = min(VALIDATION, max(1, 2 * len(order) // 7))
         of_test = torch.randperm(len(dataset.test), generator=generator(suite_seed, None, "transfer test"))
@@ -48,10 +48,10 @@ class Transfer:
         return Transfer((train, validation, _examples(dataset.test, of_test[:TEST], device)), dataset.classes)
 
     def probe(self, evaluator: Evaluator, row: torch.Tensor) -> Probe:
-        """The features of the network with weights `row` (P,)."""
+        """Return the features of the network with weights `row` (P,)."""
 
         def read(examples: Examples) -> Labelled:
-            # Of no class: the network may have no outputs for those of the other dataset.
+            # Dummy classes: the network may have no outputs for those of the other dataset.
             score = evaluator.read(row, Examples(examples.inputs, torch.zeros_like(examples.targets)))
             return Labelled(score.features, examples.targets.to(score.features.device))
 
@@ -60,10 +60,10 @@ class Transfer:
 
 
 def check_transfer(dataset: Dataset, other: Dataset) -> None:
-    """Check that networks for a dataset take the inputs of another, and that it has classes.
+    """Check that networks for a dataset accept the inputs of another, which must have classes.
 
     Raises:
-        UsageError: they do not, or it has not.
+    UsageError: they do not, or it has none.
     """
     ours, theirs = dataset.inputs, other.inputs
     if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:

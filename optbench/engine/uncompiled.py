@@ -1,7 +1,7 @@
 """PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
 
-Their methods import it when they are first called, to keep `torch.compile` out of themselves. Here they wait until
-something that compiles has imported it, and then do as before.
+Their methods import it on first use, to exclude themselves from `torch.compile`. Here they defer this until something
+else has imported it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 DYNAMO = "torch._dynamo"
 _WRAPPER, _GRAD_WRAPPER = "_disable_dynamo.", "_use_grad_for_differentiable."
 _KEPT = "__dynamo_disable"
-"""Where PyTorch keeps, on a function, what it calls in its place once dynamo is there."""
+"""The function attribute in which PyTorch stores the replacement used once dynamo is imported."""
 
 
 def spare_dynamo() -> None:
-    """Let the optimizers of this process import dynamo no sooner than something else does.
+    """Prevent the optimizers of this process from importing dynamo before something else does.
 
-    To be called before any of them is made. On a version of PyTorch that works otherwise, nothing changes.
+    Must be called before any of them is constructed. Has no effect on versions of PyTorch that work differently.
     """
     for method, plain in _undecided():
         setattr(plain, _KEPT, _until_imported(plain, method))
@@ -35,7 +35,7 @@ def spare_dynamo() -> None:
 
 @contextlib.contextmanager
 def made_without_dynamo() -> Iterator[None]:
-    """Let optimizers be made in the block without dynamo, in a process that may be a user's: nothing of it stays."""
+    """Construct optimizers in the block without dynamo, with no lasting effect on a user's process."""
     undecided = _undecided()
     for method, plain in undecided:
         setattr(plain, _KEPT, _until_imported(plain, method))
@@ -48,7 +48,7 @@ def made_without_dynamo() -> Iterator[None]:
 
 
 def _undecided() -> list[tuple[Any, Any]]:
-    """The methods of every optimizer that import dynamo when they are first called, with what they wrap."""
+    """Return the methods of every optimizer that import dynamo on first use, with the wrapped functions."""
     if DYNAMO in sys.modules:
         return []
     methods: list[Any] = [m for m in vars(torch.optim.Optimizer).values() if _code_name(m).startswith(_WRAPPER)]
@@ -63,7 +63,7 @@ def _until_imported(plain: Any, method: Callable[..., Any]) -> Callable[..., Any
     def call(*args: Any, **kwargs: Any) -> Any:
         if DYNAMO in sys.modules:
             if getattr(plain, _KEPT, None) is call:
-                delattr(plain, _KEPT)  # so that the method asks dynamo
+                delattr(plain, _KEPT)  # so that the method consults dynamo
             return method(*args, **kwargs)
         return plain(*args, **kwargs)
 

@@ -1,7 +1,7 @@
-"""Watches some updates of members: the geometry of each weight matrix's step, at points spread over training.
+"""Watch some updates of members: the geometry of each weight matrix's step, at points spread over training.
 
-A step is what the optimizer has made of the weights, decay and momentum included; the gradient is that of the batch at
-the weights before it, whatever else the optimizer evaluates. No further step or gradient is taken.
+A step is the total change of the weights, including decay and momentum; the gradient is that of the batch at the
+weights before it, whatever else the optimizer evaluates. No additional steps or gradients are computed.
 
 Legend: M members in the stack, P padded parameter count.
 """
@@ -22,9 +22,9 @@ from optbench.store.tables import UpdateRow
 
 
 def watched(tasks: int, task: int, steps: int) -> frozenset[int]:
-    """The steps of `task` (0..tasks-1) to watch, counted from 0, of a task of at most so many steps.
+    """Return the steps of `task` (0..tasks-1) to watch, counted from 0, given its maximum number of steps.
 
-    Of all tasks together `POINTS` points, in the middle of equal shares of training; of tasks that share a step, fewer.
+    Over all tasks there are `POINTS` points, in the middle of equal parts of training; fewer if they coincide.
     """
     points = [(i + 0.5) * tasks / POINTS for i in range(POINTS)]
     return frozenset(int((point - task) * steps) for point in points if int(point) == task)
@@ -34,7 +34,7 @@ class Watch:
     """The watched updates of the members of a stack in one task."""
 
     def __init__(self, layout: Layout, task: int, due: Sequence[frozenset[int]]) -> None:
-        """task: 0..T-1. due: the steps to watch, of each member."""
+        """task: 0..T-1. due: the steps to watch, for each member."""
         self._layout = layout
         self._matrices = [slot.name for slot in layout.slots if len(slot.shape) > 1]
         self._task = task
@@ -44,11 +44,11 @@ class Watch:
         self._seconds = 0.0
 
     def begin(self, step: int, weights: Tensor, grads: Tensor) -> None:
-        """Keep what the update of `step` (from 0) begins with, weights and gradients (M, P), of those it is due for."""
+        """Save weights and gradients (M, P) before the update of `step` (from 0) for members that are due."""
         self._before = {i: (weights[i].clone(), grads[i].clone()) for i, due in enumerate(self._due) if step in due}
 
     def end(self, step: int, weights: Tensor) -> None:
-        """Measure the update of `step`, after which the weights (M, P) are these."""
+        """Measure the update of `step`, given the weights (M, P) after it."""
         started = time.perf_counter()
         for i, (before, gradient) in self._before.items():
             found = [self._layout.views(row) for row in (before, gradient, weights[i] - before)]
@@ -58,12 +58,12 @@ class Watch:
         self._seconds += time.perf_counter() - started
 
     def read(self) -> tuple[float, dict[int, list[UpdateRow]]]:
-        """Return the seconds that it took and what was found, by member, since the last reading."""
+        """Return the seconds spent and the results, by member, since the last reading."""
         found = self._seconds, self._rows
         self._seconds, self._rows = 0.0, {}
         return found
 
 
 def layer_sizes(layout: Layout) -> dict[str, int]:
-    """The number of weights of every matrix, by name."""
+    """Return the number of weights of every matrix, by name."""
     return {slot.name: math.prod(slot.shape) for slot in layout.slots if len(slot.shape) > 1}

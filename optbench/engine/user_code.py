@@ -1,4 +1,4 @@
-"""Calls into an optimizer's own code: under its trial's draws, the process as it was when they return."""
+"""Calls of an optimizer's code, seeded by its trial, with the process's settings restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class ProgramEndError(Exception):
-    """An optimizer raised something that is no Exception: it called `sys.exit`, say."""
+    """An optimizer raised a BaseException that is no Exception, e.g. by calling `sys.exit`."""
 
 
 def ended(error: BaseException) -> BaseException:
-    """Return what a call to a user's code raises in the place of something that is no Exception."""
+    """Return the error that replaces a BaseException of a user's code."""
     if isinstance(error, SystemExit):
         return ProgramEndError(f"it ends the program with exit({error})")
-    # Workers ignore Ctrl-C, so there it can only come from the optimizer.
+    # Workers ignore Ctrl-C, so in them it can only come from the optimizer.
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         return KeyboardInterrupt()
     return ProgramEndError(f"it raises {type(error).__name__}")
@@ -37,9 +37,9 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore Python warnings in the block, except those of PyTorch about determinism, which are noted in the results.
+    """Ignore Python warnings in the block, except PyTorch's about determinism, which results record.
 
-    For constructors: their warnings are shown once, before anything is trained, rather than for every member.
+    For constructors, whose warnings are shown once before training instead of for every member.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,25 +48,25 @@ def without_warnings() -> Iterator[None]:
 
 
 class UserCode:
-    """Encloses the calls to one optimizer, whose trials run on one device.
+    """Wraps the calls of one optimizer, whose trials run on one device.
 
-    Process-wide settings are put back for a user's optimizer and for a wrapper over one. The registry's own do not
-    change any.
+    Process-wide settings are restored for users' optimizers and wrappers around them. Registered ones do not change
+    any.
     """
 
     def __init__(self, spec: OptimizerSpec, hyperparameters: Mapping[str, Any], device: torch.device) -> None:
-        """The settings of this moment are those that are put back after each step."""
+        """Record the current settings, which are restored after each step."""
         self._device = device
         self._random = "random" in spec.needs
         self._settings = Snapshot(NUMERIC) if user_targets(spec.name, hyperparameters) else None
 
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
-        """Around one step. generator: of the trial, for an optimizer that draws; None: whatever it draws is not seeded.
+        """Wrap one step. generator: of the trial, for an optimizer that draws; None for no seeding.
 
-        The global generators are not put back: `LockStep` does that after many steps.
+        The global generators are not restored, which `LockStep` does after many steps.
 
         Raises:
-            ProgramEndError: in the place of what is no Exception, Ctrl-C aside.
+        ProgramEndError: replaces a BaseException other than Ctrl-C.
         """
         if self._random and generator:
             seed_all(draw_seed(generator), self._device)
@@ -77,7 +77,7 @@ class UserCode:
         try:
             try:
                 yield
-            finally:  # first: a mode that was left on may break all that follows
+            finally:  # first, because a mode left on may break everything else
                 settings.put_back()
         except Exception:
             raise
@@ -86,9 +86,9 @@ class UserCode:
 
     @contextlib.contextmanager
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
-        """Around all other calls: constructor, `begin_task`, `train`, `eval`.
+        """Wrap all other calls: constructor, `begin_task`, `train`, `eval`.
 
-        seed: of what it draws. quiet: `without_warnings`.
+        seed: for its draws. quiet: `without_warnings`.
 
         Raises:
             ProgramEndError: as for `step`.
@@ -103,8 +103,8 @@ class UserCode:
             raise ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:
-        """Around the loss that a step evaluates: in the settings of a trial, whatever the optimizer has set.
+        """Wrap the evaluation of the loss in a step: use the settings of a trial instead of the optimizer's.
 
-        Batches lie in memory that companions share: an inference mode or a default device must not get into it.
+        Companions share the memory of batches, which an inference mode or default device must not affect.
         """
         return self._settings.restored() if self._settings is not None else _NOTHING

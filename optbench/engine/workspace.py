@@ -1,4 +1,4 @@
-"""What all cohorts of one experiment share."""
+"""Data shared by all cohorts of one experiment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optbench.tasks import TaskFamily
 
 @dataclass(frozen=True)
 class Workspace:
-    """What all cohorts of one experiment share: built once per process and experiment."""
+    """Data shared by all cohorts of one experiment, built once per process and experiment."""
 
     experiment: ExperimentSettings
     dataset: Dataset
@@ -28,7 +28,7 @@ class Workspace:
     execution: Execution
     transfer: Transfer | None = None
     _ways: dict[str, Ways] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By the model."""
+    """By model."""
 
     @staticmethod
     def of(
@@ -38,17 +38,17 @@ class Workspace:
         device: torch.device,
         other: Dataset | None = None,
     ) -> Workspace:
-        """other: what `experiment.transfer` names."""
+        """Build the workspace. other: the dataset of `experiment.transfer`."""
         family = TaskFamily(experiment.tasks, dataset, experiment.protocol, suite_seed, device)
         transfer = None if other is None else Transfer.of(other, suite_seed, device)
         return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device), transfer)
 
     def blueprint(self, experiment: str, model: str) -> Blueprint:
-        """A model of the experiment, as `Blueprint.of` has it."""
+        """Return the blueprint of a model of the experiment."""
         return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
 
     def ways(self, model: str, blueprint: Blueprint) -> Ways:
-        """How gradients of a model of the experiment can be taken: found out once."""
+        """Return the ways to compute gradients of a model of the experiment, determined once."""
         if model not in self._ways:
             protocol = self.experiment.protocol
             normalise = Normaliser.of(self.dataset, protocol, self.device)

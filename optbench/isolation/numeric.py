@@ -16,7 +16,7 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def _private(*names: str, reads: str = "_get_{}", writes: str = "_set_{}") -> Iterator[ProcessSetting]:
-    """Return settings behind private functions of `torch._C`, without those missing from this build.
+    """Yield settings behind private functions of `torch._C`, without those missing from this build.
 
     A tuple value is passed as several arguments.
     """

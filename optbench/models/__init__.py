@@ -1,4 +1,4 @@
-"""Networks: plain modules written for one network; the engine adds the member axis."""
+"""Models: plain modules written for one network; the engine adds the member axis."""
 
 from __future__ import annotations
 

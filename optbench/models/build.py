@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 0) -> nn.Module:
-    """The module that `settings` describes: one of ours on the meta device, with weights to come from `initialise`.
+    """Build the module of `settings`; built-in ones are on the meta device, with weights from `initialise`.
 
-    A user's draws its initial weights itself, on the CPU and from the global generators, which start at `seed`.
+    A user's module draws its initial weights itself, on the CPU from the global generators, seeded with `seed`.
 
     Raises:
-        ValueError: the settings do not fit such inputs. Or whatever a user's code does.
+    ValueError: the settings do not fit such inputs.
+    Exception: any exception of a user's code.
     """
     with contextlib.nullcontext() if settings.is_users else torch.device("meta"):
         network: nn.Module = settings.make(inputs, outputs, seed=seed)
@@ -28,13 +29,13 @@ def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Initial parameters and buffers on the CPU, by name, drawn from `generator` in the order of the modules.
+    """Draw initial parameters and buffers on the CPU, by name, from `generator` in module order.
 
-    Linear and convolution layers get what the model's settings say (`optbench.models.network.Initialisation`), by
-    default PyTorch's own: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
+    Linear and convolution layers are initialised by the model's settings (`optbench.models.network.Initialisation`), by
+    default as in PyTorch: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
     `nn.Linear.reset_parameters` does). Normalisations start at one and zero, running statistics at mean 0 and variance
     1. A network may draw its weights itself, see `Network.draw`.
-    The draws are made on the CPU whatever the device, so that every device starts at the same bits.
+    Draws are on the CPU for every device, so that all devices start with the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own"
     found: dict[str, torch.Tensor] = {}
@@ -54,7 +55,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
                 found[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
         elif left:
             raise AssertionError(f"no initialisation is defined for {type(module).__name__}")
-    # The order of `named_parameters` is the order of the stack.
+    # the order of `named_parameters` is that of the stack
     return {name: found[name] for name, _ in (*model.named_parameters(), *model.named_buffers())}
 
 
@@ -66,7 +67,7 @@ def _uniform(shape: torch.Size, fan_in: int, generator: torch.Generator) -> torc
 def _truncated_normal(shape: torch.Size, fan_in: int, generator: torch.Generator) -> torch.Tensor:
     if len(shape) < 2:
         return torch.zeros(shape)
-    # What is left of a standard normal between -2 and 2 has a standard deviation of .8796.
+    # a standard normal truncated to [-2, 2] has a standard deviation of .8796
     std = 1.0 / math.sqrt(fan_in) / TRUNCATED_STD
     return nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -2 * std, 2 * std, generator=generator)
 

@@ -36,7 +36,7 @@ class Cnn(Network):
         activation: Activation = "relu",
         initialisation: Initialisation = "uniform",
     ) -> None:
-        """Raises ValueError if the inputs are no images, or too small for so many poolings."""
+        """Raise ValueError if the inputs are not images, or too small for this number of poolings."""
         super().__init__()
         if len(inputs.shape) != 3:
             raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {inputs.shape}")

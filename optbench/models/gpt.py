@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 STD = 0.02
 """Standard deviation of the initial weights (Radford et al. 2019)."""
 RESIDUAL = ("attended", "contract")
-"""Layers whose output is added to the residual stream: their initial weights are smaller by √(2L)."""
+"""Layers whose output is added to the residual stream, with initial weights smaller by √(2L)."""
 
 
 class Gpt(Transformer):
     """Causal transformer over tokens: pre-norm, GELU, learned positions, the next token's logits at each position.
 
-    Features are the input of the head, the output of the final norm: one of width `width` per position. Initial weights
-    are GPT-2's: N(0, .02²), biases 0, projections into the residual stream smaller by √(2 · layers) (Radford et al.
-    2019). Queries, keys and values have a matrix each, so that an optimizer of matrices sees each by itself.
+    Features are the output of the final norm, `width` numbers per position. Initial weights are those of GPT-2: N(0,
+    .02²), biases 0, projections into the residual stream smaller by √(2 · layers) (Radford et al. 2019). Queries, keys
+    and values have separate matrices, which optimizers for matrices treat separately.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -49,12 +49,12 @@ class Gpt(Transformer):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         tied: bool = False,
     ) -> None:
-        """Make the network for sequences of at most `context` tokens; null: as long as the dataset's.
+        """Build the network for sequences of at most `context` tokens; null: the length of the dataset's.
 
-        dropout: of the embedding, of attention and of what is added to the residual stream; above 0 members are trained
-        one by one. tied: the head's matrix is the embedding, too.
+        dropout: of the embedding, of attention and of residual branches; above 0 members are trained one by one. tied:
+        the head shares the embedding's matrix.
 
-        Raises ValueError if the inputs are no sequences of tokens, or `context` or `heads` does not fit.
+        Raises ValueError if the inputs are not sequences of tokens, or `context` or `heads` does not fit.
         """
         super().__init__()
         if inputs.vocabulary is None or len(inputs.shape) != 1:
@@ -79,7 +79,7 @@ class Gpt(Transformer):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d); of the last behind the norm."""
+        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d), normalised in the last."""
         embedding = self.head if self.tokens is None else self.tokens
         stream = nn.functional.embedding(x, embedding.weight) + self.positions.weight[: x.shape[-1]]
         return self.read(stream, causal=True)

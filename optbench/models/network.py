@@ -1,4 +1,4 @@
-"""Our own networks: features, and a linear head on top of them."""
+"""Base class of built-in networks: features with a linear head."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Initialisation = Literal["uniform", "truncated-normal"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Of logits (..., C) and targets (...), over all that lie before the last axis."""
+    """Return the cross-entropy of logits (..., C) and targets (...), over all leading axes."""
     return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
 
 
 def materialised(network: nn.Module, device: torch.device) -> nn.Module:
-    """A copy on the device; the weights of one without any (on the meta device) are undefined."""
+    """Return a copy on the device; weights of a network on the meta device become undefined."""
     copied = copy.deepcopy(network)
     if not next(copied.parameters()).is_meta:
         return copied.to(device)
-    # As `to_empty`, which imports sympy for tensors on the meta device: half a second.
+    # like `to_empty`, which imports sympy for meta tensors in half a second
     copied._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device=device))  # type: ignore[no-untyped-call]
     return copied
 
@@ -39,17 +39,18 @@ def materialised(network: nn.Module, device: torch.device) -> nn.Module:
 class Network(Module):
     """A classifier whose last layer is linear: `logits = head(features(x))`.
 
-    The representation measured everywhere (rank, similarity, dormant units) is `features(x)`, the input of the last
-    linear layer and the last of the `hidden` layers. In eval mode the same weights, buffers and inputs give the same
-    outputs; buffers, if any, are the running statistics of batch norm.
+    The representation for all metrics (rank, similarity, dormant units) is `features(x)`, the input of the last
+    linear layer and the last of the `hidden` layers. In eval mode outputs are determined by weights, buffers and
+    inputs; buffers, if any, are the running statistics of batch norm.
 
-    A subclass becomes an `nn.Module` when it is first made, so that its settings are read without importing torch.
+    A subclass becomes an `nn.Module` on first construction, so that settings can be read without importing torch.
     """
 
     reads_tokens: ClassVar[bool] = False
-    """Whether its inputs are sequences of tokens (B, T), with logits (B, T, V), rather than images or vectors."""
+    """Whether its inputs are sequences of tokens (B, T), with logits (B, T, V), instead of images or vectors."""
     deep: ClassVar[bool] = False
-    """Whether settings say little of its size, or may have it trained member by member: a dry run says both."""
+    """Whether its size is not obvious from the settings, or it may be trained member by member; a dry run reports
+    both."""
 
     head: nn.Linear
     initialisation: Initialisation
@@ -64,29 +65,29 @@ class Network(Module):
 
     @property
     def alone(self) -> str | None:
-        """Why members are trained one by one: dropout or batch norm. None if weights and inputs alone give outputs."""
+        """Why members are trained one by one: dropout or batch norm. None for functions of weights and inputs."""
         return None
 
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
-        """Fill the zeros `weights` of a parameter with its initial weights.
+        """Fill a parameter's zero `weights` with its initial weights.
 
-        False: they stay as the settings and the kind of its layer say, see `optbench.models.initialise`.
+        Returns False to use the initialisation of settings and layer, see `optbench.models.initialise`.
         """
         return False
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each hidden layer in turn, what goes into its activation and what it gives, for inputs (B, *shape)."""
+        """Return for each hidden layer the input of its activation and its output, for inputs (B, *shape)."""
         raise NotImplementedError  # abstract: every network defines its own
 
     def features(self, x: Tensor) -> Tensor:
-        """Inputs (B, *shape) to features (B, d), or (B, T, d) of tokens."""
+        """Map inputs (B, *shape) to features (B, d), or (B, T, d) for tokens."""
         features = x if self.reads_tokens else x.flatten(1)
         for _, features in self.hidden(x):  # noqa: B007  # the last one is returned
             pass
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, *shape) to logits (B, classes), or (B, T, V) of tokens."""
+        """Map inputs (B, *shape) to logits (B, classes), or (B, T, V) for tokens."""
         logits: Tensor = self.head(self.features(x))
         return logits
 

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from optbench.data import InputSpec
 
 GROUPS = 8
-"""Of group normalisation by default; fewer where the width has no such divisor."""
+"""Default number of groups of group normalisation; fewer if it does not divide the width."""
 SMALLEST = 5
-"""Pixels a side that leave the last stage at least two, so that batch norm has something to average over."""
+"""Minimum pixels a side, which leave at least two in the last stage for batch norm to average over."""
 
 
 class ResNet(Network):
     """Residual network of depth 6n + 2: a 3x3 convolution, 3 stages of n blocks, the mean over pixels, a linear layer.
 
-    The stages have `width`, 2 · `width` and 4 · `width` channels; the second and third begin by halving rows and
-    columns, rounding up. A block is two 3x3 convolutions without biases, each normalised, with a ReLU between and after
-    the sum with the shortcut. Shortcuts have no parameters: where the shape changes they take every second pixel and
-    add channels of zeros (option A). ResNet-20 of width 16 has 269,722 weights for CIFAR-10.
+    The stages have `width`, 2 · `width` and 4 · `width` channels; the second and third start by halving rows and
+    columns, rounding up. A block consists of two 3x3 convolutions without biases, each normalised, with a ReLU between
+    them and after the sum with the shortcut. Shortcuts have no parameters: if the shape changes, they take every second
+    pixel and add zero channels (option A). ResNet-20 of width 16 has 269,722 weights for CIFAR-10.
 
     Initial weights are N(0, 2/fan_in) (He et al. 2015), biases 0. Its hidden layers are the first convolution and the
-    blocks; features are the mean over pixels of what the last block gives.
+    blocks; features are the mean over pixels of the last block's output.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2.
     """
@@ -54,13 +54,13 @@ class ResNet(Network):
         norm: Literal["batch", "group", "layer"] = "batch",
         groups: Annotated[Whole, Field(ge=1)] | None = None,
     ) -> None:
-        """Make the network for images.
+        """Build the network for images.
 
         norm: `batch`: members are trained one by one. `group`: over groups of channels and all pixels of an image (Wu &
         He 2018); `layer`: the same with a single group. groups: their number; null: 8, or the largest divisor of the
         width below it.
 
-        Raises ValueError if the inputs are no images, or too small, or the depth or the groups do not fit.
+        Raises ValueError if the inputs are not images or too small, or the depth or the groups do not fit.
         """
         super().__init__()
         if len(inputs.shape) != 3:
@@ -114,9 +114,9 @@ class ResNet(Network):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the first convolution and each block what goes into its last ReLU, (B, C, H, W), and its output.
+        """Yield for the first convolution and each block the input of its last ReLU, (B, C, H, W), and its output.
 
-        Of the last block the output is the mean over pixels, (B, C).
+        The output of the last block is the mean over pixels, (B, C).
         """
         before = self.norm(self.stem(x))
         x = before.relu()
@@ -130,6 +130,6 @@ class ResNet(Network):
 
 
 def _shortcut(x: Tensor, channels: int) -> Tensor:
-    """(B, C, H, W) as it is, or every second pixel with channels of zeros on either side."""
+    """Return (B, C, H, W) unchanged, or every second pixel with zero channels added on either side."""
     extra = channels - x.shape[1]
     return x if extra == 0 else nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra // 2, extra - extra // 2))

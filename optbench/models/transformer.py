@@ -1,4 +1,4 @@
-"""What transformers share: pre-norm blocks of attention and an MLP with GELU.
+"""Common parts of transformers: pre-norm blocks of attention and an MLP with GELU.
 
 Shapes: B sequences, T positions, d width.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def block(width: int) -> nn.ModuleDict:
-    """The layers of one block. Queries, keys and values have a matrix each, so that optimizers of matrices see each."""
+    """Build the layers of one block. Queries, keys and values have separate matrices, for optimizers of matrices."""
     parts: dict[str, Callable[[], nn.Module]] = {
         "attention_norm": lambda: nn.LayerNorm(width),
         "query": lambda: nn.Linear(width, width),
@@ -34,17 +34,17 @@ def block(width: int) -> nn.ModuleDict:
 def through(
     layers: nn.Module, stream: Tensor, heads: int, dropout: float, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What goes into a block's GELU, (B, T, 4d), and the residual stream (B, T, d) behind the block.
+    """Return the input of a block's GELU, (B, T, 4d), and the residual stream (B, T, d) after the block.
 
-    layers: as `block` makes them. causal: each position sees itself and those before it. dropout: of attention and of
-    what is added to the stream; 0 in eval mode.
+    layers: from `block`. causal: each position attends to itself and earlier ones. dropout: of attention and of
+    residual branches; 0 in eval mode.
     """
     assert isinstance(layers, nn.ModuleDict)
     x = layers["attention_norm"](stream)
     query, key, value = (
         layers[name](x).unflatten(-1, (heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
     )
-    # Under autocast the three are in bfloat16 already; in `torch.func` it would cast parts of the function again.
+    # Under autocast the three are already in bfloat16; in `torch.func` parts of the function would be cast again.
     with without_casts(x.device):
         found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     stream = stream + dropped(layers["attended"](found.transpose(-3, -2).flatten(-2)), dropout)
@@ -53,7 +53,7 @@ def through(
 
 
 class Transformer(Network):
-    """A network whose hidden layers are pre-norm blocks of attention, with a norm behind the last."""
+    """A network whose hidden layers are pre-norm blocks of attention, with a norm after the last."""
 
     deep: ClassVar[bool] = True
 
@@ -63,7 +63,7 @@ class Transformer(Network):
     dropout: float
 
     def stack(self, layers: int, width: int, heads: int, dropout: float) -> None:
-        """Make the blocks and the norm behind them. Raises ValueError if `heads` does not divide the width."""
+        """Build the blocks and the final norm; raise ValueError if `heads` does not divide the width."""
         if width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.blocks = nn.ModuleList(block(width) for _ in range(layers))
@@ -79,7 +79,7 @@ class Transformer(Network):
         return "dropout" if self.dropout else None
 
     def read(self, stream: Tensor, *, causal: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d); of the last behind the norm.
+        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d), normalised in the last.
 
         stream: (B, T, d), the embedding.
         """
@@ -91,10 +91,10 @@ class Transformer(Network):
 
 
 def dropped(x: Tensor, dropout: float) -> Tensor:
-    """`x` with a share `dropout` of it zeroed; drawn only above 0."""
+    """Apply dropout to `x`; draws only if it is above 0."""
     return nn.functional.dropout(x, dropout) if dropout else x
 
 
 def table(count: int, width: int) -> nn.Embedding:
-    """An embedding without weights of its own: drawing them on the meta device imports torch._dynamo, for seconds."""
+    """Build an embedding without drawing weights, which on the meta device would import torch._dynamo, in seconds."""
     return nn.Embedding(count, width, _weight=torch.empty(count, width))

@@ -1,4 +1,4 @@
-"""A small vision transformer: patches of an image as a sequence, read by pre-norm blocks of attention.
+"""A small vision transformer: pre-norm blocks of attention on the sequence of an image's patches.
 
 Shapes: B images, T patches, d width.
 """
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 STD = 0.02
 """Standard deviation of the initial positions (Dosovitskiy et al. 2021)."""
 GRID = 8
-"""Patches a side that the default patch leaves at most."""
+"""Maximum patches a side with the default patch."""
 
 
 class Vit(Transformer):
     """Vision transformer: patches, learned positions, pre-norm blocks with GELU, the mean over patches, a linear layer.
 
-    Images are cut into squares of `patch` pixels a side, each a token by one matrix and a bias. Instead of a class
-    token, features are the mean over patches of what the last norm gives (Beyer et al. 2022). Queries, keys and values
-    have a matrix each, so that an optimizer of matrices sees each by itself.
+    Images are split into squares of `patch` pixels a side, each mapped linearly to a token. Instead of a class token,
+    features are the mean over patches of the last norm's output (Beyer et al. 2022). Queries, keys and values have
+    separate matrices, which optimizers for matrices treat separately.
 
     Initial weights are those of the reference implementation: Glorot's uniform in the blocks, LeCun's truncated normal
-    for the patches, N(0, .02²) for positions, biases 0. Only the head, which is 0 there, is LeCun's here: a matrix of
-    zeros has no polar factor and no norm to scale a step by, and Powerpropagation could never move it.
+    for the patches, N(0, .02²) for positions, biases 0. The head, which is 0 there, is LeCun's here, because a matrix
+    of zeros has no polar factor and no norm for scaling steps, and Powerpropagation could never move it.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """
@@ -51,13 +51,13 @@ class Vit(Transformer):
         heads: Annotated[Whole, Field(ge=1, le=10_000)] = 4,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
-        """Make the network for images.
+        """Build the network for images.
 
-        patch: pixels a side; null: the smallest that leaves at most 8 patches a side, so 4 for 28x28 and 32x32 pixels
-        and 2 for 14x14. dropout: of the embedding, of attention and of what is added to the residual stream; above 0
-        members are trained one by one.
+        patch: pixels a side; null: the smallest with at most 8 patches a side, so 4 for 28x28 and 32x32 pixels
+        and 2 for 14x14. dropout: of the embedding, of attention and of residual branches; above 0 members are trained
+        one by one.
 
-        Raises ValueError if the inputs are no images, or `patch` or `heads` does not fit.
+        Raises ValueError if the inputs are not images, or `patch` or `heads` does not fit.
         """
         super().__init__()
         if len(inputs.shape) != 3:
@@ -86,15 +86,15 @@ class Vit(Transformer):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each block what goes into its GELU, (B, T, 4d), and its output (B, T, d).
+        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d).
 
-        Of the last block the output is the mean over patches of its norm, (B, d).
+        The output of the last block is the mean over patches after the norm, (B, d).
         """
         for i, (before, found) in enumerate(self.read(self.patches(self._cut(x)) + self.positions.weight), 1):
             yield before, found if i < self.depth else found.mean(-2)
 
     def _cut(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to patches (B, T, C · patch²), row by row, the pixels of each channel together."""
+        """Split images (B, C, H, W) into patches (B, T, C · patch²), row by row, with channels contiguous."""
         batch, channels, height, columns = x.shape
         size = self.patch
         cut = x.reshape(batch, channels, height // size, size, columns // size, size)

@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Return start, length and number of the blocks of each length."""
+    """Yield start, length and number of the blocks of each length."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

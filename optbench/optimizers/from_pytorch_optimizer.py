@@ -16,8 +16,8 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="soap",
         target="pytorch_optimizer:SOAP",
-        summary="Adam in the eigenbasis of Shampoo's preconditioner; plain Adam for vectors, along sides longer than "
-        "max_precondition_dim, and for embeddings and the head behind them; its first step only looks at the gradient",
+        summary="Adam in the eigenbasis of Shampoo's preconditioner; plain Adam for vectors, sides longer than "
+        "max_precondition_dim, embeddings and the output layer; the first step only initialises the preconditioner",
         reference="Vyas et al. 2024, arXiv:2409.11321",
         state="2, and 2(m²+n²) per m×n matrix",
         hyperparameters={

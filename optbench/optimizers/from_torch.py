@@ -149,8 +149,8 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="muon",
         target="torch.optim:Muon",
-        summary="orthogonalised momentum for weight matrices; embeddings, the head behind them and all other "
-        "parameters by AdamW (fallback_*)",
+        summary="orthogonalised momentum for weight matrices; AdamW (fallback_*) for embeddings, the output layer and "
+        "all other parameters",
         reference="Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982",
         state="1 (2 by AdamW)",
         hyperparameters={

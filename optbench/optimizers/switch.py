@@ -108,7 +108,7 @@ class Switch(torch.optim.Optimizer):
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Return the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
+    """Yield the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
     for name, value in settings.items():
         yield name.removeprefix(FALLBACK)
         if isinstance(value, Mapping):

@@ -80,7 +80,7 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
-    """Return the contents by name, in an order that is equal for every instance."""
+    """Yield the contents by name, in an order that is equal for every instance."""
     if isinstance(value, dict):
         keys = sorted(key for key in value if isinstance(key, str) and key != "params")
         yield from ((("[", key), value[key]) for key in keys)

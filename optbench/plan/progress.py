@@ -1,4 +1,4 @@
-"""How far a trial is, as whoever watches a run is told; needs no torch, as those who pass it on have none."""
+"""The progress of a trial, reported to the views of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one trial is; sent whenever something was measured."""
+    """The progress of one trial, sent after every measurement."""
 
     trial: str
     task: int
-    """1..T, the task in training."""
+    """The current task, 1..T."""
     fraction: float
-    """Of all tasks, 0..1; a task that stops early jumps to its end."""
+    """Fraction of all tasks done, 0..1; a task that stops early jumps to its end."""
     accuracy: float | None
-    """On the current task, of the examples that evaluations during training use."""
+    """Accuracy on the current task, on the examples of evaluations during training."""
     status: str

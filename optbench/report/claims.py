@@ -76,8 +76,8 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     equivalence = any(claim.claim.expect == "equivalent" for claim in run.claims)
     yield Paragraph(
         "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
-        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported when every "
-        "part is, and contradicted when any part is."
+        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported if every "
+        "part is, and contradicted if any part is."
         + (
             " Equivalence is supported if the 90% interval lies within the margin (two one-sided tests)"
             ", and contradicted if it lies outside the margin and the difference is significant."
@@ -106,7 +106,7 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """Yield warnings about the networks of claims, each once, with the numbers of the claims.
+    """Return warnings about the networks of claims, each once, with the numbers of the claims.
 
     They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """

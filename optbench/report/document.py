@@ -167,7 +167,7 @@ def listed(key: str, lines: Callable[[], Iterable[Record]]) -> Records:
 
 
 def shown(blocks: Sequence[Block], roles: Set[Role]) -> Iterator[Shown]:
-    """Return the blocks that a format with these roles shows."""
+    """Yield the blocks that a format with these roles shows."""
     for block in blocks:
         match block:
             case Part(role, inner):

@@ -75,8 +75,8 @@ TOPICS: dict[Topic, str] = {
 }
 
 OF_TEXT: dict[str, str] = {
-    "average_accuracy": "average score: at the end, mean over all tasks; a score is {split} text's bits per byte with "
-    "the sign turned, so that higher is better",
+    "average_accuracy": "average score: at the end, mean over all tasks; a score is negative bits per byte on {split} "
+    "text, so that higher is better",
     "forgetting": "forgetting: best score on a task since it was learnt minus its score at the end, in bits per byte",
     "learning_accuracy": "learning score: that on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: score at the end on the last task, and mean on those before it",

@@ -83,7 +83,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Yield the blocks of studies placed before, or after, the results."""
+    """Return the blocks of studies placed before, or after, the results."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
@@ -193,7 +193,7 @@ def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
 
 
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Return accuracy matrices as sparklines: a character per row of the matrix, then the final value."""
+    """Yield accuracy matrices as sparklines: a character per row of the matrix, then the final value."""
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
     if len(tasks) != 1:
@@ -226,7 +226,7 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Return swept settings as bars, which show settings that forget little only because they learn little.
+    """Yield swept settings as bars, which show settings that forget little only because they learn little.
 
     Those of a tuning run are shown with its choices.
     """

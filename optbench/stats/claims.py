@@ -163,7 +163,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
 
 
 def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
-    """Yield the sides of each part: on every model, every variant of one against every other variant of the other."""
+    """Return the sides of each part: on every model, every variant of one against every other variant of the other."""
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:

@@ -231,7 +231,7 @@ def _of_whom(metric: Metric) -> str:
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
-    """Return what pairs of arms have too few seeds for: one sentence per number of common finished seeds."""
+    """Yield what pairs of arms have too few seeds for: one sentence per number of common finished seeds."""
     usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
     numbers: dict[str, set[int]] = {}
     for pair in usable:
@@ -248,7 +248,7 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
 
 
 def _code_remarks(pairs: Sequence[ArmComparison]) -> list[str]:
-    """Yield a caveat for each arm whose trials used different states of a user's code."""
+    """Return a caveat for each arm whose trials used different states of a user's code."""
     sides = (arm for pair in pairs for arm in (pair.a, pair.b))
     return list(
         dict.fromkeys(

@@ -1,7 +1,7 @@
-"""What particular suites add to the report on their runs. To add a study: a folder here, and a line in `STUDIES`.
+"""Analyses that particular suites add to reports. To add a study, add a folder here and a line in `STUDIES`.
 
-A folder has the study's statistics, tables, figures and records (that of tuning also the search itself, which trains);
-no report knows a study by name.
+A folder contains the study's statistics, tables, figures and records (for tuning also the search, which trains);
+reports do not refer to studies by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Task sequences: the ordered tasks one network is trained on, as arrays that already sit on the device."""
+"""Task sequences: the ordered tasks on which one network is trained, as arrays on the device."""
 
 from optbench.tasks.examples import Examples, Parts
 from optbench.tasks.family import TaskFamily, TaskSequence

@@ -1,4 +1,4 @@
-"""Groups of classes, one group after the other, under one head and without task labels (split MNIST)."""
+"""Groups of classes in sequence, with one head and without task labels (split MNIST)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Group = tuple[int, ...]
 
 
 class ClassIncremental:
-    """Groups of classes, one group after the other; all tasks share one head.
+    """Groups of classes, one after the other; all tasks share one head.
 
-    Task i holds the examples of the i-th group of classes; targets stay what they are in the dataset. In fixed order
-    the groups are 0..k−1, k..2k−1, and so on. Shuffled, each trial seed shuffles the classes before they are grouped:
-    both which classes share a group and the order of the groups differ between seeds.
+    Task i holds the examples of the i-th group of classes; targets are those of the dataset. In fixed order the groups
+    are 0..k−1, k..2k−1, and so on. Shuffled, each trial seed shuffles the classes before they are grouped, so that both
+    the groups and their order differ between seeds.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ClassIncremental:
         group_size: Annotated[Whole, Field(ge=1)] = 2,
         order: Literal["fixed", "shuffled"] = "fixed",
     ) -> None:
-        """Raises UsageError if the classes cannot be divided into such groups, or some task would have no examples."""
+        """Raise UsageError if the classes cannot be divided into such groups, or a task would have no examples."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         if data.classes % group_size:
@@ -74,30 +74,30 @@ class ClassIncremental:
                 yield seed, task, sum(counts[label] for label in group)
 
     def keeps(self, key: Hashable) -> bool:
-        # All groups of a fixed order take one more copy of the data; those of many shuffled orders have no bound.
+        # All groups of a fixed order take one more copy of the data; those of many shuffled orders are unbounded.
         return not self._shuffled
 
     def groups(self, trial_seed: int) -> list[Group]:
-        """The classes of each task, ascending within a task."""
+        """Return the classes of each task, ascending within a task."""
         if not self._shuffled:
             return self._fixed
         order = torch.randperm(self._classes, generator=generator(self._suite_seed, trial_seed, "class order"))
         return _groups(order.tolist(), self._size)
 
     def _check_none_empty(self) -> None:
-        """Checked before any training: a task without examples would only show when its turn came."""
+        """Raise UsageError before training if a task would have no examples."""
         for part in PARTS:
             counts = torch.bincount(self._parts[part].targets.cpu(), minlength=self._classes)
             absent = {label for label, count in enumerate(counts.tolist()) if count == 0}
             if self._shuffled:
-                # Some order puts the absent classes together: refuse if they can fill a group.
+                # some order groups the absent classes together: reject if they can fill a group
                 empty = tuple(sorted(absent)[: self._size]) if len(absent) >= self._size else None
             else:
                 empty = next((group for group in self._fixed if absent.issuperset(group)), None)
             if empty is not None:
                 raise UsageError(
-                    f"protocol.{part}_examples: no {part} example among {int(counts.sum())} is of the classes "
-                    f"{_listing(empty)}, so a task would be empty; raise it"
+                    f"protocol.{part}_examples: no {part} example among {int(counts.sum())} has one of the "
+                    f"classes {_listing(empty)}, so a task would be empty; increase it"
                 )
 
 
@@ -106,7 +106,7 @@ def _groups(order: list[int], size: int) -> list[Group]:
 
 
 def _listing(group: Group) -> str:
-    """`0,1` for few classes; `0-9` for a long run of them."""
+    """Format few classes as `0,1`, a long range as `0-9`."""
     if len(group) > 4 and group[-1] - group[0] == len(group) - 1:
         return f"{group[0]}-{group[-1]}"
     return ",".join(map(str, group))

@@ -16,7 +16,7 @@ from optbench.tasks.windows import TokensPerTask, Windows
 
 
 def _one_of(order: object) -> object:
-    """One fault instead of one for each form."""
+    """Report one fault instead of one per form."""
     if isinstance(order, list | tuple) and len(order) and all(isinstance(name, str) for name in order):
         return tuple(order)
     if order in ("fixed", "shuffled"):
@@ -29,19 +29,19 @@ Order = Annotated[Literal["fixed", "shuffled"] | tuple[str, ...], BeforeValidato
 
 
 class Domains:
-    """Domains of text, one after the other: a task is the next token of one domain's text.
+    """Domains of text, one after the other: each task is next-token prediction in one domain.
 
-    Each task trains on `tokens_per_task` tokens, in windows at random places of the domain's training text, which are
-    drawn for every trial seed and task. It validates and tests on consecutive windows of the text held out for that,
-    at most `validation_examples` and `test_examples` of them.
+    Each task trains on `tokens_per_task` tokens, in windows at random positions of the domain's training text, drawn
+    for every trial seed and task. It validates and tests on consecutive windows of held-out text, at most
+    `validation_examples` and `test_examples` of them.
 
-    `order`: `fixed`, the dataset's own; `shuffled`, anew for every trial seed; or a list of domains.
+    `order`: `fixed`, that of the dataset; `shuffled`, drawn for every trial seed; or a list of domains.
     """
 
     def __init__(
         self, data: Parts, seed: int, *, order: Order = "fixed", tokens_per_task: TokensPerTask = 1_024_000
     ) -> None:
-        """Raises UsageError where the data are no domains of text, or do not have one that is named."""
+        """Raise UsageError if the data are not domains of text, or lack a named one."""
         self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
         if not isinstance(order, str):
             for i, name in enumerate(order):
@@ -68,7 +68,7 @@ class Domains:
         domain = self.domains(trial_seed)[task]
         if part == "train":
             return self._windows.examples(self._windows.of(domain, trial_seed, task, part))
-        # Few, and the same for all trial seeds, so that members on one domain can be scored together.
+        # kept because they are few and the same for all trial seeds, so that members on one domain are scored together
         place = domain, part
         if place not in self._held_out:
             self._held_out[place] = self._windows.examples(self._windows.of(domain, trial_seed, task, part))
@@ -78,7 +78,7 @@ class Domains:
         yield trial_seeds[0], 0, self._windows.count  # in every task
 
     def domains(self, trial_seed: int) -> tuple[str, ...]:
-        """The domain of each task."""
+        """Return the domain of each task."""
         if not self._shuffled:
             return self._domains
         order = torch.randperm(len(self._domains), generator=generator(self._seed, trial_seed, "order of domains"))

@@ -1,4 +1,4 @@
-"""Examples on the device, and the split of a dataset into the parts that training, stopping and testing see.
+"""Examples on the device, and the split of a dataset into training, validation and test parts.
 
 Shapes: N examples, C channels, H rows, W columns.
 """
@@ -25,17 +25,17 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
-# Compared by identity, and open to weak references (so no slots): sequences share these arrays.
+# compared by identity, and weakly referenceable (so no slots), because sequences share these arrays
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs and their targets on one device. Not to be written to: trials share them.
+    """Inputs and their targets on one device; read-only, because trials share them.
 
     Attributes:
-        inputs: (N, ...) as the dataset has them: uint8 in 0..255, float32, or int64 tokens.
-        targets: int64, (N,) classes, or (N, T) one for each position.
-        places: int64, (H W,): in the original image, where the pixel at each place comes from; None: it is there.
-        mirrored: as `inputs`, made of the mirror images of the originals; None: they are `inputs` mirrored.
-        cues: as `Split` has them.
+    inputs: (N, ...) as in the dataset: uint8 in 0..255, float32, or int64 tokens.
+    targets: int64, (N,) classes, or (N, T) with one per position.
+    places: int64, (H W,): the original position of each pixel; None if unchanged.
+    mirrored: as `inputs`, made from mirror images of the originals; None for `inputs` mirrored.
+    cues: as in `Split`.
     """
 
     inputs: Tensor
@@ -49,32 +49,32 @@ class Examples:
 
     @property
     def positions(self) -> int:
-        """Targets of one example: T of a sequence, else 1."""
+        """Number of targets of one example: T for a sequence, else 1."""
         return self.targets[0].numel() if len(self.targets) else 1
 
     def few(self, most: int) -> int:
-        """At most so many examples, of long sequences so few that they have no more than 8 `most` targets."""
+        """Return at most `most` examples, fewer for long sequences, with at most 8 `most` targets."""
         return min(most, max(1, 8 * most // self.positions))
 
     def select(self, index: Tensor) -> Examples:
-        """The examples at `index`, int64 of shape (K,) on the same device."""
+        """Return the examples at `index`, int64 of shape (K,) on the same device."""
         inputs, targets = self.inputs.index_select(0, index), self.targets.index_select(0, index)
         mirrored, cues = (None if each is None else each.index_select(0, index) for each in (self.mirrored, self.cues))
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """At most `most` of the examples, in their order; drawn, since a user's may lie sorted by class."""
+        """Draw at most `most` of the examples, in their order; at random, because a user's may be sorted by class."""
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The three disjoint parts of a dataset: `validation` comes out of the training half, `test` is the test half.
+    """The three disjoint parts of a dataset: `validation` is held out of the training half, `test` is the test half.
 
     Attributes:
         classes: the number of classes.
-        spec: what a model sees of one example.
-        texts: of a dataset of text its domains, by name, held-out text as far as the protocol allows; else None.
+        spec: the form of one input of a model.
+        texts: domains of a dataset of text, by name, with held-out text as limited by the protocol; else None.
         token_bytes: as in `Dataset`.
     """
 
@@ -92,7 +92,7 @@ class Parts:
 
 
 def check_enough(examples_per_task: int, examples: int) -> None:
-    """Raises UsageError where a task wants more than all of the training examples."""
+    """Raise UsageError if a task needs more than all training examples."""
     if examples_per_task > examples:
         raise UsageError(
             f"tasks.examples_per_task: expected at most {examples}, the number of training examples after the "
@@ -101,26 +101,26 @@ def check_enough(examples_per_task: int, examples: int) -> None:
 
 
 def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int, task: int | None) -> Examples:
-    """Return `size` of the examples, drawn without replacement for a trial seed and task, in their published order.
+    """Draw `size` of the examples without replacement for a trial seed and task, in their published order.
 
-    task: 0..T-1; None: the same examples in every task.
+    task: 0..T-1; None for the same examples in every task.
     """
     name = "examples of every task" if task is None else f"examples of task {task}"
     return plain.drawn(size, generator(suite_seed, trial_seed, name))
 
 
 def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device: torch.device) -> Parts:
-    """Splits a dataset as the protocol asks and puts the parts on the device.
+    """Split a dataset according to the protocol and move the parts to the device.
 
-    The choice is random and depends on the suite seed alone, so that all trials of a suite see the same parts.
-    A smaller `train_examples` or `test_examples` takes a subset of what a larger one takes, and neither changes
-    which examples validate. Within a part the examples keep their published order.
+    The random choice depends only on the suite seed, so that all trials of a suite use the same parts.
+    A smaller `train_examples` or `test_examples` selects a subset of what a larger one selects, and neither affects
+    the validation examples. Within a part the examples keep their published order.
 
-    The parts of text are consecutive windows of each domain's stretches: of what is held out, for each domain the first
-    `validation_examples` and `test_examples` or as many as there are.
+    The parts of text are consecutive windows of each domain's sections, with up to the first `validation_examples` and
+    `test_examples` per domain of held-out text.
 
     Raises:
-        UsageError: the protocol asks for more examples than there are, or leaves none to train on.
+    UsageError: the protocol requests more examples than exist, or leaves none for training.
     """
     check_dataset(protocol, dataset)
     if dataset.texts is not None:
@@ -163,10 +163,10 @@ def _text_parts(dataset: Dataset, texts: Mapping[str, Text], protocol: Protocol,
 
 
 def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
-    """Check what a protocol asks for against the examples of a dataset.
+    """Check a protocol against the examples of a dataset.
 
     Raises:
-        UsageError: it asks for more than there are, leaves none to train on, or limits training on text.
+    UsageError: it requests more than exist, leaves none for training, or limits training on text.
     """
     if dataset.texts is None:
         check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)
@@ -175,10 +175,10 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
 
 
 def check_augment(augment: Augment | None, dataset: Dataset) -> None:
-    """Check that images of a dataset, with all of their pixels, can be augmented so.
+    """Check that images of a dataset can be augmented in this way.
 
     Raises:
-        UsageError: they are no images, or too small for the crop.
+    UsageError: they are not images, or too small for the crop.
     """
     if augment is None:
         return
@@ -191,10 +191,10 @@ def check_augment(augment: Augment | None, dataset: Dataset) -> None:
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
-    """Check what a protocol asks for against the sizes of a dataset called `name`; needs neither its data nor torch.
+    """Check a protocol against the sizes of a dataset called `name`, without its data or torch.
 
     Raises:
-        UsageError: the protocol asks for more examples than there are, or leaves none to train on.
+    UsageError: the protocol requests more examples than exist, or leaves none for training.
     """
     held_out = protocol.validation_examples
     if held_out >= train:
@@ -213,10 +213,10 @@ def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
 
 
 def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> None:
-    """Check the examples that each task draws out of `train` of a dataset; needs neither its data nor torch.
+    """Check the number of examples that each task draws from `train`, without data or torch.
 
     Raises:
-        UsageError: they are more than there are after the validation split, or less than a batch.
+    UsageError: it is more than remains after the validation split, or less than a batch.
     """
     check_enough(examples_per_task, protocol.train_examples or train - protocol.validation_examples)
     if (batch := protocol.batch_size) > examples_per_task:
@@ -225,14 +225,14 @@ def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> N
 
 
 def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> Tensor:
-    """Sorted indices of `wanted` of the `available` examples; all of them when `wanted` is None."""
+    """Return sorted indices of `wanted` of the `available` examples; all if `wanted` is None."""
     if wanted is None:
         return torch.arange(available)
     return _places(available, wanted, generator(suite_seed, None, f"{part} subset"))
 
 
 def _places(available: int, most: int, stream: Generator) -> Tensor:
-    """At most `most` of the places 0..available-1, ascending."""
+    """Draw at most `most` of the indices 0..available-1, ascending."""
     return torch.randperm(available, generator=stream)[:most].sort().values
 
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class TaskFamily(Tasks):
-    """Every trial's task sequence for one experiment, over one copy of the data on the device.
+    """The task sequences of all trials of one experiment, with one copy of the data on the device.
 
     Attributes:
-        classes: the number of classes; targets are global, so it is the width of the one head.
-        inputs: what a model sees of one example.
+    classes: the number of classes, which is the width of the single head.
+    inputs: the form of one input of a model.
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class TaskFamily(Tasks):
         suite_seed: int,
         device: torch.device,
     ) -> None:
-        """Splits the data, puts it on the device and plans the tasks.
+        """Split the data, move it to the device and plan the tasks.
 
         Raises:
-            UsageError: the protocol asks for examples that are not there, or a task would have none.
-            KindError: a user's kind lacks something.
-            Exception: whatever it raises.
+        UsageError: the protocol requests more examples than exist, or a task would have none.
+        KindError: a user's kind violates the contract.
+        Exception: any exception of a user's kind.
         """
         super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
         self._mirrors = protocol.augment is not None and protocol.augment.flip
         self.classes = dataset.classes
         self.inputs = dataset.inputs
         self._kept: dict[tuple[Hashable, Part], Examples] = {}
-        # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then let go.
+        # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then released.
         self._in_use: weakref.WeakValueDictionary[tuple[Hashable, Part], Examples] = weakref.WeakValueDictionary()
 
     @property
@@ -56,15 +56,15 @@ class TaskFamily(Tasks):
 
     @property
     def task_names(self) -> list[str]:
-        """One per task, such as `permutation 1`, `classes 0,1`, `30 degrees`."""
+        """The name of each task, such as `permutation 1`, `classes 0,1`, `30 degrees`."""
         return list(self.outline.names)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
-        """The tasks as the trials with this seed see them, whatever their optimizer."""
+        """Return the tasks of trials with this seed, independent of their optimizer."""
         return TaskSequence(self, trial_seed)
 
     def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """As `examples`, the same arrays for everyone while somebody holds them."""
+        """Return `examples`, sharing the arrays while they are referenced."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
         key = self.key(trial_seed, task)
         place = (key, part)
@@ -83,25 +83,25 @@ class TaskFamily(Tasks):
 class TaskSequence:
     """The tasks of one trial seed; tasks count from 0.
 
-    While somebody holds the arrays of a task, every sequence of the family with an equal `key(task)` gives the very
-    same ones; otherwise they are made again, with the same content.
+    While the arrays of a task are referenced, every sequence of the family with an equal `key(task)` returns the same
+    objects; otherwise they are generated again with equal content.
     """
 
     family: TaskFamily
     trial_seed: int
 
     def key(self, task: int) -> Hashable:
-        """What identifies the task's arrays within the family: equal keys, equal arrays."""
+        """Return the identity of the task's arrays within the family: equal keys, equal arrays."""
         return self.family.key(self.trial_seed, task)
 
     def train(self, task: int) -> Examples:
-        """What the task is trained on."""
+        """Return the training examples of a task."""
         return self.family.shared(self.trial_seed, task, "train")
 
     def validation(self, task: int) -> Examples:
-        """What early stopping looks at: held out of the training half."""
+        """Return the validation examples of a task, held out of the training half."""
         return self.family.shared(self.trial_seed, task, "validation")
 
     def test(self, task: int) -> Examples:
-        """What the task's accuracy is measured on."""
+        """Return the test examples of a task."""
         return self.family.shared(self.trial_seed, task, "test")

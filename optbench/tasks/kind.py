@@ -1,20 +1,20 @@
-"""A task sequence of any kind: what is known of it beforehand, and defaults for what its class need not have.
+"""Task sequences of any kind: outlines, and defaults for optional methods.
 
 A kind is a class `(data: Parts, seed: int, **settings)` with
 
-    names: one per task, for tables; where tasks differ between trial seeds, a name that holds for all.
-    examples(trial_seed, task, part): of a part of task `task` (from 0), as Examples or tensors (inputs, targets).
+    names: one per task, for tables; valid for all trial seeds.
+    examples(trial_seed, task, part): a part of task `task` (from 0), as Examples or tensors (inputs, targets).
 
-and perhaps
+    and optionally
 
     outline(classes, **settings), a static method: the Outline. Or disjoint_classes: whether no two tasks share a class.
     key(trial_seed, task): hashable; equal keys, equal arrays. By default the arguments.
-    keeps(key): whether the arrays are held for the run; else, as by default, while they are in use.
-    mirrored(trial_seed, task): the training inputs made of mirror images, for `protocol.augment`, where mirroring what
-        examples() makes is something else: that of a turned image is turned the other way. By default None.
-    train_sizes(trial_seeds): yields trial seed, task and its number of training examples, of equal ones only one.
+    keeps(key): whether the arrays are kept for the whole run; by default only while they are in use.
+    mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, if that differs
+    from mirroring the result of examples(), as for rotations. By default None.
+    train_sizes(trial_seeds): yields trial seed, task and number of training examples, one of each distinct number.
 
-What it draws comes from `seed` (the suite's), the trial seed and a purpose, as `optbench.streams` has it.
+    Random draws use streams of `seed` (the suite's), the trial seed and a purpose, as in `optbench.streams`.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from optbench.suite.schema import TaskSettings
     from optbench.tasks.examples import Part, Parts
 
-DRAW = "draw from torch.Generator().manual_seed(...), of a number made of seed, trial_seed and task"
+DRAW = "draw from torch.Generator().manual_seed(...), seeded by seed, trial_seed and task"
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What tables and figures need of a task sequence.
+    """The description of a task sequence for tables and figures.
 
     Attributes:
-        names: (T,) one per task; none: not known.
-        classes: among the examples of one task.
-        disjoint: whether no two tasks share a class.
-        ticks: (T,) names on an axis; empty: the tasks' numbers.
-        axis: what the axis is called.
+    names: (T,) one per task; empty if unknown.
+    classes: number of classes in one task.
+    disjoint: whether no two tasks share a class.
+    ticks: (T,) names on an axis; empty for task numbers.
+    axis: the name of the axis.
     """
 
     names: tuple[str, ...] = ()
@@ -65,14 +65,14 @@ class Outline:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Outline:
-        """Return the outline that `run.json` holds. Raises ValueError if it is none."""
+        """Read an outline from `run.json`; raise ValueError if it is invalid."""
         return TypeAdapter(Outline).validate_python(record)
 
 
 def outline_of(settings: TaskSettings, classes: int, domains: Sequence[str] = ()) -> Outline:
-    """Return what can be known of the tasks before there are data; nothing of a kind that does not say.
+    """Return the outline as far as known without data; empty if the kind does not provide one.
 
-    classes: of the dataset; 0: unknown, which a kind of ours needs. domains: those of a dataset of text.
+    classes: of the dataset; 0 if unknown, although built-in kinds need it. domains: those of a dataset of text.
     """
     find = getattr(settings.registry.load(settings.kind), "outline", None)
     if find is None or not (classes or settings.is_users):
@@ -93,12 +93,12 @@ class Tasks:
     """The tasks of one experiment, for every trial seed.
 
     Attributes:
-        parts: the examples before any task changes them.
-        outline: what the tasks are.
+        parts: the unmodified examples.
+        outline: of the tasks.
     """
 
     def __init__(self, settings: TaskSettings, parts: Parts, suite_seed: int) -> None:
-        """Raises KindError where the kind lacks something, UsageError where settings do not fit the data."""
+        """Raise KindError if the kind violates the contract, UsageError if settings do not fit the data."""
         self._settings, self.parts, self._suite_seed = settings, parts, suite_seed
         self._kind = settings.make(parts, suite_seed, seed=stream_seed(suite_seed, None, "task sequence"))
         with _around(settings, 0):
@@ -122,7 +122,7 @@ class Tasks:
         return bool(self._call("keeps", False, key))
 
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Raises KindError where a user's kind returns what are no examples."""
+        """Return the examples of a part of a task; raise KindError if a user's kind returns anything else."""
         with _around(self._settings, stream_seed(self._suite_seed, trial_seed, f"task {task} {part}")):
             before = self._versions()
             found = self._kind.examples(trial_seed, task, part)
@@ -132,9 +132,9 @@ class Tasks:
             return _checked(found, self.parts, where) if self._settings.is_users else found
 
     def mirrored(self, trial_seed: int, task: int, examples: Examples) -> torch.Tensor | None:
-        """Training inputs made of mirror images, as `Examples` has them; examples: those of the task.
+        """Return training inputs made from mirror images, as in `Examples`. examples: those of the task.
 
-        Raises KindError where a user's kind returns something else.
+        Raises KindError if a user's kind returns something else.
         """
         found: torch.Tensor | None = self._call("mirrored", None, trial_seed, task)
         if found is None or not self._settings.is_users:
@@ -144,10 +144,10 @@ class Tasks:
         ).inputs
 
     def try_first(self, trial_seed: int) -> None:
-        """Make the first task of a trial seed twice.
+        """Generate the first task of a trial seed twice.
 
         Raises:
-            KindError: it is not the same again, so a trial would depend on what was made before it.
+        KindError: the results differ, so that a trial would depend on earlier calls.
         """
         for part in PARTS:
             one, again = (self.examples(trial_seed, 0, part) for _ in range(2))
@@ -156,12 +156,12 @@ class Tasks:
                 raise KindError(f"{call}: expected the same examples at every call, got others at the second; {DRAW}")
 
     def _versions(self) -> list[int]:
-        """How often the examples have been changed in place, as PyTorch counts it: all trials share them."""
+        """Return PyTorch's counts of in-place changes of the examples, which all trials share."""
         parts = (self.parts.train, self.parts.validation, self.parts.test)
         return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seed, task and its number of training examples; where a kind does not say, of the first."""
+        """Yield trial seed, task and number of training examples, by default of the first task."""
         found = self._call("train_sizes", None, trial_seeds)
         yield from found or [(trial_seeds[0], 0, len(self.examples(trial_seeds[0], 0, "train")))]
 
@@ -172,10 +172,10 @@ class Tasks:
 
 
 def _checked(found: Any, parts: Parts, where: str) -> Examples:
-    """Return what a user's kind made as examples on the device of the data.
+    """Convert the result of a user's kind to examples on the device of the data.
 
     Raises:
-        KindError: it is something else, or does not fit the dataset.
+    KindError: it is invalid, or does not fit the dataset.
     """
     from optbench.data.dataset import Split, fault_of, form_of  # late, because it imports torch
 

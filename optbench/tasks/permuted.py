@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class Permuted:
     """Permuted images: each task applies one fixed random permutation of the pixels.
 
-    Task i moves pixel p[j] to place j of the H·W places, read row by row, in every image of all three parts. The same p
-    serves every channel: a colour image stays made of its own colours. Of other inputs it moves every number.
+    Task i moves pixel p[j] to position j of the H·W positions, in row-major order, in every image of all three parts.
+    All channels use the same p, which preserves colours. Other inputs are permuted elementwise.
 
-    With `examples_per_task` each task trains on so many of the training examples, drawn for every trial seed and task;
-    validation and test data stay whole. With `max_epochs: 1` that is the online form.
+    With `examples_per_task` each task trains on this number of training examples, drawn for every trial seed and task;
+    validation and test data are complete. With `max_epochs: 1` this is the online form.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Permuted:
         permutations: Literal["per-seed", "shared"] = "per-seed",
         examples_per_task: Annotated[Whole, Field(ge=1)] | None = None,
     ) -> None:
-        """Raises UsageError where examples have several targets, or there are fewer than a task needs."""
+        """Raise UsageError if examples have several targets, or there are fewer than a task needs."""
         if data.train.targets.ndim > 1 and (count > 1 or first == "permuted"):
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         self.names = _names(count, first)
@@ -54,7 +54,7 @@ class Permuted:
         return Outline(_names(count, first), classes)
 
     def key(self, trial_seed: int, task: int) -> Hashable:
-        if self._size is not None:  # the examples are each seed's own, whatever the permutation
+        if self._size is not None:  # examples differ between seeds, whatever the permutation
             return "drawn", trial_seed, task
         if self._is_identity(task):
             return "identity"
@@ -73,11 +73,11 @@ class Permuted:
         yield trial_seeds[0], 0, self._size or len(self._parts.train)  # in every task
 
     def keeps(self, key: Hashable) -> bool:
-        # The identity's arrays are the family's own; keeping them costs nothing.
+        # The identity uses the family's arrays, so that keeping them costs nothing.
         return key == "identity"
 
     def permutation(self, trial_seed: int, task: int) -> Tensor:
-        """The permutation of a task: int64, (H·W,) of images, on the CPU."""
+        """Return the permutation of a task: int64, (H·W,) for images, on the CPU."""
         shape = self._parts.train.inputs.shape
         places = math.prod(shape[2:] if len(shape) == 4 else shape[1:])
         if self._is_identity(task):
@@ -97,14 +97,15 @@ def _names(count: int, first: str) -> tuple[str, ...]:
 
 
 def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:
-    """Images (N, C, H, W) with place j (of H·W, row by row) taken from place `permutation[j]`, in every channel.
+    """Return images (N, C, H, W) with pixel j (of H·W, row-major) taken from `permutation[j]` in every channel.
 
-    Likewise other inputs (N, ...), of as many numbers as the permutation has.
+    Likewise for other inputs (N, ...), with as many numbers as the permutation.
     """
     rows = images.reshape(-1, len(permutation))
     if images.device.type == "cpu":
         # NumPy gathers bytes along the last axis about four times as fast as torch does (67 ms against 250 ms for
-        # 60,000 MNIST images on one core), and a fifth faster if it need not say which place is out of range: none is.
+        # 60,000 MNIST images on one core), and a fifth faster without reporting indices out of range, of which there
+        # are none.
         taken = torch.from_numpy(np.take(rows.numpy(), permutation.numpy(), axis=1, mode="clip"))
     else:
         taken = rows.index_select(1, permutation.to(images.device))

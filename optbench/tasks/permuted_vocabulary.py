@@ -1,4 +1,4 @@
-"""Text whose vocabulary is shuffled anew for every task (permuted Shakespeare of arXiv:2410.20098, reduced)."""
+"""Text with a vocabulary reshuffled for every task (permuted Shakespeare of arXiv:2410.20098, reduced)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class PermutedVocabulary:
-    """Text of one domain, its vocabulary shuffled by one fixed random permutation in each task.
+    """Text of one domain, with its vocabulary shuffled by one fixed random permutation in each task.
 
-    Task i writes p[v] in the place of token v, in inputs and targets of all three parts: the text says the same, and
-    what was learnt of single tokens is wrong. Each trial seed and task has a permutation of its own. A token of a
-    byte-pair encoding changes places with tokens of as many bytes, so that bits per byte mean the same in every task;
-    where tokens are bytes, any of them with any other.
+    Task i replaces token v by p[v], in inputs and targets of all three parts: the structure of the text is the same,
+    but knowledge about single tokens becomes wrong. Each trial seed and task has its own permutation. A token of a
+    byte-pair encoding is exchanged only with tokens of the same number of bytes, so that bits per byte are comparable
+    between tasks; bytes are exchanged with any other byte.
 
-    `domain`: null for the dataset's first. Windows are drawn and held out as `domains` does it.
+    `domain`: null for the dataset's first. Windows are drawn and held out as in `domains`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PermutedVocabulary:
         domain: str | None = None,
         tokens_per_task: TokensPerTask = 204_800,
     ) -> None:
-        """Raises UsageError where the data are no domains of text, or do not have the one that is named."""
+        """Raise UsageError if the data are not domains of text, or lack the named one."""
         self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
         if domain is not None:
             self._windows.check_domain("domain", domain)
@@ -61,8 +61,8 @@ class PermutedVocabulary:
         yield trial_seeds[0], 0, self._windows.count  # in every task
 
     def permutation(self, trial_seed: int, task: int) -> Tensor:
-        """What stands in the place of each token: int64, (V,)."""
+        """Return the replacement of each token: int64, (V,)."""
         order = torch.randperm(len(self._alike), generator=generator(self._seed, trial_seed, f"vocabulary {task}"))
-        # Stable: tokens of equal length in their own order, and next to them the same tokens in random order.
+        # Stable sorts pair tokens of equal length, in their own order, with the same tokens in random order.
         own, drawn = self._alike.argsort(stable=True), order[self._alike[order].argsort(stable=True)]
         return torch.empty_like(own).scatter_(0, own, drawn)

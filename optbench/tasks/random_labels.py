@@ -1,4 +1,4 @@
-"""Random labels: each task is to learn by heart labels that say nothing of their images (Lyle et al. 2023)."""
+"""Random labels: each task is to memorise labels that are independent of the images (Lyle et al. 2023)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from optbench.tasks.kind import Outline
 class RandomLabels:
     """Images with random labels: each task draws them anew, uniformly over the classes.
 
-    `images: once` keeps the images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` draws them
-    anew, too. Images and labels are drawn for each trial seed from the training examples. Nothing can be generalised
-    from such labels, so validation and test data of a task are its own training examples, and its accuracy says how
-    much of them was memorised. Early stopping on validation data therefore looks at the training loss.
+    `images: once` uses the same images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` also
+    redraws images. Images and labels are drawn for each trial seed from the training examples. Because such labels do
+    not generalise, validation and test data of a task are its training examples, and its accuracy measures
+    memorisation. Early stopping on validation data therefore uses the training loss.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RandomLabels:
         examples_per_task: Annotated[Whole, Field(ge=1)] = 1200,
         images: Literal["once", "per-task"] = "once",
     ) -> None:
-        """Raises UsageError where there are fewer training examples than a task needs."""
+        """Raise UsageError if there are fewer training examples than a task needs."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         check_enough(examples_per_task, len(data.train))

@@ -1,4 +1,4 @@
-"""Rotated images: each task turns the images by its own angle (Lopez-Paz & Ranzato 2017, rotated MNIST)."""
+"""Rotated images: each task rotates the images by its own angle (Lopez-Paz & Ranzato 2017, rotated MNIST)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Angle = Annotated[float, Field(ge=-360, le=360)]
-_CHUNK = 4096  # images at a time: bounds the float copy to some 13 MB for MNIST
+_CHUNK = 4096  # images at a time: limits the float copy to about 13 MB for MNIST
 
 
 class Rotated:
-    """Rotated images: task i turns them counter-clockwise by angles[i] degrees.
+    """Rotated images: task i rotates them counter-clockwise by angles[i] degrees.
 
     They are the same for every trial seed.
     """
@@ -58,25 +58,25 @@ class Rotated:
 
     def mirrored(self, trial_seed: int, task: int) -> Tensor | None:
         angle = self._angles[task]
-        # Mirroring undoes no half turn; by any other angle a mirrored image is one that was turned the other way.
+        # Mirroring commutes with a half turn; for any other angle it reverses the rotation.
         return None if angle in (0, 180) else rotate(self._parts.train.inputs.flip(-1), angle)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, len(self._parts.train)  # every task shows all images
+        yield trial_seeds[0], 0, len(self._parts.train)  # every task uses all images
 
     def keeps(self, key: Hashable) -> bool:
-        # Expensive to make, and every seed needs the same ones.
+        # expensive to generate, and the same for every seed
         return True
 
 
 def rotate(images: Tensor, degrees: float) -> Tensor:
-    """Turns images counter-clockwise about their centre, as one sees them with row 0 on top.
+    """Rotate images counter-clockwise about their centre, with row 0 at the top.
 
     Bilinear, with zeros outside the image, rounded to the nearest integer; multiples of 90 degrees are exact.
-    Computed on the CPU whatever the device, so that all devices train on the same pixels.
+    Computed on the CPU for every device, so that all devices train on the same pixels.
 
     Args:
-        images: uint8, (N, C, H, W); H = W where `degrees` is an odd multiple of 90.
+        images: uint8, (N, C, H, W); H = W if `degrees` is an odd multiple of 90.
         degrees: the angle, any finite number.
 
     Returns:
@@ -88,8 +88,8 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
         return torch.rot90(images, int(quarters) % 4, dims=(-2, -1)).contiguous()
     height, width = images.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # `theta` takes a place in the result to its place in the source: the inverse rotation, in coordinates that
-    # run from -1 to 1 along each axis (hence the aspect ratios), y downwards.
+    # `theta` maps positions in the result to the source: the inverse rotation, in coordinates from -1 to 1 along each
+    # # axis (hence the aspect ratios), y downwards.
     theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
     grid = nn.functional.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
     turned = torch.empty(images.shape, dtype=torch.uint8)
@@ -101,6 +101,6 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
             padding_mode="zeros",
             align_corners=False,
         )
-        # A weighted mean of bytes may leave 0..255 by a rounding error, and a cast would wrap it around.
+        # A weighted mean of bytes may exceed 0..255 by a rounding error, and a cast would wrap around.
         target.copy_(sampled.round_().clamp_(0, 255))
     return turned.to(images.device)

@@ -1,4 +1,4 @@
-"""The examples of tasks of text: windows drawn for every trial seed and task, and consecutive ones held out."""
+"""Examples of text tasks: windows drawn for every trial seed and task, and consecutive held-out windows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TokensPerTask = Annotated[Whole, Field(ge=1, le=10**9)]
 class Windows:
     """Windows of the domains of a dataset.
 
-    A task trains on `tokens_per_task` tokens, so many whole windows of the dataset's context (rounded down), at random
-    places of a domain's training text. Where they are depends on the suite's seed, the trial's seed and the task alone.
+    A task trains on `tokens_per_task` tokens, in whole windows of the dataset's context (rounded down), at random
+    positions of a domain's training text, which depend only on the suite seed, the trial seed and the task.
     """
 
     def __init__(self, data: Parts, seed: int, tokens_per_task: int) -> None:
-        """Raises UsageError where the data are no domains of text, or a task would have no window."""
+        """Raise UsageError if the data are not domains of text, or a task would have no window."""
         if data.texts is None:
             raise UsageError("tasks.kind: expected a dataset with domains of text, as text-domains, got one without")
         self.texts: Mapping[str, Text] = data.texts
@@ -41,12 +41,12 @@ class Windows:
         self._parts, self._seed = data, seed
 
     def check_domain(self, key: str, name: str) -> None:
-        """Raises UsageError where there is no domain called `name`. key: where it is named."""
+        """Raise UsageError if there is no domain `name`. key: the setting that names it."""
         if name not in self.texts:
             raise UsageError(f"tasks.{key}: {unknown('domain', name, self.texts)}")
 
     def of(self, domain: str, trial_seed: int, task: int, part: Part) -> Tensor:
-        """Return (N, T + 1) int64, on the CPU."""
+        """Return windows (N, T + 1) int64, on the CPU."""
         text = self.texts[domain]
         if part == "train":
             stream = generator(self._seed, trial_seed, f"windows of task {task}")
@@ -54,6 +54,6 @@ class Windows:
         return consecutive_windows(getattr(text, part), self._context)
 
     def examples(self, windows: Tensor) -> Examples:
-        """Return windows (N, T + 1) as inputs and the next tokens, two views of one memory on the data's device."""
+        """Return windows (N, T + 1) as inputs and next tokens, views of one tensor on the data's device."""
         windows = windows.to(self._parts.train.targets.device)
         return Examples(windows[:, :-1], windows[:, 1:])

@@ -314,7 +314,7 @@ def test_changed_gradients_are_told_and_do_no_harm(find: Callable[..., dict[str,
     findings = find("Mutates")
     assert with_outcome(findings, "failed") == []
     assert findings["gradients"].outcome == "passed"
-    assert "changes those of 4 of 4 parameters; no harm here, since the lane gives it copies" in (
+    assert "changes those of 4 of 4 parameters, which is harmless because the lane passes copies" in (
         findings["gradients"].text
     )
 
@@ -416,7 +416,7 @@ def test_the_largest_difference_sees_one_bit_and_nan() -> None:
         ("no_such_module:Sgd", {}, "cannot import no_such_module"),
         ("torch.optim:Adaam", {}, "did you mean 'Adam'"),
         ("torch.nn:Linear", {}, "expected a torch.optim.Optimizer, or a class or function"),
-        ("torch.optim:SGD", {"lr": -1.0}, "does not take its hyper-parameters: ValueError"),
+        ("torch.optim:SGD", {"lr": -1.0}, "rejects its hyper-parameters: ValueError"),
     ],
 )
 def test_what_cannot_be_loaded_is_an_error_before_any_training(
@@ -452,7 +452,7 @@ def test_the_command_says_it_line_by_line(tmp_path: Path, capsys: pytest.Capture
     ]
     assert all(line[0] in MARKS.values() for line in lines[:-1])
     assert lines[0] == f"✓ {'loads':<{NAME_WIDTH}} Rebinds takes lr=0.02"
-    assert lines[-1].endswith("Rebinds keeps the contract")
+    assert lines[-1].endswith("Rebinds satisfies the contract")
     assert "\x1b" not in out
     assert "a user's file may print" in err
     assert "a user's file may print" not in out
@@ -462,7 +462,7 @@ def test_a_broken_contract_leaves_with_1(plugins: Callable[[str], str], capsys: 
     assert main(["check", plugins("Raises")]) == 1
     out, _ = capsys.readouterr()
     assert "\n✗ lowers the loss     raised at step 7: ArithmeticError: enough of this\n" in out
-    assert out.endswith("Raises does not keep the contract: lowers the loss\n")
+    assert out.endswith("Raises violates the contract: lowers the loss\n")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[in
     out, err = capsys.readouterr()
     assert "Warning" not in err, "a warning is a finding"
     *found, verdict = out.splitlines()
-    assert ("does not keep the contract" in verdict) == bool(code)
+    assert ("violates the contract" in verdict) == bool(code)
     return code, {line[2:22].strip(): (line[0], line[22:]) for line in found}
 
 
@@ -200,7 +200,7 @@ KEPT = {
     "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "whatever order"},
     "spread": {"taken of": "features (features, targets); higher is better, in bits, margin 0.1"},
     "loudness": {"a number": "made-up numbers", "its arguments": "leaves them"},
-    "cut": {"its arguments": "it changes its accuracy; no harm here"},
+    "cut": {"its arguments": "it changes its accuracy, which is harmless"},
     "empty": {"a number": "undefined on random numbers: the function returned nan"},
 }
 
@@ -218,7 +218,7 @@ BROKEN = {
     "Narrow": ("builds", "expected logits of shape (B, 10), got (B, 9)"),
     "Headless": ("builds", "expected an nn.Linear, whose input is the features, or a method features(x), got neither"),
     "Otherwise": ("initialisation", "'head.weight' differs between two models made under one seed"),
-    "drawn": ("reproducible", "train differs when it is made once more; draw from torch.Generator()"),
+    "drawn": ("reproducible", "train differs when it is made a second time; draw from torch.Generator()"),
     "doubles": ("makes a dataset", "train.inputs: expected uint8, float32 or int64, got float64"),
     "nothing": ("makes a dataset", "expected an optbench.Dataset, got NoneType"),
     "Draws": ("order of calls", "train of task 1, trial seed 0, depends on which tasks were asked for before"),
@@ -279,7 +279,7 @@ def test_settings_are_those_of_the_kind(capsys: pytest.CaptureFixture[str], fold
         (["Residual", "--set", "wide=3"], "unknown setting 'wide'; did you mean 'width'?"),
         (["moons", "--set", "noise=loud"], "noise: expected a valid number, got 'loud'"),
         (["spread", "--set", "x=1"], "unknown setting 'x' (valid: none)"),
-        (["riddle"], r"cannot tell what it is; say it with --as optimizer|model|dataset|tasks|metric"),
+        (["riddle"], r"cannot tell its kind; give it with --as optimizer|model|dataset|tasks|metric"),
         (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got a function without it"),
         (["riddle", "--as", "metrik"], "--as: unknown kind 'metrik'; did you mean 'metric'?"),
         (["Nobody"], "./mine.py has no 'Nobody'"),
@@ -305,7 +305,7 @@ RECOGNISED = {
 def test_a_kind_is_told_from_what_the_target_is() -> None:
     assert {target: recognise(target) for target in RECOGNISED} == RECOGNISED
     assert CHECKERS.keys() == NAMES.keys()
-    with pytest.raises(UsageError, match=re.escape("cannot tell what it is")):
+    with pytest.raises(UsageError, match=re.escape("cannot tell its kind")):
         recognise("./mine.py:riddle")
 
 

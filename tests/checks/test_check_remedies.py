@@ -132,7 +132,7 @@ def test_what_can_be_made_over_matrices_alone_is_refused_with_the_way(
 ) -> None:
     code, lines, err = checked("OnlyMatrices")
     assert (code, lines) == (2, {})
-    assert err.rstrip().endswith("; it can be made with --set only_matrices=true")
+    assert err.rstrip().endswith("; it works with --set only_matrices=true")
     assert checked("OnlyMatrices", "only_matrices=true")[0] == 0
 
 

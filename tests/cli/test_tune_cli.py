@@ -196,7 +196,7 @@ def test_a_resumed_tuning_takes_no_other_words(
 ) -> None:
     monkeypatch.chdir(tuned)
     assert main(["tune", "planted.yaml", "--resume", "t"]) == 2
-    assert "SUITE and --resume: a tuning resumes with the options it began with" in capsys.readouterr().err
+    assert "SUITE and --resume: a resumed tuning keeps its options" in capsys.readouterr().err
     assert main(["tune", "--resume", "t", "--trials", "5"]) == 2
     assert "--trials and --resume" in capsys.readouterr().err
 

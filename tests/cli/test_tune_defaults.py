@@ -119,12 +119,12 @@ def test_a_registered_optimizer_is_tuned_around_its_default_or_left_as_it_is(nam
 
 NOT_TUNED = {
     "{target: ./mine.py:NoDefault, lr: [0.1, 0.2]}": "the suite sweeps its hyper-parameters; to tune it, give each",
-    "{target: ./mine.py:NoRate}": "it has no learning rate 'lr' with a value; give it one, or say in 'tune.optimizers'",
+    "{target: ./mine.py:NoRate}": "it has no learning rate 'lr' with a value; add one, or a search space",
     "{target: ./mine.py:NullRate}": "it has no learning rate 'lr' with a value",
     "{target: ./mine.py:ZeroRate}": "its lr is 0.0; expected a number above 0",
     "{target: ./mine.py:TextRate}": "its lr is 'auto'; expected a number above 0",
     "{target: sam}": "the suite does not name its base; to tune its rate, write base: {target: sgd}",
-    "{target: switch, at: 3}": "it has 2 optimizers inside; say in 'tune.optimizers' what to search, as in {first: ",
+    "{target: switch, at: 3}": "it has 2 optimizers inside; give a search space in 'tune.optimizers', as in {first: ",
     "{target: sam, base: {target: ./mine.py:NoRate}}": "its base ./mine.py:NoRate: it has no learning rate 'lr'",
 }
 
@@ -139,7 +139,7 @@ def test_why_an_optimizer_is_not_tuned_is_said(settings: str, folder: Path, caps
     # Alone, there is nothing to choose: the same words, below the line that says so.
     path = suite(folder, mine=settings)
     lines = refusal(capsys, folder, "tune", path, "--dry-run", lines=2).split("\n")
-    assert lines[0].startswith("tune: nothing to choose in suite 'defaults': say in 'tune.optimizers' what to search")
+    assert lines[0].startswith("tune: nothing to choose in suite 'defaults': give a search space in 'tune.optimizers'")
     assert lines[1].startswith(f"not tuned: mine: {NOT_TUNED[settings]}")
 
 

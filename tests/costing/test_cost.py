@@ -216,7 +216,7 @@ def job() -> CostJob:
 @pytest.mark.parametrize(
     ("code", "status", "note"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "failed", "killed by SIGKILL: it said nothing"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "failed", "killed by SIGKILL: it printed nothing"),
         ("import sys; sys.exit('no\\n\\x1b[31m')", "failed", "ended with exit code 1: "),
         ("import time; time.sleep(60)", "too slow", "stopped after 1 s, before the end of its first step"),
         (

@@ -240,7 +240,7 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
         (own_models.function, "expected an nn.Module, got list"),
         (
             own_models.Reassigned,
-            "expected buffers with two names to change in place, got another tensor under one of them",
+            "expected shared buffers to be changed in place, got another tensor under one of their names",
         ),
         (
             own_models.Remembering,

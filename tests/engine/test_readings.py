@@ -211,9 +211,9 @@ def test_places_of_a_users_model() -> None:
         (Place(None, "before"), r"expected features that are the output of an activation module, .*, got others; name"),
         (Place(1), r"expected the name of a module of the model, such as 'first', 'second', 'third', got 1"),
         (Place("frist"), r"unknown module 'frist'; did you mean 'first'"),
-        (Place("twice"), r"gives one tensor \(B, ...\) in a forward pass, got 'twice': it is called 2 times"),
+        (Place("twice"), r"outputs one tensor \(B, ...\), got 'twice': it is called 2 times"),
         (Place("unused"), r"got 'unused': it is not called"),
-        (Place("gru"), r"got 'gru': it gives a value of type tuple"),
+        (Place("gru"), r"got 'gru': its output has type tuple"),
         (Place("first", "before"), r"expected an activation module, such as nn.ReLU, got 'first'; name the module"),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_first_interruption_ends_a_run_within_five_seconds(
     assert seconds < 5
     assert output == ""
     assert errors.splitlines()[-1] == (
-        "optbench: interrupted; 0 finished trials are kept; go on with: optbench run --resume runs/cut"
+        "optbench: interrupted; 0 finished trials are kept; continue with: optbench run --resume runs/cut"
     )
     assert gone(workers)
     assert json.loads((tmp_path / "runs/cut/run.json").read_text())["status"] == "interrupted"

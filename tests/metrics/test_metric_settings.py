@@ -196,7 +196,7 @@ def test_check_takes_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["check", target]) == 0
     plain = capsys.readouterr().out
     assert main(["check", target, "--set", "power=2"]) == 0
-    assert "keeps the contract" in (squared := capsys.readouterr().out)
+    assert "satisfies the contract" in (squared := capsys.readouterr().out)
     assert squared != plain
     assert main(["check", "near_zero_share", "--set", "relative=0.5"]) == 0
     capsys.readouterr()

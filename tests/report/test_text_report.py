@@ -1,4 +1,4 @@
-"""Runs on text in reports, comparisons, claims and gates: bits per byte with the sign turned, in their own words."""
+"""Runs on text in reports, comparisons, claims and gates: negative bits per byte, in their own words."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_tables_name_the_score_and_its_unit(run: Path, capsys: pytest.CaptureFix
     assert "-bits per byte on each task during training" in text
     assert "Matrices of bits per byte" in text
     assert "average accuracy" in images.replace("<br>", " ")
-    for words in ("with the sign turned, so that higher is better", "in bits per byte"):
+    for words in ("negative bits per byte on", "in bits per byte"):
         assert words in " ".join(shown.split())
     records = json.loads(report(run, "json", capsys))
     matrix = next(one["accuracy"] for one in records["matrices"] if one["experiment"] == "text")

@@ -258,7 +258,7 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
         ({"lr": {"log": [0.1, 1.0]}}, r"tune.optimizers.sgd.lr: 'lr': expected a grid like"),
         ({"rate": [0.1, 0.2]}, r"tune.optimizers.sgd: unknown hyper-parameter of sgd 'rate'"),
         ({"lr": [0.1, -0.2]}, r"tune.optimizers.sgd: hyper-parameter 'lr' of sgd"),
-        ({}, r"tune.optimizers.sgd: says nothing to search"),
+        ({}, r"tune.optimizers.sgd: expected hyper-parameters to search"),
         (
             {"lr": {"of": "adam.lr", "times": -1}},
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",

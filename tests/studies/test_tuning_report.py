@@ -250,7 +250,7 @@ def test_an_edge_of_random_draws_is_named_as_one_of_a_range(tmp_path: Path) -> N
 
     run = write_run(tmp_path, drawn_suite(5), rows, tune={"sampler": "tpe"})
     shown = flat(summarise([results_of(run)]))
-    assert "one, sgd: lr 0.9 lies at the upper end of what was searched: search further." in shown
+    assert "one, sgd: lr 0.9 is at the upper end of the search space: search further." in shown
     assert "lr: largest" in shown
     assert "--widen" not in shown
 
@@ -339,7 +339,7 @@ SAM = "sam: {settings: 7, seeds: 2, space: {base.lr: [0.1, 0.2]}, chosen: {base.
             "{sam: {settings: 7, seeds: 2, space: {base.lr: {of: sgd.lr, times: 2.0}}, chosen: {base.lr: 0.2}}}",
             "tuning: on one 7 settings × 2 seeds for sam (base.lr=0.2 of 2 × sgd.lr); not stated for sgd, adam",
         ),
-        ("null", "tuning: the suite does not say what choosing the settings has cost"),
+        ("null", "tuning: the suite states no tuning budgets"),
     ],
 )
 def test_a_judging_run_says_what_tuning_has_cost(tmp_path: Path, tuning: str, said: str) -> None:

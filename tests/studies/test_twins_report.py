@@ -298,7 +298,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     blocks = run_report(summarise([results_of(path)])).blocks
     legend = blocks[blocks.index(table) + 1]
     assert isinstance(legend, Items)
-    assert "sketches of 2 numbers, and good to about 50% of themselves" in legend.items[-1]
+    assert "sketches of 2 numbers, with an error of about 50%" in legend.items[-1]
 
 
 def twins_table(path: Path) -> Table:
@@ -342,7 +342,7 @@ def test_every_format_has_the_distances(
     )
     assert TITLE in text
     assert "rates has 2 settings; twins need one each" in text
-    assert "read from sketches of 1,024 numbers, and good to about 2" in text
+    assert "estimated from sketches of 1,024 numbers, with an error of about 2" in text
 
 
 def test_records_hold_every_evaluation(results: Results) -> None:

@@ -1,20 +1,20 @@
-"""Losses and gradients of all members of a cohort, four ways that agree.
+"""Losses and gradients of all members of a cohort, in four equivalent ways.
 
 | module         | for              | how                                                                     |
 |----------------|------------------|-------------------------------------------------------------------------|
-| `mlp`          | plain MLPs, CPU  | forward and backward written out, member after member, no allocation    |
-| `loop`         | any network, CPU | autograd, member after member; on any device where the network needs it |
+| `mlp`          | plain MLPs, CPU  | forward and backward written out, member by member, no allocation       |
+| `loop`         | any network, CPU | autograd, member by member; on any device if the network needs it       |
 | `mlp_together` | plain MLPs, GPU  | forward and backward written out, one call for all members              |
-| `vmap`         | any network, GPU | `torch.func`, one call for all members; on a CPU as `chosen` has it     |
+| `vmap`         | any network, GPU | `torch.func`, one call for all members; on a CPU see `chosen`           |
 
-Which of them a model is trained by is for `ways` to say.
+`ways` selects one for each model.
 
-On one CPU thread a batched product is no faster than the products one by one (it is a loop inside the library), while
-one member at a time keeps that member's weights and gradients in the cache; what batching saves there is the cost of
-calling the framework, and the hand-written path saves more of it. It also makes bit-identity plain: a member's
-arithmetic does not depend on how many others there are. On a GPU the opposite holds, and batching is everything.
+On one CPU thread a batched product is no faster than separate products (it is a loop in the library), while processing
+one member at a time keeps its weights and gradients in the cache. Batching would only save framework overhead, of which
+the hand-written path saves more. It also guarantees bit-identity, because a member's arithmetic does not depend on the
+number of others. On a GPU, in contrast, batching is essential.
 
-In all of them, members that share a stream (those of one seed) share its batches: taken once a step.
+In all of them, members that share a stream (those of one seed) share its batches, which are taken once per step.
 """
 
 from __future__ import annotations

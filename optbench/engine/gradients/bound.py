@@ -1,4 +1,4 @@
-"""What a cohort's gradients are bound to, and what they are to the engine.
+"""The inputs and outputs to which a cohort's gradients are bound, and their interface.
 
 Legend: M members, P padded parameter count.
 """
@@ -20,26 +20,26 @@ from optbench.suite.protocol import Precision
 
 @dataclass(frozen=True)
 class Bound:
-    """Bound once for many steps, so that a step makes no views."""
+    """Tensors bound once for many steps, so that a step creates no views."""
 
     weights: Tensor
     """(M, P)"""
     grads: Tensor
-    """(M, P), written to."""
+    """(M, P), written by each step."""
     streams: Sequence[BatchStream]
-    """Where each member's batches come from; members with the same object (those of one seed) share its batches."""
+    """The source of each member's batches; members with the same object (those of one seed) share its batches."""
     passes: Sequence[Passes] = ()
-    """Of each member of a user's model; none for our own networks."""
+    """Forward passes of each member of a user's model; empty for built-in networks."""
     penalties: Penalties | None = None
-    """What is added to the members' losses; None where there is nothing."""
+    """Penalties added to the members' losses, if any."""
     precision: Precision = "float32"
-    """Of forward passes, as the protocol has it."""
+    """Precision of forward passes, as in the protocol."""
     hits: Hits | None = None
-    """Where members' predictions on their batches are recorded; None where they are not requested."""
+    """Records members' predictions on their batches, if requested."""
 
 
 class Gradients(Protocol):
-    """Fills a cohort's gradient matrix for one step."""
+    """Computes a cohort's gradient matrix for one step."""
 
     @property
     def way(self) -> str:
@@ -47,11 +47,11 @@ class Gradients(Protocol):
         ...
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
-        """Gradients of the mean cross-entropy of batch `step` into the bound matrix, losses into `losses` (M,).
+        """Write gradients of the mean cross-entropy of batch `step` to the bound matrix, losses to `losses` (M,).
 
-        Penalties join the gradients and not the losses, which so mean the same in all trials.
+        Penalties are added to gradients but not to losses, which are thus comparable between trials.
 
-        Returns what the models of members raised, if any did.
+        Returns exceptions raised by members' models.
         """
         ...
 

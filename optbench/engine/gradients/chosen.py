@@ -1,9 +1,9 @@
-"""On a CPU: member after member, or all members by `torch.func` where that takes less time to the same bits.
+"""On a CPU, choose between member by member and `torch.func` for all, if that is faster with identical bits.
 
-Time cannot be measured twice alike, so it may only decide where nothing depends on it. Member after member is what a
-trial alone does, so it is the reference. `torch.func` rarely has its bits: a linear layer with a bias is one fused
-product alone, and a batched product and a sum with the member axis. Where it has, as in networks without biases, it
-takes .2 to .9 of the time; where it has not, it would mostly be slower (benchmarks/RESULTS.md).
+Timings are not reproducible, so they may only decide if results do not depend on them. Member by member, as for a trial
+alone, is the reference. `torch.func` rarely has the same bits: a linear layer with a bias is one fused product alone,
+but a batched product and a sum with the member axis. If it has, as in networks without biases, it takes .2 to .9 of the
+time; otherwise it would mostly be slower (benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -24,35 +24,35 @@ from optbench.engine.stack import Layout, same_bits
 from optbench.models import cross_entropy
 
 TRIED = 4
-"""The first steps of a stack, taken both ways; the first of them warms up and is not timed."""
+"""First steps of a stack, computed both ways; the very first is not timed."""
 MEMORY = 2**28
-"""Bytes that all members together may keep for the backward pass. Where each needs much, calls cost little anyway."""
+"""Maximum bytes that all members may keep for the backward pass; for larger networks call overhead is negligible."""
 CHECKED = 100
-"""Every so many steps both ways are taken again."""
+"""Interval in steps after which both ways are compared again."""
 
 
 class OtherBitsError(Exception):
-    """`torch.func` gave the bits of each member alone at first, and later others."""
+    """`torch.func` gave the same bits as each member alone at first, but not later."""
 
 
 @dataclass
 class Choice:
-    """What a cohort has found out about `torch.func` in its steps."""
+    """A cohort's findings about `torch.func` in its steps."""
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Of stacks in which it was tried and chosen. A library may order sums by the size of a product."""
+    """Sizes of stacks in which it was tried and chosen; a library may order sums by the size of a product."""
 
     def open(self, kept: int) -> bool:
-        """True if it may be tried where all members together keep so many bytes for their backward passes."""
+        """Return whether it may be tried if all members together keep this many bytes for their backward passes."""
         return self.possible and kept <= MEMORY
 
 
 class ChosenGradients:
-    """Takes the first steps both ways and then the faster one, if the bits are the same.
+    """Computes the first steps both ways, and then only the faster one if the bits are equal.
 
-    Nothing is trained with gradients that were not tried: in the steps taken both ways, those of each member alone are
-    used, and they are the only calls of the members' own networks.
+    Untried gradients are never used for training: in steps computed both ways, those of each member alone are used, and
+    these are the only calls of the members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:
@@ -68,7 +68,7 @@ class ChosenGradients:
         return Vmap.name if self._choice.possible and self._taken > TRIED else LoopGradients.way
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
-        """As `Gradients` has it.
+        """Compute gradients, as `Gradients`.
 
         Raises:
             OtherBitsError: the two ways differ after `torch.func` was chosen.
@@ -82,7 +82,7 @@ class ChosenGradients:
         started = time.thread_time()
         try:
             logits = self._together(step, losses)
-        except Exception:  # whatever it was: if it is not of this way alone, the other will raise it, too
+        except Exception:  # any error: unless it is specific to this way, the other will raise it, too
             self._choice.possible = False
             return self._each(step, losses)
         between = time.thread_time()
@@ -110,7 +110,7 @@ class ChosenGradients:
 
 
 class _Together:
-    """`Vmap` on batches as `LoopGradients` takes them."""
+    """`Vmap` on batches taken as in `LoopGradients`."""
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
         self._vmap = Vmap(network, layout, bound)
@@ -120,7 +120,7 @@ class _Together:
 
     @property
     def targets(self) -> Tensor:
-        """Of the last batches, (M, B) or (M, B, T)."""
+        """Targets of the last batches, (M, B) or (M, B, T)."""
         return self._batches[1]
 
     def __call__(self, step: int, losses: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class _Together:
                 for i in members:
                     stacked[i].copy_(part)
         inputs, targets = self._batches
-        # The mean over a batch is another sum with the member axis.
+        # The mean over a batch sums in another order with the member axis.
         found = self._vmap(inputs, targets, losses)
         for i, logits in enumerate(found):
             losses[i].copy_(cross_entropy(logits, targets[i]))

@@ -1,4 +1,4 @@
-"""The batches of many streams at once, with nothing for Python to count: what an accelerator is fed with.
+"""Batches of many streams at once for an accelerator, without counters in Python.
 
 Legend: S different streams, B batch size, L rows of the longest epoch, T positions.
 """
@@ -15,11 +15,11 @@ from optbench.engine.batches import BatchStream, Normaliser
 
 
 class Feed:
-    """Takes the next batch of every stream in a few calls, each for all of them.
+    """Takes the next batch of every stream in a few calls for all of them.
 
-    The examples of all streams lie one after the other, an epoch's order is a row of numbers of them, and where in its
-    order each stream is stands on the device: so `take` is the same work every time. `aim` is what Python has to do,
-    nearly always nothing.
+    The examples of all streams are concatenated, an epoch's order is a row of indices, and each stream's position in
+    its order is on the device, so that `take` is the same work every time. `aim` does the rest in Python, usually
+    nothing.
     """
 
     def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:
@@ -31,7 +31,7 @@ class Feed:
             offsets[id(part)] = rows
             rows += len(part)
         self._offsets = [offsets[id(stream.examples)] for stream in streams]
-        # One copy more, for as long as the stack lives; where all streams are of the same examples, none.
+        # An additional copy while the stack exists; none if all streams have the same examples.
         self._inputs = parts[0].inputs if len(parts) == 1 else torch.cat([part.inputs for part in parts])
         self._targets = parts[0].targets if len(parts) == 1 else torch.cat([part.targets for part in parts])
         device = self._targets.device
@@ -39,7 +39,7 @@ class Feed:
         longest = max(stream.steps_per_epoch for stream in streams) * size
         self._orders = torch.zeros(len(streams), longest, dtype=torch.int64, device=device)
         self.positions = torch.zeros(len(streams), 1, dtype=torch.int64, device=device)
-        """(S, 1): where in its epoch's order the next batch of each stream begins."""
+        """(S, 1): start of the next batch of each stream in its epoch's order."""
         augment, mirrored = streams[0].augment, [part.mirrored for part in parts if part.mirrored is not None]
         self._augmenter = None if augment is None else Augmenter(augment, [stream.examples for stream in streams])
         self._ways = torch.zeros_like(self._orders)
@@ -49,10 +49,10 @@ class Feed:
         self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], dtype=normalise.dtype, device=device)
         self._batch_targets = self._targets.new_empty(len(streams) * size, *self._targets.shape[1:])
         self._next = self._until = -1
-        """The step that follows, and the first from here on at which some stream begins another epoch."""
+        """The next step, and the next one at which any stream begins an epoch."""
 
     def aim(self, step: int) -> None:
-        """Have `take` give batch number `step` (0-based) next, without waiting for the device."""
+        """Prepare `take` to return batch `step` (0-based) next, without synchronisation."""
         if step != self._next or step == self._until:
             for i, stream in enumerate(self._streams):
                 epoch, position = divmod(step, stream.steps_per_epoch)
@@ -63,7 +63,7 @@ class Feed:
         self._next = step + 1
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Inputs (S, B, ...) and targets (S, B) or (S, B, T) of each stream's next batch, until the next call."""
+        """Return inputs (S, B, ...) and targets (S, B) or (S, B, T) of the next batches, valid until the next call."""
         places = self.positions + self._within
         rows = self._orders.gather(1, places).view(-1)
         raw = torch.index_select(self._inputs, 0, rows, out=self._raw)
@@ -78,7 +78,7 @@ class Feed:
         return inputs, self._batch_targets.view(*self._batch.shape[:2], *self._targets.shape[1:])
 
     def _renew(self, i: int, stream: BatchStream, epoch: int) -> None:
-        """The order of an epoch, and its augmentations, to the device."""
+        """Copy the order of an epoch, and its augmentations, to the device."""
         used = stream.steps_per_epoch * stream.batch_size
         self._send(stream.order(epoch)[:used] + self._offsets[i], self._orders[i])
         if stream.augment is not None:
@@ -86,6 +86,6 @@ class Feed:
 
     @staticmethod
     def _send(numbers: Tensor, row: Tensor) -> None:
-        if row.is_cuda:  # from memory that the device reads by itself, so that no call waits
+        if row.is_cuda:  # from pinned memory, so that no call waits
             numbers = numbers.pin_memory()
         row[: len(numbers)].copy_(numbers, non_blocking=True)

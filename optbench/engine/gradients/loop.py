@@ -1,4 +1,4 @@
-"""Losses and gradients of any network, by autograd, member after member: on a CPU, and where nothing else will do."""
+"""Losses and gradients of any network by autograd, member by member: on a CPU, or if nothing else works."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from optbench.models import cross_entropy, materialised
 
 
 class LoopGradients:
-    """A graph of its own for each member and step.
+    """Computes gradients with a separate graph for each member and step.
 
-    On a CPU the network is called as in a plain loop: its parameters lie in the member's row of the stack.
-    `functional_call` would put them in and take them out again at every step, and adds up to a fifth to a small
-    network's time.
+    On a CPU the network is called as in a plain loop, with its parameters in the member's row of the stack.
+    `functional_call` would swap them in and out at every step, which adds up to a fifth to a small network's time.
     """
 
     way = "member by member"
@@ -36,11 +35,11 @@ class LoopGradients:
         device, rows = bound.weights.device, bound.weights.detach().unbind()
         self._weights = [layout.views(row) for row in rows]
         self._grads = [list(layout.views(row).values()) for row in bound.grads.unbind()]
-        # Our own networks keep nothing, so one serves all members.
+        # Built-in networks are stateless, so one serves all members.
         self._networks = [each.network for each in bound.passes]
         if not self._networks:
             self._networks = [materialised(network, device)] * len(rows)
-        self._binds = device.type == "cpu"  # elsewhere a module stays where it was made, and weights are passed to it
+        self._binds = device.type == "cpu"  # elsewhere weights are passed to the module
         self._parameters: list[list[Tensor]] = (
             [list(own.parameters()) for own in self._networks]
             if self._binds
@@ -54,7 +53,7 @@ class LoopGradients:
             for i in members:
                 try:
                     self._member(i, inputs, targets, losses)
-                except Exception as error:  # a user's model may raise anything; its trial fails, the others go on
+                except Exception as error:  # a user's model may raise anything; its trial fails, the others continue
                     if not self._passes or of_the_machine(error):
                         raise
                     raised[i] = ModelError(error)
@@ -71,7 +70,7 @@ class LoopGradients:
             total = sum(added, loss)
         if self._hits is not None:
             self._hits.see(i, logits, targets)
-        # Parameters that a module does not use have no gradient; of our own networks all are used.
+        # Parameters that a module does not use have no gradient; built-in networks use all.
         found = torch.autograd.grad(total, self._parameters[i], allow_unused=bool(self._passes))
         _put(self._grads[i], found)
         losses[i].copy_(loss.detach())
@@ -90,7 +89,7 @@ class LoopGradients:
         return found
 
     def _bind(self, i: int) -> bool:
-        """Let the parameters of a member's network lie in its weights; False where they have to be passed to it."""
+        """Make the parameters of a member's network views of its weights; return False if this is impossible."""
         if self._binds:
             for parameter, view in zip(self._parameters[i], self._weights[i].values(), strict=True):
                 parameter.data = view

@@ -1,4 +1,4 @@
-"""Losses and gradients of plain MLPs on a CPU, written out.
+"""Losses and gradients of plain MLPs on a CPU, with explicit backpropagation.
 
 Legend: M members, B batch, D units of the first layer, E inputs of a network, P padded parameter count.
 """
@@ -18,14 +18,14 @@ from optbench.models.mlp import Mlp
 
 
 class MlpGradients:
-    """Backpropagation through an MLP written out, with every result in a buffer that is used again.
+    """Explicit backpropagation through an MLP, with all results in reused buffers.
 
     For layers z_l = h_(l-1) W_l^T + b_l, h_l = f(z_l), logits z_L and p = softmax(z_L):
 
         dz_L = (p - onehot(y)) / B,   dW_l = dz_l^T h_(l-1),   db_l = sum_B dz_l,   dz_(l-1) = (dz_l W_l) * f'(z_(l-1))
 
-    Members that meet the same batch get their z_1 from one product with all their W_1, one below the other, where that
-    gives the same bits (`agrees`).
+    Members with the same batch compute z_1 by one product with their stacked W_1, if that gives the same bits
+    (`agrees`).
     """
 
     ACTIVATIONS = ("relu", "tanh")
@@ -60,7 +60,7 @@ class MlpGradients:
                     self._member(i, inputs, labels, losses[i], first[k] if first else None)
 
     def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
-        """z_1 (B, D) of members with the same inputs, by one product; None where each needs its own."""
+        """Return z_1 (B, D) of members with the same inputs, by one product; None if each needs its own."""
         if members not in self._together:
             weights = [self._weights[i][0] for i in members]
             if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
@@ -112,12 +112,12 @@ class MlpGradients:
 
 
 _MINUS_ONE = torch.tensor(-1.0)
-# Autograd's own kernel for ReLU, in place: a product with a mask of booleans takes five times as long.
+# Autograd's in-place kernel for ReLU: a product with a boolean mask takes five times as long.
 _mask_by_relu = torch.ops.aten.threshold_backward.grad_input
 
 
 def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of every linear layer of one member, from the input to the head."""
+    """Return (weight, bias) of every linear layer of one member, from the input to the head."""
     views = list(layout.views(row).values())
     return list(zip(views[::2], views[1::2], strict=True))
 
@@ -136,7 +136,7 @@ class _FirstLayers:
         self._parts: Sequence[Tensor] = torch.split(self._out, units, dim=1)
 
     def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
-        """Inputs (B, E) to z_1 (B, D) of every member; they live until the next call."""
+        """Map inputs (B, E) to z_1 (B, D) of every member, valid until the next call."""
         for k, (weight, bias) in enumerate(self._layers):
             self._weight[k].copy_(weight)
             self._bias[k].copy_(bias)
@@ -146,10 +146,10 @@ class _FirstLayers:
 
 @functools.lru_cache(maxsize=256)
 def agrees(count: int, shape: torch.Size, batch: int) -> bool:
-    """Whether one product for `count` first layers of this shape has the bits of the products one by one.
+    """Return whether one product for `count` first layers of this shape has the same bits as separate products.
 
-    A library may order a sum by the size of the product, never by the numbers in it: so it is tried once, on random
-    numbers, in every process. A wide layer is left alone: there a product by itself is as fast.
+    A library may order sums by the size of the product, but not by its numbers, so that one test on random numbers per
+    process suffices. Wide layers are excluded, because separate products are as fast.
     """
     if count == 1 or shape[0] >= WIDE:
         return False
@@ -161,4 +161,4 @@ def agrees(count: int, shape: torch.Size, batch: int) -> bool:
 
 
 WIDE = 200
-"""Units. From here on the products took as long together as one by one (784 inputs, batch 256, one core)."""
+"""Units above which one product is no faster than separate ones (784 inputs, batch 256, one core)."""

@@ -1,4 +1,4 @@
-"""Losses and gradients of plain MLPs on an accelerator, written out: one call of a library for all members.
+"""Losses and gradients of plain MLPs on an accelerator, explicit, with one library call for all members.
 
 Legend: M members, B batch, C classes, P padded parameter count.
 """
@@ -16,7 +16,7 @@ from optbench.models.mlp import Mlp
 class MlpTogether:
     """A `Way`: the formulas of `MlpGradients` with a member axis.
 
-    Half the kernels that `torch.func` makes of the same network, and gradients are written where they belong.
+    Half as many kernels as with `torch.func`, and gradients are written directly to their destination.
     """
 
     name = "written out"
@@ -32,7 +32,7 @@ class MlpTogether:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-        """As `Way` has it, labels (M, B)."""
+        """Compute gradients, as `Way`, with labels (M, B)."""
         hs = [inputs.flatten(2)]
         for k, (weight, bias) in enumerate(self._layers):
             z = torch.baddbmm(bias.unsqueeze(1), hs[-1], weight.mT)

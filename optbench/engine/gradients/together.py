@@ -1,4 +1,4 @@
-"""Losses and gradients of all members at once, on batches that are taken at once: what an accelerator needs.
+"""Losses and gradients of all members at once, on batches taken at once, for accelerators.
 
 Legend: M members, S different streams, B batch.
 """
@@ -17,21 +17,21 @@ from optbench.engine.recording import Recorded, Recordings
 
 
 class Way(Protocol):
-    """Writes losses and the bound gradients of all members, the same work at every call."""
+    """Writes losses and the bound gradients of all members, with the same work at every call."""
 
     name: str
-    """As `Gradients.way` says it."""
+    """The name for `Gradients.way`."""
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> Tensor:
         """Return the logits, (M, B, C) or (M, B, T, C).
 
-        inputs: (M, B, ...), which may be one batch expanded. targets: (M, B) or (M, B, T). losses: (M,).
+        inputs: (M, B, ...), possibly one expanded batch. targets: (M, B) or (M, B, T). losses: (M,).
         """
         ...
 
 
 class TogetherGradients:
-    """All members in one go, on batches that are taken in one go; recorded where that can be."""
+    """Computes the gradients of all members at once, on batches taken at once; recorded if possible."""
 
     def __init__(self, way: Way, bound: Bound, normalise: Normaliser, recordings: Recordings) -> None:
         places = sharing(bound.streams)

@@ -1,4 +1,4 @@
-"""Whether `torch.func` can train members of a model together: found out by training two, together and each alone."""
+"""Test whether `torch.func` can train members of a model together, by training two together and each alone."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ from optbench.tasks import Examples
 STEPS = 3
 RATE = 0.01
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Of the difference of two gradients, relative to the gradient alone (Euclidean norms over all parameters)."""
+"""Tolerance of the difference of two gradients, relative to the gradient alone (Euclidean norms over all
+parameters)."""
 FEW = 16
-"""Training examples in a batch on which bits are compared."""
+"""Training examples per batch on which bits are compared."""
 
 
 def together_refused(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> str | None:
-    """Why `torch.func` cannot train members of this model together on the device of `normalise`; None if it can."""
+    """Return why `torch.func` cannot train members of this model together on the device of `normalise`, or None."""
     try:
         for together, alone in _gradients(blueprint, examples, normalise, suite_seed, precision, PROBED):
             difference = torch.linalg.norm(together - alone, dim=1)
             if not bool((difference <= TOLERANCE[precision] * torch.linalg.norm(alone, dim=1)).all()):
                 return "its gradients in lock-step differ from those alone"
-    except Exception as error:  # `torch.func` refuses in many ways
+    except Exception as error:  # `torch.func` raises many kinds of exceptions
         if of_the_machine(error):
             raise
         return f"{type(error).__name__} in lock-step: {' '.join(spoken(error).split())[:120]}"
@@ -53,7 +54,7 @@ def together_refused(
 def together_alike(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> int | None:
-    """Bytes that a member keeps for its backward pass, per example, if `torch.func` gives the bits of each alone.
+    """Return the bytes per example kept for a member's backward pass, if `torch.func` gives the same bits as alone.
 
     None if it does not, on a few examples.
     """
@@ -67,7 +68,7 @@ def together_alike(
     steps = _gradients(blueprint, examples, normalise, suite_seed, precision, FEW, saving)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*performance drop")  # it loops over members itself, slowly
+        warnings.filterwarnings("error", message=".*performance drop")  # it loops over members slowly
         try:
             if not all(same_bits(together, alone) for together, alone in steps):
                 return None
@@ -87,10 +88,10 @@ def _gradients(
     size: int,
     around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gradients (2, P) by `torch.func`, and member by member, at each of a few steps of gradient descent.
+    """Yield gradients (2, P) by `torch.func` and member by member, at a few steps of gradient descent.
 
-    Two members with different weights on batches of `size` examples. They share nothing with the cohort's members.
-    around: entered around each step member by member.
+    Two members with different weights on batches of `size` examples, independent of the cohort's members.
+    around: context of each step member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
     few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))

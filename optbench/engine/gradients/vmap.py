@@ -17,15 +17,15 @@ from optbench.models import cross_entropy
 
 
 class Vmap:
-    """A `Way` by `torch.func`: one forward and backward with the member axis added."""
+    """A `Way` by `torch.func`: one forward and backward pass with an added member axis."""
 
     name = "torch.func"
 
     def __init__(self, network: nn.Module, layout: Layout, bound: Bound) -> None:
-        network = copy.deepcopy(network)  # `functional_call` leaves weights in a layer with two names
+        network = copy.deepcopy(network)  # `functional_call` would leave weights in a layer with two names
         self._weights = layout.views(bound.weights)
         self._grads = layout.views(bound.grads)
-        # Buffers that stay as they are: a network that changes them is not trained together.
+        # Constant buffers: a network that changes them is not trained together.
         rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
         self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 
@@ -42,12 +42,12 @@ class Vmap:
             found = cross_entropy(logits, targets)
             return sum(added, found), (found, logits)
 
-        # Networks that are trained together draw nothing; rotations are drawn for all members, from generators.
+        # Networks trained together draw nothing; rotations are drawn for all members from generators.
         draws = "same" if penalties else "error"
         self._found = vmap(grad_and_value(loss, has_aux=True), randomness=draws)
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
-        """The logits, (M, B, C) or (M, B, T, C), besides."""
+        """Compute gradients, as `Way`, and return the logits, (M, B, C) or (M, B, T, C)."""
         with unfused():
             found, (_, (values, logits)) = self._found(self._weights, self._buffers, inputs, targets, self._members)
         for name, target in self._grads.items():

@@ -1,4 +1,4 @@
-"""Which way gradients of a model are taken, and what was found out by trying."""
+"""The way in which gradients of a model are computed, and the results of tests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from optbench.tasks import Examples
 
 
 class Ways:
-    """The ways to gradients of one model, for all cohorts that train it on the same data and device.
+    """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    Whether `torch.func` can take them, and to the bits of each member alone, is tried once: when it is first needed.
+    Whether `torch.func` works, and with the same bits as each member alone, is tested once, on first use.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Ways:
         together: bool,
         precision: Precision = "float32",
     ) -> None:
-        """examples: for training. together: one call for all members where that can be, as an accelerator needs it.
+        """examples: for training. together: use one call for all members if possible, as accelerators require.
 
-        precision: of forward passes; those written out are of float32 alone.
+        precision: of forward passes; explicit ones are float32 only.
         """
         self._blueprint = blueprint
         self._tried = blueprint, examples, normalise, suite_seed, precision
@@ -46,8 +46,8 @@ class Ways:
 
     @cached_property
     def alone(self) -> str | None:
-        """Why members cannot be trained together, where that is wanted and as far as is known; None if they can."""
-        # Of our own networks it is known, in float32.
+        """Why members cannot be trained together, if requested and as far as known; None if they can."""
+        # Known for built-in networks in float32.
         known = self._blueprint.ours and self._tried[-1] == "float32"
         if self._blueprint.alone is None and self._wanted and not known:
             return together_refused(*self._tried)
@@ -55,26 +55,26 @@ class Ways:
 
     @property
     def together(self) -> bool:
-        """Whether one call serves all members, whatever it takes."""
+        """Whether one call must process all members."""
         return self._wanted and self.alone is None
 
     @cached_property
     def _kept(self) -> int | None:
-        """As `together_alike` has it; None if `torch.func` may not be taken for members that need not be together."""
+        """The result of `together_alike`; None if `torch.func` must not be used for members that may be separate."""
         return None if self._written_out or self.alone is not None else together_alike(*self._tried)
 
     def distrust(self) -> None:
-        """Take gradients member by member from now on: `torch.func` gave other bits after it had been chosen."""
+        """Compute gradients member by member from now on, after `torch.func` gave different bits."""
         self._kept = None
 
     def factory(self, buffer: BatchBuffer, recordings: Recordings) -> GradientsFactory:
-        """The fastest way, for the stacks of one cohort."""
+        """Return the fastest way for the stacks of one cohort."""
         network, layout = self._blueprint.network, self._blueprint.layout
         if self.together:
             way = MlpTogether if self._written_out else Vmap
 
             def together(bound: Bound) -> Gradients:
-                # A decomposition of a matrix waits for the device, which cannot be recorded.
+                # A matrix decomposition synchronises, which cannot be recorded.
                 record = recordings if bound.penalties is None else Recordings(None)
                 return TogetherGradients(way(network, layout, bound), bound, buffer.normalise, record)
 

@@ -1,8 +1,8 @@
-"""The three ways an update is applied to a cohort, behind one interface.
+"""Three ways to apply an update to a cohort, behind one interface.
 
-A lane is built for the members of a stack and taken apart with it: `export` gives a member's optimizer state on its
-own, and a new lane is built from the states of those that continue. So a member's state never mixes with another's, and
-dropping a member needs no masks; the results of a stopped member that is carried along are ignored.
+A lane is built for the members of a stack and discarded with it: `export` returns a member's optimizer state, and a new
+lane is built from the states of members that continue. So states are never mixed, and dropping a member needs no masks;
+the results of a stopped member that is carried along are ignored.
 
 Legend: A members in training, P padded parameter count.
 """
@@ -48,11 +48,11 @@ def build_lane(
     begin: bool,
     clip_norm: float | None = None,
 ) -> Lane:
-    """The lane that `spec` names, over weights (A, P) and gradients (A, P).
+    """Build the lane of `spec` for weights (A, P) and gradients (A, P).
 
-    network: what the weights belong to, without weights of its own. recordings: for a lane whose steps can be recorded.
-    begin: whether a task begins, with weights that were measured, rather than continues. clip_norm: for a lane with
-    gradients of its own; those of the stack are clipped before they are handed to a lane.
+    network: the weights' network, without weights. recordings: for a lane whose steps can be recorded.
+    begin: whether a task begins, with measured weights, or continues. clip_norm: for a lane with its own
+    gradients; those of the stack are clipped before the lane uses them.
     """
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin, clip_norm=clip_norm)

@@ -1,4 +1,4 @@
-"""The lane of optimizers that are written with the member axis: one instance for a cohort."""
+"""The lane of optimizers written with the member axis: one instance for a cohort."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from optbench.precision import widest
 
 
 class BatchedLane(Lane):
-    """One instance of an optimizer of ours, which knows the member axis (`stacked=True`).
+    """One instance of a built-in optimizer with member axis (`stacked=True`).
 
-    Beside `step` it has `begin_task`, `fallbacks`, and its step in two parts: `work`, on the device, and `advance`,
-    what it counts in Python. `upcoming` names the kind of work that comes next, which is the same work on the same
-    tensors whenever it has that name, or is None where it is not to be recorded.
+    In addition to `step` it has `begin_task`, `fallbacks`, and its step in two parts: `work`, on the device, and
+    `advance`, its counters in Python. `upcoming` names the kind of the next work, which is the same on the same
+    tensors whenever the name is equal, or is None if it must not be recorded.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BatchedLane(Lane):
                 group.update(shared)
 
     def _refusal(self, make: Callable[..., Any], setting: Mapping[str, Any], i: int) -> Exception | None:
-        """What the constructor raises for one member by itself, if anything."""
+        """Return the exception of the constructor for one member alone, if any."""
         try:
             with without_warnings():
                 make([p.detach()[i].requires_grad_() for p in self._parameters], **setting)
@@ -96,7 +96,7 @@ class BatchedLane(Lane):
                     self._works[kind] = Recorded("update", self._recordings)
                 self._works[kind](self._optimizer.work, self._changed)
                 self._optimizer.advance()
-        except Exception as error:  # a step that is cut short leaves every member in an undefined state
+        except Exception as error:  # an aborted step leaves every member in an undefined state
             if of_the_machine(error):
                 raise
             return dict.fromkeys(range(self._count), error)
@@ -107,7 +107,7 @@ class BatchedLane(Lane):
         return [*self._parameters, *states]
 
     def export(self, index: int) -> MemberState:
-        # What all members share (the clock of the refresh schedule) is kept in the groups as plain integers and flags.
+        # Shared state (the clock of the refresh schedule) is stored in the groups as plain integers and flags.
         shared = [{k: v for k, v in g.items() if isinstance(v, int)} for g in self._optimizer.param_groups]
         states = [self._optimizer.state[p] for p in self._parameters]
         if not all(states):
@@ -125,12 +125,12 @@ class BatchedLane(Lane):
 
 
 class _Scheduled:
-    """The rates (M,) of a batched optimizer, scaled in place before each step: recorded steps read the same memory."""
+    """The rates (M,) of a batched optimizer, scaled in place because recorded steps read the same memory."""
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], curves: Sequence[RateCurve | None], device: torch.device
     ) -> None:
-        """curves: of each member; None: its rate is not scaled."""
+        """curves: of each member; None if its rate is not scaled."""
         self._curves = curves
         self._factors = torch.ones(len(curves), dtype=widest(device), device=device)
         distinct = dict.fromkeys(curve for curve in curves if curve is not None)
@@ -142,7 +142,7 @@ class _Scheduled:
             self._rates.append((group["lr"], own))
 
     def begin(self, step: int) -> list[float]:
-        """Scale the rates for a step; the factors of the members. Nothing is sent to the device but kernels."""
+        """Scale the rates for a step and return the members' factors, without transfers to the device."""
         for curve, mask in self._masks:
             self._factors.masked_fill_(mask, curve.factor(step))
         for rate, own in self._rates:

@@ -1,4 +1,4 @@
-"""The lane of optimizers that work weight by weight: members with the same settings share an instance."""
+"""The lane of elementwise optimizers: members with the same settings share an instance."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from optbench.optimizers.rates import first_rate, rate_groups, scaled
 
 
 class ElementwiseLane(Lane):
-    """Rows of the stack with the same settings, step count and schedule share a leaf, and each leaf has an instance.
+    """Rows with equal settings, step count and schedule share a leaf parameter, with one instance per leaf.
 
-    Not one instance for all: what raises because of its settings must not stop the others.
+    There is no common instance, so that an exception caused by some settings does not stop other members.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ElementwiseLane(Lane):
             leaf = weights[start:stop].detach().requires_grad_()
             leaf.grad = grads[start:stop]
             try:
-                with code.aside(0, quiet=True):  # the members of a block share what it draws
+                with code.aside(0, quiet=True):  # the members of a block share its random draws
                     optimizer: Optimizer = make([leaf], **settings[start])
-            except Exception as error:  # it refuses the settings: these trials fail, the others continue
+            except Exception as error:  # the settings are rejected: these trials fail, the others continue
                 if of_the_machine(error):
                     raise
                 refused.update(dict.fromkeys(range(start, stop), error))
@@ -64,13 +64,13 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move the rates that are scaled to the device, where a recorded step reads them; with their own values."""
+        """Move scaled rates to the device, where recorded steps read them, with their original values."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
             bases = [float(group["lr"]) for group in groups]
             for group, base in zip(groups, bases, strict=True):
-                # In float32, as fused implementations read it.
+                # in float32, which fused implementations use
                 group["lr"] = torch.full((), base, dtype=torch.float32, device=device)
             found.append([(group["lr"], base) for group, base in zip(groups, bases, strict=True)])
         return found
@@ -93,14 +93,14 @@ class ElementwiseLane(Lane):
                     else:
                         with scaled(rate_groups(optimizer, stepping=True), self._factors[i]):
                             optimizer.step()
-            except Exception as error:  # such as a rate that overflows: these trials fail, the others go on
+            except Exception as error:  # such as an overflowing rate: these trials fail, the others continue
                 if of_the_machine(error):
                     raise
                 raised.update(dict.fromkeys(range(start, stop), error))
         return raised
 
     def _changed(self) -> list[Tensor]:
-        """Weights and states; an optimizer may write to the gradients, too."""
+        """Return the tensors that change: weights, states, and gradients, to which an optimizer may write."""
         states = [self._optimizers[i].state.get(leaf, {}) for i, leaf in enumerate(self._leaves)]
         kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*self._leaves, *(leaf.grad for leaf in self._leaves if leaf.grad is not None), *kept]
@@ -120,7 +120,7 @@ class ElementwiseLane(Lane):
         state = self._optimizers[block].state.get(self._leaves[block])
         if not state:
             return None
-        # A 0-dimensional tensor (the step count) belongs to the whole block: everyone gets a copy.
+        # A 0-dimensional tensor (the step count) belongs to the whole block: every member gets a copy.
         row = index - self._blocks[block][0]
         return {k: v[row].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()}
 
@@ -129,8 +129,7 @@ class ElementwiseLane(Lane):
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curve: RateCurve | None) -> str:
-    """Members with equal signatures may share a leaf: equal settings and factors, and equal scalars (step counts) in
-    their state."""
+    """Return a key by which members may share a leaf: settings, factors and scalar state (step counts)."""
     scalars = None
     if state:
         scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
@@ -138,7 +137,7 @@ def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curv
 
 
 def _runs(values: Sequence[str]) -> list[tuple[int, int]]:
-    """(start, stop) of every stretch of equal neighbours."""
+    """Return (start, stop) of every run of equal neighbours."""
     starts = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
 
@@ -148,5 +147,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Rows of members to a stacked tensor; scalars, which are equal here, to one of them."""
+    """Stack the rows of members; of scalars, which are equal here, return one."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

@@ -1,4 +1,4 @@
-"""What every lane is to the engine, and what it is told of its members."""
+"""The interface of lanes, and the information about members that they receive."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from optbench.engine.rates import RateCurve
 
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
-"""evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a scalar to take gradients of.
-given: whether its optimizer has been given the gradients of the step; if not, its first evaluation stands for them."""
+"""evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a differentiable scalar.
+given: whether its optimizer has received the gradients of the step; if not, its first evaluation replaces them."""
 MemberState = Any
-"""One member's optimizer state, opaque to everyone but the lane that exported it; None is a fresh start. One that
-was saved at the end of a task is in containers, tensors and numbers."""
+"""One member's optimizer state, opaque except to the lane that exported it; None for a new optimizer. A state
+saved at the end of a task consists of containers, tensors and numbers."""
 
 
 def _unseeded(purpose: str) -> int:
@@ -27,30 +27,30 @@ def _unseeded(purpose: str) -> int:
 
 @dataclass(frozen=True)
 class LaneMember:
-    """What a lane is told of a member, beside its row of the stack."""
+    """The information about a member that a lane receives in addition to its row."""
 
     hyperparameters: Mapping[str, Any]
     state: MemberState
-    """The state it continues from."""
+    """The state from which it continues."""
     generator: torch.Generator
     """Its own."""
     total_steps: int
-    """From the state's beginning, if nothing stops it sooner."""
+    """Total steps since the state was new, without early stopping."""
     examples: int = 0
-    """Training examples of the task at which its optimizer is made."""
+    """Number of training examples of the task at which its optimizer is constructed."""
     draws: Callable[[str], int] = _unseeded
-    """draws(purpose) -> the seed of what its optimizer draws outside of steps."""
+    """draws(purpose) -> the seed for its optimizer's random draws outside of steps."""
     ends: frozenset[str] = frozenset()
     """The parameters at the ends of the network, by name: see `optimizers.ends`."""
     curve: RateCurve | None = None
-    """By which its rate is scaled in this task; None: not at all."""
+    """The schedule of its rate in this task; None without one."""
 
 
 class RefusedError(Exception):
-    """The constructor of a shared instance refused the settings of some members; no step has been taken."""
+    """The constructor of a shared instance rejected the settings of some members; no step has been taken."""
 
     def __init__(self, errors: Mapping[int, Exception]) -> None:
-        """errors: what the constructor raised, by member."""
+        """errors: exceptions of the constructor, by member."""
         super().__init__(errors)
         self.errors = dict(errors)
 
@@ -58,7 +58,7 @@ class RefusedError(Exception):
 class Lane(ABC):
     """An optimizer at work on a cohort.
 
-    Its constructor raises RefusedError where members share an instance and some of them have settings that cannot be.
+    Its constructor raises RefusedError if members share an instance and some have invalid settings.
     """
 
     raised_early: dict[int, Exception]
@@ -66,38 +66,37 @@ class Lane(ABC):
 
     @abstractmethod
     def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
-        """One update of every member from the bound gradients; members whose optimizer raised, with what it raised.
+        """Update every member from the bound gradients; return the exceptions of optimizers, by member.
 
-        evaluate: for an optimizer that asks for more than gradients. step: its number in the task, from 0 on.
+        evaluate: for an optimizer that needs more than gradients. step: its index in the task, from 0.
         """
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """The rate of a member's first parameter group, times the schedule's factor in the step before; None without
-        one."""
+        """Return the rate of a member's first group times the last factor of the schedule; None without a rate."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
-        """The state of a member, in tensors of its own."""
+        """Return the state of a member, in separate tensors."""
 
     @abstractmethod
     def state_bytes(self, index: int) -> int:
-        """Bytes of a member's optimizer state."""
+        """Return the bytes of a member's optimizer state."""
 
     def begin_task(self) -> None:  # noqa: B027
-        """Tell the optimizer that a new task begins; most know nothing of tasks."""
+        """Tell the optimizer that a new task begins; most ignore it."""
 
     def measured(self, index: int, row: Tensor) -> Tensor:
-        """The weights (P,) to measure a member at; `row` itself unless its optimizer keeps others for training."""
+        """Return the weights (P,) at which to measure a member: `row`, unless its optimizer trains other weights."""
         return row
 
     def fallbacks(self, index: int) -> int:
-        """How often a factorisation of a member had to be replaced."""
+        """Return how often a factorisation of a member had to be replaced."""
         return 0
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in a nested state, each storage once."""
+    """Return the bytes of all tensors in a nested state, counting each storage once."""
     seen: dict[int, int] = {}
 
     def visit(item: Any) -> None:

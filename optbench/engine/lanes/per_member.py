@@ -29,10 +29,10 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 
 
 class PerMemberLane(Lane):
-    """One unmodified instance per member, over a network of its own whose weights are copied back to the stack.
+    """One unmodified instance per member on a separate network, whose weights are copied back to the stack.
 
-    The copies are the price of trusting no optimizer: one may rebind `p.data`, keep references to its gradients or
-    scale them in place, and the stack does not notice.
+    The copies protect the stack from optimizers that rebind `p.data`, keep references to gradients or scale them in
+    place.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PerMemberLane(Lane):
         begin: bool,
         clip_norm: float | None = None,
     ) -> None:
-        """clip_norm: the bound of every gradient that an instance steps from or evaluates; None: unbounded."""
+        """clip_norm: bound of every gradient that an instance uses or evaluates; None without one."""
         self._clip_norm = clip_norm
         self._users = spec.source == "yours"
         self._layout = layout
@@ -73,17 +73,18 @@ class PerMemberLane(Lane):
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> Instance:
-        """The instance of a member, new or as it was; weights that it changes go to `views`.
+        """Return the instance of a member, new or existing; weights that it changes are copied to `views`.
 
         Raises:
-            CannotResume: a saved state does not fit. Or whatever the optimizer does.
+        CannotResume: a saved state does not fit.
+        Exception: any exception of the optimizer.
         """
         if member.state is None:
             return self._new(spec, member, network, views)
-        # A live instance stays as it is: `load_state_dict` would cast its state to the type of the parameters.
+        # An existing instance is reused: `load_state_dict` would cast its state to the dtype of the parameters.
         is_live = isinstance(member.state, Instance)
         instance = member.state if is_live else self._restored(spec, member, network, views)
-        # At the start of a task the rows hold the measured weights, within one the trained weights.
+        # At the start of a task the rows hold the measured weights, within a task the trained ones.
         if begin:
             self._switch(instance, "eval", member)
         _copy(views, instance.parameters)
@@ -93,7 +94,7 @@ class PerMemberLane(Lane):
         return instance
 
     def _new(self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]) -> Instance:
-        """An instance that has taken no step, and the network it works on, with these weights."""
+        """Construct an instance and its network with these weights."""
         own = materialised(network, views[0].device)
         mark(own, member.ends)
         parameters = list(own.parameters())
@@ -113,10 +114,10 @@ class PerMemberLane(Lane):
     def _restored(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
     ) -> Instance:
-        """A new instance with the state that another one's `saved` returned.
+        """Construct an instance with the state returned by another one's `saved`.
 
         Raises:
-            CannotResume: it is of another optimizer, or either of the two does not expect to be made again.
+        CannotResume: it belongs to another optimizer, or restoring it raises.
         """
         draws = member.generator.get_state()
         try:
@@ -133,7 +134,7 @@ class PerMemberLane(Lane):
         return instance
 
     def begin_task(self) -> None:
-        """Call the method of this name of the optimizers that have one; what one raises is in `raised_early`."""
+        """Call `begin_task` of optimizers that have it, collecting exceptions in `raised_early`."""
         for i, instance in enumerate(self._instances):
             if instance is None:
                 continue
@@ -153,7 +154,7 @@ class PerMemberLane(Lane):
             try:
                 with self._code.step(self._members[i].generator):
                     self._step(i, instance, evaluate, step)
-            except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others go on
+            except Exception as error:  # a user's optimizer may raise anything; its trial fails, the others continue
                 if of_the_machine(error):
                     raise
                 raised[i] = error
@@ -163,13 +164,13 @@ class PerMemberLane(Lane):
 
     def _step(self, i: int, instance: Instance, evaluate: Evaluate, step: int) -> None:
         needs = instance.needs
-        # Those that the optimizer has frozen have no gradient, as in a plain loop.
+        # Parameters frozen by the optimizer have no gradient, as in a plain loop.
         trained = [(p, grad) for p, grad in zip(instance.parameters, self._grads[i], strict=True) if p.requires_grad]
         parameters = [parameter for parameter, _ in trained]
         given = not (instance.call.loss or needs & {"loss", "create_graph", "model", "around_forward"})
 
         def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
-            """Evaluate the loss; other arguments that optimizers give to a closure change nothing."""
+            """Evaluate the loss; other arguments that optimizers pass to a closure are ignored."""
             plain = unfused() if "create_graph" in needs else contextlib.nullcontext()
             with instance.around_forward(), self._code.closure(), torch.enable_grad(), plain:
                 loss = evaluate(i, instance.network, given)
@@ -180,10 +181,10 @@ class PerMemberLane(Lane):
                 if not (backward and loss.requires_grad):
                     return loss.detach()
                 if "create_graph" in needs:
-                    # Not `backward`, which warns of the cycle that such a gradient makes; it is broken below.
+                    # Not `backward`, which warns of the cycle created by such a gradient; it is broken below.
                     found = torch.autograd.grad(loss, parameters, create_graph=True)
                     for parameter, grad in zip(parameters, found, strict=True):
-                        # A view of another tensor cannot be detached in place, which optimizers do.
+                        # A view cannot be detached in place, which optimizers do.
                         parameter.grad = grad.clone() if grad._is_view() else grad
                 else:
                     loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
@@ -213,9 +214,9 @@ class PerMemberLane(Lane):
                 parameter.grad = None
 
     def _clip(self, parameters: Sequence[Tensor]) -> None:
-        """Clip the gradients of an instance as its user's loop would, those that are to be differentiated included.
+        """Clip the gradients of an instance as in a user's loop, including differentiable ones.
 
-        The factor counts as a constant: second derivatives are those of the loss.
+        The factor is treated as a constant, so that second derivatives are those of the loss.
         """
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
@@ -230,18 +231,18 @@ class PerMemberLane(Lane):
         found = torch.zeros_like(row)
         _copy(instance.parameters, list(self._layout.views(found).values()))
         self._switch(instance, "train", member)
-        # There and back is exact only up to rounding, and to look must not change the path.
+        # Switching back is exact only up to rounding, and measuring must not change the training.
         _copy(kept, instance.parameters)
         return found
 
     def _switch(self, instance: Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
-        """Switch an optimizer that has modes; one that has the methods only by inheritance may not implement them."""
+        """Switch the mode of an optimizer; inherited methods may not be implemented."""
         if "modes" not in instance.needs:
             return
         try:
             with self._code.aside(member.draws(mode)):
                 getattr(instance.optimizer, mode)()
-        except NotImplementedError:  # inherited and never meant: only modes that are declared have to work
+        except NotImplementedError:  # inherited and unintended: only declared modes must work
             if "modes" in declared_needs(member.hyperparameters):
                 raise
 
@@ -249,7 +250,7 @@ class PerMemberLane(Lane):
         instance = self._instances[index]
         try:
             rate = None if instance is None else first_rate(rate_groups(instance.optimizer))
-        except Exception as error:  # of a user's attribute, which nothing but this column needs
+        except Exception as error:  # from a user's attribute, needed only for this column
             if of_the_machine(error):
                 raise
             return None
@@ -265,15 +266,15 @@ class PerMemberLane(Lane):
 
 @dataclass(frozen=True)
 class StepCall:
-    """How an optimizer's `step` is called, by its needs and its signature."""
+    """How to call an optimizer's `step`, from its needs and its signature."""
 
     closure: Literal["first", "by name", "not"]
     loss: bool
-    """Whether it is given the loss by this name."""
+    """Whether it receives the loss under this name."""
 
     @staticmethod
     def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
-        """spec: with the needs of this instance."""
+        """Derive it from a spec with the needs of this instance."""
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
             return StepCall("first" if wants else "not", loss=False)
@@ -291,7 +292,7 @@ class StepCall:
 
 @dataclass(frozen=True)
 class Instance:
-    """A member's own optimizer, the network it trains, and how it is called."""
+    """A member's optimizer, the network that it trains, and how to call it."""
 
     optimizer: Optimizer
     network: nn.Module
@@ -305,17 +306,17 @@ class Instance:
         return Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
 
     def saved(self) -> dict[str, Any]:
-        """Its `state_dict()`, and where it keeps others for measuring the weights that it trains.
+        """Return its `state_dict()`, and the training weights if it measures at others.
 
-        Raises whatever the optimizer does.
+        Raises any exception of the optimizer.
         """
         weights = [p.detach() for p in self.parameters] if "modes" in self.needs else []
         return {"state": self.optimizer.state_dict(), "weights": weights}
 
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
-        """Return the name of an attribute that holds other data in another instance; None if all hold the same.
+        """Return the name of an attribute with different data in another instance; None if all are equal.
 
-        noise: the trial's generator. Weights and generators are not compared. Raises what `contents.digest` raises.
+        noise: the trial's generator. Weights and generators are not compared. Raises as `contents.digest`.
         """
         known, its_known = self._known(noise), other._known(its_noise)
         if digest([self.optimizer, *self._marks()], known) == digest([other.optimizer, *other._marks()], its_known):
@@ -325,15 +326,15 @@ class Instance:
         return f"`{names[0]}`" if names else "all of its state"
 
     def _known(self, noise: torch.Generator) -> list[object]:
-        """What an optimizer is given, and does not have of itself."""
+        """Return the objects passed to an optimizer, which are not its own data."""
         return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
 
     def _marks(self) -> list[object]:
-        """What an optimizer may have set on parameters: whether they are frozen, and attributes."""
+        """Return what an optimizer may have set on parameters: frozen flags, and attributes."""
         return [(parameter.requires_grad, vars(parameter)) for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:
-        """Around a forward and backward pass in training."""
+        """Return the context of a forward and backward pass in training."""
         if "around_forward" not in self.needs:
             return contextlib.nullcontext()
         around: AbstractContextManager[Any] = self.optimizer.around_forward()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How much memory an optimizer's state takes, wherever the optimizer keeps it."""
+"""Memory of an optimizer's state, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from optbench.engine.contents import parts, place
 
 _KNOWN = ("torch", "optbench", "pytorch_optimizer")
-"""Packages whose optimizers keep their state in `state`; other tensors of theirs are working copies."""
+"""Packages whose optimizers store their state in `state`; their other tensors are temporaries."""
 _LEAVES = (int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType, torch.Generator)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: bool) -> int:
-    """Bytes of an optimizer's state, each storage once.
+    """Return the bytes of an optimizer's state, counting each storage once.
 
-    users: whether the optimizer is a user's. Then all tensors count that can be reached from it: the state of an
-    optimizer inside it, too, and buffers in attributes. The network does not: neither its modules, which an optimizer
-    may hold, nor its parameters and their gradients. Of the registry's own `state` counts, and a user's inside them.
+    users: whether the optimizer is a user's, for which all reachable tensors count, including the state of inner
+    optimizers and buffers in attributes, but not the network's modules, parameters and gradients. For registered
+    optimizers, `state` counts, and users' optimizers inside them.
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -36,7 +36,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
         if isinstance(item, Tensor):
             if item.layout is torch.strided and (where := place(item)) not in excluded:
                 found[where] = item.untyped_storage().nbytes()
-            elif item.layout is not torch.strided:  # as sparse ones are: a storage each for indices and values
+            elif item.layout is not torch.strided:  # e.g. sparse ones, with separate storages for indices and values
                 found[id(item)] = item.element_size() * item._nnz()
         else:
             waiting += [part for _, part in parts(item)]
@@ -44,7 +44,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
 
 
 def _users_inside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """Users' optimizers inside a wrapper of the registry's."""
+    """Return users' optimizers inside a registered wrapper."""
     found = []
     for inside in vars(optimizer).values():
         if isinstance(inside, torch.optim.Optimizer):

@@ -1,7 +1,7 @@
 """Verify `elementwise: true` on a member's own gradients, throughout a task.
 
-A few steps before training expose most optimizers that are not elementwise, but not one whose update only later starts
-to depend on other weights (a clipped norm, a warm-up, a branch on the shape).
+A few steps before training expose most optimizers that are not elementwise, but not those whose update depends on other
+weights only later (a clipped norm, a warm-up, a branch on the shape).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
-"""Relative to the distance from the start; not 0, since kernels may round the last elements of a tensor differently."""
+"""Relative to the distance from the start; not 0, because kernels may round the last elements of a tensor
+differently."""
 
 NOT_ELEMENTWISE = "declared elementwise, and trained with an instance per trial"
-"""Start of the note on trials that were trained apart for that reason."""
+"""Start of the note on trials that were trained separately for that reason."""
 RENEWED_EVERY = 37
 """Steps between rebuilds of the first instance, which check that all of its state is in `state`."""
 
@@ -32,17 +33,17 @@ class NotElementwise(Exception):
 
 
 class Verification:
-    """Two instances that take a member's steps: over its row alone, and over its parameters as its network has them.
+    """Two instances that repeat a member's steps: one on its row alone, one on its network's parameters.
 
-    The first must agree to the last bit, or else trials would depend on their companions; the second up to rounding.
+    The first must agree bit for bit, or trials would depend on their companions; the second up to rounding.
     """
 
     def __init__(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
     ) -> None:
-        """At the beginning of the first task, from its initial weights `row` (P,).
+        """Start at the beginning of the first task, from the initial weights `row` (P,).
 
-        Raises whatever a user's constructor raises.
+        Raises any exception of a user's constructor.
         """
         self._start = row.detach().clone()
         per_member = dataclasses.replace(spec, lane="per-member")
@@ -58,12 +59,12 @@ class Verification:
         return self._over or self.difference is not None
 
     def take(self, grads: Tensor) -> None:
-        """Copy the gradients (P,) of the next step, before anything can change them."""
+        """Copy the gradients (P,) of the next step before they can change."""
         for companion in (self._alone, self._apart):
             companion.grads[0].copy_(grads)
 
     def follow(self, evaluate: Evaluate, row: Tensor) -> None:
-        """The step that has led the member to the weights `row` (P,)."""
+        """Repeat the step that led the member to the weights `row` (P,)."""
         self._steps += 1
         if self._steps % RENEWED_EVERY == 0:
             self._alone.renew()
@@ -89,22 +90,22 @@ class Verification:
             )
 
     def end(self) -> None:
-        """Stop following: the member's optimizer raised, so there is nothing to compare with."""
+        """Stop: the member's optimizer raised an exception, so there is nothing to compare with."""
         self._over = True
 
 
 class _Companion:
-    """A lane with one member, fed with the gradients of a member of another stack.
+    """A lane with one member that receives the gradients of a member of another stack.
 
-    It shares nothing with that member: weights, gradients, network and generator are its own.
+    It has its own weights, gradients, network and generator.
     """
 
     def __init__(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
     ) -> None:
-        """At the beginning of a task, from `row` (P,).
+        """Start at the beginning of a task, from `row` (P,).
 
-        Raises whatever a user's constructor or `begin_task` raises.
+        Raises any exception of a user's constructor or `begin_task`.
         """
         weights = row.detach().clone()[None]
         self.row, self.grads = weights[0], torch.zeros_like(weights)
@@ -119,9 +120,9 @@ class _Companion:
             raise error
 
     def renew(self) -> None:
-        """Rebuild its elementwise lane from the exported state, as happens between tasks and when members stop."""
+        """Rebuild its elementwise lane from the exported state, as between tasks and when members stop."""
         self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
 
     def step(self, evaluate: Evaluate, step: int) -> Exception | None:
-        """Take a step of the task; return what the optimizer raised, if anything."""
+        """Take a step of the task; return the optimizer's exception, if any."""
         return self._lane.step(evaluate, step).get(0)

@@ -59,7 +59,7 @@ class Path:
 
 
 def against(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure for each requested by an experiment and each of its models."""
+    """Return one figure for each requested by an experiment and each of its models."""
     return [
         figure
         for group in groups(results)

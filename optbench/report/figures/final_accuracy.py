@@ -25,7 +25,7 @@ MAX_ROWS = 12
 
 
 def final_accuracy(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment, with every seed as a dot."""
+    """Return one figure per experiment, with every seed as a dot."""
     return [
         figure
         for experiment, found in by_experiment(groups(results)).items()

@@ -27,7 +27,7 @@ MOST = 4
 
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment and model that follows its earlier tasks, with one panel per task."""
+    """Return one figure per experiment and model that follows its earlier tasks, with one panel per task."""
     read = {result.run.path: read_curves(result) for result in results}
     found = []
     for group in groups(results) if any(read.values()) else ():

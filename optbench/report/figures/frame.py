@@ -131,7 +131,7 @@ def _ticks(axis: Axis) -> tuple[Ticks, str]:
 
 
 def _lines(frame: Frame, points: Transform) -> Iterator[Line2D]:
-    """Return grid, ticks and axes, each as one line with gaps. Only scales have a grid and ticks."""
+    """Yield grid, ticks and axes, each as one line with gaps. Only scales have a grid and ticks."""
     x0, y0, x1, y1 = frame.inner
     gap = (math.nan, math.nan)
     grid, marks = [gap], [(x0, y1), (x0, y0), (x1, y0)]
@@ -223,7 +223,7 @@ def _widths(columns: Sequence[Sequence[Series]]) -> list[float]:
 
 
 def _legend(frame: Frame) -> Iterator[tuple[float, float, Series]]:
-    """Return the left end and middle of every legend entry."""
+    """Yield the left end and middle of every legend entry."""
     columns = _columns(frame.panel)
     widths = _widths(columns)
     begin = _start(frame, sum(widths) - COLUMN_GAP)

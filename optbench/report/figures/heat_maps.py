@@ -44,13 +44,13 @@ class HeatMap:
 
 
 def class_cosine(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment and model."""
+    """Return one figure per experiment and model."""
     read = {result.run.path: cosines(result) for result in results}
     return [_cosine_figure(*drawn) for drawn in _drawn(results, lambda found: read[found.run.path])]
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment and model, unless each task was only scored right before and after it."""
+    """Return one figure per experiment and model, unless each task was only scored right before and after it."""
     return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
 
 

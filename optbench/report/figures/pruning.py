@@ -23,7 +23,7 @@ SCOPES = {"global": "the largest of all weights", "layer": "the largest of each 
 
 
 def pruning(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment and model, with one panel per scope."""
+    """Return one figure per experiment and model, with one panel per scope."""
     read = {result.run.path: read_curves(result) for result in results}
     figures = []
     for group in groups(results):

@@ -107,7 +107,7 @@ class Scale:
 
 
 def readings(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per claim with readings, with a panel for each part."""
+    """Return one figure per claim with readings, with a panel for each part."""
     figures: list[Figure] = []
     for result in results:
         more = [result.run.id] if len(results) > 1 else []
@@ -186,7 +186,7 @@ def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
 
 
 def _rows(judged: JudgedClaim) -> Iterator[Row]:
-    """Return a row for each metric, and for each layer and kind of data if there are several."""
+    """Yield a row for each metric, and for each layer and kind of data if there are several."""
     assert judged.claim.readings is not None
     cells = judged.claim.readings.cells
     depth = 0.0

@@ -30,6 +30,6 @@ def task_names(outline: Outline, tasks: int) -> TaskNames:
 
 
 def task_ticks(axes: Axes, which: style.Which, names: TaskNames, inches: float) -> None:
-    """Return a tick for each task at 0, 1, ..., or for some of them if `inches` is too short for all."""
+    """Set a tick for each task at 0, 1, ..., or for some of them if `inches` is too short for all."""
     room = max(1, int(inches / (CHARACTER * (max(map(len, names.names)) + 0.5))))
     style.name_ticks(axes, which, names.names, every=-(-len(names.names) // room))

@@ -45,7 +45,7 @@ class Magnitudes:
 
 
 def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
-    """Yield one figure per experiment and model with pruning curves."""
+    """Return one figure per experiment and model with pruning curves."""
     figures = []
     for group in groups(results):
         found = {series.label: magnitudes(series) for series in group.shown}

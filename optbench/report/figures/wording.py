@@ -60,7 +60,7 @@ def accuracy(series: Iterable[Series]) -> str:
     """Return `Test accuracy`, or `Validation accuracy` for tuning runs, or a text for both; for text, bits per byte."""
     every = list(series)
     splits = {one.arm.results.split for one in every}
-    score = f"{UNIT} with the sign turned" if any(one.arm.in_bits for one in every) else "accuracy"
+    score = f"negative {UNIT}" if any(one.arm.in_bits for one in every) else "accuracy"
     return f"{_capital(splits.pop())} {score}" if len(splits) == 1 else f"Test {score} (of a tuning run validation)"
 
 

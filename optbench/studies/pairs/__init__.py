@@ -1,4 +1,4 @@
-"""One solution against another, and against the same optimizer with its batches in another order."""
+"""Comparisons of solutions with each other, and with those of the same optimizer in another data order."""
 
 from __future__ import annotations
 

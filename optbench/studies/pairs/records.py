@@ -1,4 +1,4 @@
-"""What programs read of one solution against another."""
+"""Records of paired solutions for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.studies.pairs.statistics import ArmName, SolutionPair
 
 
 def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
-    """A record per measure of each pair of arms, and of each arm with its controls, which is its null."""
+    """Yield a record per metric of each pair of arms, and of each arm with its controls, its null."""
     nulls: dict[tuple[Any, ...], Record] = {}
     for pair in found:
         place = (pair.run, pair.experiment, pair.model)

@@ -1,4 +1,4 @@
-"""One solution against another, over seeds: each measure of a pair of arms, and the nulls of the two arms beside it."""
+"""Paired solutions over seeds: each metric of a pair of arms, with the nulls of the two arms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ArmName:
 
     @property
     def label(self) -> str:
-        """`adam`, or `adam lr=0.001` where settings were swept."""
+        """Its name: `adam`, or `adam lr=0.001` if settings were swept."""
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
 
@@ -36,7 +36,7 @@ ArmPair: TypeAlias = tuple[str, str, ArmName, ArmName]
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of a pair of arms: between them, and between each and its controls; no null where there are none."""
+    """One metric of a pair of arms: between them, and between each and its controls, if any."""
 
     values: SeedValues
     null_a: SeedValues | None
@@ -44,14 +44,14 @@ class Measured:
 
     @property
     def null_range(self) -> tuple[float, float] | None:
-        """The smallest and the largest value of either null; None where there is no value."""
+        """The smallest and the largest value of both nulls; None without values."""
         nulls = [*(self.null_a or {}).values(), *(self.null_b or {}).values()]
         finite = [value for value in nulls if math.isfinite(value)]
         return (min(finite), max(finite)) if finite else None
 
     @property
     def outside(self) -> tuple[int, int] | None:
-        """On how many of how many seeds the value lies outside that range; None where there is nothing to say."""
+        """The number of seeds with a value outside that range, and of all; None without values."""
         bounds, finite = self.null_range, [value for value in self.values.values() if math.isfinite(value)]
         if bounds is None or not finite:
             return None
@@ -60,11 +60,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class SolutionPair:
-    """Two arms of one experiment and model whose solutions were compared seed by seed.
+    """Two arms of one experiment and model whose solutions are compared seed by seed.
 
-    planned: on how many seeds. measures: by metric, in the catalog's order; a seed that is not yet compared is not in
-    its values, and one on which a side diverged, failed or ended above the target training loss is NaN. notes: why
-    values are undefined, each reason once.
+    planned: number of seeds. measures: by metric, in catalog order; values omit seeds not yet compared, and are NaN for
+    seeds on which a side diverged, failed or ended above the target training loss. notes: why values are undefined,
+    each reason once.
     """
 
     run: str
@@ -82,7 +82,7 @@ class SolutionPair:
 
 
 def solution_pairs(results: Results) -> list[SolutionPair]:
-    """Every pair of arms that the suite asks for, in its order; those whose comparison has not begun have no measures.
+    """Return every pair of arms requested by the suite, in order; without measures if not yet compared.
 
     Raises:
         StoreError: the table is unreadable.
@@ -113,7 +113,7 @@ def _places(comparison: PairedSolutions) -> list[ArmPair]:
 
 
 def _values(results: Results) -> tuple[dict[ArmPair, dict[str, dict[int, float]]], dict[ArmPair, dict[str, None]]]:
-    """place -> metric -> seed -> value, and place -> reasons; the null of an arm stands between it and itself."""
+    """Return place -> metric -> seed -> value, and place -> reasons; the null of an arm is between it and itself."""
     table = results.run.pairs
     sides = ("optimizer_a", "variant_a", "optimizer_b", "variant_b")
     columns = []

@@ -1,4 +1,4 @@
-"""The part of a run's report on one solution against another: a line per measure of each pair, its nulls beside it."""
+"""Paired solutions in a run's report: a line per metric of each pair, with its nulls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from optbench.report.spread import Spread, SpreadText
 from optbench.studies.pairs.statistics import SeedValues, SolutionPair
 
 MANY_PAIRS = 12
-"""So many pairs of an experiment and model are shown; the others are counted, and csv and json have them."""
+"""The most pairs of an experiment and model shown; further ones are counted, and are in csv and json."""
 MANY_NOTES = 6
-"""So many reasons for undefined values are given; the others are counted."""
+"""The most reasons for undefined values given; further ones are counted."""
 CHANCE = "subspace_overlap_chance"
-"""The same for every pair of a model: said once, beside the overlap."""
+"""The same for every pair of a model, so shown once, next to the overlap."""
 
 TITLES = {
     "linear_cka": "CKA",
@@ -36,12 +36,12 @@ LEGENDS = {
     "loss_barrier": "loss barrier, accuracy barrier: how far the training loss rises above, and the test accuracy "
     "falls below, the straight line between the two solutions' own (11 points; 1,000 examples of every task)",
     "weight_distance": "weight distance: between the two, over the mean of their distances from the common start",
-    "displacement_angle": "angle: between the ways of the two from the common start",
+    "displacement_angle": "angle: between the displacements of the two from the common start",
 }
 
 
 def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """What `pairs` of the suites have found; nothing where none asks for it."""
+    """Yield results of the suites' `pairs`; nothing if none requests them."""
     if not pairs:
         return
     yield Heading("One solution against another")

@@ -1,4 +1,4 @@
-"""Plasticity: whether networks still learn after many tasks, and what they are like before each of them."""
+"""Plasticity: whether networks still learn after many tasks, and their state before each task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Online accuracy over the tasks, and under it what networks are like before each of them."""
+"""Online accuracy over the tasks, and below it the state of networks before each task."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEIGHT, UNDER, NAMES = 3.4, 1.05, 0.35
-"""Of the axes of accuracy, of those below, and of what stands under the last of them."""
+"""Heights of the accuracy axes, of those below, and of the space under the last one."""
 BESIDE = 1.25
-"""Room for the names of lines."""
+"""Space for the names of lines."""
 PARTS = {"dead": "dead units", "dormant": "dormant units", "effective_rank": "effective rank"}
 BAND, MUTED = 0.14, 0.5
 """Opacity of a spread, and of controls."""
@@ -33,29 +33,29 @@ BAND, MUTED = 0.14, 0.5
 
 @dataclass(frozen=True)
 class _Line:
-    """One arm as it is drawn."""
+    """One drawn arm."""
 
     learnt: LearntOnline
     series: Series
 
     @property
     def muted(self) -> bool:
-        """Whether others are read against it: in grey, in every panel."""
+        """Whether it is a control, drawn in grey in every panel."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
-        """Of each seed the mean of every w tasks in a row, (S, T - w + 1)."""
+        """Means of every w consecutive tasks for each seed, (S, T - w + 1)."""
         found: Array = sliding_window_view(self.learnt.recorded[column], self.learnt.window, axis=1).mean(axis=-1)
         return found
 
     @property
     def tasks(self) -> Array:
-        """The middle of each window."""
+        """The centre of each window."""
         return np.arange(self.learnt.tasks - self.learnt.window + 1, dtype=np.float64) + (self.learnt.window + 1) / 2
 
 
 def plasticity(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model whose online accuracies were recorded."""
+    """Return one figure per experiment and model with recorded online accuracies."""
     found = {_key(one.arm): one for result in results for one in learnt_online(result)}
     figures = []
     for group in groups(results) if found else ():
@@ -69,7 +69,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
     longest = max((line.learnt for line in lines), key=lambda learnt: learnt.window)
     muted = [line for line in lines if line.muted]
     by_label = {line.series.label: line for line in lines}
-    # Whatever others are read against is in every panel.
+    # controls are in every panel
     parts = [[by_label[s.label] for s in part] for part in chunks([line.series for line in lines if not line.muted])]
     smoothed = f"means of {longest.in_window} in a row, " if longest.window > 1 else ""
     what = (
@@ -77,7 +77,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
         f"{smoothed}a line is the mean over seeds, a band one standard deviation to either side."
     )
     if fresh := [line.series.label for line in muted if line.learnt.is_fresh]:
-        what += f" Dashed ({', '.join(fresh)}): networks that are new at every task, what is learnt without any past."
+        what += f" Dashed ({', '.join(fresh)}): fresh networks for every task, which learn without earlier tasks."
     if others := [line.series.label for line in muted if not line.learnt.is_fresh]:
         what += f" Dotted, controls: {', '.join(others)}."
     drawn = [title for column, title in PARTS.items() if _shows(lines, column)]
@@ -107,7 +107,7 @@ def _panel(part: Sequence[_Line], lines: Sequence[_Line]) -> Panel:
 def _drawing(
     part: Sequence[_Line], lines: Sequence[_Line], column: str, name: str, *, last: bool
 ) -> Callable[[Axes], None]:
-    """What draws one column. lines: of all panels, which share their axes. last: whether the tasks stand below it."""
+    """Return the drawing function of a column. lines: of all panels, which share axes. last: label the tasks."""
 
     def draw(axes: Axes) -> None:
         limits = style.limits([float(end) for line in lines for end in _ends(line, column)])
@@ -136,7 +136,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Colour, line and opacity: controls in the ink of the page, fresh networks dashed."""
+    """Return colour, line and opacity: controls in the text colour, fresh networks dashed."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0
@@ -144,7 +144,7 @@ def _look(line: _Line) -> tuple[str, style.Line, float]:
 
 
 def _centre(line: _Line, column: str) -> tuple[Array, Array]:
-    """Mean and standard deviation over the seeds, at each window."""
+    """Return mean and standard deviation over seeds, for each window."""
     values = line.smooth(column)
     middle: Array = values.mean(axis=0)
     spread: Array = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(middle)
@@ -152,7 +152,7 @@ def _centre(line: _Line, column: str) -> tuple[Array, Array]:
 
 
 def _ends(line: _Line, column: str) -> Array:
-    """What the axis is to reach."""
+    """Return the limits of the axis."""
     middle, spread = _centre(line, column)
     spread = np.zeros_like(spread) if line.muted else spread
     both: Array = np.concatenate([middle - spread, middle + spread])

@@ -1,4 +1,4 @@
-"""What programs read of plasticity."""
+"""Records of plasticity for programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from optbench.store.online import ACCURACY
 from optbench.studies.plasticity.statistics import BEFORE, RECORDED, LearntOnline
 
 TASK = "task"
-"""Of what was recorded online (`pair_kind` is `online`): on which task; empty of windows of tasks."""
+"""The task of an online record (`pair_kind` is `online`); empty for windows of tasks."""
 WINDOWS = {"first": "first_online_accuracy", "best": "best_online_accuracy", "late": "late_online_accuracy"}
-"""Online accuracies over w tasks: the first, the best in a row, the last."""
+"""Online accuracies over w tasks: first, best consecutive and last."""
 
 
 def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
-    """A record per arm: its windows, what its networks are like in the end, and every task."""
+    """Yield a record per arm: its windows, the final state of its networks, and every task."""
     for learnt in found:
         yield {
             **_keys(learnt),
@@ -34,7 +34,7 @@ def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
 
 
 def online_lines(found: Sequence[LearntOnline]) -> Iterator[Record]:
-    """A record per arm and window, then per arm, task and column."""
+    """Yield a record per arm and window, then per arm, task and column."""
     for learnt in found:
         for key, name in WINDOWS.items():
             yield _line(learnt, name, None, getattr(learnt, key))

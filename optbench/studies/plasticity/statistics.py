@@ -1,6 +1,6 @@
-"""What each optimizer has learnt online, task by task, over its seeds.
+"""Online accuracies of each optimizer by task, over its seeds.
 
-Legend: `S` trials that are ok, in the order of the seeds; `T` tasks; `w` tasks of a window.
+Legend: `S` trials that are ok, in seed order; `T` tasks; `w` tasks of a window.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from optbench.store.online import ACCURACY, sequences
 
 Array: TypeAlias = NDArray[np.float64]
 BEFORE = ("dead", "dormant", "effective_rank")
-"""Of the network before a task's first update, as the table `online` has it."""
+"""Columns of the table `online` on the network before a task's first update."""
 RECORDED = (ACCURACY, *BEFORE)
 
 
 @dataclass(frozen=True)
 class LearntOnline:
-    """One arm. recorded: by column of the table, (S, T); NaN where it was undefined."""
+    """One arm. recorded: by column of the table, (S, T); NaN where undefined."""
 
     arm: Arm
     recorded: Mapping[str, Array] = field(repr=False)
@@ -44,46 +44,46 @@ class LearntOnline:
 
     @property
     def in_window(self) -> str:
-        """What a window is, after "the last": `3 tasks`, or `task`."""
+        """The size of a window, for use after "the last": `3 tasks`, or `task`."""
         return f"{self.window} tasks" if self.window > 1 else "task"
 
     @property
     def is_fresh(self) -> bool:
-        """Whether its networks are new at every task."""
+        """Whether it trains a new network for every task."""
         return FRESH in self._trial.around
 
     @property
     def is_control(self) -> bool:
-        """Whether it only adds to a base, and leaves the steps to it: what other optimizers are read against."""
+        """Whether it is a control: a wrapper whose base takes the steps."""
         return bool(self._trial.around)
 
     @functools.cached_property
     def windows(self) -> Array:
-        """The online accuracy of every w tasks in a row, (S, T - w + 1)."""
+        """Online accuracies of every w consecutive tasks, (S, T - w + 1)."""
         return window_means(self.recorded[ACCURACY])
 
     @property
     def first(self) -> list[float]:
-        """Of each seed, over the first w tasks."""
+        """Online accuracy of each seed over the first w tasks."""
         return _listed(self.windows[:, 0])
 
     @property
     def best(self) -> list[float]:
-        """Likewise over the best w tasks in a row."""
+        """Online accuracy of each seed over the best w consecutive tasks."""
         return _listed(self.windows.max(axis=1))
 
     @property
     def late(self) -> list[float]:
-        """Likewise over the last w tasks."""
+        """Online accuracy of each seed over the last w tasks."""
         return _listed(self.windows[:, -1])
 
     def at_end(self, column: str) -> list[float]:
-        """Of each seed, the mean before the last w tasks; of those where it is defined."""
+        """Return the mean of a column over the last w tasks, where defined, for each seed."""
         found = self.recorded[column][:, -self.window :]
         return [float(np.mean(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in found]
 
     def at(self, column: str, task: int) -> list[float]:
-        """Of each seed; task: from 1."""
+        """Return a column on one task for each seed. task: from 1."""
         return _listed(self.recorded[column][:, task - 1])
 
     @property
@@ -92,9 +92,9 @@ class LearntOnline:
 
 
 def learnt_online(results: Results) -> list[LearntOnline]:
-    """Every arm of which online accuracies were recorded, in the suite's order; those without an ok trial too.
+    """Return every arm with recorded online accuracies, in suite order, including those without an ok trial.
 
-    Nothing of a tuning run, whose many settings are only there to be chosen from.
+    Empty for a tuning run, whose settings are only candidates.
 
     Raises:
         StoreError: the table is unreadable.

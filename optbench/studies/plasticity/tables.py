@@ -1,4 +1,4 @@
-"""Plasticity in a run's report: what was learnt online at first, at best and in the end, and how much was kept."""
+"""Plasticity in a run's report: first, best and last online accuracy, and how much was kept."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DERIVED = {
 ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", decimals("effective_rank"))}
 MEANING = (
     "Online accuracy: on each training batch before the update on it, mean over a task.",
-    "Share kept: last / best; noise alone takes it below 1, by as much as that of fresh networks, and most over few "
-    "tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last, minus that of networks that are "
-    "new at every task, trained by the same optimizer on the same tasks and seeds.",
+    "Share kept: last / best; noise alone lowers it below 1, as for fresh networks, and most with few tasks. Slope: "
+    "median over all pairs of tasks (Theil-Sen). Against fresh: last, minus that of fresh networks for every task, "
+    "trained by the same optimizer on the same tasks and seeds.",
     "Dead units, effective rank: of the features of up to 2,000 new inputs before the first update on each of the last "
     "tasks.",
 )
@@ -35,7 +35,7 @@ MEANING = (
 
 @dataclass(frozen=True)
 class _Measure:
-    """One column. values: of each arm, by seed."""
+    """One column. values: returns those of an arm, by seed."""
 
     title: str
     digits: int
@@ -47,7 +47,7 @@ class _Measure:
 
 
 def online_blocks(found: Sequence[LearntOnline], several: bool, spread_text: SpreadText) -> Iterator[Block]:
-    """A table for each experiment and model whose online accuracies were recorded; nothing where none were."""
+    """Yield a table for each experiment and model with recorded online accuracies."""
     if not found:
         return
     yield Heading(TITLE)
@@ -97,7 +97,7 @@ def _head(one: LearntOnline) -> tuple[Cell, Cell]:
 
 
 def _chart(here: Sequence[LearntOnline], where: str) -> Table | None:
-    """The mean over seeds of every few tasks, as a line of characters on a scale that all arms share."""
+    """Return the mean over seeds of every few tasks, as sparklines on a common scale."""
     lines = {one.arm.key: _points(one) for one in here if len(one.windows)}
     if not lines or here[0].tasks < 2:
         return None
@@ -116,7 +116,7 @@ def _points(one: LearntOnline) -> Sequence[float]:
 
 
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
-    """Why measures are undefined: for all arms in one line, else by name."""
+    """Yield why metrics are undefined, in one line for all arms, else by name."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:
         for one in here:

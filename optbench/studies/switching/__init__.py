@@ -1,4 +1,4 @@
-"""Optimizers that are switched during training: whose solution do the first steps decide?"""
+"""Switched optimizers: do the first steps decide the solution?"""
 
 from __future__ import annotations
 

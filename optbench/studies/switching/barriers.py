@@ -1,4 +1,4 @@
-"""Loss barriers between the solutions of two arms, where a run has compared them."""
+"""Loss barriers between the solutions of two arms that a run has compared."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ KIND, METRIC = "pair", "loss_barrier"
 
 
 def loss_barriers(run: RunDirectory) -> dict[frozenset[str], float]:
-    """Two trials -> the loss barrier on the line between their solutions; NaN where undefined.
+    """Return the loss barrier between the solutions of every two compared trials; NaN where undefined.
 
-    Nothing for a run whose solutions were not compared.
+    Empty for a run without comparisons.
 
     Raises:
         StoreError: the table of pairs is unreadable.
     """
     table = run.pairs
-    if not len(table):  # Arrow would import pandas to join no chunks
+    if not len(table):  # Arrow would import pandas to join zero chunks
         return {}
     names = ("trial_a", "trial_b", "kind", "metric")
     (a, ids_a), (b, ids_b), (kind, kinds), (metric, metrics) = (codes(table[name]) for name in names)
@@ -34,9 +34,9 @@ def loss_barriers(run: RunDirectory) -> dict[frozenset[str], float]:
 
 
 def barriers_between(known: Mapping[frozenset[str], float], a: Arm, b: Arm | None) -> tuple[float, ...]:
-    """The barrier between two arms on every seed on which both are `ok` and it was measured, in the seeds' order.
+    """Return the barrier between two arms on every seed on which both are `ok` and it was measured, in seed order.
 
-    Nothing between an arm and itself: there is no line.
+    Empty between an arm and itself.
     """
     if b is None or a is b:
         return ()

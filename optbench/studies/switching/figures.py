@@ -1,4 +1,4 @@
-"""What a solution is like against the step at which its optimizer was switched, between the two pure solutions."""
+"""Metrics of solutions against the step of the switch, between those of the two pure arms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BAND = 0.12
 
 @dataclass(frozen=True)
 class Level:
-    """A pure arm, a horizontal line. end: the k that it stands for, where its marker is: 0 for B, every step for A."""
+    """A pure arm, drawn as a horizontal line. end: the k of its marker: 0 for B, all steps for A."""
 
     end: float
     series: Series
@@ -39,9 +39,9 @@ class Level:
 
 @dataclass(frozen=True)
 class Path:
-    """One `Switching` as a figure shows it.
+    """One drawn `Switching`.
 
-    series: how its line looks. points: k, no larger than the steps taken, and arm, by ascending k.
+    series: the look of its line. points: k, at most the steps taken, and arm, by ascending k.
     """
 
     switching: Switching
@@ -50,17 +50,17 @@ class Path:
     levels: tuple[Level, ...]
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """k -> the metric of every seed, where there is any."""
+        """Return the metric of every seed by k, if there is any."""
         return [(k, found) for k, arm in self.points if (found := arm.values(metric))]
 
     @property
     def metrics(self) -> list[str]:
-        """Those with a line to draw."""
+        """Metrics with a line to draw."""
         return [metric for metric in self.switching.metrics if len(self.drawn(metric)) >= MIN_POINTS]
 
 
 def switching(results: Sequence[Results]) -> list[Figure]:
-    """One figure per switch, with a panel for each of the experiment's primary metrics; runs side by side."""
+    """Return one figure per switch, with a panel for each primary metric; runs side by side."""
     by_place = {(group.experiment, group.model): group for group in groups(results)}
     paths = (_path(found, by_place[found.place]) for result in results for found in switchings(result))
     alike = grouped(((*p.switching.place, p.switching.label, heading(p.switching)), p) for p in paths if p.metrics)
@@ -83,7 +83,7 @@ def _path(found: Switching, group: Group) -> Path:
         ends.insert(0, (taken, found.pure_first, found.first))
     for end, arm, name in ends:
         if arm is not None:
-            # The ends of a sweep may stand for pure arms: then they have its colour.
+            # Ends of a sweep that replace pure arms have its colour.
             turn = sum(known[arm.key].colour == other.colour for other in (look, *(level.series for level in levels)))
             levels.append(Level(end, replace(known[arm.key], label=f"{name} alone{run}", turn=turn)))
     return Path(found, look, points, tuple(levels))
@@ -114,7 +114,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
 
 
 def _unused(group: Group, optimizer: str, used: Set[str]) -> str:
-    """Return the first unused one of `switch_..._<optimizer>`, `switch_..._<optimizer>_2`, ...: it may have several."""
+    """Return the first unused name of `switch_..._<optimizer>`, `switch_..._<optimizer>_2`, ..."""
     numbered = (() if number == 1 else (str(number),) for number in itertools.count(1))
     names = (group.figure_name("switch", optimizer, *number) for number in numbered)
     return next(name for name in names if name not in used)
@@ -143,7 +143,7 @@ def _panel(path: Path, metric: str) -> Panel:
 
 
 def _horizontal(axes: Axes, values: Sequence[float], shown: style.Look, end: float) -> None:
-    """A pure arm: its mean as a line with a marker at `end`, its standard deviation as a band."""
+    """Draw a pure arm: its mean as a line with a marker at `end`, its standard deviation as a band."""
     middle = mean(values)
     axes.axhline(middle, color=shown.colour, linestyle=shown.line, linewidth=1.0, label="_pure")
     if len(values) > 1:

@@ -1,4 +1,4 @@
-"""What programs read of switched optimizers."""
+"""Records of switched optimizers for programs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from optbench.report.study import ResultKey
 from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchPoint
 
 SWITCH = ("switch_step", "switch_statistic", "switch_value", "switch_low", "switch_high", "switch_n")
-"""Of results read against the step of a switch: its k, and `rho`, or the `difference` to the pure arm."""
+"""Columns of results by the step of a switch: its k, and `rho`, or the `difference` to the pure arm."""
 
 
 def switching_records(found: Sequence[Switching]) -> Iterable[Record]:
-    """A record per switch, with every k."""
+    """Return a record per switch, with every k."""
     return map(_record, found)
 
 
 def beside_results(found: Sequence[Switching]) -> Mapping[ResultKey, Record]:
-    """The values of `SWITCH` for every result of a switched optimizer."""
+    """Return the values of `SWITCH` for every result of a switched optimizer."""
     return {
         (one.results.run.id, *one.place, point.arm.optimizer, point.arm.variant, metric): _switched(one, point, metric)
         for one in found

@@ -1,7 +1,7 @@
-"""Optimizers that are switched during training: whose solution do the first k steps decide?
+"""Switched optimizers: do the first k steps decide the solution?
 
-A `switch` makes its first k steps with optimizer A and all others with B; `gradient-noise` disturbs the first k steps
-of its base. Both are read beside the *pure* arms of the same experiment and model, trained by A or by B alone.
+A `switch` takes its first k steps with optimizer A and all others with B; `gradient-noise` perturbs the first k steps
+of its base. Both are compared with the *pure* arms of the same experiment and model, trained by A or by B alone.
 
 Legend: `n` seeds, `B` resamples; m_AB(k), m_A, m_B the means of a metric over the seeds that all three have.
 Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase decides the basin.
@@ -32,27 +32,28 @@ from optbench.studies.switching.barriers import barriers_between, loss_barriers
 
 Array: TypeAlias = NDArray[np.float64]
 SwitchKind = Literal["switch", "control", "noise"]
-"""`switch`: from A to another B; `control`: from A to A, where only the switch itself acts; `noise`: disturbed."""
+"""`switch`: from A to another B; `control`: from A to A, which shows the effect of switching itself; `noise`:
+perturbed."""
 Side = Literal["first", "then"]
 Statistic = Literal["rho", "difference"]
 """`rho`: (m_AB(k) - m_B)/(m_A - m_B); `difference`: m(k) minus that of the pure arm, in the metric's unit."""
 
 SWITCH, NOISE = "switch", "gradient-noise"
 STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
-"""The hyper-parameter that says k, by target."""
+"""The hyper-parameter that holds k, by target."""
 MIN_TEST = 6
 """Fewer seeds cannot reach p ≤ .05 in a signed-rank test."""
 MIN_SEEDS = 5
-"""Fewer seeds that all agree in sign do so too easily by chance: .125 and more, at 5 .0625."""
+"""With fewer seeds, equal signs are too likely by chance: .125 and more; .0625 at 5."""
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """ρ or a difference; `value` is None where undefined, and `reason` then says why.
+    """ρ or a difference; `value` is None if undefined, with the reason in `reason`.
 
     interval: 95%, percentile bootstrap over seeds; None without a value, and for a single seed.
-    n: the seeds that every arm in it has.
+    n: the number of seeds that all of its arms have.
     """
 
     value: float | None
@@ -63,9 +64,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SwitchPoint:
-    """k: the steps before the switch, an int; infinite where the noise never ends.
+    """One k of a sweep: the steps before the switch, an int; infinite if the noise never ends.
 
-    whole: whether no trial of it took more than k steps, so that there was no switch.
+    whole: whether no trial took more than k steps, so that there was no switch.
     """
 
     k: float
@@ -75,14 +76,14 @@ class SwitchPoint:
 
 @dataclass(frozen=True)
 class Switching:
-    """One pair A, B (or one base, disturbed) over the values of k, all else equal.
+    """One pair A, B (or one perturbed base) over values of k, with everything else equal.
 
-    first, then: A and B in words: the arm's label where there is a pure arm, else target and settings.
-    state: what the switch does to B's state: `reset` or `keep`; None for noise.
+    first, then: A and B in words: the label of the pure arm if there is one, else target and settings.
+    state: the handling of B's state: `reset` or `keep`; None for noise.
     points: by ascending k.
-    pure_first, pure_then: arms trained by A, by B alone; None where there is none. Noise has no pure A.
-    metrics: those read against k: the experiment's primary ones that were taken.
-    barriers: two trials -> the loss barrier between them; empty where none was measured.
+    pure_first, pure_then: arms trained by A alone and by B alone; None if missing. Noise has no pure A.
+    metrics: the experiment's primary metrics that were measured.
+    barriers: two trials -> the loss barrier between them; empty if none was measured.
     """
 
     kind: SwitchKind
@@ -106,7 +107,7 @@ class Switching:
 
     @property
     def label(self) -> str:
-        """Its optimizer in the suite, and what tells it from the others of that name: `noisy eta=0.1`."""
+        """Its optimizer in the suite with its distinguishing settings: `noisy eta=0.1`."""
         steps = STEP_SETTINGS[NOISE if self.kind == "noise" else SWITCH]
         parts = [part for part in self.points[0].arm.variant.split(",") if not part.startswith(f"{steps}=")]
         return " ".join([self.optimizer, *(part for part in [",".join(parts)] if part not in ("", "default"))])
@@ -117,7 +118,7 @@ class Switching:
         return self.points[0].arm.experiment, self.points[0].arm.model
 
     def estimate(self, point: SwitchPoint, metric: str) -> Estimate:
-        """ρ of a switch; of a control and of noise the difference to the pure arm."""
+        """Return ρ for a switch, and the difference to the pure arm for a control or noise."""
         return self._estimates[point.k, metric]
 
     @functools.cached_property
@@ -139,9 +140,9 @@ class Switching:
         return difference(values[0], values[1])
 
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
-        """Mean loss barrier to pure A (`first`) or pure B (`then`), over the seeds on which it was measured.
+        """Return the mean loss barrier to pure A (`first`) or pure B (`then`), over seeds with a measurement.
 
-        None where it was not measured, and from an arm to itself.
+        None if it was not measured, and from an arm to itself.
         """
         pure = self.pure_first if to == "first" else self.pure_then
         found = np.array(barriers_between(self.barriers, point.arm, pure))
@@ -150,7 +151,7 @@ class Switching:
 
 
 def switchings(results: Results) -> list[Switching]:
-    """Every switch of a run, and every optimizer whose noisy steps are swept, in the suite's order."""
+    """Return every switch of a run, and every optimizer with swept noisy steps, in suite order."""
     everything = arms(results)
     grouped: dict[tuple[str, ...], list[Arm]] = {}
     for arm in everything:
@@ -159,16 +160,16 @@ def switchings(results: Results) -> list[Switching]:
             rest = {name: v for name, v in trial.hyperparameters.items() if name != STEP_SETTINGS[trial.target]}
             key = (arm.experiment, arm.model, arm.optimizer, json.dumps(rest, sort_keys=True))
             grouped.setdefault(key, []).append(arm)
-    # Noise over one number of steps, most often all of them, is a way to train and no question about k.
+    # noise over a single number of steps, usually all of them, is no sweep of k
     asked = [found for found in grouped.values() if len(found) > 1 or _trial(found[0]).target == SWITCH]
     barriers = loss_barriers(results.run) if asked else {}
     return [_switching(found, everything, barriers) for found in asked]
 
 
 def steps_setting(arm: Arm) -> str | None:
-    """The hyper-parameter that says how many steps come before a switch; None where nothing is switched.
+    """Return the hyper-parameter with the number of steps before a switch; None if nothing is switched.
 
-    None also where it is neither a number nor null: the suite of a run that someone sent may say anything.
+    Also None if it is neither a number nor null, which a run from elsewhere may contain.
     """
     trial = _trial(arm)
     name = STEP_SETTINGS.get(trial.target)
@@ -176,14 +177,14 @@ def steps_setting(arm: Arm) -> str | None:
 
 
 def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A", "B")) -> Estimate:
-    """ρ(k) = (m_AB(k) - m_B)/(m_A - m_B), a ratio of means: 0 where the solution is B's, 1 where it is A's.
+    """Compute ρ(k) = (m_AB(k) - m_B)/(m_A - m_B), a ratio of means: 0 for B's solution, 1 for A's.
 
     switched, first, then: (n,) a metric of the same seeds, n > 0. names: of A and B, for the reason.
 
-    Where A and B do not differ there is nothing to lie between, and ρ is undefined. They differ where their exact
-    signed-rank test over the same seeds has p ≤ .05, uncorrected. Five seeds cannot reach that: they must all agree in
-    sign (p = .0625, the least there is); fewer tell nothing. Nor is there a ρ where m_A - m_B changes sign in any
-    resample: the ratio's distribution then has no bounds worth the name (Fieller 1954).
+    ρ is undefined unless A and B differ: their exact signed-rank test over the same seeds must have p ≤ .05,
+    uncorrected. Five seeds cannot reach this, so they must all agree in sign (p = .0625, the smallest possible); fewer
+    are not sufficient. ρ is also undefined if m_A - m_B changes sign in any resample, because the distribution of the
+    ratio is then practically unbounded (Fieller 1954).
     """
     n = len(switched)
     a_and_b = " and ".join(names)
@@ -202,13 +203,13 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
 
 
 def difference(values: Array, pure: Array) -> Estimate:
-    """Mean of values minus pure, both (n,) over the same seeds, n > 0; no interval for a single seed."""
+    """Return the mean of values minus pure, both (n,) over the same seeds, n > 0; no interval for one seed."""
     d = round_differences(values - pure, float(np.abs([values, pure]).max(initial=1.0)))
     return Estimate(float(d.mean()), percentile_interval(resampled_means(d)) if len(d) > 1 else None, len(d))
 
 
 def shared_values(found: Sequence[Arm], metric: str) -> Array:
-    """(arms, n) a metric at the end, of the seeds whose trials are `ok` with a finite value in every arm."""
+    """Return the final metric, (arms, n), of seeds whose trials are `ok` with a finite value in every arm."""
     seeds = [seed for seed in found[0].trials if all(arm.status(seed) == "ok" for arm in found)]
     values = np.array([[arm.value(metric, seed) for seed in seeds] for arm in found], np.float64)
     return values[:, np.isfinite(values).all(axis=0)]
@@ -217,7 +218,7 @@ def shared_values(found: Sequence[Arm], metric: str) -> Array:
 def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mapping[frozenset[str], float]) -> Switching:
     trial = _trial(found[0])
     settings = trial.hyperparameters
-    for arm in found:  # a run's suite may have been changed by hand since
+    for arm in found:  # a run's suite may have been edited since
         registry.check_settings(trial.target, _trial(arm).hyperparameters)
     points = tuple(sorted((_point(arm) for arm in found), key=lambda point: point.k))
     neighbours = [arm for arm in everything if (arm.experiment, arm.model) == (found[0].experiment, found[0].model)]
@@ -233,7 +234,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
         )
     one, other = _optimizer(SWITCH, settings["first"]), _optimizer(SWITCH, settings["then"])
     named_first, named_then = _pure(one, neighbours), _pure(other, neighbours)
-    # Where no arm trains with A or B alone, the ends of the sweep stand in for it.
+    # without an arm of A or B alone, the ends of the sweep replace it
     at_all = next((point.arm for point in reversed(points) if point.whole), None)
     at_none = next((point.arm for point in points if point.k == 0), None)
     first, then = named_first or at_all, named_then or at_none
@@ -265,7 +266,7 @@ def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
-    """The label of its pure arm, else `adam lr=0.01`: its target and what is not the registry's default."""
+    """Return the label of its pure arm, else its target with settings that differ from defaults: `adam lr=0.01`."""
     if pure is not None:
         return pure.label
     target, settings = optimizer
@@ -274,5 +275,5 @@ def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
 
 
 def _trial(arm: Arm) -> Trial:
-    """Any one: the trials of an arm differ in their seed alone."""
+    """Return any trial of an arm; they differ only in seed."""
     return next(iter(arm.trials.values()))

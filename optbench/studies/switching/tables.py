@@ -1,4 +1,4 @@
-"""Switched optimizers in a report: between which pure solutions a solution lies, against the step of the switch."""
+"""Switched optimizers in a report: where a solution lies between the pure ones, by the step of the switch."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ LETTERS: dict[Side, str] = {"first": "A", "then": "B"}
 
 MEANINGS: dict[SwitchKind, str] = {
     "switch": "ρ(k) = (m_AB(k) - m_B) / (m_A - m_B), after k steps with A and all others with B: 0 where the solution "
-    "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds that all three have. There is "
-    "none where A and B do not differ: signed-rank p above .05, uncorrected; of 5 seeds all must agree in sign, and "
-    "fewer cannot tell.",
+    "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds that all three have. It is "
+    "undefined unless A and B differ: signed-rank p of at most .05, uncorrected; 5 seeds must all agree in sign, and "
+    "fewer are not sufficient.",
     "control": "Controls switch from an optimizer to itself: mean difference to that optimizer alone.",
     "noise": "Noise on the gradients of the first k steps: mean difference to the same optimizer without it.",
 }
 INTERVALS = (
-    f"[95% interval]: percentile bootstrap over seeds, {RESAMPLES} resamples; of few seeds too narrow (84% at 5 seeds, "
-    "92% at 10), and no verdict comes from it."
+    f"[95% interval]: percentile bootstrap over seeds, {RESAMPLES} resamples; too narrow for few seeds (84% at 5 "
+    "seeds, 92% at 10), and not used for verdicts."
 )
 BARRIER = "Barrier: loss barrier on the line from the solution to that of A or of B alone, mean over seeds."
 
 
 def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -> Iterable[Block]:
-    """A table for each pair of optimizers on each experiment and model; nothing where nothing was measured."""
+    """Yield a table for each pair of optimizers on each experiment and model with measurements."""
     shown = [switching for switching in found if switching.metrics]
     if not shown:
         return
@@ -51,7 +51,7 @@ def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -
 
 
 def heading(switching: Switching) -> str:
-    """`sgd (A), then adam (B), state reset`: what was done, in words."""
+    """Return a heading: `sgd (A), then adam (B), state reset`."""
     state = f", state {switching.state}" if switching.state else ""
     return {
         "switch": f"{switching.first} (A), then {switching.then} (B){state}",
@@ -61,12 +61,12 @@ def heading(switching: Switching) -> str:
 
 
 def steps_text(point: SwitchPoint) -> str:
-    """`16`, `4000 (all)`, or `all` where no number is given."""
+    """Format k: `16`, `4000 (all)`, or `all` without a number."""
     return "all" if math.isinf(point.k) else f"{point.k}{' (all)' if point.whole else ''}"
 
 
 def estimate_text(switching: Switching, estimate: Estimate, metric: str) -> str:
-    """`0.43 [0.31, 0.55]` or `+0.012 [0.004, 0.021]`; `–` where undefined."""
+    """Format an estimate: `0.43 [0.31, 0.55]` or `+0.012 [0.004, 0.021]`; `–` if undefined."""
     if estimate.value is None:
         return UNDEFINED
     digits = RHO_DIGITS if switching.statistic == "rho" else decimals(metric)
@@ -94,7 +94,7 @@ def _table(switching: Switching, several: bool) -> Table:
 
 
 def _title(switching: Switching, metric: str) -> str:
-    """ρ has no better direction; a difference has that of its metric."""
+    """Return the title of a column; ρ has no better direction, a difference has that of its metric."""
     arm = switching.points[0].arm
     known = arm.metrics[metric]
     title = TITLES.get(metric, words(metric))
@@ -106,7 +106,7 @@ def _title(switching: Switching, metric: str) -> str:
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:
-    """The seeds that the row's numbers have, of those planned."""
+    """Return the number of seeds of the row, and of planned ones."""
     counts, planned = sorted({estimate.n for estimate in estimates}), len(point.arm.trials)
     if counts == [planned]:
         return Cell(str(planned))
@@ -121,7 +121,7 @@ def _barrier_text(estimate: Estimate | None) -> str:
 
 
 def _sides(switching: Switching) -> list[Side]:
-    """Where a barrier was measured; A and B are one and the same for a control, and noise has no A."""
+    """Return the sides with measured barriers; A and B are the same for a control, and noise has no A."""
     return [
         side
         for side in (SIDES if switching.kind == "switch" else SIDES[1:])
@@ -130,7 +130,7 @@ def _sides(switching: Switching) -> list[Side]:
 
 
 def _reasons(switching: Switching) -> Iterable[str]:
-    """Why a value is missing: a sentence for all metrics and k that share the reason."""
+    """Yield why values are missing, one sentence per reason."""
     steps = grouped(
         ((metric, reason), steps_text(point))
         for metric in switching.metrics

@@ -1,6 +1,6 @@
-"""Tuning: which setting of each optimizer a tuning run chooses, and what choosing has cost.
+"""Tuning: the setting of each optimizer chosen by a tuning run, and the budget of the choice.
 
-Here is what reports need, which trains nothing; `tuner` is the search."""
+This module has what reports need, without training; `tuner` is the search."""
 
 from __future__ import annotations
 

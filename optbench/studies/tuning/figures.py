@@ -1,6 +1,6 @@
-"""What a swept setting does: learning and forgetting against the learning rate, properties against any other one.
+"""Effects of swept settings: learning and forgetting against the learning rate, properties against other settings.
 
-Who learns too slowly to forget shows where learning accuracy and forgetting are drawn against each other.
+Plotting forgetting against learning accuracy shows settings that forget little only because they learn little.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 MIN_POINTS = 3
 RATES = ("lr", "learning_rate")
 MANY_VALUES = 10
-"""On one axis, or beside the points of one panel: more of them could not be read."""
+"""Maximum number of labels on one axis, or next to the points of one panel, for legibility."""
 RING = "_chosen"
-"""The name of the artist around the chosen setting."""
+"""Name of the artist around the chosen setting."""
 
 ONLINE = "online_accuracy"
 LEARNING = {
@@ -40,7 +40,7 @@ LEARNING = {
     "forgetting": "forgetting",
 }
 PARTS = {"last_task_accuracy": "last task at the end", "earlier_tasks_accuracy": "earlier tasks at the end"}
-"""Where tasks have classes of their own, the accuracy at the end says little without its two parts."""
+"""With different classes per task, the final accuracy means little without its two parts."""
 PROPERTIES = {
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",
@@ -54,10 +54,10 @@ SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """One optimizer over the values of one hyper-parameter, all else equal.
+    """One optimizer over the values of one hyper-parameter, with everything else equal.
 
-    series: how it looks. points: value and arm, by ascending value. chosen: the one that a tuning run chooses, where it
-    is one of these. joined: whether all else is equal, so that a line through the points means something.
+    series: its look. points: value and arm, by ascending value. chosen: the one chosen by a tuning run, if among these.
+    joined: whether everything else is equal, so that a line through the points is meaningful.
     """
 
     hyperparameter: str
@@ -67,17 +67,17 @@ class Sweep:
     joined: bool = True
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """Value -> the metric of every seed, where there is any."""
+        """Return the metric of every seed by value, if there is any."""
         return [(value, found) for value, arm in self.points if (found := arm.values(metric))]
 
     def ring(self, metric: str) -> tuple[float, float] | None:
-        """Value and mean of the chosen setting."""
+        """Return value and mean of the chosen setting."""
         found = [(value, arm.values(metric)) for value, arm in self.points if arm.arm.variant == self.chosen]
         return (found[0][0], mean(found[0][1])) if found and found[0][1] else None
 
 
 def learning_rates(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model whose optimizers were swept over their learning rate."""
+    """Return one figure per experiment and model with learning rate sweeps."""
     figures = []
     for group in groups(results):
         for name, found in _by_hyperparameter(group).items():
@@ -88,7 +88,7 @@ def learning_rates(results: Sequence[Results]) -> list[Figure]:
 
 
 def settings(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment, model and swept setting that is no learning rate."""
+    """Return one figure per experiment, model and swept setting other than the learning rate."""
     return [
         figure
         for group in groups(results)
@@ -99,16 +99,16 @@ def settings(results: Sequence[Results]) -> list[Figure]:
 
 
 def is_rate(hyperparameter: str) -> bool:
-    """hyperparameter: by dotted path; of a wrapper's optimizer too."""
+    """Return whether a hyper-parameter is a learning rate, also of a wrapper's base. hyperparameter: dotted path."""
     name = hyperparameter.rpartition(".")[2]
     return name in RATES or name.endswith("_lr")
 
 
 def sweeps(group: Group) -> list[Sweep]:
-    """Optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
+    """Return optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
 
-    Of a tuning run, where more than a rate may differ, also the variants that differ in the rate alone; and where such
-    are too few, as random draws are, all of them, unjoined. Not in the step of a switch, which has its own figure.
+    For a tuning run, where more than a rate may differ, also variants that differ only in the rate; if these are too
+    few, as with random draws, all variants, unjoined. Excludes the step of a switch, which has its own figure.
     """
     by_optimizer = grouped(
         ((series.arm.optimizer, series.label.removeprefix(series.arm.label)), series) for series in group.series
@@ -129,7 +129,7 @@ def sweeps(group: Group) -> list[Sweep]:
 
 
 def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
-    """Those of one optimizer and run; their labels say what is equal in each, where anything else differs."""
+    """Return the sweeps of one optimizer and run, labelled by the settings that distinguish them."""
     given = [_settings(series) for series in variants]
     differing = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
     if len(variants) < MIN_POINTS or differing == [steps_setting(variants[0].arm)]:
@@ -155,7 +155,7 @@ def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
 
 
 def _settings(series: Series) -> Mapping[str, Any]:
-    """Hyper-parameters by dotted path: also what a wrapper's own optimizer has."""
+    """Return hyper-parameters by dotted path, including those of inner optimizers."""
     given = next(iter(series.arm.trials.values())).hyperparameters
     return {".".join(path): value for path, value in leaves(given).items()}
 
@@ -243,7 +243,7 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
 
 
 def _axis_of_values(axes: Axes, values: Sequence[float]) -> None:
-    """The values themselves as ticks where they are a grid; powers of ten where they are many."""
+    """Use the values as ticks if they are a grid, or powers of ten if they are many."""
     if len(values) > MANY_VALUES and values[-1] >= 100 * values[0] > 0:
         style.log_axis(axes, "x")
     else:
@@ -256,7 +256,7 @@ def _draw_ring(axes: Axes, place: tuple[float, float] | None) -> None:
 
 
 def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
-    """Value -> learning accuracy and forgetting of every seed that has both."""
+    """Return learning accuracy and forgetting by value, for every seed that has both."""
     found = []
     for value, series in sweep.points:
         pairs = [[series.arm.value(m, t.seed) for m in ("learning_accuracy", "forgetting")] for t in series.trials]
@@ -267,7 +267,7 @@ def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
 
 
 def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
-    """One optimizer; the axes are the same for all of them."""
+    """Draw one optimizer; all share the same axes."""
 
     def draw(axes: Axes) -> None:
         points = [point for other in drawn for _, pairs in _against(other) for point in pairs]
@@ -298,7 +298,7 @@ def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """With air on either side, in which labels can stand."""
+    """Return limits with margins for labels."""
     air = 0.12 * (max(values) - min(values)) or 0.01
     return min(values) - air, max(values) + air
 

@@ -1,4 +1,4 @@
-"""What was chosen, and the hyper-parameters that follow it: `{of: adam.lr, times: 4}`."""
+"""Chosen values, and hyper-parameters that follow them: `{of: adam.lr, times: 4}`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Chosen = dict[Key, dict[KeyPath, Any]]
 
 
 def chosen_dimensions(searches: Searches, found: Sequence[TunedOptimizer]) -> Chosen:
-    """Return the chosen value of everything that was searched."""
+    """Return the chosen value of every searched hyper-parameter."""
     searched = {search.key: search for search in searches.searches}
     chosen: Chosen = {}
     for tuned in found:
@@ -24,7 +24,7 @@ def chosen_dimensions(searches: Searches, found: Sequence[TunedOptimizer]) -> Ch
 
 
 def followed_values(ties: Sequence[Tie], chosen: Mapping[Key, Mapping[KeyPath, Any]]) -> dict[KeyPath, Any]:
-    """Return the values of hyper-parameters that follow; nothing of those whose leader has no chosen value."""
+    """Return the values of hyper-parameters that follow others with a chosen value."""
     values: dict[KeyPath, Any] = {}
     for tie in ties:
         if (tie.experiment, tie.of) in chosen:

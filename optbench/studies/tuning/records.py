@@ -1,4 +1,4 @@
-"""What programs read of tuning runs."""
+"""Records of tuning runs for programs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from optbench.report.spread import Spread
 from optbench.studies.tuning.statistics import LEARNING, TriedSetting, TunedOptimizer
 
 CHOICE = ("learns", "chosen")
-"""Of a setting that was tried (`pair_kind` is `tuning`): whether it learns enough, and whether it is the one chosen. A
-line is of the mean over the models that settings are judged on; `model` names one, or several with + between."""
+"""Columns of a tried setting (`pair_kind` is `tuning`): whether it learns enough, and whether it is chosen. A line is
+the mean over the models on which settings are judged; `model` names them, joined by +."""
 COLUMNS = (PAIR[0], SPLIT, *CHOICE)
 
 
 def tuning_records(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
-    """A record per optimizer of an experiment, with every setting that was tried."""
+    """Return a record per optimizer of an experiment, with every tried setting."""
     return map(_record, found)
 
 
 def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
-    """A record per measure of each setting that was tried: the rule's metric, and learning accuracy."""
+    """Yield a record per metric of each tried setting: the rule's metric, and learning accuracy."""
     for tuned in found:
         for setting in tuned.settings:
             keys = (tuned.run, tuned.experiment, "+".join(tuned.models), tuned.optimizer, setting.variant)
@@ -40,7 +40,7 @@ def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
 
 
 def _record(tuned: TunedOptimizer) -> Record:
-    """Everything by the rule of the suite: the score is the mean of `metric` over models and seeds."""
+    """Return the record of an optimizer; scores are means of `metric` over models and seeds."""
     return {
         "run": tuned.run,
         "experiment": tuned.experiment,

@@ -1,7 +1,7 @@
-"""Which settings are tried next, given the results of earlier ones.
+"""Samplers of the next settings, given the results of earlier ones.
 
-Pure functions of the history, so that a tuning that was interrupted proposes the same again. A round is a batch of
-settings, trained in lock-step.
+They are pure functions of the history, so that a resumed tuning proposes the same settings. A round is a batch of
+settings trained in lock-step.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from optbench.suite.variants import KeyPath, variant_name
 Values = Mapping[KeyPath, Any]
 
 WIDENED_BY = 2
-"""So many settings are added for every optimizer when one of them is at an edge."""
+"""Number of settings added for every optimizer if the best of one is at an edge."""
 SMALLEST_BATCH = 4
 BATCHES = 4
-"""A Parzen estimator sees results so often, if its batches would not be too small; the first batch is random."""
+"""Number of batches of a Parzen estimator, if they are not too small; the first one is random."""
 REDRAWS = 20
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting that was tried. worth: how good it is compared to the others; higher is better."""
+    """A tried setting. worth: its relative quality; higher is better."""
 
     values: Values
     worth: float
 
 
 def batch_size(trials: int) -> int:
-    """How many of `trials` settings are drawn at once by the Parzen estimator."""
+    """Return how many of `trials` settings the Parzen estimator draws at once."""
     return max(SMALLEST_BATCH, math.ceil(trials / BATCHES))
 
 
 def draw(
     search: Search, history: Sequence[Tried], count: int, sampler: Literal["random", "tpe"], seed: int
 ) -> list[Values]:
-    """At most `count` settings that were not tried yet; fewer where the space has no more of them.
+    """Draw at most `count` untried settings, fewer if the space is exhausted.
 
-    Ranges are drawn from in log, rounded to three significant digits; lists are choices. `tpe` needs a history; the
-    settings of one batch are drawn as if the ones before them had done as badly as any (constant liar).
+    Ranges are sampled in log, rounded to three significant digits; lists are choices. `tpe` needs a history; settings
+    of one batch are drawn as if earlier ones in it had the worst result so far (constant liar).
 
     Raises:
         UsageError: Optuna is not installed.
@@ -84,10 +84,10 @@ def draw(
 
 
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
-    """`WIDENED_BY` more settings: beyond the edge that the best lies at, or else between it and its neighbours.
+    """Return `WIDENED_BY` more settings beyond the edge of the best, or else between it and its neighbours.
 
-    They differ from the best in one hyper-parameter: the first at an edge, or else the first that is a positive
-    number. None where nothing is a positive number.
+    They differ from the best in one hyper-parameter: the first at an edge, else the first positive number. None if no
+    value is a positive number.
     """
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]
@@ -99,12 +99,12 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
 
 
 def can_widen(search: Search, edges: Sequence[str]) -> bool:
-    """Whether there is an edge that something lies beyond."""
+    """Return whether the best is at an edge that can be extended."""
     return any(d.name in edges and all(_is_positive(value) for value in d.values) for d in search.dimensions)
 
 
 def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
-    """New values beside `at`, one of the ascending, positive values of `line`."""
+    """Yield new values next to `at`, one of the ascending, positive values of `line`."""
     i = line.index(at)
     below, above = line[:i], line[i + 1 :]
     if beyond and not (below and above) and (below or above):
@@ -119,7 +119,7 @@ def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
 
 
 def _short(value: float, taken: Sequence[float]) -> float:
-    """To three significant digits, or as many as tell it from the others."""
+    """Round to three significant digits, or as many as distinguish a value from others."""
     return next(short for digits in range(3, 18) if (short := float(f"{value:.{digits}g}")) not in taken)
 
 
@@ -130,7 +130,7 @@ def _rounded(dimension: Dimension, value: float) -> float:
 
 
 def _place(dimension: Dimension, value: Any) -> int:
-    return [value_name(one) for one in dimension.values].index(value_name(value))  # True and 1 are two values
+    return [value_name(one) for one in dimension.values].index(value_name(value))  # True and 1 are different values
 
 
 def _is_positive(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What is searched: for every experiment and optimizer the hyper-parameters to choose, and the values they may take."""
+"""Search spaces: for every experiment and optimizer, the hyper-parameters to choose and their values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_SEED = 1000
 """Seeds of the suite are usually 0, 1, 2, ..."""
 DEFAULT_POINTS = 7
 DEFAULT_REACH = 10.0
-"""Without a word from the suite a learning rate is searched up to so many times below and above its own."""
+"""Factor below and above its own value up to which a learning rate is searched by default."""
 
 
 Key = tuple[str, str]
@@ -32,8 +32,8 @@ Key = tuple[str, str]
 class Dimension:
     """One hyper-parameter to choose.
 
-    values: those of the grid, in the order given. log: the bounds between which a sampler draws in log, or None, where
-    only the values themselves are meant.
+    values: those of the grid, in order. log: the bounds between which a sampler draws in log; None for a list of
+    values.
     """
 
     path: KeyPath
@@ -42,18 +42,18 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """`lr`, or `base.lr`."""
+        """Its dotted path: `lr`, or `base.lr`."""
         return ".".join(self.path)
 
     @property
     def stated(self) -> Any:
-        """As it stands in a suite."""
+        """Its space as written in a suite."""
         return {"log": list(self.log), "points": len(self.values)} if self.log else list(self.values)
 
 
 @dataclass(frozen=True)
 class Search:
-    """One optimizer on one experiment: chosen for by itself, on the mean of `models`."""
+    """One optimizer on one experiment, whose settings are chosen by the mean over `models`."""
 
     experiment: str
     optimizer: str
@@ -70,14 +70,14 @@ class Search:
 
     @property
     def grid(self) -> list[dict[KeyPath, Any]]:
-        """Every combination, the last dimension varying fastest."""
+        """Return every combination, the last dimension varying fastest."""
         values = itertools.product(*(dimension.values for dimension in self.dimensions))
         return [dict(zip(self.paths, one, strict=True)) for one in values]
 
 
 @dataclass(frozen=True)
 class Tie:
-    """A hyper-parameter that follows another optimizer's: `times` as much as is chosen there."""
+    """A hyper-parameter that follows another optimizer's: `times` its chosen value."""
 
     experiment: str
     optimizer: str
@@ -89,7 +89,7 @@ class Tie:
 
 @dataclass(frozen=True)
 class Untuned:
-    """An optimizer of an experiment whose settings stay as the suite has them, and the reason."""
+    """An optimizer of an experiment whose settings are not tuned, and the reason."""
 
     experiment: str
     optimizer: str
@@ -98,27 +98,27 @@ class Untuned:
 
 @dataclass(frozen=True)
 class Searches:
-    """All that is to be chosen, what follows from it, and what is left as it is."""
+    """All searches, the hyper-parameters that follow, and the optimizers that are not tuned."""
 
     searches: tuple[Search, ...]
     ties: tuple[Tie, ...]
     left: tuple[Untuned, ...]
-    """The optimizers that take part and are not tuned."""
+    """Optimizers that are trained but not tuned."""
 
     def ties_of(self, key: Key) -> list[Tie]:
-        """What of an optimizer follows others."""
+        """Return the hyper-parameters of an optimizer that follow others."""
         return [tie for tie in self.ties if (tie.experiment, tie.optimizer) == key]
 
     def leaders(self, key: Key) -> list[Key]:
-        """The optimizers that it follows."""
+        """Return the optimizers that it follows."""
         return [(tie.experiment, tie.of) for tie in self.ties_of(key)]
 
     @property
     def in_order(self) -> list[Search]:
-        """The searches, each after those that it follows.
+        """Return the searches, each after those that it follows.
 
         Raises:
-            SuiteError: two wait for each other.
+        SuiteError: there is a cycle.
         """
         done: dict[Key, Search] = {}
         left = list(self.searches)
@@ -133,7 +133,7 @@ class Searches:
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
-    """The seeds that settings are judged on: `count`, or those of the suite, or two; none of them the suite's own."""
+    """Return the tuning seeds: `count`, or those of the suite, or two; none of them an evaluation seed."""
     if count is None and suite.tune is not None and suite.tune.seeds is not None:
         return list(suite.tune.seeds)
     own = set(suite.seeds)
@@ -142,10 +142,10 @@ def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
 
 
 def searches(suite: Suite) -> Searches:
-    """What `optbench tune` searches of a suite.
+    """Return what `optbench tune` searches in a suite.
 
     Raises:
-        SuiteError: a space that is none, or names nothing that can be chosen.
+    SuiteError: a space is invalid, or names nothing that can be chosen.
         UsageError: there is nothing to choose.
     """
     tune = suite.tune or Tune()
@@ -175,7 +175,7 @@ def searches(suite: Suite) -> Searches:
                 found.append(Search(name, optimizer, models, tuple(dimensions)))
     if not found:
         raise UsageError(
-            f"tune: nothing to choose in suite '{suite.name}': say in 'tune.optimizers' what to search, as in "
+            f"tune: nothing to choose in suite '{suite.name}': give a search space in 'tune.optimizers', as in "
             "{sgd: {lr: {log: [0.01, 1.0], points: 7}}}",
             *untuned_lines(left),
         )
@@ -186,7 +186,7 @@ def searches(suite: Suite) -> Searches:
 
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:
-    """`not tuned: NAME: why`, a line for each optimizer and reason, with its experiments where not all agree."""
+    """Return lines `not tuned: NAME: why`, one per optimizer and reason, with experiments if they differ."""
     places = grouped(((untuned.optimizer, untuned.why), untuned.experiment) for untuned in left)
     several = Counter(optimizer for optimizer, _ in places)
     lines = []
@@ -197,12 +197,12 @@ def untuned_lines(left: Sequence[Untuned]) -> list[str]:
 
 
 def effective(suite: Suite, experiment: str, optimizer: str) -> dict[str, Any]:
-    """The hyper-parameters of an optimizer as an experiment has them."""
+    """Return the hyper-parameters of an optimizer in an experiment."""
     return {**suite.optimizers[optimizer].hyperparameters, **overrides(suite, experiment, optimizer)}
 
 
 def overrides(suite: Suite, experiment: str, optimizer: str) -> Mapping[str, Any]:
-    """What an experiment says of an optimizer's hyper-parameters in place of the optimizer itself."""
+    """Return an experiment's overrides of an optimizer's hyper-parameters."""
     return (suite.experiments[experiment].optimizers or {}).get(optimizer, {})
 
 
@@ -214,11 +214,11 @@ def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str,
 
 
 class _NoSpace(Exception):
-    """Why there is nothing to search without a word from the suite."""
+    """The reason for which there is no default search space."""
 
 
 def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The learning rate around the suite's, or else around the optimizer's own default; of a wrapper, its base's.
+    """Return a space of learning rates around the suite's, or the optimizer's default; for a wrapper, its base's.
 
     Raises:
         _NoSpace: there is no such rate.
@@ -229,7 +229,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     known = registry.complete(target, hyperparameters)
     rate = known.get("lr")
     if rate is None and registry.is_plugin(target):
-        from optbench.optimizers.load import default_of  # imports torch, which other suites do not need here
+        from optbench.optimizers.load import default_of  # late, because it imports torch
 
         rate = default_of(target, "lr")
     if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf:
@@ -249,11 +249,11 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     if inside:
         rates = " and ".join(f"{name}: {{lr: ...}}" for name in inside)
         raise _NoSpace(
-            f"it has {len(inside)} optimizers inside; say in 'tune.optimizers' what to search, as in {{{rates}}}"
+            f"it has {len(inside)} optimizers inside; give a search space in 'tune.optimizers', as in {{{rates}}}"
         )
     if rate is not None:
         raise _NoSpace(f"its lr is {rate!r}; expected a number above 0, around which to search")
-    raise _NoSpace("it has no learning rate 'lr' with a value; give it one, or say in 'tune.optimizers' what to search")
+    raise _NoSpace("it has no learning rate 'lr' with a value; add one, or a search space in 'tune.optimizers'")
 
 
 def _parse(
@@ -276,7 +276,7 @@ def _parse(
             raise SuiteError(f"{place}: expected {needed}, got {value!r}")
         dimensions.append(Dimension(path, tuple(values), log.log if log else None))
     if not dimensions and not ties:
-        raise SuiteError(f"{where}: says nothing to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}")
+        raise SuiteError(f"{where}: expected hyper-parameters to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}")
     return dimensions, ties
 
 
@@ -294,7 +294,7 @@ def _tie(value: Mapping[str, Any], place: str, suite: Suite, experiment: str, op
         raise SuiteError(f"{place}: expected {{of: optimizer.key, times: x}}, got {dict(value)!r}")
     if isinstance(times, bool) or not isinstance(times, int | float) or not math.isfinite(times) or times <= 0:
         raise SuiteError(f"{place}: 'times': expected a positive number, got {times!r}")
-    # Names may contain dots: the longest one that exists is meant.
+    # Names may contain dots: the longest existing one matches.
     parts = of.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if (name := ".".join(parts[:end])) in suite.optimizers:
@@ -313,7 +313,7 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 
 
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
-    """Every value by itself, with the others as the suite has them."""
+    """Check every value separately, with the suite's values of the others."""
     fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
     try:
         if dimensions and len(variants(fixed)) > 1:
@@ -327,7 +327,7 @@ def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mappin
 
 
 def takes(target: str, hyperparameters: Mapping[str, Any]) -> bool:
-    """Whether the registry has nothing against these settings of an optimizer."""
+    """Return whether the registry accepts these settings of an optimizer."""
     try:
         registry.check_settings(target, registry.complete(target, hyperparameters))
     except OptimizerError:

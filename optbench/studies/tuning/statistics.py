@@ -1,9 +1,9 @@
-"""Tuning: which setting of each optimizer a tuning run chooses, by the rule that its suite declares.
+"""The setting of each optimizer that a tuning run chooses by the rule of its suite.
 
-The rule looks at no test data: the best mean of the suite's metric, over models and tuning seeds. Of a metric of the
-accuracy matrix, which is of validation data, it is the best among the settings whose learning accuracy comes close to
-the optimizer's best: a rate too small to learn forgets nothing, and must not win by that. Online accuracy, of each
-training batch before its update, is what was learnt itself.
+The rule uses no test data: the best mean of the suite's metric over models and tuning seeds. For a metric of the
+accuracy matrix, on validation data, only settings whose learning accuracy is close to the optimizer's best are
+eligible, because a rate too small to learn would forget nothing. Online accuracy, on each training batch before its
+update, measures learning itself.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ End = Literal["smallest", "largest"]
 
 LEARNING = "learning_accuracy"
 SHOWN = (LEARNING, "average_accuracy", "forgetting")
-"""What tells, of every setting, who is too slow to forget because too slow to learn."""
+"""Metrics that show which settings forget little only because they learn little."""
 NEAR = 0.05
-"""Of the width of what was searched: a drawn value never lies at the very end."""
+"""Fraction of the width of the search space that counts as an end, because drawn values are never exactly at the
+end."""
 SLACK = 1e-12
-"""Less than this is rounding: in binary .52 - .05 is more than .47."""
+"""Tolerance for rounding: in binary .52 - .05 is more than .47."""
 
 
 @dataclass(frozen=True)
 class TriedSetting:
-    """One setting of an optimizer, over the models it is judged on and the tuning seeds.
+    """One setting of an optimizer, over its models and the tuning seeds.
 
-    hyperparameters: what was tried, by dotted path. score, learning: means of the rule's metric and of the learning
+    hyperparameters: the tried values, by dotted path. score, learning: means of the rule's metric and of the learning
     accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed,
-    above_target: of the `planned` trials.
+    above_target: numbers of the `planned` trials.
     learns: whether it learns enough to be chosen. by_seed: the rule's metric and those of `SHOWN` on each seed, means
-    over models; none unless every trial is ok.
+    over models; empty unless every trial is ok.
     """
 
     variant: str
@@ -62,22 +63,22 @@ class TriedSetting:
 
     @property
     def missing(self) -> int:
-        """Trials that have not finished: the run was interrupted, or is still going."""
+        """Number of unfinished trials: the run was interrupted, or is still running."""
         return self.planned - self.ok - self.diverged - self.failed - self.above_target
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be chosen as far as its trials go: all of them ok, and the metric defined."""
+        """Whether all of its trials are ok and its metric is defined."""
         return self.ok == self.planned and math.isfinite(self.score)
 
 
 @dataclass(frozen=True)
 class TunedOptimizer:
-    """One optimizer on one experiment: what was tried, and what the rule chooses.
+    """One optimizer on one experiment: the tried settings, and the chosen one.
 
-    models: settings are judged on their mean. seeds: those of the run. space: what was searched, by dotted path, as the
-    suite's `tune` has it; None where it says nothing of this optimizer. settings: in the order tried. chosen: None
-    where no setting can be. ends: by dotted path, at which end of what was searched the chosen value lies.
+    models: over whose mean settings are judged. seeds: those of the run. space: the search space, by dotted path, from
+    the suite's `tune`; None if it has none for this optimizer. settings: in the order tried. chosen: None if no setting
+    is eligible. ends: by dotted path, the end of the search space at which the chosen value lies.
     """
 
     run: str
@@ -93,37 +94,37 @@ class TunedOptimizer:
     chosen: TriedSetting | None
     ends: Mapping[str, End]
     in_bits: bool = False
-    """Whether scores are bits per byte with the sign turned: of text."""
+    """Whether scores are negative bits per byte, for text."""
 
     @property
     def score(self) -> str:
-        """What settings are judged by, in a word."""
+        """The kind of score in a word."""
         return "score" if self.in_bits else "accuracy"
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """The hyper-parameters whose chosen value lies at an end of what was searched."""
+        """The hyper-parameters whose chosen value is at an end of the search space."""
         return tuple(self.ends)
 
     @property
     def least_learning(self) -> float | None:
-        """The learning accuracy below which a setting cannot be chosen; None where the rule has no such bound."""
+        """The learning accuracy below which a setting cannot be chosen; None without such a bound."""
         best = best_learning(self.settings)
         return None if self.margin is None or math.isnan(best) else best - self.margin
 
     def values(self, path: str) -> list[Any]:
-        """The different values that were tried of a hyper-parameter, in the order tried."""
+        """Return the distinct tried values of a hyper-parameter, in the order tried."""
         found = (setting.hyperparameters[path] for setting in self.settings if path in setting.hyperparameters)
         return list({_key(value): value for value in found}.values())
 
 
 def tunings(results: Results) -> list[TunedOptimizer]:
-    """What a tuning run chooses for every optimizer of every experiment, in the suite's order; nothing of other runs.
+    """Return the choices of a tuning run for every optimizer and experiment, in suite order; empty for other runs.
 
-    A suite without `tune` is judged by the default rule.
+    A suite without `tune` uses the default rule.
 
     Raises:
-        SuiteError: a rule's metric is not one of accuracies.
+    SuiteError: the metric of a rule is not a metric of accuracies.
         StoreError: a table is unreadable.
     """
     suite = results.suite
@@ -135,10 +136,10 @@ def tunings(results: Results) -> list[TunedOptimizer]:
 
 
 def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
-    """The best score among the eligible settings that learn enough, of equals the one tried first; None without any.
+    """Return the eligible setting with the best score among those that learn enough, the first in case of a tie.
 
-    margin: how far below the best learning accuracy is still enough; None: any is. direction: `lower` where the lowest
-    score is best.
+    margin: accepted distance from the best learning accuracy; None for any. direction: `lower` if lower scores are
+    better. Returns None if there is none.
     """
     assert direction in ("higher", "lower"), direction
     sign = 1.0 if direction == "higher" else -1.0
@@ -150,9 +151,9 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
 
 
 def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedSetting]:
-    """The settings, each with `learns` as the margin has it.
+    """Return the settings with `learns` set according to the margin.
 
-    The best learning accuracy is that of a setting that could be chosen: not of seeds that happened not to diverge.
+    The best learning accuracy is that of an eligible setting, not that of seeds that happened not to diverge.
     """
     if margin is None:
         return [replace(setting, learns=True) for setting in settings]
@@ -161,16 +162,16 @@ def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedS
 
 
 def best_learning(settings: Sequence[TriedSetting]) -> float:
-    """The highest learning accuracy of an eligible setting; NaN where there is none."""
+    """Return the highest learning accuracy of an eligible setting; NaN without any."""
     return max((s.learning for s in settings if s.eligible and math.isfinite(s.learning)), default=math.nan)
 
 
 def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler) -> End | None:
-    """At which end of what was searched a value lies, if it does.
+    """Return the end of the search space at which a value lies, if any.
 
-    What was searched reaches over the values tried and the bounds of the space. Of a grid only its very ends count; of
-    random draws what is within 5% of an end, of the logarithms where all are positive. 0 is a natural lower bound
-    and no end. Texts, booleans and lists have none, nor has a single value.
+    The search space extends over the tried values and its bounds. For a grid only the exact ends count; for random
+    draws values within 5% of an end, in logarithms if all are positive. 0 is a natural lower bound and no end. Text,
+    booleans, lists and single values have no ends.
 
     space: a list of values, `{log: [low, high], points: n}`, or None.
     """
@@ -189,7 +190,7 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
 
 def departures(arm: Arm) -> Mapping[str, Any]:
-    """The hyper-parameters of an arm that are not what its suite says was chosen, by dotted path, as they are."""
+    """Return the hyper-parameters of an arm that differ from the values its suite records as chosen, by dotted path."""
     if arm.tuning is None or not arm.tuning.chosen:
         return {}
     given = _paths(next(iter(arm.trials.values())).hyperparameters)
@@ -247,7 +248,7 @@ def _metric(results: Results, rule: Tune, experiment: str) -> Metric:
 
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
-    """group: the arms of one setting, one for each model."""
+    """Summarise one setting. group: its arms, one per model."""
     statuses: tuple[Status, ...] = ("ok", "diverged", "failed", "above_target")
     ok, diverged, failed, above = (sum(arm.count(status) for arm in group) for status in statuses)
     planned = sum(len(arm.trials) for arm in group)
@@ -278,7 +279,7 @@ def _ends(tuned: TunedOptimizer, chosen: TriedSetting) -> Iterator[tuple[str, En
 
 
 def _tried(given: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
-    """The paths that differ between the variants, and those that were declared to be searched."""
+    """Return the paths that differ between variants, and those declared as searched."""
     return [
         path
         for path in dict.fromkeys(path for values in given for path in values)
@@ -295,7 +296,7 @@ def _space(rule: Tune, experiment: str, optimizer: str) -> Mapping[str, Any] | N
 
 
 def _searched(space: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
-    """A space by dotted path; what is searched of an optimizer inside stands in a mapping of its own."""
+    """Yield a space by dotted path, flattening the nested spaces of inner optimizers."""
     for key, value in space.items():
         if isinstance(value, Mapping) and not {"log", "of"} & value.keys():
             yield from _searched(value, *above, key)
@@ -321,7 +322,7 @@ def _paths(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(value: Any) -> str:
-    """Equal for equal values, 1 and 1.0 among them, and not for 1 and true."""
+    """Return a key that is equal for equal values, including 1 and 1.0, but not 1 and true."""
     return json.dumps(float(value) if is_number(value) else value, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Tuning in a report: of a tuning run what it chooses and why; of any other what choosing its settings has cost."""
+"""Tuning in a report: the choices of a tuning run and the reasons; for other runs, their tuning budgets."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from optbench.suite.schema import Tuning
 
 TITLE = "Tuning"
 BAR = 8
-"""Characters of a bar from 0 to 1."""
+"""Width of a bar from 0 to 1, in characters."""
 MANY_NAMES = 6
-"""So many settings are named in a sentence; the others are counted."""
+"""The most settings named in a sentence; further ones are counted."""
 FEW_VALUES = 2
-"""So many numbers are listed; more are a range."""
+"""The most numbers listed; more are shown as a range."""
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """What tuning runs choose: a table for each experiment, the rule in words, and every setting that was tried."""
+    """Yield the choices of tuning runs: a table per experiment, the rule in words, and every tried setting."""
     if not found:
         return
     yield Heading(TITLE)
@@ -52,7 +52,7 @@ ONLINE_DATA = "Online accuracy is of each training batch before its update; test
 
 
 def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
-    """How settings were chosen, in sentences; by experiment where that differs."""
+    """Yield sentences on how settings were chosen, by experiment if they differ."""
     rules = grouped((rule_text(tuned), tuned.experiment) for tuned in found)
     for text, experiments in rules.items():
         yield text if len(rules) == 1 else f"{' and '.join(dict.fromkeys(experiments))}: {text}"
@@ -61,7 +61,7 @@ def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
 
 
 def rule_text(tuned: TunedOptimizer) -> str:
-    """How a setting is chosen, in words and with the rule's numbers."""
+    """Return the rule in words with its numbers."""
     best = "lowest" if tuned.metric.direction == "lower" else "highest"
     seeds = count(len(tuned.seeds), "tuning seed")
     among = (
@@ -72,28 +72,28 @@ def rule_text(tuned: TunedOptimizer) -> str:
     name = words(tuned.metric.name, tuned.in_bits)
     return (
         f"Chosen is the setting with the {best} {name}{among}; means over {seeds}. A setting with a "
-        "trial that diverged, failed or is not finished cannot be chosen; of equals the first tried is."
+        "trial that diverged, failed or is not finished cannot be chosen; of ties the first tried is."
     )
 
 
 def stated_tuning(results: Results) -> list[str]:
-    """What choosing the settings of a run has cost, a line for each experiment; nothing of a run that only tunes."""
+    """Return the tuning budgets of a run, one line per experiment; none for a tuning run."""
     if results.suite.stage == "tune":
         return []
     experiments: dict[str, dict[str, Arm]] = {}
     for arm in arms(results):
-        # Of several models and settings the first that departs from what was chosen tells.
+        # among several models and settings, report the first that differs from the chosen values
         known = experiments.setdefault(arm.experiment, {})
         if arm.optimizer not in known or (departures(arm) and not departures(known[arm.optimizer])):
             known[arm.optimizer] = arm
     lines = [f"tuning: on {name} {text}" for name, known in experiments.items() if (text := _budgets(known.values()))]
-    return lines or ["tuning: the suite does not say what choosing the settings has cost"]
+    return lines or ["tuning: the suite states no tuning budgets"]
 
 
 def searched_text(space: Any, tried: Sequence[Any]) -> str:
-    """`0.003–3`, `0, 0.9`: what was searched of one hyper-parameter.
+    """Format the search space of one hyper-parameter: `0.003–3`, `0, 0.9`.
 
-    space: as a suite states it; None where it says nothing. tried: different values, where they are known.
+    space: as stated in a suite; None if not stated. tried: distinct values, if known.
     """
     if isinstance(space, Mapping) and "of" in space:
         return f"{value_name(space.get('times', 1))} × {space['of']}"
@@ -106,13 +106,13 @@ def searched_text(space: Any, tried: Sequence[Any]) -> str:
 
 
 def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
-    """`lr=0.1, momentum=0.9`: what was tried, by path; else the variant, and `as given` where nothing varies."""
+    """Format a tried setting: `lr=0.1, momentum=0.9`; else the variant, or `as given` if nothing varies."""
     named = ", ".join(f"{path}={value_name(value)}" for path, value in values.items())
     return named or (variant if variant != "default" else "as given")
 
 
 def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) -> Table:
-    """The settings chosen on one experiment, of every optimizer."""
+    """Return the table of chosen settings of every optimizer on one experiment."""
     first = here[0]
     measures = list(dict.fromkeys([first.metric, METRICS[LEARNING]]))
     titles = (
@@ -141,14 +141,14 @@ def _searched(tuned: TunedOptimizer) -> str:
     parts = []
     for path in paths:
         space = (tuned.space or {}).get(path)
-        # Of random draws the space says what was searched, of a grid its values, widened ones among them.
+        # for random draws the space, for a grid its values including widened ones
         drawn = tuned.sampler != "grid" and space is not None
         parts.append(f"{path}: {searched_text(space, () if drawn else tuned.values(path))}")
     return "; ".join(parts) or "nothing"
 
 
 def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
-    """What a reader must know before taking the values over."""
+    """Yield caveats about the chosen values."""
     budgets = {tuned.optimizer: len(tuned.settings) for tuned in here}
     if len(set(budgets.values())) > 1:
         said = ", ".join(f"{count} of {optimizer}" for optimizer, count in budgets.items())
@@ -166,7 +166,7 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
             where = (
                 f"is the {end} of its grid: search further, or tune with --widen"
                 if tuned.sampler == "grid"
-                else f"lies at the {'upper' if end == 'largest' else 'lower'} end of what was searched: search further"
+                else f"is at the {'upper' if end == 'largest' else 'lower'} end of the search space: search further"
             )
             yield f"{who}: {path} {value} {where}."
 
@@ -180,7 +180,7 @@ def _why_none(tuned: TunedOptimizer) -> str:
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
-    """Which settings learn too little, and which did not end well: a sentence for each experiment."""
+    """Yield the settings that learn too little, and those with trials that are not ok, one sentence per experiment."""
     for experiment in dict.fromkeys(tuned.experiment for tuned in found):
         here = [tuned for tuned in found if tuned.experiment == experiment]
         slow = [(t, [(s, "") for s in _ordered(t) if s.eligible and not s.learns]) for t in here]
@@ -195,8 +195,8 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
 
 
 def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
-    """With a note beside each; the first of them where they are many."""
-    # Without blanks: a setting of several values stands among others.
+    """Join names, each with a note; only the first if there are many."""
+    # without blanks, because a setting of several values is one entry of a list
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
     names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]
     shown = ", ".join(names[:MANY_NAMES])
@@ -204,7 +204,7 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
-    """Every setting of one optimizer: as bars where a line is text, as numbers on a page, which has a figure too."""
+    """Yield every setting of one optimizer, as bars in text formats and as numbers on a page with a figure."""
     known = {name: metric_in_bits(METRICS[name]) if tuned.in_bits else METRICS[name] for name in SHOWN}
     shown = [known[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
     metrics = list(dict.fromkeys([*shown, tuned.metric]))
@@ -235,7 +235,7 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
 
 
 def _ends_of_bars(tuned: TunedOptimizer) -> tuple[float, float]:
-    """The scale of accuracies, or of text from whole bits below what settings learn to above it."""
+    """Return the scale of accuracies, or for text the whole bits that enclose the learning scores."""
     learnt = list(filter(math.isfinite, _every(tuned, LEARNING)))
     if not (tuned.in_bits and learnt):
         return 0.0, 1.0
@@ -259,7 +259,7 @@ def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
 
 
 def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
-    """By value where one number was searched; else in the order tried."""
+    """Sort settings by value if one number was searched; else keep the order tried."""
     values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
     if all(len(v) == 1 and is_number(v[0]) for v in values):
         return sorted(tuned.settings, key=lambda setting: next(iter(setting.hyperparameters.values())))
@@ -267,7 +267,7 @@ def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
 
 
 def _budgets(found: Iterable[Arm]) -> str:
-    """`7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`, one part for each budget."""
+    """Return `7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`, with one part per budget."""
     said: dict[str, list[str]] = {}
     unknown = []
     for arm in found:
@@ -287,7 +287,7 @@ def _budget(cost: Tuning) -> str:
 
 
 def _choice(cost: Tuning, departures: Mapping[str, Any]) -> str:
-    """` (lr=0.3 of 0.003–3, at an edge)`."""
+    """Return ` (lr=0.3 of 0.003–3, at an edge)`."""
     paths = list(dict.fromkeys([*(cost.chosen or {}), *(cost.space or {})]))
     parts = []
     for path in paths:
@@ -310,6 +310,6 @@ def _range(low: float, high: float) -> str:
 
 
 def _title(metric: Metric) -> str:
-    """In two lines where the tables of results have two."""
+    """Return a title in two lines, as in result tables."""
     title = TITLES.get(metric.name) or own_measure(metric).title
     return f"{title.replace('accuracy', 'score') if metric.said else title} {metric.arrow}"

@@ -1,4 +1,4 @@
-"""The tuned suite: a file that extends the user's, with the chosen values and what choosing them has cost."""
+"""The tuned suite: a file that extends the user's with the chosen values and their budgets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MARKER = "# Hyper-parameters chosen by optbench tune:"
 def tuned_text(
     extends: str, changes: Mapping[str, Any], header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
 ) -> str:
-    """The text of a suite file that says only what changes in the suite that it extends.
+    """Return the text of a suite file with only the changes to the suite that it extends.
 
-    folders: where files of code that the changes name are looked for, to be named relative to the folder `to`.
+    folders: where files of code named in the changes are searched, to be named relative to the folder `to`.
     """
     said: Any = changes
     for folder in folders:
@@ -36,10 +36,10 @@ def tuned_text(
 
 
 def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
-    """The suite with what was chosen, what that has cost, and the tuning seeds, which `optbench run` then refuses.
+    """Return the suite with the chosen values, their budgets, and the tuning seeds, which `optbench run` then rejects.
 
-    suite: all of it, though only some experiments and optimizers may have been tuned. An optimizer for which nothing
-    can be chosen keeps its values. Tuning seeds of before stay, as long as values that were chosen on them do.
+    suite: complete, even if only some experiments and optimizers were tuned. An optimizer without a choice keeps its
+    values. Earlier tuning seeds are kept as long as values chosen on them are.
     """
     chosen = chosen_values(tuner, found)
     plain = suite.model_dump(exclude_unset=True)
@@ -55,18 +55,18 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
     plain["tune"] = {**(plain.get("tune") or {}), "seeds": seeds}
     for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
         _place(suite, optimizer, {e: values for (e, o), values in chosen.items() if o == optimizer}, plain)
-    meant = Suite.model_validate(plain, context=AS_WRITTEN)  # its kinds have been looked up
+    meant = Suite.model_validate(plain, context=AS_WRITTEN)  # its kinds have been loaded
     assert not (wrong := misplaced(meant, chosen)), wrong
     return meant
 
 
 def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, Any]], plain: dict[str, Any]) -> None:
-    """Put an optimizer's values, by experiment, with the optimizer, or with an experiment that has others."""
+    """Write an optimizer's values, by experiment, to the optimizer, or to experiments with different ones."""
     takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
     alone: dict[str, dict[KeyPath, Any]] = {}
     for path in dict.fromkeys(path for values in chosen.values() for path in values):
         values = {experiment: found[path] for experiment, found in chosen.items() if path in found}
-        # What an experiment says under a key replaces all that the optimizer has there.
+        # a key of an experiment replaces the optimizer's whole value
         rest = [name for name in takers if path[0] not in overrides(suite, name, optimizer)]
         shared = [values[rest[0]]] if rest and all(name in values for name in rest) else []
         if shared:
@@ -82,7 +82,7 @@ def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, A
 
 
 def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
-    """What was chosen, and what follows from it."""
+    """Return the chosen values, and those that follow from them."""
     of = chosen_dimensions(tuner.searches, found)
     chosen = {key: dict(values) for key, values in of.items()}
     for key in dict.fromkeys((tie.experiment, tie.optimizer) for tie in tuner.searches.ties):
@@ -92,7 +92,7 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
 
 
 def misplaced(written: Suite, chosen: Chosen) -> list[str]:
-    """The chosen values that a tuned suite does not have; none, or the placing is wrong."""
+    """Return chosen values that are missing from a tuned suite; must be empty."""
     return [
         f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
         for (experiment, optimizer), values in chosen.items()
@@ -102,7 +102,7 @@ def misplaced(written: Suite, chosen: Chosen) -> list[str]:
 
 
 def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> dict[tuple[str, str], dict[str, Any]]:
-    """The `tuning` records, by experiment and optimizer."""
+    """Return the `tuning` records, by experiment and optimizer."""
     searched = {(search.experiment, search.optimizer): search for search in tuner.searches.searches}
     by_name = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
     costs = {
@@ -132,7 +132,7 @@ def _cost(
 
 
 def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
-    """What was searched: as stated, or, where more was tried, every value."""
+    """Return the search space as stated, or every value if more were tried."""
     found: dict[str, Any] = {}
     for dimension in search.dimensions:
         tried = tuned.values(dimension.name)

@@ -1,9 +1,10 @@
-"""`optbench tune`: rounds of settings, trained in lock-step into one run directory, until there is nothing more to try.
+"""`optbench tune`: train rounds of settings in lock-step into one run directory until none are left to try.
+
 
     suite -> searches -> settings of a round -> run (stage `tune`) -> the result of each -> the next round
 
-Every round is a function of the ones before, so a tuning that was interrupted is gone through again from its start:
-what it has trained already is read, not trained.
+Every round is a function of the previous ones, so a resumed tuning repeats them from the start, reading existing
+results instead of training.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MOST_WIDENINGS = 5
 
 @dataclass(frozen=True)
 class Method:
-    """How settings are found. trials: of a sampler that draws, how many for each; None: as many as the grid has."""
+    """The sampling method. trials: number per optimizer for a sampler that draws; None for the size of the grid."""
 
     sampler: Sampler = "grid"
     trials: int | None = None
@@ -51,17 +52,17 @@ class Tuner:
     seeds: Sequence[int]
     searches: Searches
     tried: dict[Key, list[Values]] = field(default_factory=dict)
-    """By experiment and optimizer, in the order tried."""
+    """Tried settings by experiment and optimizer, in order."""
     rounds: int = 0
 
     @staticmethod
     def of(suite: Suite, method: Method, seeds: Sequence[int] | None = None) -> Tuner:
-        """A tuning that has not begun.
+        """Start a tuning.
 
-        seeds: to judge settings on, instead of the suite's tuning seeds.
+        seeds: replace the suite's tuning seeds.
 
         Raises:
-            SuiteError: a space is none, the budgets are unequal, or a seed is one of the suite's own.
+        SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
             UsageError: there is nothing to choose.
         """
         chosen = list(seeds if seeds is not None else tuning_seeds(suite))
@@ -81,7 +82,7 @@ class Tuner:
 
     @property
     def tuning_suite(self) -> Suite:
-        """The suite of a tuning run: every setting tried so far is a variant, and only what judges them is taken."""
+        """Return the suite of a tuning run, with all tried settings as variants and only the metrics of the rule."""
         experiments = {}
         begun = self._begun
         for name in dict.fromkeys(search.experiment for search in begun):
@@ -119,11 +120,11 @@ class Tuner:
     def propose(self, found: Sequence[TunedOptimizer]) -> bool:
         """Add the settings of the next round; return whether there are any. found: the results of earlier rounds.
 
-        An optimizer that follows another in one of its hyper-parameters is tuned after it, at the value that follows.
+        An optimizer with a hyper-parameter that follows another is tuned after that one.
         """
         known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
         chosen = chosen_dimensions(self.searches, found)
-        # What others follow by now stays as it is chosen.
+        # values that others already follow stay fixed
         closed = {leader for key, tried in self.tried.items() if tried for leader in self.searches.leaders(key)}
         new: dict[Key, list[Values]] = {}
         for search in self.searches.in_order:
@@ -145,7 +146,7 @@ class Tuner:
         return True
 
     def _widened(self, search: Search, known: Mapping[Key, TunedOptimizer]) -> list[Values]:
-        """Two more for every optimizer of an experiment, when one of them has its best at an edge."""
+        """Add settings for every optimizer of an experiment if the best of one is at an edge."""
         if not self.method.widen or self.rounds > MOST_WIDENINGS:
             return []
         here = [one for one in self.searches.searches if one.experiment == search.experiment and one.key in known]
@@ -155,7 +156,7 @@ class Tuner:
         return self._beyond(search, tuned) or self._beside(search, tuned, ())
 
     def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
-        """What lies beyond the edge that its best is at, as far as the optimizer takes it."""
+        """Return settings beyond the edge of the best one that the optimizer accepts."""
         return self._beside(search, tuned, tuned.edges) if can_widen(search, tuned.edges) else []
 
     def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:
@@ -170,7 +171,7 @@ class Tuner:
     def _drawn(self, search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Values]:
         total = self.method.trials or len(search.grid)
         size = total if self.method.sampler == "random" else batch_size(total)
-        # After a batch that was not full the space has no more settings.
+        # an incomplete batch means that the space is exhausted
         count = min(size, total - len(tried)) if len(tried) % size == 0 else 0
         if count <= 0:
             return []
@@ -185,7 +186,7 @@ class Tuner:
         return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
-        """The rule with everything it leaves to defaults written out, for the optimizers that the suite has by now."""
+        """Return the rule with all defaults written out, for the suite's current optimizers."""
         tune = self.suite.tune or Tune()
         experiments: dict[str, ExperimentTune] = {}
         for search in self._begun:
@@ -212,13 +213,12 @@ class Tuner:
 def tune(
     tuner: Tuner, options: Options, view: View, record: Mapping[str, Any], files: Mapping[str, str]
 ) -> tuple[Outcome, tuple[TunedOptimizer, ...]]:
-    """Train round after round; how the run ended, and what is chosen (nothing after an interruption).
+    """Train round after round; return the outcome of the run and the choices (none after an interruption).
 
-    record: what the run's `run.json` says of the tuning, under `tune`. files: by name, what else a new run keeps.
+    record: the entry `tune` of the run's `run.json`. files: further files of a new run, by name.
 
     Raises:
-        OptbenchError: the settings, the device, the data or the run directory do not allow it; what was trained before
-            is kept.
+    OptbenchError: settings, device, data or run directory are invalid; earlier results are kept.
     """
     tuner.propose([])
     found: tuple[TunedOptimizer, ...] = ()
@@ -234,18 +234,18 @@ def tune(
             if not tuner.propose(found):
                 break
             plan = make_plan(tuner.tuning_suite, session.writer.path, grown=True)
-        # Where nothing was left to train, a resumed run has not heard of all rounds yet.
+        # if nothing was left to train, a resumed run does not yet record all rounds
         session.grow(tuner.tuning_suite)
     return session.outcome, () if session.outcome.interrupted else found
 
 
 def first_plan(tuner: Tuner, options: Options) -> Plan:
-    """The plan of the first round: of a grid, all of it unless it is widened."""
+    """Return the plan of the first round, for a grid all of it unless it is widened."""
     return make_plan(tuner.tuning_suite, options.resume, grown=True)
 
 
 def _history(search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
-    """What a sampler learns from: a setting that learns enough is worth its score, others less than all of those."""
+    """Return the history for a sampler; settings that learn enough are worth their score, others less."""
     if tuned is None:
         return []
     sign = 1.0 if tuned.metric.direction == "higher" else -1.0

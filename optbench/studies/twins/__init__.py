@@ -1,4 +1,4 @@
-"""Twins: how far two optimizers are from each other in weight space as training proceeds."""
+"""Twins: the distance between two optimizers in weight space during training."""
 
 from __future__ import annotations
 

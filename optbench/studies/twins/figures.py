@@ -1,4 +1,4 @@
-"""How far twins are from each other in weight space, against the step."""
+"""Distance between twins in weight space, against the step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 WIDE = 20
-"""Distances that differ by more than this factor are drawn on a logarithmic axis: twins are close, others far."""
+"""Ratio of distances above which the axis is logarithmic, as for close and distant pairs."""
 
 
 @dataclass(frozen=True)
 class DrawnTwins:
-    """Twins as a figure shows them. series: how their line looks, and its label; sides: their arms."""
+    """Drawn twins. series: look and label of their line; sides: their arms."""
 
     twins: Twins
     series: Series
@@ -36,12 +36,12 @@ class DrawnTwins:
 
     @property
     def shared(self) -> list[Moment]:
-        """Where all of its seeds have a distance."""
+        """Places at which all of its seeds have a distance."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
 
 def twins(results: Sequence[Results]) -> list[Figure]:
-    """One figure per experiment and model with twins; a panel holds as many pairs as can be told apart."""
+    """Return one figure per experiment and model with twins, with a limited number of pairs per panel."""
     found = [pair for result in results for pair in twins_of(result) if any(map(pair.at, pair.places))]
     figures = []
     for group in groups(results) if found else ():
@@ -93,7 +93,7 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
 
 
 def _starts(pairs: Sequence[DrawnTwins]) -> Mapping[int, int]:
-    """Task -> where it begins on the axis: after the longest of every task before it."""
+    """Return the start of each task on the axis, after the longest of every earlier task."""
     places = [place for pair in pairs for place in pair.twins.places]
     count = task_count(pair.twins for pair in pairs)
     longest = [max((step for task, step in places if task == i), default=0) for i in range(1, count + 1)]

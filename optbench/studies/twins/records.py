@@ -1,4 +1,4 @@
-"""What programs read of twins."""
+"""Records of twins for programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from optbench.studies.twins.statistics import Twins
 
 WEIGHT_DISTANCE = "weight_distance"
 PLACE = ("task", "step")
-"""Of twins (`pair_kind` is `twins`): where in training they were that far from each other."""
+"""Columns of twins (`pair_kind` is `twins`): the point in training of a distance."""
 
 
 def twin_records(found: Sequence[Twins]) -> Iterable[Record]:
-    """A record per pair of twins, with every evaluation."""
+    """Yield a record per pair of twins, with every evaluation."""
     for twins in found:
         yield {
             **dict(zip(KEYS[:3], (twins.results.run.id, twins.experiment, twins.model), strict=True)),
@@ -34,7 +34,7 @@ def twin_records(found: Sequence[Twins]) -> Iterable[Record]:
 
 
 def twin_lines(found: Sequence[Twins]) -> Iterable[Record]:
-    """A record per evaluation of each pair of twins."""
+    """Yield a record per evaluation of each pair of twins."""
     for twins in found:
         if twins.sides is None:
             continue

@@ -1,7 +1,7 @@
-"""Twins: how far two optimizers are from each other in weight space, from the first evaluation to the last.
+"""Twins: the distance between two optimizers in weight space at every evaluation.
 
-Distances are read from sketches of the weights (`optbench.metrics.sketch`), and known to about 1/√(2K) of themselves,
-K being the length of a sketch.
+Distances are estimated from sketches of the weights (`optbench.metrics.sketch`), with a relative error of about
+1/√(2K), K the length of a sketch.
 
 Legend: `E` evaluations of a trial; `w₀` the weights before the first step; a place is a task, 1..T, and a step of it.
 """
@@ -24,16 +24,16 @@ from optbench.store.columns import codes, numbers, vectors
 
 Array: TypeAlias = NDArray[np.float64]
 Moment: TypeAlias = tuple[int, int]
-"""Task, and the steps taken in it."""
+"""A task, and a number of steps in it."""
 Distances: TypeAlias = Mapping[Moment, float]
-"""By ascending place; NaN where it is undefined."""
+"""Distances by ascending place; NaN where undefined."""
 
 START: Moment = (1, 0)
 
 
 @dataclass(frozen=True)
 class Sketches:
-    """What was recorded of one trial: places (E,) ascending, and the sketch (E, K) at each."""
+    """The sketches of one trial: places (E,) ascending, and the sketch (E, K) at each."""
 
     places: tuple[Moment, ...]
     values: Array
@@ -41,11 +41,11 @@ class Sketches:
 
 @dataclass(frozen=True)
 class Twins:
-    """Two optimizers that a suite calls twins, on one experiment and model.
+    """Two optimizers listed as twins in a suite, on one experiment and model.
 
-    a, b: their names. sides: their arms; None where there is not exactly one of each.
-    distances: by seed, of every seed on which both trials are ok and share a place after the start.
-    size: K; 0 where there is no distance. reason: why there is none; empty where there is one.
+    a, b: their names. sides: their arms; None unless each has exactly one.
+    distances: by seed, for every seed on which both trials are ok and share a place after the start.
+    size: K; 0 without distances. reason: why there are none, else empty.
     """
 
     results: Results
@@ -64,28 +64,28 @@ class Twins:
 
     @property
     def planned(self) -> int:
-        """On how many seeds."""
+        """Number of planned seeds."""
         return len(self.results.suite.seeds)
 
     @functools.cached_property
     def places(self) -> tuple[Moment, ...]:
-        """Where any seed has a distance, ascending."""
+        """Places at which any seed has a distance, ascending."""
         return tuple(sorted({place for found in self.distances.values() for place in found}))
 
     def at(self, place: Moment) -> list[float]:
-        """The distance of every seed that has one there."""
+        """Return the distances at a place, for all seeds that have one."""
         found = (distances.get(place, math.nan) for distances in self.distances.values())
         return [value for value in found if math.isfinite(value)]
 
     @property
     def last(self) -> list[float]:
-        """The distance of every seed at the last place that its two trials share."""
+        """Return the distance of every seed at the last common place of its two trials."""
         found = [distances[max(distances)] for distances in self.distances.values()]
         return [value for value in found if math.isfinite(value)]
 
 
 def twins(results: Results) -> list[Twins]:
-    """Every pair of twins of a run's suite, on every model, in the suite's order.
+    """Return every pair of twins of a run's suite, on every model, in suite order.
 
     Raises:
         StoreError: the table is unreadable.
@@ -104,7 +104,7 @@ def twins(results: Results) -> list[Twins]:
 
 
 def sketches(results: Results) -> dict[str, Sketches]:
-    """Trial -> what was recorded of it."""
+    """Return the sketches of each trial."""
     table = results.run.table("sketches")
     trial, ids = codes(table["trial"])
     task, step = (numbers(table[name]).astype(np.int64) for name in ("task", "step"))
@@ -119,10 +119,10 @@ def sketches(results: Results) -> dict[str, Sketches]:
 
 
 def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
-    """2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every place after the start that both have, ascending.
+    """Return 2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every common place after the start, ascending.
 
-    0 where the two are the same, at most 2, √2 for equally long ways at a right angle; NaN where neither has moved.
-    It is the metric `weight_distance` of two solutions, at every evaluation.
+    0 for equal weights, √2 for equal distances at a right angle, at most 2; NaN if neither has moved. It is the metric
+    `weight_distance` of two solutions, at every evaluation.
     """
     shared = sorted(set(a.places) & set(b.places) - {START})
     if not shared or START not in a.places or START not in b.places:
@@ -138,9 +138,9 @@ def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
 
 
 def evenly(places: Iterable[Moment], count: int) -> list[Moment]:
-    """The first of the places, the last, and those nearest to even parts of the way between; at most `count` > 1.
+    """Select at most `count` > 1 evenly spaced places, including the first and the last.
 
-    The way is counted in evaluations, since the tasks of a sequence may end after different numbers of steps.
+    Spacing is in evaluations, because the tasks of a sequence may end after different numbers of steps.
     """
     ordered = sorted(set(places))
     chosen = {round(i * (len(ordered) - 1) / (count - 1)) for i in range(count)} if ordered else set()

@@ -1,4 +1,4 @@
-"""Twins in a run's report: how far two optimizers are from each other in weight space, during training."""
+"""Twins in a run's report: the distance between two optimizers in weight space during training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from optbench.studies.twins.statistics import Moment, Twins, evenly
 TITLE = "Twins"
 METRIC = "weight_distance"
 COLUMNS = 5
-"""The first evaluation, the quarters, the last."""
+"""First evaluation, quarters, last evaluation."""
 MOST_DIGITS = 6
 MEANING = (
     "Distance: between the weights of the two, over the mean of their distances from the common start: 0 for the same "
-    "weights, √2 for equally long ways at a right angle. Last: the last evaluation that the two trials of a seed share."
+    "weights, √2 for equal distances at a right angle. Last: the last evaluation that the two trials of a seed share."
 )
 
 
 def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """A table for each experiment and model with twins; nothing where no suite names any."""
+    """Yield a table for each experiment and model with twins."""
     if not found:
         return
     yield Heading(TITLE)
@@ -40,20 +40,20 @@ def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) 
 
 
 def accuracy(sizes: Iterable[int]) -> str:
-    """How well a distance is known that is read from sketches of so many numbers: 1/√(2K) of itself."""
+    """Return a sentence on the accuracy of distances estimated from sketches: 1/√(2K)."""
     fewest = min(sizes)
     share = 100 / math.sqrt(2 * fewest)
-    return f"Distances are read from sketches of {fewest:,} numbers, and good to about {share:.0f}% of themselves."
+    return f"Distances are estimated from sketches of {fewest:,} numbers, with an error of about {share:.0f}%."
 
 
 def place_text(place: Moment, tasks: int) -> str:
-    """`step 469`, or `task 2, step 469` where there are several tasks."""
+    """Format a place: `step 469`, or `task 2, step 469` with several tasks."""
     task, step = place
     return f"step {step}" if tasks == 1 else f"task {task}, step {step}"
 
 
 def task_count(found: Iterable[Twins]) -> int:
-    """The tasks that any of them has been trained on."""
+    """Return the number of tasks on which any of them was trained."""
     return max((task for twins in found for task, _ in twins.places), default=1)
 
 
@@ -78,20 +78,20 @@ def _table(shown: Sequence[Twins], where: str, spread_text: SpreadText) -> Table
 
 
 def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
-    """Where at least half of all seeds of all pairs were still in training: later columns would be nearly empty."""
+    """Return places at which at least half of all seeds were in training; later columns would be nearly empty."""
     reached = Counter(place for twins in shown for distances in twins.distances.values() for place in distances)
     seeds = sum(len(twins.distances) for twins in shown)
     return (place for place, count in reached.items() if 2 * count >= seeds)
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Decimals that give the smallest mean of a line two digits: twins that deserve the name are close."""
+    """Return the decimals that give the smallest mean of a line two digits, because twins are close."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
 
 
 def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadText) -> str:
-    """With the number of seeds where some have stopped before."""
+    """Format a mean, with the number of seeds if some stopped earlier."""
     text = spread_text(Spread.of(values), digits)
     return text if len(values) in (0, count) else f"{text} (n={len(values)})"
