@@ -109,7 +109,7 @@ def _without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_without_float64")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "power-sgd", "shampoo", "newton"])
 def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Dataset) -> None:
-    """As Apple's GPUs are: the first command of whoever has one."""
+    """Train as on Apple's GPUs, with the first command that an owner of one would run."""
     with pytest.raises(TypeError, match="has no"):
         torch.ones(2, device=DEVICE).double()
     # By need a CPU would not refresh in the steps that a device does.
@@ -131,7 +131,7 @@ def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Datas
         assert [value is None for value in found] == [value is None for value in expected]
 
 
-def test_an_epoch_that_begins_takes_its_order_there_and_waits_for_nobody(mnist: Dataset) -> None:
+def test_the_order_of_an_epoch_is_moved_to_the_device_without_waiting(mnist: Dataset) -> None:
     stack = stack_of("sgd", mnist, torch.device(DEVICE), train_examples=320)  # ten steps
     stack.take(0, 10, range(4))
     simulated_device.asked.clear()

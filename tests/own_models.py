@@ -172,7 +172,7 @@ class Counting(Flat):
 
 
 class Remembering(Flat):
-    """As `Counting`, but where nobody looks for it."""
+    """Count forward passes as `Counting` does, in an attribute that no check looks at."""
 
     passes = 0
 

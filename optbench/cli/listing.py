@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optbench.cli.output import results
+from optbench.cli.output import UNWRAPPED, has_width, results
 from optbench.errors import StoreError, UsageError, escaped, unknown
 from optbench.kinds import DATASETS, MODELS, TASKS, Registry
 
@@ -20,7 +20,7 @@ def list_kind(kind: str, runs_dir: Path) -> None:
     if kind not in LISTS:
         raise UsageError(f"list: {unknown('kind', kind, LISTS)}")
     table = LISTS[kind](runs_dir)
-    with results() as console:
+    with results(UNWRAPPED) as console:
         console.print(table, highlight=False)
 
 
@@ -42,16 +42,17 @@ def _optimizers(_: Path) -> RenderableType:
     table = _table(
         "optimizer", "source", "lane", "state per weight", "what it is (reference), hyper-parameters (default)"
     )
-    table.columns[3].max_width = 12
+    fold = has_width()
+    table.columns[3].max_width = 12 if fold else None
     for spec in OPTIMIZERS.values():
         defaults = ", ".join(
             f"{name} {'by preset' if hyper.default is None and not hyper.optional else _value(hyper.default)}"
             for name, hyper in spec.hyperparameters.items()
         )
-        source, schedule = spec.source.replace("-", "-\n"), "" if spec.takes_schedule else "; takes no schedule"
-        _row(
-            table, spec.name, source, spec.lane, spec.state, f"{spec.summary} ({spec.reference}){schedule}\n{defaults}"
-        )
+        source = spec.source.replace("-", "-\n") if fold else spec.source
+        schedule = "" if spec.takes_schedule else "; takes no schedule"
+        described = f"{spec.summary} ({spec.reference}){schedule}"
+        _row(table, spec.name, source, spec.lane, spec.state, described + ("\n" if fold else "; ") + defaults)
     return table
 
 

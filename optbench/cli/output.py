@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imported late, because `list` and a dry run need no results
     from optbench.report import Report
 
 PIPE_WIDTH = 80
+UNWRAPPED = 100_000
+"""Columns; wider than any row of a table, so that a pipe gets each row on one line."""
 
 
 def deliver(document: Report, chosen: str, output: str | None) -> None:
@@ -43,12 +45,16 @@ def deliver(document: Report, chosen: str, output: str | None) -> None:
         write_out(render_text(document, chosen))
 
 
+def has_width() -> bool:
+    """Return whether standard output has a width to fit: that of a terminal, or `COLUMNS`."""
+    return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+
+
 @contextlib.contextmanager
-def results() -> Iterator[Console]:
+def results(pipe_width: int = PIPE_WIDTH) -> Iterator[Console]:
     """Yield a console for results, whose content is written to standard output at the end of the block."""
     # rich would use the width of any terminal: a file must not depend on the window.
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    console = Console(file=sys.stdout, width=width)
+    console = Console(file=sys.stdout, width=None if has_width() else pipe_width)
     with console.capture() as captured:
         yield console
     # rich pads cells with blanks, which files and logs do not need

@@ -38,7 +38,9 @@ def _placed(line: str, document: Document) -> str:
     where = line.partition(": ")[0]
     while "." in where:
         if where in known:
-            inner = [(*known[where], key) for key in ("kind", "target")]
+            # a model names its setting after its kind: `models.net: vit: heads: expected ...`
+            named = line.removeprefix(f"{where}: ").split(": ")[:2]
+            inner = [(*known[where], key) for key in (*reversed(named), "kind", "target")]
             path = next((path for path in inner if path in document.values), known[where])
             return f"{document.value_place(path)}: {line}"
         where = where.rpartition(".")[0]

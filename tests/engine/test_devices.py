@@ -135,7 +135,7 @@ def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Datas
 @pytest.mark.first(4)
 @pytest.mark.parametrize("device", ON_BOTH)
 @pytest.mark.parametrize("name", ["sgd", "power-sgd"])
-def test_one_that_diverges_disturbs_nobody(device: str, name: str, mnist: Dataset) -> None:
+def test_a_diverging_member_disturbs_no_other(device: str, name: str, mnist: Dataset) -> None:
     together = {r.trial.id: r for r in trained(suite_of(name, lr=[0.05, 1e30]), mnist, device)}
     statuses = {trial_row(result).status for id, result in together.items() if "1e+30" in id or "1e30" in id}
     assert statuses == {"diverged"}
@@ -187,7 +187,7 @@ def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
     assert stack.take(0, 25, range(4))[1] == {}
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert stack.take(25, 45, range(4))[1] == {}, "nobody's step raises"
+        assert stack.take(25, 45, range(4))[1] == {}, "no member's step raises"
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

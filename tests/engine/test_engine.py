@@ -192,7 +192,7 @@ def test_one_seed_starts_all_optimizers_at_the_same_weights(mnist: Dataset) -> N
 
 
 @pytest.mark.parametrize("name", sorted(RATES.keys() - BOUNDED))
-def test_a_diverged_member_is_frozen_and_changes_nobody(name: str, mnist: Dataset) -> None:
+def test_a_diverged_member_is_frozen_and_changes_no_other(name: str, mnist: Dataset) -> None:
     # The absurd rate stands in the middle, so that both neighbours would notice.
     rates = [RATES[name], ABSURD, RATES[name] / 2]
     small: dict[str, Any] = {"seeds": 1, "train_examples": 480, "max_epochs": 1, "metrics": ["hoyer"]}

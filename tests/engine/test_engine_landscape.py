@@ -233,7 +233,7 @@ def test_errors_and_the_loss_come_along_and_no_value_depends_on_what_else_is_ask
 
 def test_the_loss_is_not_even_made_where_no_metric_reads_it() -> None:
     def never() -> Callable[[Tensor], Tensor]:
-        raise AssertionError("nobody asked for a loss")
+        raise AssertionError("no loss was requested")
 
     weights = torch.ones(3).double()
     found = take(select(["hoyer", *DISTANCES]), Landscape(weights, weights / 2, never, draws))

@@ -1,4 +1,4 @@
-"""A training that goes on from the end of a task, in another process as it were, ends as the one that was not cut."""
+"""Training resumed at the end of a task, as if in another process, ends exactly as uninterrupted training does."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ REFUSED = {
 
 
 def totals(work: Callable[..., object], recordings: Recordings) -> list[float]:
-    """What twelve calls come to."""
+    """Return the result of twelve calls."""
     total, calls = torch.zeros(1), [0]
     recorded: Recorded[object] = Recorded("it", recordings)
     found = []

@@ -94,7 +94,7 @@ def test_a_run_with_an_object_is_resumed_with_the_same_object_only(capsys: pytes
         optbench.run(resume=path, optimizers={"mine": slowed(0.25)}, jobs=1, device="cpu")
     assert len(optbench.run(resume=again, optimizers={"mine": slowed(1.0)}, jobs=1, device="cpu").table("trials")) == 4
     for command in (["report", str(path)], ["compare", f"{path}:mine", f"{path}:sgd"]):
-        assert main(command) == 0  # which execute nobody's code
+        assert main(command) == 0  # neither executes any user code
 
 
 def test_failed_trials_are_rows_and_a_warning() -> None:

@@ -44,7 +44,7 @@ print(handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal
 
 
 def trained(name: str, folder: Path) -> None:
-    """Read back what a class of a main module has come to: the same as SGD, by another name."""
+    """Read back the results of a class of the main module: those of SGD, under another name."""
     run = optbench.read_run(name, folder / "runs")
     trials = run.table("trials")
     assert trials[["optimizer", "status"]].values.tolist() == [["sgd", "ok"], ["mine", "ok"]]

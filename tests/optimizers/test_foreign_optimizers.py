@@ -265,7 +265,7 @@ def test_a_switch_of_modes_is_found_out_and_measuring_changes_nothing(file: str,
 
 
 @pytest.mark.parametrize(("name", "status"), [("Raises", "failed"), ("Nan", "diverged")])
-def test_one_that_breaks_at_step_7_says_so_and_changes_nobody(
+def test_an_optimizer_that_fails_at_step_7_is_reported_and_changes_no_other(
     file: str, mnist: Dataset, name: str, status: str
 ) -> None:
     for result in run(mnist, f"{file}:{name}"):

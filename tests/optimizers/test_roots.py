@@ -110,7 +110,7 @@ def test_the_lower_triangle_decides() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_non_finite_member_keeps_its_root_and_disturbs_nobody(bad: float, diagonal: bool) -> None:
+def test_non_finite_member_keeps_its_root_and_disturbs_no_other(bad: float, diagonal: bool) -> None:
     factors = positive(3, 5, 8, 6)
     if diagonal:
         factors = factors.diagonal(dim1=1, dim2=2).contiguous()

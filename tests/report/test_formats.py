@@ -58,7 +58,7 @@ PANEL = (
 
 
 def sample() -> Report:
-    """A report with all that a real one may have, and with names that nobody should choose."""
+    """Build a report with everything a real one may contain, and with awkward names."""
     numbers = tuple(Column(f"measure\nno {i}{' ↑' if i % 2 else ''}") for i in range(14))
     wide = Table(
         "permuted-mnist, mlp-100: everything at once",

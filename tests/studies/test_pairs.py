@@ -133,7 +133,7 @@ def changed(suite: Suite, pairs: dict[str, Any] | None) -> Suite:
     return complete(Suite.model_validate(content))
 
 
-# What they come to, by hand
+# The expected values, by hand
 
 
 class ByHand:

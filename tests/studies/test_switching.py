@@ -283,7 +283,7 @@ def test_without_pure_arms_the_ends_of_the_sweep_serve(tmp_path: Path) -> None:
     assert {one.reason for one in estimates(found["noisy"], "forgetting").values()} == {"no arm is adam alone"}
 
 
-def test_an_end_that_nobody_trained_is_missed_in_words(tmp_path: Path) -> None:
+def test_an_end_that_was_never_trained_is_reported_as_missing(tmp_path: Path) -> None:
     text = SUITE.replace(f"  sgd: {SGD}\n", "").replace("at: [100, 0, 4]", "at: [0, 4]")
     result = made(tmp_path, suite=text)
     assert by_optimizer(result)["to-adam"].pure_first is None
@@ -375,7 +375,7 @@ def test_barriers_to_both_pure_solutions_are_means_over_seeds(tmp_path: Path) ->
     for seed in range(6):
         switched = trial_id("to-adam", "at=4", seed)
         values[switched, trial_id("sgd", "default", seed)] = 0.1 * seed
-        # Whoever measures a pair may name either first.
+        # Either end of a pair may be named first.
         values[trial_id("adam", "default", seed), switched] = 2.0 if seed else None
     result = with_pairs(result, values)
     switch = by_optimizer(result)["to-adam"]

@@ -68,7 +68,7 @@ BEST = 0.2
 
 
 def judged(tuner: Tuner, loss: Any = after_descent) -> list[TunedOptimizer]:
-    """What rounds have come to if a setting's accuracy were minus the logarithm of its loss on the quadratic."""
+    """Return the rounds' results if a setting's accuracy were minus the logarithm of its loss on the quadratic."""
     found = []
     for search in tuner.searches.searches:
         tried = tuner.tried[search.experiment, search.optimizer]
@@ -264,7 +264,7 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
         ),
         ({"lr": {"of": "other.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected an optimizer of the suite and its key"),
-        ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e"),
+        ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e; did you mean 'adam.lr'\?"),
     ],
 )
 def test_a_space_that_is_none_is_refused_with_its_place(space: dict[str, Any], message: str) -> None:

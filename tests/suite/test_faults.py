@@ -115,7 +115,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "2:8",
         "seed 2 is in 'tune.seeds' and in 'seeds'",
     ),
-    "tuning of nobody": (
+    "tuning of an unknown optimizer": (
         "name: good",
         "name: good\ntune: {optimizers: {sgdd: {lr: [1, 2]}}}",
         "2:21",

@@ -291,7 +291,7 @@ def test_a_longer_sequence_begins_like_a_shorter_one() -> None:
         assert torch.equal(longer.test(task).inputs, shorter.test(task).inputs)
 
 
-def test_permuted_arrays_are_let_go_when_nobody_holds_them() -> None:
+def test_permuted_arrays_are_freed_when_no_longer_referenced() -> None:
     tasks = family(KINDS["permuted"])
     examples = tasks.sequence(0).train(1)
     watch = weakref.ref(examples)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optbench.counting import grouped
-from optbench.errors import OptimizerError, SuiteError, UsageError
+from optbench.errors import OptimizerError, SuiteError, UsageError, hint
 from optbench.optimizers import registry
 from optbench.suite import Suite
 from optbench.suite.schema import Tune
@@ -307,8 +307,10 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
     for tie in ties:
         if (tie.experiment, tie.of, tie.of_path) not in chosen:
             of = ".".join((tie.of, *tie.of_path))
+            valid = [f"{o}.{'.'.join(path)}" for e, o, path in sorted(chosen) if e == tie.experiment]
+            meant = hint(of, valid) or f" (chosen: {', '.join(valid) or 'none'})"
             raise SuiteError(
-                f"tune.optimizers.{tie.optimizer}.{'.'.join(tie.path)}: {of} is not chosen on {tie.experiment}"
+                f"tune.optimizers.{tie.optimizer}.{'.'.join(tie.path)}: {of} is not chosen on {tie.experiment}{meant}"
             )
 
 
