@@ -197,9 +197,9 @@ KEPT = {
     "Residual": {"builds": "for images", "features": "'head'", "lock-step": "member by member (batch norm, dropout)"},
     "reader": {"builds": "for text", "output": "(B, 12, 30)", "lock-step": "members can be trained together"},
     "moons": {"inputs": "float32 (2,) with one target", "targets": "2 classes, of 100 to 100", "reproducible": "same"},
-    "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "whatever order"},
+    "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "in any order"},
     "spread": {"taken of": "features (features, targets); higher is better, in bits, margin 0.1"},
-    "loudness": {"a number": "made-up numbers", "its arguments": "leaves them"},
+    "loudness": {"a number": "made-up numbers", "its arguments": "does not change them"},
     "cut": {"its arguments": "it changes its accuracy, which is harmless"},
     "empty": {"a number": "undefined on random numbers: the function returned nan"},
 }
