@@ -228,7 +228,7 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
         for what, left, had in (("optimizer", kept, taking_part), ("model", models, experiment.models)):
             if not left and choice.experiments:
                 has = ", ".join(had)
-                raise UsageError(f"--{what}: experiment '{name}' has none of those named (it has: {has})")
+                raise UsageError(f"--{what}: experiment '{name}' has none of the given names (it has: {has})")
         if not (kept and models):
             continue
         chosen = kept if experiment.optimizers is not None else None

@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CostJob:
-    """One optimizer on one size.
+    """The measurement of one optimizer at one size.
 
-    seconds: for steps, per number of threads, and for warm-up. limit: bytes.
+    seconds: time for steps, for each number of threads, and for warm-up. limit: in bytes.
     """
 
     name: str

@@ -99,8 +99,8 @@ class LockStep:
         watch: Watch | None = None,
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
-        record accuracies on batches. averaging: None without averaging. watch: of some updates, or None. Others: one
-        per member.
+        record accuracies on batches. averaging: None without averaging. watch: observes some
+        updates, or None. Other arguments: one value per member.
 
         Raises:
         RefusedError: the shared optimizer rejects the settings of some members.

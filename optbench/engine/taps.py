@@ -1,4 +1,4 @@
-"""Places in a network where features are read: from their names in a suite to tensors of a forward pass.
+"""Read features at named points of a network: from the names in a suite to the tensors of a forward pass.
 
 Legend: B batch, T positions of a sequence, d units.
 """

@@ -48,7 +48,7 @@ NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in (
 GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
 """Needs that are arguments of the constructor, by name."""
 GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
-"""Values to which any argument may be set, as in `ess: {given: examples}`."""
+"""Values that any argument may take, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Declarations about a user's optimizer, next to its hyper-parameters and not passed to it."""
 FALLBACK = "fallback_"

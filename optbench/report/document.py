@@ -28,7 +28,7 @@ class Cell:
 
 
 def seeds_cell(number: int, planned: int) -> Cell:
-    """Return `5`, or as a warning `4 of 5` if some of the planned seeds are missing."""
+    """Return `5`, or the warning `4 of 5` if some planned seeds are missing."""
     return Cell(str(number)) if number == planned else Cell(f"{number} of {planned}", "warning")
 
 

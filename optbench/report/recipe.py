@@ -15,7 +15,7 @@ def recipe(protocol: Protocol) -> str:
     if (averaging := protocol.weight_averaging) is not None:
         said.append(f"Measured is an exponential moving average of the weights, decay {averaging.decay:g}.")
     if protocol.precision != "float32":
-        said.append(f"Forward passes in training are in {protocol.precision}.")
+        said.append(f"Forward passes in training use {protocol.precision}.")
     if (augment := protocol.augment) is not None:
         crop = f"cropped at random out of {count(augment.crop, 'pixel')} of zeros around them" if augment.crop else ""
         ways = " and ".join(filter(None, ("mirrored at random" if augment.flip else "", crop)))

@@ -90,7 +90,7 @@ class ArmComparison:
 
     @property
     def family(self) -> int:
-        """The number of primary metrics, the size of the family of Holm's correction."""
+        """Return the number of primary metrics: the size of the family in Holm's correction."""
         return sum(found.judgement is not None for found in self.metrics)
 
     def metric(self, name: str) -> MetricComparison | None:

@@ -16,9 +16,9 @@ from optbench.errors import StoreError
 from optbench.store.files import reported, sync
 
 PARTS = "parts"
-"""The folder of a run with the results of one cohort per part."""
+"""The folder in a run directory that holds the results, one part per cohort."""
 INTERIM = "interim"
-"""The folder of a run with the state of cohorts in training."""
+"""The folder in a run directory that holds the state of cohorts in training."""
 MANIFEST = "sha256.json"
 
 

@@ -96,7 +96,7 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
         StoreError: a file is missing, is a link out of the run directory, or differs from what was copied.
     """
     if plugin.copy is None:
-        raise StoreError(f"{run}: there is no copy of {plugin.target}, which was of an installed package")
+        raise StoreError(f"{run}: there is no copy of {plugin.target}, which was in an installed package")
     folder = Path(os.path.abspath(run / plugin.copy))  # noqa: PTH100
     files = {}
     for name in plugin.files:

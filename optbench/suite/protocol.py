@@ -41,7 +41,7 @@ class EarlyStopping(Settings):
         if self.target is not None and "patience" in self.model_fields_set:
             raise ValueError(
                 "'patience' does not go with 'target': the first loss at or below the target ends a task "
-                "('patience: null' takes it away)"
+                "('patience: null' removes it)"
             )
         return self
 

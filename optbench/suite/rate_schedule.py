@@ -42,7 +42,7 @@ class RateSchedule(Settings):
         for key, kinds in OF_KIND.items():
             if key in self.model_fields_set and self.kind not in kinds:
                 raise ValueError(
-                    f"'{key}': expected kind: {' or '.join(kinds)}, got kind: {self.kind} ('{key}: null' takes it away)"
+                    f"'{key}': expected kind: {' or '.join(kinds)}, got kind: {self.kind} ('{key}: null' removes it)"
                 )
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             total = f"{self.warmup:g} and {self.decay:g}"

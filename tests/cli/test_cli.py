@@ -153,7 +153,7 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "SUITE", "--optimizer", "sgd=torch.optim:SGD"], "choose another name"),
         (["run", "SUITE", "--optimizer", "mine=adamww"], "--optimizer mine=adamww: optimizers.mine: unknown"),
         (["run", "SUITE", "--optimizer", "mine="], "NAME=module:Class"),
-        (["run", "SUITE", "--optimizer", "adamw", "--experiment", "permuted"], "has none of those named"),
+        (["run", "SUITE", "--optimizer", "adamw", "--experiment", "permuted"], "has none of the given names"),
         (["run", "SUITE", "--set", "seeds"], "expected key.path=value"),
         (["run", "SUITE", "--set", "optimizers.sgd.lrr=1"], "did you mean 'lr'?"),
         (["run", "SUITE", "--set", "experiments.permuted.protocol.batch_size=many"], "batch_size"),

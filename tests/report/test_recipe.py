@@ -12,7 +12,7 @@ def test_each_departure_is_a_sentence() -> None:
     full = recipe(Protocol(clip_norm=1.0, weight_averaging=averaging, precision="bfloat16"))
     assert full == (
         "Gradients are clipped to a norm of 1. Measured is an exponential moving average of the weights, "
-        "decay 0.999. Forward passes in training are in bfloat16."
+        "decay 0.999. Forward passes in training use bfloat16."
     )
 
 

@@ -228,7 +228,7 @@ def test_model_keeps_the_experiments_and_claims_about_it(tmp_path: Path, capsys:
     said = refusal(capsys, tmp_path, "run", path, "--model", "wid", "--dry-run")
     assert said == "--model: unknown model 'wid'; did you mean 'wide'? (valid: small, wide)"
     said = refusal(capsys, tmp_path, "run", path, "--model", "wide", "--experiment", "digits", "--dry-run")
-    assert said == "--model: experiment 'digits' has none of those named (it has: small)"
+    assert said == "--model: experiment 'digits' has none of the given names (it has: small)"
 
 
 def test_a_claim_about_a_model_that_is_left_out_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

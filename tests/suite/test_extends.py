@@ -125,7 +125,7 @@ def test_null_takes_away_what_does_not_go_with_another_kind(
     )
     key = before.partition(":")[0]
     place = f"experiments.e.protocol.{key}"
-    with pytest.raises(SuiteError, match=f"'{changes[-1].partition('=')[0]}: null' takes it away"):
+    with pytest.raises(SuiteError, match=f"'{changes[-1].partition('=')[0]}: null' removes it"):
         load_suite(file, [f"{place}.{change}" for change in changes[:-1]])
     found = load_suite(file, [f"{place}.{change}" for change in changes]).experiments["e"].protocol
     assert getattr(found, key) == type(getattr(found, key)).model_validate(kept)

@@ -221,7 +221,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: cosine, decay: 0.1}}",
         "14:41",
-        "schedule: 'decay': expected kind: wsd, got kind: cosine ('decay: null' takes it away)",
+        "schedule: 'decay': expected kind: wsd, got kind: cosine ('decay: null' removes it)",
     ),
     "floor of a constant rate": (
         "[sgd, adam]",
