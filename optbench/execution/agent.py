@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pickle
 import shutil
 import socket
 import tempfile
@@ -22,7 +21,7 @@ from optbench.execution.backend import Died, Lost, Message
 from optbench.execution.elsewhere import versions
 from optbench.execution.local import LocalProcesses, LocalWorker
 from optbench.execution.messages import Arrived, Compared, Data, Divide, Failed, Finished, Job, Saved
-from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, unpack
+from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, unpack, unpickled
 
 PREFIX = "optbench-worker-"
 """How its folder is called, in the folder for temporary files; then follow its process id and a dash."""
@@ -68,7 +67,7 @@ class Agent:
 
     def _give(self, unit: Parcel, job: Parcel, data: Mapping[str, Parcel]) -> None:
         if self._job is None or self._job[0] != job.sum:
-            given: Job = pickle.loads(job.checked(self.fetch(job.content)))
+            given: Job = unpickled(job.checked(self.fetch(job.content)))
             self._job = job.sum, dataclasses.replace(given, interim=self._folder / INTERIM)
             self._experiment = None
         for name in (INTERIM, WEIGHTS):

@@ -30,6 +30,22 @@ class DamagedError(Exception):
     """What was sent is not what arrived."""
 
 
+def pickled(value: object) -> bytes:
+    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def unpickled(content: bytes) -> Any:
+    """Return what `pickled` was given: by a process of the same run, never something that was found.
+
+    Raises:
+        DamagedError: it is something else.
+    """
+    try:
+        return pickle.loads(content)
+    except Exception as error:
+        raise DamagedError(f"cannot be unpickled: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Parcel:
     """Something pickled, and its SHA-256. content: bytes, or where a backend has put them."""
@@ -69,16 +85,16 @@ def pack(unit: Unit, interim: Path) -> bytes:
             for file in part.iterdir():
                 take(f"{INTERIM}/{part.name}/{file.name}", file)
         begun = {trial: Begun(Path(INTERIM, place.part.name), place.task) for trial, place in unit.begun.items()}
-        return pickle.dumps(_Packed(dataclasses.replace(unit, begun=begun), files))
+        return pickled(_Packed(dataclasses.replace(unit, begun=begun), files))
     places = {trial: Path(WEIGHTS, f"{i}.safetensors") for i, trial in enumerate(unit.places)}
     for trial, place in places.items():
         take(place.as_posix(), unit.places[trial])
-    return pickle.dumps(_Packed(dataclasses.replace(unit, places=places), files))
+    return pickled(_Packed(dataclasses.replace(unit, places=places), files))
 
 
 def unpack(content: bytes, folder: Path) -> Unit:
     """Return the unit that was packed, its files written below a folder."""
-    packed: _Packed = pickle.loads(content)
+    packed: _Packed = unpickled(content)
     for name, data in packed.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -111,4 +127,4 @@ def datasets(experiment: ExperimentSettings) -> dict[str, DatasetSettings]:
 
 def packed_dataset(settings: DatasetSettings, data_dir: Path | None) -> bytes:
     """Load a dataset, which has been found before, and pickle it."""
-    return pickle.dumps(load(settings, data_dir, download=False), protocol=pickle.HIGHEST_PROTOCOL)
+    return pickled(load(settings, data_dir, download=False))

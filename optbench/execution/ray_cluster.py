@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import socket
 import threading
@@ -24,7 +23,7 @@ from optbench.execution.agent import Agent, Hello
 from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
 from optbench.execution.elsewhere import refusal
 from optbench.execution.messages import Arrived, Job, Said, Unit
-from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset
+from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset, pickled
 
 HEARTBEAT = 2.0
 """Seconds after which an actor answers although there is nothing to tell, so that it can be asked to end."""
@@ -85,7 +84,7 @@ class RayCluster:
         import ray
 
         sent = job_for_elsewhere(job, units, force=self._force)
-        parcel = Parcel.of(pickle.dumps(sent))
+        parcel = Parcel.of(pickled(sent))
         self._job = job, sent, Parcel(parcel.sum, ray.put(parcel.content))
         for experiment in dict.fromkeys(unit.experiment for unit in units):
             for key, settings in datasets(job.suite.experiments[experiment]).items():

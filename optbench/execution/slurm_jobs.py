@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import pickle
 import shutil
 import tempfile
 import time
@@ -22,7 +21,16 @@ from optbench.execution.agent import Agent, Hello
 from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
 from optbench.execution.elsewhere import refusal
 from optbench.execution.messages import Arrived, Job, Said, Unit
-from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset
+from optbench.execution.parcels import (
+    DamagedError,
+    Parcel,
+    datasets,
+    job_for_elsewhere,
+    pack,
+    packed_dataset,
+    pickled,
+    unpickled,
+)
 
 MAX_JOBS = 16
 """So many jobs at a time, unless `max_jobs` or `--jobs` say otherwise."""
@@ -54,7 +62,7 @@ class Mailbox:
         """Send a message. Raises OSError where it cannot be written."""
         name = f"{next(self._numbers):08d}"
         writing = self.folder / f".{name}"
-        writing.write_bytes(pickle.dumps(message))
+        writing.write_bytes(pickled(message))
         writing.rename(self.folder / name)
 
     def take(self) -> list[Any]:
@@ -64,7 +72,7 @@ class Mailbox:
         """
         found = []
         for file in sorted(file for file in self.folder.iterdir() if not file.name.startswith(".")):
-            found.append(pickle.loads(file.read_bytes()))
+            found.append(unpickled(file.read_bytes()))
             file.unlink()
         return found
 
@@ -152,7 +160,7 @@ class SlurmJobs:
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
         """Write what jobs need, and submit as many as there is work for: as one array."""
-        parcel = Parcel.of(pickle.dumps(job_for_elsewhere(job, units, force=self._force)))
+        parcel = Parcel.of(pickled(job_for_elsewhere(job, units, force=self._force)))
         self._job = job, self._stored(f"job-{parcel.sum[:16]}", parcel)
         for experiment in dict.fromkeys(unit.experiment for unit in units):
             for key, settings in datasets(job.suite.experiments[experiment]).items():
@@ -238,7 +246,10 @@ class SlurmJobs:
         self.kill()
         self._workers.clear()
         self._submitted.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # in one step, so that no job writes into what is being removed
+            gone = self.folder.with_name(f"{self.folder.name}-gone")
+            self.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def kill(self) -> None:
         for worker in [*self._workers, *self._submitted]:
@@ -270,7 +281,7 @@ class _SlurmWorker:
         try:
             found = self._answers.take()
             silent = self._pulse.silence() > SILENT
-        except (OSError, pickle.UnpicklingError, EOFError) as error:
+        except (OSError, DamagedError) as error:
             self.inbox.append(Lost(f"job {self._submitted.job_id}: its messages cannot be read: {error}"))
             return
         self.inbox.extend(self._cluster.verdict(one) if isinstance(one, Hello) else one for one in found)

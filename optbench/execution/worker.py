@@ -8,7 +8,6 @@ import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -140,7 +139,9 @@ class _Desk:
 
     def _load(self, settings: DatasetSettings) -> Dataset:
         if (content := self.data.get(settings.model_dump_json())) is not None:
-            found: Dataset = pickle.loads(content)
+            from optbench.execution.parcels import unpickled
+
+            found: Dataset = unpickled(content)
             return found
         from optbench.data import load
 

@@ -31,7 +31,9 @@ METHODS = {
 }
 EXEMPT = {
     # An error that a pipe between our own processes raises when the other one has died; nothing is unpickled by us.
-    ("execution/pool.py", "pickle"),
+    ("execution/local.py", "pickle"),
+    # What processes of one run send one another across machines; never something that lies in a run directory.
+    ("execution/parcels.py", "pickle"),
     # Annotations of a user's kind, which was imported before: as `typing.get_type_hints` evaluates them.
     ("kinds.py", "eval"),
     # Objects that Python gives to a run reach our own processes by value, through our own pipes.
