@@ -160,7 +160,7 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
         if differs is not None:
             return "failed", f"a member on its own and between two with {name}={ABSURD:g} differ: {differs}"
         if lost:
-            return "passed", f"a member between two that are lost ({name}={ABSURD:g}) is as it is alone"
+            return "passed", f"a member between two that diverge ({name}={ABSURD:g}) trains as it does alone"
         tried.append(name)
     if tried:
         return "skipped", f"not checked: {' or '.join(tried)} of {ABSURD:g} makes no neighbour diverge"

@@ -12,7 +12,7 @@ from optbench.metrics.metric import Kind
 def check_metric(name: str) -> None:
     """Raise UsageError unless `name` is a registered metric of single trials."""
     if select([name])[0].kind == "pair":
-        raise UsageError(f"'{name}' is measured of two solutions: name it in an experiment's 'pairs', under 'metrics'")
+        raise UsageError(f"'{name}' compares two solutions: name it in an experiment's 'pairs', under 'metrics'")
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:

@@ -576,7 +576,7 @@ def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.Cap
         ("{with: [sgd]}", "unknown key 'with'"),
         ("true", "experiments.halves.pairs: expected a mapping, or null, got true"),
         ("{}\n    checkpoints: false", "'pairs' needs 'checkpoints: true'"),
-        ("{}\n    primary: [loss_barrier]", "'loss_barrier' is measured of two solutions"),
+        ("{}\n    primary: [loss_barrier]", "'loss_barrier' compares two solutions"),
     ],
 )
 def test_a_broken_suite_is_one_line(

@@ -141,7 +141,7 @@ def test_the_dry_run_says_how_many_readings_there_are(tmp_path: Path, capsys: py
             "metrics.0: unknown metric 'pca9'; did you mean 'pca99'",
         ),
         ("metrics: [default], primary: {metric: pca99}", "default]", "metrics.0: expected metrics one by one"),
-        ("metrics: [linear_cka], primary: {metric: linear_cka}", "linear_cka]", "is measured of two solutions"),
+        ("metrics: [linear_cka], primary: {metric: linear_cka}", "linear_cka]", "compares two solutions"),
         (
             "metrics: [hoyer], data: [last], primary: {metric: hoyer, data: last}",
             "last]",

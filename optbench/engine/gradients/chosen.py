@@ -44,7 +44,7 @@ class Choice:
     """Sizes of stacks in which it was tried and chosen; a library may order sums by the size of a product."""
 
     def open(self, kept: int) -> bool:
-        """Return whether it may be tried if all members together keep this many bytes for their backward passes."""
+        """Return whether the way may be tried, given the bytes that all members keep for their backward passes."""
         return self.possible and kept <= MEMORY
 
 
