@@ -101,7 +101,9 @@ def _detectable(claim: JudgedClaim) -> str:
         for part in claim.parts
         if part.result.n
     ]
-    said = [(where, "none" if size is None else fixed(size, decimals(claim.claim.primary.name))) for where, size in parts]
+    said = [
+        (where, "none" if size is None else fixed(size, decimals(claim.claim.primary.name))) for where, size in parts
+    ]
     return "; ".join(f"{where}: {size}" if len(parts) > 1 else size for where, size in said)
 
 

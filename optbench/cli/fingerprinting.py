@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +48,9 @@ def fingerprint_target(request: FingerprintRequest) -> int:
     if request.target is not None and not request.run.settings:
         drawn = find_fingerprinted(request.target, request.run.runs_dir)
     if drawn is not None:
+        given = {"--seeds": request.run.seeds, "--quick": request.quick or None, "--name": request.run.name}
+        if of_training := [option for option, value in given.items() if value is not None]:
+            raise UsageError(f"{request.target}: this run is drawn as it is, without {of_training[0]}")
         return _show(request, *drawn)
     return _train(request)
 
@@ -68,7 +70,7 @@ def _train(request: FingerprintRequest) -> int:
         if given.name is not None:
             check_unused(given.runs_dir, given.name)
         seeds = parse_seeds(given.seeds) if given.seeds is not None else ()
-        _check_seeds(seeds)
+        panel.check_seeds(panel.shipped(), seeds, "--seeds")
         wanted = Wanted(request.target, given.settings, seeds, request.quick)
     with watched(given) as view:
         trained = train(wanted, options_of(given, resume), view)
@@ -79,12 +81,6 @@ def _train(request: FingerprintRequest) -> int:
         say(f"optbench: interrupted; {kept(finished)}; go on with: {shlex.join(['optbench', *command, str(again)])}")
         return INTERRUPTED
     return _show(request, trained.run, trained.optimizer, new=True)
-
-
-def _check_seeds(seeds: Sequence[int]) -> None:
-    known = panel.shipped().seeds
-    if strange := [seed for seed in seeds if seed not in known]:
-        raise UsageError(f"--seeds: expected seeds of the panel, {known[0]} to {known[-1]}, got {strange[0]}")
 
 
 def _show(request: FingerprintRequest, path: Path, optimizer: str | None, *, new: bool = False) -> int:

@@ -19,7 +19,7 @@ from optbench.interface.given import seeds_of, written
 from optbench.interface.results import Run, read_run
 from optbench.interface.run import failures
 from optbench.interface.watching import watching
-from optbench.studies.fingerprint import html, records, terminal
+from optbench.studies.fingerprint import html, panel, records, terminal
 from optbench.studies.fingerprint.drawing import check_file, draw, save
 from optbench.studies.fingerprint.standing import Fingerprint as Drawn
 from optbench.studies.fingerprint.training import Wanted, check_unused, train
@@ -114,16 +114,21 @@ def fingerprint(
     if run is not None:
         if optimizer is not None and not isinstance(optimizer, str):
             raise UsageError("optimizer: expected the name of an optimizer of the run, got an object")
+        given = {"set": set, "seeds": seeds, "quick": quick or None, "name": name}
+        if of_training := [argument for argument, value in given.items() if value is not None]:
+            raise UsageError(f"run: it is drawn as it is, without {of_training[0]}")
         drawn_from = read_run(run, runs_dir)
         return Fingerprint(draw(drawn_from.path, optimizer), drawn_from)
     if optimizer is None:
         raise UsageError("fingerprint: expected an optimizer, or a run with one")
+    wanted_seeds = seeds_of(seeds)
+    panel.check_seeds(panel.shipped(), wanted_seeds, "seeds")
     if name is not None:
         check_unused(Path(runs_dir), name)
     objects = Objects()
     target = optimizer if isinstance(optimizer, str) else objects.target(optimizer)
     settings = [f"{key}={json.dumps(value)}" for key, value in written(set or {}, objects, "set").items()]
-    wanted = Wanted(target, tuple(settings), seeds_of(seeds), quick)
+    wanted = Wanted(target, tuple(settings), wanted_seeds, quick)
     options = Options(
         device=device,
         runs_dir=Path(runs_dir),

@@ -34,7 +34,7 @@ def find(target: str) -> OptimizerSpec:
         return OPTIMIZERS[target]
     if is_plugin(target):
         return OptimizerSpec(target, target, "per-member", "a user's optimizer", "", "as it needs", source="yours")
-    raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + ", or module:Class, or ./file.py:Class")
+    raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + "; or module:Class, or ./file.py:Class")
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:

@@ -142,6 +142,10 @@ def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str])
     assert (folder / "sgd.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(optbench.OptbenchError, match="expected an optimizer, or a run with one"):
         optbench.fingerprint()
+    with pytest.raises(optbench.OptbenchError, match="seeds: expected seeds of the panel, 0 to 9, got 10"):
+        optbench.fingerprint("adam", seeds=11)
+    with pytest.raises(optbench.OptbenchError, match="run: it is drawn as it is, without seeds"):
+        optbench.fingerprint("sgd", run="panel", seeds=3)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,7 @@ def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str])
         (["adam", "--name", "panel"], "this run exists"),
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["panel"], "expected RUN:OPTIMIZER, as the run has sgd, adamw"),
+        (["panel:sgd", "--seeds", "3"], "panel:sgd: this run is drawn as it is, without --seeds"),
         (["--resume", "panel"], "expected a run NAME-tune that optbench fingerprint began"),
         (["adam", "--resume", "panel"], "TARGET and --resume"),
     ],

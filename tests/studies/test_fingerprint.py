@@ -20,7 +20,7 @@ from optbench.metrics.catalog import METRICS
 from optbench.stats.verdict import DIFFERENT, Verdict
 from optbench.studies.fingerprint import figure, html, records, terminal, wording
 from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of
-from optbench.studies.fingerprint.neighbours import neighbours, own_half_is_nearest, standardised
+from optbench.studies.fingerprint.neighbours import information, neighbours, own_half_is_nearest, standardised
 from optbench.studies.fingerprint.panel import FILE, Panel, check, read, shipped, write
 from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
 from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, SUITE
@@ -108,6 +108,23 @@ def test_strips_without_values_are_left_out_of_distances(made: Panel) -> None:
     assert (first.name, first.distance, first.strips) == ("c", 0.0, 15)
 
 
+def test_an_optimizer_without_values_does_not_change_what_a_strip_counts(made: Panel) -> None:
+    stacked = np.stack([one.values for one in made.entries]) / 1000  # in the unit of a small metric, as sharpness
+    expected = information(stacked[:7])
+    assert expected.min() > 1
+    stacked[7] = np.nan
+    assert information(stacked) == pytest.approx(expected)
+    stacked[7, :, 3] = 0.001  # a single value has no variance over seeds, but a place among the others
+    assert (information(stacked) > 1).all()
+
+
+def test_a_single_seed_has_distances_in_any_unit(made: Panel) -> None:
+    stacked = np.stack([one.values for one in made.entries])[:, :, :1]
+    units = 10.0 ** np.arange(-8, 8)[:, None]
+    plain, scaled = (neighbours(x[2] * 1.1, x, made.names) for x in (stacked, stacked * units))
+    assert [one.distance for one in scaled] == pytest.approx([one.distance for one in plain])
+
+
 def test_halves_find_each_other_where_optimizers_differ_and_not_where_they_do_not(made: Panel) -> None:
     stacked = np.stack([one.values for one in made.entries])
     even, odd = np.arange(10)[0::2], np.arange(10)[1::2]
@@ -166,7 +183,10 @@ def check_words(found: Fingerprint) -> None:
                 assert (strip.more if difference > 0 else strip.less) in one.text
                 assert f"{abs(difference):.{strip.digits}f}" in one.text
             elif one.text.startswith("Against"):
-                assert verdict.verdict in (Verdict.NO_EVIDENCE, Verdict.NOT_COMPARABLE)
+                assert verdict.verdict is Verdict.NO_EVIDENCE
+                assert strip.label in one.text
+            elif one.text.startswith("Nothing compares"):
+                assert verdict.verdict is Verdict.NOT_COMPARABLE
                 assert strip.label in one.text
             else:
                 assert verdict.verdict in (Verdict.EQUIVALENT, Verdict.BELOW_MARGIN)
@@ -206,7 +226,32 @@ def test_trials_that_did_not_end_well_are_no_values(made: Panel) -> None:
     found = fingerprint(dataclasses.replace(some, name="some", trials=trials), made)
     assert found.not_learnt == {"matched": "did not reach the training loss on 6 of 10 seeds"}
     one = next(one for one in found.standings if one.strip.experiment == "matched")
-    assert (one.centre, one.n) == (None, 4)
+    assert (one.centre, one.n) == (None, 0)
+
+
+def test_what_half_of_the_seeds_did_not_learn_counts_nowhere(made: Panel) -> None:
+    some = made.entry("c")
+    states = ("diverged",) * 5 + ("ok",) * 5
+    trials = {**some.trials, "permuted": dataclasses.replace(some.trials["permuted"], states=states)}
+    found = fingerprint(dataclasses.replace(some, name="some", trials=trials), made)
+    assert found.not_learnt == {"permuted": "diverged on 5 of 10 seeds"}
+    elsewhere = sum(strip.experiment != "permuted" for strip in STRIPS)
+    assert {one.strips for one in found.neighbours} <= {elsewhere}
+    assert all(
+        one.obstacle == "diverged on 5 of 10 seeds" for one in found.standings if one.strip.experiment == "permuted"
+    )
+
+
+def test_a_failed_trial_takes_no_verdict_from_the_other_seeds(made: Panel) -> None:
+    """A failed trial keeps no hash of its initial weights."""
+    some = fingerprint(made.entry("c"), made).entry
+    trials = {
+        name: dataclasses.replace(one, states=("failed", *one.states[1:]), starts=("", *one.starts[1:]))
+        for name, one in some.trials.items()
+    }
+    found = fingerprint(dataclasses.replace(some, name="some", trials=trials), made)
+    assert all(one.verdict is not Verdict.NOT_COMPARABLE and one.result.n == 9 for one in found.judged["c"])
+    assert not any("initial weights" in remark for remark in found.remarks)
 
 
 def test_other_initial_weights_make_no_pairs(made: Panel) -> None:
@@ -227,6 +272,7 @@ def test_three_seeds_have_no_verdicts_and_say_so(made: Panel) -> None:
         wording.notes(found)
     )
     assert "Compared with" not in " ".join(one.text for one in sentences(found))
+    assert sentences(found)[0].text.startswith("Nearest in the panel, as far as 3 seeds can tell, is c (")
     assert all(one.interval is None for one in found.standings)
 
 

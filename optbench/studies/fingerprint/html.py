@@ -76,7 +76,8 @@ def _lines(found: Fingerprint) -> Iterator[str]:
 
 
 def _legend(found: Fingerprint) -> Iterator[str]:
-    names = [f'<span><i class="key own"></i>{escape(found.name)}, 95% interval</span>']
+    interval = ", 95% interval" if any(one.interval for one in found.standings) else ""
+    names = [f'<span><i class="key own"></i>{escape(found.name)}{interval}</span>']
     for kind, name in _marked(found).items():
         names.append(f'<span><i class="key {kind}"></i>{escape(name)}</span>')
     yield f'<p class="legend">{" ".join(names)} <span><i class="key"></i>the rest of the panel</span></p>'

@@ -71,12 +71,15 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
 
 
 def information(panel: Array) -> Array:
-    """Return the weight of each strip, in nats: (P, S, n) -> (S,)."""
+    """Return the weight of each strip, in nats: (P, S, n) -> (S,); 1 for all on one seed, which has no variance."""
+    if panel.shape[-1] < 2:
+        return np.ones(panel.shape[1])
     relative = panel - _seed_effect(panel)
-    within = _scale(np.moveaxis(relative, -1, 0)) ** 2  # (P, S), over seeds
-    between = _scale(_means(relative)) ** 2
-    weights: Array = 0.5 * np.log1p(between / _means(within.T))
-    return weights
+    # Of an optimizer with fewer than two values nothing is known: it must not count as if it varied by 1, or by 0.
+    enough = np.isfinite(relative).sum(axis=-1) >= 2  # (P, S)
+    within = _means(np.where(enough, _variance(np.moveaxis(relative, -1, 0)), np.nan).T)  # (S,)
+    between = _variance(_means(relative))
+    return np.where(within > 0, 0.5 * np.log1p(between / np.where(within > 0, within, 1.0)), 0.0)
 
 
 def standardised(panel: Array) -> Array:
@@ -90,9 +93,9 @@ def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest:
 
     A test of the distance: each should find its own other half. panel: (P, S, n); query, rest: indices of seeds.
     """
-    half = panel[:, :, query] - _seed_effect(panel[:, :, query])
-    other = panel[:, :, rest] - _seed_effect(panel[:, :, rest])
-    left, right = _means(half), _means(other)
+    # Of all seeds: the halves would differ in which optimizers have values on all of theirs.
+    relative = panel - _seed_effect(panel)
+    left, right = _means(relative[:, :, query]), _means(relative[:, :, rest])
     scale, weights = _scale(right), information(panel[:, :, rest])
     found = {}
     for i, name in enumerate(names):
@@ -128,11 +131,17 @@ def _resampled(values: Array) -> Array:
 
 def _scale(means: Array) -> Array:
     """(P, ...) -> (...), the standard deviation over the first axis; 1 where all are equal."""
-    known = np.isfinite(means)
-    counts = np.maximum(known.sum(axis=0), 1)
-    centre = np.where(known, means, 0.0).sum(axis=0) / counts
-    variance = np.where(known, (means - centre) ** 2, 0.0).sum(axis=0) / np.maximum(counts - 1, 1)
+    variance = _variance(means)
     return np.where(variance > 0, np.sqrt(variance), 1.0)
+
+
+def _variance(values: Array) -> Array:
+    """(P, ...) -> (...), over the first axis, of what has a value; 0 with fewer than two."""
+    known = np.isfinite(values)
+    counts = known.sum(axis=0)
+    centre = np.where(known, values, 0.0).sum(axis=0) / np.maximum(counts, 1)
+    squares = np.where(known, (values - centre) ** 2, 0.0).sum(axis=0)
+    return np.asarray(squares / np.maximum(counts - 1, 1))
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optbench.errors import ComparisonError, StoreError
+from optbench.errors import ComparisonError, StoreError, UsageError
 from optbench.stats.results import Results
 from optbench.store.files import write_atomically
-from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of
+from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of, read_entry
 from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS
 from optbench.studies.fingerprint.width import Width
 
@@ -145,8 +145,6 @@ def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, 
     Raises:
         ComparisonError: two of them do not fit together.
     """
-    from optbench.studies.fingerprint.entry import read_entry
-
     entries = tuple(read_entry(results, None, tuning) for results, tuning in found)
     first = found[0][0]
     panel = Panel(entries, entries[0].seeds, experiments_of(first.suite), _metrics_version(first), dict(made))
@@ -172,6 +170,14 @@ def check(panel: Panel, results: Results) -> None:
         raise ComparisonError(
             f"{run} and the panel cannot be compared: their metrics are of versions {version} and "
             f"{panel.metrics_version}; train it with this version of optbench"
+        )
+
+
+def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
+    """Raises UsageError where one is not the panel's, as they are compared seed by seed. place: for the message."""
+    if strange := [seed for seed in seeds if seed not in panel.seeds]:
+        raise UsageError(
+            f"{place}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}"
         )
 
 

@@ -2,7 +2,7 @@
 
 Verdicts are those of every comparison: exact signed-rank tests over seeds that both have, Holm's correction over the 16
 strips, and a margin below which a difference is not worth a word. Where a metric has no margin of its own, it is a
-twentieth of what the strip spans over the panel.
+tenth of the interquartile range of the panel.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from functools import cached_property
 import numpy as np
 
 from optbench.counting import count
-from optbench.errors import UsageError
 from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import seeds_needed, smallest_holm_p
 from optbench.stats.signed_rank import bounds, middle, walsh_averages
 from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge
-from optbench.studies.fingerprint.entry import Array, Entry
+from optbench.studies.fingerprint.entry import Array, Entry, Trials
 from optbench.studies.fingerprint.neighbours import Neighbour, neighbours
-from optbench.studies.fingerprint.panel import REFERENCES, Panel
+from optbench.studies.fingerprint.panel import REFERENCES, Panel, check_seeds
 from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
 """Of what the median optimizer of the panel learns above chance: with less, an experiment counts as not learnt."""
-PART_OF_SPAN = 0.05
-"""The margin of a metric that has none, as a share of what its strip spans over the panel."""
+PART_OF_SPREAD = 0.1
+"""The margin of a metric that has none, as a share of the interquartile range of the panel."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
 """Verdicts that say: no difference worth a word."""
+UNTRAINED = frozenset({"failed", "missing"})
+"""States of a trial of which nothing is known, its initial weights neither."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,10 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     Raises:
         UsageError: it has a seed that the panel does not have.
     """
-    if strange := [seed for seed in entry.seeds if seed not in panel.seeds]:
-        raise UsageError(
-            f"{entry.name}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}: "
-            "it is compared with the panel seed by seed"
-        )
+    check_seeds(panel, entry.seeds, entry.name)
     panel = panel.on(entry.seeds)
-    thresholds = {name: _threshold(panel, name) for name in EXPERIMENTS}
-    mine, not_learnt, partly = _learnt(entry, thresholds)
-    learnt = [_learnt(one, thresholds)[0] for one in panel.entries]
+    mine, not_learnt, partly = _learnt(entry, _thresholds(panel))
+    learnt = learnt_only(panel).entries
     stacked = np.stack([one.values for one in learnt])
     standings = tuple(
         _standing(i, strip, mine, learnt, not_learnt.get(strip.experiment, "")) for i, strip in enumerate(STRIPS)
@@ -150,19 +146,25 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= 0.05:
         judged = {one.name: _judged(mine, one, margins, not_learnt) for one in learnt}
     found = neighbours(mine.values, stacked, panel.names, apart)
-    same = all(
-        one.trials[name].starts == entry.trials[name].starts for one in panel.entries[:1] for name in EXPERIMENTS
-    )
+    first = panel.entries[0]  # the panel's all start alike
+    elsewhere = [name for name in EXPERIMENTS if not _starts_alike(entry.trials[name], first.trials[name])]
     said = [*remarks, *(f"On {name}, it {what}: these seeds have no values." for name, what in partly.items())]
-    if not same:
-        said.append("Its initial weights are not the panel's, so that seeds make no pairs: there are no verdicts.")
+    if elsewhere:
+        said.append(
+            f"Its initial weights are not the panel's on {', '.join(elsewhere)}, so that seeds make no pairs: there "
+            "are no verdicts there."
+        )
     return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
 
 
 def learnt_only(panel: Panel) -> Panel:
-    """Return the panel without the values of seeds that did not learn."""
-    thresholds = {name: _threshold(panel, name) for name in EXPERIMENTS}
+    """Return the panel without values of what an optimizer has not learnt: what every distance is measured on."""
+    thresholds = _thresholds(panel)
     return replace(panel, entries=tuple(_learnt(one, thresholds)[0] for one in panel.entries))
+
+
+def _thresholds(panel: Panel) -> dict[str, float]:
+    return {name: _threshold(panel, name) for name in EXPERIMENTS}
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
@@ -172,7 +174,9 @@ def _threshold(panel: Panel, experiment: str) -> float:
 
 
 def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str], dict[str, str]]:
-    """The entry without values of seeds that did not learn; what happened where most did not, where some did not."""
+    """The entry without values of what it did not learn; what happened where at least half of the seeds did not learn,
+    and where fewer did not: these alone then have no values.
+    """
     values = entry.values.copy()
     why: dict[str, str] = {}
     partly: dict[str, str] = {}
@@ -184,10 +188,13 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
             low = np.zeros(n, np.bool_)
         bad = low | np.array([state != "ok" for state in trials.states])
         rows = [i for i, strip in enumerate(STRIPS) if strip.experiment == experiment]
-        values[np.array(rows)[:, None], np.flatnonzero(bad)] = np.nan
-        if bad.any():
-            said = _what_happened(trials.states, int(low.sum()), trials.learnt[low], needed)
-            (why if bad.sum() * 2 > n else partly)[experiment] = said
+        if not bad.any():
+            continue
+        most = bad.sum() * 2 >= n
+        values[np.array(rows)[:, None], np.arange(n) if most else np.flatnonzero(bad)] = np.nan
+        (why if most else partly)[experiment] = _what_happened(
+            trials.states, int(low.sum()), trials.learnt[low], needed
+        )
     return replace(entry, values=values), why, partly
 
 
@@ -211,6 +218,12 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
     return "; ".join(parts)
 
 
+def _starts_alike(one: Trials, other: Trials) -> bool:
+    """Whether both had the same initial weights on every seed that both trained; a failed trial keeps none."""
+    pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
+    return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
+
+
 def _standing(i: int, strip: Strip, mine: Entry, panel: Sequence[Entry], obstacle: str) -> Standing:
     ticks = tuple(Tick(one.name, centre) for one in panel if (centre := _centre(one.values[i])) is not None)
     known = mine.values[i][np.isfinite(mine.values[i])]
@@ -230,8 +243,10 @@ def _centre(values: Array) -> float | None:
 def _margin(strip: Strip, standing: Standing) -> float:
     if strip.of.margin:
         return strip.of.margin
-    centres = [tick.centre for tick in standing.ticks]
-    return PART_OF_SPAN * (max(centres) - min(centres)) if centres else 0.0
+    if not standing.ticks:
+        return 0.0
+    low, high = np.quantile([tick.centre for tick in standing.ticks], [0.25, 0.75]).tolist()
+    return float(PART_OF_SPREAD * (high - low))
 
 
 def _judged(mine: Entry, other: Entry, margins: Sequence[float], not_learnt: Mapping[str, str]) -> tuple[Judged, ...]:
@@ -243,7 +258,7 @@ def _judged(mine: Entry, other: Entry, margins: Sequence[float], not_learnt: Map
         learnt = strip.experiment not in not_learnt
         reason = f"{mine.name} {not_learnt[strip.experiment]}" if not learnt else "initial weights differ"
         results.append(result)
-        questions.append(Question(result, strip.of.direction, margins[i], learnt and a.starts == b.starts, reason))
+        questions.append(Question(result, strip.of.direction, margins[i], learnt and _starts_alike(a, b), reason))
     return tuple(
         Judged(
             strip,

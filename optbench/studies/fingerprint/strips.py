@@ -185,5 +185,4 @@ STRIPS: tuple[Strip, ...] = (
     ),
 )
 
-BY_NAME = {strip.name: strip for strip in STRIPS}
 EXPERIMENTS: tuple[str, ...] = tuple(dict.fromkeys(strip.experiment for strip in STRIPS))

@@ -15,6 +15,8 @@ NARROWEST, WIDEST = 20, 60
 GAP = 1
 SHOWN = 5
 """So many neighbours are listed."""
+LETTERS = {"adamw": "A", "sgd": "S"}
+"""Stand for the references on a strip."""
 GOOD, BAD = "green", "red"
 
 
@@ -33,7 +35,7 @@ def show(found: Fingerprint, console: Console) -> None:
     for i, one in enumerate(found.standings):
         if one.strip.topic != topic:
             topic = one.strip.topic
-            _head(console, TOPICS[topic], width, heads if i == 0 else [])
+            _head(console, TOPICS[topic], width, heads, first=i == 0)
         _line(console, one, [judged[i] for judged in found.references], width)
     console.print()
     for sentence in sentences(found):
@@ -44,16 +46,17 @@ def show(found: Fingerprint, console: Console) -> None:
             f"{one.name} {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
             for one in found.neighbours[:SHOWN]
         )
-        console.print(Text(f"Nearest (distance, 95% interval): {listed}"))
+        console.print(Text(f"Nearest (distance in standard deviations of the panel, 95% interval): {listed}"))
     console.print(Text(wording.rates(found)))
     console.print()
+    console.print(Text("On a strip A is AdamW, S is SGD, : are several, ┼ lies in the interval.", style="dim"))
     for note in wording.notes(found):
         console.print(Text(note, style="dim"))
 
 
-def _head(console: Console, topic: str, width: int, heads: list[str]) -> None:
+def _head(console: Console, topic: str, width: int, heads: list[str], *, first: bool) -> None:
     names = "".join(f" {head[:VERDICT]:<{VERDICT}}" for head in heads)
-    right = f" {'':<{VALUE}} {'below':>{PLACE}}{names}" if heads else ""
+    right = f" {'':<{VALUE}} {'below':>{PLACE}}{names}" if first else ""
     console.print(Text(f"{topic:<{LABEL + GAP + width}}{right}".rstrip(), style="bold"), soft_wrap=True)
 
 
@@ -71,7 +74,7 @@ def _line(console: Console, one: Standing, judged: list[Judged], width: int) -> 
 
 
 def strip(one: Standing, width: int) -> Text:
-    """`·· ·  ·━●━··`: the panel, the interval and the value, on `width` characters."""
+    """`·S ·  ·─●┼A·`: the panel, the interval and the value, on `width` characters."""
     places = [tick.centre for tick in one.ticks]
     ends = one.interval or ()
     every = [*places, *ends, *([one.centre] if one.centre is not None else [])]
@@ -85,12 +88,16 @@ def strip(one: Standing, width: int) -> Text:
     cells = [" "] * width
     for value in places:
         cells[at(value)] = "·" if cells[at(value)] == " " else ":"
+    for tick in one.ticks:
+        if tick.name in LETTERS:
+            cells[at(tick.centre)] = LETTERS[tick.name]
     if one.centre is None:
         return Text("".join(cells), style="dim")
     styles = {}
     if one.interval:
         for i in range(at(one.interval[0]), at(one.interval[1]) + 1):
-            cells[i], styles[i] = ("─" if cells[i] == " " else "┼"), "bold"
+            cells[i] = {" ": "─", "·": "┼", ":": "┼"}.get(cells[i], cells[i])
+            styles[i] = "bold"
     cells[at(one.centre)], styles[at(one.centre)] = "●", "bold cyan"
     text = Text()
     for i, cell in enumerate(cells):

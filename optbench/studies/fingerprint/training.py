@@ -28,7 +28,7 @@ from optbench.studies.tuning.tuned_suite import tuned_suite
 from optbench.studies.tuning.tuner import Method, Tuner, tune
 from optbench.suite import Suite, load_suite, resolve_suite_path
 from optbench.suite.placing import placing
-from optbench.targets.source import split
+from optbench.targets.source import is_file, split
 
 TUNE = "-tune"
 """What the name of the run that chooses rates has at its end."""
@@ -44,14 +44,13 @@ class Wanted:
     """What to train.
 
     settings: `key=value` of the optimizer's hyper-parameters; with a learning rate among them nothing is tuned. seeds:
-    empty: the suite's, or three where `quick`. name: of the optimizer in the run; None: that of its target.
+    empty: the suite's, or three where `quick`.
     """
 
     target: str
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     quick: bool = False
-    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,11 @@ def _choice(wanted: Wanted, path: Path) -> tuple[str, Choice]:
     """The optimizer's name, and the choice that makes a suite of it alone."""
     known = load_suite(path).optimizers
     seeds: Sequence[int] = wanted.seeds or (range(QUICK_SEEDS) if wanted.quick else ())
+    if is_file(wanted.target):
+        raise UsageError(f"{wanted.target}: expected an optimizer in the file, as in {wanted.target}:MyOptimizer")
     find(wanted.target)  # an unknown name is refused before anything else is said of it
     shipped = wanted.target in known
-    name = wanted.target if shipped else wanted.name or _optimizer_name(wanted.target, known)
+    name = wanted.target if shipped else _optimizer_name(wanted.target, known)
     added = () if shipped else (Addition(name, wanted.target),)
     settings = tuple(f"optimizers.{name}.{_setting(text)}" for text in wanted.settings)
     return name, Choice(seeds=tuple(seeds), optimizers=(name,), additions=added, settings=settings)
@@ -188,6 +189,8 @@ def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | N
 
 def check_unused(runs_dir: Path, name: str) -> None:
     """Raises StoreError where a run of this name, or its tuning, is there already."""
-    for path in (runs_dir / name, runs_dir / f"{name}{TUNE}"):
+    begun = runs_dir / f"{name}{TUNE}"
+    continued = f", or continue it with --resume {begun}" if is_run(begun) else ""
+    for path in (runs_dir / name, begun):
         if path.exists():
-            raise StoreError(f"{path}: this run exists; choose another --name, or continue it with --resume {path}")
+            raise StoreError(f"{path}: this run exists; choose another --name{continued}")

@@ -52,8 +52,9 @@ def rates(found: Fingerprint) -> str:
     entry = found.entry
     known = {name: rate for name, values in entry.settings.items() if (rate := _rate(values)) is not None}
     said = ", ".join(f"{rate:g} on {name}" for name, rate in known.items())
-    wide = "" if entry.width is None else f" On permuted it learns within 1% of its best over {entry.width}."
-    return f"Learning rates: {said}.{wide}" if said else "It has no learning rate."
+    if entry.width is None:
+        return f"Learning rates, as given: {said}." if said else "It has no learning rate."
+    return f"Learning rates: {said}. On permuted it learns within 1% of its best over {entry.width}."
 
 
 def _rate(values: object) -> float | None:
@@ -68,9 +69,10 @@ def _rate(values: object) -> float | None:
 
 def notes(found: Fingerprint) -> list[str]:
     """What a reader needs to read the page."""
+    dot = ", with its 95% interval over seeds" if any(one.interval for one in found.standings) else ""
     said = [
-        "Ticks: the panel, each at its own best learning rates. Dot: this optimizer, with its 95% interval over seeds. "
-        "Below: how many of the panel lie below it."
+        f"Ticks: the panel, each at its own best learning rates. Dot: this optimizer{dot}. Below: how many of those of "
+        "the panel that have a value lie below it."
     ]
     if found.has_verdicts:
         said.append(

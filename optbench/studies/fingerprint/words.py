@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from optbench.counting import count
 from optbench.report.numbers import estimate
+from optbench.stats.power import MIN_PAIRS
+from optbench.stats.verdict import Verdict
 from optbench.studies.fingerprint.standing import Fingerprint, Judged
 from optbench.studies.fingerprint.strips import STRIPS
 
@@ -40,7 +43,10 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
         yield Sentence("Too few strips have values for a nearest neighbour.")
         return
     first, *others = found.neighbours
-    sure = "" if first.nearest >= SURE else f" in {100 * first.nearest:.0f}% of resamples of the seeds"
+    if found.seeds < MIN_PAIRS:  # resamples of so few are too much alike to show how sure it is
+        sure = f", as far as {count(found.seeds, 'seed')} can tell,"
+    else:
+        sure = "" if first.nearest >= SURE else f" in {100 * first.nearest:.0f}% of resamples of the seeds"
     then = f", then {others[0].name} ({others[0].distance:.2f})" if others else ""
     text = f"Nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
     yield Sentence(text)
@@ -59,7 +65,8 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
     other = judged[0].other
     differing = tuple(one for one in judged if one.differs)
     same = tuple(one for one in judged if one.same)
-    rest = tuple(one for one in judged if not one.differs and not one.same)
+    unsettled = tuple(one for one in judged if one.verdict is Verdict.NO_EVIDENCE)
+    left_out = tuple(one for one in judged if one.verdict is Verdict.NOT_COMPARABLE)
     if differing:
         yield Sentence(f"Compared with {other}, it {_listed([_phrase(one) for one in differing])}.", differing)
     if same:
@@ -67,9 +74,12 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
         identical = whole and all(one.identical for one in same)
         where = f"all {len(judged)} strips" if whole else _listed([one.strip.label for one in same])
         yield Sentence(f"It is {'identical to' if identical else 'like'} {other} in {where}.", same)
-    if rest:
-        where = _listed([one.strip.label for one in rest])
-        yield Sentence(f"Against {other} these seeds settle nothing about {where}.", rest)
+    if unsettled:
+        where = _listed([one.strip.label for one in unsettled])
+        yield Sentence(f"Against {other} these seeds settle nothing about {where}.", unsettled)
+    if left_out:
+        where = _listed([one.strip.label for one in left_out])
+        yield Sentence(f"Nothing compares it with {other} in {where}, where one of them has no values.", left_out)
 
 
 def _phrase(one: Judged) -> str:
