@@ -71,6 +71,7 @@ class PoolHere:
 
     def __init__(self, backend: Backend) -> None:
         self.device = torch.device(backend.device)
+        self._backend = backend
 
     def kill(self) -> None:
         """There are no processes."""
@@ -98,7 +99,8 @@ class PoolHere:
                 yield answer
                 waiting[:0] = reversed(more())
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._backend.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from optbench.counting import kept
+from optbench.counting import count, kept
 from optbench.errors import UsageError
 from optbench.execution.session import Options
 from optbench.interface.arguments import suggesting
@@ -66,7 +66,7 @@ class Fingerprint:
         save(self._found, Path(path))
 
     def __repr__(self) -> str:
-        return f"Fingerprint({self._found.name!r}, {self._found.seeds} seeds): {self.words}"
+        return f"Fingerprint({self._found.name!r}, {count(self._found.seeds, 'seed')}): {self.words}"
 
     def __str__(self) -> str:
         console = Console(width=WIDTH, file=None, force_terminal=False, color_system=None)

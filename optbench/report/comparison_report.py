@@ -71,7 +71,7 @@ def place(pair: ArmComparison) -> str:
 
 _LEGEND = (
     "A - B: Hodges-Lehmann estimate of the paired difference, with the 95% interval of the exact signed-rank test.",
-    "Verdicts are about A against B: better, worse (higher, lower if no direction is better); below margin: "
+    "Verdicts are about A against B: better, worse (higher, lower for neutral metrics); below margin: "
     "significant, but smaller than the margin; equivalent: the 90% interval lies within the margin.",
     "They are given for the primary metrics, whose p is corrected by Holm's method over the primary metrics of one "
     "pair; all else is exploratory.",

@@ -67,7 +67,7 @@ UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "preset that is none": ("target: sgd, lr: 0.1", "target: shampoo, preset: fast", "4:26", "'preset'"),
     "preset that is a list": ("target: sgd, lr: 0.1", "target: shampoo, preset: [[1]]", "4:26", "'preset'"),
     "unknown metric": ("[sgd, adam]", "[sgd]\n    metrics: [hoyerr]", "14:15", "did you mean 'hoyer'?"),
-    "metric of pairs": ("[sgd, adam]", "[sgd]\n    metrics: [loss_barrier]", "14:15", "of two solutions"),
+    "metric of pairs": ("[sgd, adam]", "[sgd]\n    metrics: [loss_barrier]", "14:15", "compares two solutions"),
     "unknown primary metric": ("[sgd, adam]", "[sgd]\n    primary: [x]", "14:15", "unknown metric 'x'"),
     "claim about nothing": (
         "[sgd, adam]",

@@ -214,7 +214,7 @@ def test_other_bytes_than_ascii_make_a_vocabulary_of_256(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        (b"caf\xe9 " * 99, {}, "mine: expected UTF-8, got the byte 0xe9 at place 3"),
+        (b"caf\xe9 " * 99, {}, "mine: expected UTF-8, got the byte 0xe9 at position 3"),
         (b"short", {}, "mine: expected at least 180 bytes, so that its last 5% hold a window of context 8, got 5"),
         (CONTENT, {"tokens": "bpe", "vocabulary": 1000}, "vocabulary: expected at most "),
         (

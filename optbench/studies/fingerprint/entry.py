@@ -88,8 +88,10 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
     for experiment in EXPERIMENTS:
         here = [arm for arm in arms(results) if (arm.experiment, arm.optimizer) == (experiment, optimizer)]
         if len(here) != 1:
-            what = "no trials of it" if not here else f"{len(here)} settings or models"
-            raise ComparisonError(f"{run}: expected one setting of {optimizer} on {experiment}, got {what}")
+            what = "none" if not here else f"several ({len(here)})"
+            raise ComparisonError(
+                f"{run}: expected one setting of {optimizer} and one model on {experiment}, got {what}"
+            )
         found[experiment] = here[0]
     seeds = tuple(sorted(set.intersection(*(set(arm.trials) for arm in found.values()))))
     values = np.array(
