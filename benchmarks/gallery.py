@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from optbench.report.figures.style import INK, PALETTE, STYLE
+from optbench.report.figures.rendering import METADATA, styled
+from optbench.report.figures.style import INK, PALETTE
 from optbench.report.figures.texts import Box
 from optbench.report.figures.texts import width as text_width
 from optbench.studies.fingerprint import figure, wording
@@ -120,12 +121,9 @@ def page(found: Fingerprint, others: list[Neighbour]) -> str:
 
 def draw_map(panel: Panel, path: Path) -> None:
     """Write the map as SVG."""
-    import matplotlib.style
-
     places, names = principal_components(np.stack([entry.values for entry in learnt_only(panel).entries]))
-    with matplotlib.style.context(["default", {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "map"}]):
+    with styled({"svg.fonttype": "path", "svg.hashsalt": "map", "savefig.facecolor": "white"}):
         canvas = Figure(figsize=(7.5, 6.2), layout="constrained")
-        canvas.set_facecolor("white")
         axes = canvas.add_subplot()
         axes.scatter(places[:, 0], places[:, 1], s=18, color=PALETTE[0])
         axes.set_xlabel(names[0], fontsize=8)
@@ -136,7 +134,7 @@ def draw_map(panel: Panel, path: Path) -> None:
         points = axes.transData.transform(places) * 72 / canvas.dpi
         for (x, y), name, offset in zip(places, panel.names, offsets(points, panel.names), strict=True):
             axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=SIZE, color=INK)
-        canvas.savefig(path, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
+        canvas.savefig(path, metadata=METADATA["svg"])
 
 
 def offsets(points: Array, names: list[str]) -> list[tuple[float, float]]:

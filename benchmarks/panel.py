@@ -1,6 +1,6 @@
 """Makes the panel of `optbench fingerprint` again: every optimizer of the suite, tuned alike, on ten seeds.
 
-    python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; goes on where it was interrupted
+    python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; continues after an interruption
     python benchmarks/panel.py --check PANEL               # only test the distance: does each find its other half?
 
 An optimizer that is there already is not trained again. The panel is written to the package once all are there; then

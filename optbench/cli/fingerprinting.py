@@ -78,7 +78,7 @@ def _train(request: FingerprintRequest) -> int:
         finished = read_run(trained.run).table("trials", "trial").num_rows
         again = trained.tuning or trained.run
         command = ["fingerprint", "--resume"] if trained.tuning is not None else ["run", "--resume"]
-        say(f"optbench: interrupted; {kept(finished)}; go on with: {shlex.join(['optbench', *command, str(again)])}")
+        say(f"optbench: interrupted; {kept(finished)}; continue with: {shlex.join(['optbench', *command, str(again)])}")
         return INTERRUPTED
     return _show(request, trained.run, trained.optimizer, new=True)
 

@@ -60,7 +60,7 @@ class Data:
 class Train:
     """Work for a worker: a cohort, or a piece of one.
 
-    begun: where its trials go on, by their ids; empty where they begin anew. note: what is to be said of its trials.
+    begun: where its trials resume, by their ids; empty if they start over. note: what is to be said of its trials.
     """
 
     cohort: Cohort
@@ -173,7 +173,7 @@ Answer: TypeAlias = Finished | Compared | Divide | Failed
 
 def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
     """Both halves of a unit. No result depends on it, as none does on its companions; where it was too large, the notes
-    of the trials say so all the same. places: where the trials of a piece go on."""
+    of the trials say so all the same. places: where the trials of a piece resume."""
     unit, note = answer.unit, answer.unit.note
     if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # else the whole it was a part of says more
         note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"

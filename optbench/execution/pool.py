@@ -100,7 +100,7 @@ class Pool:
         """Do the units, in order of starting; events as they come.
 
         more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
-        places: where the trials of a piece go on by now. held: makes an interrupt wait; entered before an event is read
+        places: where trials of a piece resume by now. held: makes an interrupt wait; entered before an event is read
         from a worker, left after the caller has taken it, so that none is lost in between. Units that are too large for
         memory are halved, what a process had that died (killed, out of memory) is tried once more, in pieces down to a
         training alone, and what was lost with a machine is tried again as it was.
@@ -219,7 +219,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Why workers were refused, once; not before there is one to go on with, else it is an error."""
+        """Why workers were refused, once; not before there is one to continue with, else it is an error."""
         if any(slot.worker.is_ready for slot in self._slots):
             for reason in dict.fromkeys(self._refused.values()):
                 if reason not in self._said:

@@ -165,7 +165,7 @@ class RayCluster:
             self._exits.close()
 
     def kill(self) -> None:
-        """Actors end with this process, or with `close`, which follows where it goes on."""
+        """Actors end with this process, or with `close` if the process continues."""
 
 
 class _RayWorker:

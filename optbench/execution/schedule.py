@@ -32,7 +32,7 @@ class Plan:
     comparisons: tuple[PairedSolutions, ...] = ()
     """What is left to compare of the solutions."""
     begun: Mapping[str, Begun] = field(default_factory=dict)
-    """Where trials go on that had finished some of their tasks, by their ids; the others begin anew."""
+    """Where trials that had finished some of their tasks resume, by their ids; the others start over."""
 
     outlines: Mapping[str, Outline] = field(default_factory=dict)
     """What the tasks of each experiment are, as far as that is known."""
@@ -91,7 +91,7 @@ process that is still busy, costs as much as was given at once."""
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late.
 
-    Trials of a piece begin, or go on, after the same task. most: about so many trainings in a piece. None: as many as
+    Trials of a piece begin, or resume, after the same task. most: about so many trainings in a piece. None: as many as
     there are, as an accelerator is the better used the more it has at once; a cohort is cut only where there are fewer
     cohorts than processes.
     """
@@ -112,7 +112,7 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
 
 
 def goes_on(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[str, Begun]:
-    """Where the trials of a piece go on; empty where they begin anew, which all of them do where one has to."""
+    """Where the trials of a piece resume; empty if they start over, which all of them do if one has to."""
     found = {trial.id: begun[trial.id] for trial in cohort.trials if trial.id in begun}
     alike = len(found) == len(cohort.trials) and len({place.task for place in found.values()}) == 1
     return found if alike else {}
@@ -122,7 +122,7 @@ def _by_task(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[int, Cohort]:
     """The trials of a cohort by how many tasks they have finished."""
     found: dict[int, list[Trial]] = {}
     for equal in cohort.trainings:
-        # Trials that are one training go on together or not at all.
+        # Trials that are one training resume together or not at all.
         places = {begun.get(trial.id) for trial in equal}
         place = places.pop() if len(places) == 1 else None
         found.setdefault(place.task if place else 0, []).extend(equal)

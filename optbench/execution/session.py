@@ -183,8 +183,7 @@ class Session:
         *,
         grown: bool = False,
     ) -> Plan:
-        """Make the run directory, or go on with the one to be resumed, where what is damaged is moved aside; what there
-        is to train.
+        """Make the run directory, or resume an existing one, moving damaged files aside; return what there is to train.
 
         extra: what else `run.json` says. texts: other files that a new run has, by name. grown: as for `make_plan`.
 
@@ -288,7 +287,7 @@ class Session:
             return
         text = "optbench: left at once; what was finished is kept"
         if self._writer is not None:
-            text += f"; go on with --resume {self._writer.path}"
+            text += f"; continue with --resume {self._writer.path}"
         os.write(2, f"\n{text}\n".encode())
         os._exit(130)
 

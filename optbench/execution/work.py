@@ -62,7 +62,7 @@ def do(
     interim: Path,
     elsewhere: Elsewhere | None = None,
 ) -> Answer:
-    """Do one unit; whatever goes wrong in it is an answer, too, so that the others go on.
+    """Do one unit; whatever goes wrong in it is an answer, too, so that the others continue.
 
     interim: the folder for cohorts' states at the end of a task. elsewhere: where the run's own process is on another
     machine, which is notified of every state that is saved.

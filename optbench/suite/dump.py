@@ -76,20 +76,19 @@ def suite_hash(suite: Suite) -> str:
     count, nor do keys that only describe results (description, claims, primary metrics, tuning, figures) or the choice
     of settings (tune). Metrics measured for the readings of claims count as if they were listed.
     """
-    content = _content(suite)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    canonical = json.dumps(content(suite), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def suite_differences(a: Suite, b: Suite) -> list[str]:
     """Return the differences between two suites that change the hash, as `optimizers.sgd.lr (0.1, 0.3)`."""
-    return list(_differences(_content(a, whole=True), _content(b, whole=True), ""))
+    return list(differences(content(a, whole=True), content(b, whole=True)))
 
 
-def _content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
-    """Return what is trained and measured. whole: include unset keys of later versions."""
-    content = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
-    for experiment in content["experiments"].values():
+def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
+    """Return what is trained and measured, as plain values. whole: include unset keys of later versions."""
+    plain = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
+    for experiment in plain["experiments"].values():
         del experiment["primary"], experiment["tuning"], experiment["figures"]
         for added in ("pairs", "twins", "transfer"):
             if experiment[added] is None:
@@ -103,15 +102,16 @@ def _content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
         for model in experiment["models"].values():
             if model.get("initialisation") == "uniform":
                 del model["initialisation"]  # likewise
-    return content
+    return plain
 
 
-def _differences(a: Any, b: Any, path: str) -> Iterator[str]:
+def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Yield where two contents differ, as `optimizers.sgd.lr (0.1, 0.3)`."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys((*a, *b)):
             inner = f"{path}.{key}" if path else str(key)
             if key in a and key in b:
-                yield from _differences(a[key], b[key], inner)
+                yield from differences(a[key], b[key], inner)
             else:
                 yield f"{inner} (only in the {'first' if key in a else 'second'})"
     elif a != b:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import optbench
 from optbench.cli import main
@@ -52,6 +53,13 @@ import torch
 class Mine(torch.optim.SGD):
     def __init__(self, params, lr=0.1, momentum=0.0):
         super().__init__(params, lr=lr, momentum=momentum)
+
+class Still(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        pass
 """
 
 
@@ -148,6 +156,28 @@ def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str])
         optbench.fingerprint("sgd", run="panel", seeds=3)
 
 
+def test_python_trains_a_class_that_no_module_has(folder: Path) -> None:
+    class Cell(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float = 0.5) -> None:
+            super().__init__(params, lr=lr)
+
+    found = optbench.fingerprint(Cell, set={"lr": 0.1}, seeds=2, name="cell")
+    assert (found.run.id, found.run.status) == ("cell", "complete")
+    assert (found.neighbours["optimizer"][0], found.neighbours["distance"][0]) == ("sgd", 0)
+    assert found.table["n"].tolist() == [2] * 16
+    assert "sgd_verdict" not in found.table
+    with pytest.raises(optbench.OptbenchError, match="expected seeds of the panel, 0 to 9, got 10"):
+        optbench.fingerprint(Cell, seeds=11)
+
+
+def test_an_optimizer_without_a_rate_is_trained_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "./mine.py:Still", "--seeds", "1", "--name", "still")
+    assert code == 0
+    assert "not tuned: Still: it has no learning rate" in err
+    assert "It has no learning rate." in out
+    assert "On permuted, it has not learnt on 1 of 1 seed" in out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -185,4 +215,4 @@ def test_a_run_of_another_protocol_is_refused(
     monkeypatch.setattr(panel, "shipped", lambda: other)
     code, out, err = run(capsys, "panel:sgd")
     assert (code, out) == (4, "")
-    assert "experiments.pairs.protocol.batch_size: expected 20, got 16" in err
+    assert "they differ in experiments.pairs.protocol.batch_size (16, 20)" in err

@@ -99,7 +99,7 @@ def test_the_second_interruption_does_not_wait(tmp_path: Path, capsys: pytest.Ca
     assert process.returncode == 130
     assert seconds < 0.5
     assert errors.splitlines()[-1] == (
-        "optbench: left at once; what was finished is kept; go on with --resume runs/cut"
+        "optbench: left at once; what was finished is kept; continue with --resume runs/cut"
     )
     assert gone(workers)
     # Nobody wrote how it ended; it is readable and free to be resumed all the same.

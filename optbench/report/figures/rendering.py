@@ -24,7 +24,7 @@ PER_ROW = 3
 DPI = 200
 
 # Without dates and versions, so that the same data give the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
+METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -37,7 +37,7 @@ def to_svg(figure: Figure) -> tuple[str, ...]:
     It inherits font and the colour of text and axes (`currentColor`) from the page and has no background; its series
     colours can be set as `--c0` to `--c7`. It has no style sheet, script or external reference, and its ids are unique.
     """
-    with _style({"svg.fonttype": "none"}):
+    with styled({"svg.fonttype": "none"}):
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))
 
 
@@ -50,12 +50,12 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    with _style({"svg.fonttype": "path", "svg.hashsalt": figure.name, "savefig.facecolor": "white"}):
+    with styled({"svg.fonttype": "path", "svg.hashsalt": figure.name, "savefig.facecolor": "white"}):
         canvas = _canvas(figure.panels)
         for suffix in formats:
             assert suffix in FILE_FORMATS, suffix
             data = io.BytesIO()
-            canvas.savefig(data, format=suffix, dpi=DPI, metadata=_METADATA[suffix])
+            canvas.savefig(data, format=suffix, dpi=DPI, metadata=METADATA[suffix])
             files[suffix] = folder / f"{figure.name}.{suffix}"
             written = data.getvalue()
             write_atomically(files[suffix], lambda temporary, written=written: _write(temporary, written))  # type: ignore[misc]
@@ -63,7 +63,8 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
 
 
 @contextlib.contextmanager
-def _style(options: dict[str, Any]) -> Iterator[None]:
+def styled(options: dict[str, Any]) -> Iterator[None]:
+    """Draw in the block in the look of all figures, whatever a user's own matplotlibrc says."""
     import matplotlib.style
 
     # "default" first, so that a user's matplotlibrc does not change the look of a report.
@@ -98,7 +99,7 @@ def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
     matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # while the style is active
     # instead of `savefig`, which draws everything twice
     print_svg: Callable[..., None] = FigureCanvasSVG(canvas).print_svg
-    print_svg(text, metadata=_METADATA["svg"])
+    print_svg(text, metadata=METADATA["svg"])
     label = figure.title if len(figure.panels) == 1 else f"{figure.title}, part {number + 1} of {len(figure.panels)}"
     return _inline(text.getvalue(), label)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from optbench.errors import UsageError, unknown
+from optbench.report.figures.rendering import FILE_FORMATS
 from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.files import json_text, write_text
@@ -18,7 +19,7 @@ TEXTS: dict[str, Callable[[Fingerprint], str]] = {
     "html": html.page,
     "json": lambda found: json_text(records.record(found)),
 }
-SUFFIXES = (*TEXTS, *figure.FORMATS)
+SUFFIXES = (*TEXTS, *FILE_FORMATS)
 
 
 def draw(path: Path, optimizer: str | None = None) -> Fingerprint:

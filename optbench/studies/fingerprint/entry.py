@@ -20,6 +20,7 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, TUNED_ON
 from optbench.studies.fingerprint.width import Width, width
 from optbench.studies.tuning.statistics import tunings
 from optbench.suite import Suite
+from optbench.suite.dump import content
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -139,8 +140,11 @@ def _width(tuning: Results | None, optimizer: str) -> Width | None:
 
 
 def experiments_of(suite: Suite) -> dict[str, Any]:
-    """Everything that decides what the values of a run mean, apart from its optimizers: compared as a whole."""
-    plain = suite.model_dump(mode="json")
+    """Return what decides the meaning of a run's values, apart from its optimizers and from what is measured.
+
+    As the suite's hash has it: settings that a later version adds change nothing while they keep their defaults.
+    """
+    plain = content(suite)
     kept = {
         name: {key: value for key, value in experiment.items() if key in ("dataset", "tasks", "models", "protocol")}
         for name, experiment in plain["experiments"].items()

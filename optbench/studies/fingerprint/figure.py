@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from optbench.report.figures.style import FONT, INK, PALETTE, STYLE
+from optbench.report.figures.rendering import DPI, METADATA, styled
+from optbench.report.figures.style import FONT, INK, PALETTE
 from optbench.store.files import write_atomically
 from optbench.studies.fingerprint import wording
 from optbench.studies.fingerprint.panel import REFERENCES
@@ -14,38 +15,27 @@ from optbench.studies.fingerprint.standing import Fingerprint, Standing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("png", "svg", "pdf")
-DPI = 200
 WIDTH, ROW, HEAD = 7.0, 0.27, 0.75
 """In inches: the width of a page of text, a strip, and what stands above and below them."""
 QUIET = "#7d7d7d"
 
-# No dates and no version: the same fingerprint gives the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
-    "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
-    "png": {"Software": None},
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}
-
 
 def save(found: Fingerprint, path: Path, dpi: int = DPI) -> None:
-    """Write the figure to a file whose suffix is one of `FORMATS`.
+    """Write the figure to a file whose suffix is one of `FILE_FORMATS`.
 
     Raises:
         StoreError: the file cannot be written.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     suffix = path.suffix.lstrip(".")
     fixed = {"svg.fonttype": "path", "svg.hashsalt": found.name, "savefig.facecolor": "white"}
-    # "default" first: a user's own matplotlibrc must not change the figure.
-    with matplotlib.style.context(["default", {**STYLE, **fixed}]):
+    with styled(fixed):
         canvas = Figure(figsize=(WIDTH, HEAD + ROW * len(found.standings)))
         axes = canvas.add_axes((0.23, 0.4 / canvas.get_figheight(), 0.55, 1 - HEAD / canvas.get_figheight()))
         _draw(found, axes)
         write_atomically(
-            path, lambda temporary: canvas.savefig(temporary, format=suffix, dpi=dpi, metadata=_METADATA[suffix])
+            path, lambda temporary: canvas.savefig(temporary, format=suffix, dpi=dpi, metadata=METADATA[suffix])
         )
 
 

@@ -24,6 +24,7 @@ from optbench.store.files import write_atomically
 from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of, read_entry
 from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS
 from optbench.studies.fingerprint.width import Width
+from optbench.suite.dump import differences
 
 FORMAT = 1
 FILE = "panel.parquet"
@@ -161,9 +162,9 @@ def check(panel: Panel, results: Results) -> None:
     run = results.run.id
     if missing := [name for name in EXPERIMENTS if name not in results.suite.experiments]:
         raise ComparisonError(f"{run}: expected a run of the suite 'fingerprint', got one without {missing[0]}")
-    if differing := list(_differences(panel.experiments, experiments_of(results.suite), "")):
+    if differing := list(differences(experiments_of(results.suite), dict(panel.experiments))):
         raise ComparisonError(
-            f"{run} and the panel cannot be compared: {'; '.join(differing[:3])}; "
+            f"{run} and the panel cannot be compared: they differ in {', '.join(differing[:3])}; "
             "the panel is of the suite 'fingerprint' as it is shipped"
         )
     if (version := _metrics_version(results)) != panel.metrics_version:
@@ -197,14 +198,3 @@ def remarks(panel: Panel, results: Results) -> list[str]:
 
 def _metrics_version(results: Results) -> int:
     return int(results.run.record.get("metrics_version", 1))
-
-
-def _differences(expected: Any, got: Any, place: str) -> list[str]:
-    """`experiments.pairs.protocol.batch_size: expected 128, got 64` for each value that differs."""
-    if isinstance(expected, Mapping) and isinstance(got, Mapping):
-        return [
-            line
-            for key in dict.fromkeys((*expected, *got))
-            for line in _differences(expected.get(key), got.get(key), f"{place}.{key}".lstrip("."))
-        ]
-    return [] if expected == got else [f"{place}: expected {expected!r}, got {got!r}"]

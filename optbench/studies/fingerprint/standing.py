@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from optbench.counting import count
 from optbench.stats.paired import PairedResult, PairedValues, compare_paired
-from optbench.stats.power import seeds_needed, smallest_holm_p
+from optbench.stats.power import ALPHA, seeds_needed, smallest_holm_p
 from optbench.stats.signed_rank import bounds, middle, walsh_averages
 from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge
 from optbench.studies.fingerprint.entry import Array, Entry, Trials
@@ -116,8 +115,9 @@ class Fingerprint:
         """The verdicts against AdamW and SGD."""
         return tuple(self.judged[name] for name in REFERENCES if name in self.judged)
 
-    @cached_property
+    @property
     def seeds_for_verdicts(self) -> int:
+        """The fewest seeds that can show a difference over all strips."""
         return seeds_needed(len(STRIPS))
 
     def same_strips(self, other: str) -> int:
@@ -143,7 +143,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     )
     margins = [_margin(strip, standings[i]) for i, strip in enumerate(STRIPS)]
     judged = {}
-    if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= 0.05:
+    if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= ALPHA:
         judged = {one.name: _judged(mine, one, margins, not_learnt) for one in learnt}
     found = neighbours(mine.values, stacked, panel.names, apart)
     first = panel.entries[0]  # the panel's all start alike
@@ -183,10 +183,9 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
     n = len(entry.seeds)
     for experiment in EXPERIMENTS:
         trials, needed = entry.trials[experiment], thresholds[experiment]
-        low = np.array([state == "ok" for state in trials.states]) & ~(trials.learnt >= needed)
-        if math.isnan(needed):
-            low = np.zeros(n, np.bool_)
-        bad = low | np.array([state != "ok" for state in trials.states])
+        ended = np.array([state == "ok" for state in trials.states])
+        low = ended & ~(trials.learnt >= needed) & (not math.isnan(needed))
+        bad = low | ~ended
         rows = [i for i, strip in enumerate(STRIPS) if strip.experiment == experiment]
         if not bad.any():
             continue

@@ -81,14 +81,8 @@ def train(wanted: Wanted, options: Options, view: View) -> Trained:
     base = resume.name.removesuffix(TUNE) if resume is not None else options.name or _run_name(name)
     if resume is not None:
         here = replace(here, runs_dir=resume.parent)
-    fixed = any(setting.partition("=")[0].rpartition(".")[2] == RATE for setting in wanted.settings)
-    if fixed:
-        outcome = run(suite, replace(here, name=base), view)
-        return Trained(name, outcome.path, None, outcome.interrupted)
-    try:
-        tuner = _tuner(suite, quick=wanted.quick)
-    except UsageError:  # it has no learning rate, nor does one inside it
-        view.message(f"not tuned: {name} has no learning rate to choose")
+    tuner = None if _rate_is_given(wanted.settings) else _tuner(suite, view, quick=wanted.quick)
+    if tuner is None:
         outcome = run(suite, replace(here, name=base), view)
         return Trained(name, outcome.path, None, outcome.interrupted)
     tuned, tuning = _tuned(suite, tuner, wanted, replace(here, name=None if resume else f"{base}{TUNE}"), view)
@@ -101,7 +95,7 @@ def train(wanted: Wanted, options: Options, view: View) -> Trained:
 
 
 def tuning_of(path: Path) -> Path | None:
-    """Return the run that chose the rates of the run at `path`, which lies beside it, or None."""
+    """Return the directory of the tuning run next to the run at `path`, or None."""
     beside = path.with_name(f"{path.name}{TUNE}")
     return beside if is_run(beside) else None
 
@@ -120,9 +114,19 @@ def wanted_again(tuning: Path) -> Wanted:
         raise UsageError(f"--resume {tuning}: expected a run NAME{TUNE} that optbench fingerprint began") from None
 
 
-def _tuner(suite: Suite, *, quick: bool) -> Tuner:
+def _rate_is_given(settings: Sequence[str]) -> bool:
+    return any(setting.partition("=")[0].rpartition(".")[2] == RATE for setting in settings)
+
+
+def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
+    """The tuning that has not begun; None where nothing can be chosen, as of an optimizer without a learning rate."""
     seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
-    return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
+    try:
+        return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
+    except UsageError as error:  # only where there is nothing to choose; its further lines say why
+        for line in error.args[1:]:
+            view.message(str(line))
+        return None
 
 
 def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
