@@ -21,7 +21,7 @@ from optbench.stats.verdict import DIFFERENT, Verdict
 from optbench.studies.fingerprint import figure, html, records, terminal, wording
 from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of
 from optbench.studies.fingerprint.neighbours import information, neighbours, own_half_is_nearest, standardised
-from optbench.studies.fingerprint.panel import FILE, Panel, check, read, shipped, write
+from optbench.studies.fingerprint.panel import FILE, Panel, check, read, remarks, shipped, write
 from optbench.studies.fingerprint.standing import Fingerprint, fingerprint
 from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, SUITE
 from optbench.studies.fingerprint.width import Width, width
@@ -344,6 +344,16 @@ def test_runs_of_another_protocol_are_refused(made: Panel) -> None:
         check(dataclasses.replace(panel, experiments=experiments), results)
     with pytest.raises(ComparisonError, match="their metrics are of versions 1 and 2"):
         check(dataclasses.replace(panel, metrics_version=2), results)
+
+
+def test_a_run_that_was_resumed_elsewhere_is_of_where_it_ended(made: Panel) -> None:
+    began, ended = {"torch": "2", "device": "cpu"}, {"torch": "3", "device": "cpu"}
+    panel = dataclasses.replace(made, made=began)
+    record = {"provenance": began, "resumed": [{"provenance": ended}], "status": "complete"}
+    resumed: Any = SimpleNamespace(run=SimpleNamespace(record=record))
+    assert remarks(panel, resumed) == ["The run has torch 3, the panel 2."]
+    alike: Any = SimpleNamespace(run=SimpleNamespace(record={"provenance": began, "status": "complete"}))
+    assert remarks(panel, alike) == []
 
 
 class Page(HTMLParser):
