@@ -1,4 +1,5 @@
-"""The pages of the site that are generated when it is built: functions without arguments that return Markdown.
+"""Pages that are generated when the site is built, each by a function that returns Markdown.
 
-They read what the program reads (the suite's schema, registries, catalog, table rows), so that they cannot drift.
+They are generated from the definitions that the program itself uses (the suite's schema, the registries, the catalog,
+the table rows), so they always agree with it.
 """

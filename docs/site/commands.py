@@ -1,4 +1,4 @@
-"""Reference of the command line, from its Typer app."""
+"""Generate the reference of the command line from its Typer app."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ a pipe gets no colour. `optbench --install-completion` completes commands, optio
 
 | exit code | meaning |
 |---|---|
-| 0 | done; a trial that diverged is a result |
-| 1 | a gate (`--fail-on`) failed, or a check was not kept |
-| 2 | wrong usage or configuration: a flag, a suite, a device, a dataset |
+| 0 | success; a diverged trial is a result, not a failure |
+| 1 | a gate (`--fail-on`) or a check failed |
+| 2 | usage or configuration error: an option, a suite, a device or a dataset |
 | 3 | the run finished, but some trials failed |
 | 4 | nothing was measured, or the runs cannot be compared |
-| 130 | interrupted; what was finished is kept |
+| 130 | interrupted; finished trials are kept |
 """
 
 
 def page() -> str:
-    group: Any = typer.main.get_command(app)  # of a click that Typer brings along
+    group: Any = typer.main.get_command(app)  # Any: its class belongs to a copy of click inside Typer
     context = group.make_context("optbench", [], resilient_parsing=True)
     parts = [HEAD, "## optbench\n", _parameters(group, context)]
     for name in group.list_commands(context):

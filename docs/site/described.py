@@ -1,4 +1,4 @@
-"""Descriptions that stand below fields in the source, which Python does not keep; and tables of Markdown."""
+"""Read the descriptions below fields from the source, since Python does not keep them; format Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """The texts below the fields of a class and of those it inherits from, by field."""
+    """Return the string literals below the fields of a class, inherited fields included, by field name."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not base.__module__.startswith("optbench"):
@@ -26,13 +26,13 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def paragraphs(text: str | None) -> str:
-    """A docstring as Markdown, without what it raises, which messages say."""
+    """Return a docstring as Markdown, without its Raises section: users see the error messages themselves."""
     parts = inspect.cleandoc(text or "").split("\n\n")
     return "\n\n".join(part for part in parts if not part.startswith("Raises"))
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a line break in a cell becomes a space, and a vertical bar is escaped."""
+    """Return a Markdown table. Line breaks in cells become spaces, and vertical bars are escaped."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
 

@@ -1,7 +1,7 @@
-"""The formulas of the catalog as MathML, which browsers show without a script.
+"""Render the formulas of the catalog as MathML, which browsers display without a script.
 
-A formula of the catalog is text with mathematics in it. Each piece of mathematics is listed here with its LaTeX; what
-is not listed stays text. A piece that no formula has stops the build: its formula has changed.
+A formula in the catalog is text that contains mathematics. `PIECES` gives the LaTeX of each piece of mathematics;
+everything else remains text. A piece that occurs in no formula stops the build, because its formula has changed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ _MATHEMATICS = re.compile(r"[Σ∫√‖⟨≤≥≠½₀-₉²ᵀ⁺αδλμρ�
 
 
 def rendered(formula: str) -> str:
-    """A formula as HTML."""
+    """Return a formula as HTML."""
     parts, end = [], 0
     for found in _FOUND.finditer(formula):
         parts += [html.escape(formula[end : found.start()]), _mathml(PIECES[found[0]])]
@@ -127,15 +127,15 @@ def rendered(formula: str) -> str:
 
 
 def unlisted() -> list[str]:
-    """The formulas of the catalog with mathematics that is not among `PIECES`."""
+    """Return the formulas of the catalog that contain mathematics missing from `PIECES`."""
     return [m.formula for m in METRICS.values() if _MATHEMATICS.search(_FOUND.sub("", m.formula))]
 
 
 def check_used() -> None:
-    """Raise ValueError where a piece is in no formula of the catalog."""
+    """Raise ValueError if a piece occurs in no formula of the catalog."""
     used = {piece for metric in METRICS.values() for piece in _FOUND.findall(metric.formula)}
     if unused := sorted(set(PIECES) - used):
-        raise ValueError(f"docs/site/formulas.py: expected every piece in a formula, got {unused[0]!r} in none")
+        raise ValueError(f"docs/site/formulas.py: expected every piece in some formula, got {unused[0]!r} in none")
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""What MkDocs calls while it builds the site: adds the generated pages, and pages of the repository outside `docs/`.
+"""Hooks that MkDocs calls while building the site. They add the generated pages and files from outside `docs/`.
 
-In a page, links are relative to its place in the repository, so that they work on GitHub, too; here they are turned
-towards the same page's place in the site.
+Links in a page are relative to its path in the repository, so that they also work on GitHub. Here they are rewritten to
+the paths of their targets in the site.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ GENERATED = {
     "reference/tables.md": tables.page,
 }
 COPIED = {"benchmarks/RESULTS.md": "speed.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
-"""Pages of the repository, by their place in it, and where they stand in the site."""
+"""Pages from outside `docs/`: path in the repository -> path in the site."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Pages that no section of the navigation names stand in one of their own."""
+    """Add a section *More* to the navigation for pages that no other section lists."""
     named = str(config.nav)
     left = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
     if left:
@@ -58,7 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def places() -> dict[str, str]:
-    """Files of the repository outside `docs/`, by their place in it, and where they stand in the site."""
+    """Return the files from outside `docs/` that the site includes: path in the repository -> path in the site."""
     suites = {f"suites/{path.name}": f"suites/{path.stem}.md" for path in (ROOT / "suites").glob("*.yaml")}
     examples = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*") if path.is_file()}
     examples = {name for name in examples if "__pycache__" not in name}
@@ -70,10 +70,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     outside = places()
     source = next((source for source, place in outside.items() if place == here), f"docs/{here}")
 
-    def turned(found: re.Match[str]) -> str:
+    def rewritten(found: re.Match[str]) -> str:
         target, anchor = found[1], found[2] or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        place = outside.get(path) or path.removeprefix("docs/")  # that of README.md is the first page
+        place = outside.get(path) or path.removeprefix("docs/")  # a link to README.md leads to docs/README.md
         return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
 
-    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", turned, markdown)
+    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", rewritten, markdown)

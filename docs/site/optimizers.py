@@ -1,4 +1,4 @@
-"""Reference of the optimizers that are known by name, from the registry."""
+"""Generate the reference of the registered optimizers from the registry."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SOURCES = {
     "torch": ("PyTorch", "Classes of `torch.optim`, unmodified."),
     "pytorch-optimizer": (
         "pytorch-optimizer",
-        "Classes of that package, unmodified: `pip install 'optbench[optimizers]'`.",
+        "Classes of the package pytorch-optimizer, unmodified. To install it: `pip install 'optbench[optimizers]'`.",
     ),
-    "optbench": ("optbench", "Methods written here, and wrappers around any other optimizer (`base`)."),
+    "optbench": ("optbench", "Optimizers implemented in optbench, and wrappers around any other optimizer (`base`)."),
 }
 TYPES = {
     "boolean": "true or false",
@@ -24,9 +24,10 @@ TYPES = {
 }
 HEAD = """# Optimizers
 
-Every optimizer that a suite may name as its `target`, with its hyper-parameters and their defaults. Any other one, and
-yours, is named by `module:attribute` or `./file.py:attribute`: [Your optimizer](../optimizers.md).
-The lane says how trials are trained together: [Lock-step training](../lock-step.md).
+This page lists the optimizers that a suite can name as `target`, with their hyper-parameters and defaults. Any other
+optimizer, including your own, is named by `module:attribute` or `./file.py:attribute`: see
+[Your optimizer](../optimizers.md). The lane is the way in which trials are trained together: see
+[Lock-step training](../lock-step.md).
 """
 
 
@@ -39,13 +40,13 @@ def page() -> str:
 
 
 def _section(spec: OptimizerSpec) -> str:
-    facts = [f"lane: {spec.lane}", f"numbers of state per weight: {spec.state}"]
+    facts = [f"lane: {spec.lane}", f"state values per weight: {spec.state}"]
     if shown := sorted(spec.needs - {"random"}):
         facts.append("needs " + ", ".join(map(code, shown)))
     if not spec.takes_schedule:
         facts.append("takes no schedule")
     if spec.only_matrices:
-        facts.append(f"trains matrices; `{spec.fallback}` trains the rest")
+        facts.append(f"updates matrices; `{spec.fallback}` updates all other parameters")
     rows = [(code(name), _type(hyper), _default(spec, name, hyper)) for name, hyper in spec.hyperparameters.items()]
     lines = [f"### {spec.name}", f"{_sentence(spec.summary)} {_sentence(spec.reference)}", f"*{'; '.join(facts)}.*"]
     return "\n\n".join([*lines, table(("hyper-parameter", "type", "default"), rows) if rows else ""])

@@ -1,4 +1,4 @@
-"""Reference of the Python interface: what `optbench` exports, each by mkdocstrings."""
+"""Generate the reference of the Python interface: each name that `optbench` exports, documented by mkdocstrings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ GROUPS = {
 }
 HEAD = """# Python
 
-`import optbench` imports no torch; each name below does when it is first used. A tour with examples:
-[From Python](../python.md).
+`import optbench` does not import torch; the names below import it when they are first used. For a tour with examples,
+see [From Python](../python.md).
 """
 
 

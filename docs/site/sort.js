@@ -1,5 +1,5 @@
-/* Tables inside an element of the class `sortable` are sorted by a click on the name of a column, or by Enter on it:
-   numbers by their value, largest first; texts by the alphabet; once more for the other direction. */
+/* Tables inside an element of class `sortable` are sorted by clicking on a column title, or by pressing Enter on it:
+   numbers by value, largest first, and text alphabetically. A second click reverses the order. */
 document.addEventListener("DOMContentLoaded", () => {
   const key = (row, column) => row.cells[column].textContent.trim();
   const value = (text) => (/^[-−]?[\d.]+/.test(text) ? parseFloat(text.replace("−", "-")) : NaN);

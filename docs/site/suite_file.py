@@ -1,4 +1,4 @@
-"""Reference of a suite file: every key, from the pydantic models that check it, and the kinds known by name."""
+"""Generate the reference of suite files: keys, from the pydantic models that validate them, and registered kinds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KINDS: dict[type[BaseModel], tuple[str, str]] = {
 }
 HEAD = """# Suite files
 
-Every key of a suite, with its type, default and meaning. A key that is not listed here is refused, with its
-place and the nearest valid one. How to write a suite, extend one and change settings on the command line:
+This page lists every key of a suite, with its type, default and meaning. Any other key is an error, and the message
+gives its line and the nearest valid key. To write a suite, extend one or change settings on the command line, see
 [Suites](../suites.md).
 """
 
@@ -30,7 +30,7 @@ def page() -> str:
 
 
 def _paths() -> dict[type[BaseModel], str]:
-    """Every mapping of a suite file, and the first path that leads to it, in the order in which a reader meets them."""
+    """Return the models of all mappings in a suite file, each with the first path to it, in the order of the file."""
     found: dict[type[BaseModel], str] = {}
     _add(Suite, "", found)
     return found
@@ -91,7 +91,7 @@ def _kinds() -> str:
 
 
 def _text(registry: Registry, kind: str) -> str:
-    """What a kind is: the docstring of a function; of a class also what its constructor says of settings."""
+    """Return the description of a kind: its docstring and, for a class, the settings described by its constructor."""
     found = registry.load(kind)
     own = paragraphs(found.__doc__)
     made = paragraphs(vars(found)["__init__"].__doc__).partition("\n\n")[2] if isinstance(found, type) else ""

@@ -1,4 +1,4 @@
-"""Reference of a run's tables: every column, from the dataclasses that rows are made of."""
+"""Generate the reference of a run's tables from the dataclasses that define their rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from optbench.store.values import SUMMARY, SUMMARY_SCHEMA, SummaryRow
 
 HEAD = f"""# Tables and columns
 
-Every table of a [run directory](../run-directory.md) is a Parquet file, of schema version {SCHEMA_VERSION}. All but
-`pairs` begin with the key columns {", ".join(map(code, KEY_COLUMNS))}. `after_task` is 0 before any training and i
-after task i; tasks are counted from 1; a null means that a value does not apply or is undefined.
-[Reading them](../reading-tables.md) with pandas, DuckDB and Polars.
+Every table of a [run directory](../run-directory.md) is a Parquet file with schema version {SCHEMA_VERSION}. All tables
+except `pairs` begin with the key columns {", ".join(map(code, KEY_COLUMNS))}. `after_task` is 0 before any training and
+i after task i. Tasks are numbered from 1. A null means that a value does not apply or is undefined. To read the tables
+with pandas, DuckDB or Polars, see [Reading the tables](../reading-tables.md).
 """
 
 
@@ -37,5 +37,7 @@ def _section(name: str, row: type, schema: pa.Schema) -> str:
         for field in schema
         if field.name not in keys
     ]
-    asked = "\n\nOnly where a suite asks for it." if name in {*ON_REQUEST, "pairs"} else ""
-    return f"## {name}\n\n{paragraphs(row.__doc__)}{asked}\n\n" + table(("column", "type", "null?", "meaning"), columns)
+    optional = "\n\nWritten only if the suite requests it." if name in {*ON_REQUEST, "pairs"} else ""
+    return f"## {name}\n\n{paragraphs(row.__doc__)}{optional}\n\n" + table(
+        ("column", "type", "null?", "meaning"), columns
+    )

@@ -1,7 +1,8 @@
-"""Types of settings in words: `whole number of at least 1, or null`."""
+"""Describe types of settings in words, such as `whole number of at least 1, or null`."""
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -13,22 +14,22 @@ from pydantic.fields import FieldInfo
 from optbench.kinds import Kind
 
 ANY = 2**62
-"""A bound beyond this is that of 64 bits."""
+"""Bounds of this size or larger only exclude integers beyond 64 bits, and are not shown."""
 LONG = 60
-"""Characters of a default; of a mapping with more, its own table has them."""
+"""Longest default of a mapping that is shown, in characters; a longer one is found in the table of the mapping."""
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 BOUNDS = {"gt": "above {}", "ge": "of at least {}", "lt": "below {}", "le": "of at most {}"}
 Link = Callable[[type[BaseModel]], str]
 
 
 def in_words(field: FieldInfo, link: Link) -> str:
-    """The type of a field and the bounds on it. link: what a model in it is called."""
+    """Return the type of a field and its bounds in words. link: returns the text for a model."""
     words, null = _words(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation, link)
     return f"{words}, or null" if null else words
 
 
 def _words(hint: Any, link: Link) -> tuple[str, bool]:
-    """A type in words, and whether null is among its values."""
+    """Return a type in words, and whether null is one of its values."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         words, null = _words(inside[0], link)
@@ -41,9 +42,9 @@ def _words(hint: Any, link: Link) -> tuple[str, bool]:
         return _either([words for words, _ in found]), type(None) in inside or any(null for _, null in found)
     if origin in (list, tuple):
         many = [arm for arm in inside if arm is not ...]
-        return f"list of {f'{len(many)}: ' if len(many) > 1 else ''}{_words(many[0], link)[0]}", False
+        return f"list of {f'{len(many)} ' if len(many) > 1 else ''}{_plural(_words(many[0], link)[0])}", False
     if origin is dict:
-        return f"mapping from names to {_words(inside[1], link)[0]}", False
+        return f"mapping from names to {_plural(_words(inside[1], link)[0])}", False
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return link(hint), False
     return PLAIN.get(hint, getattr(hint, "__name__", str(hint))), False
@@ -56,7 +57,12 @@ def _bounds(metadata: tuple[Any, ...]) -> str:
             bound = getattr(item, key, None)
             if isinstance(bound, int | float) and abs(bound) < ANY:
                 found.append(form.format(f"{bound:g}"))
-    return " and ".join(found)
+    return " and ".join(found).replace(" and of ", " and ")
+
+
+def _plural(words: str) -> str:
+    """Return the words for several values of a type, as in `whole numbers of at least 1`."""
+    return re.sub(r"^((?:whole )?number|list|mapping)\b", r"\1s", words)
 
 
 def _either(words: list[str]) -> str:
@@ -64,12 +70,12 @@ def _either(words: list[str]) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default of a field as YAML has it."""
+    """Return the default of a field as YAML."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel) and len(yaml_of(value)) > LONG:
-        return "its keys' defaults"
+        return "the defaults of its keys"
     return f"`{yaml_of(value)}`"
 
 

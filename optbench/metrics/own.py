@@ -46,7 +46,7 @@ def metric(
 
     Args:
         of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if it has a
-        second parameter without a default. Its other parameters are settings.
+            second parameter without a default. Its other parameters are settings.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
