@@ -1,7 +1,7 @@
 """Columns of tables as NumPy arrays.
 
-Read from Arrow's buffers: Arrow's conversions to NumPy, and scalars made from Python values, import pandas, which takes
-longer than the rest of a report.
+They are read from Arrow's buffers, because Arrow's conversions to NumPy, and scalars made from Python values, import
+pandas, which takes longer than the rest of a report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
 
 
 def known(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
-    """Whether each value of a column is there, (rows,); False where null."""
+    """Return whether each value of a column is present, (rows,); False where null."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(whole):
         return np.empty(0, np.bool_)

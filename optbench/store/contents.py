@@ -1,7 +1,7 @@
-"""Validation of the values in a run's tables on reading, since a file may come from anywhere.
+"""Check the values in a run's tables on reading, because a file may come from an untrusted source.
 
-The schema covers types, columns and nulls. Checked here are values: counts in range, fractions between 0 and 1, known
-statuses, paths inside the run directory, and every trial once. Measured values may be NaN or infinite, which readers
+The schema covers types, columns and nulls. This module checks values: counts in range, fractions between 0 and 1, known
+statuses, paths inside the run directory, and one row per trial. Measured values may be NaN or infinite, which readers
 treat as undefined; settings are finite.
 """
 
@@ -26,14 +26,14 @@ class ContentError(StoreError):
 
 
 WHOLE: Bounds = (0, 2**53)
-"""The largest whole number that float64 represents exactly."""
+"""Up to the largest whole number below which float64 represents all whole numbers exactly."""
 SEED: Bounds = (0, 2**63 - 1)
 MOST_TASKS = 10_000
-"""The most that a suite allows."""
+"""The maximum that a suite allows."""
 CLASSES: Bounds = (0, 999)
 """Bounded because readers build matrices of this size."""
 NUMBER: Bounds = (-1e100, 1e100)
-"""Beyond the squares of float32, from which all metrics are computed, and far below where sums overflow."""
+"""Metrics are computed from float32 values, whose squares are within these bounds; sums within them do not overflow."""
 AMOUNT: Bounds = (0, 1e100)
 SHARE: Bounds = (0, 1)
 ROUNDING = 1e-6
@@ -74,7 +74,7 @@ _SET = ("keep",)
 
 
 def _is_checkpoint(text: str) -> bool:
-    place = Path(text)  # which has this system's path separators
+    place = Path(text)  # split at this system's path separators
     inside = len(place.parts) == 2 and place.parts[0] == "checkpoints" and place.parts[1] != ".."
     return inside and place.suffix == ".safetensors" and "\0" not in text
 
@@ -84,7 +84,7 @@ _TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "checkpoint": (_is_checkpoint, "a .safetensors file in the run's own checkpoints/"),
 }
 ONCE = "trials"
-"""The tables with one row per trial."""
+"""The table with one row per trial."""
 
 
 def checked(file: Path, table: pa.Table) -> pa.Table:
@@ -95,7 +95,7 @@ def checked(file: Path, table: pa.Table) -> pa.Table:
     Raises:
         ContentError: an impossible value; the message names file, column, row and value.
     """
-    table.validate(full=True)  # text is UTF-8
+    table.validate(full=True)  # includes whether text is UTF-8
     for name, kind in zip(table.schema.names, table.schema.types, strict=True):
         if pa.types.is_integer(kind):
             _check_whole(file, name, table[name])

@@ -19,9 +19,9 @@ DAMAGED = "damaged"
 
 
 def set_damaged_aside(path: Path) -> list[str]:
-    """Move damaged parts of a run directory to `damaged/`, to be trained again, and describe each in words.
+    """Move damaged files of a run directory to `damaged/` and return a description of each; their trials are retrained.
 
-    A damaged part costs its own cohort. The merged tables belong together: one damaged table costs the content of all.
+    A damaged part affects only its own cohort. Merged tables depend on each other: if one is damaged, all are moved.
 
     Raises:
         StoreError: a file cannot be moved, or holds impossible values although its checksum is intact.
@@ -40,16 +40,16 @@ def set_damaged_aside(path: Path) -> list[str]:
     try:
         for name in ALL_TABLES:
             file = path / f"{name}.parquet"
-            # Either all or none of them exist: `trials` is written last. Only a report can do without one.
+            # `trials` is written last, so the other tables exist if it does. Only a report can do without one of them.
             if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
                 raise StoreError(f"{file}: missing next to trials.parquet")
             read_table(file, name)
         read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     except ContentError:
-        raise  # not damaged on disk: training again would not mend it, and might destroy good results
+        raise  # not damaged on disk: retraining would not repair it and might destroy good results
     except StoreError as error:
         _set_aside(path, tops)
-        found.append(f"{error}; what was merged is trained again")
+        found.append(f"{error}; all trials in the merged tables are trained again")
     return found
 
 

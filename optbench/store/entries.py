@@ -1,4 +1,4 @@
-"""Entries of a run directory: only regular files and folders inside it are read or written."""
+"""Check the entries of a run directory: only regular files and folders inside it are read or written."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check_entries(path: Path) -> None:
         if stat.S_ISLNK(mode):
             target = Path(os.path.realpath(entry.path))
             if not target.is_relative_to(inside) or not target.exists():
-                needed = "needs the file or folder itself; the run directory as a whole may be a link"
-                raise StoreError(f"{place}: a link that leads nowhere, or out of the run directory; {needed}")
+                found = "a link that is broken or leaves the run directory (only that directory itself can be a link)"
+                raise StoreError(f"{place}: expected a file or folder, got {found}")
         elif not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise StoreError(f"{place}: neither a file nor a folder")
+            raise StoreError(f"{place}: expected a file or folder, got a special file")
 
 
 def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
@@ -42,12 +42,12 @@ def _entries(folder: Path, depth: int) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             entries = list(found)
     except OSError:
-        return  # a folder that cannot be listed is reported on reading
+        return  # a folder that cannot be listed is reported when it is read
     for entry in entries:
         if depth == DEPTH and entry.name not in FOLDERS and not entry.name.endswith(SUFFIXES):
             continue
         if entry.name.startswith(".#"):
-            continue  # an editor's files
+            continue  # lock files of editors
         yield entry
         if depth > 1 and entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path), depth - 1)

@@ -27,7 +27,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError | SafetensorError) -> str:
-    """Return the operating system's message, such as `No space left on device`, without a library's additions.
+    """Return the operating system's message, such as `No space left on device`, without the text libraries add.
 
     Arrow and safetensors, which write files themselves, embed it in their own messages.
     """
@@ -69,7 +69,7 @@ def json_text(value: Any) -> str:
 
 
 def json_value(file: Path, most: int, what: str) -> Any:
-    """Read the JSON value of a file. most: size limit in bytes, far above any `what`.
+    """Read the JSON value of a file. most: size limit in bytes, far larger than any `what`.
 
     Raises:
         StoreError: it cannot be read, is too large, or is not JSON.
@@ -82,7 +82,7 @@ def json_value(file: Path, most: int, what: str) -> Any:
     except FileNotFoundError:
         raise
     except RecursionError:
-        raise StoreError(f"{file}: unreadable: nested too deep") from None
+        raise StoreError(f"{file}: unreadable: nested too deeply") from None
     except OSError as error:
         raise StoreError(f"{file}: unreadable: {error.strerror or error}") from error
     except ValueError as error:

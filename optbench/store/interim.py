@@ -1,7 +1,7 @@
-"""Resumable state of trials at the end of a task: parts `interim/<cohort>.<task>/`.
+"""The state from which trials can be resumed, saved at the end of a task in parts `interim/<cohort>.<task>/`.
 
-A newer part is written before the older one is removed. Worker processes write them, so any part may vanish while it
-is read.
+A new part is written before the older one is removed. Worker processes write the parts, so any part may disappear
+while it is being read.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Kept:
-    """One training between two tasks.
+    """The state of one training at the end of a task.
 
-    record: JSON values, with `trials` (ids) and `task` (the number of finished tasks). state: as written by
-    `torch.save`. rows: results so far."""
+    record: JSON values, including `trials` (ids) and `task` (the number of finished tasks). state: bytes written by
+    `torch.save`. rows: the results so far."""
 
     record: Mapping[str, Any]
     state: bytes
@@ -45,14 +45,14 @@ class Kept:
 
 
 def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> Path:
-    """Write the state of a cohort's trainings, which are resumed together, replacing the earlier one.
+    """Write the state of a cohort's trainings, which are resumed together, replacing its earlier state.
 
-    Returns the part.
+    Returns the path of the part.
 
-    cohort: its id. trials: all trials named in `kept`, by id.
+    cohort: the id of the cohort. trials: all trials named in `kept`, by id.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the part cannot be written.
     """
     rows = [(trials[one.record["trials"][0]], row) for one in kept for row in one.rows]
     tables: dict[str, pa.Table] = {}
@@ -72,12 +72,12 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
 
 
 def write_arrived(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Write a part that was made elsewhere, in place of the cohort's earlier one; not one that arrived damaged.
+    """Write a part received from another machine, replacing the cohort's earlier one. Ignore it if it is damaged.
 
-    files: their contents by name, with the manifest among them.
+    files: the content of each file by name, including the manifest.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the part cannot be written.
     """
     if is_whole(files):
         content = {file: data for file, data in files.items() if file != MANIFEST}
@@ -88,7 +88,7 @@ def write_arrived(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
 
 
 def _remove_older(folder: Path, new: str) -> None:
-    """Remove all parts of a cohort but the part `new`."""
+    """Remove the other parts of the cohort to which the part `new` belongs."""
     cohort = new.rpartition(".")[0]
     for part in find_parts(folder):
         if part.name.rpartition(".")[0] == cohort and part.name != new:
@@ -96,7 +96,7 @@ def _remove_older(folder: Path, new: str) -> None:
 
 
 def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
-    """The parts that hold any of these trials, by their ids."""
+    """Return the parts that contain any of these trials, which are given by id."""
     wanted = set(trials)
     return [
         part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))
@@ -104,7 +104,7 @@ def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
 
 
 def read_interim(part: Path) -> list[Kept]:
-    """Read what `write_interim` wrote; the rows of a training are in order within each table.
+    """Read a part written by `write_interim`. Within each table, the rows of a training keep their order.
 
     Raises:
         StoreError: a table is unreadable.
@@ -119,9 +119,9 @@ def read_interim(part: Path) -> list[Kept]:
 
 
 def find_begun(folder: Path) -> dict[str, Begun]:
-    """Find where trials can be resumed, by id: the latest state of each.
+    """Return the latest state from which each trial can be resumed, by trial id.
 
-    Invalid parts are ignored, as are states of trials that had failed (which are tried again) or could not be saved.
+    Invalid parts are ignored, as are the states of trials that failed (which are tried again) or could not be saved.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):
@@ -133,7 +133,7 @@ def find_begun(folder: Path) -> dict[str, Begun]:
 
 
 def find_refused(folder: Path) -> dict[str, str]:
-    """Return why trials that were in training cannot be resumed, by id."""
+    """Return the reason for each unfinished trial that cannot be resumed, by trial id."""
     members = [member for part in find_parts(folder) for member in _members_or_none(part)]
     return {trial: member.refused for member in members if member.refused is not None for trial in member.trials}
 
@@ -148,7 +148,7 @@ def drop_begun(folder: Path, ended: Iterable[str]) -> None:
 
 
 class StoredMember(NamedTuple):
-    """One training in a part: trial ids, finished tasks, whether it was running, and why it cannot be resumed."""
+    """One training in a part: trial ids, number of finished tasks, status, and why it cannot be resumed, if so."""
 
     trials: tuple[str, ...]
     task: int
@@ -168,11 +168,11 @@ def read_members(part: Path) -> list[StoredMember]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{file}: unreadable: {type(error).__name__}") from None
     if not found:
-        raise StoreError(f"{file}: nothing is in it")
+        raise StoreError(f"{file}: expected at least one training, got none")
     for member in found:
         texts = all(isinstance(text, str) for text in (*member.trials, member.status, member.refused or ""))
         if not (texts and member.trials and type(member.task) is int and member.task > 0):
-            raise StoreError(f"{file}: needs trials, a status and a number of tasks")
+            raise StoreError(f"{file}: expected trials, a status and a number of tasks")
     return found
 
 

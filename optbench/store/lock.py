@@ -24,7 +24,7 @@ HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 class RunLock:
     """A lock held from construction until `release` or the end of the process.
 
-    The file names the holder. The lock itself belongs to the operating system, so a file left behind locks nothing.
+    The file names the holder. The lock itself belongs to the operating system, so a leftover file is harmless.
 
     Raises:
         StoreError: another process holds it, the directory cannot be written, or its file system has no locks.
@@ -74,7 +74,7 @@ class RunLock:
         if not self._file.closed:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            with contextlib.suppress(OSError):  # retries what failed on a full disk
+            with contextlib.suppress(OSError):  # closing repeats the write that failed on a full disk
                 self._file.close()
 
 

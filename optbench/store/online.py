@@ -28,8 +28,8 @@ ONLINE = tuple(metric for metric in METRICS.values() if metric.kind == "online")
 class Online:
     """Online recordings of a run.
 
-    sequences: of every trial that has one, NaN after its end. fresh: trial -> its fresh-network counterpart, see
-    `plan.fresh_networks`. good: trials that are ok; others have no value.
+    sequences: the sequence of every trial that has one, NaN after the trial ended. fresh: trial -> its fresh-network
+    counterpart, see `plan.fresh_networks`. good: trials with status `ok`; the other trials have no values.
     """
 
     sequences: Mapping[str, Sequence] = field(default_factory=dict)
@@ -61,12 +61,12 @@ class Online:
         if (found := plasticity.note(self.sequences[trial], **metric.note_arguments)) is not None:
             return found
         if trial not in self.good:
-            return "the trial has not ended well"
+            return "the trial diverged or failed"
         if "fresh" not in metric.reads or self._fresh(trial) is not None:
             return None
         if trial not in self.fresh:
-            return "no fresh-network over the same optimizer, with the same settings, in the experiment"
-        return "its fresh networks have not ended well"
+            return "the experiment has no fresh-network with the same base optimizer and settings"
+        return "the trial with fresh networks diverged or failed"
 
     def _fresh(self, trial: str) -> str | None:
         """Return the counterpart with fresh networks if it is ok and has the same number of tasks."""

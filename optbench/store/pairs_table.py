@@ -13,7 +13,7 @@ from optbench.store.tables import arrow_fields, versioned_schema
 
 NAME = "pairs"
 NOT_COMPARED = "the comparison failed"
-"""A note with this beginning marks a pair without a result; a resumed run tries again."""
+"""Notes that start with this text mark pairs without a result, which a resumed run compares again."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class PairRow:
     trial_b: str
     """Id of the second trial; for the kind `null`, the control."""
     experiment: str
-    """Seed of both trials."""
+    """Experiment of both trials."""
     model: str
-    """Likewise."""
+    """Model of both trials."""
     optimizer_a: str
-    """Stage of `trial_a`, as in `trials`."""
+    """Optimizer of `trial_a`, as in `trials`."""
     variant_a: str
-    """Likewise."""
+    """Variant of `trial_a`."""
     optimizer_b: str
-    """Of `trial_b`."""
+    """Optimizer of `trial_b`."""
     variant_b: str
-    """Likewise."""
+    """Variant of `trial_b`."""
     seed: int
-    """Likewise."""
+    """Seed of both trials."""
     kind: str
     """`pair`: two optimizers or variants; `null`: a trial and its control, which differ only in data order."""
     metric: str
@@ -64,7 +64,7 @@ def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
 
 
 def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
-    """Return the two trials of every pair that need not be compared again."""
+    """Return the pairs of trial ids that do not have to be compared again."""
     rows = zip(*(table[name].to_pylist() for name in ("trial_a", "trial_b", "note")), strict=True)
     found: dict[tuple[str, str], bool] = {}
     for a, b, note in rows:

@@ -23,7 +23,7 @@ MANIFEST = "sha256.json"
 
 
 def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write a part `folder/name` by one rename, replacing an earlier one.
+    """Write a part `folder/name` with a single rename, replacing an earlier part of that name.
 
     files: the function that writes each file, by name.
 
@@ -47,21 +47,21 @@ def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], obj
             remove(part)
             writing.rename(part)
         except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)  # on a full disk
+            shutil.rmtree(writing, ignore_errors=True)  # free the space if the disk is full
             raise
         sync(folder)
 
 
 def table_files(tables: Mapping[str, pa.Table]) -> dict[str, Callable[[Path], object]]:
-    """Return the writers of a part that holds these tables."""
+    """Return the functions that write these tables as files of a part, by file name."""
     return {f"{name}.parquet": functools.partial(write_table, table) for name, table in tables.items()}
 
 
 def remove(folder: Path) -> None:
-    """Remove a part, or all of them, renaming it first so that a kill leaves no partial one.
+    """Remove a part, or a folder of parts, after renaming it so that a kill does not leave a partial one.
 
     Raises:
-        StoreError: it cannot be moved.
+        StoreError: the folder cannot be moved.
     """
     gone = folder.with_name(f".removed-{folder.name}")
     with reported(folder):
@@ -72,12 +72,12 @@ def remove(folder: Path) -> None:
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Write Parquet with page checksums, which reading verifies."""
+    """Write a Parquet file with page checksums, which are verified on reading."""
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def find_parts(folder: Path) -> tuple[Path, ...]:
-    """Return the parts in a folder, unread."""
+    """Return the paths of the parts in a folder, without reading them."""
     return tuple(sorted(p for p in folder.iterdir() if not p.name.startswith("."))) if folder.is_dir() else ()
 
 
@@ -91,7 +91,7 @@ def check_part(part: Path) -> None:
         raise StoreError(f"{file}: unreadable: {error}") from None
     for name in expected:
         if Path(name).name != name or name == "..":
-            raise StoreError(f"{file}: '{name}' is not the name of a file of this part")
+            raise StoreError(f"{file}: expected names of files in this part, got '{name}'")
     for name, checksum in expected.items():
         try:
             found = _sum(part / name)
@@ -99,13 +99,13 @@ def check_part(part: Path) -> None:
             raise StoreError(f"{part / name}: unreadable: {error.strerror}") from None
         if found != checksum:
             raise StoreError(f"{part / name}: damaged: its checksum differs")
-    # Only files that a reader would take for a table: file managers leave files of their own everywhere.
+    # Only files that could be mistaken for tables are rejected, because file managers leave hidden files in any folder.
     if extra := sorted(p.name for p in part.iterdir() if p.suffix == ".parquet" and p.name not in expected):
         raise StoreError(f"{part / extra[0]}: not a file of this run")
 
 
 def is_whole(files: Mapping[str, bytes]) -> bool:
-    """True if these are the files of a part with its manifest, each as it was written; by name."""
+    """Return whether these files, given as content by name, are a complete part whose checksums match its manifest."""
     try:
         sums = json.loads(files[MANIFEST])
     except (KeyError, ValueError):

@@ -1,7 +1,7 @@
 """Copies of the user's code that a run used, in `plugins/`, and their entries in `run.json`.
 
-A run's `suite.yaml` names a file as the user did, so the suite is the same in any directory. In a run, the name refers
-to this copy, so that a repeated run uses the original code.
+A run's `suite.yaml` names a file as the user did, so the suite is the same in any directory. In a run directory, the
+name refers to this copy, so that a repeated run uses the original code.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ KEY = "plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One source kept by a run.
+    """One of the user's sources, as recorded by a run.
 
     Attributes:
         target: its name in a suite, without the attribute: `./mine.py`, `mine`.
         origin: the file from which it was read.
         main: the file's name within its folder and within the copy.
         copy: the folder of the copy, relative to the run directory; None for an installed package.
-        source_hash: of all files.
+        source_hash: hash of all files.
         files: SHA-256 of each file, by name within its folder.
     """
 
@@ -42,7 +42,7 @@ class Plugin:
 
 
 def plugins_of(record: Mapping[str, Any]) -> dict[str, Plugin]:
-    """Return the sources in a run's record, the newest of each target; may be empty.
+    """Return the newest source of each target in a run's record; may be empty.
 
     record: the checked content of `run.json`.
     """
@@ -72,7 +72,8 @@ def entries(
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Return the entries of sources for `run.json`, and the content of their copies by path in the run directory.
 
-    Files of the first folder are in `plugins/` itself; those of other folders, or of a later state, in subfolders.
+    Files from the first source's folder are copied to `plugins/` itself; those from other folders, and later versions,
+    to subfolders.
 
     before: entries that the run already has.
     """
@@ -93,20 +94,20 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
     """Read a run's own copy of a source.
 
     Raises:
-        StoreError: a file is missing, is a link out of the run directory, or differs from what was copied.
+        StoreError: a file is missing, is a link out of the run directory, or has changed since it was copied.
     """
     if plugin.copy is None:
-        raise StoreError(f"{run}: there is no copy of {plugin.target}, which was in an installed package")
+        raise StoreError(f"{run}: no copy of {plugin.target}, because it was in an installed package")
     folder = Path(os.path.abspath(run / plugin.copy))  # noqa: PTH100
     files = {}
     for name in plugin.files:
         file = folder / name
         if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(run)):
-            raise StoreError(f"{file}: a link that leads out of the run directory")
+            raise StoreError(f"{file}: expected a file, got a link out of the run directory")
         try:
             files[name] = file.read_bytes()
         except OSError as error:
-            raise StoreError(f"{file}: unreadable: {error.strerror}; {plugin.target} was run with it") from None
+            raise StoreError(f"{file}: unreadable: {error.strerror}; the run used it for {plugin.target}") from None
     source = Source(folder, plugin.main, files)
     if wrong := [name for name, checksum in plugin.files.items() if source.sums[name] != checksum]:
         raise StoreError(f"{folder / wrong[0]}: changed since the run: its checksum differs")

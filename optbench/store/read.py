@@ -1,4 +1,4 @@
-"""Read run directories, also of killed runs, without executing anything found there."""
+"""Read run directories, including those of killed runs, without executing any code found there."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class RunDirectory:
 
     @functools.cached_property
     def pairs(self) -> pa.Table:
-        """Return the table of `store.pairs_table`, empty if the suite does not request it; raises as `table`."""
+        """The table of `store.pairs_table`, empty if the suite does not request it; raises the errors of `table`."""
         return read_pairs(self.path, self._parts)
 
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
@@ -165,7 +165,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
     if text == "latest":
         ids = run_ids(runs_dir)
         if not ids:
-            raise StoreError(f"{runs_dir}: no runs here yet; 'optbench run SUITE' makes one")
+            raise StoreError(f"{runs_dir}: no runs yet; create one with 'optbench run SUITE'")
         check_entries(runs_dir / ids[-1])
         return runs_dir / ids[-1]
     for path in (user_path(text, "run") if text.startswith("~") else Path(text), runs_dir / text):
@@ -178,7 +178,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Return whether `path` is a directory with a `run.json`."""
-    return os.path.isfile(path / "run.json")  # noqa: PTH113 (False for a name that is too long, too)
+    return os.path.isfile(path / "run.json")  # noqa: PTH113 (also False for a name that is too long)
 
 
 def read_created(path: Path) -> str:
@@ -231,7 +231,7 @@ def done_trials(trials: pa.Table) -> set[str]:
 
 
 def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
-    """Read the rows of a table file; no rows if there is no file. Raises as `RunDirectory.table`."""
+    """Return the rows of a table file, none if it does not exist. Raises the errors of `RunDirectory.table`."""
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:

@@ -1,4 +1,4 @@
-"""Read and validate `run.json`, which may come from anywhere: size limit, and the type of every field."""
+"""Read `run.json` and check its size and the types of its fields, because it may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optbench.tasks import Outline
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
-"""Bytes; far above any record, most of which lists the trials left at each resumption."""
+"""In bytes; far larger than any real record, which consists mostly of the trials left at each resumption."""
 MAX_WHOLE = 2**63
 
 Check = Callable[[Any], bool]
@@ -72,7 +72,7 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "merged.seeds": (_list_of(_whole), "a list of seeds"),
     "tune": _MAPPING,
 }
-"""Fields that readers rely on, by path: a check for each if present, and its description."""
+"""Fields that readers rely on, by path: the check for a field that is present, and a description of what it expects."""
 
 
 def read_record(file: Path) -> Any:

@@ -1,7 +1,7 @@
 """Write a run directory.
 
-The results of a finished cohort are written to `parts/<cohort>/` by one rename, so atomically. The top-level tables are
-merged from the parts periodically and at the end, after which the parts are removed.
+The results of a finished cohort are written to `parts/<cohort>/` atomically, with a single rename. The top-level tables
+are merged from the parts periodically and at the end, after which the parts are removed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ MERGE_SHARE = 0.05
 
 FOLDERS = (PARTS, INTERIM, "checkpoints")
 LONGEST_NAME = 160
-"""Bytes; no file of a run has a longer name, including temporary ones."""
+"""In bytes; no file of a run, even a temporary one, has a longer name."""
 
 
 class RunExists(StoreError):
-    """A run of this name already exists."""
+    """A run with this name already exists."""
 
 
 class RunWriter:
@@ -73,14 +73,15 @@ class RunWriter:
     ) -> RunWriter:
         """Create a new run directory with its suite and record.
 
-        files: further content, by path within it.
+        files: the content of further files, by path within the run directory.
 
         Raises:
-            RunExists: the directory exists already.
-            StoreError: it cannot be written, or its file system has no locks or no names as long as a run's.
+            RunExists: the directory already exists.
+            StoreError: it cannot be written, or its file system does not support locks or names as long as a run's.
         """
         record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": now()}
-        # Under a temporary name until complete: a kill leaves no directory that is not a run but blocks its name.
+        # The directory has a temporary name until it is complete, so that a kill does not leave a partial run that
+        # blocks the name.
         new = path.with_name(f".{path.name}.{os.getpid()}.new")
         with reported(path):
             made = [folder for folder in path.parents if not folder.exists()]
@@ -96,7 +97,7 @@ class RunWriter:
                 _check_names(new / "checkpoints")
                 for name, content in {"suite.yaml": suite_text, **(files or {}), "run.json": begun}.items():
                     _write_new(new / name, content)
-                RunLock(new).release()  # the file system may have no locks
+                RunLock(new).release()  # raises now if the file system has no locks
                 try:
                     new.rename(path)
                 except OSError as error:
@@ -126,7 +127,7 @@ class RunWriter:
         """Open an existing run directory to train its missing trials. Its record lists every resumption.
 
         left: ids of the trials to train. begun: the states from which some of them continue. Both are recorded, so that
-        the origin of every result is known: the last resumption that listed it as left, or the original run.
+        every result can be traced to the last resumption that lists its trial as left, or to the original run.
         lock: this process's lock of the directory, if it already holds it. extra: further entries for the record.
 
         Raises:
@@ -172,12 +173,12 @@ class RunWriter:
         self._save_record("running")
 
     def statuses(self) -> dict[str, int]:
-        """The number of trials by status."""
+        """Return the number of trials by status."""
         values = self._tables["trials"]["status"].to_pylist()
         return {status: values.count(status) for status in sorted(set(values))}
 
     def endings(self) -> dict[str, tuple[str, str | None]]:
-        """The status of every finished trial, and the path of its final weights, if any."""
+        """Return the status of every finished trial and the path of its final weights, if any, by trial id."""
         columns = (self._tables["trials"][name].to_pylist() for name in ("trial", "status", "checkpoint"))
         return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
 
@@ -226,7 +227,7 @@ class RunWriter:
         """Merge the tables and record how the run ended; the parts of a complete run are removed."""
         try:
             if status != "complete":
-                self._save_record(status)  # even on a full disk: the parts are kept
+                self._save_record(status)  # before merging, which may fail on a full disk; the parts are kept
             self._merge()
             if status == "complete":
                 self._save_record(status)
@@ -274,11 +275,11 @@ def _write_new(file: Path, content: str | bytes) -> None:
 
 
 def _exists(path: Path) -> str:
-    return f"{path}: this run exists already; choose another --name, or continue it with --resume {path.name}"
+    return f"{path}: this run already exists; choose another --name, or continue it with --resume {path.name}"
 
 
 def _check_names(folder: Path) -> None:
-    """Raise OSError if names as long as a run's cannot be written, before training instead of hours later."""
+    """Raise OSError if the file system does not support names as long as a run's, before hours of training are lost."""
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()

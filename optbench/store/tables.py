@@ -36,7 +36,7 @@ class TrialRow:
     error_type: str | None
     """Class of the exception of a failed trial."""
     error_message: str | None
-    """Its text."""
+    """Message of that exception."""
     last_step: int
     """The last completed training step of the trial; for a diverged trial, the step at which it diverged."""
     steps: int
@@ -46,26 +46,26 @@ class TrialRow:
     device: str
     """Device on which it was trained: `cpu`, `cuda`, ..."""
     hyperparameters: str
-    """JSON."""
+    """Hyper-parameters of the optimizer, as JSON."""
     init_hash: str
     """Hash of the initial weights, equal for all optimizers of a seed."""
     train_seconds: float
     """This trial's share of its cohort's time in batches, gradients and updates."""
     optimizer_seconds: float
-    """The part of `seconds` spent in the optimizer."""
+    """The part of `train_seconds` spent in the optimizer."""
     optimizer_state_bytes: int
-    """Memory of the optimizer's state, counting every storage once."""
+    """Memory of the optimizer's state in bytes, counting every storage once."""
     checkpoint: str | None
     """Path of the final weights, relative to the run directory."""
     fallbacks: int
     """Number of matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
     note: str | None
-    """Remarks: tasks that it failed to learn, fallbacks, a resumption."""
+    """Remarks, for example on tasks that were not learnt, fallbacks or a resumption."""
     source_hash: str | None = None
-    """Hash of the user's files with which it was trained; null if it uses only optbench and registered optimizers."""
+    """Hash of the user's files that the trial used; null if it used only optbench and registered optimizers."""
     gradients: str | None = None
-    """How gradients were computed: `written out` (plain MLPs), `member by member`, or `torch.func` for all members at
-    once. On a CPU the faster one is chosen; results do not depend on it."""
+    """How gradients were computed: `written out` (plain MLPs), `member by member` or, for all members together,
+    `torch.func`. On a CPU the fastest is chosen; results do not depend on the choice."""
     evaluation_seconds: float | None = None
     """This trial's share of its cohort's time in scoring and measuring."""
     tasks_above_target: int | None = None
@@ -80,9 +80,9 @@ class AccuracyRow:
     table: ClassVar[str] = "accuracy"
 
     after_task: int
-    """The row of the matrix; 0 before training."""
+    """Row of the matrix; 0 before training."""
     task: int
-    """The column of the matrix: the task that is scored."""
+    """Column of the matrix: the task that is scored."""
     accuracy: float | None
     """Accuracy on test data."""
     loss: float | None
@@ -92,9 +92,9 @@ class AccuracyRow:
     validation_accuracy: float | None
     """Accuracy on validation data."""
     validation_loss: float | None
-    """Likewise."""
+    """Mean cross-entropy on validation data, in nats."""
     majority: float | None = None
-    """Fraction of the most frequent class among the test examples: the accuracy of always guessing it."""
+    """Fraction of test examples in the most frequent class: the accuracy of always predicting that class."""
     bits_per_byte: float | None = None
     """For text, Σ -log₂ p(token) / Σ bytes of the tokens on test data; its negative is R."""
     validation_bits_per_byte: float | None = None
@@ -108,11 +108,11 @@ class MetricRow:
     table: ClassVar[str] = "metrics"
 
     after_task: int
-    """When it was taken."""
+    """Number of tasks trained before the measurement."""
     task: int | None
-    """The task whose data were used; null: all tasks together, or none."""
+    """The task whose data were used; null for all tasks together, or if no data were used."""
     layer: str | None
-    """The layer; null: the whole network, or its features."""
+    """The layer; null for the whole network or its features."""
     metric: str
     """Name of the metric, with settings that differ from the defaults."""
     value: float | None
@@ -128,15 +128,15 @@ class SpectrumRow:
     table: ClassVar[str] = "spectra"
 
     after_task: int
-    """When it was taken."""
+    """Number of tasks trained before the measurement."""
     task: int | None
-    """The task whose test data it was taken on; null: all tasks together."""
+    """The task whose test data were used; null for all tasks together."""
     layer: str
-    """Whose features."""
+    """The layer whose features were used."""
     index: int
-    """0 is the largest."""
+    """Position among the eigenvalues in descending order, from 0."""
     eigenvalue: float | None
-    """Of the covariance of the centred features."""
+    """Eigenvalue of the covariance of the centred features."""
 
 
 @dataclass(frozen=True)
@@ -146,31 +146,31 @@ class SimilarityRow:
     table: ClassVar[str] = "similarity"
 
     after_task: int
-    """When it was taken."""
+    """Number of tasks trained before the measurement."""
     layer: str
-    """Whose features."""
+    """The layer whose features were used."""
     class_a: int
-    """A class."""
+    """The first class."""
     class_b: int
-    """Another class."""
+    """The second class."""
     cosine: float | None
-    """Of their mean features, not centred."""
+    """Cosine between their mean features, which are not centred."""
 
 
 @dataclass(frozen=True)
 class PruningRow:
-    """Accuracy with only the largest `keep` of the weights kept, over all tasks, with no further training."""
+    """Accuracy on all tasks if only the fraction `keep` of largest weights is kept, without further training."""
 
     table: ClassVar[str] = "pruning"
 
     after_task: int
-    """When it was taken."""
+    """Number of tasks trained before the measurement."""
     scope: str
     """`global`: the largest of all weights; `layer`: the largest of each layer."""
     keep: float
     """The fraction of weights that is kept."""
     accuracy: float | None
-    """On test data of all tasks."""
+    """Accuracy on the test data of all tasks."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class CurveRow:
     table: ClassVar[str] = "curves"
 
     task: int
-    """In training."""
+    """The task being trained."""
     step: int
     """Optimizer steps taken in this task so far."""
     epoch: float
@@ -196,7 +196,7 @@ class CurveRow:
     eval_accuracy: float | None
     """Accuracy on the same examples."""
     eval_bits_per_byte: float | None = None
-    """Of text."""
+    """For text, bits per byte on the same examples."""
     lr: float | None = None
     """Learning rate of the first parameter group times the factor of `protocol.schedule` in the preceding step; null if
     no group has an `lr`."""
@@ -209,21 +209,21 @@ class SketchRow:
     table: ClassVar[str] = "sketches"
 
     task: int
-    """In training."""
+    """The task being trained."""
     step: int
     """As in `curves`; task 1, step 0 is before the first step."""
     sketch: tuple[float, ...]
-    """1,024 numbers."""
+    """The sketch: 1,024 numbers."""
 
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """How one task was learnt: scores on every batch before its update, and the network before the first."""
+    """How one task was learnt: scores on each batch before its update, and the network before the first update."""
 
     table: ClassVar[str] = "online"
 
     task: int
-    """In training."""
+    """The task being trained."""
     steps: int
     """Optimizer steps taken in this task."""
     online_accuracy: float | None
@@ -231,11 +231,12 @@ class OnlineRow:
     online_loss: float | None
     """Mean over these steps of the cross-entropy on each batch before its update, in nats."""
     dead: float | None
-    """This and the next fields are those of `engine.before_task.BeforeTask`, on at most 2,000 of the task's inputs."""
+    """Fraction of features that are zero on every input. This and the following fields are those of
+    `engine.before_task.BeforeTask`, measured on at most 2,000 of the task's inputs."""
     dormant: float | None
-    """Fraction of units with an activity of at most .025 of the mean."""
+    """Fraction of units whose activity is at most .025 times the mean."""
     effective_rank: float | None
-    """Of the features."""
+    """Effective rank of the features."""
     weight_magnitude: float | None
     """Mean |w|."""
     gradient_norm: float | None
@@ -243,19 +244,19 @@ class OnlineRow:
     examples: int
     """Number of inputs."""
     width: int
-    """Of the features."""
+    """Width of the features."""
     note: str | None
     """Why a value is undefined."""
 
 
 @dataclass(frozen=True)
 class EarlierRow:
-    """The score on an earlier task at one evaluation during a later one, on its validation data."""
+    """The score on an earlier task's validation data at one evaluation during a later task."""
 
     table: ClassVar[str] = "earlier"
 
     task: int
-    """In training."""
+    """The task being trained."""
     step: int
     """As in `curves`."""
     earlier_task: int
@@ -263,9 +264,9 @@ class EarlierRow:
     loss: float | None
     """Mean cross-entropy on its validation data, in nats."""
     accuracy: float | None
-    """Likewise."""
+    """Accuracy on its validation data."""
     bits_per_byte: float | None
-    """Of text."""
+    """For text, bits per byte on its validation data."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class UpdateRow:
     table: ClassVar[str] = "updates"
 
     task: int
-    """In training."""
+    """The task being trained."""
     step: int
     """As in `curves`: the index of this update in the task, from 1."""
     layer: str
@@ -301,15 +302,15 @@ class ClassRow:
     table: ClassVar[str] = "classes"
 
     after_task: int
-    """When it was taken."""
+    """Number of tasks trained before the measurement."""
     task: int | None
-    """The task whose test data it was taken on; null: all tasks together."""
+    """The task whose test data were used; null for all tasks together."""
     label: int
     """The class."""
     examples: int
-    """Test examples of this class."""
+    """Number of test examples of this class."""
     accuracy: float | None
-    """Fraction of them classified correctly."""
+    """Fraction of them that are classified correctly."""
 
 
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow

@@ -2,8 +2,8 @@
 
 Raw accuracies are stored; forgetting and related metrics are derived here, so that a better definition needs no
 retraining.
-Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies, for text of negative bits per byte, row 0 before training;
-`K` fractions of weights kept.
+Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies (for text, of negative bits per byte), with row 0 before
+training; `K` fractions of weights kept.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def accuracy_column(stages: Iterable[str]) -> str:
 def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric], planned: Iterable[Trial]) -> pa.Table:
     """Return the table `summary`: key columns, metric, value and note of every trial and continual metric.
 
-    Includes plasticity metrics if online accuracies were recorded. An undefined value is null, with the reason in the
-    note. Includes controls, as every table, identified by their stage.
+    It includes plasticity metrics if online accuracies were recorded. An undefined value is null, with the reason in
+    the note. Like every table, it includes controls, identified by their stage.
 
-    tables: those of `SUMMED`, by name. catalog: every metric of the run by name. planned: all planned trials.
+    tables: the tables in `SUMMED`, by name. catalog: every metric of the run, by name. planned: all planned trials.
     """
     trials, accuracy, metrics, online = (tables[name] for name in SUMMED)
     matrices = score_matrices(accuracy, accuracy_column(trials["stage"].to_pylist()))
@@ -109,7 +109,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
-    """Return why a derived metric is undefined for a trial; None without data, and for a user's metric."""
+    """Return why a derived metric is undefined for a trial; None if there is no data, or for a user's metric."""
     if metric is None or metric.is_users:
         return None
     if metric.kind == "online" and trial in online.sequences:
@@ -120,7 +120,7 @@ def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix],
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Return the accuracy matrix (T+1, T) of each trial from the long table. column: which accuracy."""
+    """Return the accuracy matrix (T+1, T) of each trial from `column` of the long table."""
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
     tasks = np.zeros(len(ids), np.int64)
@@ -133,7 +133,7 @@ def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str,
 
 
 def in_bits(accuracy: pa.Table) -> frozenset[str]:
-    """Return the trials on text, whose R holds negative bits per byte."""
+    """Return the ids of the trials on text, whose R contains negative bits per byte."""
     trial, ids = codes(accuracy["trial"])
     return frozenset(ids[i] for i in np.unique(trial[np.isfinite(numbers(accuracy["bits_per_byte"]))]).tolist())
 
@@ -182,14 +182,14 @@ def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tu
     wanted = np.flatnonzero(numbers(pruning["after_task"]) == last[trial])
     wanted = wanted[np.lexsort((keep[wanted], scope[wanted], trial[wanted]))]
     points = np.column_stack([trial[wanted], scope[wanted], keep[wanted]])
-    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # of duplicates, the last
+    wanted = wanted[np.append((points[1:] != points[:-1]).any(axis=1), True)[: len(wanted)]]  # last of duplicates
     places, starts = np.unique(np.column_stack([trial[wanted], scope[wanted]]), axis=0, return_index=True)
     curves = np.split(np.column_stack([keep[wanted], accuracy[wanted]]), starts[1:])
     return {(ids[t], scopes[s]): curve for (t, s), curve in zip(places.tolist(), curves, strict=False)}
 
 
 def pruning_values(curves: Mapping[tuple[str, str], Matrix]) -> Values:
-    """Return the metrics of every pruning curve, computing curves with equal scope and fractions together."""
+    """Return the metrics of every pruning curve, computing curves with the same scope and fractions together."""
     alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
     for (trial, scope), curve in curves.items():
         alike.setdefault((scope, tuple(curve[:, 0].tolist())), []).append(trial)

@@ -68,8 +68,8 @@ RECORDS: dict[str, tuple[Damage, str]] = {
     "not UTF-8": (written("run.json", b'{"schema_version": 1, "suite": "\xe4"}'), "unreadable: 'utf-8' codec"),
     "UTF-16": (written("run.json", '{"schema_version": 1}'.encode("utf-16")), "unreadable"),
     "NUL": (written("run.json", b"\0" * 100), "unreadable"),
-    "nested without end": (written("run.json", "[" * 200_000), "unreadable: nested too deep"),
-    "nested mappings": (written("run.json", '{"a":' * 200_000), "unreadable: nested too deep"),
+    "nested without end": (written("run.json", "[" * 200_000), "unreadable: nested too deeply"),
+    "nested mappings": (written("run.json", '{"a":' * 200_000), "unreadable: nested too deeply"),
     "a number of many digits": (written("run.json", '{"schema_version": ' + "1" * 5000 + "}"), "unreadable"),
     "huge": (lambda run: os.truncate(run / "run.json", 257 << 20), "larger than 256 MiB"),
     "no version": (written("run.json", "{}"), "expected schema version 1, got null"),
@@ -102,7 +102,7 @@ RECORDS: dict[str, tuple[Damage, str]] = {
         "'resumed.provenance': expected a mapping, got 5",
     ),
     "tune": (recorded(tune=[]), "'tune': expected a mapping, got []"),
-    "a link to nothing": (replaced("trials.parquet", lambda p: p.symlink_to("gone")), "a link that leads nowhere"),
+    "a link to nothing": (replaced("trials.parquet", lambda p: p.symlink_to("gone")), "got a link that is broken"),
 }
 
 

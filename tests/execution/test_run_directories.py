@@ -142,7 +142,7 @@ def test_runs_of_one_second_have_names_of_their_own(monkeypatch: pytest.MonkeyPa
 
 def test_a_name_that_was_given_is_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "s.yaml", "--name", "a", *QUICK]) == 0
-    assert "this run exists already" in refusal(capsys, tmp_path, "run", "s.yaml", "--name", "a", *QUICK)
+    assert "this run already exists" in refusal(capsys, tmp_path, "run", "s.yaml", "--name", "a", *QUICK)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -60,11 +60,11 @@ def test_the_summary_has_them_with_a_reason_where_they_are_undefined(tmp_path: P
     adam = found.loc["adam"]
     assert found["value"].isna().eq(found["note"].notna()).all()
     assert adam.loc[(0, "plasticity_kept"), "note"] == "the online accuracy has non-finite entries"
-    assert adam.loc[(1, "against_fresh"), "note"] == "its fresh networks have not ended well"
+    assert adam.loc[(1, "against_fresh"), "note"] == "the trial with fresh networks diverged or failed"
     assert math.isfinite(adam.loc[(1, "plasticity_kept"), "value"])
     assert math.isfinite(adam.loc[(2, "against_fresh"), "value"])
     said = set(found.loc["sgd"].xs("against_fresh", level="metric")["note"])
-    assert said == {"no fresh-network over the same optimizer, with the same settings, in the experiment"}
+    assert said == {"the experiment has no fresh-network with the same base optimizer and settings"}
 
 
 def test_without_the_table_there_is_no_such_metric(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_comparisons_gates_and_claims_judge_them(tmp_path: Path, capsys: pytest.
         "against_fresh": "not comparable",
     }
     reasons = optbench.compare(path, "adam", "sgd").set_index("metric")["reason"]
-    assert "on both sides: no fresh-network over the same optimizer, with the same" in reasons["against_fresh"]
+    assert "on both sides: the experiment has no fresh-network with the same base" in reasons["against_fresh"]
 
 
 @pytest.mark.parametrize(

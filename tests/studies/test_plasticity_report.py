@@ -59,7 +59,7 @@ def test_every_format_has_it(path: Path, capsys: pytest.CaptureFixture[str], mon
         assert main(["report", str(path), "--format", name]) == 0
         shown[name] = capsys.readouterr().out
         assert "0.769" in shown[name] or name in ("json", "csv")
-    assert "Against fresh of sgd is undefined: no fresh-network over the same optimizer" in " ".join(
+    assert "Against fresh of sgd is undefined: the experiment has no fresh-network with the same base" in " ".join(
         shown["terminal"].split()
     )
     for columns in ("80", "120"):
@@ -120,7 +120,7 @@ def test_a_column_of_nothing_is_a_sentence(tmp_path: Path, capsys: pytest.Captur
     suite = "".join(line for line in lines if "fresh-network" not in line)
     assert main(["report", str(online_run(tmp_path, suite, rows))]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Against fresh is undefined: no fresh-network" in shown
+    assert "Against fresh is undefined: the experiment has no fresh-network" in shown
     assert "fresh ↑" not in shown
     assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown
     assert ": learning learning online optimizer trials accuracy ↑ accuracy ↑" in shown
