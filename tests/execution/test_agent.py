@@ -1,6 +1,6 @@
-"""Workers that share no file with the run's own process: what is sent to them, and what comes back.
+"""Workers that share no files with the run's own process: what they are sent and what they send back.
 
-The agents run in this process; their worker processes are real, and start in a folder of their own.
+The agents run in this process; their worker processes are real and start in a separate folder.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ experiments:
 
 
 class AgentWorker:
-    """As `RayWorker`, without Ray."""
+    """A worker like `RayWorker`, without Ray."""
 
     is_ready = False
 
@@ -128,8 +128,8 @@ class Agents:
     def kill(self) -> None: ...
 
 
-def test_a_run_elsewhere_gives_the_tables_of_a_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a user's file, an object, a dataset that reads a file of this folder alone, and compared solutions."""
+def test_a_remote_run_gives_the_same_tables_as_a_local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite has a user's file, an object, a dataset read from a local file, and solutions that are compared."""
     monkeypatch.chdir(tmp_path)
     Path("suite.yaml").write_text(SUITE)
     Path("mine.py").write_text(MINE)
@@ -163,13 +163,13 @@ def test_a_run_elsewhere_gives_the_tables_of_a_run_here(tmp_path: Path, monkeypa
 
 @pytest.fixture
 def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its folders are here, and it starts no process, which takes seconds."""
+    """Make agents create their folders in `tmp_path` and start no processes, which would take seconds."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("optbench.execution.agent.LocalProcesses", lambda devices: MagicMock())
 
 
 @pytest.mark.usefixtures("_temporary")
-def test_what_arrives_damaged_is_not_used(tmp_path: Path) -> None:
+def test_a_damaged_parcel_is_reported_as_lost(tmp_path: Path) -> None:
     suite = small_suite({"sgd": {"target": "sgd"}})
     (unit, *_) = [Train(cohort, {}) for cohort in spread(make_plan(suite), 1)]
     whole = Parcel.of(pack(unit, tmp_path))
@@ -185,8 +185,8 @@ def test_what_arrives_damaged_is_not_used(tmp_path: Path) -> None:
         agent.close()
 
 
-def test_what_passes_through_an_agent_needs_no_torch(tmp_path: Path) -> None:
-    """It stays small, next to the process that trains."""
+def test_an_agent_forwards_messages_without_importing_torch(tmp_path: Path) -> None:
+    """An agent must stay small because it runs next to the process that trains."""
     suite = small_suite({"sgd": {"target": "sgd"}})
     (unit, *_) = [Train(cohort, {}) for cohort in spread(make_plan(suite), 1)]
     trial = unit.cohort.trials[0]
@@ -213,7 +213,7 @@ sys.exit(", ".join({"torch", "ray", "scipy", "pandas"} & sys.modules.keys()) or 
 
 
 @pytest.mark.usefixtures("_temporary")
-def test_the_folder_of_an_agent_that_was_killed_goes_with_the_next_one(tmp_path: Path) -> None:
+def test_an_agent_removes_the_folder_of_a_killed_agent(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left, living = tmp_path / f"{PREFIX}{ended.pid}-abc", tmp_path / f"{PREFIX}{os.getpid()}-abc"
@@ -224,13 +224,13 @@ def test_the_folder_of_an_agent_that_was_killed_goes_with_the_next_one(tmp_path:
     assert living.exists()
 
 
-# States at the end of a task
+# Interim states, saved at the end of a task
 
 LONG = small_suite({"sgd": {"target": "sgd"}}, tasks={"kind": "permuted", "count": 3}, max_epochs=1, train_examples=64)
 
 
-def saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Train, list[Saved], Finished]:
-    """Train a cohort in `folder` as a worker elsewhere does; what it tells of its states."""
+def trained_remotely(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Train, list[Saved], Finished]:
+    """Train a cohort in `folder` as a remote worker does; return its unit, the states it sent, and its answer."""
     monkeypatch.setattr("optbench.execution.work.LEAST_SECONDS_ELSEWHERE", 0.0)
     monkeypatch.setattr("optbench.execution.work.SHARE", 1e9)
     unit = Train(spread(make_plan(LONG), 1)[0], {})
@@ -242,13 +242,13 @@ def saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Train, list[Sa
     return unit, [message for message in told if isinstance(message, Saved)], answer
 
 
-def test_a_state_reaches_the_run_directory_and_the_next_worker_unless_it_is_damaged(
+def test_interim_states_reach_the_run_directory_and_the_next_worker_unless_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here, next_one = (tmp_path / name for name in ("there", "here", "next"))
     for folder in (there, here, next_one):
         folder.mkdir()
-    unit, told, answer = saved(there, monkeypatch)
+    unit, told, answer = trained_remotely(there, monkeypatch)
     assert [message.part.name for message in told] == [f"{unit.id}.1", f"{unit.id}.2"]
     said = f"trained with torch {torch.__version__}, and the run's own process has 1.0.0"
     assert all(said in str(row.note) for _, row in answer.rows if isinstance(row, TrialRow))
@@ -257,9 +257,9 @@ def test_a_state_reaches_the_run_directory_and_the_next_worker_unless_it_is_dama
     write_arrived(here, f"{unit.id}.2", {**files, "0.pt": files["0.pt"][:-1]})
     write_arrived(here, f"{unit.id}.2", {**files, "../0.pt": b""})
     write_arrived(here, f"{unit.id}.2", {name: data for name, data in files.items() if name != MANIFEST})
-    assert [part.name for part in here.iterdir()] == [f"{unit.id}.1"], "nothing that is not as it was sent"
+    assert [part.name for part in here.iterdir()] == [f"{unit.id}.1"], "damaged or incomplete states are discarded"
     write_arrived(here, f"{unit.id}.2", files)
-    assert [part.name for part in here.iterdir()] == [f"{unit.id}.2"], "in place of the earlier one"
+    assert [part.name for part in here.iterdir()] == [f"{unit.id}.2"], "the new state replaces the earlier one"
     begun = find_begun(here)
     assert {place.task for place in begun.values()} == {2}
     (here / "another.1").mkdir()
@@ -268,4 +268,6 @@ def test_a_state_reaches_the_run_directory_and_the_next_worker_unless_it_is_dama
     assert (given.cohort, given.note) == (unit.cohort, "note")
     assert {place.part for place in given.begun.values()} == {next_one / "interim" / f"{unit.id}.2"}
     assert find_begun(next_one / "interim") == given.begun
-    assert [part.name for part in (next_one / "interim").iterdir()] == [f"{unit.id}.2"], "no other cohort's"
+    assert [part.name for part in (next_one / "interim").iterdir()] == [f"{unit.id}.2"], (
+        "states of other cohorts are not sent"
+    )

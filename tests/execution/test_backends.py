@@ -1,6 +1,6 @@
-"""Units and workers that may be on other machines: what is tried again, what is refused, and what is in flight.
+"""Units on workers that may be on other machines: which are retried, which are refused, and how many are in flight.
 
-The backend is a script: what each worker says, in order.
+The backend is scripted: each worker sends a given list of messages in order.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class ScriptedWorker:
         self.unit: Unit | None = None
 
     def give(self, unit: Unit, job: Job) -> None:
-        assert self.is_ready, "a worker that has not started takes no units"
+        assert self.is_ready, "a unit was given to a worker that is not ready"
         assert self.unit is None
         self.unit = unit
         self.backend.given.append((self, unit))
         self.backend.most = max(self.backend.most, sum(worker.unit is not None for worker in self.backend.workers))
 
     def receive(self) -> Message:
-        message = self.script.popleft() if len(self.script) > 1 else self.script[0]  # the last one again and again
+        message = self.script.popleft() if len(self.script) > 1 else self.script[0]  # the last message repeats
         if isinstance(message, str):
             assert isinstance(self.unit, Train)
             cohort, self.unit = self.unit.cohort, None
@@ -76,8 +76,8 @@ class ScriptedBackend:
         return worker
 
     def wait(self, workers: Sequence[Any]) -> Sequence[Any]:
-        assert workers, "there is nothing to wait for"
-        # A worker that has nothing to say any more is left out.
+        assert workers, "wait was called without workers"
+        # A worker without further messages never becomes ready to read.
         return [worker for worker in workers if worker.script[0] is not None]
 
     def discard(self, worker: Any) -> None:
@@ -106,18 +106,20 @@ def wanted() -> list[str]:
     return sorted(unit.id for unit in units())
 
 
-def test_what_a_lost_worker_had_is_tried_again_as_it_was_and_said() -> None:
+def test_a_lost_workers_unit_is_retried_unchanged_and_reported() -> None:
     backend = ScriptedBackend(2, [[Ready(), DONE, GONE], [Ready(), DONE], [Ready(), DONE]])
     events = train(backend)
     assert trained(events) == wanted()
     lost = [unit for _, unit in backend.given if [u.id for _, u in backend.given].count(unit.id) == 2]
     assert len({unit.id for unit in lost}) == 1
-    assert all(isinstance(unit, Train) and unit.note is None for unit in lost), "its tables are those of a quiet run"
+    assert all(isinstance(unit, Train) and unit.note is None for unit in lost), (
+        "a note would make the tables differ from those of an undisturbed run"
+    )
     (said,) = [event.text for event in events if isinstance(event, Said)]
     assert said == "a worker was lost (its node has died): 1 trial is trained again elsewhere"
 
 
-def test_a_unit_is_tried_again_at_most_twice_and_then_failed_with_the_reason() -> None:
+def test_a_unit_fails_with_the_reason_after_its_worker_was_lost_three_times() -> None:
     first, *rest = units()
     backend = ScriptedBackend(1, [[Ready(), GONE], [Ready(), GONE], [Ready(), GONE], [Ready(), DONE]])
     events = train(backend, [first, *rest])
@@ -125,10 +127,10 @@ def test_a_unit_is_tried_again_at_most_twice_and_then_failed_with_the_reason() -
     assert failed.unit.id == first.id
     assert (failed.error_type, failed.message) == ("WorkerLost", "its worker was lost 3 times (its node has died)")
     assert [unit.id for _, unit in backend.given].count(first.id) == 3
-    assert trained(events) == sorted(unit.id for unit in rest), "the others go on"
+    assert trained(events) == sorted(unit.id for unit in rest), "the other units are still trained"
 
 
-def test_a_process_that_dies_on_a_machine_that_stays_is_blamed_on_its_unit() -> None:
+def test_a_unit_fails_when_its_worker_process_dies_twice() -> None:
     first, *rest = units()
     backend = ScriptedBackend(1, [[Ready(), Died("SIGSEGV"), Died("SIGSEGV"), DONE]])
     events = train(backend, [first, *rest])
@@ -137,28 +139,28 @@ def test_a_process_that_dies_on_a_machine_that_stays_is_blamed_on_its_unit() -> 
     assert trained(events) == sorted(unit.id for unit in rest)
 
 
-def test_no_more_are_in_flight_than_there_are_places() -> None:
+def test_at_most_one_unit_per_job_is_in_flight() -> None:
     backend = ScriptedBackend(3, [[Ready(), DONE]] * 3)
     assert trained(train(backend)) == wanted()
     assert backend.most == 3
 
 
-def test_a_worker_that_finds_no_room_holds_nothing_up() -> None:
-    """Half of a cluster has gone: the actors in its place wait for room that does not come."""
+def test_a_worker_that_never_starts_does_not_block_the_run() -> None:
+    """When half of a cluster is lost, its replacement actors wait for resources that never become available."""
     backend = ScriptedBackend(2, [[Ready(), DONE, GONE], [Ready(), DONE], [None]])
     assert trained(train(backend)) == wanted()
 
 
-def test_a_worker_that_is_refused_is_said_once_and_the_others_train() -> None:
+def test_a_refusal_is_reported_once_and_the_other_workers_train() -> None:
     other = Refused("torch on b: expected 2.13.0, got 2.12.0")
     backend = ScriptedBackend(3, [[other], [other], [Ready(), DONE]])
     events = train(backend)
     assert trained(events) == wanted()
     assert [event.text for event in events if isinstance(event, Said)] == [other.reason]
-    assert len(backend.workers) == 1, "none takes the place of one that was refused"
+    assert len(backend.workers) == 1, "a refused worker is not replaced"
 
 
-def test_where_all_workers_are_refused_the_reason_is_the_error() -> None:
+def test_a_run_whose_workers_are_all_refused_ends_with_the_reason() -> None:
     backend = ScriptedBackend(2, [[Refused("torch on b: expected 2.13.0, got 2.12.0")]] * 2)
     events = Pool(backend).train(units(), Job(SUITE, None, Path("nowhere")))
     with pytest.raises(WorkerError, match=r"torch on b: expected 2\.13\.0, got 2\.12\.0"):
@@ -166,14 +168,14 @@ def test_where_all_workers_are_refused_the_reason_is_the_error() -> None:
     assert backend.given == []
 
 
-def test_workers_that_are_lost_before_they_start_end_a_run() -> None:
+def test_a_run_ends_when_workers_keep_being_lost_before_they_are_ready() -> None:
     backend = ScriptedBackend(1, [[GONE]] * (LOST_AT_START + 1))
     with pytest.raises(WorkerError, match="lost before they are ready: its node has died"):
         train(backend)
 
 
-def test_what_a_refused_worker_had_is_given_to_another() -> None:
-    """A package of the user's is looked at when the job has arrived there."""
+def test_the_unit_of_a_refused_worker_is_given_to_another() -> None:
+    """A worker can be refused late: packages of the user are compared only once the job has arrived there."""
     backend = ScriptedBackend(2, [[Ready(), Refused("lion on b: expected source 1, got 2")], [Ready(), DONE]])
     assert trained(train(backend)) == wanted()
 
@@ -193,7 +195,7 @@ def set_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str]
     versions.cache_clear()
 
 
-def test_another_torch_or_optbench_is_refused_in_one_line_but_not_another_build(
+def test_another_version_of_torch_or_optbench_is_refused_but_another_build_is_not(
     set_version: Callable[[str, str], None],
 ) -> None:
     set_version("torch", "2.13.0+cpu")
@@ -208,7 +210,7 @@ def test_another_torch_or_optbench_is_refused_in_one_line_but_not_another_build(
     assert str(refusal({**ours, "optbench": other}, "b")).startswith(f"optbench on b: expected {ours['optbench']}, got")
 
 
-def test_trials_say_what_made_them_where_it_differs_from_the_runs_own_process(
+def test_versions_that_differ_from_those_of_the_runs_own_process_are_described(
     set_version: Callable[[str, str], None],
 ) -> None:
     ours = elsewhere.made_with()
@@ -220,11 +222,11 @@ def test_trials_say_what_made_them_where_it_differs_from_the_runs_own_process(
     assert said.endswith("and the run's own process has SSE9")
 
 
-# What --on says
+# Messages of --on
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_without_the_extra_a_line_says_what_to_install(
+def test_a_missing_extra_is_reported_with_the_install_command(
     dry: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
@@ -242,7 +244,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_installed")
-def test_places_are_parsed() -> None:
+def test_values_of_on_are_parsed() -> None:
     assert Place.parse("ray:10.0.0.1:6379") == Place("ray", "10.0.0.1:6379")
     assert Place.parse("ray") == Place("ray")
     assert Place.parse("local").is_local
@@ -259,6 +261,6 @@ def test_places_are_parsed() -> None:
 
 
 @pytest.mark.usefixtures("_installed")
-def test_a_dry_run_says_where_it_would_train_and_joins_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_where_it_would_train_without_joining_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "smoke", "--on", "ray:head:6379", "--device", "cuda", "--dry-run"]) == 0
     assert "on Ray: joins head:6379; one GPU for each worker\n" in capsys.readouterr().out

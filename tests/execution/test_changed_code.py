@@ -1,5 +1,5 @@
-"""A user's code that is edited between a run and its resumption: refused, or said in every format; and what a run keeps
-of it, so that it repeats from anywhere."""
+"""User code edited between a run and its resumption is refused, or noted in every format; a run keeps a copy of the
+code, so that it can be repeated from anywhere."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ here = pytest.mark.usefixtures("_train_here")
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, after: int, suite: str = "suites/s.yaml") -> Path:
-    """A run that ends after so many pieces of work, of which each optimizer's two seeds are two."""
+    """Interrupt a run after `after` units of work; the two seeds of an optimizer are two units."""
 
     class Stopping(PoolHere):
         def train(self, *arguments: Any, **more: Any) -> Iterator[Any]:
@@ -80,12 +80,12 @@ def trials(run: Path) -> pd.DataFrame:
 
 
 def noted(found: pd.DataFrame) -> Any:
-    """Which trials say that they were trained with changed code; other notes are other tests' business."""
+    """Mark the trials whose note says that they were trained with changed code; ignore other notes."""
     return found.note.fillna("").str.contains(r"trained after (?:mine|helper)\.py was changed")
 
 
 @here
-def test_trials_say_what_code_they_were_trained_with() -> None:
+def test_trials_record_the_hash_of_the_code_they_were_trained_with() -> None:
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
     found = trials(Path("runs/a"))
     ours, users = found[found.optimizer == "sgd"], found[found.optimizer.isin(OF_USERS)]
@@ -100,7 +100,7 @@ def test_trials_say_what_code_they_were_trained_with() -> None:
 
 @here
 @pytest.mark.parametrize("changed", ["mine.py", "helper.py"])
-def test_a_run_whose_code_has_changed_is_gone_on_with_only_by_force(
+def test_a_run_whose_code_has_changed_resumes_only_with_force(
     changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = interrupted(monkeypatch, "a", after=1)
@@ -118,12 +118,12 @@ def test_a_run_whose_code_has_changed_is_gone_on_with_only_by_force(
     assert (noted(found) == (~found.index.isin(done.index) & found.optimizer.isin(OF_USERS))).all()
     assert (run / "plugins" / changed).read_text() != file.read_text()
     assert (run / "plugins" / f"mine-{new_hash.pop()}" / changed).read_text() == file.read_text()
-    if changed == "helper.py":  # reports take seconds
-        assert_said_everywhere(capsys, done)
+    if changed == "helper.py":  # once is enough, since reports take seconds
+        assert_noted_everywhere(capsys, done)
 
 
-def assert_said_everywhere(capsys: pytest.CaptureFixture[str], done: pd.DataFrame) -> None:
-    """In every format of a report that has remarks, on standard error in all; and in a comparison."""
+def assert_noted_everywhere(capsys: pytest.CaptureFixture[str], done: pd.DataFrame) -> None:
+    """Check that every report format with remarks, standard error, and a comparison mention the changed code."""
     counts = done[done.optimizer.isin(OF_USERS)].optimizer.value_counts()
     mixed = [name for name in OF_USERS if counts.get(name) == 1]
     words = "trained with 2 states of its code"
@@ -146,7 +146,7 @@ def captured(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @here
-def test_a_second_resumption_needs_no_force_and_says_it_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_resumption_needs_no_force_and_still_notes_the_change(monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(monkeypatch, "a", after=3)
     Path("suites/helper.py").write_text("RATE = 0.2\n")
 
@@ -167,7 +167,7 @@ def test_a_second_resumption_needs_no_force_and_says_it_all_the_same(monkeypatch
 
 
 @here
-def test_what_is_not_trained_any_more_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_may_change_after_the_run_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
     before = trials(Path("runs/a"))
     Path("suites/mine.py").write_text("raise SystemExit\n")
@@ -176,8 +176,10 @@ def test_what_is_not_trained_any_more_may_change(monkeypatch: pytest.MonkeyPatch
 
 
 @here
-def test_a_run_repeats_from_anywhere_with_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although the file has been edited, and the run moved, and another file of the name lies where one works."""
+def test_a_run_can_be_repeated_from_anywhere_with_its_copied_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source file was edited, the run was moved, and the working directory has another file of the same name."""
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
     Path("suites/helper.py").write_text("RATE = 0.7\n")
     (tmp_path / "elsewhere").mkdir()
@@ -200,7 +202,7 @@ def test_a_run_resumes_without_the_files_it_was_made_from(tmp_path: Path, monkey
 
 @here
 @pytest.mark.parametrize("fault", ["edited", "removed", "a link"])
-def test_a_copy_that_is_not_what_was_copied_is_not_run(
+def test_an_altered_copy_of_the_code_is_not_executed(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
@@ -216,8 +218,8 @@ def test_a_copy_that_is_not_what_was_copied_is_not_run(
 
 
 @here
-def test_the_command_line_means_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A suite's files are looked for next to it first; a flag's file of the same name is the working directory's."""
+def test_targets_on_the_command_line_are_relative_to_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite's target still names the file next to it, although both files have the same name."""
     Path("mine.py").write_text(MINE.replace("from helper import RATE", "RATE = 0.5"))
     words = ["--optimizer", "other=./mine.py:Mine"]
     assert main(["run", "suites/s.yaml", "--name", "a", *words, *QUICK]) == 0
@@ -232,8 +234,8 @@ def test_the_command_line_means_the_working_directory(monkeypatch: pytest.Monkey
     assert (again["third"], again["mine"]) == (found["other"], found["mine"])
 
 
-def test_an_edit_while_a_run_goes_on_changes_nothing_in_it() -> None:
-    """In worker processes, which begin later: the file edits itself whenever it is executed."""
+def test_editing_the_code_during_a_run_does_not_affect_it() -> None:
+    """The file edits itself whenever it is executed, and worker processes execute it later than the main process."""
     Path("suites/mine.py").write_text(
         MINE
         + "import pathlib\nme = pathlib.Path(__file__)\nme.write_text(me.read_text().replace('=RATE', '=RATE + 1'))\n"
@@ -246,7 +248,7 @@ def test_an_edit_while_a_run_goes_on_changes_nothing_in_it() -> None:
 
 
 @here
-def test_runs_from_before_there_were_hashes_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_source_hashes_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
     file = Path("runs/a/trials.parquet")
     table = pq.read_table(file)
@@ -260,12 +262,12 @@ def test_runs_from_before_there_were_hashes_are_read(tmp_path: Path, capsys: pyt
     assert main(["report", "a"]) == 0
     assert main(["compare", "a:mine", "a:sgd"]) == 0
     assert "states of its code" not in capsys.readouterr().err
-    assert main(["run", "--resume", "a", *QUICK]) == 2, "its file is not in the working directory, and not recorded"
+    assert main(["run", "--resume", "a", *QUICK]) == 2, "the file is neither recorded nor in the working directory"
     assert main(["run", "suites/s.yaml", "--resume", "a", *QUICK]) == 0
 
 
 @here
-def test_a_tuned_suite_means_the_code_that_was_tuned(tmp_path: Path) -> None:
+def test_a_tuned_suite_uses_the_code_that_was_tuned(tmp_path: Path) -> None:
     space = "tune={seeds: [1000], optimizers: {mine: {lr: [0.1, 0.2]}}}"
     words = ["suites/s.yaml", "--optimizer", "mine", "--set", space, "--name", "t"]
     assert main(["tune", *words, *QUICK]) == 0

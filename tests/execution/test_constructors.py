@@ -1,4 +1,4 @@
-"""What a constructor refuses is known before anything is trained; what an exception says helps its reader."""
+"""Errors of constructors are reported before anything is trained, and messages of exceptions help their reader."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Talks(Plain):
 
 
 class Late(Plain):
-    """Its constructor breaks when the training has begun: nothing tells before."""
+    """Its constructor raises only once the training has begun, so no check before the run can find it."""
 
     def __init__(self, params, lr=0.05):
         if os.path.exists("runs/late"):
@@ -130,7 +130,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(name: str, *settings: str) -> list[str]:
-    """`optbench run` of the suite with a class of the file as `mine`."""
+    """Return the arguments of `optbench run` for the suite with a class of the file as `mine`."""
     options = [word for text in settings for word in ("--set", f"optimizers.mine.{text}")]
     return ["run", "s.yaml", "--optimizer", f"mine=./mine.py:{name}", "--device", "cpu", "--jobs", "1", *options]
 
@@ -154,20 +154,20 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["Abstract"],
         ["optimizers.mine default: NotImplementedError: no message, raised by Abstract.__init__ in mine.py:27: raise"],
     ),
-    "a printed tensor": (
+    "a tensor in the message": (
         ["Prints"],
         ["optimizers.mine default: ValueError: bad weights: Parameter containing: a tensor, raised by Prints.__init__"],
     ),
-    "matrices": (["MatricesOnly"], ["commonly missing: `only_matrices: true`"]),
-    "an end of the program": (["Ends"], ["it ends the program with exit(5)"]),
-    "an end of the program in a tried step": (["EndsLater", "elementwise=true"], ["it ends the program with exit(0)"]),
-    "one of the models": (["Wide"], ["optimizers.mine default: ValueError: 20 units are too many"]),
-    "one declared elementwise": (["Positive", "lr=-1", "elementwise=true"], ["Invalid learning rate: -1"]),
+    "a class for matrices only": (["MatricesOnly"], ["commonly missing: `only_matrices: true`"]),
+    "sys.exit in the constructor": (["Ends"], ["it ends the program with exit(5)"]),
+    "sys.exit in a trial step": (["EndsLater", "elementwise=true"], ["it ends the program with exit(0)"]),
+    "an error on one model": (["Wide"], ["optimizers.mine default: ValueError: 20 units are too many"]),
+    "a class declared elementwise": (["Positive", "lr=-1", "elementwise=true"], ["Invalid learning rate: -1"]),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_constructor_refuses_is_refused_before_anything_is_trained(
+def test_an_error_of_a_constructor_is_reported_before_anything_is_trained(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (target, *settings), lines = REFUSED[name]
@@ -177,19 +177,21 @@ def test_what_a_constructor_refuses_is_refused_before_anything_is_trained(
         assert expected in got
 
 
-def test_the_base_of_a_wrapper_is_tried_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_of_a_wrapper_is_also_constructed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bases = "{target: ./mine.py:Positive, lr: [0.1, -1]}"
     said = refusal(capsys, tmp_path, "run", "s.yaml", "--set", f"optimizers.sam={{target: sam, base: {bases}}}")
     assert said.startswith("optimizers.sam base.lr=-1: ValueError: Invalid learning rate: -1")
 
 
-def test_many_refused_variants_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_list_of_refused_variants_is_cut_short_with_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rates = ",".join(str(-i) for i in range(1, 31))
     said = refusal(capsys, tmp_path, *words("Positive", f"lr=[{rates}]"), lines=21).splitlines()
     assert said[-1] == "... and 10 more variants"
 
 
-def test_warnings_are_told_once_and_nothing_else_is_left(
+def test_warnings_are_shown_once_and_global_settings_are_restored(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPTBENCH_TEST", raising=False)
@@ -201,14 +203,16 @@ def test_warnings_are_told_once_and_nothing_else_is_left(
     assert "OPTBENCH_TEST" not in os.environ
 
 
-def test_what_a_constructor_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_constructor_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words("Talks")) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "hello from a constructor" in printed.err
 
 
-def test_what_breaks_later_fails_its_own_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_that_raises_later_fails_only_its_own_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*words("Late"), "--name", "late"]) == 3
     capsys.readouterr()
     rows = read_run(tmp_path / "runs/late").table("trials").to_pylist()
@@ -227,7 +231,7 @@ def test_what_breaks_later_fails_its_own_trials(tmp_path: Path, capsys: pytest.C
     assert [row for row in late if row["optimizer"] == "sgd"] == alone
 
 
-def test_a_step_that_says_nothing_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_without_a_message_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--optimizer", "needy=./mine.py:Needy", "--seeds", "1", "--name", "silent"]
     assert main([*words("Silent"), *more]) == 3
     capsys.readouterr()
@@ -242,7 +246,7 @@ def test_a_step_that_says_nothing_is_explained(tmp_path: Path, capsys: pytest.Ca
 
 def raised(code: str) -> BaseException:
     try:
-        exec(compile(code, "<user>", "exec"), {"torch": torch})  # a table of errors
+        exec(compile(code, "<user>", "exec"), {"torch": torch})  # the errors are given as text in a table
     except BaseException as error:
         return error
     raise AssertionError(code)
@@ -260,10 +264,10 @@ def raised(code: str) -> BaseException:
         ("torch.ones(1).backward()", {}, "commonly missing: `needs: create_graph` or `needs: loss`"),
     ],
 )
-def test_messages(code: str, settings: dict[str, str], words: str) -> None:
+def test_error_messages_are_explained_in_one_short_line(code: str, settings: dict[str, str], words: str) -> None:
     kind, message = explained(raised(code), "./mine.py:Mine", settings)
     assert words in message
     assert len(message) < 1000
     assert "\n" not in message
     own_kind, own = explained(raised(code), "sgd", settings)
-    assert (own_kind, own) == (kind, str(raised(code))), "the registry's own are left as they are"
+    assert (own_kind, own) == (kind, str(raised(code))), "errors of registered optimizers are left unchanged"

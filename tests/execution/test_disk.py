@@ -1,6 +1,6 @@
-"""Disks that are full, read-only or gone, and outputs that take nothing: one line says so, and nothing is lost.
+"""Full, read-only and removed disks, and unwritable outputs: one line reports the error, and no result is lost.
 
-The faults are real: a small disk of its own (tmpfs), closed descriptors.
+The faults are real: a small separate disk (tmpfs) and closed file descriptors.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SUITE = small_suite(
     train_examples=200,
 )
 EACH = 2
-"""Trials of a cohort: the seeds of one optimizer."""
+"""Number of trials in a cohort: the seeds of one optimizer."""
 
 
 class Disk:
-    """A small file system in memory, seen at `place`. A mount namespace of its own holds it, and takes it along.
+    """A small file system in memory, visible at `place`; it lives in a separate mount namespace and ends with it.
 
-    Root needs nothing else for that, and other users a user namespace, where their system has them.
+    Users other than root also need a user namespace, which not every system allows.
     """
 
     SIZE = 4 << 20
@@ -72,14 +72,14 @@ class Disk:
     def _do(self, command: str) -> None:
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # no namespace, hence no shell
+        with contextlib.suppress(BrokenPipeError):  # without a namespace the shell has ended
             self._holder.stdin.write(f"{command}\n")
             self._holder.stdin.flush()
         if self._holder.stdout.readline() != "done\n":
             raise OSError(self._holder.communicate()[1])
 
     def fill(self) -> None:
-        """Leave no byte."""
+        """Fill the disk to the last byte."""
         with (self.place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(1 << 12))
@@ -88,7 +88,7 @@ class Disk:
         (self.place / "filler").unlink()
 
     def only_read(self) -> None:
-        """Allow no writing by the disk's path, whatever is open."""
+        """Make the disk's path read-only, even while files are open."""
         self._do(f"mount --bind '{self._mounted}' '{self._mounted}'")
         self._do(f"mount -o remount,bind,ro '{self._mounted}'")
 
@@ -117,8 +117,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(_train_here: None, suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
+def undisturbed(_train_here: None, suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     assert main(words(suite, folder, "whole")) == 0
     return folder / "whole"
@@ -133,7 +133,7 @@ def resumed(runs: Path, name: str = "a") -> list[str]:
 
 
 def after_one_cohort(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], object]) -> None:
-    """Let something happen in the middle of the runs to come: when their first cohort has been written."""
+    """Make later runs call `fault` once their first cohort has been written."""
 
     class Disturbed(PoolHere):
         def train(self, *arguments: Any, **more: Any) -> Iterator[Any]:
@@ -145,85 +145,87 @@ def after_one_cohort(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], object
     monkeypatch.setattr("optbench.execution.session.Pool", Disturbed)
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines on standard error since the last time; nothing was said elsewhere."""
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines on standard error since the last call; assert that standard output is empty."""
     captured = capsys.readouterr()
     assert captured.out == ""
-    return without_shortage(captured.err)
+    return without_seed_warning(captured.err)
 
 
-def without_shortage(errors: str) -> list[str]:
-    """The lines, but for the warning that two seeds show no difference."""
+def without_seed_warning(errors: str) -> list[str]:
+    """Return the lines without the warning that two seeds are too few."""
     return [line for line in errors.splitlines() if "too few to show a difference" not in line]
 
 
-def assert_whole_after(runs: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was finished can be reported, and a resumed run comes to the tables of an undisturbed one."""
+def assert_resumed_equals(runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that finished trials can be reported and that the resumed run has the tables of the undisturbed one."""
     capsys.readouterr()
     assert main(["report", str(runs / "a")]) == 0
     assert f"{EACH} of {len(trials(SUITE))} trials: {EACH} ok" in capsys.readouterr().out
     assert main(resumed(runs)) == 0
-    assert_same_tables(whole, runs / "a")
+    assert_same_tables(undisturbed, runs / "a")
     assert read_run(runs / "a").record["status"] == "complete"
 
 
-# Full.
+# Full disks
 
 
-def test_a_disk_that_is_full_at_the_start(
-    disk: Disk, suite: str, whole: Path, capsys: pytest.CaptureFixture[str]
+def test_a_disk_that_is_full_at_the_start_is_reported_in_one_line(
+    disk: Disk, suite: str, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = disk.place / "runs"
     runs.mkdir()
     disk.fill()
     assert main(words(suite, runs)) == 2
-    (line,) = told(capsys)
+    (line,) = error_lines(capsys)
     assert line == f"optbench: {runs / 'a'}: cannot write: {FULL}"
     assert list(runs.iterdir()) == []
     disk.make_room()
     assert main(words(suite, runs)) == 0
-    assert_same_tables(whole, runs / "a")
+    assert_same_tables(undisturbed, runs / "a")
 
 
-def test_a_disk_that_fills_up_in_the_middle(
-    disk: Disk, suite: str, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_on_a_disk_that_fills_up_keeps_finished_trials_and_can_be_resumed(
+    disk: Disk, suite: str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = disk.place / "runs"
     with monkeypatch.context() as patch:
         after_one_cohort(patch, disk.fill)
         assert main(words(suite, runs)) == 2
-    first, second = told(capsys)
+    first, second = error_lines(capsys)
     assert first.startswith(f"optbench: {runs / 'a'}/")
     assert first.endswith(f": cannot write: {FULL}")
     assert second == f"optbench: {EACH} finished trials are kept in {runs / 'a'}"
-    # As long as it is full, one line for whoever tries.
+    # Every command that writes to the full disk reports it in one line.
     assert main(resumed(runs)) == 2
-    (line,) = told(capsys)
+    (line,) = error_lines(capsys)
     assert line.startswith(f"optbench: {runs / 'a'}/")
     assert line.endswith(f": cannot write: {FULL}")
     assert main(["report", str(runs / "a"), "-o", str(disk.place / "report.md")]) == 2
-    assert told(capsys) == [f"optbench: {disk.place / 'report.md'}: cannot write: {FULL}"]
+    assert error_lines(capsys) == [f"optbench: {disk.place / 'report.md'}: cannot write: {FULL}"]
     disk.make_room()
-    assert_whole_after(runs, whole, capsys)
+    assert_resumed_equals(runs, undisturbed, capsys)
 
 
 @pytest.mark.parametrize("form", ["markdown", "html", "csv", "json"])
-def test_a_report_on_a_full_disk_leaves_no_half_of_a_file(
-    disk: Disk, whole: Path, capsys: pytest.CaptureFixture[str], form: str
+def test_a_report_on_a_full_disk_leaves_no_partial_file(
+    disk: Disk, undisturbed: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     file = disk.place / "report"
     file.write_text("an earlier report")
     disk.fill()
-    assert main(["report", str(whole), "--format", form, "-o", str(file)]) == 2
-    assert told(capsys) == [f"optbench: {file}: cannot write: {FULL}"]
+    assert main(["report", str(undisturbed), "--format", form, "-o", str(file)]) == 2
+    assert error_lines(capsys) == [f"optbench: {file}: cannot write: {FULL}"]
     assert file.read_text() == "an earlier report"
     assert {path.name for path in disk.place.iterdir()} == {"report", "filler"}
 
 
-def test_figures_on_a_full_disk(disk: Disk, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_on_a_full_disk_are_refused_in_one_line(
+    disk: Disk, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     disk.fill()
-    assert main(["report", str(whole), "--figures", str(disk.place / "figures")]) == 2
-    (line,) = told(capsys)
+    assert main(["report", str(undisturbed), "--figures", str(disk.place / "figures")]) == 2
+    (line,) = error_lines(capsys)
     assert line.startswith(f"optbench: {disk.place / 'figures'}")
     assert line.endswith(f": cannot write: {FULL}")
 
@@ -244,7 +246,7 @@ tune:
 """
 
 
-def test_a_tuned_suite_that_finds_no_room_is_kept_in_its_run(
+def test_a_tuned_suite_that_does_not_fit_on_the_disk_is_kept_in_its_run(
     disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tune.yaml").write_text(TUNE)
@@ -253,7 +255,7 @@ def test_a_tuned_suite_that_finds_no_room_is_kept_in_its_run(
     disk.fill()
     assert main(["tune", str(tmp_path / "tune.yaml"), "--name", "a", "-o", str(output), *here]) == 2
     kept = tmp_path / "runs/a/tuned.yaml"
-    assert told(capsys) == [
+    assert error_lines(capsys) == [
         f"optbench: {output}: cannot write: {FULL}",
         f"optbench: the tuned suite is in {kept}",
     ]
@@ -263,43 +265,43 @@ def test_a_tuned_suite_that_finds_no_room_is_kept_in_its_run(
     assert "lr: " in output.read_text()
 
 
-def test_a_place_for_a_tuned_suite_that_is_not_there_is_refused_before_the_tuning(
+def test_an_output_in_a_missing_directory_is_refused_before_tuning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tune.yaml").write_text(TUNE)
     output = tmp_path / "nowhere" / "tuned.yaml"
     assert main(["tune", str(tmp_path / "tune.yaml"), "-o", str(output), "--runs-dir", str(tmp_path / "runs")]) == 2
-    assert told(capsys) == [f"optbench: --output {output}: there is no directory {output.parent}"]
+    assert error_lines(capsys) == [f"optbench: --output {output}: there is no directory {output.parent}"]
     assert not (tmp_path / "runs").exists()
 
 
-# Read-only.
+# Read-only disks
 
 
-def test_a_disk_that_is_only_read(
-    disk: Disk, suite: str, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_read_only_disk_is_reported_and_finished_trials_are_kept(
+    disk: Disk, suite: str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = disk.place / "runs"
     disk.only_read()
     assert main(words(suite, runs)) == 2
-    assert told(capsys) == [f"optbench: {runs / 'a'}: cannot write: {READ_ONLY}"]
+    assert error_lines(capsys) == [f"optbench: {runs / 'a'}: cannot write: {READ_ONLY}"]
     disk.write_again()
     with monkeypatch.context() as patch:
-        after_one_cohort(patch, disk.only_read)  # as Linux does with a disk that has errors
+        after_one_cohort(patch, disk.only_read)  # as Linux does when a disk has errors
         assert main(words(suite, runs)) == 2
-    first, second = told(capsys)
+    first, second = error_lines(capsys)
     assert first.startswith(f"optbench: {runs / 'a'}/")
     assert first.endswith(f": cannot write: {READ_ONLY}")
     assert second == f"optbench: {EACH} finished trials are kept in {runs / 'a'}"
     assert main(resumed(runs)) == 2
-    assert told(capsys) == [f"optbench: {runs / 'a' / '.lock'}: cannot write: {READ_ONLY}"]
+    assert error_lines(capsys) == [f"optbench: {runs / 'a' / '.lock'}: cannot write: {READ_ONLY}"]
     assert main(["report", str(runs / "a")]) == 0, "reading writes nothing"
     disk.write_again()
-    assert_whole_after(runs, whole, capsys)
+    assert_resumed_equals(runs, undisturbed, capsys)
 
 
-def test_a_directory_without_the_right_to_write(suite: str, tmp_path: Path) -> None:
-    # Root may write everywhere, but for this one right.
+def test_a_directory_without_write_permission_is_reported_in_one_line(suite: str, tmp_path: Path) -> None:
+    # Root can write anywhere unless this capability is removed.
     without = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     if without and shutil.which(without[0]) is None:
         pytest.skip("only setpriv takes a right from root, and it is not installed")
@@ -312,39 +314,39 @@ def test_a_directory_without_the_right_to_write(suite: str, tmp_path: Path) -> N
     assert done.stderr == f"optbench: {runs / 'a'}: cannot write: {os.strerror(errno.EACCES)}\n"
 
 
-# Gone.
+# Removed directories
 
 
 @pytest.mark.parametrize("what", ["runs/a", "runs"])
-def test_a_directory_that_is_removed_in_the_middle_is_not_made_up_again(
+def test_a_run_directory_removed_during_the_run_is_not_created_again(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     after_one_cohort(monkeypatch, lambda: shutil.rmtree(tmp_path / what))
     assert main(words(suite, tmp_path / "runs")) == 2
-    (line,) = told(capsys)
+    (line,) = error_lines(capsys)
     assert line.startswith(f"optbench: {tmp_path / 'runs/a'}/")
     assert line.endswith(f": cannot write: {os.strerror(errno.ENOENT)}")
     assert not (tmp_path / what).exists()
 
 
-def test_parts_that_are_removed_in_the_middle_are_not_missed_in_silence(
-    suite: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_parts_removed_during_the_run_are_reported(
+    suite: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         after_one_cohort(patch, lambda: shutil.rmtree(tmp_path / "runs/a/parts"))
         assert main(words(suite, tmp_path / "runs")) == 2
-    first, second = told(capsys)
+    first, second = error_lines(capsys)
     assert first.startswith(f"optbench: {tmp_path / 'runs/a/parts'}/")
     assert second == f"optbench: {EACH} finished trials are kept in {tmp_path / 'runs/a'}"
     assert main(resumed(tmp_path / "runs")) == 0
-    assert_same_tables(whole, tmp_path / "runs/a")
+    assert_same_tables(undisturbed, tmp_path / "runs/a")
 
 
-# The processes of a run.
+# Processes of a run
 
 
-def test_a_full_disk_leaves_no_process_behind(
-    disk: Disk, suite: str, whole: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_ends_on_a_full_disk_leaves_no_process_behind(
+    disk: Disk, suite: str, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = disk.place / "runs"
     process = subprocess.Popen(
@@ -360,19 +362,19 @@ def test_a_full_disk_leaves_no_process_behind(
     disk.fill()
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    first, *second = without_shortage(err)
+    first, *second = without_seed_warning(err)
     assert first.startswith(f"optbench: {runs / 'a'}/")
     assert first.endswith(f": cannot write: {FULL}")
-    # It may have been full before the run itself had taken note of its first part.
+    # The disk may have been full before the main process registered its first part.
     assert second in ([], [f"optbench: {EACH} finished trials are kept in {runs / 'a'}"])
     assert not of_session(process.pid)
     disk.make_room()
     assert main(resumed(runs)) == 0
-    assert_same_tables(whole, runs / "a")
+    assert_same_tables(undisturbed, runs / "a")
 
 
 def of_session(leader: int) -> list[psutil.Process]:
-    """The processes of a session that are still there after a moment."""
+    """Return the processes of a session that are still alive after five seconds."""
 
     def found() -> list[psutil.Process]:
         processes = []
@@ -388,12 +390,12 @@ def of_session(leader: int) -> list[psutil.Process]:
     return found()
 
 
-# Standard output and standard error.
+# Standard output and standard error
 
 
 @pytest.fixture
-def full(disk: Disk) -> Iterator[Path]:
-    """A file that takes nothing."""
+def full_file(disk: Disk) -> Iterator[Path]:
+    """A file that cannot grow because its disk is full."""
     file = disk.place / "output"
     file.touch()
     disk.fill()
@@ -404,44 +406,48 @@ def full(disk: Disk) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "command", [["report", "RUN"], ["report", "RUN", "--format", "json"], ["--help"], ["--version"], ["list", "suites"]]
 )
-def test_a_standard_output_that_is_full_is_one_line(
-    full: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+def test_a_full_standard_output_is_reported_in_one_line(
+    full_file: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
 ) -> None:
-    given = [str(whole) if word == "RUN" else word for word in command]
-    with full.open("w") as stream, monkeypatch.context() as patch:
+    given = [str(undisturbed) if word == "RUN" else word for word in command]
+    with full_file.open("w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         assert main(given) == 2
-    assert told(capsys) == [f"optbench: standard output: cannot write: {FULL}"]
+    assert error_lines(capsys) == [f"optbench: standard output: cannot write: {FULL}"]
 
 
-def test_a_run_whose_results_find_no_room_on_standard_output_keeps_them(
-    full: Path,
+def test_a_run_that_cannot_print_its_results_keeps_them(
+    full_file: Path,
     suite: str,
-    whole: Path,
+    undisturbed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with full.open("w") as stream, monkeypatch.context() as patch:
+    with full_file.open("w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         assert main(words(suite, tmp_path / "runs")) == 2
-    assert told(capsys) == [
+    assert error_lines(capsys) == [
         f"optbench: standard output: cannot write: {FULL}",
         f"optbench: {len(trials(SUITE))} finished trials are kept in {tmp_path / 'runs/a'}",
     ]
-    assert_same_tables(whole, tmp_path / "runs/a")
+    assert_same_tables(undisturbed, tmp_path / "runs/a")
 
 
-def test_messages_that_nobody_takes_end_no_run(
-    full: Path,
+def test_an_unwritable_standard_error_does_not_end_a_run(
+    full_file: Path,
     suite: str,
-    whole: Path,
+    undisturbed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     aloud = [word for word in words(suite, tmp_path / "runs") if word != "--quiet"]
-    with full.open("w") as stream, monkeypatch.context() as patch:
+    with full_file.open("w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         assert main(aloud) == 0
     assert "Results: " in capsys.readouterr().out
@@ -452,30 +458,30 @@ def test_messages_that_nobody_takes_end_no_run(
         assert main([*aloud, "--name", "b"]) == 0
     assert "Results: " in capsys.readouterr().out
     for name in "ab":
-        assert_same_tables(whole, tmp_path / "runs" / name)
+        assert_same_tables(undisturbed, tmp_path / "runs" / name)
 
 
 def ended(command: list[str], redirected: str) -> tuple[int, str]:
-    """The exit code and standard error of a command under a shell's redirection, to the very end of Python."""
+    """Run a command with a shell redirection; return its exit code and standard error, including messages at exit."""
     line = ["sh", "-c", f'"$@" {redirected}', "sh", *OPTBENCH, *command]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
 
-def test_nothing_more_is_said_while_python_shuts_down(full: Path, whole: Path) -> None:
-    report = ["report", str(whole)]
-    assert ended(report, f"> '{full}'") == (2, f"optbench: standard output: cannot write: {FULL}\n")
+def test_python_prints_no_further_error_at_exit(full_file: Path, undisturbed: Path) -> None:
+    report = ["report", str(undisturbed)]
+    assert ended(report, f"> '{full_file}'") == (2, f"optbench: standard output: cannot write: {FULL}\n")
     assert ended(report, ">&-") == (2, f"optbench: standard output: cannot write: {os.strerror(errno.EBADF)}\n")
-    assert ended(["report", "nowhere"], f"2> '{full}'") == (2, "")
+    assert ended(["report", "nowhere"], f"2> '{full_file}'") == (2, "")
     assert ended(["report", "nowhere"], ">&- 2>&-") == (2, "")
 
 
 @pytest.mark.parametrize(
     "command", [["report", "RUN"], ["report", "RUN", "--format", "json"], ["--help"], ["list", "metrics"]]
 )
-def test_a_reader_that_has_gone_is_no_reason_to_complain(whole: Path, command: list[str]) -> None:
-    given = [str(whole) if word == "RUN" else word for word in command]
+def test_a_closed_pipe_on_standard_output_is_not_an_error(undisturbed: Path, command: list[str]) -> None:
+    given = [str(undisturbed) if word == "RUN" else word for word in command]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*OPTBENCH, *given], stdout=writing, stderr=subprocess.PIPE, check=False)

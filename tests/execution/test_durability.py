@@ -1,4 +1,4 @@
-"""Faults made to happen: a second process, damaged files, another torch, no memory. Nothing is lost or made up."""
+"""Injected faults: a second process, damaged files, another torch, lack of memory. No result is lost or invented."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SUITE = small_suite(
 
 
 class Watching:
-    """Keeps messages and the trials that were trained; presses Ctrl-C after so many cohorts."""
+    """A view that keeps messages and trained trials, and raises KeyboardInterrupt after `stop_after` cohorts."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.messages: list[str] = []
@@ -79,7 +79,7 @@ def do(path: Path, *, resume: bool = False, force: bool = False, stop_after: int
 
 @pytest.fixture(scope="module")
 def whole(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
+    """Return the directory of an undisturbed run."""
     path = tmp_path_factory.mktemp("whole") / "run"
     do(path)
     return path
@@ -87,7 +87,7 @@ def whole(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cut(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, interrupted after two of three cohorts: with parts."""
+    """Return the directory of a run interrupted after two of three cohorts, which has parts."""
     path = tmp_path_factory.mktemp("cut") / "run"
     do(path, stop_after=2)
     assert len(list((path / "parts").iterdir())) == 2
@@ -99,10 +99,10 @@ def copied(path: Path, to: Path) -> Path:
     return to / path.name
 
 
-# Two processes.
+# Two processes
 
 
-def test_a_second_process_is_refused_with_the_owner(cut: Path, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_owner_is_named(cut: Path, tmp_path: Path) -> None:
     path = copied(cut, tmp_path)
     before = (path / "run.json").read_bytes()
     lock = RunLock(path)
@@ -133,7 +133,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
             RunLock(tmp_path)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    assert (tmp_path / NAME).exists(), "it could not clean up"
+    assert (tmp_path / NAME).exists(), "a killed process cannot remove its lock"
     RunLock(tmp_path).release()
 
 
@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_locked(whole: Path) -> None:
     assert not (whole / NAME).exists()
 
 
-# Damaged files.
+# Damaged files
 
 
 def truncate(file: Path) -> None:
@@ -151,7 +151,7 @@ def truncate(file: Path) -> None:
 def alter(file: Path) -> None:
     data = file.read_bytes()
     middle = len(data) // 4
-    # Single bytes of a Parquet file may say nothing that is read; these are too many for that.
+    # A single byte of a Parquet file may be padding that is never read, so a longer stretch is altered.
     file.write_bytes(data[:middle] + bytes(byte ^ 0x10 for byte in data[middle : middle + 60]) + data[middle + 60 :])
 
 
@@ -161,7 +161,7 @@ def remove(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, alter, remove])
 @pytest.mark.parametrize("name", ["accuracy.parquet", "sha256.json"])
-def test_a_damaged_part_is_named_and_trained_again(
+def test_a_damaged_part_is_reported_and_set_aside(
     cut: Path, whole: Path, tmp_path: Path, damage: object, name: str
 ) -> None:
     path = copied(cut, tmp_path)
@@ -171,22 +171,22 @@ def test_a_damaged_part_is_named_and_trained_again(
     damage(part / name)
     with pytest.raises(StoreError, match=rf"parts/{part.name}/[\w.]+: (damaged: its checksum differs|unreadable)"):
         read_run(path)
-    # The part's rows are in the merged tables as well, which were written when the run was interrupted.
+    # The merged tables, written when the run was interrupted, also have the rows of the part.
     again = do(path, resume=True)
     assert [text for text in again.messages if text.startswith("damaged: ")]
     assert (path / "damaged").is_dir()
-    assert lost.isdisjoint(again.trained), "the merged tables have them"
+    assert lost.isdisjoint(again.trained), "trials in the merged tables are not trained again"
     assert_same_tables(whole, path)
 
 
 @pytest.mark.parametrize("damage", [truncate, alter, remove])
-def test_damaged_tables_are_named_and_what_they_held_is_trained_again(
+def test_damaged_tables_are_reported_and_their_trials_are_trained_again(
     whole: Path, tmp_path: Path, damage: object
 ) -> None:
     path = copied(whole, tmp_path)
     assert callable(damage)
     damage(path / "accuracy.parquet")
-    if damage is remove:  # a report shows the rest
+    if damage is remove:  # a missing table is read as empty, so that reports can show the rest
         assert read_run(path).table("accuracy").num_rows == 0
     else:
         with pytest.raises(StoreError, match=r"accuracy\.parquet: unreadable"):
@@ -200,7 +200,7 @@ def test_damaged_tables_are_named_and_what_they_held_is_trained_again(
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_altered_byte_is_ever_read_as_a_result(whole: Path, data: st.DataObject) -> None:
+def test_a_flipped_byte_is_refused_or_does_not_change_the_rows(whole: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["accuracy", "curves", "trials"]))
     file = whole / f"{name}.parquet"
     good = file.read_bytes()
@@ -215,10 +215,10 @@ def test_no_altered_byte_is_ever_read_as_a_result(whole: Path, data: st.DataObje
         found, named = None, str(file) in str(error)
     finally:
         file.write_bytes(good)
-    assert named if found is None else found.equals(expected), "or else a byte that says nothing of the rows"
+    assert named if found is None else found.equals(expected), "the byte does not affect the rows"
 
 
-def test_a_run_of_another_version_is_refused_and_left_as_it_is(cut: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_schema_version_is_refused_and_left_unchanged(cut: Path, tmp_path: Path) -> None:
     path = copied(cut, tmp_path)
     record = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**record, "schema_version": 99}))
@@ -229,10 +229,10 @@ def test_a_run_of_another_version_is_refused_and_left_as_it_is(cut: Path, tmp_pa
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-# Another torch, or device.
+# Another torch or device
 
 
-def test_another_torch_is_refused_without_force(cut: Path, whole: Path, tmp_path: Path) -> None:
+def test_another_torch_version_is_refused_without_force(cut: Path, whole: Path, tmp_path: Path) -> None:
     path = copied(cut, tmp_path)
     record = json.loads((path / "run.json").read_text())
     record["provenance"]["torch"] = "1.0.0"
@@ -255,7 +255,7 @@ def test_another_kind_of_device_is_refused(cut: Path, tmp_path: Path) -> None:
         do(path, resume=True)
 
 
-def test_other_cpu_instructions_are_refused_as_initial_weights_depend_on_them(cut: Path, tmp_path: Path) -> None:
+def test_other_cpu_instructions_are_refused_because_initial_weights_depend_on_them(cut: Path, tmp_path: Path) -> None:
     path = copied(cut, tmp_path)
     record = json.loads((path / "run.json").read_text())
     assert record["provenance"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
@@ -265,7 +265,7 @@ def test_other_cpu_instructions_are_refused_as_initial_weights_depend_on_them(cu
         do(path, resume=True)
 
 
-# Between two tasks.
+# Between two tasks
 
 LONG = small_suite(
     {
@@ -280,7 +280,7 @@ LONG = small_suite(
 
 
 class Cut:
-    """Writes what cohorts have come to after every task, and presses Ctrl-C after so many times."""
+    """Write interim states after every task, and raise KeyboardInterrupt after a number of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 10**9
@@ -317,7 +317,7 @@ def whole_long(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def test_trials_go_on_from_their_last_finished_task(
+def test_trials_resume_after_their_last_finished_task(
     monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:
     path, cut = tmp_path / "run", Cut(monkeypatch)
@@ -347,7 +347,7 @@ def test_trials_go_on_from_their_last_finished_task(
 
 
 @pytest.mark.parametrize("name", ["members.json", "0.pt", "accuracy.parquet", "sha256.json"])
-def test_a_damaged_interim_state_is_named_and_its_trials_begin_anew(
+def test_a_damaged_interim_state_is_reported_and_its_trials_restart(
     name: str, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:
     path, cut = tmp_path / "run", Cut(monkeypatch)
@@ -363,7 +363,7 @@ def test_a_damaged_interim_state_is_named_and_its_trials_begin_anew(
     assert_same_tables(whole_long, path)
 
 
-def test_a_note_stays_with_what_was_interrupted(
+def test_notes_of_interrupted_trials_are_kept(
     monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:
     path, cut = tmp_path / "run", Cut(monkeypatch)
@@ -383,7 +383,7 @@ def test_a_note_stays_with_what_was_interrupted(
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room for another copy"), ValueError("what JSON does not have")])
-def test_what_cannot_be_kept_this_time_fails_nobody(
+def test_failing_to_write_an_interim_state_fails_no_trial(
     error: Exception, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:
     def full(*given: Any) -> None:
@@ -399,7 +399,7 @@ def test_what_cannot_be_kept_this_time_fails_nobody(
     "text",
     ["", "no", "{}", "[1]", '[{"trials": []}]', '[{"trials": ["x"], "task": "1", "counters": {"status": "ok"}}]'],
 )
-def test_an_interim_state_that_is_none_is_named_and_passed_over(
+def test_an_invalid_interim_state_is_reported_and_ignored(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path, cut = tmp_path / "run", Cut(monkeypatch)
@@ -419,7 +419,7 @@ def test_an_interim_state_that_is_none_is_named_and_passed_over(
     assert list((path / "interim").iterdir()) == []
 
 
-def test_what_failed_is_tried_again_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_trial_is_restarted_from_the_beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path, cut = tmp_path / "run", Cut(monkeypatch)
     cut.run(path, after=1, resume=False)
     (part,) = (path / "interim").iterdir()
@@ -428,10 +428,10 @@ def test_what_failed_is_tried_again_from_the_start(monkeypatch: pytest.MonkeyPat
     (part / "members.json").write_text(json.dumps(records))
     assert set(find_begun(path / "interim")) == {trial for record in records[1:] for trial in record["trials"]}
     drop_begun(path / "interim", [trial for record in records[1:] for trial in record["trials"]])
-    assert part.exists(), "one of its trials has not ended"
+    assert part.exists(), "one of its trials is unfinished"
 
 
-def test_a_users_optimizer_that_has_been_changed_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_trials_restart_when_the_users_optimizer_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = tmp_path / "theirs.py"
     code.write_text("import torch\nclass Theirs(torch.optim.SGD):\n    pass\n")
     suite = small_suite({"theirs": {"target": f"{code}:Theirs", "lr": 0.1}}, seeds=1, train_examples=200)
@@ -446,8 +446,8 @@ def test_a_users_optimizer_that_has_been_changed_begins_anew(monkeypatch: pytest
         assert [len(found) for found in cut.begun] == [begun]
 
 
-def test_what_cannot_be_written_down_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user's optimizer with a state that is no data: nothing is kept of it, and nothing is lost but time."""
+def test_an_optimizer_whose_state_cannot_be_saved_still_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its interim state records only the reason, so that an interruption costs time but no results."""
     (tmp_path / "theirs.py").write_text(
         "import itertools, torch\n"
         "class Theirs(torch.optim.SGD):\n"
@@ -462,25 +462,25 @@ def test_what_cannot_be_written_down_begins_anew(monkeypatch: pytest.MonkeyPatch
     suite = small_suite({"theirs": {"target": f"{tmp_path}/theirs.py:Theirs"}}, seeds=1, train_examples=200)
     outcome = run(suite, Options("cpu", tmp_path, "run", jobs=1), Watching())
     assert outcome.statuses == {"ok": 1}
-    assert cut.left == 10**9 - 1, "only why it cannot be kept"
+    assert cut.left == 10**9 - 1, "one state was written, with the reason why the optimizer cannot be saved"
 
 
-# Memory.
+# Memory
 
 
 RATES = small_suite({"sgd": {"target": "sgd", "lr": [0.1, 0.2, 0.3]}}, seeds=2, max_epochs=1, train_examples=200)
 
 
 @pytest.fixture(scope="module")
-def roomy(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six members in one cohort, with memory for all."""
+def ample_memory(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run of one cohort with six members and enough memory."""
     path = tmp_path_factory.mktemp("roomy") / "run"
     run(RATES, Options("cpu", path.parent, path.name, jobs=1), Watching())
     return path
 
 
-def cramped(monkeypatch: pytest.MonkeyPatch, path: Path, most: int, error: Exception) -> list[int]:
-    """The same where `error` is raised for more than `most` members; the sizes that were tried."""
+def sizes_tried(monkeypatch: pytest.MonkeyPatch, path: Path, most: int, error: Exception) -> list[int]:
+    """Run the suite, raising `error` for more than `most` members; return the cohort sizes that were tried."""
     sizes = []
 
     def little_memory(cohort: Cohort, *others: Any) -> list[TrialResult]:
@@ -502,22 +502,22 @@ def cramped(monkeypatch: pytest.MonkeyPatch, path: Path, most: int, error: Excep
         (RuntimeError("DefaultCPUAllocator: can't"), 3, [6, 3, 3]),
     ],
 )
-def test_a_cohort_that_does_not_fit_is_halved_and_nothing_changes_by_it(
-    monkeypatch: pytest.MonkeyPatch, roomy: Path, tmp_path: Path, error: Exception, most: int, tried: list[int]
+def test_halving_a_cohort_that_does_not_fit_leaves_the_results_unchanged(
+    monkeypatch: pytest.MonkeyPatch, ample_memory: Path, tmp_path: Path, error: Exception, most: int, tried: list[int]
 ) -> None:
     path = tmp_path / "run"
-    assert cramped(monkeypatch, path, most, error) == tried
-    expected, found = tables(roomy), tables(path)
+    assert sizes_tried(monkeypatch, path, most, error) == tried
+    expected, found = tables(ample_memory), tables(path)
     assert set(found["trials"].pop("note")) == {"out of memory with 6 members together, trained in smaller cohorts"}
     assert expected["trials"].pop("note").isna().all()
     for name, table in found.items():
         pd.testing.assert_frame_equal(table, expected[name], check_exact=True)
 
 
-def test_memory_that_runs_out_in_a_step_is_no_fault_of_the_optimizer(
-    monkeypatch: pytest.MonkeyPatch, roomy: Path, tmp_path: Path
+def test_a_cohort_that_runs_out_of_memory_in_a_step_is_halved(
+    monkeypatch: pytest.MonkeyPatch, ample_memory: Path, tmp_path: Path
 ) -> None:
-    """The states of most optimizers are made in their first step."""
+    """Most optimizers allocate their state in the first step."""
     original = torch.optim.SGD.step
 
     def step(self: torch.optim.SGD, *given: Any) -> Any:
@@ -534,7 +534,7 @@ def test_memory_that_runs_out_in_a_step_is_no_fault_of_the_optimizer(
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     monkeypatch.setattr(optbench.execution.work, "train", watched)
     run(RATES, Options("cpu", tmp_path, "run", jobs=1), Watching())
-    expected, found = tables(roomy), tables(tmp_path / "run")
+    expected, found = tables(ample_memory), tables(tmp_path / "run")
     assert set(found["trials"].pop("note")) == {"out of memory with 6 members together, trained in smaller cohorts"}
     expected["trials"].pop("note")
     for name, table in found.items():
@@ -552,17 +552,19 @@ def test_memory_that_runs_out_in_a_step_is_no_fault_of_the_optimizer(
         (RuntimeError("mat1 and mat2 shapes"), "RuntimeError", "mat1 and mat2 shapes"),
     ],
 )
-def test_what_does_not_fit_alone_and_what_is_no_matter_of_memory_has_failed(
+def test_a_trial_fails_if_it_does_not_fit_alone_or_raises_another_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, error_type: str, message: str
 ) -> None:
-    sizes = cramped(monkeypatch, tmp_path / "run", 0, error)
+    sizes = sizes_tried(monkeypatch, tmp_path / "run", 0, error)
     assert sizes == ([6] if error_type == "RuntimeError" else [6, 3, 1, 2, 1, 1, 3, 1, 2, 1, 1])
     found = tables(tmp_path / "run")["trials"]
     assert set(found.status) == {"failed"}
     assert set(zip(found.error_type, found.error_message, strict=True)) == {(error_type, message)}
 
 
-def test_a_report_counts_the_notes(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_counts_the_trials_with_a_note(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rich.console import Console
 
     path = copied(whole, tmp_path)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGKILL to a running program: what it says, how soon it is gone, what it leaves."""
+"""Ctrl-C, SIGTERM and SIGKILL to a running program: what it prints, how soon it ends, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from optbench.store import read_run
 from optbench.suite import dump_suite
 from tests.conftest import small_suite
 
-# A process that was started in the background of a script ignores Ctrl-C, and so would its children.
+# A process started in the background of a script ignores Ctrl-C, and its children would inherit this.
 MAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 MAIN += "from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 STUBBORN = """
@@ -36,8 +36,11 @@ class Stubborn(torch.optim.SGD):
 
 @contextmanager
 def training(folder: Path, first: str = "") -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A program in the middle of long trials, by an optimizer that does not heed SIGTERM; and the processes it started:
-    two workers, and on Linux the one that they were forked from. first: what the program executes before."""
+    """Yield a program in the middle of long trials and the processes it started.
+
+    These are two workers and, on Linux, the process they were forked from. The optimizer ignores SIGTERM.
+    first: Python code that the program executes at the start.
+    """
     (folder / "stubborn.py").write_text(STUBBORN)
     suite = small_suite({"it": {"target": "./stubborn.py:Stubborn"}}, seeds=2, max_epochs=1000, early_stopping=None)
     (folder / "suite.yaml").write_text(dump_suite(suite))
@@ -85,8 +88,8 @@ def test_the_first_interruption_ends_a_run_within_five_seconds(
     assert "2 to train" in capsys.readouterr().out
 
 
-def test_the_second_interruption_does_not_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # An idle machine may have ended the run before a second interrupt is no echo of the first: here none is one.
+def test_the_second_interruption_ends_a_run_immediately(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # On an idle machine the run may end within the time in which a second interrupt is taken for an echo of the first.
     with training(tmp_path, "from optbench.execution import interrupts; interrupts.ECHO = 0; ") as (process, workers):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -102,7 +105,7 @@ def test_the_second_interruption_does_not_wait(tmp_path: Path, capsys: pytest.Ca
         "optbench: left at once; what was finished is kept; continue with --resume runs/cut"
     )
     assert gone(workers)
-    # Nobody wrote how it ended; it is readable and free to be resumed all the same.
+    # The final status was not written, but the run can still be read and resumed.
     assert read_run(tmp_path / "runs/cut").record["status"] == "running"
     assert main(["run", "--resume", str(tmp_path / "runs/cut"), "--dry-run"]) == 0
     assert "2 to train" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Handlers of signals: when one raises, when it waits, and that they are put back."""
+"""Signal handlers: when they raise, when they wait, and that they are restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_first_interrupt_is_raised_and_later_ones_are_handed_on(
+def test_the_first_interrupt_is_raised_and_later_ones_call_the_callback(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later: list[int] = []
@@ -46,8 +46,8 @@ def test_the_first_interrupt_is_raised_and_later_ones_are_handed_on(
     assert later == [1, 1]
 
 
-def test_an_echo_of_the_first_interrupt_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when `timeout` passes on the Ctrl-C that the terminal has sent to both."""
+def test_an_echo_of_the_first_interrupt_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, `timeout` forwards the Ctrl-C that the terminal has already sent to both processes."""
     later: list[int] = []
     now = iter((5.0, 5.0 + 0.9 * ECHO, 5.0 + 1.1 * ECHO))
     monkeypatch.setattr("optbench.execution.interrupts.time.monotonic", lambda: next(now))
@@ -61,7 +61,7 @@ def test_an_echo_of_the_first_interrupt_is_no_second_one(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_an_interrupt_waits_while_something_is_written(again: bool) -> None:
+def test_an_interrupt_during_a_write_is_delayed(again: bool) -> None:
     interrupts, steps = Interrupts(lambda: None), []
     with interrupts:
         try:
@@ -74,7 +74,7 @@ def test_an_interrupt_waits_while_something_is_written(again: bool) -> None:
     assert steps == ["written", "on" if again is False else "interrupted"]
 
 
-def test_handlers_are_put_back_after_an_error() -> None:
+def test_handlers_are_restored_after_an_error() -> None:
     def wrong() -> None:
         with Interrupts(lambda: None):
             assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -84,14 +84,14 @@ def test_handlers_are_put_back_after_an_error() -> None:
         wrong()
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with Interrupts(lambda: None):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     assert signal.signal(signal.SIGTERM, signal.default_int_handler) is signal.SIG_IGN
 
 
-def test_outside_the_main_thread_none_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_handler_is_changed_outside_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[object] = []
 
     def in_thread() -> None:

@@ -1,4 +1,4 @@
-"""Killed at 40 random moments, with all its processes, and gone on with: the tables of an undisturbed run."""
+"""A run killed with all its processes at 40 random moments and resumed has the tables of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    # A session of its own, so that its workers can be killed with it.
+    # A separate session, so that the workers can be killed with the program.
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *words, "--device", "cpu", "--jobs", "2", "--quiet"],
         cwd=folder,
@@ -31,13 +31,13 @@ def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-# Many short cohorts: moments inside training, between cohorts, in writes and in merges.
+# Many short cohorts: kills fall inside training, between cohorts, in writes and in merges.
 SHORT = small_suite(
     {f"sgd-{i}": {"target": "sgd", "lr": 0.01 * (i + 1), "momentum": 0.1 * i} for i in range(4)}
     | {f"shampoo-{f}": {"target": "shampoo", "precondition_frequency": f} for f in range(2, 8)},
     seeds=4,
 )
-# Few long ones: moments between their tasks, and while what they have come to is written.
+# Few long cohorts: kills fall between tasks and while interim states are written.
 LONG = small_suite(
     {
         "sgd": {"target": "sgd", "lr": 0.05, "momentum": 0.9},
@@ -55,18 +55,18 @@ LONG = small_suite(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "longest"), [(SHORT, 9.0), (LONG, 16.0)], ids=["short", "long"])
-def test_a_run_killed_at_random_moments_comes_to_the_same_tables(tmp_path: Path, suite: Suite, longest: float) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_tables(tmp_path: Path, suite: Suite, longest: float) -> None:
     (tmp_path / "suite.yaml").write_text(dump_suite(suite))
     assert started(tmp_path, "run", "suite.yaml", "--name", "whole").wait() == 0
     moments = random.Random(0)
     kills = runs = 0
     while kills < KILLS // 2:
-        # A fresh run whenever one has come to its end.
+        # A new run starts whenever one is complete.
         name = f"killed-{runs}"
         path = tmp_path / "runs" / name
         going_on = (path / "run.json").exists()
         words = ["run", "--resume", name] if going_on else ["run", "suite.yaml", "--name", name]
-        assert going_on or not path.exists(), "a directory that is no run would be in the way"
+        assert going_on or not path.exists(), "a directory without run.json would block the next start"
         process = started(tmp_path, *words)
         try:
             process.wait(timeout=moments.uniform(0.5, longest))
@@ -85,4 +85,4 @@ def test_a_run_killed_at_random_moments_comes_to_the_same_tables(tmp_path: Path,
             assert started(tmp_path, "run", "--resume", path.name).wait() == 0
             assert_same_tables(tmp_path / "runs/whole", path)
         continued += sum(len(entry["after_task"]) for entry in read_run(path).record.get("resumed", []))
-    assert continued > 0 or suite is SHORT, "no trial went on between two tasks"
+    assert continued > 0 or suite is SHORT, "no trial was resumed between two tasks"

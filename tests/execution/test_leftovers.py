@@ -1,4 +1,4 @@
-"""What one trial's optimizer does to what it is handed reaches no other trial."""
+"""Changes that one trial's optimizer makes to its arguments do not affect other trials."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_trial_among_others_is_the_trial_alone(name: str, tmp_path: Path, mnist: Dataset) -> None:
+def test_a_trial_among_others_equals_the_trial_alone(name: str, tmp_path: Path, mnist: Dataset) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FILE)
     suite = small_suite({"mine": {"target": f"{file}:{name}", **VARIANTS[name]}}, seeds=2, max_epochs=1)
@@ -131,7 +131,7 @@ class InInstance(torch.optim.SGD):
         ("InInstance", None),
     ],
 )
-def test_state_that_trials_of_a_process_share_is_noted(
+def test_state_shared_by_trials_of_a_process_is_noted(
     name: str, kept: str | None, tmp_path: Path, mnist: Dataset
 ) -> None:
     for file, text in SHARED.items():
@@ -148,7 +148,7 @@ def test_state_that_trials_of_a_process_share_is_noted(
     assert all(("outside" in note) == (kept is not None) for note in notes)
 
 
-def test_what_cannot_be_read_in_a_users_module_fails_nothing(tmp_path: Path, mnist: Dataset) -> None:
+def test_unreadable_objects_in_a_users_module_fail_no_trial(tmp_path: Path, mnist: Dataset) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "import itertools, re, torch\n"

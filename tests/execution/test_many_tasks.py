@@ -1,4 +1,4 @@
-"""A hundred and twenty tasks: killed in the middle and resumed; one member gone halfway; nothing grows with them."""
+"""A run of 120 tasks is killed halfway and resumed; one of its members diverges in task 50."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WORDS = ("--device", "cpu", "--quiet", "--jobs", "1")
 
 
 @pytest.mark.slow
-def test_killed_at_task_60_of_120_and_resumed_it_has_the_same_tables(
+def test_a_run_killed_at_task_60_of_120_and_resumed_has_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def test_killed_at_task_60_of_120_and_resumed_it_has_the_same_tables(
     begun = tmp_path / "runs/killed/interim"
     while process.poll() is None and not any(_in_the_middle(part) for part in begun.glob("[!.]*")):
         time.sleep(0.01)
-    assert process.poll() is None, "it was over before it could be killed"
+    assert process.poll() is None, "the run ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert main(["run", "--resume", "killed", *WORDS]) == 0
@@ -81,7 +81,7 @@ def test_killed_at_task_60_of_120_and_resumed_it_has_the_same_tables(
     assert any(60 <= task < 110 for task in resumed["after_task"].values())
     assert_same_tables(tmp_path / "runs/whole", tmp_path / "runs/killed")
 
-    # One member diverges in task 50; its companion in the cohort has the bits it has alone.
+    # One member diverges in task 50; the other member of the cohort has the same bits as alone.
     alone = ["--optimizer", "leaves", "--set", "optimizers.leaves.at=0", "--name", "alone"]
     assert main(["run", "many.yaml", *alone, *WORDS]) == 0
     whole, apart = tables(tmp_path / "runs/whole"), tables(tmp_path / "runs/alone")
@@ -98,8 +98,8 @@ def test_killed_at_task_60_of_120_and_resumed_it_has_the_same_tables(
 
 
 def _in_the_middle(part: Path) -> bool:
-    """Whether trainings that can be resumed have finished 60 tasks, and not nearly all."""
+    """Return True if all members of an interim state can be resumed and have finished 60 to 109 tasks."""
     try:
         return all(60 <= member.task < 110 and member.refused is None for member in read_members(part))
-    except StoreError:  # another takes its place
+    except StoreError:  # a newer state is replacing this one
         return False

@@ -1,4 +1,4 @@
-"""`optbench merge`: runs on different seeds become the run of all seeds, or are refused with the reason."""
+"""`optbench merge` combines runs on different seeds into a run on all seeds, or refuses with the reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ experiments:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of the seeds 0 and 2, of 1 and 3, and of all four."""
+    """Return a folder with runs on seeds 0 and 2, on seeds 1 and 3, and on all four seeds."""
     folder = tmp_path_factory.mktemp("merged")
     (folder / "mine.py").write_text(MINE)
     (folder / "four.yaml").write_text(SUITE)
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_merged_run_is_the_run_of_all_seeds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_merged_run_equals_the_run_on_all_seeds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", "odd", "even", "--runs-dir", str(folder), "--name", "made"]) == 0
     assert "made: 8 trials and 4 controls, 4 seeds from 2 runs; optbench report" in capsys.readouterr().err
     made, whole = folder / "made", folder / "all"
@@ -60,7 +60,7 @@ def test_the_merged_run_is_the_run_of_all_seeds(folder: Path, capsys: pytest.Cap
     assert [part["run"] for part in records[0]["merged"]] == ["odd", "even"]
     weights = [{file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()} for run in (made, whole)]
     assert weights[0] == weights[1]
-    # It is a run like any other: a report shows it, it trains nothing when it is resumed, and can be merged again.
+    # The merged run is an ordinary run: it can be reported, resumed (which trains nothing) and merged again.
     assert main(["report", str(made), "--format", "markdown"]) == 0
     assert "- merged from odd (2 seeds), even (2 seeds)" in capsys.readouterr().out
     assert main(["run", "--resume", str(made), "--quiet"]) == 0
@@ -98,7 +98,7 @@ def altered(folder: Path, name: str) -> None:
         (["even", "nothing"], r"no run 'nothing'"),
     ],
 )
-def test_what_cannot_be_one_run_is_refused_and_nothing_is_made(
+def test_runs_that_cannot_be_merged_are_refused_and_no_run_is_created(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     for name in ALTERED.keys() & set(words):

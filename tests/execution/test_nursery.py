@@ -1,4 +1,4 @@
-"""Where workers come from: one import for all of them, and nothing left behind, whatever becomes of it."""
+"""Starting workers: all share one import, and no process is left behind however the program ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INTERRUPTED += "sys.exit(main(['run', 'smoke', '--device', 'cpu']))"
 
 
 def started(program: int | None = None) -> list[psutil.Process]:
-    """All processes below this one, or below a program, without those of multiprocessing's own."""
+    """Return all child processes of this one, or of a program, except the helpers of multiprocessing."""
     found = psutil.Process(program).children(recursive=True)
     return [process for process in found if "resource_tracker" not in " ".join(command_of(process))]
 
@@ -52,7 +52,7 @@ def started(program: int | None = None) -> list[psutil.Process]:
 def command_of(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
-    except psutil.Error:  # it has ended, and its exit code was not asked for yet
+    except psutil.Error:  # a zombie: the process has ended and was not waited for
         return ["ended"]
 
 
@@ -70,7 +70,7 @@ def test_workers_are_forks_and_their_exit_codes_are_known() -> None:
         assert (a.exitcode, a.is_alive()) == (-signal.SIGKILL, False)
         with pytest.raises(EOFError):
             first.recv()
-        second.close()  # the parent has no more work
+        second.close()  # tells the worker that there is no more work
         b.join(10)
         assert b.exitcode == 0
     finally:
@@ -79,7 +79,7 @@ def test_workers_are_forks_and_their_exit_codes_are_known() -> None:
 
 
 @forking
-def test_a_worker_is_there_where_the_process_that_forks_has_died_and_the_others_go_on() -> None:
+def test_workers_can_start_and_continue_after_the_forking_process_has_died() -> None:
     raising = Nursery()
     _, before = raising.start("cpu")
     (one,) = [child for child in started() if child.ppid() == os.getpid()]
@@ -92,12 +92,12 @@ def test_a_worker_is_there_where_the_process_that_forks_has_died_and_the_others_
         worker.kill()
         worker.join(5)
         assert not worker.is_alive()
-    assert before.exitcode is None  # it is lost with the process that forked it
+    assert before.exitcode is None  # the exit code is lost with the process that forked the worker
     assert started() == []
 
 
 @forking
-def test_an_exit_code_is_told_again_where_an_interrupt_lost_it() -> None:
+def test_an_exit_code_can_be_requested_again() -> None:
     raising = Nursery()
     try:
         connection, worker = raising.start("cpu")
@@ -106,7 +106,7 @@ def test_an_exit_code_is_told_again_where_an_interrupt_lost_it() -> None:
         worker.join(10)
         (forking,) = raising._forking
         assert forking.exit_code(worker.pid) == worker.exitcode == 0
-        worker.kill()  # reaches no process, whichever has its id now
+        worker.kill()  # signals no process, even if its id has been reused
         assert worker.exitcode == 0
         with pytest.raises(OSError, match="child"):
             forking.exit_code(os.getpid())
@@ -120,7 +120,7 @@ def refused(*_: object) -> None:
 
 @forking
 @pytest.mark.parametrize("what", ["socketpair", "process", "handle"])
-def test_workers_are_spawned_where_the_system_refuses_the_process_that_forks(
+def test_workers_are_spawned_if_the_forking_process_cannot_be_started(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -141,8 +141,8 @@ def test_workers_are_spawned_where_the_system_refuses_the_process_that_forks(
 
 
 @forking
-def test_a_refused_fork_is_answered_and_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop runs in this process, against a socket of the test's."""
+def test_a_failed_fork_is_reported_and_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of the forking process runs in this process, on a socket made here."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     monkeypatch.setattr(nurseries, "heedless", lambda: None)
     monkeypatch.setattr("optbench.execution.worker.prepare", lambda: None)
@@ -159,7 +159,7 @@ def test_a_refused_fork_is_answered_and_the_next_one_is_tried(monkeypatch: pytes
 
 
 @forking
-def test_only_workers_on_a_cpu_are_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cpu_workers_are_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for devices in (["cuda:0"], ["cpu", "cuda:0"], ["mps"]):
         nursery(devices).close()
         assert started() == []
@@ -167,7 +167,7 @@ def test_only_workers_on_a_cpu_are_forked(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(nurseries, "DRIVERS", (driver,))
     with early("auto"):
         assert len(started()) == 1
-        nursery(["cuda:0"]).close()  # does not take it
+        nursery(["cuda:0"]).close()  # does not use the process started early
         assert len(started()) == 1
     driver.touch()
     for device in ("auto", "cuda", "cuda:1"):
@@ -178,13 +178,13 @@ def test_only_workers_on_a_cpu_are_forked(tmp_path: Path, monkeypatch: pytest.Mo
     assert started() == []
 
 
-def test_nothing_is_asked_of_cuda_before_a_worker_has_a_device() -> None:
+def test_cuda_is_not_initialised_before_a_worker_has_a_device() -> None:
     done = subprocess.run([sys.executable, "-c", ASKED_OF_CUDA], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @forking
-def test_what_is_started_early_is_taken_once_and_ends_with_its_block_otherwise() -> None:
+def test_a_process_started_early_is_used_once_or_ends_with_its_block() -> None:
     with early("cpu"):
         assert len(started()) == 1
         with early("cpu"):
@@ -207,16 +207,16 @@ def test_a_refused_run_leaves_no_process(tmp_path: Path) -> None:
         run(small_suite(ARMS), Options(device="cuda:99" if sys.platform != "darwin" else "cuda", runs_dir=tmp_path))
     assert started() == []
     (tmp_path / "taken").mkdir()
-    lock = RunLock(tmp_path / "taken")  # a file that is opened twice is locked twice, also by one process
+    lock = RunLock(tmp_path / "taken")  # locks of two open files conflict even within one process
     for _ in range(2):
         with pytest.raises(StoreError, match="being written by") as refusal:
             run(small_suite(ARMS), Options(device="cpu", runs_dir=tmp_path, resume=tmp_path / "taken"))
-        assert started() == [], refusal  # which keeps what the frames hold
+        assert started() == [], refusal  # keeps the objects of the frames alive
     lock.release()
 
 
 @forking
-def test_spawned_and_forked_workers_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spawned_and_forked_workers_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = small_suite(ARMS, seeds=2, max_epochs=1)
     forked = run(suite, Options(device="cpu", runs_dir=tmp_path, name="forked", jobs=2))
     monkeypatch.setattr(nurseries, "FORKS", False)
@@ -225,7 +225,7 @@ def test_spawned_and_forked_workers_find_the_same(tmp_path: Path, monkeypatch: p
 
 
 @forking
-def test_a_program_that_is_killed_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+def test_a_program_killed_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
     program = "import sys; from optbench.cli import main; sys.exit(main(['run', 'smoke', '--device', 'cpu']))"
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60

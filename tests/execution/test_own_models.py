@@ -1,4 +1,4 @@
-"""Runs of users' models through the command line: trained, killed and resumed, wrong ones refused."""
+"""Runs of users' models from the command line: trained, killed and resumed, and refused if wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ experiments:
       {batch_size: 32, max_epochs: 1, evaluate_every: 0.5, validation_examples: 60, train_examples: 128,
        test_examples: 60}
 """
-# As `PoolHere`, with an interim state after every task, in a process that can be killed.
+# Train like `PoolHere`, with an interim state after every task, in a process that can be killed.
 KILLED = """
 import sys
 import optbench.execution.session, optbench.execution.work
@@ -92,7 +92,7 @@ def test_a_killed_run_of_a_network_with_batch_norm_and_dropout_is_resumed_to_the
         ("function", "expected an nn.Module, got list"),
     ],
 )
-def test_a_wrong_model_costs_no_training(
+def test_a_wrong_model_is_refused_before_training(
     model: str, message: str, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite.write_text(SUITE.replace('ResNet", dropout: 0.3', f'{model}"'))
@@ -101,7 +101,7 @@ def test_a_wrong_model_costs_no_training(
     assert re.fullmatch(rf"optbench: {suite}:\d+:\d+: {said}\n", capsys.readouterr().err)
 
 
-def test_a_model_that_raises_later_fails_alone(suite: Path) -> None:
+def test_a_model_that_raises_later_fails_only_its_own_trials(suite: Path) -> None:
     text = SUITE.replace('ResNet", dropout: 0.3', 'RaisesLater"').replace("lr: 0.05", "lr: [0.01, 5.0]")
     suite.write_text(text)
     assert main(words(suite, "some")) == 3

@@ -1,4 +1,4 @@
-"""Workers and what they are given; and that results outlive whatever happens while the next unit is handed out."""
+"""How workers are given units, and that results survive errors while the next unit is handed out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = ["--device", "cpu", "--jobs", "1", "--quiet"]
 
 
 def calling(before: Callable[[], None], method: Callable[..., Any], nth: int) -> Callable[..., Any]:
-    """A method whose n-th call does something else first."""
+    """Wrap a method so that its n-th call runs `before` first."""
     calls = iter(range(1, 100))
 
     def called(*arguments: Any, **named: Any) -> Any:
@@ -37,7 +37,7 @@ def calling(before: Callable[[], None], method: Callable[..., Any], nth: int) ->
     return called
 
 
-def test_a_worker_has_its_next_unit_while_what_it_found_is_written(
+def test_a_worker_gets_its_next_unit_before_its_result_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(small_suite(OURS, **SHORT))
@@ -69,14 +69,14 @@ def refuse() -> None:
 
 @pytest.fixture
 def _heeds_interrupts() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a script's background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs ignore it
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_heeds_interrupts")
 @pytest.mark.parametrize(("owner", "name"), [(LocalWorker, "give"), (Pool, "_hand_out")], ids=["before", "after"])
-def test_an_interrupt_around_the_writing_of_a_result_neither_loses_nor_doubles_it(
+def test_an_interrupt_around_a_write_neither_loses_nor_duplicates_the_result(
     owner: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "suite.yaml").write_text(dump_suite(small_suite(OURS, **SHORT)))
@@ -86,19 +86,19 @@ def test_an_interrupt_around_the_writing_of_a_result_neither_loses_nor_doubles_i
     assert "interrupted; 1 finished trial is kept" in capsys.readouterr().err
     kept = pd.read_parquet(tmp_path / "cut" / "trials.parquet")
     monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
-    monkeypatch.setattr("optbench.execution.nursery.FORKS", False)  # no process is started for it
+    monkeypatch.setattr("optbench.execution.nursery.FORKS", False)  # start no process
     assert main(["run", "--resume", str(tmp_path / "cut"), *WORDS]) == 0
     found = pd.read_parquet(tmp_path / "cut" / "trials.parquet")
     assert sorted(found.optimizer) == sorted(OURS)
     same = found[found.optimizer.isin(kept.optimizer)].reset_index(drop=True)
-    pd.testing.assert_frame_equal(same, kept, check_exact=True)  # its seconds, too: it was not trained again
+    pd.testing.assert_frame_equal(same, kept, check_exact=True)  # even the seconds: it was not trained again
 
 
-@pytest.mark.skipif(not FORKS, reason="workers are forks on Linux alone")
-def test_a_process_that_cannot_be_started_loses_no_result(
+@pytest.mark.skipif(not FORKS, reason="workers are forked only on Linux")
+def test_failing_to_start_a_process_loses_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker that has run a user's code is replaced for the next optimizer's."""
+    """A worker that has run a user's code is replaced before the next optimizer, which starts a process."""
     (tmp_path / "mine.py").write_text("from torch.optim import SGD\nclass A(SGD): ...\nclass B(SGD): ...\n")
     users = {name: {"target": f"{tmp_path}/mine.py:{name.upper()}", "lr": 0.1} for name in ("a", "b")}
     (tmp_path / "suite.yaml").write_text(dump_suite(small_suite(users, **SHORT)))

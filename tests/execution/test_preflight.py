@@ -1,5 +1,5 @@
-"""What is refused before anything is trained, in one line, with no run left behind: and what is counted for it agrees
-with what training would find."""
+"""Settings that are refused in one line before anything is trained, leaving no run behind; the sizes that this check
+counts agree with those of training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ experiments:
 PAIRS = "{kind: class-incremental}"
 SHUFFLED = "{kind: class-incremental, group_size: 1, order: shuffled}"
 PERMUTED = "{kind: permuted, count: 9}"
-# Tasks, protocol, and words of the message.
+# Tasks, protocol, and part of the message
 CASES = {
     "all tasks": (PERMUTED, "batch_size: 641", "batch_size: 641 is more than the 640 training examples of task 1"),
     "one of the tasks": (PAIRS, "batch_size: 130", "batch_size: 130 is more than the"),
@@ -54,7 +54,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_fault_of_the_last_experiment_is_found_before_the_first_is_trained(
+def test_an_error_in_the_last_experiment_is_found_before_the_first_is_trained(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks, protocol, words = CASES[name]
@@ -76,7 +76,7 @@ def test_a_dry_run_knows_the_sizes_of_shipped_datasets(
     Path("s.yaml").write_text(SUITE.format(tasks=tasks, protocol=protocol), encoding="utf-8")
     dry = refusal(capsys, tmp_path, "run", "s.yaml", "--dry-run")
     assert words in dry
-    assert dry == refusal(capsys, tmp_path, "run", "s.yaml", *QUICK), "as the run itself says"
+    assert dry == refusal(capsys, tmp_path, "run", "s.yaml", *QUICK), "the run gives the same message"
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,10 +95,10 @@ def test_a_dry_run_knows_the_sizes_of_shipped_datasets(
     st.integers(1, 8),
     st.lists(st.integers(0, 2**40), min_size=1, max_size=3, unique=True),
 )
-def test_the_sizes_are_those_of_the_tasks_that_are_trained(
+def test_counted_sizes_equal_those_of_the_trained_tasks(
     tasks: TaskSettings, labels: list[int], batch: int, seeds: list[int]
 ) -> None:
-    """The least of them, and each that is named, counted from the arrays of every task of every seed."""
+    """Compare the minimum and every reported size with counts over the arrays of all tasks and seeds."""
     half = Split(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), torch.tensor(labels))
     dataset = Dataset("made", half, half, 6, (0.1,), (0.3,))
     protocol = Protocol(batch_size=batch, validation_examples=len(labels) // 4)

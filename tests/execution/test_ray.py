@@ -1,4 +1,4 @@
-"""On a simulated Ray cluster, four nodes with one CPU each: the tables of a local run, whatever is lost on the way."""
+"""A simulated Ray cluster of four nodes with one CPU each gives the tables of a local run, even if nodes are lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import assert_same_tables
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
-    pytest.mark.filterwarnings("ignore"),  # Ray's own
+    pytest.mark.filterwarnings("ignore"),  # raised by Ray itself
 ]
 MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 NODES = 4
@@ -34,7 +34,7 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a run has written to standard output and error; it ended well."""
+    """Wait for a run, assert that it succeeded, and return its standard output and standard error."""
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors[-3000:]
     return output, errors
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(folder: Path) -> Path:
-    """The local run."""
+    """Return the directory of the local run."""
     ended(started(folder, "smoke", "--name", "here", "--jobs", "2"))
     return folder / "runs" / "here"
 
@@ -75,11 +75,11 @@ def wait_for(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def finished(run: Path) -> int:
-    """How many cohorts are in a run directory."""
+    """Count the finished cohorts in a run directory."""
     return len(list(run.glob("parts/[!.]*"))) if (run / "trials.parquet").exists() else 0
 
 
-def test_a_cluster_gives_the_tables_of_a_local_run(here: Path, folder: Path, cluster: Any) -> None:
+def test_a_cluster_gives_the_same_tables_as_a_local_run(here: Path, folder: Path, cluster: Any) -> None:
     output, errors = ended(started(folder, "smoke", "--name", "there", "--on", f"ray:{cluster.address}", "--quiet"))
     assert_same_tables(here, folder / "runs/there")
     assert "shampoo" in output
@@ -88,7 +88,7 @@ def test_a_cluster_gives_the_tables_of_a_local_run(here: Path, folder: Path, clu
     assert (record["provenance"]["on"], record["provenance"]["jobs"]) == (f"ray:{cluster.address}", NODES)
 
 
-def test_two_of_four_nodes_are_removed_and_the_tables_are_the_same(here: Path, folder: Path, cluster: Any) -> None:
+def test_the_tables_are_the_same_when_two_of_four_nodes_are_removed(here: Path, folder: Path, cluster: Any) -> None:
     process = started(folder, "smoke", "--name", "half", "--on", f"ray:{cluster.address}")
     run = folder / "runs/half"
     wait_for(lambda: finished(run) >= 1, process)
@@ -96,11 +96,11 @@ def test_two_of_four_nodes_are_removed_and_the_tables_are_the_same(here: Path, f
         cluster.remove_node(node, allow_graceful=False)
     output, errors = ended(process)
     assert_same_tables(here, run)
-    assert "raylet" not in output, "results alone"
+    assert "raylet" not in output, "standard output contains only results"
     assert "a worker was lost (" in errors
 
 
-def test_a_run_whose_parent_was_killed_is_resumed_locally(here: Path, folder: Path, cluster: Any) -> None:
+def test_a_run_whose_parent_was_killed_can_be_resumed_locally(here: Path, folder: Path, cluster: Any) -> None:
     process = started(folder, "smoke", "--name", "killed", "--on", f"ray:{cluster.address}", "--quiet")
     run = folder / "runs/killed"
     wait_for(lambda: finished(run) >= 1, process)
@@ -109,7 +109,7 @@ def test_a_run_whose_parent_was_killed_is_resumed_locally(here: Path, folder: Pa
     left = len(pd.read_parquet(run / "trials.parquet"))
     ended(started(folder, "--resume", "killed", "--jobs", "2", "--quiet"))
     assert_same_tables(here, run)
-    assert left < len(pd.read_parquet(run / "trials.parquet")), "it was killed before its end"
+    assert left < len(pd.read_parquet(run / "trials.parquet")), "the run was complete before it was killed"
 
 
 SCRIPT = """
@@ -125,7 +125,7 @@ train("ray")
 """
 
 
-def test_a_cluster_is_started_where_there_is_none_and_objects_reach_it(folder: Path) -> None:
+def test_a_local_cluster_is_started_if_there_is_none_and_objects_reach_it(folder: Path) -> None:
     (folder / "script.py").write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -135,7 +135,7 @@ def test_a_cluster_is_started_where_there_is_none_and_objects_reach_it(folder: P
     assert_same_tables(folder / "runs/local", folder / "runs/ray")
 
 
-def test_a_cluster_that_is_not_there_is_said_in_one_line(folder: Path) -> None:
+def test_an_unreachable_cluster_is_reported_in_one_line(folder: Path) -> None:
     process = started(folder, "smoke", "--name", "nowhere", "--on", "ray:127.0.0.1:9", "--quiet")
     output, errors = process.communicate(timeout=200)
     assert (process.returncode, output) == (2, "")

@@ -1,5 +1,5 @@
-"""Where runs are written: home directories, names that are taken, places that cannot hold a run. Each refusal is one
-line, and leaves nothing behind."""
+"""Where runs are written: home directories, existing names, and unusable places. Each refusal is one line and leaves
+nothing behind."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _train_here: None)
     Path("s.yaml").write_text(SUITE, encoding="utf-8")
 
 
-# Each way to give a path, by option: a shell leaves `~` alone after `=`, and within quotes.
+# Both forms of an option: a shell does not expand `~` after `=` or within quotes.
 @pytest.mark.parametrize("form", [["--runs-dir", "~/r"], ["--runs-dir=~/r"]])
-def test_runs_at_home_are_made_and_found(form: list[str], tmp_path: Path) -> None:
+def test_a_tilde_in_a_runs_directory_is_expanded(form: list[str], tmp_path: Path) -> None:
     assert main(["run", "s.yaml", *form, "--name", "a", *QUICK]) == 0
     assert run_ids(tmp_path / "home" / "r") == ["a"]
     assert not Path("~").exists()
@@ -62,14 +62,14 @@ def test_runs_at_home_are_made_and_found(form: list[str], tmp_path: Path) -> Non
     assert not Path("~").exists()
 
 
-def test_figures_are_written_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_a_figures_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optbench.report.figures.figure_kinds", lambda studies: [])
     write_run(Path(), SUITE, lambda trial: rows_of(matrix=[[0.1], [0.9]]))
     assert main(["report", "--figures=~/figures"]) == 0
     assert not Path("~").exists()
 
 
-def test_data_at_home_are_looked_for_there(
+def test_a_tilde_in_a_data_directory_is_expanded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = SUITE.replace("tasks:", "dataset: kmnist\n    tasks:")
@@ -86,7 +86,7 @@ OPTIONS = ("--runs-dir", "--data-dir")
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("value", ["~nobody-at-all/x", "", "x\udcff"])
-def test_a_path_that_is_none_is_refused(
+def test_an_invalid_path_is_refused(
     option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(capsys, tmp_path, "run", "s.yaml", f"{option}={value}", *QUICK)
@@ -95,7 +95,7 @@ def test_a_path_that_is_none_is_refused(
 
 
 @pytest.mark.parametrize("command", [["report", "-o"], ["report", "--figures"], ["tune", "s.yaml", "-o"]])
-def test_an_output_that_is_no_path_is_refused(
+def test_an_invalid_output_path_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(Path(), SUITE, lambda trial: rows_of(matrix=[[0.1], [0.9]]))
@@ -106,7 +106,9 @@ def test_an_output_that_is_no_path_is_refused(
             refusal(capsys, tmp_path, *command, value)
 
 
-def test_an_empty_home_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_an_empty_home_variable_counts_as_no_home_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     monkeypatch.setenv("HOME", "")
     assert "there is no home directory ~" in refusal(capsys, tmp_path, "run", "s.yaml", "--runs-dir=~/x", *QUICK)
     Path("s.yaml").write_text(SUITE.replace("tasks:", "dataset: kmnist\n    tasks:"), encoding="utf-8")
@@ -114,15 +116,15 @@ def test_an_empty_home_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-def test_other_paths_are_what_they_are(text: str) -> None:
+def test_paths_without_a_tilde_are_unchanged(text: str) -> None:
     if not text.startswith("~"):
         assert user_path(text, "--x") == Path(text)
     else:
-        with contextlib.suppress(UsageError):  # of a user that there is not
+        with contextlib.suppress(UsageError):  # the user does not exist
             assert user_path(text, "--x").is_absolute()
 
 
-def test_runs_of_one_second_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_started_in_the_same_second_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 
     class Stopped(datetime.datetime):
@@ -140,13 +142,13 @@ def test_runs_of_one_second_have_names_of_their_own(monkeypatch: pytest.MonkeyPa
         assert read_run(Path("runs", name)).record["status"] == "complete"
 
 
-def test_a_name_that_was_given_is_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_name_is_never_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "s.yaml", "--name", "a", *QUICK]) == 0
     assert "this run already exists" in refusal(capsys, tmp_path, "run", "s.yaml", "--name", "a", *QUICK)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_holds_no_run(
+def test_a_file_system_without_locks_is_refused(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: object) -> None:
@@ -158,8 +160,10 @@ def test_a_file_system_without_locks_holds_no_run(
     assert os.strerror(number) in said
 
 
-def test_a_place_too_deep_for_a_runs_files_holds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The directory itself could be made; without the check the first checkpoint would fail after its training."""
+def test_a_directory_too_deep_for_the_files_of_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory itself can be created, so without this check the first checkpoint would fail after its training."""
     most = os.pathconf("/", "PC_PATH_MAX")
     room = most - len(str(tmp_path)) - LONGEST_NAME
     deep = tmp_path.joinpath(*["d" * 200] * (room // 201), "d" * (room % 201 + 60))
@@ -167,7 +171,7 @@ def test_a_place_too_deep_for_a_runs_files_holds_none(tmp_path: Path, capsys: py
     assert "File name too long" in said
 
 
-def test_a_working_directory_whose_name_is_no_text_holds_runs_all_the_same(tmp_path: Path) -> None:
+def test_runs_work_in_a_directory_whose_name_is_not_utf8(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)  # noqa: PTH102
     (tmp_path / "work" / "s.yaml").rename(tmp_path / "s.yaml")
@@ -179,7 +183,7 @@ def test_a_working_directory_whose_name_is_no_text_holds_runs_all_the_same(tmp_p
     assert subprocess.run(report, cwd=folder, capture_output=True, check=False).returncode == 0
 
 
-def test_the_word_for_the_latest_run_is_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_is_refused_as_the_name_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "smoke", "--runs-dir", str(tmp_path / "runs"), "--name", "latest"]) == 2
     assert "--name latest: expected a name other than latest" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Run directories: durable from the first finished cohort, resumable, the same tables every time."""
+"""Run directories are durable from the first finished cohort, resumable, and have the same tables every time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RATES = {"sgd": {"target": "sgd", "lr": 0.1}, "adamw": {"target": "adamw", "lr":
 
 
 class Silent:
-    """A view that only counts."""
+    """A view that only records the trained trials."""
 
     def __init__(self) -> None:
         self.trained: list[str] = []
@@ -65,7 +65,7 @@ def test_the_run_directory_keeps_its_contract(finished: Path) -> None:
         table = pq.read_table(finished / f"{name}.parquet")
         assert tuple(table.column_names[:7]) == KEY_COLUMNS
         assert table.schema.metadata[b"optbench_schema_version"] == str(SCHEMA_VERSION).encode()
-        assert (table.num_rows > 0) == (name != "pruning"), "only what a suite asks for is measured"
+        assert (table.num_rows > 0) == (name != "pruning"), "only requested measures are taken"
     assert not (finished / "parts").exists()
     trials = pd.read_parquet(finished / "trials.parquet")
     assert list(trials.status) == ["ok"] * 6
@@ -104,14 +104,14 @@ def test_resuming_with_other_settings_is_refused(finished: Path) -> None:
         make_plan(small_suite(RATES, max_epochs=2), finished)
 
 
-def test_a_killed_run_keeps_what_was_finished_and_resumes_to_the_same_tables(finished: Path, tmp_path: Path) -> None:
+def test_a_killed_run_keeps_finished_trials_and_resumes_to_the_same_tables(finished: Path, tmp_path: Path) -> None:
     suite = small_suite(RATES, max_epochs=1)
     (tmp_path / "suite.yaml").write_text(dump_suite(suite))
     words = ["run", "suite.yaml", "--runs-dir", "runs", "--name", "killed", "--jobs", "1", "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-m", "optbench.cli", *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
     path, deadline = tmp_path / "runs" / "killed", time.monotonic() + 120
     while not list(path.glob("parts/[!.]*")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
@@ -144,7 +144,7 @@ class Odd(torch.optim.SGD):
 """
 
 
-def test_foreign_optimizers_cost_only_their_own_trials(tmp_path: Path) -> None:
+def test_faulty_user_optimizers_fail_only_their_own_trials(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(PLUGIN)
     ways = {"well": ("ok", None), "raise": ("failed", "RuntimeError"), "nan": ("diverged", None)}
     odd = {way: {"target": f"{tmp_path}/odd.py:Odd", "behave": way} for way in ways}
@@ -157,7 +157,7 @@ def test_foreign_optimizers_cost_only_their_own_trials(tmp_path: Path) -> None:
         assert {value for value in mine.error_type if isinstance(value, str)} == ({error} if error else set())
         if way != "well":
             assert set(mine.last_step) <= {7, 8}
-    # It is plain SGD in disguise.
+    # The well-behaved optimizer is plain SGD.
     accuracy = read_run(outcome.path).table("accuracy").to_pandas()
     pair = [list(accuracy[accuracy.optimizer == name].accuracy) for name in ("well", "sgd")]
     assert pair[0] == pytest.approx(pair[1], abs=0.02)
@@ -181,7 +181,7 @@ class Deadly(torch.optim.SGD):
 """
 
 
-def test_a_worker_that_dies_costs_only_the_trial_that_kills_it(tmp_path: Path) -> None:
+def test_a_dying_worker_fails_only_the_trial_that_kills_it(tmp_path: Path) -> None:
     (tmp_path / "deadly.py").write_text(DEADLY)
     deadly = {"target": f"{tmp_path}/deadly.py:Deadly", "lr": [0.1, 0.2, 0.3]}
     suite = small_suite({"deadly": deadly, "sgd": {"target": "sgd", "lr": [0.1, 0.2, 0.3]}}, max_epochs=1, seeds=1)

@@ -1,4 +1,4 @@
-"""Two runs with one id, from different folders, are told apart wherever they are shown; suffixes without a format."""
+"""Two runs with the same id in different folders are distinguished wherever they are shown; unknown suffixes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.written_runs import rows_of, write_run
 
 @pytest.fixture
 def twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two runs of one id with other results, and one of another id."""
+    """Write two runs with the same id and different results, and one with another id; return the first two."""
     monkeypatch.chdir(tmp_path)
     seeds = SUITE.replace("seeds: 1", "seeds: 6")
     for folder, accuracy in (("old", 0.8), ("new", 0.9)):
@@ -38,7 +38,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_they_are_told_apart_in_every_format(twice: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_the_same_id_are_distinguished_in_every_format(
+    twice: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     for form in ("terminal", "markdown", "html", "latex", "csv", "json"):
         for command in (["report", *twice], ["compare", *twice]):
             text = said(capsys, *command, "--format", form)
@@ -54,19 +56,21 @@ def test_they_are_told_apart_in_every_format(twice: list[str], capsys: pytest.Ca
     assert (pair["run_a"], pair["run_b"], round(pair["difference"], 6)) == (twice[1], twice[0], 0.1)
 
 
-def test_figures_tell_them_apart(twice: list[str]) -> None:
+def test_runs_with_the_same_id_are_distinguished_in_figures(twice: list[str]) -> None:
     results = [read_results(run) for run in read_runs([Path(name) for name in twice])]
     assert [series.label for group in groups(results) for series in group.series] == [f"sgd ({name})" for name in twice]
 
 
-def test_runs_of_different_ids_keep_them(twice: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_different_ids_are_shown_by_id(twice: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capsys, "report", twice[0], "old/runs/other", "--format", "json"))
     assert [run["run"] for run in found["runs"]] == ["same", "other"]
     found = json.loads(said(capsys, "compare", "same:sgd", "other:sgd", "--runs-dir", "old/runs", "--format", "json"))
     assert (found["a"], found["b"]) == ("same", "other")
 
 
-def test_one_run_by_two_names_is_one(twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_given_by_two_paths_is_recognised(
+    twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = f"new/../{twice[0]}"
     assert "named twice" in refusal(capsys, tmp_path, "report", twice[0], again)
     assert "expected two different sides" in refusal(capsys, tmp_path, "compare", twice[0], again, code=4)
@@ -76,7 +80,7 @@ PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda part
 
 
 @given(st.lists(PATHS, min_size=1, max_size=5, unique=True))
-def test_labels_are_the_ids_where_they_differ_and_tell_all_others_apart(paths: list[Path]) -> None:
+def test_labels_are_unique_and_equal_the_ids_if_those_are_unique(paths: list[Path]) -> None:
     labels = _labels(paths)
     assert len(set(labels)) == len(paths)
     names = [path.name for path in paths]
@@ -95,7 +99,9 @@ def test_a_suffix_without_a_format_is_refused(
     assert ".html" in text
 
 
-def test_other_outputs_are_written(twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_with_known_or_no_suffix_are_written(
+    twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("x.HTML", "x", ".hidden", "x.txt", "a.b"):
         form = ["--format", "json"] if name == "a.b" else []
         assert main(["report", twice[0], "-o", name, *form]) == 0

@@ -1,4 +1,4 @@
-"""Jobs of SLURM, by submitit's executor for processes of this machine: the tables of a local run, whatever is lost."""
+"""SLURM jobs, run by submitit's local executor, give the tables of a local run, even if a job is lost."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ON = ["--on", "slurm", "--set-on", "cluster=local"]
 @installed
 @pytest.mark.filterwarnings(
     "ignore:subprocess [0-9]+ is still running:ResourceWarning"
-)  # submitit's, which ends by itself
-def test_a_job_gives_the_tables_of_a_run_here_and_leaves_nothing_behind(
+)  # submitit's process, which ends by itself
+def test_a_job_gives_the_same_tables_as_a_local_run_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "suite.yaml").write_text(dump_suite(SUITE))
@@ -55,7 +55,7 @@ def test_a_job_gives_the_tables_of_a_run_here_and_leaves_nothing_behind(
         (["cluster=pbs"], "--set-on cluster=pbs: expected slurm or local, got pbs"),
     ],
 )
-def test_a_wrong_setting_is_said_in_one_line(
+def test_a_wrong_setting_is_reported_in_one_line(
     settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [word for setting in ("cluster=local", *settings) for word in ("--set-on", setting)]
@@ -65,23 +65,23 @@ def test_a_wrong_setting_is_said_in_one_line(
 
 
 @installed
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is SLURM here")
-def test_without_slurm_a_line_says_where_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is installed")
+def test_missing_slurm_is_reported_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "smoke", "--on", "slurm", "--runs-dir", str(tmp_path), *WORDS]) == 2
     assert capsys.readouterr().err == (
         "optbench: --on slurm: there is no srun here; start optbench on a login node of the cluster\n"
     )
 
 
-def test_settings_are_for_slurm_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_jobs_require_slurm(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "smoke", "--set-on", "partition=gpu", "--dry-run"]) == 2
     assert "--set-on partition=gpu: expected --on slurm, got --on local" in capsys.readouterr().err
 
 
-# Messages through files
+# Messages passed as files
 
 
-def test_messages_arrive_once_whole_and_in_order(tmp_path: Path) -> None:
+def test_messages_arrive_complete_in_order_and_once(tmp_path: Path) -> None:
     sender, receiver = Mailbox(tmp_path), Mailbox(tmp_path)
     for number in range(12):
         sender.put(number)
@@ -93,7 +93,7 @@ def test_messages_arrive_once_whole_and_in_order(tmp_path: Path) -> None:
 
 
 class StubAgent:
-    """Has nothing to tell."""
+    """An agent that sends no messages of its own."""
 
     def __init__(self, device: str) -> None:
         self.given: list[Any] = []
@@ -137,7 +137,7 @@ def test_a_job_ends_with_its_run(how: str, tmp_path: Path, monkeypatch: pytest.M
     assert not thread.is_alive()
 
 
-def test_a_pulse_is_watched_by_ones_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_measured_by_the_watchers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: now[0])
     own, watched = Pulse(tmp_path / PULSE), Pulse(tmp_path / PULSE)
@@ -149,12 +149,12 @@ def test_a_pulse_is_watched_by_ones_own_clock(tmp_path: Path, monkeypatch: pytes
     assert watched.silence() == 0.0
 
 
-# Minutes
+# This test takes minutes.
 
 
 @installed
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_is_replaced_and_the_tables_are_the_same(tmp_path: Path) -> None:
+def test_a_cancelled_job_is_replaced_and_the_tables_are_the_same(tmp_path: Path) -> None:
     code = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", "smoke", "--device", "cpu", "--jobs", "2", "--name"]
     subprocess.run([*command, "here", "--quiet"], cwd=tmp_path, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Texts of a user's own, from the command line to the run directory: trained on, kept, hashed, and repeated."""
+"""Users' text files from the command line to the run directory: trained on, copied, hashed, and used again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "s.yaml").write_text(SUITE, encoding="utf-8")
     (folder / "songs.txt").write_text("row, row, row your boat, gently down the stream; " * 60, encoding="utf-8")
-    # Text that looks like code: it is read, and neither executed nor searched for imports.
+    # Text that looks like code is neither executed nor searched for imports.
     (folder / "laws.py").write_text("import nothing_of_the_kind\n" * 150, encoding="utf-8")
     shutil.copy(own_models.__file__, folder / "own_models.py")
     monkeypatch.chdir(tmp_path)
@@ -49,7 +49,7 @@ def trials(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "trials.parquet")
 
 
-def test_a_run_on_a_users_texts_is_kept_with_them_and_repeated_from_anywhere(
+def test_a_run_keeps_a_copy_of_its_texts_and_can_be_repeated_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["run", "suites/s.yaml", "--name", "one", *QUICK]) == 0
@@ -57,7 +57,7 @@ def test_a_run_on_a_users_texts_is_kept_with_them_and_repeated_from_anywhere(
     assert trials(run)["status"].tolist() == ["ok"] * 6
     assert trials(run)["init_hash"].groupby(trials(run)["seed"]).nunique().tolist() == [1, 1]
     accuracy = pd.read_parquet(run / "accuracy.parquet")
-    # Of 2,940 and 4,050 bytes the last twentieth: 147 and 202, of which windows of 16 make 9 and 12.
+    # The last twentieth of 2,940 and 4,050 bytes is 147 and 202 bytes, or 9 and 12 windows of 16.
     assert set(accuracy["examples"]) == {9 * 16, 12 * 16}
     for name in ("songs.txt", "laws.py"):
         assert (run / "plugins" / name).read_bytes() == (tmp_path / "suites" / name).read_bytes()
@@ -73,7 +73,7 @@ def test_a_run_on_a_users_texts_is_kept_with_them_and_repeated_from_anywhere(
     assert_same_tables(run, tmp_path / "elsewhere" / "runs" / "again")
 
 
-def test_another_text_is_another_source_and_is_not_resumed_in_silence(
+def test_a_run_whose_text_has_changed_resumes_only_with_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = interrupted(monkeypatch, "cut", after=2)
@@ -92,13 +92,13 @@ def test_another_text_is_another_source_and_is_not_resumed_in_silence(
     assert sorted(file.name for file in (run / "plugins").rglob("songs.txt")) == ["songs.txt"] * 2
 
 
-def test_an_extending_suite_finds_the_texts_of_its_base(tmp_path: Path) -> None:
+def test_a_suite_that_extends_another_finds_the_texts_of_its_base(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: suites/s.yaml\nseeds: 1\nname: mine\n", encoding="utf-8")
     assert main(["run", "mine.yaml", "--name", "two", "--optimizer", "adamw", *QUICK]) == 0
     assert trials(tmp_path / "runs" / "two")["status"].tolist() == ["ok"]
 
 
-def test_a_text_is_the_same_to_a_trial_alone_and_among_others(tmp_path: Path) -> None:
+def test_a_trial_on_text_alone_equals_the_trial_among_others(tmp_path: Path) -> None:
     assert main(["run", "suites/s.yaml", "--name", "all", *QUICK]) == 0
     assert main(["run", "suites/s.yaml", "--name", "alone", "--seeds", "1,", "--optimizer", "adamw", *QUICK]) == 0
     whole, alone = (pd.read_parquet(tmp_path / "runs" / name / "curves.parquet") for name in ("all", "alone"))

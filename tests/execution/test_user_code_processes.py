@@ -1,4 +1,4 @@
-"""A process that has run a user's code gives no other trial what that code left behind."""
+"""Changes that a user's code makes to its process do not affect other optimizers."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ experiments:
 
 
 def accuracies(folder: Path, name: str, between: str = "") -> pd.DataFrame:
-    """The accuracies in a run of the suite with other optimizers between its two."""
+    """Return the accuracies of a run of the suite with other optimizers between its two."""
     file = folder / f"{name}.yaml"
     file.write_text(SUITE % between)
     words = ["--runs-dir", str(folder / "runs"), "--name", name, "--jobs", "1", "--quiet"]
-    assert main(["run", str(file), *words]) in (0, 3)  # what becomes of the trials that patch is their own affair
+    assert main(["run", str(file), *words]) in (0, 3)  # trials that patch may fail
     return pd.read_parquet(folder / "runs" / name / "accuracy.parquet")
 
 
-def test_patches_of_a_users_code_reach_no_other_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_patches_by_a_users_code_do_not_affect_other_optimizers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(PLUGIN)
     users = "\n".join(f"  {name.lower()}: {{target: {mine}:{name}, lr: 0.1}}" for name in ("Patching", "Plain"))
     clean, among = accuracies(tmp_path, "clean"), accuracies(tmp_path, "among", users)
     both = among[among.optimizer.isin(["first", "last"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(both, clean, check_exact=True)
-    # Another class of the user's is SGD, and no patched one.
+    # The user's other class is plain, unpatched SGD.
     first, plain = (among[among.optimizer == name].accuracy.tolist() for name in ("first", "plain"))
     assert plain == first
     assert len(first) >= 2 * 2 * 3
