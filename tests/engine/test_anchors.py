@@ -1,4 +1,4 @@
-"""The pull towards the initial weights, joined to gradients and as a term of the loss."""
+"""The pull towards the initial weights, added to gradients and as a term of the loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.engine.stack import Layout
 
 
 @pytest.mark.parametrize("strengths", [(0.3, 2.0), (0.3, 0.0)])
-def test_what_joins_the_gradients_is_autograds_of_the_term(strengths: tuple[float, float]) -> None:
+def test_the_added_gradient_equals_autograd_of_the_term(strengths: tuple[float, float]) -> None:
     network = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2)).double()
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     draws = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def test_what_joins_the_gradients_is_autograds_of_the_term(strengths: tuple[floa
             torch.testing.assert_close(layout.views(grads[i] - before[i])[name], push)
 
 
-def test_nothing_is_added_without_strength() -> None:
+def test_nothing_is_added_at_strength_zero() -> None:
     layout = Layout.of({"w": torch.Size([2])})
     assert Anchors.of([None, None], layout) is None
     assert Anchors.of([Anchor(0.0, torch.zeros(layout.width))], layout) is None

@@ -1,4 +1,4 @@
-"""`protocol.augment`: crops and mirror images of training batches, against padding and slicing image by image."""
+"""`protocol.augment`: crops and mirror images of training batches agree with padding and slicing image by image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def colours() -> Dataset:
 
 
 def slow(image: Tensor, way: int, crop: int) -> Tensor:
-    """(C, H, W) mirrored and cropped, as way number `way`."""
+    """Mirror and crop an image (C, H, W) by combination number `way` of flip and shifts."""
     shifts = 2 * crop + 1
     flip, down, right = way // shifts**2, way // shifts % shifts, way % shifts
     image = image.flip(-1) if flip else image
@@ -54,8 +54,8 @@ def slow(image: Tensor, way: int, crop: int) -> Tensor:
 
 @pytest.mark.parametrize("augment", [AUGMENT, {"crop": 3}, {"flip": True}], ids=str)
 @pytest.mark.parametrize("kind", TASKS)
-def test_batches_are_augmented_as_image_by_image(kind: str, augment: dict[str, Any], colours: Dataset) -> None:
-    """On both paths, for two seeds at once: before the permutation; mirrored before and cropped after the rotation."""
+def test_augmenting_a_batch_equals_augmenting_each_image(kind: str, augment: dict[str, Any], colours: Dataset) -> None:
+    """Both batch paths, two seeds: augmented before a permutation; mirrored before and cropped after a rotation."""
     protocol = Protocol(batch_size=7, validation_examples=4, augment=augment)
     family = TaskFamily(TaskSettings.of(kind, **TASKS[kind]), colours, protocol, 0, CPU)
     crop, normalise = protocol.augment.crop, Normaliser.of(colours, protocol, CPU)
@@ -84,7 +84,7 @@ def test_batches_are_augmented_as_image_by_image(kind: str, augment: dict[str, A
                 assert torch.equal(targets, stream.examples.targets[stream.indices(step)])
 
 
-def test_every_way_is_as_likely_and_drawn_anew_in_every_epoch() -> None:
+def test_augmentations_are_equally_likely_and_redrawn_every_epoch() -> None:
     examples = Examples(torch.zeros(9000, 1, 4, 4), torch.zeros(9000, dtype=torch.int64))
     augment = Protocol(augment={"crop": 1, "flip": True}).augment
     one, same, other = (BatchStream(examples, 10, 0, seed, 0, *order, augment) for seed, order in
@@ -94,11 +94,11 @@ def test_every_way_is_as_likely_and_drawn_anew_in_every_epoch() -> None:
     assert (counts - 500).abs().max() < 5 * 500**0.5
     assert torch.equal(one.ways(0), same.ways(0))
     assert not torch.equal(one.ways(0), one.ways(1))
-    assert not torch.equal(one.ways(0), other.ways(0)), "another data order is other noise"
+    assert not torch.equal(one.ways(0), other.ways(0)), "another data order has other augmentations"
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_training_is_that_of_a_plain_loop_alone_among_others_and_resumed(mnist: Dataset) -> None:
+def test_augmented_training_equals_a_plain_loop_and_does_not_depend_on_company_or_resuming(mnist: Dataset) -> None:
     settings: dict[str, Any] = {
         "metrics": ["hoyer"],
         "train_examples": 120,
@@ -115,7 +115,7 @@ def test_training_is_that_of_a_plain_loop_alone_among_others_and_resumed(mnist: 
     family = TaskFamily(suite.experiments["small"].tasks, mnist, suite.experiments["small"].protocol, 0, CPU)
 
     def batch(stream: BatchStream, step: int) -> Tensor:
-        # All at once, out of the originals: permuted afterwards.
+        # Augment the original images and permute the pixels afterwards.
         images = family.parts.train.inputs[stream.indices(step)]
         augmented = [slow(image, way, 2) for image, way in zip(images, stream.augmentation(step), strict=True)]
         return permute_pixels(torch.stack(augmented), stream.examples.places)
@@ -146,7 +146,7 @@ def vectors():
         ("mnist", "{crop: 0}", "permuted", "mlp", "expected 'crop' above 0, 'flip: true' or both"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_augmented_is_refused_before_training(
+def test_data_that_cannot_be_augmented_is_refused_before_training(
     dataset: str, augment: str, tasks: str, model: str, message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""`protocol.precision: bfloat16` is PyTorch's autocast around forward passes in training, and nothing else."""
+"""`protocol.precision: bfloat16` applies PyTorch's autocast to the forward passes of training, and to nothing else."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def losses(result: TrialResult) -> list[float | None]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("sam", [False, True], ids=["sgd", "sam"])
-def test_steps_are_those_of_plain_training_under_autocast(model: str, sam: bool, mnist: Dataset) -> None:
-    """Bit for bit, with one evaluation a step and with two; written-out gradients, which are of float32, make way."""
+def test_training_equals_plain_training_under_autocast(model: str, sam: bool, mnist: Dataset) -> None:
+    """Covers one and two evaluations per step; the hand-written float32 gradients must not be used."""
     settings = {"target": "sam", "base": SGD} if sam else SGD
     suite = small_suite({"it": settings}, model=MODELS[model], seeds=2, **BF16)
     results = train_suite(suite, mnist)
@@ -51,8 +51,8 @@ def test_steps_are_those_of_plain_training_under_autocast(model: str, sam: bool,
 
 
 @pytest.mark.parametrize("name", ["kfac", "rank-penalty", "hessian-free"])
-def test_what_looks_into_forward_passes_sees_float32(name: str, mnist: Dataset) -> None:
-    """Close to float32: statistics, penalties and products with curvature are worked out in full."""
+def test_optimizers_that_read_forward_passes_compute_in_float32(name: str, mnist: Dataset) -> None:
+    """Losses stay close to float32 because statistics, penalties and curvature products are computed in float32."""
     own: dict[str, Any] = {"rank-penalty": {"base": SGD, "strength": 0.03}}.get(name, {})
     exact, rounded = (
         train_suite(small_suite({"it": {"target": name, **own}}, seeds=1, **how), mnist)[0] for how in (FEW, BF16)
@@ -63,8 +63,8 @@ def test_what_looks_into_forward_passes_sees_float32(name: str, mnist: Dataset) 
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_transformer_trains_alone_as_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention too; and with all members in one call, as on an accelerator, to nearly the same losses."""
+def test_a_transformer_alone_equals_the_transformer_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Covers attention; with all members in one call, as on an accelerator, losses are nearly the same."""
     suite, text = text_suite({"target": "adamw", "lr": [3e-3, 1e-2]}, GPT, precision="bfloat16"), small_text()
     results = train_suite(suite, text)
     assert same_bits(train_suite(suite, text, only=1)[0], results[1])

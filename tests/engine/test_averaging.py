@@ -1,4 +1,4 @@
-"""`protocol.weight_averaging`: what is measured is PyTorch's `AveragedModel`; training continues from the weights."""
+"""`protocol.weight_averaging`: PyTorch's `AveragedModel` is measured; training continues from the plain weights."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def weights(result: TrialResult) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("target", ["sgd", "torch.optim:SGD"])
-def test_what_is_kept_is_the_averaged_model_of_plain_training(target: str, mnist: Dataset) -> None:
-    """Through two tasks, elementwise and with an instance per member; training itself does not notice."""
+def test_the_stored_weights_equal_the_averaged_model_of_plain_training(target: str, mnist: Dataset) -> None:
+    """Covers two tasks, the elementwise lane and one instance per member; training itself is unchanged."""
     suite = small_suite({"it": SGD | {"target": target}}, seeds=2, weight_averaging=EMA, **SHORT)
     results = train_suite(suite, mnist)
     averaged: list[AveragedModel] = []
@@ -50,13 +50,13 @@ def test_what_is_kept_is_the_averaged_model_of_plain_training(target: str, mnist
     plain = train_suite(small_suite({"it": SGD | {"target": target}}, seeds=2, **SHORT), mnist)
     for one, other in zip(results, plain, strict=True):
         a, b = ([row.train_loss for row in result.rows if isinstance(row, CurveRow)] for result in (one, other))
-        assert a == b, "of the weights in training"
+        assert a == b, "training losses are of the plain weights"
         a, b = ([row.accuracy for row in result.rows if isinstance(row, AccuracyRow)] for result in (one, other))
-        assert a != b, "of the average"
+        assert a != b, "evaluations are of the average"
 
 
 class Picky(torch.optim.SGD):
-    """Refuses a rate, when it is made and its company stands already."""
+    """Raises in the constructor for a large learning rate, when other members have already been created."""
 
     def __init__(self, params: Any, lr: float) -> None:
         if lr > 0.3:
@@ -64,7 +64,7 @@ class Picky(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=0.9)
 
 
-def test_a_member_that_is_refused_at_the_start_leaves_the_averages_of_the_others(mnist: Dataset) -> None:
+def test_a_member_that_fails_at_the_start_leaves_the_averages_of_others_unchanged(mnist: Dataset) -> None:
     optimizer = {"target": f"{__name__}:Picky", "lr": [0.1, 0.5]}
     suite = small_suite({"it": optimizer}, seeds=1, weight_averaging=EMA, **SHORT)
     one, refused = train_suite(suite, mnist)
@@ -72,8 +72,8 @@ def test_a_member_that_is_refused_at_the_start_leaves_the_averages_of_the_others
     assert same_bits(one, train_suite(suite, mnist, only=0)[0])
 
 
-def test_averages_survive_stopping_resuming_and_other_company(mnist: Dataset) -> None:
-    """Members stop at steps of their own, so stacks shrink; both what is measured and what is trained are restored."""
+def test_averages_do_not_depend_on_stopping_resuming_or_company(mnist: Dataset) -> None:
+    """Members stop at different steps, so stacks shrink; both averaged and plain weights are restored."""
     over = {
         "adam": {"target": "adamw", "lr": [0.02, 1e-3]},
         "fresh": {"target": "fresh-network", "base": SGD},
@@ -88,7 +88,9 @@ def test_averages_survive_stopping_resuming_and_other_company(mnist: Dataset) ->
         assert all(map(same_bits, whole, again))
 
 
-def test_an_optimizer_with_an_average_of_its_own_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_that_averages_weights_itself_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("pytorch_optimizer")
     free = {"free": {"target": "schedule-free"}}
     (tmp_path / "s.yaml").write_text(dump_suite(small_suite(free, weight_averaging=EMA, **SHORT)))

@@ -1,4 +1,4 @@
-"""Batch norm: training equals a plain loop, and running statistics belong to the weights that are measured."""
+"""Batch norm: training equals a plain loop, and measures use running statistics of the measured weights."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ STEPS, RATES = 50, (0.1, 0.05)
 
 @pytest.fixture(scope="module")
 def small_mnist() -> Dataset:
-    """MNIST in 14 x 14 pixels."""
+    """MNIST at 14 x 14 pixels."""
     return load(DatasetSettings.of("mnist", resize=14))
 
 
 class Ground:
-    """A tiny residual network, its blueprint, and MNIST to read it on."""
+    """A tiny residual network, its blueprint, and MNIST examples to evaluate it on."""
 
     def __init__(self, dataset: Dataset, dtype: torch.dtype = torch.float32) -> None:
         network = build(ModelSettings.of(**TINY), dataset.inputs, dataset.classes)
@@ -63,7 +63,7 @@ class Ground:
         return self.layout.pack(self.blueprint.start(0, seed))
 
     def moved(self, seed: int) -> Tensor:
-        """Weights that matter, with running statistics that belong to no weights."""
+        """Return perturbed weights with running statistics that do not match them."""
         draws = torch.Generator().manual_seed(seed)
         row = self.row(seed)
         for name, view in self.layout.tensors(row).items():
@@ -85,7 +85,7 @@ def _in_float64() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_in_float64")
-def test_equals_a_plain_loop_in_float64_and_itself_alone(small_mnist: Dataset) -> None:
+def test_training_equals_a_plain_loop_in_float64_and_the_member_alone(small_mnist: Dataset) -> None:
     ground = Ground(small_mnist, torch.float64)
     settings = complete("sgd", {"lr": 0.1, "momentum": 0.9})
     spec = resolve_spec(find("sgd"), settings)
@@ -99,7 +99,7 @@ def test_equals_a_plain_loop_in_float64_and_itself_alone(small_mnist: Dataset) -
     )
 
     def rows(*seeds: int) -> list[Tensor]:
-        """Weights and buffers after fifty steps, of each seed with a rate of its own."""
+        """Return weights and buffers after `STEPS` steps; every seed has its own learning rate."""
         starts = [ground.row(seed) for seed in seeds]
         assert starts[0].dtype == torch.float64
         stack = LockStep(
@@ -130,8 +130,8 @@ def test_equals_a_plain_loop_in_float64_and_itself_alone(small_mnist: Dataset) -
             torch.testing.assert_close(tensors[name], expected, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_a_trial_equals_its_twin_and_itself_among_others(small_mnist: Dataset) -> None:
-    """Evaluations, early stopping, tasks and checkpoints included."""
+def test_a_trial_equals_its_slow_twin_and_the_trial_among_others(small_mnist: Dataset) -> None:
+    """Covers evaluations, early stopping, tasks and checkpoints."""
     suite = small_suite({"sgd": {"target": "sgd", "lr": 0.05}}, model=TINY, seeds=2, **SMALL)
     results = train_suite(suite, small_mnist)
     assert same_bits(train_suite(suite, small_mnist, only=1)[0], results[1])
@@ -144,7 +144,7 @@ def test_a_trial_equals_its_twin_and_itself_among_others(small_mnist: Dataset) -
         torch.testing.assert_close(tensor, final[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_statistics_are_those_of_update_bn(small_mnist: Dataset) -> None:
+def test_reestimated_statistics_equal_those_of_update_bn(small_mnist: Dataset) -> None:
     ground = Ground(small_mnist)
     row = ground.moved(0)
     before = row.clone()
@@ -160,13 +160,13 @@ def test_statistics_are_those_of_update_bn(small_mnist: Dataset) -> None:
         if "running" in name:
             assert not torch.equal(tensors[name], ground.layout.tensors(row)[name])
             torch.testing.assert_close(tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
-    # Whatever they were before.
+    # The result does not depend on the previous statistics.
     assert torch.equal(reestimated(ground.evaluator, found, ground.train), found)
 
 
 @pytest.mark.parametrize("target", ["sgd", "schedule-free"])
-def test_an_average_is_measured_with_statistics_of_its_own(target: str, small_mnist: Dataset) -> None:
-    """An average of the protocol's, and one that an optimizer keeps itself."""
+def test_averaged_weights_are_measured_with_reestimated_statistics(target: str, small_mnist: Dataset) -> None:
+    """Covers an average of the protocol and one that the optimizer keeps."""
     if target == "schedule-free":
         pytest.importorskip("pytorch_optimizer")
     averaging = {"kind": "ema", "decay": 0.9} if target == "sgd" else None
@@ -183,7 +183,7 @@ def test_an_average_is_measured_with_statistics_of_its_own(target: str, small_mn
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_points_between_solutions_have_statistics_of_their_own(small_mnist: Dataset) -> None:
+def test_points_between_solutions_have_reestimated_statistics(small_mnist: Dataset) -> None:
     ground = Ground(small_mnist)
     parts = [ground.train.select(torch.arange(a, b)) for a, b in ((0, 300), (300, 500))]
     pooled = ground.train.select(torch.arange(500))
@@ -193,7 +193,7 @@ def test_points_between_solutions_have_statistics_of_their_own(small_mnist: Data
     assert losses is not None
     assert accuracies is not None
     for k in (0, 3, POINTS - 1):
-        # In one batch of all 500 the statistics are the very means and variances.
+        # In a single batch of all 500 examples the statistics are the exact means and variances.
         share = k / (POINTS - 1)
         row = rows[0].clone()
         ground.layout.weights(row).lerp_(ground.layout.weights(rows[1]), share)
@@ -207,7 +207,7 @@ def test_points_between_solutions_have_statistics_of_their_own(small_mnist: Data
         assert accuracies[k].item() == pytest.approx(right.item(), abs=2 / len(ground.test))
 
 
-def test_the_landscape_keeps_the_statistics_of_the_solution(small_mnist: Dataset) -> None:
+def test_the_loss_landscape_keeps_the_statistics_of_the_solution(small_mnist: Dataset) -> None:
     ground = Ground(small_mnist)
     row = ground.moved(0)
     few = ground.train.select(torch.arange(100))

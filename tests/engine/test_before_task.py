@@ -1,4 +1,4 @@
-"""The state of a network before a task's first update, against plain PyTorch and NumPy."""
+"""The state of a network before a task's first update agrees with plain PyTorch and NumPy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ground:
         return before_task(self.evaluator, self.row, self.examples if examples is None else examples)
 
     def plain(self) -> tuple[Tensor, float]:
-        """Features (N, d) and the norm of the gradient, by a network of its own in a plain pass."""
+        """Return the features (N, d) and the gradient norm from a plain pass of a separate network."""
         network = materialised(self.blueprint.network, CPU)
         self.blueprint.layout.copy_to(network, self.row)
         network.eval()
@@ -69,7 +69,7 @@ def check(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("chunk", [70, 2500])
-def test_agrees_with_plain_pytorch(chunk: int, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_agree_with_plain_pytorch(chunk: int, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "CHUNK", chunk)
     ground = Ground(mnist, kind="mlp", hidden=[30, 20], normalisation="layer")
     assert len(ground.examples) % 70, "the last chunk is shorter"
@@ -80,11 +80,11 @@ def test_agrees_with_plain_pytorch(chunk: int, mnist: Dataset, monkeypatch: pyte
     found = ground.measure()
     assert found.dead == pytest.approx(2 / 20)
     assert found.dormant == pytest.approx(3 / 20)
-    assert torch.equal(ground.row, before), "to look changes nothing"
+    assert torch.equal(ground.row, before), "measuring leaves the weights unchanged"
 
 
 @pytest.mark.parametrize("model", [own_models.ResNet, own_models.VisionTransformer])
-def test_agrees_with_plain_pytorch_on_models_of_a_user(
+def test_measures_agree_with_plain_pytorch_on_users_models(
     model: type[nn.Module],
     mnist: Dataset,
     use: Use,  # noqa: F811
@@ -93,17 +93,17 @@ def test_agrees_with_plain_pytorch_on_models_of_a_user(
     ground = Ground(mnist)
     before = ground.row.clone()
     check(ground)
-    assert torch.equal(ground.row, before), "nor does it change buffers"
+    assert torch.equal(ground.row, before), "measuring leaves weights and buffers unchanged"
 
 
-def test_what_is_undefined_is_none_and_says_why(mnist: Dataset) -> None:
+def test_undefined_measures_are_none_with_a_note(mnist: Dataset) -> None:
     ground = Ground(mnist, kind="mlp", hidden=[20])
     ground.blueprint.layout.views(ground.row)["layers.0.bias"].fill_(-1e6)
     found = ground.measure()
     assert (found.dead, found.dormant, found.effective_rank) == (1.0, None, 0.0)
     assert found.note == "all features are zero"
     assert found.gradient_norm is not None
-    assert found.gradient_norm > 0, "by the bias of the head"
+    assert found.gradient_norm > 0, "the bias of the head still has a gradient"
     ground.row.fill_(torch.nan)
     found = ground.measure()
     assert (found.dead, found.dormant, found.effective_rank) == (None, None, None)
@@ -111,7 +111,7 @@ def test_what_is_undefined_is_none_and_says_why(mnist: Dataset) -> None:
     assert found.note == "the features are not finite; the weights are not finite; the gradient is not finite"
 
 
-def test_a_probe_is_drawn_once_for_all_tasks_and_keeps_their_order() -> None:
+def test_the_probe_is_drawn_once_for_all_tasks_and_keeps_the_order_of_examples() -> None:
     numbers = torch.arange(PROBED + 500)
     drawn = probe(Examples(numbers[:, None], numbers), 3)
     assert len(drawn) == PROBED

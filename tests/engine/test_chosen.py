@@ -1,4 +1,4 @@
-"""The way to gradients on a CPU is chosen by the clock, and no result depends on it."""
+"""On a CPU the way to compute gradients is chosen by timing, and results do not depend on the choice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {"train_examples": 320, "test_examples": 60, "validation
 
 
 class NoBiases(nn.Module):
-    """A transformer of two layers over the rows of an image, without biases: here `torch.func` may give equal bits."""
+    """A two-layer transformer over the rows of an image, without biases, so that `torch.func` may give equal bits."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 8) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class NoBiases(nn.Module):
 
 @pytest.fixture
 def suite_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Suite]:
-    """A suite of three seeds for a user's model, or for a CNN of ours."""
+    """Return a function that builds a suite of three seeds for a user's model or for our CNN."""
 
     def suite(model: type[nn.Module] | None, *optimizers: str) -> Suite:
         if model is not None:
@@ -73,7 +73,7 @@ def ways(results: list[TrialResult]) -> set[str | None]:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *, together: bool) -> None:
-    """Let time pass in gradients alone: member by member it takes 2 s, by `torch.func` 1 s or 3 s."""
+    """Patch the clock so that only gradients take time: 2 s member by member, 1 s or 3 s by `torch.func`."""
     now = 0
 
     def timed(call: Callable[..., Any], seconds: int) -> Callable[..., Any]:
@@ -90,7 +90,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, *, together: bool) -> None:
 
 
 class Exact:
-    """`Vmap`'s work with the bits of each member alone, whatever the library does."""
+    """A replacement for `Vmap` whose gradients have exactly the bits of each member alone."""
 
     name = Vmap.name
 
@@ -111,24 +111,24 @@ class Exact:
         return torch.stack(logits).detach()
 
 
-def put(monkeypatch: pytest.MonkeyPatch, way: type[Exact]) -> None:
-    """Put a way in the place of `torch.func`, and have it tried."""
+def replace_vmap(monkeypatch: pytest.MonkeyPatch, way: type[Exact]) -> None:
+    """Replace `torch.func` by another implementation and make the engine try it."""
     monkeypatch.setattr("optbench.engine.gradients.chosen.Vmap", way)
     have_tried(monkeypatch)
 
 
 def have_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `torch.func` tried in training, on whole batches of all members, whatever it gives on a few examples."""
+    """Make training try `torch.func` on whole batches, regardless of its result on a few examples."""
     monkeypatch.setattr("optbench.engine.gradients.ways.together_alike", lambda *_: 1)
 
 
 @pytest.mark.parametrize("model", [NoBiases, None], ids=["transformer", "cnn"])
-def test_the_faster_way_is_taken_where_bits_are_the_same_and_changes_none(
+def test_the_faster_way_is_chosen_if_its_bits_are_the_same(
     model: type[nn.Module] | None, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("optbench.engine.gradients.chosen.CHECKED", 3)
     suite = suite_of(model)
-    put(monkeypatch, Exact)
+    replace_vmap(monkeypatch, Exact)
     clock(monkeypatch, together=True)
     together = train_suite(suite, mnist)
     alone = train_suite(suite, mnist, only=1)
@@ -141,9 +141,9 @@ def test_the_faster_way_is_taken_where_bits_are_the_same_and_changes_none(
 
 @pytest.mark.parametrize("tried", ["on a few examples first", "at once"])
 @pytest.mark.parametrize(
-    "model", [NoBiases, None, own_models.VisionTransformer], ids=["no biases", "cnn", "transformer"]
+    "model", [NoBiases, None, own_models.VisionTransformer], ids=["without biases", "cnn", "transformer"]
 )
-def test_torch_func_is_taken_if_its_bits_are_the_same_on_this_machine(
+def test_torch_func_is_chosen_if_its_bits_are_the_same_on_this_machine(
     model: type[nn.Module] | None,
     tried: str,
     mnist: Dataset,
@@ -169,9 +169,11 @@ def test_torch_func_is_taken_if_its_bits_are_the_same_on_this_machine(
     assert ways(found) == {"torch.func" if all(agreed) else "member by member"}
 
 
-@pytest.mark.parametrize("sound", [0, 1, TRIED + 1], ids=["at once", "while it is tried", "later"])
+@pytest.mark.parametrize(
+    "sound", [0, 1, TRIED + 1], ids=["at the first call", "while being tried", "after being chosen"]
+)
 @pytest.mark.parametrize("fault", ["other bits", "raises"])
-def test_a_way_that_goes_wrong_leaves_no_trace(
+def test_results_are_unaffected_when_the_faster_way_fails(
     sound: int, fault: str, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = suite_of(NoBiases)
@@ -192,7 +194,7 @@ def test_a_way_that_goes_wrong_leaves_no_trace(
                 self.grads["head.weight"].mul_(1 + 1e-6)
             return logits
 
-    put(monkeypatch, Wrong)
+    replace_vmap(monkeypatch, Wrong)
     found = train_suite(suite, mnist)
     assert taken > sound
     assert ways(found) == {"member by member"}
@@ -200,7 +202,7 @@ def test_a_way_that_goes_wrong_leaves_no_trace(
 
 
 @pytest.mark.parametrize("sound", [True, False])
-def test_what_was_found_out_in_one_cohort_serves_the_next(
+def test_the_next_cohort_reuses_the_choice_of_the_first(
     sound: bool, mnist: Dataset, suite_of: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = suite_of(NoBiases, "adamw", "sgd")
@@ -221,17 +223,17 @@ def test_what_was_found_out_in_one_cohort_serves_the_next(
                 self.grads["head.weight"].mul_(1 + 1e-6)
             return logits
 
-    put(monkeypatch, Noted)
+    replace_vmap(monkeypatch, Noted)
     monkeypatch.setattr("optbench.engine.gradients.ways.together_alike", lambda *given: few.append(given) or 1)
     clock(monkeypatch, together=True)
     found = train_suite(suite, mnist)
-    assert len(few) == 1, "tried on a few examples once"
+    assert len(few) == 1, "the check on a few examples runs once"
     assert ways(found) == {"torch.func" if sound else "member by member"}
-    assert (len(stacks) > 1) == sound, "other bits in one cohort: not tried in the next"
+    assert (len(stacks) > 1) == sound, "after other bits in one cohort, the next does not try again"
     assert all(map(same_bits, found, expected))
 
 
-def test_global_generators_are_as_before(mnist: Dataset, suite_of: Callable[..., Suite]) -> None:
+def test_training_leaves_global_generators_unchanged(mnist: Dataset, suite_of: Callable[..., Suite]) -> None:
     def states() -> tuple[object, ...]:
         numpy = np.random.get_state()  # noqa: NPY002  # the global one
         return random.getstate(), str(numpy), torch.get_rng_state().tolist()
@@ -243,7 +245,7 @@ def test_global_generators_are_as_before(mnist: Dataset, suite_of: Callable[...,
         assert states() == before
 
 
-def test_only_what_fits_is_tried() -> None:
+def test_the_faster_way_is_tried_only_if_it_fits_in_memory() -> None:
     choice = Choice()
     assert choice.open(MEMORY)
     assert not choice.open(MEMORY + 1)

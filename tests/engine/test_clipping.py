@@ -1,4 +1,4 @@
-"""`protocol.clip_norm` is `torch.nn.utils.clip_grad_norm_`, of each member by itself, in every lane."""
+"""`protocol.clip_norm` applies `torch.nn.utils.clip_grad_norm_` to each member separately, in every lane."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHORT: dict[str, Any] = {"early_stopping": None, "max_epochs": 1, "train_example
 SGD = {"target": "sgd", "lr": 0.1, "momentum": 0.9}
 
 
-@pytest.mark.parametrize("record", [None, tape], ids=["as it is", "replayed"])
-def test_a_stack_is_clipped_member_by_member(record: Any) -> None:
+@pytest.mark.parametrize("record", [None, tape], ids=["executed", "replayed"])
+def test_each_member_of_a_stack_is_clipped_separately(record: Any) -> None:
     draws = torch.Generator().manual_seed(0)
     given = torch.randn(3, 64, generator=draws) * torch.tensor([[1.0], [1e-3], [0.0]])
     grads = torch.empty_like(given)
@@ -46,7 +46,7 @@ def test_a_stack_is_clipped_member_by_member(record: Any) -> None:
         alone = before.clone()[None]
         Clip(BOUND, alone, Recordings(None))()
         assert torch.equal(row, alone[0])
-    assert torch.equal(grads[1:], given[1:]), "shorter ones keep their bits"
+    assert torch.equal(grads[1:], given[1:]), "gradients below the bound keep their bits"
 
 
 CASES: dict[str, tuple[dict[str, Any], Make]] = {
@@ -66,7 +66,7 @@ CASES: dict[str, tuple[dict[str, Any], Make]] = {
 
 @pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 @pytest.mark.parametrize("name", CASES)
-def test_every_lane_is_clipped_as_a_plain_loop_clips(name: str, mnist: Dataset) -> None:
+def test_every_lane_clips_like_a_plain_loop(name: str, mnist: Dataset) -> None:
     settings, make = CASES[name]
     suite = small_suite({"it": settings}, seeds=2, clip_norm=BOUND, **SHORT)
     results = train_suite(suite, mnist)
@@ -81,7 +81,7 @@ def test_every_lane_is_clipped_as_a_plain_loop_clips(name: str, mnist: Dataset) 
 
 
 class Curved(torch.optim.SGD):
-    """Differentiates its gradients once more."""
+    """An optimizer that differentiates its gradients a second time."""
 
     seen: ClassVar[list[tuple[float, list[torch.Tensor]]]] = []
 
@@ -94,8 +94,8 @@ class Curved(torch.optim.SGD):
         return super().step()
 
 
-def test_gradients_that_are_differentiated_are_clipped_as_constants(mnist: Dataset) -> None:
-    """Their values are; a product with the Hessian at the same weights, here the first ones, is that of the loss."""
+def test_clipping_scales_the_values_of_differentiable_gradients_only(mnist: Dataset) -> None:
+    """Values are clipped, but the Hessian product, compared at the initial weights, is that of the unclipped loss."""
     own = {"target": f"{__name__}:Curved", "needs": "create_graph", "lr": 0.1}
     tanh = {"kind": "mlp", "hidden": [20], "activation": "tanh"}
     firsts = []
@@ -109,7 +109,7 @@ def test_gradients_that_are_differentiated_are_clipped_as_constants(mnist: Datas
 
 
 class OwnBackward(torch.optim.SGD):
-    """Takes the differentiable loss."""
+    """An optimizer that takes the differentiable loss."""
 
     def step(self, closure: Any = None) -> Any:
         loss = closure()
@@ -127,7 +127,7 @@ def test_an_optimizer_that_takes_the_loss_is_refused(tmp_path: Path, capsys: pyt
     assert "optimizers.sgd" not in said
 
 
-def test_without_it_a_suite_keeps_its_hash(tmp_path: Path) -> None:
+def test_a_suite_without_clipping_keeps_its_hash(tmp_path: Path) -> None:
     plain, clipped = (small_suite({"it": SGD}, clip_norm=bound) for bound in (None, 1.0))
     assert suite_hash(plain) != suite_hash(clipped)
     text = dump_suite(plain)

@@ -1,4 +1,4 @@
-"""Digests of what objects hold, and of what users' code holds outside of instances."""
+"""Digests of the state of objects, and of the state that user code keeps outside instances."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Holder:
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_a_change_is_noticed_wherever_the_state_lies(name: str) -> None:
+def test_a_change_of_state_changes_the_digest(name: str) -> None:
     make, change = HOLDERS[name]
     one, other = Holder(make()), Holder(make())
     assert digest(one) == digest(other)
@@ -59,7 +59,7 @@ def test_a_change_is_noticed_wherever_the_state_lies(name: str) -> None:
     assert digest(one) != digest(other)
 
 
-def test_a_logger_is_no_state() -> None:
+def test_loggers_are_not_part_of_the_digest() -> None:
     holder = Holder(logging.getLogger("optbench tests"))
     before = digest(holder)
     holder.held.parent.handlers.append(logging.NullHandler())
@@ -80,7 +80,7 @@ def test_a_logger_is_no_state() -> None:
         ("STEPS = 0", "STEPS = 1"),
     ],
 )
-def test_state_of_a_module_is_noticed(text: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_kept_in_a_module_is_noticed(text: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("users_module")
     monkeypatch.setitem(sys.modules, "users_module", module)
     exec(f"{text}\nclass Mine: pass", vars(module))

@@ -1,6 +1,6 @@
-"""On another device the same happens: every test runs on the CPU, too, where one optimizer of each lane stands for all.
+"""Results on another device agree with the CPU. Each test also runs on the CPU, with one optimizer of each lane.
 
-`pytest -m cuda` runs what needs a CUDA device; without one it is skipped, and says so. Tests marked `first(rank)` are
+`pytest -m cuda` runs the tests that need a CUDA device; without one they are skipped. Tests marked `first(rank)` are
 those that `benchmarks/on_device.py` runs on a device in 90 s, lowest rank first.
 """
 
@@ -54,7 +54,7 @@ TOLERANCE = 0.03
 
 
 def on_both(rank: Callable[[str], int | None]) -> list[Any]:
-    """On the CPU one optimizer of each lane, on CUDA all; marked `first` with their rank, if they have one."""
+    """Return one optimizer of each lane on the CPU and all on CUDA, marked `first` if `rank` gives a rank."""
 
     def first(name: str) -> list[pytest.MarkDecorator]:
         found = rank(name)
@@ -87,7 +87,7 @@ def accuracies(result: TrialResult) -> list[float]:
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 2 if name in TYPICAL else 5))
 def test_an_optimizer_agrees_with_the_cpu_and_with_itself(device: str, name: str, mnist: Dataset) -> None:
-    """The same initial weights to the bit, the same data order, nearly the same accuracies; the same again."""
+    """Initial weights have equal bits, accuracies are nearly equal, and training twice on a device gives the same."""
     suite = suite_of(name)
     here, there, again = (trained(suite, mnist, where) for where in ("cpu", device, device))
     for a, b, c in zip(here, there, again, strict=True):
@@ -98,8 +98,8 @@ def test_an_optimizer_agrees_with_the_cpu_and_with_itself(device: str, name: str
 
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 1 if name in TYPICAL else None))
-def test_a_member_alone_trains_as_among_others(device: str, name: str, mnist: Dataset) -> None:
-    """To the bit on a CPU; on CUDA a product of another number of members may be summed in another order."""
+def test_a_member_alone_equals_the_member_among_others(device: str, name: str, mnist: Dataset) -> None:
+    """Equal to the bit on a CPU; on CUDA the number of members may change the order in which products are summed."""
     suite = suite_of(name)
     among = trained(suite.model_copy(update={"seeds": [0, 1, 2, 3]}), mnist, device)[2]
     [alone] = trained(suite.model_copy(update={"seeds": [2]}), mnist, device)
@@ -111,7 +111,7 @@ def test_a_member_alone_trains_as_among_others(device: str, name: str, mnist: Da
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize("device", ON_BOTH)
-def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> None:
+def test_the_data_order_is_the_same_on_every_device(device: str, mnist: Dataset) -> None:
     protocol = Protocol(batch_size=32)
     orders = []
     for where in ("cpu", device):
@@ -124,7 +124,7 @@ def test_the_data_order_is_the_same_everywhere(device: str, mnist: Dataset) -> N
 
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 3 if name in TYPICAL else None))
-def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Dataset) -> None:
+def test_an_optimizer_resumes_between_tasks(device: str, name: str, mnist: Dataset) -> None:
     suite = suite_of(name)
     kept: list[Interim] = []
     whole = trained(suite, mnist, device, keep=lambda take: kept.extend(map(stored, take())))
@@ -135,7 +135,7 @@ def test_an_optimizer_goes_on_between_tasks(device: str, name: str, mnist: Datas
 @pytest.mark.first(4)
 @pytest.mark.parametrize("device", ON_BOTH)
 @pytest.mark.parametrize("name", ["sgd", "power-sgd"])
-def test_a_diverging_member_disturbs_no_other(device: str, name: str, mnist: Dataset) -> None:
+def test_a_diverging_member_does_not_affect_others(device: str, name: str, mnist: Dataset) -> None:
     together = {r.trial.id: r for r in trained(suite_of(name, lr=[0.05, 1e30]), mnist, device)}
     statuses = {trial_row(result).status for id, result in together.items() if "1e+30" in id or "1e30" in id}
     assert statuses == {"diverged"}
@@ -151,7 +151,7 @@ def test_a_diverging_member_disturbs_no_other(device: str, name: str, mnist: Dat
 @pytest.mark.first(4)
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
-def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cohort_that_does_not_fit_on_the_device_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)  # in this process, whose memory can be limited
     suite = tmp_path / "wide.yaml"
     suite.write_text(
@@ -163,7 +163,7 @@ def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkey
     assert main([*words, "--name", "roomy"]) == 0
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    # Of about .4 GB a member needs (weights, gradients, two moments, and room), enough for two or three.
+    # A member needs about .4 GB (weights, gradients, two moments, workspace); the limit fits two or three.
     torch.cuda.set_per_process_memory_fraction(1.5 * 2**30 / total)
     try:
         assert main([*words, "--name", "cramped"]) == 0
@@ -180,8 +180,8 @@ def test_a_cohort_that_the_device_does_not_hold_is_halved(tmp_path: Path, monkey
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "power-sgd", "shampoo"])
-def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
-    """Shampoo's do where a root is refreshed by `eigh`, which asks the device whether it has converged."""
+def test_no_step_synchronises_with_the_host(name: str, mnist: Dataset) -> None:
+    """Shampoo uses the Newton root here, since `eigh` synchronises to check its convergence."""
     more = {"root": "newton", "epsilon": 1e-4} if name == "shampoo" else {}
     stack = stack_of(name, mnist, torch.device("cuda"), train_examples=960, **more)  # an epoch begins at step 30
     assert stack.take(0, 25, range(4))[1] == {}
@@ -202,10 +202,10 @@ def test_no_step_waits_for_the_host(name: str, mnist: Dataset) -> None:
         pytest.param(ModelSettings.of("cnn", channels=[4], hidden=10), id="cnn", marks=pytest.mark.first(5)),
     ],
 )
-def test_steps_are_recorded_and_replays_are_the_steps(
+def test_steps_are_recorded_and_replays_equal_executed_steps(
     name: str, model: ModelSettings, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU `test_recording.py` has the same, with a tape in the place of CUDA graphs."""
+    """`test_recording.py` tests the same on a CPU, with a tape instead of CUDA graphs."""
     more = {"root": "newton", "epsilon": 1e-4} if name == "shampoo" else {}
     suite = small_suite({"it": {"target": name, **more}}, seeds=2, model=model.model_dump(), **SMALL)
     made: list[torch.device] = []
@@ -217,7 +217,7 @@ def test_steps_are_recorded_and_replays_are_the_steps(
     monkeypatch.setattr("optbench.engine.recording.record_cuda", counting)
     replayed = trained(suite, mnist, "cuda")
     count = len(made)
-    assert count >= 2 * 2, "of each task the gradients and the update"
+    assert count >= 2 * 2, "the gradients and the update of each task"
     assert not any("not recorded" in str(trial_row(result).note) for result in replayed)
     monkeypatch.setattr("optbench.engine.execution.recorder", lambda device: None)
     assert all(map(same_bits, replayed, trained(suite, mnist, "cuda")))
@@ -233,7 +233,7 @@ def stack_of(
     curves: Sequence[RateCurve | None] = (None,) * 4,
     **settings: Any,
 ) -> LockStep:
-    """What the engine does in the steps of four members, with nothing around it. curves: of their rates."""
+    """Return the lock-step stack of four members without the rest of training. curves: their schedules."""
     protocol = Protocol(batch_size=32, train_examples=train_examples)
     family = TaskFamily(TaskSettings.of("permuted", count=2), mnist, protocol, 0, device)
     network = build(ModelSettings.of("mlp", hidden=[20]), family.inputs, family.classes)
@@ -257,7 +257,7 @@ def stack_of(
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
 @pytest.mark.parametrize("name", sorted(shipped_suites().keys() - NEEDS_DATA))
-def test_every_shipped_suite_runs_and_repeats(name: str, tmp_path: Path) -> None:
+def test_every_shipped_suite_runs_and_is_reproducible(name: str, tmp_path: Path) -> None:
     words = ["run", name, "--seeds", "1", "--runs-dir", str(tmp_path), "--device", "cuda", "--quiet"]
     for experiment in load_suite(shipped_suites()[name]).experiments:
         words += ["--set", f"experiments.{experiment}.protocol.max_steps=5"]
@@ -271,7 +271,7 @@ def test_every_shipped_suite_runs_and_repeats(name: str, tmp_path: Path) -> None
     assert record["provenance"]["device"].startswith("cuda")
 
 
-def test_every_device_that_is_meant_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_selected_device_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
 
     def found(text: str, jobs: int | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The lock-step engine: it agrees with its slow twin, and a trial never depends on its companions."""
+"""The lock-step engine agrees with its slow twin, and a trial never depends on its companions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from optbench.tasks import Examples
 from tests.conftest import PAIRS, PERMUTED, same_bits, small_suite, train_suite, trial_row
 from tests.twin import train_twin
 
-# Rates at which each optimizer learns something in the few steps of the small suite.
+# Learning rates at which each optimizer learns within the few steps of the small suite.
 RATES = {
     "sgd": 0.1,
     "sgdw": 0.1,
@@ -67,7 +67,7 @@ RATES = {
     "kfac": 0.1,
     "hessian-free": 1.0,
 }
-# They stand over another optimizer, which has the rate (tests/test_foreign_optimizers.py).
+# Wrappers around another optimizer, which has the learning rate (tests/optimizers/test_foreign_optimizers.py).
 WRAPPERS = {
     "sam",
     "gradient-noise",
@@ -79,34 +79,34 @@ WRAPPERS = {
     "shrink-and-perturb",
     "fresh-network",
 }
-# No plain loop of `backward()` and `step()` takes the same way as the engine:
+# Optimizers for which no plain loop of `backward()` and `step()` follows the same path as the engine:
 WITHOUT_TWIN = {
-    "soap": "what it does on the null space of the first gradient is decided by rounding (tests/test_registry.py)",
-    "muon": "orthogonalises in bfloat16, which makes a large step of a rounding (tests/test_foreign_optimizers.py)",
+    "soap": "rounding decides its steps in the null space of the first gradient (tests/optimizers/test_registry.py)",
+    "muon": "orthogonalises in bfloat16, which amplifies rounding (tests/optimizers/test_foreign_optimizers.py)",
     "kron": "draws from the global generators, which the engine seeds for each step",
-    "scalable-shampoo": "draws likewise",
-    "adahessian": "draws likewise, and needs a differentiable gradient",
-    "rprop": "a step's sign and size depend on the sign of every change of gradient, and so on rounding",
+    "scalable-shampoo": "draws from the global generators as well",
+    "adahessian": "draws from the global generators as well, and needs a differentiable gradient",
+    "rprop": "sign and size of its steps depend on the sign of every gradient, and so on rounding",
     "lbfgs": "needs a closure; divides by differences of gradients, and so by rounding",
-    "hessian-free": "needs a closure (tests/test_hessian_free.py has its step by a dense solve)",
-    "schedule-free": "is measured at other weights than it trains (tests/test_foreign_optimizers.py)",
+    "hessian-free": "needs a closure (tests/engine/test_hessian_free.py compares its step with a dense solve)",
+    "schedule-free": "is measured at other weights than it trains (tests/optimizers/test_foreign_optimizers.py)",
 }
-# No rate makes these diverge: a step of Rprop is at most 50, one of K-FAC is clipped, and one that raises the loss of
-# its batch is not taken by those that look.
+# No learning rate makes these diverge: a step of Rprop is at most 50, K-FAC clips its steps, and Hessian-free rejects a
+# step that increases the loss of its batch.
 BOUNDED = {"rprop", "kfac", "hessian-free"}
 MOMENTUM: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
     "sgdw": {"momentum": 0.9, "weight_decay": 0.1},
 }
-# Far beyond any use, and yet a tenfold of it, as bias correction may make, is still a float32: else torch refuses it.
+# Far beyond any useful learning rate, but ten times as much, as after bias correction, still fits in a float32.
 ABSURD = 1e30
 SEQUENCES = {"permuted": PERMUTED, "pairs": PAIRS}
 
 
 MORE: dict[str, dict[str, Any]] = {
-    "kfac": {"damping": 0.3},  # with less, 100 steps make much of a rounding where inputs hardly vary
-    "scalable-shampoo": {"preconditioning_compute_steps": 10},  # its default is more than these tests take
-    "adafactor": {"weight_decay": 1e-4},  # its step is bounded whatever the rate, its decay is not
+    "kfac": {"damping": 0.3},  # with less damping, rounding errors grow over 100 steps where inputs hardly vary
+    "scalable-shampoo": {"preconditioning_compute_steps": 10},  # its default exceeds the number of steps in these tests
+    "adafactor": {"weight_decay": 1e-4},  # its step is bounded at any learning rate, but its decay is not
 }
 
 
@@ -124,8 +124,8 @@ def test_every_registered_optimizer_is_covered_here() -> None:
     assert WITHOUT_TWIN.keys() | BOUNDED <= RATES.keys()
 
 
-# The distance of the two solutions, relative to the way that the twin has gone. Rounding differs between the two, and
-# an optimizer that divides by its gradient's size turns the sign of a rounding error into a step: hence two lengths.
+# The tolerance is on the distance of the two solutions, relative to the distance that the twin has moved. Optimizers
+# that divide by the size of their gradient turn rounding errors into steps, so two lengths have two tolerances.
 @pytest.mark.parametrize(("epochs", "tolerance"), [(0.12, 1e-3), (2, 0.2)], ids=["few steps", "two epochs"])
 @pytest.mark.parametrize("name", sorted(RATES.keys() - WITHOUT_TWIN.keys()))
 def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: float, mnist: Dataset) -> None:
@@ -145,7 +145,7 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
             assert (result.weights[key] - weight).norm() < tolerance * (weight - start[key]).norm(), key
         for row in result.rows:
             if isinstance(row, AccuracyRow):
-                # Of 200 test examples; in the long run the two are as far apart as two roundings of one method.
+                # One of 200 test examples may differ; in a long run rounding errors accumulate.
                 allowed = 0.0051 if epochs < 1 else 0.05
                 assert row.accuracy == pytest.approx(matrix[row.after_task][row.task - 1], abs=allowed)
 
@@ -154,24 +154,24 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
     ("name", "sequence"),
     [
         *((name, "permuted") for name in RATES),
-        # What tasks are made of does not depend on the optimizer: one of each lane stands for all.
+        # The content of tasks does not depend on the optimizer, so one optimizer of each lane is enough.
         *(pytest.param(n, "pairs", marks=[] if n in ("adamw", "shampoo", "kron") else pytest.mark.slow) for n in RATES),
     ],
 )
 def test_a_trial_alone_is_bit_identical_to_the_same_trial_in_a_cohort(name: str, sequence: str, mnist: Dataset) -> None:
     sweep = {**settings(name), "lr": [RATES[name], RATES[name] / 3]}
-    # Nor does what is measured; the pairs have all of it.
+    # Neither do the metrics; the pairs take all of them.
     metrics = ["hoyer", "effective_rank"] if sequence == "permuted" else None
     small: dict[str, Any] = {"train_examples": 480, "max_epochs": 1, "evaluate_every": 0.25, "metrics": metrics}
     suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=[0, 1, 2], **small)
     assert len(cohorts(trials(suite))) == 1
     together = train_suite(suite, mnist)
-    for i in (2, 3):  # the last of a rate and the first of another, inside the stack
+    for i in (2, 3):  # the last member of one learning rate and the first of another
         alone = train_suite(suite, mnist, only=i)[0]
         assert same_bits(alone, together[i]), together[i].trial.id
 
 
-def test_seeds_in_another_order_give_the_same_trials(mnist: Dataset) -> None:
+def test_permuting_the_seeds_permutes_the_trials(mnist: Dataset) -> None:
     forward = train_suite(small_suite({"opt": settings("adamw")}, seeds=[0, 1, 2]), mnist)
     backward = train_suite(small_suite({"opt": settings("adamw")}, seeds=[2, 1, 0]), mnist)
     assert all(same_bits(a, b) for a, b in zip(forward, reversed(backward), strict=True))
@@ -192,8 +192,8 @@ def test_one_seed_starts_all_optimizers_at_the_same_weights(mnist: Dataset) -> N
 
 
 @pytest.mark.parametrize("name", sorted(RATES.keys() - BOUNDED))
-def test_a_diverged_member_is_frozen_and_changes_no_other(name: str, mnist: Dataset) -> None:
-    # The absurd rate stands in the middle, so that both neighbours would notice.
+def test_a_diverged_member_is_frozen_and_does_not_affect_others(name: str, mnist: Dataset) -> None:
+    # The absurd learning rate is in the middle, so that it could affect both neighbours.
     rates = [RATES[name], ABSURD, RATES[name] / 2]
     small: dict[str, Any] = {"seeds": 1, "train_examples": 480, "max_epochs": 1, "metrics": ["hoyer"]}
     results = train_suite(small_suite({"opt": {**settings(name), "lr": rates}}, **small), mnist)
@@ -213,7 +213,7 @@ def test_a_diverged_member_is_frozen_and_changes_no_other(name: str, mnist: Data
         assert same_bits(result, twin)
 
 
-def test_early_stopping_is_each_members_own(mnist: Dataset) -> None:
+def test_early_stopping_works_per_member(mnist: Dataset) -> None:
     suite = small_suite({"opt": {**settings("adamw"), "lr": [0.02, 2e-4]}}, max_epochs=6, seeds=4)
     results = train_suite(suite, mnist)
     steps = {trial_row(result).steps for result in results}
@@ -223,7 +223,7 @@ def test_early_stopping_is_each_members_own(mnist: Dataset) -> None:
 
 
 def held_out_loss(result: TrialResult, suite: Suite, mnist: Dataset, *, task: int) -> float:
-    """The loss of the final weights on a task's validation data, taken anew."""
+    """Compute the loss of the final weights on a task's validation data again."""
     workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
     blueprint = workspace.blueprint("small", result.trial.model)
     normalise = Normaliser.of(mnist, workspace.experiment.protocol, workspace.device)
@@ -233,8 +233,8 @@ def held_out_loss(result: TrialResult, suite: Suite, mnist: Dataset, *, task: in
     return Evaluator(blueprint, normalise).score([row], [data])[0].loss
 
 
-def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset) -> None:
-    # Patience never fires here, and the rate is so large that the held-out loss goes up and down.
+def test_best_weights_are_restored_even_if_patience_never_runs_out(mnist: Dataset) -> None:
+    # Patience never runs out here, and the learning rate is so large that the held-out loss goes up and down.
     suite = small_suite({"opt": {"target": "sgd", "lr": 3.0}}, tasks={"kind": "permuted", "count": 1}, max_epochs=4,
                         early_stopping={"patience": 1000})  # fmt: skip
     rose = []
@@ -247,7 +247,7 @@ def test_best_weights_are_restored_whether_or_not_patience_fired(mnist: Dataset)
     assert any(rose)
 
 
-def test_without_early_stopping_the_last_weights_stay(mnist: Dataset) -> None:
+def test_without_early_stopping_the_last_weights_are_kept(mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": "sgd", "lr": 1.0}}, early_stopping=None, max_epochs=3)
     for result in train_suite(suite, mnist):
         assert trial_row(result).steps == 2 * 3 * (800 // 32)
@@ -256,7 +256,7 @@ def test_without_early_stopping_the_last_weights_stay(mnist: Dataset) -> None:
         assert final.validation_loss == last.eval_loss == held_out_loss(result, suite, mnist, task=1)
 
 
-def test_validation_after_stopping_on_test_data_is_of_validation_data(mnist: Dataset) -> None:
+def test_validation_scores_use_validation_data_even_if_stopping_uses_test_data(mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": "sgd"}}, early_stopping={"on": "test", "patience": 2}, max_epochs=1)
     for result in train_suite(suite, mnist):
         final = [row for row in result.rows if isinstance(row, AccuracyRow)][-1]
@@ -266,7 +266,7 @@ def test_validation_after_stopping_on_test_data_is_of_validation_data(mnist: Dat
 
 
 def test_no_steps_after_the_first_task_means_no_forgetting(mnist: Dataset) -> None:
-    # A learning rate that underflows against the weights: training happens, nothing moves.
+    # At this learning rate updates vanish in rounding, so training runs but no weight changes.
     suite = small_suite({"opt": {"target": "sgd", "lr": 1e-30}})
     for result in train_suite(suite, mnist):
         matrix = {(r.after_task, r.task): r.accuracy for r in result.rows if isinstance(r, AccuracyRow)}
@@ -300,7 +300,7 @@ def test_all_tables_of_the_contract_are_filled(mnist: Dataset) -> None:
     assert {"effective_rank", "class_cosine_mean", "hoyer", "dormant_0.025"} <= metrics
 
 
-def test_a_batch_larger_than_a_task_is_an_error_of_the_user(mnist: Dataset) -> None:
+def test_a_batch_larger_than_a_task_is_refused(mnist: Dataset) -> None:
     with pytest.raises(UsageError, match="batch_size: 5000 is more than the 800 training examples of task 1"):
         train_suite(small_suite({"opt": settings("sgd")}, batch_size=5000), mnist)
 
@@ -316,8 +316,8 @@ def test_a_batch_larger_than_a_task_is_an_error_of_the_user(mnist: Dataset) -> N
     ],
     ids=["mlp", "linear", "deep tanh", "normalised gelu", "cnn"],
 )
-@pytest.mark.parametrize("shared", [[0, 1, 2], [0, 0, 0], [1, 0, 1]], ids=["own", "one", "two share"])
-def test_the_ways_to_gradients_agree(model: ModelSettings, shared: list[int]) -> None:
+@pytest.mark.parametrize("shared", [[0, 1, 2], [0, 0, 0], [1, 0, 1]], ids=["separate", "shared", "two shared"])
+def test_all_ways_to_compute_gradients_agree(model: ModelSettings, shared: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     network = build(model, InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
@@ -340,7 +340,7 @@ def test_the_ways_to_gradients_agree(model: ModelSettings, shared: list[int]) ->
             gradients = way(network, layout, buffer, bound)
         else:
             gradients = TogetherGradients(way(network, layout, bound), bound, buffer.normalise, Recordings(None))
-        for step in (0, 2, 3, 9, 10):  # one that is bound serves many steps, over epochs of 4
+        for step in (0, 2, 3, 9, 10):  # a bound way is reused for many steps, over epochs of 4
             gradients(step, losses)
         found.append((grads, losses))
     assert found[0][0].abs().sum() > 0
@@ -349,8 +349,10 @@ def test_the_ways_to_gradients_agree(model: ModelSettings, shared: list[int]) ->
         assert torch.allclose(losses, found[0][1], rtol=1e-5)
 
 
-def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks on the same examples and on others, one of them diverged, more examples than fit a chunk."""
+def test_batched_and_unbatched_scores_equal_those_of_single_networks(
+    mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks share examples or have others, one has diverged, and there are more examples than fit in a chunk."""
     generator = torch.Generator().manual_seed(0)
     network = build(ModelSettings.of("cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
@@ -376,7 +378,7 @@ def test_scores_are_those_of_reading_one_by_one_batched_or_not(mnist: Dataset, m
     assert single.score([], []) == []
 
 
-def test_cnn_trains_in_lock_step_and_alone_alike(mnist: Dataset) -> None:
+def test_a_cnn_alone_equals_the_cnn_in_lock_step(mnist: Dataset) -> None:
     suite = small_suite({"opt": settings("adamw")}, model={"kind": "cnn", "channels": [4], "hidden": 16}, seeds=2)
     together = train_suite(suite, mnist)
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
@@ -391,8 +393,8 @@ def test_padding_never_becomes_a_weight() -> None:
     assert all(torch.equal(layout.unpack(row)[name], weight) for name, weight in weights.items())
 
 
-def test_bits_are_compared_but_any_nan_counts_as_any_other() -> None:
-    nans = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)  # of either sign
+def test_comparing_bits_treats_all_nans_as_equal() -> None:
+    nans = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)  # NaNs of both signs
     assert stack.same_bits(nans, nans.flip(0))
     assert not stack.same_bits(nans, torch.tensor([math.nan, 0.0]))
     assert not stack.same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))

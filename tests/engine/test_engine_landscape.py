@@ -1,4 +1,4 @@
-"""The landscape as a run measures it, against what plain PyTorch finds at the checkpoint."""
+"""Loss-landscape metrics of a run agree with plain PyTorch at the checkpoint."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ DEAR = [name for name in LANDSCAPE if name not in DISTANCES]
 Found = TypeVar("Found")
 
 
-def asking(names: list[str] | None, *, lr: float = 0.1, seeds: int = 1) -> Suite:
-    """A small suite that asks for these metrics; tanh, so that a Hessian has no kinks to disagree about."""
+def suite_with(names: list[str] | None, *, lr: float = 0.1, seeds: int = 1) -> Suite:
+    """Return a small suite with these metrics; tanh makes the loss smooth, so that Hessians can be compared."""
     return small_suite(
         {"sgd": {"target": "sgd", "lr": lr}},
         model={"kind": "mlp", "hidden": [6], "activation": "tanh"},
@@ -55,7 +55,7 @@ def landscape_rows(result: TrialResult) -> list[MetricRow]:
 
 
 class Plain:
-    """The network of a checkpoint as an ordinary module in float64, on the first 1,000 examples of the last task."""
+    """The network of a checkpoint as an ordinary float64 module, on the first 1,000 examples of the last task."""
 
     def __init__(self, suite: Suite, dataset: Dataset, weights: dict[str, Tensor], seed: int) -> None:
         experiment = suite.experiments["small"]
@@ -76,7 +76,7 @@ class Plain:
         return list(torch.autograd.grad(self.loss(), self.parameters))
 
     def times_hessian(self, vector: Tensor) -> Tensor:
-        """Hv by the central difference of gradients: no second derivative anywhere."""
+        """Return Hv by a central difference of gradients, without second derivatives."""
         step = 1e-4 / float(vector.norm())
         parts = torch.split(vector, [p.numel() for p in self.parameters])
         found = []
@@ -100,8 +100,8 @@ class Plain:
         return found
 
 
-def test_a_run_finds_what_plain_pytorch_finds_at_its_checkpoint(tmp_path: Path, mnist: Dataset) -> None:
-    suite = asking(LANDSCAPE)
+def test_a_run_agrees_with_plain_pytorch_at_its_checkpoint(tmp_path: Path, mnist: Dataset) -> None:
+    suite = suite_with(LANDSCAPE)
     (tmp_path / "suite.yaml").write_text(dump_suite(suite), encoding="utf-8")
     command = ["run", str(tmp_path / "suite.yaml"), "--runs-dir", str(tmp_path), "--name", "it", "--jobs", "1"]
     assert main([*command, "--quiet"]) == 0
@@ -121,7 +121,7 @@ def test_a_run_finds_what_plain_pytorch_finds_at_its_checkpoint(tmp_path: Path, 
     assert value["distance_from_init"] == pytest.approx(float(moved.norm()), rel=1e-13)
     assert value["relative_distance_from_init"] == pytest.approx(float(moved.norm() / size), rel=1e-13)
 
-    # The run normalises its inputs in float32, as in training; here it is done in float64.
+    # The run normalises its inputs in float32, as in training, and this reference in float64.
     assert value["landscape_loss"] == pytest.approx(plain.loss().item(), rel=1e-6)
     g = plain.gradient()
     length = math.sqrt(sum(float(part.square().sum()) for part in g))
@@ -145,33 +145,33 @@ def test_a_run_finds_what_plain_pytorch_finds_at_its_checkpoint(tmp_path: Path, 
     assert value["hessian_trace_error"] == pytest.approx(np.std(samples, ddof=1) / math.sqrt(32), rel=1e-4)
 
 
-def test_a_trial_alone_has_the_landscape_it_has_in_company(mnist: Dataset) -> None:
-    suite = asking(LANDSCAPE, seeds=3)
+def test_the_landscape_of_a_trial_alone_equals_that_in_a_cohort(mnist: Dataset) -> None:
+    suite = suite_with(LANDSCAPE, seeds=3)
     together = [landscape_rows(result) for result in train_suite(suite, mnist)]
     assert landscape_rows(train_suite(suite, mnist, only=1)[0]) == together[1]
     for name in LANDSCAPE:
         values = {row.value for rows in together for row in rows if row.metric == name}
-        assert len(values) == 3, "every seed has a landscape of its own"
+        assert len(values) == 3, "seeds have different landscapes"
 
 
-def test_by_default_only_the_distances_are_taken_and_only_at_the_end(mnist: Dataset) -> None:
+def test_by_default_only_distances_are_measured_at_the_end(mnist: Dataset) -> None:
     assert [name for name in DEFAULT_METRICS if name in LANDSCAPE] == DISTANCES
     assert all(METRICS[name].cost == ("cheap" if name in DISTANCES else "expensive") for name in LANDSCAPE)
     assert all(METRICS[name].direction == "neutral" for name in LANDSCAPE)
-    (result,) = train_suite(asking(None), mnist)
+    (result,) = train_suite(suite_with(None), mnist)
     assert [(row.metric, row.after_task, row.task) for row in landscape_rows(result)] == [(n, 2, 2) for n in DISTANCES]
-    (result,) = train_suite(asking([]), mnist)
+    (result,) = train_suite(suite_with([]), mnist)
     assert landscape_rows(result) == []
 
 
 def test_a_diverged_trial_has_no_landscape(mnist: Dataset) -> None:
-    (result,) = train_suite(asking(LANDSCAPE, lr=1e38), mnist)
+    (result,) = train_suite(suite_with(LANDSCAPE, lr=1e38), mnist)
     assert result.weights is None
     assert landscape_rows(result) == []
 
 
 def network_and_loss(model: ModelSettings) -> tuple[Layout, Tensor, Callable[[Tensor], Tensor], Callable[[], Tensor]]:
-    """A network on 1,100 random images: its layout, a row of weights, the loss measured, and the same by a module."""
+    """Return the layout and weights of a network, and its loss on random images as measured and by a plain module."""
     noise = torch.Generator().manual_seed(0)
     shape = (3, 8, 8)
     network = build(model, InputSpec(shape), 5)
@@ -191,11 +191,11 @@ def network_and_loss(model: ModelSettings) -> tuple[Layout, Tensor, Callable[[Te
     return layout, layout.pack(weights), loss, plain
 
 
-def test_a_convolutional_network_is_measured_on_its_first_thousand_examples() -> None:
+def test_a_convolutional_network_is_measured_on_the_first_thousand_examples() -> None:
     layout, row, loss, plain = network_and_loss(ModelSettings.of("cnn", channels=[3, 5], hidden=7))
     weights = flat(layout, row)
     assert weights.dtype == torch.float64
-    assert weights.numel() == layout.parameters < layout.width, "padding, or the test shows less than it says"
+    assert weights.numel() == layout.parameters < layout.width, "without padding the test would be weaker"
     assert loss(weights).item() == pytest.approx(plain().item(), rel=1e-12)
     found = {m.metric: m for m in take(select(DEAR), Landscape(weights, weights, lambda: loss, torch.Generator))}
     assert found.keys() == set(DEAR)
@@ -223,7 +223,7 @@ def draws() -> torch.Generator:
         ("hoyer", set()),
     ],
 )
-def test_errors_and_the_loss_come_along_and_no_value_depends_on_what_else_is_asked(asked: str, taken: set[str]) -> None:
+def test_related_metrics_are_added_and_values_do_not_depend_on_other_requests(asked: str, taken: set[str]) -> None:
     weights, start = torch.tensor([1.0, 2, 3]).double(), torch.ones(3).double()
     everything = {m.metric: m for m in take(select(LANDSCAPE), Landscape(weights, start, lambda: parabola, draws))}
     assert everything.keys() == set(LANDSCAPE)
@@ -231,7 +231,7 @@ def test_errors_and_the_loss_come_along_and_no_value_depends_on_what_else_is_ask
     assert found == {name: everything[name] for name in taken}
 
 
-def test_the_loss_is_not_even_made_where_no_metric_reads_it() -> None:
+def test_the_loss_is_not_created_if_no_metric_needs_it() -> None:
     def never() -> Callable[[Tensor], Tensor]:
         raise AssertionError("no loss was requested")
 
@@ -244,14 +244,14 @@ def test_the_loss_is_not_even_made_where_no_metric_reads_it() -> None:
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_broken_network_is_null_with_notes(wrong: float) -> None:
+def test_a_non_finite_network_gives_null_values_with_notes(wrong: float) -> None:
     weights = torch.tensor([1.0, wrong]).double()
     found = take(select(LANDSCAPE), Landscape(weights, torch.ones(2).double(), lambda: parabola, draws))
     assert {m.metric for m in found} == set(LANDSCAPE)
     assert all(m.value is None and m.note for m in found)
 
 
-def test_the_list_of_metrics_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_landscape_metrics_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "metrics"]) == 0
     shown = capsys.readouterr().out.split()
     assert set(LANDSCAPE) <= set(shown)

@@ -34,7 +34,7 @@ def curves(result: TrialResult, task: int) -> list[CurveRow]:
 
 
 def test_a_task_ends_at_the_first_evaluation_at_or_below_the_target(mnist: Dataset) -> None:
-    """As the plain loop does, with the weights of that evaluation, and each member at a step of its own."""
+    """The weights are those of that evaluation, members stop at different steps, and a plain loop agrees."""
     suite = small_suite({"opt": {"target": "sgd", "lr": [0.05, 0.2]}}, **TARGET)
     results = train_suite(suite, mnist)
     assert len({trial_row(result).steps for result in results}) > 2
@@ -59,12 +59,14 @@ def test_a_task_ends_at_the_first_evaluation_at_or_below_the_target(mnist: Datas
             torch.testing.assert_close(result.weights[name], weight, rtol=1e-4, atol=1e-5)
         rows = [row for row in result.rows if isinstance(row, AccuracyRow)]
         (validated,) = (row.validation_loss for row in rows if row.after_task == row.task == 2)
-        assert validated != curves(result, 2)[-1].eval_loss, "of validation data, whatever the task was stopped on"
+        assert validated != curves(result, 2)[-1].eval_loss, (
+            "validation scores are of validation data whatever stops the task"
+        )
         found = [[row.accuracy for row in rows if row.after_task == after] for after in range(3)]
         assert found == [pytest.approx(line, abs=0.011) for line in matrix]
 
 
-def test_lock_step_and_resuming_change_no_bit(mnist: Dataset) -> None:
+def test_lock_step_and_resuming_do_not_change_results(mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": "adamw", "lr": [0.02, 2e-3, 1e-5]}}, seeds=2, **TARGET)
     results = train_suite(suite, mnist)
     assert {trial_row(result).tasks_above_target for result in results} == {0, 2}
@@ -74,20 +76,20 @@ def test_lock_step_and_resuming_change_no_bit(mnist: Dataset) -> None:
         assert all(map(same_bits, whole, again))
 
 
-def test_the_loss_is_of_a_fixed_subset_that_every_trial_shares() -> None:
+def test_the_training_loss_is_taken_on_a_fixed_subset_shared_by_all_trials() -> None:
     many = Examples(torch.arange(3 * SUBSET)[:, None], torch.arange(3 * SUBSET))
     drawn = training_subset(many, 7).targets
     assert len(drawn) == SUBSET
-    assert torch.equal(drawn, drawn.unique()), "each once, in their order"
+    assert torch.equal(drawn, drawn.unique()), "every example at most once and in order"
     assert torch.equal(drawn, training_subset(many, 7).targets)
     assert not torch.equal(drawn, training_subset(many, 8).targets)
     thirds = drawn.div(SUBSET, rounding_mode="floor").bincount()
-    assert thirds.min() > SUBSET / 4, "of all parts of the examples, which may lie sorted by class"
+    assert thirds.min() > SUBSET / 4, "all parts of the data are covered, since it may be sorted by class"
     few = Examples(many.inputs[:SUBSET], many.targets[:SUBSET])
     assert training_subset(few, 7) is few
 
 
-def test_a_suite_with_a_target_survives_being_written_out(tmp_path: Path) -> None:
+def test_a_suite_with_a_target_survives_a_round_trip(tmp_path: Path) -> None:
     suite = small_suite({"opt": {"target": "sgd", "lr": 0.1}}, **TARGET)
     (tmp_path / "s.yaml").write_text(dump_suite(suite))
     assert load_suite(tmp_path / "s.yaml") == suite
@@ -98,7 +100,7 @@ def test_a_suite_with_a_target_survives_being_written_out(tmp_path: Path) -> Non
     assert early.model_dump() == {"on": "test", "patience": 3}
 
 
-# --- trials that never get there
+# --- trials that never reach the target
 
 SUITE = """
 name: equal-loss
@@ -125,7 +127,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path
     return run_file(tmp_path_factory.mktemp("trained"), SUITE)
 
 
-def test_trials_above_the_target_say_so(trained: Path) -> None:
+def test_trials_above_the_target_have_a_note(trained: Path) -> None:
     table = pd.read_parquet(trained / "trials.parquet").set_index(["optimizer", "variant"])
     assert set(table.status) == {"ok"}
     slow = table.loc["slow", "lr=0.0003"]
@@ -134,7 +136,9 @@ def test_trials_above_the_target_say_so(trained: Path) -> None:
     assert set(table.loc["fast"].tasks_above_target) == {0}
 
 
-def test_reports_and_comparisons_leave_them_out_in_sight(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_and_comparisons_state_that_trials_above_the_target_are_left_out(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = " ".join(report(trained, "markdown", capsys).split())
     assert "A task ends at the first training loss of 0.6 or less, after at most 4 epochs." in shown
     assert "slow lr=0.0003: 0 of 7; 7 above the target training loss: not in the means." in shown
@@ -161,7 +165,7 @@ def test_reports_and_comparisons_leave_them_out_in_sight(trained: Path, capsys: 
     assert "no seed has finished on both sides at or below the target training loss" in capsys.readouterr().err
 
 
-def test_a_claim_is_not_judged_on_them(trained: Path) -> None:
+def test_claims_are_not_judged_on_trials_above_the_target(trained: Path) -> None:
     (claim,) = judge_claims(read_results(read_stored(trained)))
     by_variant = {part.right.variant: part for part in claim.parts if not isinstance(part.right, float)}
     assert by_variant["lr=0.0003"].result.pairs == 0
@@ -169,7 +173,7 @@ def test_a_claim_is_not_judged_on_them(trained: Path) -> None:
     assert by_variant["lr=0.01"].result.n == 7
 
 
-def test_the_command_warns_of_them(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_command_warns_of_trials_above_the_target(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--resume", str(trained), "--device", "cpu", "--jobs", "1", "--quiet"]
     assert main(words) == 0
     assert "7 trials ended a task above the target training loss" in capsys.readouterr().err

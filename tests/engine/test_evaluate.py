@@ -1,4 +1,4 @@
-"""Reading networks: inputs lie in memory that is used again, in blocks that leave every bit as it was."""
+"""Evaluating networks: inputs are normalised block by block into reused memory, without changing a bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tests.conftest import small_suite
 CPU = torch.device("cpu")
 
 
-def test_features_that_are_the_inputs_are_those_of_every_chunk(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_equal_the_inputs_for_a_linear_model_across_chunks(
+    mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluate, "CHUNK", 70)
     suite = small_suite({"opt": {"target": "sgd"}}, model={"kind": "mlp", "hidden": []})
     workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, CPU)
@@ -38,7 +40,7 @@ def test_features_that_are_the_inputs_are_those_of_every_chunk(mnist: Dataset, m
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_large_array_is_normalised_as_its_rows_are(channels: int) -> None:
+def test_normalising_a_large_array_equals_normalising_its_rows(channels: int) -> None:
     scale, shift = torch.rand(2, channels) + 0.1
     if channels == 1:
         normalise = Normaliser(scale[0], shift[0], scale.item())

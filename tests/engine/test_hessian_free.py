@@ -1,4 +1,4 @@
-"""Hessian-free: its products are those of the Fisher matrix, and its step solves the damped system."""
+"""Hessian-free optimization: products equal those of the Fisher matrix, and a step solves the damped system."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def fisher(model: nn.Module) -> Tensor:
-    """E[Jᵀ (diag p - p pᵀ) J] by its definition, dense."""
+    """Return the dense matrix E[Jᵀ (diag p - p pᵀ) J] by definition."""
     weights = dict(model.named_parameters())
     jacobians = jacrev(lambda w: functional_call(model, w, (X,)))(weights)
     rows = torch.cat([jacobians[name].detach().flatten(2) for name in weights], 2)
@@ -86,7 +86,7 @@ def test_one_iteration_is_the_steepest_descent_of_the_quadratic_model() -> None:
 
 @pytest.mark.parametrize(("damping", "factor"), [(10.0, 2 / 3), (1e-6, 3 / 2)], ids=["trusted", "distrusted"])
 def test_damping_follows_the_reduction_ratio(damping: float, factor: float) -> None:
-    # So much damping that the model is right; so little that its step leaves the range in which it holds.
+    # With much damping the quadratic model is accurate; with little the step leaves the region where it holds.
     model = network(seed=3)
     optimizer = HessianFree(model, damping=damping, adapt_damping=True, iterations=50)
     closure = closure_of(model)
@@ -95,7 +95,7 @@ def test_damping_follows_the_reduction_ratio(damping: float, factor: float) -> N
     assert optimizer.param_groups[0]["damping"] == pytest.approx(damping * factor)
 
 
-def test_the_loss_of_the_mini_batch_never_rises() -> None:
+def test_the_loss_of_the_mini_batch_never_increases() -> None:
     model = network(seed=3)
     optimizer = HessianFree(model, damping=1e-6, adapt_damping=True, iterations=50)
     closure = closure_of(model)
@@ -115,7 +115,7 @@ def test_a_step_without_a_closure_is_refused() -> None:
         HessianFree(model).step()
 
 
-def test_it_trains_the_suites_network_alone_as_in_a_cohort(mnist: Dataset) -> None:
+def test_a_trial_alone_equals_the_trial_in_a_cohort(mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": "hessian-free", "damping": [1.0, 10.0]}}, seeds=2, max_epochs=1)
     together = train_suite(suite, mnist)
     for result in together:
@@ -124,8 +124,8 @@ def test_it_trains_the_suites_network_alone_as_in_a_cohort(mnist: Dataset) -> No
 
 
 @pytest.mark.parametrize("target", ["hessian-free", "adahessian"])
-def test_attention_is_differentiated_twice(target: str, mnist: Dataset) -> None:
-    """Its fused kernel cannot be."""
+def test_attention_can_be_differentiated_twice(target: str, mnist: Dataset) -> None:
+    """The fused attention kernel does not support this."""
     if target == "adahessian":
         pytest.importorskip("pytorch_optimizer")
     model = {"kind": "vit", "layers": 1, "width": 8, "heads": 2, "patch": 14}

@@ -1,4 +1,4 @@
-"""Training resumed at the end of a task, as if in another process, ends exactly as uninterrupted training does."""
+"""Training resumed at the end of a task, as if in another process, equals uninterrupted training exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import same_bits, small_suite, trial_row
 
 
 def stored(interim: Interim) -> Interim:
-    """As it comes back from a file: JSON and bytes, rows aside."""
+    """Return an interim state after a round trip through JSON and bytes; rows are passed through."""
     return Interim.from_record(json.loads(json.dumps(interim.record())), interim.state, interim.rows)
 
 
@@ -31,7 +31,7 @@ def changed(interim: Interim, **state: Any) -> Interim:
 def cut_and_whole(
     suite: Suite, mnist: Dataset, cut_after: int = 1
 ) -> list[tuple[Cohort, list[TrialResult], list[TrialResult]]]:
-    """Every cohort's results, and those of the same cohort cut after a task and gone on with."""
+    """Return for every cohort its results and those of the cohort interrupted after a task and resumed."""
     found = []
     for cohort in cohorts(trials(suite)):
         kept: list[Interim] = []
@@ -41,7 +41,7 @@ def cut_and_whole(
                 kept += [stored(interim) for interim in interims]
 
         whole = train(cohort, setting_of(suite, mnist), lambda progress: None, lambda take, write=write: write(take()))
-        assert kept, "nothing was kept"
+        assert kept, "no interim state was saved"
         begun = {trial: interim for interim in kept for trial in interim.trials}
         again = train(cohort, setting_of(suite, mnist), lambda progress: None, begun=begun)
         found.append((cohort, whole, again))
@@ -65,7 +65,7 @@ STARTED_OVER = {"scalable-shampoo"}
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - STARTED_OVER))
-def test_every_registered_optimizer_goes_on_as_if_it_had_not_been_cut(name: str, mnist: Dataset) -> None:
+def test_every_registered_optimizer_resumes_as_if_uninterrupted(name: str, mnist: Dataset) -> None:
     if OPTIMIZERS[name].source == "pytorch-optimizer":
         pytest.importorskip("pytorch_optimizer")
     suite = small_suite(
@@ -80,8 +80,8 @@ def test_every_registered_optimizer_goes_on_as_if_it_had_not_been_cut(name: str,
         assert all(map(same_bits, whole, again))
 
 
-def test_what_is_kept_matters(mnist: Dataset) -> None:
-    """The comparison above can fail: without momentum's state, or with the other seed's weights, the end is another."""
+def test_resuming_from_a_wrong_state_changes_the_results(mnist: Dataset) -> None:
+    """The comparison above can fail: without the momentum, or with the weights of another seed, results differ."""
     suite = small_suite({"it": {"target": "sgd", "lr": 0.05, "momentum": 0.9}}, seeds=2, train_examples=200)
     (cohort,) = cohorts(trials(suite))
     kept: list[Interim] = []
@@ -96,7 +96,7 @@ def test_what_is_kept_matters(mnist: Dataset) -> None:
 
 
 @pytest.mark.parametrize("state", ["keep", "reset"])
-def test_going_on_twice_with_early_stopping_and_what_diverged(state: str, mnist: Dataset) -> None:
+def test_training_with_early_stopping_and_divergence_can_be_resumed(state: str, mnist: Dataset) -> None:
     rates = {"sgd": {"target": "sgd", "lr": [0.1, 1e30], "momentum": 0.9}, "free": {"target": "schedule-free"}}
     pytest.importorskip("pytorch_optimizer")
     suite = small_suite(
@@ -109,8 +109,8 @@ def test_going_on_twice_with_early_stopping_and_what_diverged(state: str, mnist:
                 assert sorted({trial_row(result).status for result in again}) == ["diverged", "ok"]
 
 
-def test_members_of_another_company_go_on_together(mnist: Dataset) -> None:
-    """What one process kept of three and another of two is trained in whatever pieces there are."""
+def test_members_saved_in_different_cohorts_resume_together(mnist: Dataset) -> None:
+    """Interim states saved by two processes for the halves of a cohort are resumed in one cohort."""
     suite = small_suite({"it": {"target": "power-sgd", "lr": [0.01, 0.02]}}, seeds=2, train_examples=200)
     (cohort,) = cohorts(trials(suite))
     kept: list[Interim] = []

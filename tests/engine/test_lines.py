@@ -1,4 +1,4 @@
-"""Loss and accuracy between two solutions: against each point read as a network of its own, with plain PyTorch."""
+"""Loss and accuracy between two solutions agree with evaluating each point as a separate network in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODELS: list[ModelSettings] = [
 
 
 class Made:
-    """Two networks of one model some way apart, and examples to read them on."""
+    """Two networks of one model with different weights, and examples to evaluate them on."""
 
     def __init__(self, model: ModelSettings, dataset: Dataset) -> None:
         self.network: Network = build(model, dataset.inputs, dataset.classes)
@@ -52,7 +52,7 @@ class Made:
         return lines.between(a, b)
 
     def by_hand(self, alpha: float) -> tuple[float, float]:
-        """Loss in float64 and accuracy in float32 of the network a share alpha of the way."""
+        """Return the float64 loss and the float32 accuracy of the network at fraction `alpha` of the line."""
         a, b = (self.layout.unpack(row) for row in self.rows)
         weights = {name: (1 - alpha) * a[name].double() + alpha * b[name].double() for name in a}
         inputs = torch.cat([self.normalise(part.inputs) for part in self.parts]).double()
@@ -68,30 +68,30 @@ def made(request: pytest.FixtureRequest, mnist: Dataset) -> Made:
     return Made(request.param, mnist)
 
 
-def test_every_point_is_the_network_there(made: Made) -> None:
+def test_every_point_equals_the_network_evaluated_there(made: Made) -> None:
     losses, accuracies = made.between(made.lines())
     assert losses is not None
     assert accuracies is not None
     expected = torch.tensor([made.by_hand(k / (POINTS - 1)) for k in range(POINTS)], dtype=torch.float64)
-    assert len({round(loss, 6) for loss in expected[:, 0].tolist()}) == POINTS, "points that differ"
+    assert len({round(loss, 6) for loss in expected[:, 0].tolist()}) == POINTS, "the losses of all points differ"
     torch.testing.assert_close(losses, expected[:, 0], rtol=1e-12, atol=0)
     torch.testing.assert_close(accuracies, expected[:, 1], rtol=0, atol=1 / len(made.test))
 
 
-def test_from_a_solution_to_itself_nothing_changes(made: Made) -> None:
+def test_the_line_from_a_solution_to_itself_is_constant(made: Made) -> None:
     for values in made.between(made.lines(), 1, 1):
         assert values is not None
         torch.testing.assert_close(values, values[:1].expand(POINTS), rtol=1e-14, atol=0)
 
 
-def test_the_way_back_is_the_same_line(made: Made) -> None:
+def test_the_line_is_the_same_in_both_directions(made: Made) -> None:
     there, back = (made.between(made.lines(), *ends) for ends in ((0, 1), (1, 0)))
     assert there[0] is not None
     assert back[0] is not None
     torch.testing.assert_close(back[0].flip(0), there[0], rtol=1e-12, atol=0)
 
 
-def test_only_what_is_asked_for_is_read(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_requested_measure_is_computed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = made.between(made.lines())
     for i, asked in enumerate(({"accuracy": False}, {"loss": False})):
         found = made.between(made.lines(**asked))
@@ -111,7 +111,7 @@ def test_only_what_is_asked_for_is_read(made: Made, monkeypatch: pytest.MonkeyPa
     assert end.bytes == 8 * made.layout.parameters
 
 
-def test_the_first_layer_of_an_mlp_is_applied_at_the_ends_only(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_layer_of_an_mlp_is_applied_only_at_the_ends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = made.lines(accuracy=False)
     a, b = (lines.end(flat(made.layout, row), row) for row in made.rows)
     converted: list[int] = []
@@ -121,7 +121,7 @@ def test_the_first_layer_of_an_mlp_is_applied_at_the_ends_only(made: Made, monke
     )
     lines.between(a, b)
     parts = [len(part) for part in made.parts]
-    assert converted == ([] if a.opened is not None else parts), "once a line at most, not once a point"
+    assert converted == ([] if a.opened is not None else parts), "at most once per line, not once per point"
     assert (a.opened is not None) == bool(
         getattr(made.network, "layers", ()) and made.network.__class__.__name__ == "Mlp"
     )

@@ -1,4 +1,4 @@
-"""Measuring between tasks: the untrained network, at which every optimizer of a seed begins."""
+"""Measuring the untrained network, which all optimizers of a seed share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TASKS = 2
 
 
 def trained(mnist: Dataset, *, share: bool) -> list[TrialResult]:
-    """All trials, cohort by cohort: in one workspace as in a worker, or each in one of its own."""
+    """Train all trials, sharing one workspace as in a worker, or with a new workspace for each."""
 
     def workspace() -> Workspace:
         return Workspace.of(SUITE.experiments["small"], mnist, SUITE.seed, torch.device("cpu"))
@@ -41,7 +41,7 @@ def trained(mnist: Dataset, *, share: bool) -> list[TrialResult]:
     ]
 
 
-def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_untrained_network_of_a_seed_is_evaluated_once(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
     plain, score = Evaluator.read, Evaluator.score
 
@@ -63,10 +63,12 @@ def test_the_untrained_network_of_a_seed_is_read_once(mnist: Dataset, monkeypatc
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})
     for seed in SUITE.seeds:
         start = layout.pack(initialise(network, generator(SUITE.seed, seed, "initial weights")))
-        assert read.count(start.numpy().tobytes()) == 2 * TASKS, "on the test and validation data of every task"
+        assert read.count(start.numpy().tobytes()) == 2 * TASKS, (
+            "once on the test and once on the validation data of every task"
+        )
 
 
-def test_each_seed_and_trial_has_the_rows_of_its_own_start(mnist: Dataset) -> None:
+def test_every_trial_has_the_rows_of_its_seeds_untrained_network(mnist: Dataset) -> None:
     before: dict[int, list[list[float | None]]] = {}
     for result in trained(mnist, share=True):
         rows = [row for row in result.rows if isinstance(row, AccuracyRow) and row.after_task == 0]

@@ -1,4 +1,4 @@
-"""A run under a real limit of memory: what does not fit together is trained in parts, what does not fit alone fails."""
+"""A run under a real memory limit: a cohort that does not fit is split, and a trial that does not fit alone fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ resource = pytest.importorskip("resource")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("_train_here"),
-    pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS"),
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS"),
 ]
 
 SEEDS = 4
@@ -44,11 +44,13 @@ experiments:
     models: {{huge: {{kind: mlp, hidden: [60000]}}}}
 """
 PLAIN = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-"""So that addresses are taken for what is trained, not for devices and threads that differ from machine to machine."""
+"""Settings that keep the address space used by devices and threads, which differ between machines, small."""
 ROOM = 320 << 20
-"""Bytes beyond what a worker needs for `narrow`. Adam on `wide` has 3.2 million weights, 12.7 MB, of which a member in
-training has some ten copies, of weights, gradients, state and temporaries: one or two members fit, and not four. Of
-`huge` a single copy is 191 MB."""
+"""Bytes beyond what a worker needs for `narrow`.
+
+`wide` has 3.2 million weights, 12.7 MB, and a member trained with Adam needs about ten copies of them (weights,
+gradients, state and temporaries), so that one or two members fit but not four. One copy of `huge` is 191 MB.
+"""
 
 WORKER = """
 import sys
@@ -78,7 +80,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def enough(suite: Path) -> int:
-    """Bytes of addresses that a worker takes to train what is small."""
+    """Return the address space in bytes that a worker needs to train small networks."""
     done = subprocess.run(
         [sys.executable, "-c", WORKER, str(suite)], capture_output=True, text=True, check=True, env=PLAIN
     )
@@ -99,7 +101,7 @@ def unlimited(_train_here: None, suite: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def limited(suite: Path, enough: int) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The run under the limit, which its worker inherits, and what it said."""
+    """Run under the limit, which the worker inherits; return the run directory and the finished process."""
     most = enough + ROOM
     done = subprocess.run(
         [sys.executable, "-m", "optbench.cli", *words(suite, "limited")],
@@ -117,7 +119,7 @@ def rows(path: Path, experiment: str) -> pd.DataFrame:
     return table[table["experiment"] == experiment]
 
 
-def test_what_does_not_fit_together_is_trained_in_parts_and_says_so(
+def test_a_cohort_that_does_not_fit_is_trained_in_parts_with_a_note(
     limited: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     path, _ = limited
@@ -127,7 +129,7 @@ def test_what_does_not_fit_together_is_trained_in_parts_and_says_so(
     assert all(note.startswith(f"out of memory with {SEEDS} ") for note in parts["note"])
 
 
-def test_no_bit_of_a_result_depends_on_the_memory(
+def test_results_do_not_depend_on_the_available_memory(
     limited: tuple[Path, subprocess.CompletedProcess[str]], unlimited: Path
 ) -> None:
     found, expected = tables(limited[0]), tables(unlimited)
@@ -137,10 +139,10 @@ def test_no_bit_of_a_result_depends_on_the_memory(
         pd.testing.assert_frame_equal(
             own.drop(columns=without), expected[name].drop(columns=without), check_exact=True, check_dtype=len(own) > 0
         )
-    assert len(expected["accuracy"]) == 2 * SEEDS * 2, "before and after the task"
+    assert len(expected["accuracy"]) == 2 * SEEDS * 2, "scores before and after the task"
 
 
-def test_what_does_not_fit_alone_fails_in_one_clear_line_and_the_rest_goes_on(
+def test_a_trial_that_does_not_fit_alone_fails_and_the_others_are_trained(
     limited: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     path, done = limited

@@ -1,5 +1,5 @@
-"""Networks that have not learnt what they were trained on: found, noted, marked in every format, and never a claim's
-silent support."""
+"""Networks that have not learnt their tasks are detected, noted and marked in every format, and never support a claim
+silently."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tests.written_runs import results_of, rows_of, trial_row, write_run
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 
-# --- the definitions
+# --- definitions
 
 
 @given(st.lists(st.integers(0, 400), min_size=2, max_size=10).filter(lambda counts: sum(counts) > 0), st.data())
-def test_a_constant_answer_never_beats_guessing(counts: list[int], data: st.DataObject) -> None:
+def test_a_constant_prediction_never_beats_guessing(counts: list[int], data: st.DataObject) -> None:
     n = sum(counts)
     answer = data.draw(st.sampled_from(range(len(counts))))
     matrix = np.array([[0.0], [counts[answer] / n]])
@@ -50,7 +50,7 @@ def test_a_constant_answer_never_beats_guessing(counts: list[int], data: st.Data
 @pytest.mark.parametrize(
     ("accuracy", "guess", "n", "flagged"),
     [
-        # Three standard errors of .1 over 100 are .09.
+        # Three standard errors of a share of .1 over 100 examples are .09.
         (0.189, 0.1, 100, True),
         (0.191, 0.1, 100, False),
         (0.1135, 0.1135, 10_000, True),
@@ -68,7 +68,7 @@ def test_an_accuracy_beats_guessing_by_more_than_three_standard_errors(
     assert bool(no_better_than_guessing([[0.5], [accuracy]], [guess], [n])[0]) is flagged
 
 
-def test_random_answers_are_taken_for_guessing() -> None:
+def test_random_predictions_count_as_guessing() -> None:
     rng = np.random.default_rng(0)
     drawn = rng.binomial(1000, 0.1, size=(5000, 1)) / 1000
     matrices = np.stack([np.zeros_like(drawn), drawn], axis=1)
@@ -77,13 +77,13 @@ def test_random_answers_are_taken_for_guessing() -> None:
 
 
 def test_only_the_task_just_trained_on_counts() -> None:
-    """Forgotten later, or known before: neither is a failure to learn."""
+    """A task that was forgotten later or known before does not count as not learnt."""
     matrix = [[0.1, 0.9, 0.1], [0.9, 0.1, 0.1], [0.1, 0.1, 0.1], [0.1, 0.1, 0.9]]
     assert no_better_than_guessing(matrix, [0.1] * 3, [1000] * 3).tolist() == [False, True, False]
 
 
 def test_a_loss_has_exploded_above_ten_times_its_start() -> None:
-    # Task 2 begins at 9, which the network of task 1 gives it; task 3 at .5, below that of the untrained network.
+    # Task 2 starts at 9, the loss after task 1; task 3 starts at .5, below the loss of the untrained network.
     loss = [[2.3, 2.3, 2.4], [0.1, 9.0, 3.0], [0.5, 0.1, 0.5], [1.0, 1.0, 0.1]]
     start = start_losses(loss)
     assert start.tolist() == [2.3, 9.0, 2.4]
@@ -92,7 +92,7 @@ def test_a_loss_has_exploded_above_ten_times_its_start() -> None:
     assert loss_exploded([1e9], start_losses([[math.nan], [math.nan]])).tolist() == [False]
 
 
-def test_tasks_in_words() -> None:
+def test_ranges_of_tasks_are_printed_in_words() -> None:
     assert [task_list(tasks) for tasks in ((2,), (1, 3, 4, 5), (1, 2))] == ["task 2", "tasks 1, 3-5", "tasks 1-2"]
     assert NotLearnt((1,), (2, 3)).notes == [
         "no better than guessing right after training (task 1)",
@@ -133,7 +133,7 @@ GUESSED = "no better than guessing right after training (tasks 1-2)"
 EXPLODED = "training loss above 10 times its start (task 1)"
 
 
-def test_a_network_that_learnt_nothing_is_ok_and_has_a_note(trained: Path) -> None:
+def test_a_network_that_learnt_nothing_has_status_ok_and_a_note(trained: Path) -> None:
     table = pd.read_parquet(trained / "trials.parquet")
     assert set(table.status) == {"ok"}
     notes = {name: set(group.note.fillna("")) for name, group in table.groupby("optimizer")}
@@ -142,15 +142,15 @@ def test_a_network_that_learnt_nothing_is_ok_and_has_a_note(trained: Path) -> No
     assert all(note.endswith(EXPLODED) for note in notes["wild"])
 
 
-def test_the_guess_is_the_share_of_the_most_frequent_class(trained: Path) -> None:
+def test_the_accuracy_of_guessing_is_the_share_of_the_most_frequent_class(trained: Path) -> None:
     table = pd.read_parquet(trained / "accuracy.parquet")
-    # The pixels are permuted and the labels are not: one share for all tasks.
+    # Only pixels are permuted, so all tasks have the same share.
     (share,) = set(table.majority)
     assert 0.1 < share < 0.15
     assert (share * 500) == pytest.approx(round(share * 500))
 
 
-def test_what_a_report_derives_is_what_the_notes_say(trained: Path) -> None:
+def test_reports_and_notes_agree_on_what_was_not_learnt(trained: Path) -> None:
     results = results_of(trained)
     for trial in results.trials:
         derived = results.not_learnt.get(trial.id, NotLearnt())
@@ -158,8 +158,8 @@ def test_what_a_report_derives_is_what_the_notes_say(trained: Path) -> None:
         assert bool(derived) == (trial.optimizer != "good")
 
 
-def test_a_run_without_notes_and_shares_is_judged_alike(trained: Path, tmp_path: Path) -> None:
-    """As earlier versions wrote them: a guess is then right once in ten."""
+def test_a_run_without_notes_and_shares_is_judged_in_the_same_way(trained: Path, tmp_path: Path) -> None:
+    """Earlier versions did not store the shares; guessing among ten classes then has accuracy .1."""
     old = tmp_path / "old"
     old.mkdir()
     for file in trained.iterdir():
@@ -174,7 +174,7 @@ def test_a_run_without_notes_and_shares_is_judged_alike(trained: Path, tmp_path:
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html", "latex"])
-def test_tables_mark_them_in_every_format(
+def test_every_format_marks_trials_that_have_not_learnt(
     form: str, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -185,10 +185,10 @@ def test_tables_mark_them_in_every_format(
     assert f"wild {mark}" in shown
     assert f"good {mark}" not in shown
     assert f"{mark} slow: 2 of 2 trials: {GUESSED}" in shown
-    assert shown.count(EXPLODED) == 1, "once, not in the trials' notes too"
+    assert shown.count(EXPLODED) == 1, "shown once, not again as a note of the trials"
 
 
-def test_json_and_csv_count_them(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_csv_count_trials_that_have_not_learnt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(trained), "--format", "json"]) == 0
     records = json.loads(capsys.readouterr().out)["results"]
     assert main(["report", str(trained), "--format", "csv"]) == 0
@@ -200,7 +200,7 @@ def test_json_and_csv_count_them(trained: Path, capsys: pytest.CaptureFixture[st
         assert counts["wild"][1] == 2
 
 
-def test_compare_says_it_of_each_side(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_marks_the_side_that_has_not_learnt(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [f"{trained}:good", f"{trained}:slow"]
     assert main(["compare", *sides, "--format", "markdown"]) == 0
     shown = capsys.readouterr().out
@@ -229,7 +229,7 @@ LOSS = 4.5e30
 
 
 def claimed(trial: Trial) -> Sequence[Row]:
-    """adam at .1 ends at chance, with a loss of 4.5e30 in task 2, and so has forgotten nothing."""
+    """Make rows in which adam with lr=0.1 stays at chance, with a loss of 4.5e30 in task 2, and so forgets nothing."""
     wobble = 0.001 * trial.seed
     if trial.optimizer == "adam" and trial.hyperparameters["lr"] == 0.1:
         matrix = [[0.1, 0.1], [0.1 + wobble, 0.1], [0.1, 0.1]]
@@ -248,7 +248,7 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html", "latex"])
-def test_no_claim_counts_forgetting_nothing_without_saying_that_nothing_was_learnt(
+def test_claims_supported_by_networks_that_learnt_nothing_are_marked(
     form: str, claims: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -264,7 +264,7 @@ def test_no_claim_counts_forgetting_nothing_without_saying_that_nothing_was_lear
     assert "claim 2, small" not in shown
 
 
-def test_json_has_it_beside_the_verdict(claims: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_counts_what_was_not_learnt_next_to_the_verdict(claims: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(claims), "--format", "json"]) == 0
     first, second = json.loads(capsys.readouterr().out)["claims"]
     assert [part["verdict"] for part in first["parts"]] == ["supported", "supported"]
@@ -275,7 +275,9 @@ def test_json_has_it_beside_the_verdict(claims: Path, capsys: pytest.CaptureFixt
     assert second["parts"][0]["not_learnt"] == {"left": None, "right": None}
 
 
-def test_a_condition_leaves_them_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_condition_of_a_claim_can_exclude_networks_that_have_not_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = "where: {learning_accuracy: {above: 0.8}}"
     suite = CLAIMED.replace("expect: lower}\n  both", f"expect: lower, {where}}}\n  both")
     path = write_run(tmp_path, suite, claimed)
@@ -286,7 +288,7 @@ def test_a_condition_leaves_them_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @given(st.integers(1, 4), st.data())
-def test_the_note_of_a_trial_is_what_a_loop_over_its_rows_finds(tasks: int, data: st.DataObject) -> None:
+def test_the_note_of_a_trial_agrees_with_a_plain_loop_over_its_rows(tasks: int, data: st.DataObject) -> None:
     def drawn(values: Sequence[float | None], count: int) -> list[float | None]:
         return data.draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))
 

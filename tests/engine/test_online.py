@@ -1,4 +1,4 @@
-"""Accuracy on every batch before its update, and what a task begins with: against a plain training loop."""
+"""Accuracy on every batch before its update, and the state at the start of a task, agree with a plain loop."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rows(result: TrialResult) -> list[OnlineRow]:
 
 
 @pytest.mark.parametrize("model", [{"kind": "mlp", "hidden": [20, 20]}, {"kind": "mlp", "normalisation": "layer"}])
-def test_rows_are_those_of_a_plain_loop(mnist: Dataset, one_thread: None, model: dict[str, Any]) -> None:
+def test_rows_equal_those_of_a_plain_loop(mnist: Dataset, one_thread: None, model: dict[str, Any]) -> None:
     suite = online_suite({"sgd": {"target": "sgd", "lr": 0.1, "momentum": 0.5}}, model=model, seeds=2)
     for result in train_suite(suite, mnist):
         experiment, seed = suite.experiments["small"], result.trial.seed
@@ -78,7 +78,7 @@ def test_rows_are_those_of_a_plain_loop(mnist: Dataset, one_thread: None, model:
             assert (found.task, found.steps, found.note) == (task + 1, 20, state.note)
             assert found.online_accuracy == pytest.approx(right / 320, abs=1.01 / 320)
             assert found.online_loss == pytest.approx(sum(losses) / 20, rel=1e-5)
-            # Bits of the weights differ, by which one of 20 or more units may be dead in one of the two networks.
+            # Weights differ in rounding, so one of 20 or more units may be dead in only one of the two networks.
             for name, tolerance in {"dead": 0.051, "dormant": 0.051, "effective_rank": 0.01}.items():
                 assert getattr(found, name) == pytest.approx(getattr(state, name), abs=tolerance)
             for name in ("weight_magnitude", "gradient_norm"):
@@ -87,10 +87,10 @@ def test_rows_are_those_of_a_plain_loop(mnist: Dataset, one_thread: None, model:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_every_way_to_gradients_sees_the_same_predictions(
+def test_all_ways_to_compute_gradients_see_the_same_predictions(
     mnist: Dataset, one_thread: None, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whether `torch.func` has the bits of each alone depends on the machine; here it is to be taken.
+    # Force `torch.func`, whose bits equal those of single members only on some machines.
     monkeypatch.setattr("optbench.engine.gradients.chosen.same_bits", lambda a, b: True)
     model = {"kind": "mlp", "hidden": [30]} if kind == "mlp" else {"kind": "cnn"}
     experiment = small_suite({"sgd": {"target": "sgd"}}, model=model).experiments["small"]
@@ -134,7 +134,7 @@ LANES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_trial_alone_has_the_rows_it_has_among_others_in_every_lane(coarse_mnist: Dataset, one_thread: None) -> None:
+def test_rows_of_a_trial_alone_equal_those_among_others_in_every_lane(coarse_mnist: Dataset, one_thread: None) -> None:
     suite = online_suite({**LANES, "bad": {"target": "sgd", "lr": 1e5}}, seeds=2)
     together = train_suite(suite, coarse_mnist)
     assert {trial_row(result).status for result in together} == {"ok", "diverged"}
@@ -164,8 +164,8 @@ def test_recording_changes_nothing_else(coarse_mnist: Dataset, one_thread: None)
 SGD = {"target": "sgd", "lr": 0.1}
 
 
-def test_a_network_that_stops_moving_or_begins_anew_is_found_out(mnist: Dataset, one_thread: None) -> None:
-    """At a rate of 0 nothing changes between tasks; fresh networks begin every task with the state of a new one."""
+def test_rows_show_networks_that_stop_moving_or_start_afresh(mnist: Dataset, one_thread: None) -> None:
+    """At learning rate 0 nothing changes between tasks; fresh networks start every task with newly drawn weights."""
     optimizers = {
         "still": {"target": "sgd", "lr": 0.0},
         "fresh": {"target": "fresh-network", "base": SGD},
@@ -185,11 +185,11 @@ def test_a_network_that_stops_moving_or_begins_anew_is_found_out(mnist: Dataset,
         for name, learnt in found.items()
     }
     assert kept["fresh"] > 0.85
-    assert kept["stuck"] < 0.5, "it learnt one task of 20 steps and then none"
+    assert kept["stuck"] < 0.5, "it learnt in the first task of 20 steps and not later"
     assert found["stuck"][0] == found["sgd"][0]
 
 
-def test_models_of_users_are_recorded_and_tokens_position_by_position(
+def test_users_models_are_recorded_and_tokens_count_by_position(
     use: Use,  # noqa: F811
     mnist: Dataset,
     one_thread: None,

@@ -1,4 +1,4 @@
-"""Models of a user's: any module, with buffers, random draws and an initialisation of its own."""
+"""Users' models: any module, with buffers, random draws and custom initialisation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Use = Callable[[Callable[..., object]], None]
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
-    """Have a class of a user's built in the place of the model `net`."""
+    """Return a function that makes the engine build a user's class as the model `net`."""
 
     def put(make: Callable[..., object]) -> None:
         def build(settings: object, inputs: InputSpec, outputs: int, seed: int = 0) -> object:
@@ -72,11 +72,11 @@ def test_a_trial_alone_equals_the_trial_among_others(model: type[nn.Module], mni
     for i in (0, 3):
         assert same_bits(train_suite(suite, mnist, only=i)[0], together[i])
     hashes = {(result.trial.seed, trial_row(result).init_hash) for result in together}
-    assert len(hashes) == 2, "one start for all optimizers of a seed"
+    assert len(hashes) == 2, "optimizers of a seed share initial weights"
 
 
-def test_every_optimizer_of_a_seed_meets_the_same_dropout(mnist: Dataset, use: Use) -> None:
-    """At a learning rate of nothing, all optimizers see the same losses at every step, those with a closure too."""
+def test_all_optimizers_of_a_seed_see_the_same_dropout_masks(mnist: Dataset, use: Use) -> None:
+    """At a vanishing learning rate all optimizers, with or without a closure, see the same loss at every step."""
     use(own_models.ResNet)
     optimizers = {name: opt(name, lr=1e-30) for name in ("adamw", "sgd")} | {"sam": sam(1e-30, rho=1e-30)}
     results = train_suite(small_suite(optimizers, seeds=1, **SMALL), mnist)
@@ -86,8 +86,8 @@ def test_every_optimizer_of_a_seed_meets_the_same_dropout(mnist: Dataset, use: U
 
 
 @pytest.mark.parametrize("model", [own_models.ResNet, own_models.InPlace])
-def test_agrees_with_a_plain_loop(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
-    """Running statistics and dropout included, with early stopping."""
+def test_training_agrees_with_a_plain_loop(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
+    """Covers running statistics, dropout and early stopping."""
     use(model)
     suite = small_suite({"sgd": opt("sgd", lr=0.05)}, seeds=1, **{**SMALL, "max_epochs": 3})
     (result,) = train_suite(suite, mnist)
@@ -108,11 +108,11 @@ def test_agrees_with_a_plain_loop(model: type[nn.Module], mnist: Dataset, use: U
         torch.testing.assert_close(tensor, final[name], rtol=1e-4, atol=1e-5)
     found = [row.accuracy for row in result.rows if isinstance(row, AccuracyRow)]
     assert found == pytest.approx([value for row in matrix for value in row])
-    module.load_state_dict(result.weights)  # a checkpoint is what `load_state_dict` takes
+    module.load_state_dict(result.weights)  # a checkpoint can be loaded with `load_state_dict`
 
 
 @pytest.mark.parametrize("model", [own_models.ResNet, own_models.InPlace])
-def test_goes_on_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
+def test_training_resumes_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, use: Use) -> None:
     use(model)
     suite = suite_of(("sgd",))
     workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, CPU)
@@ -132,7 +132,7 @@ def test_goes_on_from_the_end_of_a_task(model: type[nn.Module], mnist: Dataset, 
 
 
 class Repeating(torch.optim.SGD):
-    """Evaluates the loss itself, at the weights that it was given gradients of, as L-BFGS does."""
+    """An optimizer that evaluates the closure at the current weights, like L-BFGS."""
 
     def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         loss = closure()
@@ -141,7 +141,7 @@ class Repeating(torch.optim.SGD):
 
 
 class Around(torch.optim.SGD):
-    """Moves the weights while the gradients are taken, as IVON does."""
+    """An optimizer that perturbs the weights while gradients are computed, like IVON."""
 
     @contextlib.contextmanager
     def around_forward(self) -> Iterator[None]:
@@ -156,8 +156,8 @@ class Around(torch.optim.SGD):
                 p.copy_(before)
 
 
-def test_closures_meet_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, use: Use) -> None:
-    """One evaluation at the step's weights is the pass that a plain loop has taken; SAM's is another."""
+def test_closures_see_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, use: Use) -> None:
+    """Evaluating the closure at the step's weights repeats the pass of a plain loop; SAM's second pass does not."""
     use(own_models.ResNet)
     suite = small_suite(
         {
@@ -179,7 +179,7 @@ def test_closures_meet_the_masks_and_statistics_of_a_plain_loop(mnist: Dataset, 
     assert (int(a[name]), int(c[name]), int(d[name])) == (12, 24, 12)
 
 
-def test_one_that_raises_or_diverges_touches_no_other(mnist: Dataset, use: Use) -> None:
+def test_a_member_that_raises_does_not_affect_others(mnist: Dataset, use: Use) -> None:
     use(own_models.RaisesLater)
     suite = small_suite({"sgd": opt("sgd", lr=[0.01, 5.0])}, seeds=1, **SMALL)
     calm, wild = train_suite(suite, mnist)
@@ -189,7 +189,7 @@ def test_one_that_raises_or_diverges_touches_no_other(mnist: Dataset, use: Use) 
     assert same_bits(train_suite(suite, mnist, only=0)[0], calm)
 
 
-def test_what_is_raised_at_the_common_start_is_said_of_every_trial(mnist: Dataset, use: Use) -> None:
+def test_an_error_at_the_shared_start_fails_every_trial(mnist: Dataset, use: Use) -> None:
     class Picky(own_models.Flat):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if len(x) == SMALL["validation_examples"]:
@@ -270,7 +270,7 @@ def test_features_are_the_input_of_the_last_linear_layer_or_the_method(mnist: Da
         assert (found.features, found.output) == (features, output)
 
 
-def test_what_cannot_be_put_in_lock_step_is_found_out_and_said(mnist: Dataset, use: Use) -> None:
+def test_models_that_cannot_train_in_lock_step_are_detected_with_the_reason(mnist: Dataset, use: Use) -> None:
     experiment = suite_of().experiments["small"]
     normalise = Normaliser.of(mnist, experiment.protocol, CPU)
     examples = Workspace.of(experiment, mnist, 0, CPU).family.parts.train
@@ -304,7 +304,7 @@ def test_a_model_that_torch_func_refuses_is_trained_member_by_member(mnist: Data
     assert refused.startswith("RuntimeError in lock-step: vmap")
 
 
-def test_landscape_and_pruning_of_a_model_with_buffers(mnist: Dataset, use: Use) -> None:
+def test_landscape_and_pruning_use_the_running_statistics_of_the_checkpoint(mnist: Dataset, use: Use) -> None:
     use(own_models.ResNet)
     names = ["effective_rank", "hessian_trace", "landscape_loss", "pruning_area_global"]
     suite = suite_of(seeds=1, metrics=names)
@@ -313,7 +313,7 @@ def test_landscape_and_pruning_of_a_model_with_buffers(mnist: Dataset, use: Use)
     found = {row.metric: row for row in result.rows if isinstance(row, MetricRow) and row.after_task == 2}
     assert found["landscape_loss"].value is not None
     assert found["hessian_trace"].value is not None
-    # By hand: in eval mode, with the running statistics of the checkpoint, in float64.
+    # Reference: eval mode, running statistics of the checkpoint, float64.
     assert result.weights is not None
     workspace = Workspace.of(experiment, mnist, suite.seed, CPU)
     examples = workspace.family.sequence(0).train(1)
@@ -361,14 +361,14 @@ def test_a_wrong_dataset_is_refused(train_split: Split, message: str) -> None:
         ({"train": ([[0.0]], [0])}, "train: expected an optbench.Split, got tuple"),
     ],
 )
-def test_wrong_facts_of_a_dataset_are_refused(facts: dict[str, Any], message: str) -> None:
+def test_wrong_attributes_of_a_dataset_are_refused(facts: dict[str, Any], message: str) -> None:
     half = split(torch.zeros(2, 3), [0, 1])
     with pytest.raises(DataError) as error:
         Dataset(**{"name": "moons", "train": half, "test": half, "classes": 2, **facts})
     assert str(error.value) == f"dataset moons: {message}"
 
 
-def test_float_inputs_stay_as_they_are_or_are_standardised() -> None:
+def test_float_inputs_are_unchanged_or_standardised() -> None:
     values = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
     data = Dataset("moons", Split(values, torch.arange(50) % 2), Split(values, torch.arange(50) % 2), 2)
     assert data.inputs == InputSpec((2,))
@@ -385,7 +385,7 @@ def test_float_inputs_stay_as_they_are_or_are_standardised() -> None:
     torch.testing.assert_close(found, (values - torch.tensor([1.0, 2.0])) / torch.tensor([3.0, 4.0]))
 
 
-def test_running_statistics_lie_on_the_line_between_two_solutions(mnist: Dataset, use: Use) -> None:
+def test_running_statistics_are_interpolated_between_two_solutions(mnist: Dataset, use: Use) -> None:
     use(own_models.ResNet)
     suite = small_suite({"sgd": opt("sgd", lr=0.05)}, seeds=2, **{**SMALL, "early_stopping": None})
     experiment = suite.experiments["small"]
@@ -417,7 +417,7 @@ class Tied(own_models.NextToken):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "shampoo", "torch.optim:ASGD"])
-def test_layers_may_share_weights(optimizer: str, use: Use) -> None:
+def test_layers_can_share_weights(optimizer: str, use: Use) -> None:
     use(Tied)
     data = own_models.cycles()
     suite = small_suite(
@@ -439,7 +439,7 @@ class SharedNorm(own_models.ResNet):
         self.same = next(part for part in self.modules() if isinstance(part, nn.BatchNorm2d))
 
 
-def test_layers_may_share_running_statistics(mnist: Dataset, use: Use) -> None:
+def test_layers_can_share_running_statistics(mnist: Dataset, use: Use) -> None:
     use(SharedNorm)
     (result,) = train_suite(small_suite({"opt": opt("sgd", lr=0.05)}, seeds=1, **SMALL), mnist)
     assert result.weights is not None

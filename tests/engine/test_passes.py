@@ -1,4 +1,4 @@
-"""Forward passes of a user's model in training."""
+"""Forward passes of a user's model during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.engine.stack import Layout
 from tests import own_models
 
 
-def test_the_first_pass_is_of_the_weights_given_whether_or_not_the_network_is_bound_to_them() -> None:
+def test_the_first_pass_uses_the_given_weights_even_if_the_network_is_not_bound_to_them() -> None:
     inputs = torch.rand(6, 1, 28, 28)
     network, other = (own_models.ResNet(InputSpec((1, 28, 28)), 3) for _ in range(2))
     persistent = network.state_dict().keys()

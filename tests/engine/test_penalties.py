@@ -1,4 +1,4 @@
-"""The penalty on the features' rank, wherever gradients are taken: what autograd makes of the whole loss."""
+"""Gradients of the penalty on the rank of features agree with autograd of the whole loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NORMALISE = Normaliser(torch.tensor(1 / 255), torch.tensor(-0.1), 1 / 255, torch
 
 
 class Own(nn.Module):
-    """A user's: its features are the input of a layer that is not the last in the order of its modules."""
+    """A user's model whose output layer is not the last of its modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Own(nn.Module):
 
 
 class WithMethod(Own):
-    """A user's with a method `features`, whose result is scaled before the last layer."""
+    """A user's model with a method `features`, whose result is scaled before the last layer."""
 
     def features(self, x: Tensor) -> Tensor:
         return self.first(x.flatten(1)).sin()
@@ -60,14 +60,14 @@ class Uncalled(WithMethod):
 
 
 def spectral_entropy(features: Tensor) -> Tensor:
-    """H by its definition, of features (N, d), for autograd to differentiate."""
+    """Return H of features (N, d) by definition, differentiable by autograd."""
     values = torch.linalg.eigvalsh(torch.cov(features.T))
     p = values / values.sum()
     return -(p * p.clamp_min(1e-300).log()).sum()
 
 
 def features_of(network: nn.Module, weights: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and logits, with their graphs."""
+    """Return features and logits with their autograd graphs."""
     seen: list[Tensor] = []
     head = network.head if isinstance(network, Network) else network.out
     handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
@@ -77,7 +77,7 @@ def features_of(network: nn.Module, weights: dict[str, Tensor], inputs: Tensor) 
 
 
 class Ground:
-    """Four members of one network in float64, their batches, and ways to their gradients."""
+    """Four float64 members of one network, their batches, and ways to compute their gradients."""
 
     def __init__(self, network: nn.Module, shared: list[int], features: str = "head", *, rotated: bool = False) -> None:
         draws = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ class Ground:
         ]
 
     def gradients(self, way: Any, step: int, members: tuple[int, ...] = (0, 1, 2, 3), **penalties: Any) -> Any:
-        """(M, P) of these members, and their losses (M,)."""
+        """Return the gradients (M, P) of these members and their losses (M,)."""
         weights = self.weights[list(members)].clone()
         found, losses = torch.zeros_like(weights), torch.zeros(len(members), dtype=torch.float64)
         passes = []
@@ -142,30 +142,32 @@ NETWORKS: dict[str, Any] = {
 
 @pytest.mark.parametrize("shared", [[0, 1, 2, 3], [0, 0, 1, 0]], ids=["own batches", "shared batches"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradients_are_autograds_of_the_whole_loss_in_lock_step_and_alone(name: str, shared: list[int]) -> None:
+def test_gradients_agree_with_autograd_in_lock_step_and_alone(name: str, shared: list[int]) -> None:
     network = NETWORKS[name]()
     ground = Ground(network, shared, "out" if name == "own" else "head")
     written_out = MlpGradients.supports(network)
     for way in (LoopGradients, Vmap, *([MlpGradients, MlpTogether] if written_out else [])):
         grads, losses = ground.gradients(way, step=2)
         plain, plain_losses = ground.gradients(way, step=2, penalties=None)
-        assert torch.allclose(losses, plain_losses, rtol=1e-12), "recorded losses are cross-entropies"
+        assert torch.allclose(losses, plain_losses, rtol=1e-12), "recorded losses exclude the penalty"
         for i, strength in enumerate(STRENGTHS):
             for key, expected in ground.packed(i, step=2).items():
                 found = ground.layout.views(grads[i])[key]
                 assert (found - expected).abs().max() < 1e-8, (way, i, key)
                 moved = bool((found - ground.layout.views(plain[i])[key]).abs().max() > 1e-6)
                 below = not key.startswith(("head", "out"))
-                # The push sums to 0 over a batch: a bias of units that are all alive or all dead gains nothing.
+                # The push sums to 0 over a batch, so biases of units alive or dead on the whole batch get none.
                 assert moved == (strength != 0 and below) or (below and key.endswith("bias")), (way, i, key)
         if way in (LoopGradients, MlpGradients):
-            assert torch.equal(grads[2], plain[2]), "without a strength, the bits of a training without a penalty"
+            assert torch.equal(grads[2], plain[2]), "strength 0 gives the bits of training without a penalty"
             for i in range(4):
-                assert torch.equal(ground.gradients(way, 2, (i,))[0][0], grads[i]), "alone as among others"
+                assert torch.equal(ground.gradients(way, 2, (i,))[0][0], grads[i]), (
+                    "a member alone equals the member among others"
+                )
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_every_way_turns_the_push_alike(name: str) -> None:
+def test_all_ways_to_compute_gradients_rotate_the_push_equally(name: str) -> None:
     ground = Ground(NETWORKS[name](), [0, 0, 1, 2], rotated=True)
     straight = Ground(NETWORKS[name](), [0, 0, 1, 2])
     ways = (LoopGradients, Vmap, *([MlpGradients, MlpTogether] if name == "mlp" else []))
@@ -177,12 +179,12 @@ def test_every_way_turns_the_push_alike(name: str) -> None:
     assert (turned > 1e-3).tolist() == [strength != 0 for strength in STRENGTHS]
 
 
-def test_a_method_features_is_penalised_where_the_forward_pass_calls_it() -> None:
+def test_the_result_of_a_features_method_is_penalised() -> None:
     for way in (LoopGradients, Vmap):
         scaled = Ground(WithMethod(), [0, 1, 2, 3], METHOD)
         grads, _ = scaled.gradients(way, step=0)
         for i in range(4):
-            for key, expected in scaled.packed(i, step=0).items():  # H does not depend on the scale
+            for key, expected in scaled.packed(i, step=0).items():  # H is invariant to scale
                 assert (scaled.layout.views(grads[i])[key] - expected).abs().max() < 1e-8
         with pytest.raises(ValueError, match=r"expected Uncalled.forward to call its method features\(x\)"):
             Ground(Uncalled(), [0, 1, 2, 3], METHOD).gradients(way, step=0)
@@ -195,7 +197,7 @@ def by_definition(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (5, 12), (2, 3)], ids=["more rows", "smaller than the width", "two rows"])
-def test_entropy_and_its_gradient(shape: tuple[int, int]) -> None:
+def test_entropy_and_its_gradient_agree_with_the_definition(shape: tuple[int, int]) -> None:
     features = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * torch.logspace(
         0, -2, shape[1], dtype=torch.float64
     )
@@ -205,15 +207,15 @@ def test_entropy_and_its_gradient(shape: tuple[int, int]) -> None:
     assert (gradient - push).abs().max() < 1e-8
     stacked = torch.stack([features, 3 * features])
     values, gradients = entropy(stacked)
-    assert torch.allclose(values, value.expand(2), atol=1e-12), "the scale does not count"
+    assert torch.allclose(values, value.expand(2), atol=1e-12), "the entropy is invariant to scale"
     assert torch.allclose(gradients, torch.stack([gradient, gradient / 3]), atol=1e-10)
 
 
-def test_dead_units_get_no_push_and_change_nothing_for_the_others() -> None:
+def test_dead_units_get_no_push_and_do_not_affect_others() -> None:
     alive = torch.randn(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     features = torch.zeros(30, 9, dtype=torch.float64)
     features[:, [0, 2, 3, 5, 6, 8]] = alive
-    features[:, 4] = 7.0  # constant, so of no variance either
+    features[:, 4] = 7.0  # a constant unit has no variance either
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         value, gradient = entropy(features.to(dtype))
         expected, push = entropy(alive)
@@ -223,7 +225,7 @@ def test_dead_units_get_no_push_and_change_nothing_for_the_others() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, float("nan"), float("inf")])
-def test_features_that_do_not_vary_or_are_not_finite_get_no_push(value: float) -> None:
+def test_constant_or_non_finite_features_get_no_push(value: float) -> None:
     features = torch.full((6, 4), 1.0)
     features[2] = value if value in (0.0, 3.0) else 1.0
     features[2, 1] = value
@@ -234,14 +236,16 @@ def test_features_that_do_not_vary_or_are_not_finite_get_no_push(value: float) -
     assert not gradient.any()
 
 
-def test_a_rotation_is_orthogonal_and_keeps_the_spectrum_of_the_push_around_its_mean() -> None:
+def test_a_rotation_is_orthogonal_and_keeps_the_centred_spectrum_of_the_push() -> None:
     features = torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     frame = random_frame(features, torch.Generator().manual_seed(4))
     assert torch.allclose(frame.T @ frame, torch.eye(8, dtype=torch.float64), atol=1e-12)
     centred = features - features.mean(0)
     spectra = []
     for own in (None, frame):
-        matrix = torch.linalg.lstsq(centred, entropy(features, own)[1]).solution  # (2/N) A, as the push is (h - h̄) A
+        matrix = torch.linalg.lstsq(
+            centred, entropy(features, own)[1]
+        ).solution  # (2/N) A, because the push is (h - h̄) A
         assert torch.allclose(matrix, matrix.T, atol=1e-12)
         spectra.append(torch.linalg.eigvalsh(matrix))
     assert torch.allclose(spectra[0] - spectra[0].mean(), spectra[1], atol=1e-12)

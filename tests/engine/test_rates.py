@@ -1,4 +1,4 @@
-"""`protocol.schedule` scales rates as PyTorch's schedulers do, in every lane and for every optimizer that takes one."""
+"""`protocol.schedule` scales learning rates like PyTorch's schedulers, in every lane and for every optimizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def schedule(**settings: Any) -> RateSchedule:
 
 
 def chain(given: RateSchedule, steps: int, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """The schedule in PyTorch's words."""
+    """Build the schedule from PyTorch's schedulers."""
     warmup = min(round(given.warmup * steps), steps - 1)
     left = steps - warmup
     parts: list[LRScheduler] = []
@@ -59,7 +59,7 @@ CHAINED = pytest.mark.filterwarnings("ignore:The epoch parameter", "ignore:Detec
 
 @CHAINED
 @pytest.mark.parametrize("kind", KINDS)
-def test_factors_are_those_of_pytorchs_schedulers(kind: str) -> None:
+def test_factors_equal_those_of_pytorchs_schedulers(kind: str) -> None:
     floors = [0.0] if kind == "constant" else [0.0, 0.1, 1.0]
     decays = [0.01, 0.2, 0.5] if kind == "wsd" else [None]
     for steps, warmup, floor, decay in itertools.product([1, 2, 7, 40], [0.0, 0.05, 0.5], floors, decays):
@@ -77,7 +77,7 @@ def test_factors_are_those_of_pytorchs_schedulers(kind: str) -> None:
 
 
 class Problem:
-    """A classifier of three inputs, and a batch for each step."""
+    """A classifier with three inputs, and a batch for each step."""
 
     def __init__(self) -> None:
         draws = torch.Generator().manual_seed(3)
@@ -104,7 +104,7 @@ COSINE = schedule(kind="cosine", warmup=0.3, floor=0.05)
 
 
 def on_the_lane(name: str, settings: dict[str, Any], curves: list[RateCurve | None], steps: int) -> list[list[Tensor]]:
-    """The parameters of members with these curves after some steps of the optimizer's lane."""
+    """Train members with these schedules for some steps in the optimizer's lane; return their parameters."""
     problem, spec = Problem(), find(name)
     layout = Layout.of({key: p.shape for key, p in problem.network.named_parameters()})
     start = layout.pack({key: p.detach() for key, p in problem.network.named_parameters()})
@@ -128,7 +128,7 @@ def on_the_lane(name: str, settings: dict[str, Any], curves: list[RateCurve | No
 
 
 def with_rates(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
-    """The optimizers whose groups have a rate."""
+    """Yield the optimizers whose parameter groups have a learning rate, including wrapped ones."""
     inside = [getattr(optimizer, name, None) for name in ("base", "first", "then", "inner")]
     inside += optimizer.parts if isinstance(optimizer, Together) else []
     for each in inside:
@@ -139,13 +139,13 @@ def with_rates(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimiz
 
 
 def plainly(name: str, settings: dict[str, Any], steps: int, until: int) -> list[Tensor]:
-    """The parameters after some steps of the optimizer by itself, with PyTorch's scheduler."""
+    """Train for some steps with the plain optimizer and PyTorch's scheduler; return the parameters."""
     problem, spec = Problem(), find(name)
     parameters = list(problem.network.parameters())
     noise = torch.Generator().manual_seed(1)
     given = {"model": problem.network, "generator": noise, "total_steps": until, "examples": 96}
     with torch.random.fork_rng():
-        seed_all(0, torch.device("cpu"))  # as what a constructor draws in the lane
+        seed_all(0, torch.device("cpu"))  # draw in the constructor what it draws in the lane
         optimizer = maker(spec, settings, given)(parameters)
         schedulers = [chain(COSINE, steps, each) for each in with_rates(optimizer)]
 
@@ -172,7 +172,7 @@ def plainly(name: str, settings: dict[str, Any], steps: int, until: int) -> list
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph", "ignore:Shampoo. small_side")
 @pytest.mark.parametrize("name", TAKING)
 def test_a_lane_with_a_schedule_equals_the_optimizer_with_pytorchs_scheduler(name: str) -> None:
-    """Of three members the schedules of two differ, as where their tasks have other lengths."""
+    """Of three members one has another schedule, as when tasks differ in length."""
     settings = complete(name, SETTINGS.get(name, {}))
     until, lengths = 7, (7, 9)
     *scheduled, constant = on_the_lane(name, settings, [*(RateCurve(COSINE, n) for n in lengths), None], until)

@@ -1,4 +1,4 @@
-"""Readings of rank: at every layer, before and after its activation, on each task and pooled, against NumPy."""
+"""Rank at every layer, before and after its activation, on each task and pooled, agrees with NumPy."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def run(mnist: Dataset) -> TrialResult:
 
 
 def values(result: TrialResult, task: int | None) -> dict[str, float | None]:
-    """The final values by metric; of the features alone."""
+    """Return the final value of each metric of features."""
     rows = [row for row in result.rows if isinstance(row, MetricRow) and row.layer == "features"]
     return {row.metric: row.value for row in rows if (row.after_task, row.task) == (2, task)}
 
 
 def layers(result: TrialResult, mnist: Dataset, task: int) -> dict[Place, Tensor]:
-    """The hidden layers on one task's test data, by a forward pass of its own."""
+    """Compute the hidden layers on the test data of a task by a separate forward pass."""
     chosen = suite([])
     experiment = chosen.experiments["small"]
     workspace = Workspace.of(experiment, mnist, chosen.seed, torch.device("cpu"))
@@ -110,7 +110,7 @@ def test_every_reading_equals_numpy(run: TrialResult, mnist: Dataset) -> None:
     assert compared == 3 * 11 * len(PLACES)
 
 
-def test_a_layer_that_is_the_features_is_no_other_reading(run: TrialResult) -> None:
+def test_the_last_hidden_layer_has_the_values_of_the_features(run: TrialResult) -> None:
     for task in (1, 2, None):
         found = values(run, task)
         assert [found[f"{kind} layer=2"] for kind in DEFINITIONS] == [found[kind] for kind in DEFINITIONS]
@@ -121,10 +121,12 @@ def test_readings_change_nothing_else(run: TrialResult, mnist: Dataset) -> None:
     default = {row.metric for row in plain.rows if isinstance(row, MetricRow)}
     others = [row for row in run.rows if not isinstance(row, MetricRow) or row.metric in default]
     assert list(map(timeless, others)) == list(map(timeless, plain.rows))
-    assert sum(isinstance(row, SpectrumRow) for row in plain.rows) == 4 * 12, "task 1 twice, task 2, and pooled"
+    assert sum(isinstance(row, SpectrumRow) for row in plain.rows) == 4 * 12, (
+        "spectra of task 1 twice, of task 2, and pooled"
+    )
 
 
-def test_weights_have_ranks_by_layer_and_their_mean_by_size(run: TrialResult) -> None:
+def test_ranks_of_weights_are_taken_by_layer_and_averaged_by_size(run: TrialResult) -> None:
     rows = [row for row in run.rows if isinstance(row, MetricRow) and row.after_task == 2]
     weights = {name: w.double().numpy() for name, w in (run.weights or {}).items() if w.ndim == 2}
     for metric in ("weight_effective_rank", "weight_stable_rank"):
@@ -140,8 +142,8 @@ def test_weights_have_ranks_by_layer_and_their_mean_by_size(run: TrialResult) ->
         assert found[None] == pytest.approx(mean)
 
 
-def test_maps_of_a_convolution_are_read_by_channel_chunk_by_chunk(mnist: Dataset) -> None:
-    """More examples than fit a chunk, and more pixels than are decomposed at once."""
+def test_feature_maps_of_a_convolution_are_read_by_channel_in_chunks(mnist: Dataset) -> None:
+    """There are more examples than fit in a chunk, and more pixels than are decomposed at once."""
     draws = torch.Generator().manual_seed(0)
     network = build(ModelSettings.of("cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     blueprint = Blueprint.of_ours(network)
@@ -168,7 +170,7 @@ def test_maps_of_a_convolution_are_read_by_channel_chunk_by_chunk(mnist: Dataset
 
 
 class Own(nn.Module):
-    """A user's model: an activation in place, one that is called twice, and a function for the last."""
+    """A user's model with an in-place activation, a module that is called twice, and a functional last activation."""
 
     def __init__(self, last: nn.Module | None) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ def modules(last: nn.Module | None) -> Modules:
     return Modules.of(module, lambda: module(x), lambda: module.features(x), (8,))
 
 
-def test_places_of_a_users_model() -> None:
+def test_layers_of_a_users_model_are_found_by_name() -> None:
     found = modules(nn.GELU())
     assert found.tap(Place()) is None
     before = found.tap(Place(None, "before"))
@@ -217,7 +219,7 @@ def test_places_of_a_users_model() -> None:
         (Place("first", "before"), r"expected an activation module, such as nn.ReLU, got 'first'; name the module"),
     ],
 )
-def test_what_cannot_be_known_of_a_users_model_is_refused(place: Place, said: str) -> None:
+def test_layers_that_cannot_be_read_in_a_users_model_are_refused(place: Place, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         modules(None).tap(place)
 
@@ -265,7 +267,7 @@ YOURS = "{kind: './mine.py:Net'}"
     ],
 )
 @pytest.mark.usefixtures("_train_here")
-def test_wrong_places_are_refused_before_training(
+def test_wrong_layers_are_refused_before_training(
     model: str, setting: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
@@ -274,7 +276,7 @@ def test_wrong_places_are_refused_before_training(
     assert said in refusal(capsys, tmp_path, "run", file, "--runs-dir", tmp_path / "runs", "--quiet")
 
 
-def test_a_users_model_is_read_before_an_activation_in_place() -> None:
+def test_inputs_of_an_in_place_activation_are_read_before_it() -> None:
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     found = Modules.of(module, lambda: module(x), lambda: module[1](module[0](x)), (40,))

@@ -1,7 +1,7 @@
-"""Work that is recorded and replayed: the same bits, or none of it. On a CPU a tape stands for a CUDA graph.
+"""Recorded and replayed work gives the same bits or is not replayed. On a CPU a tape replaces a CUDA graph.
 
-These are also the tests of what an accelerator does differently: all members in one call, and who has stopped is
-carried along.
+These tests also cover what is specific to accelerators: all members in one call, and members that have stopped stay
+in the stack.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.tape import Tape, tape
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 RECORDABLE = sorted(name for name, spec in OPTIMIZERS.items() if spec.recordable)
-# The pixels' side by its diagonal; and some steps that refresh no root.
+# Use the diagonal on the side of the pixels, and refresh roots in only some of the steps.
 SHAMPOO = {
     "target": "shampoo",
     "lr": 0.1,
@@ -51,7 +51,7 @@ MORE: dict[str, dict[str, Any]] = {
     "rmsprop, centred": {"target": "rmsprop", "lr": 1e-3, "centered": True, "momentum": 0.5},
     "shampoo": SHAMPOO,
     "shampoo by newton": SHAMPOO | {"root": "newton"},
-    # Refreshed by need, that is by a schedule where the device would have to be asked.
+    # Roots refreshed on demand, which on a device means by a schedule, to avoid synchronising.
     "shampoo by need": {"target": "shampoo", "lr": 0.1, "epsilon": 1e-4, "max_side": 30, "root": "newton"},
     "diagonal, grafted": SHAMPOO | {"preset": "adam-grafted", "root": "newton", "structure": "diagonal-factor"},
 }
@@ -72,7 +72,7 @@ COUNT_ON_DEVICE = [
 
 @pytest.fixture
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU what a CUDA device is given: torch's implementations for it, and Shampoo's members in one call."""
+    """Use on the CPU what CUDA devices use: torch's implementations for CUDA, and one call for all Shampoo members."""
     for module in (factors, roots, shampoo, shampoo_roots):
         monkeypatch.setattr(module, "one_by_one", lambda x: False)
     for module in COUNT_ON_DEVICE:
@@ -80,7 +80,7 @@ def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in RECORDABLE:
         there = dict(OPTIMIZERS[name].arguments_on.get("cuda", {}))
         if OPTIMIZERS[name].source == "torch" and "fused" not in there:
-            there["foreach"] = True  # its own choice there
+            there["foreach"] = True  # torch's default on CUDA
         monkeypatch.setitem(OPTIMIZERS, name, dataclasses.replace(OPTIMIZERS[name], arguments_on={"cpu": there}))
 
 
@@ -104,7 +104,7 @@ def refused(results: list[TrialResult]) -> set[str]:
 
 @pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("name", ALL)
-def test_replayed_steps_are_the_steps_to_the_last_bit(
+def test_replayed_steps_equal_executed_steps_bit_for_bit(
     name: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tape, "made", 0)
@@ -116,7 +116,7 @@ def test_replayed_steps_are_the_steps_to_the_last_bit(
     assert {trial_row(result).status for result in replayed} == {"ok"}
     assert refused(replayed) == set()
     steps = max(trial_row(result).steps for result in replayed)
-    # Of each of two tasks the gradients and the update, in which Shampoo has several kinds of steps.
+    # At least the gradients and the update of each of two tasks; Shampoo has several kinds of updates.
     assert Tape.made >= 4
     assert Tape.played > 1.5 * steps - Tape.made * (WARM_UP + 2)
     apart = trained(suite, mnist, together=False)
@@ -128,7 +128,7 @@ def test_replayed_steps_are_the_steps_to_the_last_bit(
 @pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("name", [name for name in RECORDABLE if OPTIMIZERS[name].takes_schedule])
 def test_replayed_steps_follow_a_schedule(name: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rate is read where the device has it, and not frozen into the recording."""
+    """The learning rate is read from device memory and not frozen into the recording."""
     monkeypatch.setattr(Tape, "played", 0)
     settings = dict(ALL[name])
     target = settings.pop("target")
@@ -147,7 +147,7 @@ def test_replayed_steps_follow_a_schedule(name: str, mnist: Dataset, monkeypatch
     assert Tape.played >= 12
     (start, _), (constant, _) = taken(None, curves, 0), taken(None, [None] * 4)
     moved = (constant - start).norm(dim=1)
-    # Not to the bit: the device holds a rate in float32.
+    # Equal only to rounding, since the device holds the learning rate in float32.
     assert ((replayed - plain).norm(dim=1) < 1e-2 * moved).all()
     assert torch.equal((replayed - constant).norm(dim=1) > 5e-2 * moved, torch.tensor([True, False, True, True]))
     wanted = [settings["lr"] * (1.0 if curve is None else curve.factor(15)) for curve in curves]
@@ -162,16 +162,16 @@ def curves(result: TrialResult) -> list[tuple[int, int]]:
     return [(row.task, row.step) for row in result.rows if isinstance(row, CurveRow)]
 
 
-@pytest.mark.parametrize("record", [None, tape], ids=["as it is", "replayed"])
-def test_who_has_stopped_is_carried_along_and_keeps_what_it_had(mnist: Dataset, record: Recorder | None) -> None:
-    """Of nine members some stop early, some diverge and some go on: each as in a cohort of those alike."""
+@pytest.mark.parametrize("record", [None, tape], ids=["executed", "replayed"])
+def test_members_that_have_stopped_stay_in_the_stack_unchanged(mnist: Dataset, record: Recorder | None) -> None:
+    """Of nine members some stop early, some diverge and some continue, each as in a cohort of one learning rate."""
     rates = [0.02, 0.5, 1e30]
     patient = {"early_stopping": {"patience": 1}, "max_epochs": 4, "evaluate_every": 0.25}
     together = trained(
         suite_of({"target": "sgd", "lr": rates, "momentum": 0.9}, seeds=3, **patient), mnist, record=record
     )
     lengths = {trial_row(result).last_step for result in together}
-    assert len(lengths) > 3, "they stop at different steps"
+    assert len(lengths) > 3, "members stop at different steps"
     assert {trial_row(result).status for result in together} == {"ok", "diverged"}
     for rate in rates:
         fellows = [result for result in together if result.trial.hyperparameters["lr"] == rate]
@@ -197,7 +197,7 @@ def test_work_is_replayed_without_being_called() -> None:
     for step in range(1, 20):
         assert recorded(lambda: plus_one(total, calls), lambda: [total]) == 7
         assert total.item() == step
-    assert calls[0] == WARM_UP + 2  # once more to know what it comes to, and once to be recorded
+    assert calls[0] == WARM_UP + 2  # once more for the expected result, and once for the recording
     assert recordings.refused == {}
     assert recorder(torch.device("cpu")) is None
 
@@ -245,14 +245,14 @@ def totals(work: Callable[..., object], recordings: Recordings) -> list[float]:
 
 
 @pytest.mark.parametrize("work", REFUSED)
-def test_work_that_cannot_be_replayed_is_done_as_it_is(work: Callable[..., object]) -> None:
+def test_work_that_cannot_be_replayed_is_executed(work: Callable[..., object]) -> None:
     recordings = Recordings(tape)
     assert totals(work, recordings) == totals(work, Recordings(None))
     assert recordings.refused == {"it": REFUSED[work]}
 
 
-def test_work_in_which_python_counts_is_found_out() -> None:
-    """It breaks the promise: the call that was recorded has counted, too, and no step was taken."""
+def test_work_that_depends_on_python_state_is_detected() -> None:
+    """Such work violates the contract: recording it changed the Python state without taking a step."""
     recordings = Recordings(tape)
     found, expected = totals(of_python, recordings), totals(of_python, Recordings(None))
     assert recordings.refused == {"it": "a replay gave other numbers"}
@@ -260,7 +260,7 @@ def test_work_in_which_python_counts_is_found_out() -> None:
     assert found[WARM_UP + 1] == found[WARM_UP] + WARM_UP + 3
 
 
-def test_what_was_refused_is_not_tried_again_in_the_cohort() -> None:
+def test_a_failed_recording_is_not_tried_again_in_the_cohort() -> None:
     tried = []
 
     def never(work: Callable[[], object]) -> Callable[[], None]:
@@ -273,7 +273,7 @@ def test_what_was_refused_is_not_tried_again_in_the_cohort() -> None:
     assert len(tried) == 1
 
 
-def test_numbers_that_are_none_are_no_reason_to_refuse() -> None:
+def test_nan_values_do_not_prevent_replaying() -> None:
     total = torch.tensor([0.0, float("nan")])
     recordings = Recordings(tape)
     recorded: Recorded[int] = Recorded("it", recordings)
@@ -284,8 +284,8 @@ def test_numbers_that_are_none_are_no_reason_to_refuse() -> None:
 
 
 @pytest.mark.parametrize("where", ["copies", "recording"])
-def test_without_memory_for_a_recording_there_is_none(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no cohort is halved, as the work itself fits."""
+def test_work_is_executed_if_there_is_no_memory_for_a_recording(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cohort is not halved, because the work itself fits."""
 
     def short(*given: object) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -297,7 +297,7 @@ def test_without_memory_for_a_recording_there_is_none(where: str, monkeypatch: p
     assert recordings.refused == {"it": "not enough memory"}
 
 
-def test_a_device_that_breaks_is_raised() -> None:
+def test_a_device_error_is_raised() -> None:
     def broken(work: Callable[[], object]) -> Callable[[], None]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -307,16 +307,16 @@ def test_a_device_that_breaks_is_raised() -> None:
 
 @pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("name", ["adamw", "shampoo", "sam"])
-@pytest.mark.parametrize("record", [None, tape], ids=["as it is", "replayed"])
-def test_a_stack_that_is_done_with_holds_nothing(name: str, record: Recorder | None, mnist: Dataset) -> None:
-    """What it has on a device is free at once, not when a collection of garbage happens to come by."""
+@pytest.mark.parametrize("record", [None, tape], ids=["executed", "replayed"])
+def test_a_finished_stack_releases_its_memory(name: str, record: Recorder | None, mnist: Dataset) -> None:
+    """Device memory is released immediately, not at the next garbage collection."""
     settings = dict(ALL.get(name, {"target": name}))
     target, execution = settings.pop("target"), Execution(True, record)
 
     def make() -> LockStep:
         return stack_of(target, mnist, torch.device("cpu"), execution=execution, **settings)
 
-    make()  # what is imported for the first time leaves frames behind
+    make()  # first-time imports leave frames behind
     gc.collect()
     gc.disable()
     try:

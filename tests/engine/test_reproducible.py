@@ -1,4 +1,4 @@
-"""What cannot be repeated bit for bit says so: in the trial's row, and counted in the report."""
+"""Trials that may not repeat bit for bit have a note, which the report counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import run_file
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 
-# `put_` without `accumulate` has no deterministic implementation on any device, by PyTorch's own account.
+# According to PyTorch, `put_` without `accumulate` has no deterministic implementation on any device.
 PLUGIN = """
 import torch
 
@@ -54,7 +54,7 @@ def _as_in_a_worker() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_as_in_a_worker")
-def test_an_operation_that_is_not_deterministic_fails_nothing_and_is_noted(
+def test_a_nondeterministic_operation_is_noted_without_failing_the_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_an_operation_that_is_not_deterministic_fails_nothing_and_is_noted(
 
 
 @pytest.mark.usefixtures("_as_in_a_worker")
-def test_alerts_are_heard_every_time_and_other_warnings_stay_what_they_are() -> None:
+def test_alerts_are_caught_every_time_and_other_warnings_pass() -> None:
     zeros, places, values = torch.zeros(4), torch.tensor([0, 1]), torch.ones(2)
     for _ in range(2):
         with alerts() as operations:

@@ -1,4 +1,4 @@
-"""Optimizers that can be resumed from their `state_dict()`, and others: these begin again, and their trials say why."""
+"""Optimizers that cannot be resumed from their `state_dict()` restart, and their trials have a note with the reason."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def suite_of(target: str | dict[str, Any], **more: Any) -> Suite:
-    """target: or all settings of the optimizer."""
+    """target: the target, or all settings of the optimizer."""
     settings = {"target": target} if isinstance(target, str) else target
     small: dict[str, Any] = {"train_examples": 300, "test_examples": 100, "validation_examples": 50, "max_epochs": 1}
     return small_suite(
@@ -106,7 +106,7 @@ def kept_of(suite: Suite, mnist: Dataset) -> list[Interim]:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_a_state_that_trains_on_differently_is_not_kept(name: str, plugins: Path, mnist: Dataset) -> None:
+def test_a_state_that_resumes_differently_is_not_saved(name: str, plugins: Path, mnist: Dataset) -> None:
     kept = kept_of(suite_of(f"{plugins}:C{list(KEYS).index(name)}"), mnist)
     assert [(interim.task, len(interim.rows), interim.state) for interim in kept] == [
         (task, 0, b"") for task in (1, 1, 2, 2)
@@ -117,15 +117,15 @@ def test_a_state_that_trains_on_differently_is_not_kept(name: str, plugins: Path
         assert "\n" not in interim.refused
 
 
-def test_a_state_that_is_used_once_in_a_while_is_found_out(plugins: Path, mnist: Dataset) -> None:
-    """Used in every fortieth step, and not in those taken on trial: what the instances hold differs at once."""
+def test_state_that_is_rarely_used_is_compared_too(plugins: Path, mnist: Dataset) -> None:
+    """The state matters only in every fortieth step, beyond the trial steps, but the instances differ immediately."""
     for name, what in (("Late", "`own`"), ("OnParameters", "all of its state")):
         suite = suite_of(f"{plugins}:{name}", train_examples=2000, early_stopping=None, seeds=1)
         refused = kept_of(suite, mnist)[0].refused
         assert refused == f"{name}.load_state_dict(state_dict()) does not restore {what}"
 
 
-def test_the_trial_takes_no_notice_of_what_is_tried(plugins: Path, mnist: Dataset) -> None:
+def test_checking_a_state_does_not_affect_the_trial(plugins: Path, mnist: Dataset) -> None:
     for cohort, whole, again in cut_and_whole(suite_of(f"{plugins}:Honest"), mnist):
         assert all(map(same_bits, whole, again))
         plain = train(cohort, setting_of(suite_of(f"{plugins}:Honest"), mnist), lambda progress: None)
@@ -133,13 +133,13 @@ def test_the_trial_takes_no_notice_of_what_is_tried(plugins: Path, mnist: Datase
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_the_original_takes_no_notice_of_a_copy_that_fails(name: str, plugins: Path, mnist: Dataset) -> None:
+def test_a_copy_that_fails_does_not_affect_the_original(name: str, plugins: Path, mnist: Dataset) -> None:
     suite = suite_of(f"{plugins}:C{list(KEYS).index(name)}", seeds=1)
     (cohort,) = cohorts(trials(suite))
     shared = name == "a counter of the class"
     ends = []
     for keep in (None, lambda take: take()):
-        if shared:  # what a class counts is no trial's own: both begin at zero
+        if shared:  # a counter of the class is shared by trials, so reset it
             load_factory(cohort.trials[0].target).taken = 0  # type: ignore[attr-defined]
         ends += train(cohort, setting_of(suite, mnist), lambda progress: None, keep)
     assert same_bits(*ends)
@@ -160,7 +160,7 @@ STATES: dict[str, tuple[str, str | None]] = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_resumed_trial_is_identical_or_begins_again(name: str, states: Path, mnist: Dataset) -> None:
+def test_a_resumed_trial_is_identical_or_restarts(name: str, states: Path, mnist: Dataset) -> None:
     attribute, words = STATES[name]
     for package in {"lookahead": ["pytorch_optimizer"], "schedule_free": ["schedulefree"]}.get(attribute, []):
         pytest.importorskip(package)
@@ -248,8 +248,8 @@ INSIDE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("where", INSIDE)
-def test_what_an_optimizer_inside_another_counts_is_found_out(where: str, plugins: Path, mnist: Dataset) -> None:
-    """Before the copy advances it: a result must not depend on whether the time was right for keeping a state."""
+def test_state_outside_instances_of_a_wrapped_optimizer_is_detected(where: str, plugins: Path, mnist: Dataset) -> None:
+    """It is detected before the copy advances it, since results must not depend on when a state is saved."""
     target = f"{plugins}:C{COUNTER}"
     settings = json.loads(json.dumps(INSIDE[where]).replace("FILE", target))
     suite = suite_of(settings, seeds=1)
@@ -265,7 +265,7 @@ def test_what_an_optimizer_inside_another_counts_is_found_out(where: str, plugin
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Keeps after every task; after so many writes the process is as good as dead."""
+    """Save a state after every task and raise KeyboardInterrupt after the given number of writes."""
     left: list[int] = [0]
     write = optbench.execution.work.write_interim
 
@@ -285,7 +285,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("name", "words"),
     [("C0", "C0.load_state_dict(state_dict()) does not restore `own`"), ("Honest", None)],
 )
-def test_after_a_kill_the_trial_begins_anew_and_says_why(
+def test_after_a_kill_the_trial_restarts_with_a_note(
     name: str, words: str | None, plugins: Path, tmp_path: Path, killed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "suite.yaml"
@@ -305,4 +305,4 @@ def test_after_a_kill_the_trial_begins_anew_and_says_why(
         assert all(map(pd.isna, notes))
     else:
         assert all(note.startswith(f"trained from the start when resumed: {words}") for note in notes)
-    assert not list((tmp_path / "runs/cut/interim").glob("*/members.json")), "nothing is left behind"
+    assert not list((tmp_path / "runs/cut/interim").glob("*/members.json")), "no interim state is left"

@@ -1,4 +1,4 @@
-"""Scores of text in bits per byte: exact where known, the same for every tokenisation, stored beside accuracy."""
+"""Scores of text in bits per byte: exact in known cases, independent of tokenisation, stored next to accuracy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 def evaluator_of(
     dataset: Dataset, change: Callable[[dict[str, Tensor]], object] = lambda weights: None
 ) -> tuple[Evaluator, Tensor]:
-    """An evaluator of a small transformer, and initial weights that were changed."""
+    """Return an evaluator of a small transformer and its initial weights after `change`."""
     experiment = small_suite({"opt": {"target": "sgd"}}, model=GPT, tasks=TASKS).experiments["small"]
     blueprint = Blueprint.of(experiment, "net", dataset)
     weights = initialise(blueprint.network, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
@@ -69,15 +69,15 @@ def test_a_uniform_model_has_exactly_seven_bits_per_byte_of_ascii(together: bool
         assert score.loss == pytest.approx(math.log(128), abs=1e-12)
 
 
-def test_bits_per_byte_are_the_same_of_bytes_and_of_longer_tokens() -> None:
-    """The text `abab...` by a model of bytes that gives a and b probability 1/2 each, and by one of the token `ab`."""
+def test_bits_per_byte_do_not_depend_on_the_tokenisation() -> None:
+    """Score `abab...` by a model of bytes with probability 1/2 for a and b, and by a model with a token `ab`."""
     length = 12
     of_bytes = torch.arange(2 * length + 1)[None] % 2  # a b a b ...; 0 is a
     of_pairs = torch.tensor([[2] * (length + 1)])  # ab ab ...; the vocabulary is a, b, ab
     found = {}
     for name, tokens, sizes, chances in (
         ("bytes", of_bytes, [1, 1], [0.5, 0.5]),
-        # The same outputs: each pair gets the product of what its bytes get, 1/4.
+        # An equivalent model: the pair has the product of the probabilities of its bytes, 1/4.
         ("pairs", of_pairs, [1, 1, 2], [0.375, 0.375, 0.25]),
     ):
         half = Split(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -91,13 +91,13 @@ def test_bits_per_byte_are_the_same_of_bytes_and_of_longer_tokens() -> None:
         evaluator, row = evaluator_of(dataset, put)
         found[name] = evaluator.read(row, Examples(half.inputs, half.targets))
     assert found["bytes"].bytes == found["pairs"].bytes == 2 * length
-    assert found["bytes"].examples == 2 * found["pairs"].examples, "half as many tokens"
+    assert found["bytes"].examples == 2 * found["pairs"].examples, "pairs give half as many tokens"
     assert found["bytes"].bits_per_byte == pytest.approx(1, abs=1e-7)
     assert found["pairs"].bits_per_byte == pytest.approx(1, abs=1e-7)
-    assert found["pairs"].loss == pytest.approx(2 * math.log(2), abs=1e-6), "per token it is twice as much"
+    assert found["pairs"].loss == pytest.approx(2 * math.log(2), abs=1e-6), "the loss per token is twice as large"
 
 
-def test_tokens_weigh_by_the_bytes_they_stand_for() -> None:
+def test_bits_are_divided_by_the_bytes_of_the_tokens() -> None:
     dataset = small_text()
     evaluator, row = evaluator_of(dataset)
     examples = Examples(dataset.test.inputs, dataset.test.targets)
@@ -111,7 +111,7 @@ def test_tokens_weigh_by_the_bytes_they_stand_for() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_what_a_trial_on_text_stores() -> None:
+def test_a_trial_on_text_stores_bits_per_byte_and_accuracy() -> None:
     text = small_text()
     chosen = text_suite({"target": "adamw", "lr": 1e-2})
     result = train_suite(chosen, text)[0]
@@ -129,7 +129,7 @@ def test_what_a_trial_on_text_stores() -> None:
     curve = [row for row in result.rows if isinstance(row, CurveRow)]
     assert all(row.eval_bits_per_byte is not None for row in curve)
     assert curve[-1].eval_bits_per_byte < curve[0].eval_bits_per_byte
-    # What needs classes is undefined and says why; nothing else is.
+    # Only metrics that need classes are undefined, with a note.
     measured = [row for row in result.rows if isinstance(row, MetricRow) and row.after_task == 2]
     undefined = {row.metric: row.note for row in measured if row.value is None}
     assert undefined == dict.fromkeys(
@@ -141,7 +141,7 @@ def test_what_a_trial_on_text_stores() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_earlier_tasks_are_followed_on_request() -> None:
+def test_earlier_tasks_are_scored_during_training_on_request() -> None:
     text, adamw = small_text(), {"target": "adamw", "lr": 1e-2}
     asked = train_suite(text_suite(adamw, follow_earlier=True, early_stopping=False), text)
     rows = [row for row in asked[0].rows if isinstance(row, EarlierRow)]
@@ -151,10 +151,10 @@ def test_earlier_tasks_are_followed_on_request() -> None:
     end = next(r for r in asked[0].rows if isinstance(r, AccuracyRow) and (r.after_task, r.task) == (2, 1))
     assert rows[-1].bits_per_byte == end.validation_bits_per_byte, "the last evaluation is of the final weights"
     assert rows[-1].accuracy == end.validation_accuracy
-    assert len({row.bits_per_byte for row in rows}) == 4, "it changes step by step"
+    assert len({row.bits_per_byte for row in rows}) == 4, "the score changes at every evaluation"
     for alone, member in zip(train_suite(text_suite(adamw, early_stopping=False), text), asked, strict=True):
         others = tuple(row for row in member.rows if not isinstance(row, EarlierRow))
-        assert same_bits(dataclasses.replace(member, rows=others), alone), "to look changes nothing"
+        assert same_bits(dataclasses.replace(member, rows=others), alone), "measuring leaves the results unchanged"
 
 
 def mean_bytes(text: Dataset) -> float:
@@ -163,7 +163,7 @@ def mean_bytes(text: Dataset) -> float:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_continual_metrics_of_text_are_of_bits_per_byte() -> None:
+def test_continual_metrics_of_text_use_bits_per_byte() -> None:
     chosen = text_suite({"target": "adamw", "lr": 1e-2})
     results = train_suite(chosen, small_text())
     pairs = [(result.trial, row) for result in results for row in result.rows]
@@ -202,7 +202,7 @@ def test_features_of_long_texts_are_taken_at_drawn_positions() -> None:
     assert not torch.equal(at, sampled(examples, 4))  # type: ignore[arg-type]
     assert at.unique(sorted=True).equal(at)
     assert len(at) == MOST < examples.targets.numel()
-    assert at.double().mean().item() == pytest.approx(5000, rel=0.02), "from everywhere"
+    assert at.double().mean().item() == pytest.approx(5000, rel=0.02), "positions come from the whole text"
     some, every = (evaluator.read(row, examples, with_logits=True, at=where) for where in (at, None))
     assert torch.equal(some.features, every.features[at])
     assert torch.equal(some.targets, every.targets[at])

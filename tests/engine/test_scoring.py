@@ -1,4 +1,4 @@
-"""Training where not every task is scored after every other."""
+"""Training in which only some tasks are scored after each task."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def entries(result: TrialResult) -> dict[tuple[int, int], AccuracyRow]:
 
 
 @pytest.mark.parametrize("score", ["current", {"every": 2}])
-def test_what_is_scored_is_what_all_has_there(mnist: Dataset, one_thread: None, score: Any) -> None:
+def test_partial_scores_equal_those_of_scoring_all_tasks(mnist: Dataset, one_thread: None, score: Any) -> None:
     whole, some = trained(mnist, "all"), trained(mnist, score)
     assert whole.weights is not None
     assert some.weights is not None
@@ -48,7 +48,7 @@ def test_what_is_scored_is_what_all_has_there(mnist: Dataset, one_thread: None, 
     assert curves[0] == curves[1]
 
 
-def test_the_network_at_the_end_is_read_on_what_was_scored_and_says_so(mnist: Dataset, one_thread: None) -> None:
+def test_the_final_network_is_measured_on_the_scored_tasks_with_a_note(mnist: Dataset, one_thread: None) -> None:
     result = trained(mnist, {"every": 2})
     pooled = [row for row in result.rows if isinstance(row, MetricRow) and row.layer == "features" and row.task is None]
     assert {row.after_task for row in pooled} == {TASKS}
@@ -58,7 +58,7 @@ def test_the_network_at_the_end_is_read_on_what_was_scored_and_says_so(mnist: Da
     assert [(row.after_task, row.task) for row in ranks][: TASKS - 1] == [(i, i) for i in range(1, TASKS)]
 
 
-def test_rows_of_a_task_are_as_many_however_long_the_sequence(mnist: Dataset, one_thread: None) -> None:
+def test_the_number_of_rows_per_task_does_not_grow_with_the_sequence(mnist: Dataset, one_thread: None) -> None:
     def per_task(result: TrialResult) -> list[int]:
         rows = [row for row in result.rows if isinstance(row, AccuracyRow | MetricRow | SpectrumRow)]
         return [sum(row.after_task == task for row in rows) for task in range(2, 22)]
@@ -68,7 +68,7 @@ def test_rows_of_a_task_are_as_many_however_long_the_sequence(mnist: Dataset, on
     gc.collect()
 
 
-def test_metrics_of_what_was_not_scored_are_null_with_a_note() -> None:
+def test_metrics_that_need_unscored_tasks_are_null_with_a_note() -> None:
     matrix = np.full((4, 3), np.nan)
     for after in range(4):
         for task in scored_tasks("current", 3, after):
@@ -91,7 +91,7 @@ def test_metrics_of_what_was_not_scored_are_null_with_a_note() -> None:
     assert continual.note(matrix, over_pairs=False, needs="learnt") == "the accuracy matrix has non-finite entries"
 
 
-def test_what_goes_on_after_task_15_of_30_finds_the_same(mnist: Dataset, one_thread: None) -> None:
+def test_training_resumed_after_task_15_of_30_gives_the_same_results(mnist: Dataset, one_thread: None) -> None:
     sequence = {"kind": "permuted", "count": 30, "examples_per_task": 64}
     suite = small_suite(OPTIMIZERS, tasks=sequence, seeds=2, max_epochs=1, early_stopping=None)
     (cohort,) = cohorts(trials(suite))

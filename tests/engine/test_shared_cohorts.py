@@ -1,4 +1,4 @@
-"""Cohorts over the names of a suite, and trials that are one training: what is shared changes nothing that is found."""
+"""Cohorts that span several optimizers of a suite, and trials that share one training, do not change results."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_elementwise_optimizers_share_a_cohort_whatever_their_settings() -> None
     ]
 
 
-def test_batched_optimizers_share_a_cohort_where_what_members_cannot_differ_in_is_equal() -> None:
+def test_batched_optimizers_share_a_cohort_if_their_cohort_wide_settings_are_equal() -> None:
     rare = {"target": "shampoo", "precondition_frequency": 50}
     often = {"target": "shampoo", "precondition_frequency": 5}
     assert names({"a": rare, "b": often, "c": {**rare, "lr": 0.5}}) == [("a", "c"), ("b",)]
 
 
-def test_members_without_momentum_hold_no_buffer_for_it() -> None:
+def test_members_with_and_without_momentum_are_in_separate_cohorts() -> None:
     plain, heavy = {"target": "shampoo", "momentum": 0.0}, {"target": "shampoo", "momentum": 0.9}
     assert names({"a": plain, "b": heavy, "c": {**plain, "lr": 0.5}, "d": {**heavy, "momentum": 0.5}}) == [
         ("a", "c"),
@@ -109,7 +109,7 @@ def test_members_without_momentum_hold_no_buffer_for_it() -> None:
     ]
 
 
-def test_wrappers_share_a_cohort_over_the_same_bases_all_the_way_down() -> None:
+def test_wrappers_share_a_cohort_if_all_nested_bases_are_the_same() -> None:
     adam = {"target": "adam"}
     inner = {"target": "l1", "base": SGD}
     there, back = ({"target": "switch", "first": a, "then": b} for a, b in ((SGD, adam), (adam, SGD)))
@@ -123,12 +123,12 @@ def test_wrappers_share_a_cohort_over_the_same_bases_all_the_way_down() -> None:
     ) == [("a", "c"), ("b",)]
 
 
-def test_users_optimizers_share_a_cohort_where_as_much_is_declared_of_them() -> None:
+def test_users_optimizers_share_a_cohort_if_their_declarations_are_equal() -> None:
     mine = {"target": "torch.optim:SGD", "lr": 0.1}
     assert names({"a": mine, "b": {**mine, "lr": 0.2}, "c": {**mine, "elementwise": True}}) == [("a", "b"), ("c",)]
 
 
-def test_trials_are_one_training_only_if_nothing_but_names_differs() -> None:
+def test_trials_share_a_training_only_if_they_differ_in_name_alone() -> None:
     found = planned({"sgd": SGD, "again": SGD, "rates": {**SGD, "lr": [0.1, 0.2]}, "adam": {"target": "adam"}})
     groups = [{(t.optimizer, t.variant) for t in equal} for equal in trainings(found)]
     assert groups == [
@@ -161,7 +161,7 @@ def trial(number: int, seed: int, rate: int) -> Trial:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=24),
     st.integers(1, 6),
 )
-def test_a_split_parts_no_training_and_gives_every_process_as_much(found: list[tuple[int, int]], parts: int) -> None:
+def test_splitting_keeps_trainings_whole_and_balances_the_pieces(found: list[tuple[int, int]], parts: int) -> None:
     cohort = Cohort("e", "m", "o", tuple(trial(i, seed, rate) for i, (seed, rate) in enumerate(found)))
     pieces = cohort.split(parts)
     assert sorted(t.id for piece in pieces for t in piece.trials) == sorted(t.id for t in cohort.trials)
@@ -171,12 +171,12 @@ def test_a_split_parts_no_training_and_gives_every_process_as_much(found: list[t
     assert sum(sizes) == len(cohort.trainings), "no training is in two pieces"
     assert len(pieces) == min(parts, len(cohort.trainings))
     assert max(sizes) - min(sizes) <= 1
-    # Trials with the same batches are in as few pieces as equal sizes allow: a seed is cut only where a piece is full.
+    # Trials of a seed share batches, so a seed is divided only where a piece is full.
     shared = sum(len({t.seed for t in piece.trials}) for piece in pieces)
     assert shared <= len({t.seed for t in cohort.trials}) + len(pieces) - 1
 
 
-def test_the_longest_pieces_still_come_first_and_keep_both_processes_busy() -> None:
+def test_the_longest_pieces_come_first_and_keep_both_processes_busy() -> None:
     plan = make_plan(small_suite({"sgd": SGD, "rates": {**SGD, "lr": [0.1, 0.2]}, "slow": {"target": "shampoo"}}))
     units = spread(plan, 2, MOST_ON_CPU)
     assert [unit.optimizers for unit in units[:2]] == [("slow",)] * 2
@@ -184,11 +184,11 @@ def test_the_longest_pieces_still_come_first_and_keep_both_processes_busy() -> N
     assert {t.id for unit in units for t in unit.trials} == {t.id for t in plan.trials}
 
 
-def test_every_optimizer_finds_to_the_last_bit_what_it_finds_alone(
+def test_every_optimizer_has_the_same_bits_as_alone(
     together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)  # not six times two processes more
-    # The twins with each other, or there would be no sketches; being of two kinds, they share no cohort.
+    monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)  # saves starting two processes six times
+    # sgd and adam run together because sketches need twins; as different optimizers they share no cohort.
     for chosen in (["sgd", "adam"], ["heavy"], ["shampoo"], ["shampoos"], ["soft"], ["softer"]):
         folder = tmp_path / chosen[0]
         folder.mkdir()
@@ -203,7 +203,7 @@ def test_every_optimizer_finds_to_the_last_bit_what_it_finds_alone(
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_every_name_of_a_training_has_its_rows_its_checkpoint_and_its_status(together: Path) -> None:
+def test_every_trial_of_a_shared_training_has_rows_a_checkpoint_and_a_status(together: Path) -> None:
     suite = complete(load_suite(together / "suite.yaml"))
     same = [equal for equal in trainings(trials(suite)) if len(equal) > 1]
     assert Counter(tuple(t.optimizer for t in equal) for equal in same) == {
@@ -216,11 +216,11 @@ def test_every_name_of_a_training_has_its_rows_its_checkpoint_and_its_status(tog
         for name in ALL_TABLES:
             rows = read_run(together).table(name).to_pandas()
             mine, its = (rows[rows.trial == t.id].reset_index(drop=True) for t in (a, b))
-            if name == SketchRow.table:  # `twins` follows some names only
+            if name == SketchRow.table:  # `twins` covers only some optimizers
                 assert (len(mine) > 0, len(its) > 0) == (a.optimizer == "sgd", False)
                 continue
             assert len(mine) > 0 or name == "pruning" or name in ON_REQUEST
-            # The seconds too: those of the one training.
+            # The seconds are equal too, as there was only one training.
             pd.testing.assert_frame_equal(
                 mine.drop(columns=[*keys, *CHECKPOINT], errors="ignore"),
                 its.drop(columns=[*keys, *CHECKPOINT], errors="ignore"),
@@ -232,7 +232,7 @@ def test_every_name_of_a_training_has_its_rows_its_checkpoint_and_its_status(tog
         assert (together / places[b.id]).is_file()
 
 
-def test_a_training_that_only_one_of_its_names_has_done_is_done_for_the_other(together: Path, tmp_path: Path) -> None:
+def test_a_finished_trial_is_copied_to_the_others_that_share_its_training(together: Path, tmp_path: Path) -> None:
     suite = complete(load_suite(together / "suite.yaml"))
     everything = trials(suite)
     first = {equal[0].id for equal in trainings(everything) if len(equal) > 1}
@@ -244,7 +244,7 @@ def test_a_training_that_only_one_of_its_names_has_done_is_done_for_the_other(to
     )
     writer.finish("interrupted")
     kept = read_run(together)
-    for name in ALL_TABLES:  # as an older version, which trained names apart, would have left them
+    for name in ALL_TABLES:  # as left by an older version, which trained every trial separately
         writer._tables[name] = only(kept.table(name), pa.array(sorted(first)))
     writer.finish("interrupted")
     left = make_plan(suite, tmp_path / "part")
@@ -261,7 +261,9 @@ def small(optimizers: dict[str, dict[str, Any]], mnist: Dataset, **protocol: Any
     return suite, Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
 
 
-def test_a_training_happens_once_and_is_told_to_all_its_names(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_training_runs_once_and_is_reported_for_all_its_trials(
+    mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suite, workspace = small({"sgd": SGD, "again": SGD, "third": {**SGD, "lr": [0.1, 0.3]}}, mnist, max_steps=5)
     updated: list[int] = []
     step = torch.optim.SGD.step
@@ -283,7 +285,7 @@ def test_a_training_happens_once_and_is_told_to_all_its_names(mnist: Dataset, mo
         assert len({news[t.id] for t in equal}) == 1
 
 
-def test_progress_weighs_a_training_once_and_adds_up() -> None:
+def test_progress_counts_a_shared_training_once() -> None:
     plan = make_plan(small_suite({"sgd": SGD, "again": SGD, "fast": {**SGD, "lr": 0.3}}, seeds=1))
     tracker = Tracker(plan, lambda: 0.0)
     sgd, again, fast = plan.trials
@@ -297,7 +299,7 @@ def test_progress_weighs_a_training_once_and_adds_up() -> None:
     assert sum(Tracker(whole, lambda: 0.0)._cost.values()) == pytest.approx(2 * expected_cost(fast, experiment, tasks))
 
 
-def test_a_line_in_a_log_names_all_optimizers_of_a_cohort(together: Path, tmp_path: Path) -> None:
+def test_a_log_line_names_all_optimizers_of_a_cohort(together: Path, tmp_path: Path) -> None:
     suite = complete(load_suite(together / "suite.yaml"))
     plan = make_plan(suite)
     with (tmp_path / "log").open("w") as stream:
@@ -315,7 +317,7 @@ def _ok() -> Any:
     return TrialRow("ok", None, None, 1, 1, 1, "cpu", "{}", "0", 1.0, 0.5, 0, None, 0, None)
 
 
-def test_a_dry_run_names_the_optimizers_of_a_cohort_and_says_what_is_trained_once(
+def test_a_dry_run_names_the_optimizers_of_a_cohort_and_counts_shared_trainings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -337,10 +339,10 @@ def test_a_dry_run_names_the_optimizers_of_a_cohort_and_says_what_is_trained_onc
     activation=st.sampled_from(["relu", "tanh"]),
     batch=st.sampled_from([1, 5, 32, 60, 256]),
 )
-def test_gradients_of_members_that_share_batches_are_those_alone_to_the_last_bit(
+def test_gradients_of_members_that_share_batches_have_the_same_bits_as_alone(
     mnist: Dataset, places: list[int], hidden: list[int], activation: str, batch: int
 ) -> None:
-    """`places`: which of three streams each member has."""
+    """places: which of three batch streams each member has."""
     suite = small_suite({"sgd": SGD}, model={"kind": "mlp", "hidden": hidden or [3], "activation": activation})
     experiment = suite.experiments["small"]
     network = build(experiment.models["net"], InputSpec((1, 28, 28)), 10)
@@ -368,7 +370,7 @@ def test_gradients_of_members_that_share_batches_are_those_alone_to_the_last_bit
         torch.testing.assert_close(values, losses, rtol=1e-4, atol=1e-5)
 
 
-def test_members_share_batches_by_stream_in_order_of_appearance(mnist: Dataset) -> None:
+def test_members_are_grouped_by_stream_in_order_of_appearance(mnist: Dataset) -> None:
     examples = Examples(mnist.train.inputs[:64], mnist.train.targets[:64])
     a, b = (BatchStream(examples, 32, 0, seed, 0) for seed in range(2))
     assert sharing([a, b, a, a, b]) == [(0, 2, 3), (1, 4)]
@@ -378,7 +380,7 @@ def test_members_share_batches_by_stream_in_order_of_appearance(mnist: Dataset) 
 @pytest.mark.parametrize(
     ("jobs", "most", "sizes"), [(2, None, [15, 15]), (2, 8, [7, 8, 7, 8]), (3, 4, [3] * 6 + [4] * 3)]
 )
-def test_a_large_cohort_is_cut_into_pieces_for_every_process(jobs: int, most: int | None, sizes: list[int]) -> None:
+def test_a_large_cohort_is_split_into_pieces_for_all_processes(jobs: int, most: int | None, sizes: list[int]) -> None:
     plan = make_plan(small_suite({"sgd": {**SGD, "lr": [0.1, 0.2, 0.3]}}, seeds=10))
     units = spread(plan, jobs, most)
     assert sorted(len(unit.trials) for unit in units) == sorted(sizes)
@@ -386,8 +388,8 @@ def test_a_large_cohort_is_cut_into_pieces_for_every_process(jobs: int, most: in
 
 
 @pytest.mark.parametrize(("devices", "pieces"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3)])
-def test_accelerators_are_given_whole_cohorts_the_longest_first(devices: int, pieces: int) -> None:
-    """As many members as can be in one stack; cut only where devices would have nothing to do."""
+def test_accelerators_get_whole_cohorts_longest_first(devices: int, pieces: int) -> None:
+    """Cohorts are as large as one stack can hold, and split only if devices would be idle."""
     optimizers = {"sgd": SGD, "shampoo": {"target": "shampoo"}, "adam": {"target": "adam"}}
     plan = make_plan(small_suite(optimizers, seeds=12))
     units = spread(plan, devices)

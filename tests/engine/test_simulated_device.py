@@ -1,4 +1,4 @@
-"""What runs on a CUDA device runs on a simulated one: `on_simulated_device.py`, in processes that have such."""
+"""Run the cases of `on_simulated_device.py` in processes with a simulated CUDA device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOON = "suite and smoke"
         pytest.param(f"suite and not ({SOON})", "not slow", marks=pytest.mark.slow),
     ],
 )
-def test_cases(which: str, marked: str) -> None:
+def test_cases_pass_on_the_simulated_device(which: str, marked: str) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES]
     words += ["-k", which, "-m", marked]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A schedule in training: over a task or over all of them, in any company, cut and resumed, and where none applies."""
+"""Schedules in training: over one task or all tasks, in any company, resumed, and for optimizers that take none."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def equal(a: TrialResult, b: TrialResult) -> bool:
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter", "ignore:Detected call of `lr_scheduler")
 @pytest.mark.parametrize("span", ["task", "all"])
-def test_a_schedule_over_a_task_or_all_is_pytorchs(span: str, mnist: Dataset) -> None:
+def test_schedules_over_one_or_all_tasks_agree_with_pytorch(span: str, mnist: Dataset) -> None:
     suite = suite_of({"it": SGD}, {**COSINE, "span": span}, early_stopping=None, max_epochs=2)
     (result,) = train_suite(suite, mnist)
     steps = trial_row(result).steps // 2 if span == "task" else trial_row(result).steps
@@ -104,7 +104,7 @@ def test_a_schedule_over_a_task_or_all_is_pytorchs(span: str, mnist: Dataset) ->
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_a_factor_of_1_changes_no_bit_and_a_schedule_does(lane: str, mnist: Dataset) -> None:
+def test_a_constant_factor_of_1_keeps_every_bit(lane: str, mnist: Dataset) -> None:
     def trained(schedule: dict[str, Any] | None) -> TrialResult:
         return train_suite(suite_of({"it": LANES[lane]}, schedule), mnist)[0]
 
@@ -115,8 +115,8 @@ def test_a_factor_of_1_changes_no_bit_and_a_schedule_does(lane: str, mnist: Data
     assert all(row.lr is not None for row in curves(plain))
 
 
-def test_members_whose_schedules_part_train_as_alone_and_resume(mnist: Dataset) -> None:
-    """Early stopping ends tasks at different steps, so that in the second task factors of `span: all` differ."""
+def test_members_with_different_schedules_equal_themselves_alone_and_resume(mnist: Dataset) -> None:
+    """Early stopping ends tasks at different steps, so factors of `span: all` differ in the second task."""
     suite = suite_of(
         {"sgd": {**SGD, "lr": [0.1, 0.5]}, "shampoo": SHAMPOO, "muon": LANES["muon"]},
         {"kind": "linear", "warmup": 0.1, "span": "all"},
@@ -135,7 +135,7 @@ def test_members_whose_schedules_part_train_as_alone_and_resume(mnist: Dataset) 
 
 
 class Stepwise(torch.optim.SGD):
-    """Halves its rate every third step, by itself."""
+    """An optimizer that halves its learning rate every third step."""
 
     def step(self, closure: Any = None) -> Any:
         super().step(closure)
@@ -146,7 +146,7 @@ class Stepwise(torch.optim.SGD):
 
 
 class Rateless(torch.optim.Optimizer):
-    """Has its rate in an attribute, where no scheduler finds it."""
+    """An optimizer whose learning rate is a constant in the code, where no scheduler can find it."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {})
@@ -166,7 +166,7 @@ def plain_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def test_users_optimizers_are_scaled_group_by_group_unless_they_say_otherwise(mnist: Dataset) -> None:
+def test_every_group_of_a_users_optimizer_is_scaled_unless_declared_otherwise(mnist: Dataset) -> None:
     own = {
         "groups": {"target": f"{__name__}:two_groups"},
         "stepwise": {"target": f"{__name__}:Stepwise", "lr": 0.1},
@@ -200,7 +200,7 @@ def test_users_optimizers_are_scaled_group_by_group_unless_they_say_otherwise(mn
 
 
 @pytest.mark.parametrize("name", ["prodigy", "rprop"])
-def test_an_optimizer_that_takes_no_schedule_trains_without_and_says_so(name: str, mnist: Dataset) -> None:
+def test_an_optimizer_that_takes_no_schedule_trains_without_it_and_has_a_note(name: str, mnist: Dataset) -> None:
     pytest.importorskip("pytorch_optimizer")
     wrapped = {"target": "gradient-noise", "base": {"target": name}}
     optimizers = {"it": {"target": name}, "noisy": wrapped}
@@ -211,7 +211,7 @@ def test_an_optimizer_that_takes_no_schedule_trains_without_and_says_so(name: st
         assert list(map(timeless, curves(scheduled))) == list(map(timeless, curves(constant)))
 
 
-def test_a_rate_is_put_back_to_the_bit_and_what_was_multiplied_stays_so() -> None:
+def test_learning_rates_are_restored_exactly_and_changes_by_the_optimizer_are_kept() -> None:
     parameter = nn.Parameter(torch.ones(1))
     rate = torch.tensor(0.3)
     optimizer = torch.optim.SGD([{"params": [parameter]}, {"params": [nn.Parameter(torch.ones(1))], "lr": rate}], 0.7)
@@ -227,8 +227,8 @@ def test_a_rate_is_put_back_to_the_bit_and_what_was_multiplied_stays_so() -> Non
     assert rate.item() == pytest.approx(0.15)
 
 
-def test_a_switch_hands_over_settings_as_they_are() -> None:
-    """Not as they are scaled: half of the second's rate is here the first's, which would then seem unchanged."""
+def test_a_switch_hands_over_unscaled_settings() -> None:
+    """Half the second learning rate equals the first here, so a scaled value would look unchanged."""
     parameter = nn.Parameter(torch.ones(2))
     first, then = {"target": "sgd", "lr": 0.1, "momentum": 0.9}, {"target": "sgd", "lr": 0.2, "momentum": 0.9}
     switch = Switch([parameter], first, then, at=2, state="keep")
@@ -240,7 +240,7 @@ def test_a_switch_hands_over_settings_as_they_are() -> None:
         assert {group["lr"] for group in rate_groups(active)} == {wanted}
 
 
-def test_a_dry_run_says_the_schedule_and_who_trains_without_it(
+def test_a_dry_run_describes_the_schedule_and_names_optimizers_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = suite_of({"sgd": SGD, "free": {"target": "prodigy"}}, {"kind": "linear", "span": "all"})
@@ -253,6 +253,6 @@ def test_a_dry_run_says_the_schedule_and_who_trains_without_it(
     assert " ".join(capsys.readouterr().out.split()).count("takes no schedule") == 3
 
 
-def test_runs_of_before_lack_the_rate_and_can_be_read() -> None:
+def test_earlier_runs_without_learning_rates_can_be_read() -> None:
     assert ("curves", "lr") in ADDED
     assert arrow_schema(CurveRow).field("lr").nullable

@@ -1,4 +1,4 @@
-"""`state: keep` of a switch over a user's optimizers: the state is kept, and every setting is that of the second.
+"""`state: keep` of a switch between users' optimizers keeps the state and takes every setting from the second.
 
 The reference is one instance whose settings are changed by hand at the switch.
 """
@@ -143,7 +143,7 @@ def made(target: str, settings: dict[str, Any], parameters: list[nn.Parameter]) 
 
 
 def weights() -> list[nn.Parameter]:
-    """Of sizes that fill whole vectors: in a row of all parameters, a kernel rounds them as it does each alone."""
+    """Return weights that fill whole SIMD vectors, so that kernels round them equally in a stack and alone."""
     random = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(16, 4, generator=random)), nn.Parameter(torch.randn(16, generator=random))]
 
@@ -208,16 +208,16 @@ def new_inner(optimizer: Any) -> None:
 
 
 CHANGES: list[tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], None]]] = [
-    # The rate by name; momentum and floor by the defaults of the second, which follow from its rate.
+    # The learning rate is given; momentum and floor are defaults of the second, derived from its learning rate.
     ("Momentum", {"lr": 0.2}, {"lr": 0.01}, groups(lr=0.01, momentum=0.1, floor=0.0001)),
-    # Named by the first only: the second has its class's default, not the first's.
+    # A setting given only for the first: the second takes the default of its class.
     ("Momentum", {"lr": 0.2, "momentum": 0.5}, {"lr": 0.2}, groups(momentum=0.9)),
     ("Momentum", {"momentum": 0.5}, {}, groups(momentum=0.9)),
-    # An estimate that starts from a setting and has changed since is state; a sign that follows from one is not.
+    # An estimate initialised from a setting and updated since is state; a sign derived from a setting is not.
     ("Attributes", {"lr": 0.1}, {"lr": 0.03, "decay": 0.001}, new_settings),
     ("Attributes", {"uphill": True}, {}, attributes(_sign=1.0)),
     ("Around", {"lr": 0.1}, {"lr": 0.02, "mix": 0.25}, new_inner),
-    # A rate that the optimizer changes by itself is a setting all the same, where the suite gives another.
+    # A learning rate that the optimizer changes is still a setting if the suite gives another.
     ("Decays", {"lr": 0.1}, {"lr": 0.02}, groups(lr=0.02)),
     ("Decays", {"rate": 0.9}, {"rate": 0.5}, attributes(rate=0.5)),
     ("Varies", {"lr": 0.1}, {"lr": 0.3}, groups(lr=0.3)),
@@ -225,13 +225,13 @@ CHANGES: list[tuple[str, dict[str, Any], dict[str, Any], Callable[[Any], None]]]
 
 
 @pytest.mark.parametrize(("name", "first", "then", "by_hand"), CHANGES)
-def test_a_switch_that_keeps_the_state_is_a_change_of_settings_by_hand(
+def test_a_switch_that_keeps_the_state_equals_changing_settings_by_hand(
     name: str, first: dict[str, Any], then: dict[str, Any], by_hand: Callable[[Any], None], file: Path
 ) -> None:
     target = f"{file}:{name}"
     optimizer, found = switched(target, first, then)
     assert same(found, plain(target, first, by_hand))
-    # Neither the first's settings to the end, nor the second from its start, would do.
+    # Keeping the first settings, or starting the second afresh, gives other results.
     assert not same(found, plain(target, first))
     assert not same(found, switched(target, first, then, "reset")[1])
     assert isinstance(optimizer, Switch)
@@ -268,12 +268,12 @@ def leaf_groups(optimizer: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("target", "first"), [(name, first) for name, first, _ in REGISTERED])
-def test_nothing_changes_between_equal_settings(target: str, first: dict[str, Any]) -> None:
+def test_switching_between_equal_settings_changes_nothing(target: str, first: dict[str, Any]) -> None:
     assert same(switched(target, first, first)[1], plain(target, first))
 
 
 @pytest.mark.parametrize("name", ["Momentum", "Attributes", "Around", "Decays", "Varies"])
-def test_nothing_changes_between_equal_settings_of_a_plug_in(name: str, file: Path) -> None:
+def test_switching_between_equal_settings_of_a_plug_in_changes_nothing(name: str, file: Path) -> None:
     target = f"{file}:{name}"
     assert same(switched(target, {"lr": 0.07}, {"lr": 0.07})[1], plain(target, {"lr": 0.07}))
 
@@ -293,21 +293,21 @@ def test_the_base_of_a_wrapper_takes_its_own_settings(file: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "first", "then"),
     [
-        # A state of Adam is none of SGD's, although both stand under one wrapper; and one target may be two classes.
+        # SGD cannot use the state of Adam even under the same wrapper, and one target can build two classes.
         ("l1", {"base": {"target": "adam"}}, {"base": {"target": "sgd", "momentum": 0.9}}),
         ("l1", {"base": {"target": "sgd", "momentum": 0.9}}, {"base": {"target": "adam"}}),
         ("FILE:Varies", {"kind": "a"}, {"kind": "b"}),
     ],
 )
-def test_another_class_has_no_use_for_the_state(
+def test_the_state_is_dropped_if_the_class_changes(
     target: str, first: dict[str, Any], then: dict[str, Any], file: Path
 ) -> None:
     target = target.replace("FILE", str(file))
     assert same(switched(target, first, then)[1], switched(target, first, then, "reset")[1])
 
 
-def test_another_power_of_powerpropagation_starts_from_the_weights_of_the_first() -> None:
-    # Its state is φ, of which the weights are a power: under another power they must not jump.
+def test_another_power_of_powerpropagation_keeps_the_weights() -> None:
+    # The state is φ, and the weights are a power of it; they must not jump when the power changes.
     base = {"base": {"target": "sgd", "lr": 0.0}}
     parameters = weights()
     start = [p.detach().clone() for p in parameters]
@@ -324,7 +324,7 @@ def test_another_power_of_powerpropagation_starts_from_the_weights_of_the_first(
 @pytest.mark.parametrize("name", ["FILE:Decays", "prodigy", "muon", "adam"])
 @pytest.mark.parametrize("cut", [AT - 1, AT, AT + 1])
 def test_a_switch_is_resumed_to_the_same_bits(name: str, cut: int, file: Path) -> None:
-    """Saved after some steps and loaded into a new instance, as the engine does between two tasks."""
+    """The state is saved after some steps and loaded into a new instance, as the engine does between tasks."""
     target = name.replace("FILE", str(file))
     settings = {
         "first": {"target": target, "lr": 0.1},
@@ -347,7 +347,7 @@ def test_a_switch_is_resumed_to_the_same_bits(name: str, cut: int, file: Path) -
     assert same([p.detach() for p in parameters], switched(target, {"lr": 0.1}, {"lr": 0.02})[1])
 
 
-def test_trials_with_plug_ins_keep_the_state_at_the_edge_of_a_task(file: Path, mnist: Dataset) -> None:
+def test_trials_with_plug_ins_keep_the_state_at_a_switch_between_tasks(file: Path, mnist: Dataset) -> None:
     target = f"{file}:Momentum"
     switch = {"target": "switch", "first": {"target": target, "lr": 0.05}, "then": {"target": target, "lr": 0.01}}
     optimizers = {"keep": {**switch, "at": 25, "state": "keep"}, "reset": {**switch, "at": 25}}

@@ -1,4 +1,4 @@
-"""A transformer in training: the same alone as among others, by every lane; dropout; what optimizers do at its ends."""
+"""Training a transformer: alone and among others in every lane, dropout, and optimizers for embeddings and head."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_trial_alone_equals_the_trial_among_others(optimizer: str) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("optimizer", ["adamw", "sam"])
-def test_dropout_is_drawn_for_each_trial_by_itself(optimizer: str) -> None:
+def test_dropout_is_drawn_for_each_trial_independently(optimizer: str) -> None:
     text = small_text()
     with_dropout = suite(optimizer, {**GPT, "dropout": 0.2})
     together = train_suite(with_dropout, text)
@@ -63,7 +63,7 @@ def test_dropout_is_drawn_for_each_trial_by_itself(optimizer: str) -> None:
 
 
 def ends_and_rest(optimizer: str, **settings: Any) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
-    """An optimizer over a transformer's parameters, as its lane makes it."""
+    """Build an optimizer over the parameters of a transformer as its lane does."""
     text = small_text()
     workspace = Workspace.of(suite("adamw").experiments["small"], text, 0, torch.device("cpu"))
     blueprint: Blueprint = workspace.blueprint("small", "net")
@@ -75,7 +75,7 @@ def ends_and_rest(optimizer: str, **settings: Any) -> tuple[torch.optim.Optimize
     return maker(find(optimizer), complete(optimizer, settings))(list(named.values())), named
 
 
-def test_embeddings_and_head_are_trained_by_adam_where_an_optimizer_is_for_hidden_matrices() -> None:
+def test_optimizers_for_hidden_matrices_train_embeddings_and_head_by_adam() -> None:
     muon, named = ends_and_rest("muon", lr=0.1, fallback_lr=0.25)
     by_muon, by_adamw = ({id(p) for g in part.param_groups for p in g["params"]} for part in muon.parts)  # type: ignore[attr-defined]
     hidden = {name for name, p in named.items() if p.ndim == 2 and name.startswith("blocks.")}
@@ -90,7 +90,7 @@ def test_embeddings_and_head_are_trained_by_adam_where_an_optimizer_is_for_hidde
     for step in range(4):
         for name, p in named.items():
             p.grad = torch.randn(p.shape, generator=draws)
-            if step and name in adamw:  # its first step only looks
+            if step and name in adamw:  # the first step of SOAP only collects statistics
                 adamw[name].grad = p.grad.clone()
         soap.step()
         if step:
@@ -104,7 +104,7 @@ def test_embeddings_and_head_are_trained_by_adam_where_an_optimizer_is_for_hidde
     assert soap.state[named["blocks.0.expand.weight"]]["GG"][1].shape == (16, 16)
 
 
-def test_networks_without_an_embedding_have_no_ends() -> None:
+def test_networks_without_embeddings_have_no_ends() -> None:
     experiment = small_suite({"opt": {"target": "sgd"}}).experiments["small"]
     flat = Blueprint.of(experiment, "net", _images(), "here")
     assert flat.ends == frozenset()

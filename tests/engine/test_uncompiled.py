@@ -1,4 +1,4 @@
-"""Optimizers without torch._dynamo: in a process of their own, as this one may have imported it."""
+"""Optimizers without torch._dynamo, tested in a separate process because this one may have imported it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ print(json.dumps([restored, without, DYNAMO in sys.modules, spared == usual, dis
 """
 
 
-def test_nothing_is_compiled_nothing_is_imported_for_it_and_the_steps_are_the_same() -> None:
+def test_optimizers_step_identically_without_importing_dynamo() -> None:
     found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, text=True)
     assert json.loads(found.stdout) == [True, True, True, True, "torch._dynamo.eval_frame"]

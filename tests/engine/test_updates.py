@@ -1,4 +1,4 @@
-"""The geometry of updates during training: in every lane that of a plain loop, and changing nothing else."""
+"""The geometry of updates during training agrees with a plain loop in every lane and does not affect results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLAIN: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
 
 @pytest.fixture(scope="module")
 def small(mnist: Dataset) -> Dataset:
-    """MNIST in 7 × 7: Shampoo's roots of 784 pixels would be most of the time."""
+    """MNIST at 7 × 7, since roots of 784 pixels would take most of the time with Shampoo."""
     return average_pooled(mnist, 7)
 
 
@@ -56,7 +56,7 @@ def rows(result: TrialResult) -> list[UpdateRow]:
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_rows_are_those_of_a_plain_loop(small: Dataset, one_thread: None, lane: str) -> None:
+def test_rows_equal_those_of_a_plain_loop(small: Dataset, one_thread: None, lane: str) -> None:
     suite = suite_of([lane])
     for result in train_suite(suite, small):
         experiment, seed = suite.experiments["small"], result.trial.seed
@@ -105,7 +105,7 @@ def test_rows_are_those_of_a_plain_loop(small: Dataset, one_thread: None, lane: 
         assert (averages[None].after_task, averages[None].task) == (3, None)
 
 
-def test_watching_changes_nothing_else_and_companions_do_not_matter(small: Dataset, one_thread: None) -> None:
+def test_measuring_updates_does_not_affect_results_or_depend_on_companions(small: Dataset, one_thread: None) -> None:
     watching, without = suite_of([*LANES]), suite_of([*LANES], metrics=["hoyer"])
     found = train_suite(watching, small)
     for i, (a, b) in enumerate(zip(train_suite(without, small), found, strict=True)):
@@ -121,13 +121,13 @@ def test_watching_changes_nothing_else_and_companions_do_not_matter(small: Datas
 
 
 @pytest.mark.parametrize(("tasks", "steps"), [(1, 40), (3, 20), (120, 312), (16, 1), (40, 1)])
-def test_points_are_spread_over_all_of_training(tasks: int, steps: int) -> None:
+def test_measured_updates_are_spread_over_the_whole_training(tasks: int, steps: int) -> None:
     found = [(task * steps + step) / (tasks * steps) for task in range(tasks) for step in watched(tasks, task, steps)]
     assert len(found) == POINTS
     assert all(0 <= at - i / POINTS <= 1 / POINTS for i, at in enumerate(sorted(found)))
 
 
-def test_a_short_training_says_of_how_many_updates_its_means_are(small: Dataset, one_thread: None) -> None:
+def test_means_over_a_short_training_note_the_number_of_updates(small: Dataset, one_thread: None) -> None:
     assert len(watched(1, 0, 3)) == 3
     suite = suite_of(["elementwise"], tasks={**TASKS, "count": 1}, max_steps=3, seeds=1)
     (row,) = [

@@ -1,4 +1,4 @@
-"""Code of a user's own: constructors, closures of every style, modes, frozen parameters, draws; who fails with it."""
+"""User code: constructors, all styles of closures, modes, frozen parameters, random draws, and isolated failures."""
 
 from __future__ import annotations
 
@@ -377,7 +377,7 @@ WHERE = {"constructor": 0, "train": 0, "task 1": 0, "task 2": 30, "eval": 25}
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_a_member_fails_alone_wherever_its_optimizer_raises(where: str, file: str, mnist: Dataset) -> None:
+def test_a_member_whose_optimizer_raises_fails_alone(where: str, file: str, mnist: Dataset) -> None:
     found = by_rate(run(mnist, f"{file}:Refuses", lr=[0.03, 9, 0.05], where=where))
     for result in found[9]:
         row = trial_row(result)
@@ -424,7 +424,9 @@ def test_the_base_of_a_wrapper_fails_alone(file: str, mnist: Dataset) -> None:
     ("by", "said"),
     [("exit", "it ends the program with exit(3)"), ("interrupt", "it raises KeyboardInterrupt")],
 )
-def test_one_that_ends_the_program_fails_alone(by: str, said: str, early: bool, file: str, mnist: Dataset) -> None:
+def test_an_optimizer_that_exits_the_program_fails_alone(
+    by: str, said: str, early: bool, file: str, mnist: Dataset
+) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker
     try:
         found = by_rate(run(mnist, f"{file}:Ends", lr=[9, 0.05], early=early, by=by))
@@ -436,8 +438,8 @@ def test_one_that_ends_the_program_fails_alone(by: str, said: str, early: bool, 
     assert [trial_row(result).status for result in found[0.05]] == ["ok", "ok"]
 
 
-def test_ctrl_c_in_a_step_is_heeded_outside_of_workers(file: str, mnist: Dataset) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background job ignores
+def test_keyboard_interrupt_in_a_step_propagates_outside_workers(file: str, mnist: Dataset) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a script ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             run(mnist, f"{file}:Ends", lr=[9, 0.05], early=False, by="interrupt")
@@ -473,17 +475,17 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_every_style_takes_the_steps_of_the_plain_one(
+def test_every_coding_style_takes_the_same_steps_as_the_plain_optimizer(
     name: str, file: str, mnist: Dataset, plain: list[TrialResult]
 ) -> None:
     for result, expected in zip(run(mnist, f"{file}:{name}", **STYLES[name]), plain, strict=True):
         for key, weight in weights_of(expected).items():
-            # The closure's gradients come from autograd, the lane's from a backward pass written out.
+            # Gradients in a closure come from autograd; the lane uses a hand-written backward pass.
             torch.testing.assert_close(weights_of(result)[key], weight, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("needs", ["", "closure", "loss", "create_graph", "closure create_graph"])
-def test_frozen_parameters_have_no_gradient_and_stay(needs: str, file: str, mnist: Dataset) -> None:
+def test_frozen_parameters_keep_their_values(needs: str, file: str, mnist: Dataset) -> None:
     settings = {"needs": needs} if needs else {}
     (frozen,) = run(mnist, f"{file}:Freezes", seeds=1, **settings)
     start = run(mnist, f"{file}:FreezesAll", seeds=1)[0]
@@ -493,24 +495,24 @@ def test_frozen_parameters_have_no_gradient_and_stay(needs: str, file: str, mnis
     assert not any(torch.equal(weights[name], before[name]) for name in last)
 
 
-def test_modes_that_are_declared_have_to_work(file: str, mnist: Dataset) -> None:
+def test_a_declared_mode_that_raises_fails_the_trial(file: str, mnist: Dataset) -> None:
     for result in run(mnist, f"{file}:AbstractModes", needs="modes"):
         assert trial_row(result).error_type == "NotImplementedError"
 
 
 @pytest.mark.parametrize("name", ["DrawsAside", "DrawsInSteps"])
 @pytest.mark.parametrize("state", ["keep", "reset"])
-def test_draws_outside_of_steps_are_the_trials_own(name: str, state: str, file: str, mnist: Dataset) -> None:
+def test_random_draws_outside_steps_belong_to_the_trial(name: str, state: str, file: str, mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": f"{file}:{name}"}}, seeds=3, max_epochs=1, optimizer_state=state)
     together = train_suite(suite, mnist)
-    torch.rand(3)  # who drew before does not matter
+    torch.rand(3)  # earlier draws do not matter
     assert all(same_bits(a, b) for a, b in zip(train_suite(suite, mnist), together, strict=True))
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
     first, second = weights_of(together[0]), weights_of(together[1])
     assert not torch.equal(first["head.weight"], second["head.weight"])
 
 
-def test_needs_are_found_and_declared(file: str) -> None:
+def test_needs_are_detected_or_declared(file: str) -> None:
     def needs(name: str, **settings: Any) -> set[str]:
         return set(needs_of(load_factory(f"{file}:{name}"), settings)) - {"random"}
 
@@ -525,12 +527,12 @@ def test_needs_are_found_and_declared(file: str) -> None:
     assert needs("Plain", lr={"given": "examples"}) == {"examples"}
 
 
-def test_named_parameters_go_with_matrices_alone(file: str, mnist: Dataset) -> None:
+def test_named_parameters_can_be_combined_with_only_matrices(file: str, mnist: Dataset) -> None:
     (result,) = run(mnist, f"{file}:NamedMatrices", seeds=1, only_matrices=True)
     assert weights_of(result)
 
 
-def test_the_order_of_named_parameters_is_the_models(file: str) -> None:
+def test_named_parameters_are_in_the_order_of_the_model(file: str) -> None:
     spec = resolve_spec(find(f"{file}:Named"), {})
     network = torch.nn.Sequential()
     network.add_module("body", torch.nn.Linear(3, 2))
@@ -541,7 +543,7 @@ def test_the_order_of_named_parameters_is_the_models(file: str) -> None:
 
 @pytest.mark.parametrize("state", ["keep", "reset"])
 @pytest.mark.parametrize("name", ["DrawsAside", "DrawsInSteps"])
-def test_draws_go_on_where_a_training_was_cut(name: str, state: str, file: str, mnist: Dataset) -> None:
+def test_random_draws_resume_after_an_interruption(name: str, state: str, file: str, mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": f"{file}:{name}"}}, seeds=2, train_examples=200, optimizer_state=state)
     for _, whole, again in cut_and_whole(suite, mnist):
         assert [trial_row(result).status for result in whole] == ["ok", "ok"]

@@ -1,4 +1,4 @@
-"""`elementwise: true` is verified on the trials' own gradients; where it is not so, they get instances of their own."""
+"""`elementwise: true` is verified on the gradients of the trials; if it is wrong, each trial gets its own instance."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def suite_of(plugin: Path, name: str, *, elementwise: bool, **more: Any) -> Suit
 
 
 def undeclared(result: TrialResult) -> TrialResult:
-    """Without what the declaration and its refutation leave in a trial's row."""
+    """Remove the declaration and the note on its refutation from the row of a trial."""
     row = trial_row(result)
     hyperparameters = {k: v for k, v in json.loads(row.hyperparameters).items() if k != "elementwise"}
     plain = dataclasses.replace(row, note=None, hyperparameters=json.dumps(hyperparameters))
@@ -105,7 +105,7 @@ def undeclared(result: TrialResult) -> TrialResult:
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_what_is_not_elementwise_later_is_trained_by_instances_with_a_note(
+def test_an_optimizer_that_proves_not_elementwise_later_gets_instances_and_a_note(
     name: str, plugin: Path, mnist: Dataset
 ) -> None:
     declared = train_suite(suite_of(plugin, name, elementwise=True), mnist)
@@ -117,7 +117,7 @@ def test_what_is_not_elementwise_later_is_trained_by_instances_with_a_note(
         assert same_bits(undeclared(own), undeclared(other))
 
 
-def test_what_is_elementwise_stays_in_its_lane(plugin: Path, mnist: Dataset) -> None:
+def test_an_elementwise_optimizer_stays_in_its_lane(plugin: Path, mnist: Dataset) -> None:
     results = train_suite(suite_of(plugin, "Kept", elementwise=True), mnist)
     assert all(trial_row(result).note is None for result in results)
     apart = train_suite(suite_of(plugin, "Kept", elementwise=False), mnist)
@@ -128,18 +128,18 @@ def test_what_is_elementwise_stays_in_its_lane(plugin: Path, mnist: Dataset) -> 
 
 
 @pytest.mark.parametrize("name", ["LateNorm", "Kept"])
-def test_a_resumed_trial_stays_in_the_lane_it_was_in(name: str, plugin: Path, mnist: Dataset) -> None:
+def test_a_resumed_trial_stays_in_its_lane(name: str, plugin: Path, mnist: Dataset) -> None:
     for _, whole, again in cut_and_whole(suite_of(plugin, name, elementwise=True), mnist):
         assert all(map(same_bits, whole, again))
 
 
 @pytest.mark.parametrize("name", [*AT_ONCE, "Kept"])
-def test_before_training_it_is_tried_on_gradients_of_all_scales(name: str, plugin: Path) -> None:
+def test_the_check_before_training_uses_gradients_of_all_scales(name: str, plugin: Path) -> None:
     assert is_elementwise(find(f"{plugin}:{name}"), {}) is (name == "Kept")
 
 
 @pytest.mark.parametrize(
     "target", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Rprop"]
 )
-def test_the_trial_believes_those_that_are(target: str) -> None:
+def test_the_check_accepts_elementwise_optimizers(target: str) -> None:
     assert is_elementwise(find(f"torch.optim:{target}"), {"foreach": False})
