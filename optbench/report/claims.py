@@ -26,6 +26,7 @@ from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 from optbench.stats.conditions import Unmet
 from optbench.stats.dormant import is_rank
 from optbench.suite.claims import Bounds, Claim
+from optbench.suite.sides import side_text
 
 TONES: Mapping[ClaimVerdict, Tone] = {
     ClaimVerdict.SUPPORTED: "good",
@@ -131,8 +132,8 @@ def _of_sides(
     for number, claim in numbered.items():
         if not about(claim.claim):
             continue
-        sides = (side for part in claim.parts for side in (part.left, part.right))
-        for arm, said in ((side, say(side)) for side in sides if isinstance(side, Arm)):
+        sides = (side for part in claim.parts for side in (part.left, part.right) if isinstance(side, Arm))
+        for arm, said in ((arm, say(arm)) for side in sides for arm in side.arms):
             if said:
                 numbers = found.setdefault(f"{arm_label(arm)}: {said}", [])
                 numbers += [number] if number not in numbers else []
@@ -215,11 +216,11 @@ def _expected(claim: JudgedClaim) -> str:
 def expectation(claim: JudgedClaim) -> str:
     """Return the expectation in words: `forgetting of shampoo lower than of adamw, by 0.005 or more`."""
     said = claim.claim
-    what = f"{reading_name(said.primary, claim.in_bits)} of {said.left}"
+    what = f"{reading_name(said.primary, claim.in_bits)} of {side_text(said.left)}"
+    that = "" if isinstance(said.right, float) else "of "
     if said.expect == "equivalent":
-        right = f"that of {said.right}" if isinstance(said.right, str) else f"{said.right:g}"
-        return f"{what} equivalent to {right}, within {claim.margin:g}"
-    right = f"than of {said.right}" if isinstance(said.right, str) else f"than {said.right:g}"
+        return f"{what} equivalent to {'that ' if that else ''}{that}{side_text(said.right)}, within {claim.margin:g}"
+    right = f"than {that}{side_text(said.right)}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
     return f"{what} {said.expect} {right}{by}"
 

@@ -28,6 +28,7 @@ from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.claims_against import ClaimOfBoth
+from optbench.suite.sides import side_text
 
 MANY = 12
 """The most differing settings of two suites listed openly; more are folded."""
@@ -196,7 +197,8 @@ def _lines(claims: Sequence[ClaimOfBoth]) -> Iterable[Record]:
             assert judged is not None
             said, found = judged.claim, part.one
             names = {"claim": claim.name, "experiment": said.experiment, "metric": said.primary.name}
-            sides = {"left": said.left, "right": said.right, "expect": said.expect}
+            right_side = said.right if isinstance(said.right, float) else side_text(said.right)
+            sides = {"left": side_text(said.left), "right": right_side, "expect": said.expect}
             keys = {**names, **sides, "compared": claim.compared, "changes": claim.changes, **verdicts}
             right = found.right.variant if isinstance(found.right, Arm) else None
             place = {"model": found.model, "left_variant": found.left.variant, "right_variant": right}

@@ -45,6 +45,11 @@ class Arm:
         return self.results.run.path, self.optimizer, self.variant
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms that it consists of: itself, or the two whose solutions are compared (`Between`)."""
+        return (self,)
+
+    @property
     def settings(self) -> ExperimentSettings:
         return self.results.suite.experiments[self.experiment]
 

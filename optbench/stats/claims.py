@@ -6,6 +6,8 @@ Tasks that trials of either side failed to learn are reported next to the verdic
 A claim with readings gets its verdict from the primary one; the others are reported next to it (`readings`).
 A claim with a condition (`where`) covers the variants that meet it; the others are listed.
 A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
+A claim about pairs of solutions (`left: [adam, sgd]`) compares a metric of two solutions, seed by seed, with that of
+other pairs, with a null, or with a number.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from optbench.counting import count, grouped
 from optbench.errors import StoreError
 from optbench.metrics import Metric
 from optbench.stats.arms import Arm, arms
+from optbench.stats.between import Between
 from optbench.stats.comparison import ENDED, ask, pairs, same_start
 from optbench.stats.conditions import LeftOut, select_variants
 from optbench.stats.matching import Match, match
@@ -27,7 +30,8 @@ from optbench.stats.power import MIN_PAIRS
 from optbench.stats.readings import JudgedReading, judge_readings
 from optbench.stats.results import Results
 from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge, within_margin
-from optbench.suite.claims import Claim, covers
+from optbench.suite.claims import Claim
+from optbench.suite.sides import Arms, covers, crossed
 
 
 class ClaimVerdict(StrEnum):
@@ -156,7 +160,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
         arm
         for arm in everyone
         if arm.experiment == claim.experiment
-        and any(covers(side, arm.optimizer, arm.variant) for side in (claim.left, claim.right))
+        and any(covers(named, arm.optimizer, arm.variant) for named in claim.arms)
         and (claim.models is None or arm.model in claim.models)
     ]
     return select_variants(named, claim.where)
@@ -167,15 +171,17 @@ def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | fl
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
-        of_model = [arm for arm in taking_part if arm.model == model]
-        lefts = [arm for arm in of_model if covers(claim.left, arm.optimizer, arm.variant)]
-        rights: Sequence[Arm | float] = (
-            [arm for arm in of_model if covers(claim.right, arm.optimizer, arm.variant)]
-            if isinstance(claim.right, str)
-            else [claim.right]
-        )
-        found += [(left, right) for left in lefts for right in rights if left is not right]
+        named = {(arm.optimizer, arm.variant): arm for arm in taking_part if arm.model == model}
+        for left, right in crossed(claim.left, claim.right, list(named)):
+            found.append((_side(left, named), right if isinstance(right, float) else _side(right, named)))
     return found
+
+
+def _side(side: Arms, named: Mapping[tuple[str, str], Arm]) -> Arm:
+    if len(side) == 1:
+        return named[side[0]]
+    first, second = (named[name] for name in side)
+    return Between.of(first, second if second is not first else None)
 
 
 def _matched(
@@ -186,8 +192,8 @@ def _matched(
         return list(sides), [None] * len(sides), ()
     near: list[Match] = []
     far: list[Match] = []
-    for crossed in grouped((left.model, (left, right)) for left, right in sides if isinstance(right, Arm)).values():
-        lefts, rights = ({arm.key: arm for arm in side} for side in zip(*crossed, strict=True))
+    for of_model in grouped((left.model, (left, right)) for left, right in sides if isinstance(right, Arm)).values():
+        lefts, rights = ({arm.key: arm for arm in side} for side in zip(*of_model, strict=True))
         found = match(list(lefts.values()), list(rights.values()), claim.matched)
         near, far = near + found[0], far + found[1]
     return [(pair.left, pair.right) for pair in near], list(near), tuple(far)

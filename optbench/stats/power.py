@@ -14,7 +14,8 @@ from optbench.metrics import PRIMARY_METRICS
 from optbench.plan import Trial
 from optbench.stats.signed_rank import smallest_p
 from optbench.suite import Suite
-from optbench.suite.claims import Claim, covers
+from optbench.suite.claims import Claim
+from optbench.suite.sides import crossed
 
 MIN_PAIRS = 6
 """The fewest pairs that can reach p ≤ .05."""
@@ -124,11 +125,10 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
     )
 
     def number(found: Sequence[tuple[str, str]]) -> int:
-        lefts = {arm for arm in found if covers(claim.left, *arm)}
-        if not isinstance(claim.right, str):
-            return len(lefts)
-        rights = {arm for arm in found if covers(claim.right, *arm)}
-        return min(len(lefts), len(rights)) if claim.matched else len(lefts) * len(rights) - len(lefts & rights)
+        parts = crossed(claim.left, claim.right, found)
+        if claim.matched:
+            return min(len({left for left, _ in parts}), len({right for _, right in parts}))
+        return len(parts)
 
     return corrected_for(claim, sum(map(number, by_model.values())))
 

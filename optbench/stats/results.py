@@ -29,6 +29,7 @@ from optbench.stats.learning import Held, not_learnt, right_after
 from optbench.store import RunDirectory
 from optbench.store.columns import codes, numbers
 from optbench.store.online import ACCURACY, Online
+from optbench.store.pairs_table import PairValue, pair_values
 from optbench.store.tables import TrialRow
 from optbench.store.values import (
     FINAL_COLUMNS,
@@ -176,6 +177,15 @@ class Results:
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
         found = final_metrics(metrics, self.matrices, "last")
         return {name: {t: value for t, value in of.items() if t in good} for name, of in found.items()}
+
+    @functools.cached_property
+    def solutions(self) -> dict[str, dict[frozenset[str], PairValue]]:
+        """By metric of two solutions and the ids of the two trials; of nulls, the trial and its control.
+
+        Raises:
+            StoreError: the table is unreadable.
+        """
+        return pair_values(self.run.pairs)
 
     @functools.cached_property
     def unlisted(self) -> dict[str, frozenset[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from optbench.plan import PairedSolutions, TrialPair
+from optbench.store.columns import codes, numbers
 from optbench.store.tables import arrow_fields, versioned_schema
 
 NAME = "pairs"
@@ -61,6 +62,26 @@ def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
     """Return the rows as a table, in order."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(PairRow)}
     return pa.table(columns, schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class PairValue:
+    """A metric of two solutions. value: NaN if undefined. note: why it is undefined."""
+
+    value: float
+    note: str | None
+
+
+def pair_values(table: pa.Table) -> dict[str, dict[frozenset[str], PairValue]]:
+    """Return metric -> the ids of the two trials -> its value."""
+    if not len(table):  # Arrow would import pandas to join zero chunks
+        return {}
+    (a, ids_a), (b, ids_b), (metric, metrics) = (codes(table[name]) for name in ("trial_a", "trial_b", "metric"))
+    found: dict[str, dict[frozenset[str], PairValue]] = {name: {} for name in metrics}
+    values, notes = numbers(table["value"]).tolist(), table["note"].to_pylist()
+    for i, j, k, value, note in zip(a.tolist(), b.tolist(), metric.tolist(), values, notes, strict=True):
+        found[metrics[k]][frozenset((ids_a[i], ids_b[j]))] = PairValue(value, note)
+    return found
 
 
 def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from optbench.suite.fields import METRIC_PATTERN, ArmName, MetricName, Name, Settings
+from optbench.suite.fields import MetricName, Name, Settings
 from optbench.suite.matching import Matching
 from optbench.suite.readings import ReadingCell, Readings
-
-
-def _arm_or_number(value: Any) -> str | float:
-    # Not a union of types, for which pydantic would report one fault per type.
-    if isinstance(value, str) and re.fullmatch(METRIC_PATTERN, value) and len(value) <= 400:
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"expected the name of an optimizer, or a number, got {value!r}")
-
-
-ArmOrNumber = Annotated[Any, AfterValidator(_arm_or_number)]
-
-
-def split_arm(side: str) -> tuple[str, str | None]:
-    """Split one side of a claim into an optimizer and its variant; None stands for every variant."""
-    optimizer, _, variant = side.partition(" ")
-    return optimizer, variant or None
-
-
-def covers(side: str | float, optimizer: str, variant: str) -> bool:
-    """Return whether one side of a claim covers this variant."""
-    return isinstance(side, str) and split_arm(side) in ((optimizer, variant), (optimizer, None))
+from optbench.suite.sides import Side, SideOrNumber, arms_of, split_arm
 
 
 class Bounds(Settings):
@@ -71,10 +47,11 @@ class Claim(Settings):
     """The metric of the verdict; null: the primary reading."""
     readings: Readings | None = None
     """Instead of a metric: every reading of the claim, one of which gives the verdict; null: the metric alone."""
-    left: ArmName
-    """An optimizer, or one of its variants: `adam lr=0.001`."""
-    right: ArmOrNumber
-    """An optimizer, one of its variants, or a number."""
+    left: Side
+    """An optimizer, or one of its variants: `adam lr=0.001`. For a metric of the experiment's `pairs`, the two whose
+    solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for its null, the same start in another data order."""
+    right: SideOrNumber
+    """As `left`, or a number."""
     expect: Literal["higher", "lower", "equivalent"]
     """`higher`, `lower`, or `equivalent`: any difference is smaller than the margin."""
     margin: Annotated[float, Field(ge=0)] | None = None
@@ -106,17 +83,36 @@ class Claim(Settings):
 
     @model_validator(mode="after")
     def _can_be_matched(self) -> Claim:
-        if self.matched is not None and not isinstance(self.right, str):
+        if self.matched is not None and isinstance(self.right, float):
             raise ValueError(f"'matched': expected an optimizer on the right, got {self.right:g}")
         cells = self.readings.cells if self.readings is not None else ()
         if self.matched is not None and self.matched.on in (self.metric, *(cell.metric for cell in cells)):
             raise ValueError(f"'matched': expected another metric than that of the claim, got {self.matched.on}")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_about_pairs(self) -> Claim:
+        if isinstance(self.right, float) or isinstance(self.left, str) == isinstance(self.right, str):
+            if self.about_pairs and (key := next((k for k in ("matched", "readings") if getattr(self, k)), None)):
+                raise ValueError(f"'{key}': expected none for a claim about the solutions of two optimizers")
+            return self
+        expected = "one optimizer" if isinstance(self.left, str) else "two optimizers, or a number"
+        raise ValueError(f"'right': expected {expected}, as on the left, got {self.right}")
+
+    @property
+    def about_pairs(self) -> bool:
+        """Whether it is about pairs of solutions, with a metric of two solutions, rather than about trials."""
+        return isinstance(self.left, list)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The optimizers, or variants of them, named by its sides."""
+        return (*arms_of(self.left), *arms_of(self.right))
+
     @property
     def optimizers(self) -> tuple[str, ...]:
         """The optimizers named by its sides."""
-        return tuple(split_arm(side)[0] for side in (self.left, self.right) if isinstance(side, str))
+        return tuple(split_arm(arm)[0] for arm in self.arms)
 
     @property
     def primary(self) -> ReadingCell:

@@ -18,8 +18,6 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
 """The name of a metric: `margin`, or with settings `margin power=2`."""
-ArmName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
-"""`adam` for all of its variants; or one variant as named in reports, `adam lr=0.001`."""
 
 
 class Settings(BaseModel):

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from optbench.counting import count
 from optbench.errors import OptimizerError, UsageError, nearest, unknown
 from optbench.kinds import AS_WRITTEN
-from optbench.metrics.catalog import DEFAULT, METRICS, OF_TEST_DATA
+from optbench.metrics.catalog import DEFAULT, METRICS, OF_TEST_DATA, PAIR_METRICS
 from optbench.metrics.metric import base_name
 from optbench.metrics.naming import check_metric, check_pair_metric, check_taken
 from optbench.metrics.own import MetricSettings, check_rule, resolve
-from optbench.suite.claims import Claim, split_arm
+from optbench.suite.claim_faults import check_compared, check_of_trials, claim_faults, named_arms
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
@@ -25,6 +25,7 @@ from optbench.suite.fitting import fitting_faults, text_faults
 from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
 from optbench.suite.schema import ExperimentSettings, Suite
+from optbench.suite.sides import split_arm
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
 from optbench.targets import Source, TargetError, is_file, read_source, split, using
@@ -76,7 +77,7 @@ def load_suite(
             *_name_faults(suite, document),
             *_tune_faults(suite, document, as_written),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
-            *_claim_faults(suite, document),
+            *claim_faults(suite, document),
             *_pairs_faults(suite, document),
             *_metric_faults(suite, document),
             *_readings_faults(suite, document, as_written),
@@ -196,8 +197,7 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
         yield from (((*path, "given", i), 3, premise, others) for i, premise in enumerate(claim.given))
         yield (*path, "experiment"), 3, claim.experiment, any_experiment
         if (within := claim.experiment) in suite.experiments:
-            sides = [(key, o) for key, o in (("left", claim.left), ("right", claim.right)) if isinstance(o, str)]
-            yield from (((*path, key), 3, split_arm(o)[0], optimizers[within]) for key, o in sides)
+            yield from (((*path, *at), 3, split_arm(arm)[0], optimizers[within]) for at, arm in named_arms(claim))
             yield from (((*path, "models", i), 4, m, models[within]) for i, m in enumerate(claim.models or ()))
     if suite.tune is not None:
         yield from ((("tune", "optimizers", o), 2, o, any_optimizer) for o in suite.tune.optimizers or ())
@@ -207,42 +207,6 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
             if name in suite.experiments:
                 yield from (((*path, "optimizers", o), 4, o, optimizers[name]) for o in changes.optimizers)
                 yield from (((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ()))
-
-
-def _claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield sides that name a variant which does not exist, and equivalence in a metric without a margin."""
-    for name, claim in suite.claims.items():
-        metric = METRICS.get(base_name(claim.primary.name))
-        if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
-            what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has none of its own"
-            yield Fault(document.value_place(("claims", name, "expect")), f"{shown_path(('claims', name))}: {what}")
-        if claim.left == claim.right and _is_one_variant(suite, claim):
-            what = f"right: expected another optimizer or variant than on the left, got {claim.right}"
-            yield Fault(document.value_place(("claims", name, "right")), f"{shown_path(('claims', name))}: {what}")
-        experiment = suite.experiments.get(claim.experiment)
-        chosen = suite.taking_part(experiment) if experiment is not None else {}
-        for key, side in (("left", claim.left), ("right", claim.right)):
-            optimizer, variant = split_arm(side) if isinstance(side, str) else ("", None)
-            if variant is None or optimizer not in chosen or optimizer not in suite.optimizers:
-                continue
-            try:
-                found = variants(suite.optimizers[optimizer].hyperparameters | chosen[optimizer])
-            except OptimizerError:
-                continue  # reported by the check of the optimizer
-            if variant not in (names := [each.name for each in found]):
-                path: KeyPath = ("claims", name, key)
-                what = unknown(f"variant of {optimizer} in {claim.experiment}", variant, names)
-                yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
-
-
-def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Return whether the left side names a single variant, which leaves no other to compare it with."""
-    optimizer, variant = split_arm(claim.left)
-    experiment = suite.experiments.get(claim.experiment)
-    if variant is not None or experiment is None or optimizer not in suite.optimizers:
-        return variant is not None
-    changes = suite.taking_part(experiment).get(optimizer, {})
-    return _settings(suite.optimizers[optimizer].hyperparameters | changes) == 1
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
@@ -343,7 +307,13 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
     for name, claim in suite.claims.items():
         listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)] if claim.metric else []
         listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
+        if claim.about_pairs:
+            of_pairs = functools.partial(check_compared, experiment=suite.experiments.get(claim.experiment))
+            yield from ((path, metric, of_pairs) for path, metric in listed)
+            listed = []
         listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
+        yield from ((path, metric, check_of_trials) for path, metric in listed if metric in PAIR_METRICS)
+        listed = [(path, metric) for path, metric in listed if metric not in PAIR_METRICS]
         yield from _taken(measured.get(claim.experiment), listed)
 
 

@@ -24,6 +24,7 @@ from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, JudgedClaim
 from optbench.stats.readings import JudgedReading, Says
 from optbench.stats.results import Results
+from optbench.suite.sides import side_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,9 +134,9 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
     scale = _scale(every)
     rows = list(_rows(judged))
     names = (figure_name("readings", judged.name, *more, *n) for n in ([], *([str(i)] for i in range(2, 10**6))))
-    right = judged.claim.right if isinstance(judged.claim.right, str) else f"{judged.claim.right:g}"
+    left, right = side_text(judged.claim.left), side_text(judged.claim.right)
     sentences = [
-        f"Every reading of the claim, sorted by its effect: {judged.claim.left} minus {right}, in percent of the "
+        f"Every reading of the claim, sorted by its effect: {left} minus {right}, in percent of the "
         f"median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
         "and data.",
         "A triangle points up or down if the uncorrected interval excludes 0; a circle is open. The band is the "

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from optbench.metrics import METRICS
-from optbench.plan import PairedSolutions, comparisons
+from optbench.plan import PairedSolutions, TrialPair, comparisons
 from optbench.stats.results import Results
-from optbench.store.columns import codes, numbers
 
 SeedValues = Mapping[int, float]
 """Seed -> value; NaN where undefined."""
@@ -87,51 +86,36 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     Raises:
         StoreError: the table is unreadable.
     """
-    planned = comparisons(results.suite, [*results.trials, *results.controls])
-    if not planned:
-        return []
-    found, notes = _values(results)
-    seeds = Counter(place for comparison in planned for place in _places(comparison))
+    values: dict[ArmPair, dict[str, dict[int, float]]] = {}
+    notes: dict[ArmPair, dict[str, None]] = {}
+    seeds: Counter[ArmPair] = Counter()
+    for comparison in comparisons(results.suite, [*results.trials, *results.controls]):
+        for pair in comparison.pairs:
+            place = _place(comparison, pair)
+            seeds[place] += 1
+            either_above = any(results.status(trial.id) == "above_target" for trial in (pair.a, pair.b))
+            both = frozenset((pair.a.id, pair.b.id))
+            for metric, of_metric in results.solutions.items():
+                if (known := of_metric.get(both)) is not None:
+                    value = math.nan if either_above else known.value
+                    values.setdefault(place, {}).setdefault(metric, {})[comparison.seed] = value
+                    if known.note:
+                        notes.setdefault(place, {})[known.note] = None
     pairs = []
     for place, count in seeds.items():
         experiment, model, a, b = place
-        values = found.get(place, {})
-        null_a, null_b = (found.get((experiment, model, side, side), {}) for side in (a, b))
+        if a == b:
+            continue  # a null, which belongs to the pairs of its arm
+        of_pair = values.get(place, {})
+        null_a, null_b = (values.get((experiment, model, side, side), {}) for side in (a, b))
         measures = {
-            name: Measured(values[name], null_a.get(name), null_b.get(name)) for name in METRICS if name in values
+            name: Measured(of_pair[name], null_a.get(name), null_b.get(name)) for name in METRICS if name in of_pair
         }
         why = tuple(notes.get(place, {}))
         pairs.append(SolutionPair(results.run.id, experiment, model, a, b, count, measures, why))
     return pairs
 
 
-def _places(comparison: PairedSolutions) -> list[ArmPair]:
-    sides = (
-        [ArmName(side.optimizer, side.variant) for side in (p.a, p.b)] for p in comparison.pairs if p.kind == "pair"
-    )
-    return [(comparison.experiment, comparison.model, a, b) for a, b in sides]
-
-
-def _values(results: Results) -> tuple[dict[ArmPair, dict[str, dict[int, float]]], dict[ArmPair, dict[str, None]]]:
-    """Return place -> metric -> seed -> value, and place -> reasons; the null of an arm is between it and itself."""
-    table = results.run.pairs
-    sides = ("optimizer_a", "variant_a", "optimizer_b", "variant_b")
-    columns = []
-    for name in ("experiment", "model", *sides, "metric"):
-        code, names = codes(table[name])
-        columns.append([names[i] for i in code.tolist()])
-    seeds = [int(seed) for seed in table["seed"].to_pylist()]
-    found: dict[ArmPair, dict[str, dict[int, float]]] = {}
-    notes: dict[ArmPair, dict[str, None]] = {}
-    values = numbers(table["value"]).tolist()
-    compared = zip(*(table[side].to_pylist() for side in ("trial_a", "trial_b")), strict=True)
-    rows = zip(*columns, seeds, compared, values, table["note"].to_pylist(), strict=True)
-    for *place, metric, seed, trials, value, note in rows:
-        experiment, model, optimizer_a, variant_a, optimizer_b, variant_b = place
-        key = (experiment, model, ArmName(optimizer_a, variant_a), ArmName(optimizer_b, variant_b))
-        if any(results.status(trial) == "above_target" for trial in trials):
-            value = math.nan
-        found.setdefault(key, {}).setdefault(metric, {})[seed] = value
-        if note:
-            notes.setdefault(key, {})[note] = None
-    return found, notes
+def _place(comparison: PairedSolutions, pair: TrialPair) -> ArmPair:
+    a, b = (ArmName(trial.optimizer, trial.variant) for trial in (pair.a, pair.b))
+    return comparison.experiment, comparison.model, a, b

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,10 +25,10 @@ from optbench.metrics import PRIMARY_METRICS
 from optbench.optimizers import registry
 from optbench.plan import Trial
 from optbench.stats.arms import Arm, arms
+from optbench.stats.between import Between
 from optbench.stats.bootstrap import percentile_interval, resampled_means
 from optbench.stats.results import Results
 from optbench.stats.signed_rank import round_differences, signed_rank_test
-from optbench.studies.switching.barriers import barriers_between, loss_barriers
 
 Array: TypeAlias = NDArray[np.float64]
 SwitchKind = Literal["switch", "control", "noise"]
@@ -83,7 +83,6 @@ class Switching:
     points: by ascending k.
     pure_first, pure_then: arms trained by A alone and by B alone; None if missing. Noise has no pure A.
     metrics: the experiment's primary metrics that were measured.
-    barriers: two trials -> the loss barrier between them; empty if none was measured.
     """
 
     kind: SwitchKind
@@ -95,7 +94,6 @@ class Switching:
     pure_first: Arm | None
     pure_then: Arm | None
     metrics: tuple[str, ...]
-    barriers: Mapping[frozenset[str], float] = field(default_factory=dict, repr=False)
 
     @property
     def statistic(self) -> Statistic:
@@ -145,7 +143,9 @@ class Switching:
         None if it was not measured, and from an arm to itself.
         """
         pure = self.pure_first if to == "first" else self.pure_then
-        found = np.array(barriers_between(self.barriers, point.arm, pure))
+        if pure is None or pure is point.arm:
+            return None
+        found = np.array(Between.of(point.arm, pure).values("loss_barrier"))
         found = found[np.isfinite(found)]
         return difference(found, np.zeros(len(found))) if len(found) else None
 
@@ -162,8 +162,7 @@ def switchings(results: Results) -> list[Switching]:
             grouped.setdefault(key, []).append(arm)
     # noise over a single number of steps, usually all of them, is no sweep of k
     asked = [found for found in grouped.values() if len(found) > 1 or _trial(found[0]).target == SWITCH]
-    barriers = loss_barriers(results.run) if asked else {}
-    return [_switching(found, everything, barriers) for found in asked]
+    return [_switching(found, everything) for found in asked]
 
 
 def steps_setting(arm: Arm) -> str | None:
@@ -215,7 +214,7 @@ def shared_values(found: Sequence[Arm], metric: str) -> Array:
     return values[:, np.isfinite(values).all(axis=0)]
 
 
-def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mapping[frozenset[str], float]) -> Switching:
+def _switching(found: Sequence[Arm], everything: Sequence[Arm]) -> Switching:
     trial = _trial(found[0])
     settings = trial.hyperparameters
     for arm in found:  # a run's suite may have been edited since
@@ -229,9 +228,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
         base = _optimizer(NOISE, settings["base"])
         pure = _pure(base, neighbours)
         name = _name(base, pure)
-        return Switching(
-            "noise", found[0].optimizer, f"{name} with noise", name, None, points, None, pure, metrics, barriers
-        )
+        return Switching("noise", found[0].optimizer, f"{name} with noise", name, None, points, None, pure, metrics)
     one, other = _optimizer(SWITCH, settings["first"]), _optimizer(SWITCH, settings["then"])
     named_first, named_then = _pure(one, neighbours), _pure(other, neighbours)
     # without an arm of A or B alone, the ends of the sweep replace it
@@ -243,7 +240,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm], barriers: Mappin
         kind, first, then = "control", first or then, then or first
     names = _name(one, named_first), _name(other, named_then)
     state = settings.get("state")
-    return Switching(kind, found[0].optimizer, *names, state, points, first, then, metrics, barriers)
+    return Switching(kind, found[0].optimizer, *names, state, points, first, then, metrics)
 
 
 def _point(arm: Arm) -> SwitchPoint:

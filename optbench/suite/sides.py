@@ -1,0 +1,98 @@
+"""The sides of a claim: an optimizer, the solutions of two optimizers, or a number; and which of them are compared."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import PlainValidator
+
+from optbench.suite.fields import METRIC_PATTERN
+
+Named: TypeAlias = tuple[str, str]
+"""An arm by name: an optimizer and one of its variants."""
+Arms: TypeAlias = tuple[Named, ...]
+"""One side of one part of a claim: an arm, or the two arms whose solutions are compared with each other."""
+
+
+def _is_arm(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(METRIC_PATTERN, value) is not None and len(value) <= 400
+
+
+def _side(value: Any) -> str | list[str]:
+    if _is_arm(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_arm, value))):
+        return value  # type: ignore[no-any-return]
+    raise ValueError(f"expected the name of an optimizer, or two in a list, as in [adam, sgd], got {value!r}")
+
+
+def _side_or_number(value: Any) -> str | list[str] | float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    try:
+        return _side(value)
+    except ValueError:
+        what = "expected the name of an optimizer, two in a list, as in [adam, sgd], or a number"
+        raise ValueError(f"{what}, got {value!r}") from None
+
+
+# Not validated as unions, for which pydantic would report one fault per type.
+Side = Annotated[str | list[str], PlainValidator(_side)]
+"""An optimizer, or one of its variants; or two of them, for a metric of two solutions."""
+SideOrNumber = Annotated[str | list[str] | float, PlainValidator(_side_or_number)]
+
+
+def split_arm(arm: str) -> tuple[str, str | None]:
+    """Split the name of an arm into an optimizer and its variant; None stands for every variant."""
+    optimizer, _, variant = arm.partition(" ")
+    return optimizer, variant or None
+
+
+def arms_of(side: str | list[str] | float) -> list[str]:
+    """Return the arms that a side names: one, two, or none for a number."""
+    if isinstance(side, float):
+        return []
+    return [side] if isinstance(side, str) else side
+
+
+def side_text(side: str | list[str] | float) -> str:
+    """Return a side in words: `adam`, `adam with sgd`, `adam with itself`, `0.1`.
+
+    An optimizer is paired with itself as the trial of each seed with its control, trained in another data order.
+    """
+    if isinstance(side, list):
+        return " with ".join(side if side[0] != side[1] else [side[0], "itself"])
+    return side if isinstance(side, str) else f"{side:g}"
+
+
+def covers(arm: str, optimizer: str, variant: str) -> bool:
+    """Return whether an arm named in a claim covers this variant."""
+    return split_arm(arm) in ((optimizer, variant), (optimizer, None))
+
+
+def crossed(
+    left: str | list[str], right: str | list[str] | float, arms: Sequence[Named]
+) -> list[tuple[Arms, Arms | float]]:
+    """Return both sides of each part of a claim on one model: every variant of the left against every one of the right.
+
+    arms: those of the model. Between two pairs of solutions, an optimizer that is in both has the same variant in both.
+    """
+    rights: Sequence[Arms | float] = [right] if isinstance(right, float) else _variants(right, arms)
+    found = [(a, b) for a in _variants(left, arms) for b in rights if a != b]
+    return [(a, b) for a, b in found if isinstance(b, float) or len(a) == 1 or _same_variants(a, b)]
+
+
+def _variants(side: str | list[str], arms: Sequence[Named]) -> list[Arms]:
+    found = [[arm for arm in arms if covers(name, *arm)] for name in arms_of(side)]
+    if len(found) == 1:
+        return [(arm,) for arm in found[0]]
+    if side[0] == side[1]:
+        return [(arm, arm) for arm in found[0]]
+    return [(a, b) for a in found[0] for b in found[1] if a != b]
+
+
+def _same_variants(a: Arms, b: Arms) -> bool:
+    both = {optimizer for optimizer, _ in a} & {optimizer for optimizer, _ in b}
+    of_a, of_b = ({arm for arm in side if arm[0] in both} for side in (a, b))
+    return of_a <= of_b or of_b <= of_a

@@ -1,0 +1,189 @@
+"""Claims about pairs of solutions: two optimizers, or one in two data orders, as a side of a claim."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from optbench.cli import main
+from optbench.plan import trials
+from optbench.stats.claims import ClaimVerdict, JudgedClaim, judge_claims
+from optbench.stats.power import suite_shortages
+from optbench.stats.results import read_results
+from optbench.store import read_run
+from optbench.suite import load_suite
+from tests.conftest import report, run_file
+from tests.refusals import refusal
+
+SEEDS = 6
+SUITE = f"""
+name: compared
+seeds: {SEEDS}
+optimizers:
+  sgd: {{target: sgd, lr: 0.1}}
+  adam: {{target: adam, lr: [3.0e-3, 3.0e-2]}}
+  wild: {{target: sgd, lr: 1.0e+9}}
+experiments:
+  halves:
+    tasks: {{kind: class-incremental, group_size: 5}}
+    models: {{net: {{kind: mlp, hidden: [16]}}}}
+    protocol: {{batch_size: 32, max_epochs: 1, early_stopping: null, train_examples: 640, test_examples: 100,
+               validation_examples: 50}}
+    metrics: [effective_rank]
+    pairs: {{controls: [sgd, adam], metrics: [weight_distance, accuracy_barrier]}}
+"""
+CLAIMS = """
+claims:
+  apart: {experiment: halves, metric: weight_distance, left: [sgd, adam], right: [adam, adam], expect: higher,
+          beside: [accuracy_barrier]}
+  one: {experiment: halves, metric: weight_distance, left: [adam lr=0.03, sgd], right: [sgd, sgd], expect: lower}
+  near: {experiment: halves, metric: accuracy_barrier, left: [sgd, sgd], right: 0, expect: equivalent, margin: 1}
+  lost: {experiment: halves, metric: weight_distance, left: [sgd, wild], right: [sgd, sgd], expect: higher}
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_file(tmp_path_factory.mktemp("pairs"), SUITE + CLAIMS)
+
+
+@pytest.fixture(scope="module")
+def claims(path: Path) -> dict[str, JudgedClaim]:
+    return {claim.name: claim for claim in judge_claims(read_results(read_run(path)))}
+
+
+def values(path: Path, metric: str, *arms: tuple[str, str]) -> list[float]:
+    """The values in `pairs.parquet` between these arms, in seed order; of one arm with its controls."""
+    table = pd.read_parquet(path / "pairs.parquet")
+    table = table[table.metric == metric].sort_values("seed")
+    sides = zip(
+        zip(table.optimizer_a, table.variant_a, strict=True),
+        zip(table.optimizer_b, table.variant_b, strict=True),
+        strict=True,
+    )
+    return table.value[[set(found) == set(arms) and len(set(found)) == len(set(arms)) for found in sides]].tolist()
+
+
+def test_each_part_is_the_signed_rank_test_of_the_values_between_the_solutions(
+    path: Path, claims: dict[str, JudgedClaim]
+) -> None:
+    parts = claims["apart"].parts
+    for part, rate in zip(parts, ("lr=0.003", "lr=0.03"), strict=True):
+        left = values(path, "weight_distance", ("sgd", "default"), ("adam", rate))
+        right = values(path, "weight_distance", ("adam", rate))
+        assert len(left) == len(right) == part.result.n == SEEDS
+        assert part.result.differences == pytest.approx([a - b for a, b in zip(left, right, strict=True)])
+        assert part.result.p == pytest.approx(wilcoxon(left, right, mode="exact").pvalue)
+        beside = values(path, "accuracy_barrier", ("sgd", "default"), ("adam", rate))
+        assert part.beside["accuracy_barrier"][0] == pytest.approx(pd.Series(beside).median())
+    assert [part.left.label for part in parts] == ["sgd with adam lr=0.003", "sgd with adam lr=0.03"]
+
+
+def test_one_variant_of_a_pair_is_one_part_in_either_order(path: Path, claims: dict[str, JudgedClaim]) -> None:
+    [part] = claims["one"].parts
+    left = values(path, "weight_distance", ("sgd", "default"), ("adam", "lr=0.03"))
+    right = values(path, "weight_distance", ("sgd", "default"))
+    assert part.result.differences == pytest.approx([a - b for a, b in zip(left, right, strict=True)])
+
+
+def test_a_null_is_compared_with_a_number(path: Path, claims: dict[str, JudgedClaim]) -> None:
+    [part] = claims["near"].parts
+    assert part.result.differences == pytest.approx(values(path, "accuracy_barrier", ("sgd", "default")))
+    assert claims["near"].verdict is ClaimVerdict.SUPPORTED
+
+
+def test_a_seed_on_which_either_trial_diverged_has_no_value(claims: dict[str, JudgedClaim]) -> None:
+    [part] = claims["lost"].parts
+    assert (part.result.n, part.result.diverged_a) == (0, SEEDS)
+    assert claims["lost"].verdict is ClaimVerdict.NOT_COMPARABLE
+
+
+def test_parts_are_counted_before_training(path: Path) -> None:
+    suite = load_suite(path / "suite.yaml", ["seeds=6"])
+    [shortage] = [found for found in suite_shortages(suite, trials(suite)) if "claim" in found.about]
+    assert shortage.family == 2, "two rates of adam, each with its own null"
+
+
+def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = report(path, "markdown", capsys)
+    assert "weight distance of sgd with adam higher than of adam with itself" in text
+    record = next(claim for claim in json.loads(report(path, "json", capsys))["claims"] if claim["claim"] == "apart")
+    assert (record["left"], record["right"]) == (["sgd", "adam"], ["adam", "adam"])
+    assert [part["left_variant"] for part in record["parts"]] == ["default with lr=0.003", "default with lr=0.03"]
+    other = shutil.copytree(path, tmp_path / "other")
+    assert main(["report", str(path), "--against", str(other), "--format", "csv"]) == 0
+    assert "sgd with adam,adam with itself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (
+            "left: [sgd, adam], right: sgd, expect: higher",
+            "'right': expected two optimizers, or a number, as on the left",
+        ),
+        ("left: sgd, right: [sgd, adam], expect: higher", "'right': expected one optimizer, as on the left"),
+        (
+            "left: [sgd, adan], right: 0, expect: higher",
+            "left: unknown optimizer in halves 'adan'; did you mean 'adam'?",
+        ),
+        (
+            "left: [sgd], right: 0, expect: higher",
+            "left: expected the name of an optimizer, or two in a list, as in [adam",
+        ),
+        (
+            "left: [sgd, adam], right: [adam, sgd], expect: higher",
+            "right: expected another optimizer or variant than on",
+        ),
+        (
+            "left: [wild, wild], right: 0, expect: higher",
+            "left: expected wild among the 'controls' of 'pairs', got sgd, adam",
+        ),
+        (
+            "left: [sgd, adam], right: [sgd, sgd], expect: higher, matched: {on: average_accuracy, within: 1}",
+            "'matched': expected none",
+        ),
+        (
+            "left: [sgd, adam], right: 0, expect: higher, beside: [forgetting]",
+            "beside: unknown metric of pairs 'forget",
+        ),
+        ("left: [sgd, adam], right: 0, expect: equivalent", "expect: equivalent: expected a 'margin', got none"),
+    ],
+)
+def test_sides_that_cannot_be_compared_are_rejected(
+    claim: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        f"{SUITE}claims: {{c: {{experiment: halves, metric: weight_distance, {claim}}}}}"
+    )
+    assert message in refusal(capsys, tmp_path, "run", tmp_path / "suite.yaml", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "claim", "message"),
+    [
+        ("", "metric: weight_distance, left: [sgd, adam], right: 0", "expected an experiment with 'pairs'"),
+        (
+            "pairs: {against: [wild]}",
+            "metric: weight_distance, left: [sgd, adam], right: 0",
+            "sgd or adam in 'against'",
+        ),
+        ("pairs: {metrics: [linear_cka]}", "metric: weight_distance, left: [sgd, adam], right: 0", "(linear_cka), got"),
+        (
+            "pairs: {}",
+            "metric: weight_distance, left: sgd, right: adam",
+            "c: 'weight_distance' is a metric of two solutions: expected two",
+        ),
+    ],
+)
+def test_a_claim_is_about_solutions_that_the_experiment_compares(
+    pairs: str, claim: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(line if "pairs:" not in line else f"    {pairs}" for line in SUITE.splitlines())
+    (tmp_path / "suite.yaml").write_text(f"{text}\nclaims: {{c: {{experiment: halves, expect: higher, {claim}}}}}")
+    assert message in refusal(capsys, tmp_path, "run", tmp_path / "suite.yaml", "--dry-run")
