@@ -1,4 +1,4 @@
-"""Fingerprints: the statistics against independent ones, the words against the verdicts, the pages as they are read."""
+"""Fingerprints: statistics agree with independent references, words agree with verdicts, and pages are complete."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEARNT = {"permuted": 0.94, "pairs": 0.97, "plasticity": 0.8, "matched": np.nan}
 
 
 def entry(name: str, values: np.ndarray, **changes: Any) -> Entry:
-    """An optimizer that learnt everything. values: (16, n)."""
+    """Return the entry of an optimizer that learnt everything. values: (16, n)."""
     n = values.shape[1]
     trials = {
         one: Trials(("ok",) * n, tuple(f"start {seed}" for seed in range(n)), np.full(n, LEARNT[one]))
@@ -50,7 +50,7 @@ def panel_of(*entries: Entry) -> Panel:
 
 @pytest.fixture(scope="module")
 def made() -> Panel:
-    """AdamW, SGD and six others, each around values of its own, with the same luck on a seed for all."""
+    """Return a panel of AdamW, SGD and six others with different means and a shared effect of each seed."""
     random = np.random.default_rng(0)
     luck = random.normal(0, 2, (1, 16, 10))
     centres = random.normal(0, 3, (8, 16, 1))
@@ -61,14 +61,14 @@ def made() -> Panel:
 
 @pytest.fixture(scope="module")
 def found(made: Panel) -> Fingerprint:
-    """Between two of the panel, much nearer to `c`."""
+    """Return the fingerprint of an optimizer between two of the panel, much nearer to `c`."""
     mine = 0.9 * made.entry("c").values + 0.1 * made.entry("sgd").values
     return fingerprint(entry("mine", mine), made)
 
 
-def test_width_of_a_rate_optimum() -> None:
+def test_width_of_a_learning_rate_optimum() -> None:
     scores = [(1e-3, 0.5), (1e-2, 0.9), (1e-1, 0.9), (1.0, 0.0)]
-    # Within 1%: down to .891 on both sides, linear in the logarithm.
+    # Within 1% means down to .891 on both sides, interpolated linearly in the logarithm.
     left = (0.9 - 0.891) / (0.9 - 0.5)
     right = (0.9 - 0.891) / 0.9
     assert width(scores) == Width(round(1 + left + right, 4), False)
@@ -77,10 +77,12 @@ def test_width_of_a_rate_optimum() -> None:
     assert width([(1e-2, np.nan)]) is None
 
 
-def test_the_nearest_is_the_nearest_and_seeds_alone_change_nothing(made: Panel, found: Fingerprint) -> None:
+def test_neighbours_agree_with_a_plain_computation_and_ignore_shared_seed_effects(
+    made: Panel, found: Fingerprint
+) -> None:
     stacked = np.stack([one.values for one in made.entries])
     mine = found.entry.values
-    # Plainly: standard deviations of the means over seeds, and a weighted mean square over strips.
+    # Reference: standard deviations of means over seeds, and a weighted mean square over strips.
     scale = stacked.mean(axis=2).std(axis=0, ddof=1)
     luck = (stacked - stacked.mean(axis=0)).var(axis=2, ddof=1).mean(axis=0)
     weights = np.log(1 + scale**2 / luck) / 2
@@ -109,24 +111,24 @@ def test_strips_without_values_are_left_out_of_distances(made: Panel) -> None:
     assert (first.name, first.distance, first.strips) == ("c", 0.0, 15)
 
 
-def test_an_optimizer_without_values_does_not_change_what_a_strip_counts(made: Panel) -> None:
-    stacked = np.stack([one.values for one in made.entries]) / 1000  # in the unit of a small metric, as sharpness
+def test_an_optimizer_without_values_does_not_change_the_weight_of_a_strip(made: Panel) -> None:
+    stacked = np.stack([one.values for one in made.entries]) / 1000  # small values, like those of sharpness
     expected = information(stacked[:7])
     assert expected.min() > 1
     stacked[7] = np.nan
     assert information(stacked) == pytest.approx(expected)
-    stacked[7, :, 3] = 0.001  # a single value has no variance over seeds, but a place among the others
+    stacked[7, :, 3] = 0.001  # a single value has no variance over seeds but still counts among optimizers
     assert (information(stacked) > 1).all()
 
 
-def test_a_single_seed_has_distances_in_any_unit(made: Panel) -> None:
+def test_distances_of_a_single_seed_do_not_depend_on_units(made: Panel) -> None:
     stacked = np.stack([one.values for one in made.entries])[:, :, :1]
     units = 10.0 ** np.arange(-8, 8)[:, None]
     plain, scaled = (neighbours(x[2] * 1.1, x, made.names) for x in (stacked, stacked * units))
     assert [one.distance for one in scaled] == pytest.approx([one.distance for one in plain])
 
 
-def test_halves_find_each_other_where_optimizers_differ_and_not_where_they_do_not(made: Panel) -> None:
+def test_halves_of_seeds_match_only_if_optimizers_differ(made: Panel) -> None:
     stacked = np.stack([one.values for one in made.entries])
     even, odd = np.arange(10)[0::2], np.arange(10)[1::2]
     assert own_half_is_nearest(stacked, made.names, even, odd) == {name: name for name in made.names}
@@ -141,7 +143,7 @@ def test_standardised_strips_have_mean_0_and_deviation_1(made: Panel) -> None:
     assert table.std(axis=0, ddof=1) == pytest.approx(np.ones(16))
 
 
-def test_verdicts_are_those_of_scipy_after_holm(made: Panel, found: Fingerprint) -> None:
+def test_verdicts_agree_with_scipy_and_holms_correction(made: Panel, found: Fingerprint) -> None:
     judged = found.judged["sgd"]
     p = [float(stats.wilcoxon(found.entry.values[i], made.entry("sgd").values[i]).pvalue) for i in range(16)]
     corrected = np.empty(16)
@@ -162,13 +164,13 @@ def test_an_optimizer_of_the_panel_is_identical_to_itself(made: Panel) -> None:
     assert "It is identical to adamw in all 16 strips." in [one.text for one in sentences(found)]
 
 
-def test_every_sentence_has_its_verdicts_and_every_verdict_its_sentence(made: Panel, found: Fingerprint) -> None:
+def test_sentences_and_verdicts_correspond(made: Panel, found: Fingerprint) -> None:
     for one in (found, *(fingerprint(each, made) for each in made.entries)):
         check_words(one)
 
 
 def check_words(found: Fingerprint) -> None:
-    """The words of a page against its table of verdicts."""
+    """Check the words of a page against its table of verdicts."""
     said = sentences(found)
     for reference in found.references:
         about = [one for one in said if one.verdicts and one.verdicts[0].other == reference[0].other]
@@ -192,7 +194,7 @@ def check_words(found: Fingerprint) -> None:
             else:
                 assert verdict.verdict in (Verdict.EQUIVALENT, Verdict.BELOW_MARGIN)
                 assert strip.label in one.text or re.search(r"in (all 16|\d+ of 16) strips", one.text)
-    # A sentence without a verdict speaks of distances, or of what was not learnt.
+    # A sentence without a verdict is about distances or about what was not learnt.
     for one in said:
         if not one.verdicts:
             assert re.match(r"Nearest in the panel|Too few strips|On \w+, it ", one.text), one.text
@@ -202,7 +204,7 @@ def check_words(found: Fingerprint) -> None:
             assert not any(phrase in one.text for one in said) or stated, phrase
 
 
-def test_what_was_not_learnt_gets_no_verdict_and_no_place(made: Panel) -> None:
+def test_an_experiment_that_was_not_learnt_has_no_value_and_no_verdict(made: Panel) -> None:
     slow = made.entry("c")
     trials = {**slow.trials, "permuted": dataclasses.replace(slow.trials["permuted"], learnt=np.full(10, 0.12))}
     found = fingerprint(dataclasses.replace(slow, name="slow", trials=trials), made)
@@ -220,7 +222,7 @@ def test_what_was_not_learnt_gets_no_verdict_and_no_place(made: Panel) -> None:
     check_words(found)
 
 
-def test_trials_that_did_not_end_well_are_no_values(made: Panel) -> None:
+def test_trials_above_the_target_have_no_values(made: Panel) -> None:
     some = made.entry("c")
     states = ("above_target",) * 6 + ("ok",) * 4
     trials = {**some.trials, "matched": dataclasses.replace(some.trials["matched"], states=states)}
@@ -230,7 +232,7 @@ def test_trials_that_did_not_end_well_are_no_values(made: Panel) -> None:
     assert (one.centre, one.n) == (None, 0)
 
 
-def test_what_half_of_the_seeds_did_not_learn_counts_nowhere(made: Panel) -> None:
+def test_an_experiment_that_diverged_on_half_of_the_seeds_is_left_out(made: Panel) -> None:
     some = made.entry("c")
     states = ("diverged",) * 5 + ("ok",) * 5
     trials = {**some.trials, "permuted": dataclasses.replace(some.trials["permuted"], states=states)}
@@ -243,8 +245,8 @@ def test_what_half_of_the_seeds_did_not_learn_counts_nowhere(made: Panel) -> Non
     )
 
 
-def test_a_failed_trial_takes_no_verdict_from_the_other_seeds(made: Panel) -> None:
-    """A failed trial keeps no hash of its initial weights."""
+def test_a_failed_trial_costs_only_its_own_pair(made: Panel) -> None:
+    """A failed trial has no hash of its initial weights."""
     some = fingerprint(made.entry("c"), made).entry
     trials = {
         name: dataclasses.replace(one, states=("failed", *one.states[1:]), starts=("", *one.starts[1:]))
@@ -255,7 +257,7 @@ def test_a_failed_trial_takes_no_verdict_from_the_other_seeds(made: Panel) -> No
     assert not any("initial weights" in remark for remark in found.remarks)
 
 
-def test_other_initial_weights_make_no_pairs(made: Panel) -> None:
+def test_trials_with_other_initial_weights_are_not_comparable(made: Panel) -> None:
     other = made.entry("c")
     trials = {
         name: dataclasses.replace(one, starts=tuple(f"other {s}" for s in SEEDS)) for name, one in other.trials.items()
@@ -265,7 +267,7 @@ def test_other_initial_weights_make_no_pairs(made: Panel) -> None:
     assert any("initial weights are not the panel's" in remark for remark in found.remarks)
 
 
-def test_three_seeds_have_no_verdicts_and_say_so(made: Panel) -> None:
+def test_three_seeds_give_no_verdicts_and_a_note(made: Panel) -> None:
     found = fingerprint(made.entry("c").on((0, 1, 2)), made)
     assert not found.has_verdicts
     assert found.neighbours[0].name == "c"
@@ -277,13 +279,13 @@ def test_three_seeds_have_no_verdicts_and_say_so(made: Panel) -> None:
     assert all(one.interval is None for one in found.standings)
 
 
-def test_a_strange_seed_is_refused(made: Panel) -> None:
+def test_a_seed_outside_the_panel_is_refused(made: Panel) -> None:
     strange = dataclasses.replace(made.entry("c"), seeds=tuple(range(1, 11)))
     with pytest.raises(UsageError, match=r"c: expected seeds of the panel, 0 to 9, got 10"):
         fingerprint(strange, made)
 
 
-def test_a_panel_is_read_as_it_was_written(made: Panel, tmp_path: Path) -> None:
+def test_a_panel_survives_a_round_trip(made: Panel, tmp_path: Path) -> None:
     holes = made.entries[0].values.copy()
     holes[2, 3] = np.nan
     first = dataclasses.replace(made.entries[0], values=holes, width=Width(1.5, True))
@@ -300,17 +302,17 @@ def test_a_panel_is_read_as_it_was_written(made: Panel, tmp_path: Path) -> None:
     assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "panel.parquet").read_bytes()
 
 
-def test_what_is_no_panel_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_panel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "panel.parquet").write_text("no")
     with pytest.raises(StoreError, match=r"panel.parquet: cannot read the panel"):
         read(tmp_path / "panel.parquet")
 
 
-def test_the_shipped_panel_is_of_the_shipped_suite() -> None:
+def test_the_shipped_panel_belongs_to_the_shipped_suite() -> None:
     panel = shipped()
     suite = load_suite(resolve_suite_path(SUITE))
     assert panel.experiments == json.loads(json.dumps(experiments_of(suite)))
-    # A protocol setting that a later version adds must not turn every run away.
+    # A protocol setting added in a later version must not make every run incomparable.
     assert not set(ADDED) & panel.experiments["experiments"]["permuted"]["protocol"].keys()
     assert panel.names == list(suite.optimizers)
     assert len(panel.names) >= 20
@@ -327,7 +329,7 @@ def test_the_shipped_panel_is_of_the_shipped_suite() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "shampoo"])
-def test_the_words_of_the_shipped_panel_follow_its_verdicts(name: str) -> None:
+def test_the_words_of_the_shipped_panel_agree_with_its_verdicts(name: str) -> None:
     found = fingerprint(shipped().entry(name), shipped())
     assert found.neighbours[0].name == name
     check_words(found)
@@ -346,7 +348,7 @@ def test_runs_of_another_protocol_are_refused(made: Panel) -> None:
         check(dataclasses.replace(panel, metrics_version=2), results)
 
 
-def test_a_run_that_was_resumed_elsewhere_is_of_where_it_ended(made: Panel) -> None:
+def test_a_resumed_run_has_the_provenance_of_its_last_session(made: Panel) -> None:
     began, ended = {"torch": "2", "device": "cpu"}, {"torch": "3", "device": "cpu"}
     panel = dataclasses.replace(made, made=began)
     record = {"provenance": began, "resumed": [{"provenance": ended}], "status": "complete"}
@@ -357,7 +359,7 @@ def test_a_run_that_was_resumed_elsewhere_is_of_where_it_ended(made: Panel) -> N
 
 
 class Page(HTMLParser):
-    """What a browser would fetch or run, and the texts."""
+    """A parser that collects what a browser would fetch or execute, and the texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -373,7 +375,7 @@ class Page(HTMLParser):
         self.texts.append(data.replace("\N{NO-BREAK SPACE}", " "))
 
 
-def test_the_page_fetches_nothing_and_names_everyone_on_every_strip(found: Fingerprint) -> None:
+def test_the_page_fetches_nothing_and_names_every_optimizer_on_every_strip(found: Fingerprint) -> None:
     text = html.page(dataclasses.replace(found, entry=dataclasses.replace(found.entry, name="<b>mine</b>")))
     page = Page()
     page.feed(text)
@@ -381,7 +383,7 @@ def test_the_page_fetches_nothing_and_names_everyone_on_every_strip(found: Finge
     assert page.links == ["data:,"]
     assert "url(" not in text
     assert len(text) < 2 * 2**20
-    assert "<b>mine</b>" in "".join(page.texts)  # as text
+    assert "<b>mine</b>" in "".join(page.texts)  # escaped, so shown as text
     strips = text.split('<div class="strip"')[1:]
     assert len(strips) == 16
     for one, shown in zip(found.standings, strips, strict=True):
@@ -391,7 +393,7 @@ def test_the_page_fetches_nothing_and_names_everyone_on_every_strip(found: Finge
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_terminal_page_fits(found: Fingerprint, made: Panel, width: int) -> None:
+def test_the_terminal_page_fits_the_width(found: Fingerprint, made: Panel, width: int) -> None:
     for one in (found, fingerprint(made.entry("c").on((0, 1, 2)), made)):
         console = Console(width=width, color_system=None)
         with console.capture() as captured:
@@ -404,7 +406,7 @@ def test_the_terminal_page_fits(found: Fingerprint, made: Panel, width: int) -> 
             assert wording.value(standing) in line
 
 
-def test_programs_read_the_numbers_of_the_page(found: Fingerprint) -> None:
+def test_records_have_the_numbers_of_the_page(found: Fingerprint) -> None:
     record = json.loads(json.dumps(records.record(found), allow_nan=False))
     assert [row["strip"] for row in record["strips"]] == [strip.name for strip in STRIPS]
     for i, row in enumerate(record["strips"]):
@@ -416,7 +418,7 @@ def test_programs_read_the_numbers_of_the_page(found: Fingerprint) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_the_figure_has_the_same_bytes_each_time(found: Fingerprint, tmp_path: Path, suffix: str) -> None:
+def test_saving_a_figure_twice_gives_the_same_bytes(found: Fingerprint, tmp_path: Path, suffix: str) -> None:
     for name in ("a", "b"):
         figure.save(found, tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()

@@ -1,4 +1,4 @@
-"""One solution against another: from the suite through the command line to the reports, recomputed by hand."""
+"""Comparing pairs of solutions, from the suite to the reports, against values recomputed in plain torch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def path(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Path:
-    """The same suite without `pairs`."""
+    """Return the run of the same suite without `pairs`."""
     return run_file(folder, PLAIN, "plain")
 
 
@@ -82,10 +82,10 @@ def table(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path / "pairs.parquet")
 
 
-# The pairs that there are
+# Which pairs are compared
 
 
-def test_each_pair_of_arms_is_there_once_and_every_controlled_arm_with_its_null(table: pd.DataFrame) -> None:
+def test_every_pair_of_arms_and_every_null_is_compared_once(table: pd.DataFrame) -> None:
     assert not table.duplicated(KEYS).any()
     for _, rows in table.groupby("seed"):
         found = rows[["kind", "optimizer_a", "optimizer_b"]].drop_duplicates().values.tolist()
@@ -104,17 +104,17 @@ def test_each_pair_of_arms_is_there_once_and_every_controlled_arm_with_its_null(
     assert list(table.model.unique()) == ["net"]
 
 
-def test_against_names_one_side_and_variants_are_arms() -> None:
+def test_against_selects_one_side_and_every_variant_is_an_arm() -> None:
     rates = {"target": "sgd", "lr": [0.1, 0.2, 0.3]}
     suite = with_pairs({"sgd": rates, "adam": {"target": "adam"}, "lion": {"target": "lion"}}, seeds=2)
-    assert counts(suite, {}) == (10, 5), "5 arms"
+    assert counts(suite, {}) == (10, 5), "there are 5 arms"
     assert counts(suite, {"against": ["adam"]}) == (4, 1)
     assert counts(suite, {"against": ["adam", "lion"], "controls": []}) == (7, 0)
     assert counts(suite, {"against": ["sgd"], "controls": ["lion"]}) == (9, 1)
 
 
 def counts(suite: Suite, pairs: dict[str, Any]) -> tuple[int, int]:
-    """How many pairs and nulls a seed has."""
+    """Count the pairs and the nulls of a seed."""
     chosen = changed(suite, pairs)
     kinds = [[pair.kind for pair in comparison.pairs] for comparison in comparisons(chosen, trials(chosen))]
     assert len(kinds) == len(suite.seeds)
@@ -127,17 +127,17 @@ def with_pairs(optimizers: dict[str, dict[str, Any]], pairs: dict[str, Any] | No
 
 
 def changed(suite: Suite, pairs: dict[str, Any] | None) -> Suite:
-    """The suite with another `pairs`."""
+    """Return the suite with another `pairs`."""
     content = suite.model_dump()
     content["experiments"]["small"]["pairs"] = pairs
     return complete(Suite.model_validate(content))
 
 
-# The expected values, by hand
+# The expected values, in plain torch
 
 
 class ByHand:
-    """Everything from two checkpoints, with plain torch."""
+    """All measures of two checkpoints in plain torch."""
 
     def __init__(self, path: Path, dataset: Dataset) -> None:
         self.path = path
@@ -213,7 +213,7 @@ def hsic(k: Tensor, m: Tensor) -> float:
 
 
 def unbiased(x: Tensor, y: Tensor) -> float:
-    """Song et al. 2012, equation 5."""
+    """Return the unbiased estimator of HSIC (Song et al. 2012, equation 5)."""
     k, m = (f @ f.T for f in (x, y))
     k.fill_diagonal_(0)
     m.fill_diagonal_(0)
@@ -231,7 +231,7 @@ def test_every_value_can_be_recomputed_with_plain_torch(path: Path, table: pd.Da
         expected = by_hand.measure(by_hand.weights(str(a)), by_hand.weights(str(b)), by_hand.start[0])
         found = dict(zip(rows.metric, rows.value, strict=True))
         assert found.keys() == expected.keys() == set(PAIR_METRICS)
-        # Sums over a batch of another size may round otherwise, and an example on the fence then changes sides.
+        # Sums over batches of another size may round differently, which can change the prediction of an example.
         counted = {"prediction_disagreement": 1 / 2500, "accuracy_barrier": 2 / 2000}
         for metric, value in expected.items():
             assert found[metric] == pytest.approx(value, rel=1e-5, abs=counted.get(metric, 1e-7) + 1e-12), (
@@ -243,7 +243,7 @@ def test_every_value_can_be_recomputed_with_plain_torch(path: Path, table: pd.Da
     assert seen == 3
 
 
-def test_a_solution_with_itself_and_with_its_start(mnist: Dataset) -> None:
+def test_a_solution_compared_with_itself_has_distance_zero(mnist: Dataset) -> None:
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, {"controls": []}, seeds=1)
     comparison, workspace = prepared(suite, mnist)
     network = build(suite.experiments["small"].models["net"], workspace.family.inputs, workspace.family.classes)
@@ -264,7 +264,7 @@ def prepared(suite: Suite, dataset: Dataset) -> tuple[Any, Workspace]:
     return comparisons(suite, trials(suite))[0], workspace
 
 
-def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
+def test_undefined_measures_are_null_with_a_reason(mnist: Dataset) -> None:
     chosen: dict[str, Any] = {"controls": [], "metrics": ["subspace_overlap", "linear_cka", "subspace_overlap_chance"]}
     model = {"kind": "mlp", "hidden": [4]}
     suite = with_pairs({"a": {"target": "sgd"}, "b": {"target": "adam"}}, chosen, seeds=1, model=model)
@@ -272,7 +272,7 @@ def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
     network = build(suite.experiments["small"].models["net"], workspace.family.inputs, workspace.family.classes)
     dead = {name: torch.zeros(parameter.shape) for name, parameter in network.named_parameters()}
     rows = compare(comparison, workspace, lambda trial: dead, {})
-    assert [row.metric for row in rows] == chosen["metrics"], "those asked for, in the order asked for"
+    assert [row.metric for row in rows] == chosen["metrics"], "the requested metrics, in their order"
     assert [row.value for row in rows] == [None, None, None]
     assert [str(row.note) for row in rows] == [
         "expected at least 10 features, got 4",
@@ -281,7 +281,7 @@ def test_what_is_undefined_is_null_with_a_reason(mnist: Dataset) -> None:
     ]
 
 
-def test_with_little_memory_the_values_are_the_same_and_no_solution_is_read_for_every_pair(mnist: Dataset) -> None:
+def test_little_memory_gives_the_same_values_without_reading_a_solution_for_every_pair(mnist: Dataset) -> None:
     names = [f"o{i}" for i in range(7)]
     cheap = {"controls": [], "metrics": ["linear_cka", "weight_distance"]}
     suite = with_pairs({name: {"target": "sgd"} for name in names}, cheap, seeds=1)
@@ -294,7 +294,7 @@ def test_with_little_memory_the_values_are_the_same_and_no_solution_is_read_for_
         return initialise(network, generator(0, int(trial.optimizer[1]), "made"))
 
     plenty = compare(comparison, workspace, weights, {})
-    assert sorted(read) == names, "each once"
+    assert sorted(read) == names, "every solution is read once"
     size = 400 * 20 * 8 + sum(w.numel() for w in network.parameters()) * 8 + 400 * 8
     for room, most in ((4, 16), (0, 28)):
         read.clear()
@@ -305,7 +305,7 @@ def test_with_little_memory_the_values_are_the_same_and_no_solution_is_read_for_
 # Controls
 
 
-def test_a_control_differs_in_the_data_order_alone(path: Path) -> None:
+def test_a_control_differs_only_in_the_data_order(path: Path) -> None:
     found = pd.read_parquet(path / "trials.parquet").set_index("trial")
     controls = found[found.stage == "control"]
     assert sorted(controls.index) == [
@@ -320,7 +320,7 @@ def test_a_control_differs_in_the_data_order_alone(path: Path) -> None:
         assert not any(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_first_order_is_the_one_there_was_and_the_second_another_of_the_same_examples() -> None:
+def test_order_0_is_the_usual_data_order_and_order_1_permutes_the_same_examples() -> None:
     examples = Examples(torch.zeros(100, 1, 2, 2, dtype=torch.uint8), torch.arange(100) % 10)
     first, again, second = (BatchStream(examples, 10, 3, 5, 1, *order) for order in ((), (0,), (1,)))
     for epoch in range(2):
@@ -335,14 +335,14 @@ def test_the_first_order_is_the_one_there_was_and_the_second_another_of_the_same
         assert torch.equal(orders[2].sort().values, torch.arange(100))
 
 
-def test_controls_ride_in_the_cohorts_of_the_others() -> None:
+def test_controls_train_in_the_cohorts_of_the_other_trials() -> None:
     suite = with_pairs({"shampoo": {"target": "shampoo"}, "sgd": {"target": "sgd"}}, seeds=3)
     found = cohorts(trials(suite))
     assert [len(cohort.trials) for cohort in found] == [6, 6]
     assert all([trial.is_control for trial in cohort.trials] == [False] * 3 + [True] * 3 for cohort in found)
 
 
-def test_the_other_trials_are_the_same_to_the_last_bit_with_and_without_pairs(path: Path, plain: Path) -> None:
+def test_comparing_pairs_does_not_change_the_other_trials(path: Path, plain: Path) -> None:
     for name in TABLES:
         a, b = (pd.read_parquet(place / f"{name}.parquet") for place in (path, plain))
         a = a[a.stage != "control"].reset_index(drop=True)
@@ -350,7 +350,7 @@ def test_the_other_trials_are_the_same_to_the_last_bit_with_and_without_pairs(pa
     assert not (plain / "pairs.parquet").exists()
 
 
-def test_reports_and_comparisons_show_the_same_numbers_with_and_without_controls(
+def test_controls_do_not_change_the_numbers_of_reports_and_comparisons(
     path: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = (json.loads(report(place, "json", capsys)) for place in (path, plain))
@@ -372,7 +372,7 @@ def test_reports_and_comparisons_show_the_same_numbers_with_and_without_controls
     assert all(r["planned"] == 2 for r in compared[0])
 
 
-# Partners without a solution, and runs that were cut short
+# Missing solutions and interrupted runs
 
 
 def test_a_diverged_partner_gives_nulls_with_a_note(path: Path, table: pd.DataFrame) -> None:
@@ -383,7 +383,7 @@ def test_a_diverged_partner_gives_nulls_with_a_note(path: Path, table: pd.DataFr
 
 
 class Watching(Silent):
-    """A view that keeps the messages, and the run directory as it lay on the disk at the first of them."""
+    """A view that keeps the messages, and a copy of the run directory at the first of them."""
 
     def __init__(self, copy: Path | None = None) -> None:
         super().__init__()
@@ -408,7 +408,7 @@ def go_on(folder: Path) -> Watching:
     return view
 
 
-def test_a_run_killed_between_comparisons_does_the_rest_and_comes_to_the_same_table(
+def test_a_run_killed_between_comparisons_resumes_to_the_same_table(
     path: Path, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
@@ -417,7 +417,7 @@ def test_a_run_killed_between_comparisons_does_the_rest_and_comes_to_the_same_ta
     assert len(view.messages) == 2
     pd.testing.assert_frame_equal(pd.read_parquet(outcome.path / "pairs.parquet"), table, check_exact=True)
     known = read_run(killed).pairs
-    assert set(known["seed"].to_pylist()) == {0}, "durable, though the process went"
+    assert set(known["seed"].to_pylist()) == {0}, "the first comparison was durable when the process died"
     resumed = go_on(killed)
     assert resumed.trained == []
     assert resumed.messages == ["halves net seed 1: 3 pairs and 2 nulls compared"]
@@ -425,7 +425,7 @@ def test_a_run_killed_between_comparisons_does_the_rest_and_comes_to_the_same_ta
     assert go_on(killed).messages == [], "nothing is compared twice"
 
 
-def test_a_finished_run_without_its_table_or_without_some_weights(path: Path, tmp_path: Path) -> None:
+def test_a_missing_table_of_pairs_is_recomputed_except_where_weights_are_gone(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     (copy / "pairs.parquet").unlink()
@@ -439,9 +439,7 @@ def test_a_finished_run_without_its_table_or_without_some_weights(path: Path, tm
     assert gone.value.isna().all()
 
 
-def test_a_comparison_that_fails_leaves_nulls_and_is_tried_again(
-    path: Path, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_failed_comparison_leaves_nulls_and_is_retried(path: Path, table: pd.DataFrame, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     (copy / "pairs.parquet").unlink()
@@ -460,7 +458,7 @@ def test_a_comparison_that_fails_leaves_nulls_and_is_tried_again(
     pd.testing.assert_frame_equal(pd.read_parquet(copy / "pairs.parquet"), table, check_exact=True)
 
 
-def test_what_was_said_of_a_trial_does_not_outlive_it(tmp_path: Path) -> None:
+def test_pairs_of_a_trial_are_dropped_when_it_is_trained_again(tmp_path: Path) -> None:
     suite = with_pairs({"sgd": {"target": "sgd"}, "adam": {"target": "adam"}}, seeds=2)
     planned = trials(suite)
     writer = RunWriter.create(tmp_path / "run", dump_suite(suite), {}, planned)
@@ -474,7 +472,7 @@ def test_what_was_said_of_a_trial_does_not_outlive_it(tmp_path: Path) -> None:
     writer.finish("complete")
     everything = read_run(tmp_path / "run").pairs
     assert everything.num_rows == 6
-    assert settled_pairs(everything) == {(p.a.id, p.b.id) for p in both[1].pairs}, "what failed is tried again"
+    assert settled_pairs(everything) == {(p.a.id, p.b.id) for p in both[1].pairs}, "failed comparisons are tried again"
     assert [comparison.seed for comparison in make_plan(suite, tmp_path / "run").comparisons] == [0]
     writer = RunWriter.resume(tmp_path / "run", {}, (), planned, [], {})
     control = next(t for t in planned if t.is_control and t.seed == 1 and t.optimizer == "sgd")
@@ -485,7 +483,7 @@ def test_what_was_said_of_a_trial_does_not_outlive_it(tmp_path: Path) -> None:
     assert control.id not in names
     assert left.num_rows == 5
     writer.add_pairs(both[1], [PairRow.of(p, "linear_cka", 0.25, None) for p in both[1].pairs])
-    for _ in range(2):  # before the merge, and after
+    for _ in range(2):  # before and after merging
         found = read_run(tmp_path / "run").pairs.to_pandas()
         assert found[found.seed == 1].value.tolist() == [0.25] * 3
         assert len(found) == 6
@@ -496,7 +494,7 @@ def test_what_was_said_of_a_trial_does_not_outlive_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_shows_the_pairs_beside_their_nulls(
+def test_every_format_shows_pairs_next_to_their_nulls(
     path: Path, table: pd.DataFrame, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = report(path, form, capsys)
@@ -535,7 +533,7 @@ def test_every_format_shows_the_pairs_beside_their_nulls(
     assert "another order" in text
 
 
-def test_outside_counts_seeds_beyond_all_null_values() -> None:
+def test_outside_counts_seeds_beyond_the_range_of_nulls() -> None:
     values = {0: 0.1, 1: 0.5, 2: 0.9, 3: math.nan}
     assert Measured(values, {0: 0.2, 1: 0.4}, {0: 0.6}).outside == (2, 3)
     assert Measured(values, {0: 0.2}, None).null_range == (0.2, 0.2)
@@ -543,8 +541,8 @@ def test_outside_counts_seeds_beyond_all_null_values() -> None:
     assert Measured({0: math.nan}, {0: 0.2}, None).outside is None
 
 
-def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    three = {"kind": "permuted", "count": 3}  # as in the rows that are written
+def test_a_terminal_shows_few_pairs_and_counts_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    three = {"kind": "permuted", "count": 3}  # matches the rows that are written
     optimizers = {f"o{i}": {"target": "sgd"} for i in range(7)}
     suite = with_pairs(optimizers, {"controls": [], "metrics": ["linear_cka"]}, tasks=three)
     planned = trials(suite)
@@ -579,7 +577,7 @@ def test_many_pairs_are_counted_on_a_terminal(tmp_path: Path, capsys: pytest.Cap
         ("{}\n    primary: [loss_barrier]", "'loss_barrier' compares two solutions"),
     ],
 )
-def test_a_broken_suite_is_one_line(
+def test_an_error_in_pairs_is_reported_in_one_line(
     pairs: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "broken.yaml"
@@ -591,7 +589,7 @@ def test_a_broken_suite_is_one_line(
     assert message in said
 
 
-def test_a_dry_run_says_what_will_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_counts_what_will_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(SUITE, encoding="utf-8")
     assert main(["run", str(file), "--dry-run"]) == 0
@@ -599,7 +597,7 @@ def test_a_dry_run_says_what_will_be_compared(tmp_path: Path, capsys: pytest.Cap
     assert "6 trials and 4 controls in 2 cohorts" in said, "the two rates of sgd are trained together"
     assert "6 pairs of solutions, and 4 solutions with their controls" in said
     assert "to do halves/net/sgd/default/seed=0-1/order=1\n" in said
-    # Of what is left out nothing is compared.
+    # Optimizers that are left out are not compared.
     assert main(["run", str(file), "--dry-run", "--optimizer", "adam"]) == 0
     said = capsys.readouterr().out
     assert "2 trials and 2 controls" in said
@@ -627,7 +625,7 @@ def test_suites_without_pairs_keep_their_hash() -> None:
     assert len(set(hashes)) == 3
 
 
-def test_the_measures_of_pairs_are_neutral_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_of_pairs_are_neutral_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "metrics"]) == 0
     words = capsys.readouterr().out.split()
     for name in PAIR_METRICS:

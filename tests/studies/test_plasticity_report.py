@@ -1,4 +1,4 @@
-"""The table and the figure of plasticity: their numbers, what is left out, and every format."""
+"""The table and the figure of plasticity: their numbers, excluded trials, and every format."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.written_runs import results_of
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One seed of adam diverged at task 12."""
+    """Return a run in which one seed of adam diverged at task 12."""
     ended = {("adam", 3): "diverged"}
     rows = lambda trial: trial_rows(trial, ended.get((trial.optimizer, trial.seed), "ok"))  # noqa: E731
     return online_run(tmp_path_factory.mktemp("plastic"), rows=rows)
 
 
-def test_the_table_has_the_windows_and_metrics_of_the_trials_that_are_ok(path: Path) -> None:
+def test_the_table_averages_windows_and_metrics_over_trials_that_are_ok(path: Path) -> None:
     results = results_of(path)
     table = next(
         block for block in online_blocks(learnt_online(results), False, spread_text) if isinstance(block, Table)
@@ -53,7 +53,9 @@ def test_the_table_has_the_windows_and_metrics_of_the_trials_that_are_ok(path: P
     assert shown["fresh"][7] == "0.000±0.000"
 
 
-def test_every_format_has_it(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_format_shows_plasticity(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = {}
     for name in ("terminal", "markdown", "html", "latex", "json", "csv"):
         assert main(["report", str(path), "--format", name]) == 0
@@ -78,7 +80,7 @@ def test_every_format_has_it(path: Path, capsys: pytest.CaptureFixture[str], mon
     assert one["split"] == "training"
 
 
-def test_the_figure_has_a_line_for_each_optimizer_and_those_below_share_the_tasks(path: Path) -> None:
+def test_the_figure_has_a_line_for_each_optimizer_and_shares_the_task_axis(path: Path) -> None:
     results = results_of(path)
     [figure] = plasticity([results])
     [panel] = figure.panels
@@ -89,7 +91,7 @@ def test_the_figure_has_a_line_for_each_optimizer_and_those_below_share_the_task
     sgd = np.stack([window_means(sequence(t)) for t in results.trials if t.optimizer == "sgd"])
     np.testing.assert_allclose(lines[0].get_ydata(), sgd.mean(axis=0))
     np.testing.assert_allclose(lines[0].get_xdata(), np.arange(2, TASKS))  # the middle of three
-    assert len([band for band in axes.collections if band.get_label() == "_spread"]) == 2, "controls have none"
+    assert len([band for band in axes.collections if band.get_label() == "_spread"]) == 2, "controls have no band"
     below = [on_axes(one) for one in panel.below]
     assert [one.get_ylabel() for one in below] == ["dead units", "dormant units", "effective rank"]
     assert {one.get_xlim() for one in (axes, *below)} == {axes.get_xlim()}
@@ -100,7 +102,7 @@ def test_the_figure_has_a_line_for_each_optimizer_and_those_below_share_the_task
     assert "1 of 8 seeds of adam diverged" in figure.caption
 
 
-def test_many_optimizers_are_over_several_panels_with_the_controls_in_each(tmp_path: Path) -> None:
+def test_many_optimizers_are_split_into_panels_that_all_show_the_controls(tmp_path: Path) -> None:
     more = "".join(f"  sgd-{i}: {{target: sgd, lr: 0.{i}}}\n" for i in range(1, 9))
     suite = SUITE.replace("optimizers:\n", f"optimizers:\n{more}").replace("seeds: 8", "seeds: 2")
     [figure] = plasticity([results_of(online_run(tmp_path, suite))])
@@ -109,7 +111,7 @@ def test_many_optimizers_are_over_several_panels_with_the_controls_in_each(tmp_p
     assert all(found[-2:] == ["l2-init", "fresh"] for found in names)
 
 
-def test_a_column_of_nothing_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_column_is_replaced_by_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def level(trial: Trial) -> NDArray[np.float64]:
         return np.full(TASKS, 0.5)
 
@@ -128,9 +130,7 @@ def test_a_column_of_nothing_is_a_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "accuracy on each task right after training on it, 0 to 1" in shown
 
 
-def test_where_forgetting_is_not_measured_nothing_is_said_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_forgetting_is_not_mentioned_if_it_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def rows(trial: Trial) -> list[Row]:
         found = trial_rows(trial)
         if trial.optimizer != "sgd":

@@ -1,4 +1,4 @@
-"""Plasticity of a run that was trained: its metrics against a plain reading, its claims, and its tuning."""
+"""Plasticity of a trained run: its metrics against a plain computation, its claims, and its tuning."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_file(tmp_path_factory.mktemp("plasticity"), SUITE)
 
 
-def test_every_value_is_that_of_a_plain_reading(path: Path) -> None:
+def test_every_metric_agrees_with_a_plain_computation(path: Path) -> None:
     rows = (
         pd.read_parquet(path / "online.parquet")
         .set_index(["optimizer", "seed", "task"])["online_accuracy"]
@@ -83,7 +83,7 @@ def test_every_value_is_that_of_a_plain_reading(path: Path) -> None:
                 "plasticity_slope": 100 * statistics.median(slopes),
                 "against_fresh": a[-1] - of["fresh"][-1],
             }
-            if name == "still":  # at another rate
+            if name == "still":  # at another learning rate
                 assert pd.isna(values[name, seed, "against_fresh"])
                 del expected["against_fresh"]
             assert {metric: values[name, seed, metric] for metric in expected} == pytest.approx(expected)

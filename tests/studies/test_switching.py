@@ -1,4 +1,4 @@
-"""Switched optimizers: ρ against numbers worked out by hand and against scipy, and none where seeds cannot show it."""
+"""Switched optimizers: ρ agrees with hand-computed values and SciPy, and is undefined if seeds cannot show it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def k_of(trial: Trial) -> int | None:
 
 
 def usual(trial: Trial) -> tuple[float, float, str]:
-    """sgd ends .2 and ten dimensions above adam; after 4 of sgd's steps a solution lies at a quarter of the way."""
+    """Make sgd end .2 and ten dimensions above adam, and 4 steps of sgd give a quarter of the difference."""
     k, wobble = k_of(trial), WOBBLE[trial.seed % len(WOBBLE)]
     share = {"sgd": 1.0, "adam": 0.0, "control": 1.0, "noisy": 0.0, "noise": 0.0}.get(trial.optimizer)
     if share is None:
@@ -105,7 +105,7 @@ def array(*values: float) -> np.ndarray:
 # ρ itself
 
 
-def test_rho_is_the_ratio_of_means_worked_out_by_hand() -> None:
+def test_rho_equals_a_hand_computed_ratio_of_means() -> None:
     first, then = array(10, 11, 12, 13, 14), array(0, 1, 5, 3, 1)  # means 12 and 2; paired differences 10 10 7 10 13
     switched = array(5, 5, 6, 4, 5)  # mean 5
     found = rho(switched, first, then)
@@ -118,9 +118,9 @@ def test_rho_is_the_ratio_of_means_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 8, 20])
-def test_the_interval_is_scipys_percentile_bootstrap_of_paired_seeds(n: int) -> None:
+def test_the_interval_equals_scipys_paired_percentile_bootstrap(n: int) -> None:
     random = np.random.default_rng(n)
-    start = random.normal(size=n)  # what the seeds of all three share
+    start = random.normal(size=n)  # the effect of a seed that all three share
     first, then = start + random.normal(5, 0.5, n), start + random.normal(0, 0.5, n)
     switched = start + random.normal(2, 0.5, n)
 
@@ -139,7 +139,7 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_paired_seeds(n: int) -> 
     found = rho(switched, first, then)
     assert found.interval is not None
     assert found.interval == pytest.approx(tuple(expected), abs=0.1 * (expected[1] - expected[0]))
-    # Seeds drawn for each of the three by themselves would give a wider one.
+    # Resampling the seeds of the three separately would give a wider interval.
     assert found.interval[1] - found.interval[0] < 0.9 * _unpaired_width(ratio, switched, first, then)
 
 
@@ -150,7 +150,7 @@ def _unpaired_width(ratio: Callable[..., np.ndarray], *samples: np.ndarray) -> f
     return float(high - low)
 
 
-def test_one_resampling_of_seeds_serves_all() -> None:
+def test_all_statistics_share_one_resampling_of_seeds() -> None:
     x = np.random.default_rng(0).normal(size=7)
     one, other = resampled_means(np.stack([x, 3 - 2 * x]))
     assert np.allclose(other, 3 - 2 * one)
@@ -158,7 +158,7 @@ def test_one_resampling_of_seeds_serves_all() -> None:
     assert np.array_equal(one, resampled_means(x))
 
 
-def test_the_percentile_interval_is_the_middle_of_what_was_resampled() -> None:
+def test_the_percentile_interval_covers_the_middle_of_the_resamples() -> None:
     assert percentile_interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
     assert percentile_interval(np.arange(1001.0), 0.5) == pytest.approx((250.0, 750.0))
 
@@ -167,7 +167,7 @@ seeds = st.lists(st.tuples(*[st.floats(-0.1, 0.1)] * 3), min_size=5, max_size=9)
 
 
 @given(seeds, st.floats(0.1, 10).flatmap(lambda s: st.sampled_from([s, -s])), st.floats(-3, 3), st.randoms())
-def test_rho_knows_no_unit_no_order_of_seeds_and_which_end_is_which(
+def test_rho_is_invariant_to_units_and_seed_order_and_mirrored_by_swapping_ends(
     noise: list[tuple[float, ...]], scale: float, shift: float, random: object
 ) -> None:
     switched, first, then = np.array(noise).T + np.array([[0.4], [1.0], [0.0]])
@@ -194,13 +194,13 @@ MIXED = [1, -1.1, 2, -2.1, 3, -3.1, 2.5]
     ("differences", "reason"),
     [
         ([0.0] * 8, "A and B do not differ (signed-rank p = 1, 8 seeds)"),
-        ([1e-17] * 8, "A and B do not differ (signed-rank p = 1, 8 seeds)"),  # the noise of floats
+        ([1e-17] * 8, "A and B do not differ (signed-rank p = 1, 8 seeds)"),  # floating-point noise
         (MIXED, f"A and B do not differ (signed-rank p = {scipy.stats.wilcoxon(MIXED).pvalue:.2g}, 7 seeds)"),
         ([1, 1, 1, 1, -0.01], "A and B do not differ: the 5 seeds disagree in sign"),
         ([1, 1, 1, 1, 0], "A and B do not differ: the 5 seeds disagree in sign"),
         ([1, 1, 1, 1], "4 seeds cannot tell whether A and B differ; 5 can"),
         ([1], "1 seed cannot tell whether A and B differ; 5 can"),
-        # Significant, as 14 of 15 agree, but the one that does not carries the mean with it.
+        # 14 of 15 seeds agree, which is significant, but the outlier changes the sign of the mean.
         ([*ONES[:14], -12], "A and B hardly differ: their difference changes sign in resamples of seeds"),
         ([*ONES[:14], -14], "A and B hardly differ: their difference changes sign in resamples of seeds"),
         ([1, 1, 1, 1, 1], ""),
@@ -208,7 +208,7 @@ MIXED = [1, -1.1, 2, -2.1, 3, -3.1, 2.5]
         ([1, 1, 1, 1, 1, 1], ""),
     ],
 )
-def test_where_a_and_b_do_not_differ_there_is_no_rho(differences: list[float], reason: str) -> None:
+def test_rho_is_undefined_if_a_and_b_do_not_differ(differences: list[float], reason: str) -> None:
     d = array(*differences)
     then = np.linspace(0.3, 0.5, len(d)) if abs(d).max() > 1e-10 else np.zeros(len(d))
     found = rho(then + 0.5 * d, then + d, then)
@@ -217,7 +217,7 @@ def test_where_a_and_b_do_not_differ_there_is_no_rho(differences: list[float], r
     assert (found.value, found.interval) == (None, None) if reason else found.value == pytest.approx(0.5)
 
 
-def test_a_difference_is_a_mean_with_an_interval_and_one_seed_has_none() -> None:
+def test_a_difference_has_an_interval_unless_there_is_one_seed() -> None:
     found = difference(array(2, 3, 7), array(1, 1, 1))
     assert found.value == pytest.approx(3)
     resampled = scipy.stats.bootstrap((array(1, 2, 6),), np.mean, method="percentile", rng=np.random.default_rng(3))
@@ -225,12 +225,12 @@ def test_a_difference_is_a_mean_with_an_interval_and_one_seed_has_none() -> None
     assert difference(array(2), array(1)) == Estimate(1.0, None, 1)
 
 
-# What is found in a run
+# Switches found in a run
 
 
-def test_switches_controls_and_noise_are_told_apart_and_lie_beside_their_pure_arms(results: Results) -> None:
+def test_switches_controls_and_noise_are_distinguished_and_matched_with_pure_arms(results: Results) -> None:
     found = by_optimizer(results)
-    assert set(found) == {"to-adam", "control", "noisy"}  # noise in all steps is no question about k
+    assert set(found) == {"to-adam", "control", "noisy"}  # noise in all steps has no k
     switch, control, noise = found["to-adam"], found["control"], found["noisy"]
     assert (switch.kind, switch.first, switch.then, switch.state) == ("switch", "sgd", "adam", "reset")
     assert (control.kind, control.first, control.then) == ("control", "sgd", "sgd")
@@ -243,10 +243,10 @@ def test_switches_controls_and_noise_are_told_apart_and_lie_beside_their_pure_ar
 
 
 @pytest.mark.parametrize("metric", ["average_accuracy", "forgetting", "effective_rank"])
-def test_rho_of_a_run_lies_where_its_solutions_do(results: Results, metric: str) -> None:
+def test_rho_of_a_run_recovers_the_planted_fractions(results: Results, metric: str) -> None:
     found = estimates(by_optimizer(results)["to-adam"], metric)
     assert {k: one.value for k, one in found.items()} == {k: pytest.approx(v, abs=1e-9) for k, v in WAY.items()}
-    # Every seed lies equally far along the way: no seed that is drawn can change it.
+    # All seeds have the same fraction, so resampling cannot change it.
     assert found[4].interval == pytest.approx((0.25, 0.25))
     assert found[4].n == 6
 
@@ -254,7 +254,7 @@ def test_rho_of_a_run_lies_where_its_solutions_do(results: Results, metric: str)
 WAY = {0: 0.0, 4: 0.25, 100: 1.0}
 
 
-def test_controls_and_noise_have_differences_to_the_pure_arm(results: Results) -> None:
+def test_controls_and_noise_are_compared_with_the_pure_arm(results: Results) -> None:
     found = by_optimizer(results)
     control, noise = (estimates(found[name], "average_accuracy") for name in ("control", "noisy"))
     assert {k: one.value for k, one in control.items()} == {2: pytest.approx(0), 4: pytest.approx(0.004)}
@@ -262,7 +262,7 @@ def test_controls_and_noise_have_differences_to_the_pure_arm(results: Results) -
     assert noise[8].interval == pytest.approx((-0.01, -0.01))
 
 
-def test_defaults_that_are_left_out_are_the_same_settings(tmp_path: Path) -> None:
+def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
     text = SUITE.replace("adam: {target: adam, lr: 0.001}", "adam: {target: adam}", 1)
     assert text != SUITE
     pure = by_optimizer(made(tmp_path, suite=text))["to-adam"].pure_then
@@ -270,7 +270,7 @@ def test_defaults_that_are_left_out_are_the_same_settings(tmp_path: Path) -> Non
     assert pure.optimizer == "adam"
 
 
-def test_without_pure_arms_the_ends_of_the_sweep_serve(tmp_path: Path) -> None:
+def test_ends_of_the_sweep_replace_missing_pure_arms(tmp_path: Path) -> None:
     text = SUITE.replace(f"  sgd: {SGD}\n", "").replace(f"  adam: {ADAM}\n", "")
     found = by_optimizer(made(tmp_path, suite=text))
     switch = found["to-adam"]
@@ -292,7 +292,7 @@ def test_an_end_that_was_never_trained_is_reported_as_missing(tmp_path: Path) ->
     assert said in shown
 
 
-def test_settings_beside_the_step_make_switches_of_their_own(tmp_path: Path) -> None:
+def test_settings_other_than_the_step_make_separate_switches(tmp_path: Path) -> None:
     swept = "{target: sgd, lr: [0.1, 0.2]}"
     text = SUITE.replace(f"switch, first: {SGD}, then: {ADAM}", f"switch, first: {swept}, then: {ADAM}")
     found = [one for one in switchings(made(tmp_path, suite=text)) if one.optimizer == "to-adam"]
@@ -303,7 +303,7 @@ def test_settings_beside_the_step_make_switches_of_their_own(tmp_path: Path) -> 
     assert [point.k for point in found[1].points] == [0, 4, 100]
 
 
-# Seeds that are few, or did not end well
+# Few seeds, or seeds without a result
 
 
 def without(seeds: Mapping[str, Sequence[int]], status: str) -> Outcome:
@@ -316,7 +316,7 @@ def without(seeds: Mapping[str, Sequence[int]], status: str) -> Outcome:
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "missing"])
-def test_only_seeds_that_all_three_have_count_and_the_others_are_seen(tmp_path: Path, status: str) -> None:
+def test_only_seeds_shared_by_all_three_count_and_missing_ones_are_shown(tmp_path: Path, status: str) -> None:
     result = made(tmp_path, without({"to-adam 4": [5], "sgd None": [1]}, status))
     found = estimates(by_optimizer(result)["to-adam"], "average_accuracy")
     assert {k: one.n for k, one in found.items()} == {0: 5, 4: 4, 100: 5}
@@ -329,7 +329,7 @@ def test_only_seeds_that_all_three_have_count_and_the_others_are_seen(tmp_path: 
     )
 
 
-def test_five_seeds_have_a_rho_where_they_agree_and_one_seed_has_none(tmp_path: Path) -> None:
+def test_five_agreeing_seeds_give_a_rho_and_one_seed_does_not(tmp_path: Path) -> None:
     five = made(tmp_path, suite=SUITE.replace("seeds: 6", "seeds: 5"), name="five")
     found = estimates(by_optimizer(five)["to-adam"], "forgetting")[4]
     assert (found.value, found.n) == (pytest.approx(0.25), 5)
@@ -340,7 +340,7 @@ def test_five_seeds_have_a_rho_where_they_agree_and_one_seed_has_none(tmp_path: 
     assert "+0.004\n" in "\n".join(line.rstrip() for line in re.sub(r" +", "\n", terminal(one)).splitlines()) + "\n"
 
 
-def test_a_run_without_switches_says_nothing_of_them_and_one_without_results_shows_no_empty_table(
+def test_runs_without_switches_or_results_show_no_table(
     tmp_path: Path,
 ) -> None:
     text = re.sub(r"  (to-adam|control|noisy): .*\n", "", SUITE)
@@ -355,7 +355,7 @@ def test_a_run_without_switches_says_nothing_of_them_and_one_without_results_sho
 
 
 def with_pairs(results: Results, values: Mapping[tuple[str, str], float | None], kind: str = "pair") -> Results:
-    """The run, read again with these loss barriers, and beside each what must not be taken for one."""
+    """Add these loss barriers to the results, and for each a row that must not be mistaken for it."""
     rows = []
     for (a, b), value in values.items():
         sides = [part for trial in (a, b) for part in trial.split("/")[2:4]]
@@ -375,7 +375,7 @@ def test_barriers_to_both_pure_solutions_are_means_over_seeds(tmp_path: Path) ->
     for seed in range(6):
         switched = trial_id("to-adam", "at=4", seed)
         values[switched, trial_id("sgd", "default", seed)] = 0.1 * seed
-        # Either end of a pair may be named first.
+        # A pair may name its ends in either order.
         values[trial_id("adam", "default", seed), switched] = 2.0 if seed else None
     result = with_pairs(result, values)
     switch = by_optimizer(result)["to-adam"]
@@ -420,7 +420,7 @@ def terminal(result: Results, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_every_line_fits_and_every_number_is_whole(results: Results, width: int) -> None:
+def test_every_line_fits_and_no_number_is_cut(results: Results, width: int) -> None:
     lines = terminal(results, width).splitlines()
     commands = [line for line in lines if "optbench run" in line]
     assert max(len(line) for line in lines if line not in commands) <= width
@@ -437,7 +437,7 @@ def test_every_page_shows_every_table(results: Results, name: str) -> None:
         assert said in text, said
 
 
-def test_the_tables_say_what_was_switched(results: Results) -> None:
+def test_captions_name_the_switched_optimizers(results: Results) -> None:
     tables = [block for block in switching_blocks(switchings(results), False, spread_text) if isinstance(block, Table)]
     assert [table.caption for table in tables] == [
         "early, net, to-adam: sgd (A), then adam (B), state reset: ρ by k",
@@ -457,7 +457,7 @@ def test_the_tables_say_what_was_switched(results: Results) -> None:
     assert several.caption.startswith("made, early, net, to-adam")
 
 
-def test_records_carry_rho_its_interval_and_n(results: Results) -> None:
+def test_records_have_rho_its_interval_and_n(results: Results) -> None:
     summary = summarise([results])
     told = json.loads(report_json(summary))
     lines = list(csv.DictReader(io.StringIO(report_csv(summary))))
@@ -502,7 +502,7 @@ def test_reading_switches_imports_neither_torch_nor_pandas_nor_scipy(results: Re
 # Figures
 
 
-def test_figures_show_every_seed_against_k_between_the_pure_solutions(results: Results) -> None:
+def test_figures_show_every_seed_by_k_between_the_pure_solutions(results: Results) -> None:
     drawn = {figure.name: figure for figure in figures([results])}
     names = {name for name in drawn if name.startswith(("switch", "setting"))}
     assert names == {"switch_early_net_to-adam", "switch_early_net_control", "switch_early_net_noisy"}
@@ -512,7 +512,7 @@ def test_figures_show_every_seed_against_k_between_the_pure_solutions(results: R
     assert "k = 4 0." in figure.alt
     axes = on_axes(figure.panels[0])
     dots = next(line for line in axes.lines if line.get_label() == SEEDS)
-    assert sorted(set(dots.get_xdata())) == [0, 4, 10]  # 100 is more than the 10 steps that were taken
+    assert sorted(set(dots.get_xdata())) == [0, 4, 10]  # 100 exceeds the 10 steps that were taken
     assert len(dots.get_xdata()) == 3 * 6
     assert axes.get_xscale() == "symlog"
     left = axes.transData.transform([(0, 0.7), (4, 0.7), (10, 0.7)])[:, 0]
@@ -524,12 +524,12 @@ def test_figures_show_every_seed_against_k_between_the_pure_solutions(results: R
     assert ends == {0: pytest.approx(mean), 10: pytest.approx(mean + 0.2)}
     bands = [patch.get_height() for patch in axes.patches if patch.get_label() == "_band"]
     assert bands == pytest.approx([2 * np.std(WOBBLE, ddof=1)] * 2)
-    # Noise begins with no noisy step: the optimizer alone.
+    # At k = 0 no step is noisy, so the point is the plain optimizer.
     noise = on_axes(drawn["switch_early_net_noisy"].panels[0])
     assert [tuple(line.get_xdata()) for line in noise.lines if line.get_label() == "_end"] == [(0,)]
 
 
-def test_ends_of_a_sweep_are_told_from_its_path_and_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_ends_of_a_sweep_are_drawn_differently_and_runs_side_by_side(tmp_path: Path) -> None:
     text = SUITE.replace(f"  sgd: {SGD}\n", "").replace(f"  adam: {ADAM}\n", "")
     both = [made(tmp_path / name, suite=text, name=name) for name in ("one", "two")]
     drawn = {figure.name: figure for figure in figures(both) if figure.name.startswith("switch")}
@@ -542,7 +542,7 @@ def test_ends_of_a_sweep_are_told_from_its_path_and_runs_stand_side_by_side(tmp_
     assert all("<svg" in panel for panel in to_svg(figure))
 
 
-def test_switches_of_one_optimizer_have_figures_of_their_own(tmp_path: Path) -> None:
+def test_switches_of_one_optimizer_have_separate_figures(tmp_path: Path) -> None:
     swept = "{target: sgd, lr: [0.1, 0.2]}"
     text = SUITE.replace(f"switch, first: {SGD}, then: {ADAM}", f"switch, first: {swept}, then: {ADAM}")
     drawn = {figure.name: figure.title for figure in figures([made(tmp_path, suite=text)])}
@@ -550,7 +550,7 @@ def test_switches_of_one_optimizer_have_figures_of_their_own(tmp_path: Path) -> 
     assert drawn["switch_early_net_to-adam_2"] == "early, net: sgd lr=0.2 (A), then adam (B), state reset"
 
 
-def test_one_seed_and_nothing_finished_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
+def test_figures_can_be_drawn_for_one_seed_and_for_unfinished_runs(tmp_path: Path) -> None:
     one = made(tmp_path, suite=SUITE.replace("seeds: 6", "seeds: 1"), name="one")
     figure = next(figure for figure in figures([one]) if figure.name == "switch_early_net_to-adam")
     axes = on_axes(figure.panels[0])

@@ -1,4 +1,4 @@
-"""Tuning: the planted optimum is found, budgets are equal, seeds are apart, and nothing depends on an interruption."""
+"""Tuning finds a planted optimum with equal budgets and separate seeds, and interruptions do not affect it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def suite_of(tune: Mapping[str, Any] | None = None, **changes: Any) -> Suite:
     return Suite.model_validate(content)
 
 
-# A quadratic whose best learning rate is known, in the place of training.
+# A quadratic with a known best learning rate replaces training.
 
 
 def after_descent(rate: float, curvatures: Sequence[float] = (1.0, 9.0), steps: int = 30) -> float:
-    """The loss of gradient descent on Σ h x²/2 from x = 1; of curvatures 1 and 9 the best rate is 2/(1 + 9)."""
+    """Return the loss of gradient descent on Σ h x²/2 from x = 1; for curvatures 1 and 9 the best rate is 2/(1 + 9)."""
     return sum(h / 2 * (1 - rate * h) ** (2 * steps) for h in curvatures)
 
 
@@ -68,7 +68,7 @@ BEST = 0.2
 
 
 def judged(tuner: Tuner, loss: Any = after_descent) -> list[TunedOptimizer]:
-    """Return the rounds' results if a setting's accuracy were minus the logarithm of its loss on the quadratic."""
+    """Return results in which the accuracy of a setting is minus the logarithm of its loss on the quadratic."""
     found = []
     for search in tuner.searches.searches:
         tried = tuner.tried[search.experiment, search.optimizer]
@@ -116,7 +116,7 @@ def test_a_grid_finds_the_planted_optimum() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_drawing_sampler_comes_close_to_the_planted_optimum(sampler: Any) -> None:
+def test_random_and_tpe_sampling_come_close_to_the_planted_optimum(sampler: Any) -> None:
     tuner = Tuner.of(suite_of({"optimizers": {"sgd": {"lr": {"log": [1e-3, 10.0], "points": 5}}}}), Method(sampler, 40))
     (tuned,) = searched(tuner)
     assert len(tuned.settings) == len(set(rates(tuned))) == 40
@@ -124,11 +124,11 @@ def test_a_drawing_sampler_comes_close_to_the_planted_optimum(sampler: Any) -> N
     assert tuned.chosen is not None
     chosen = tuned.chosen.hyperparameters["lr"]
     assert chosen == min(rates(tuned), key=after_descent)
-    # 40 draws over four decades: that all miss the .4 decades below the optimum has a chance of 1.5%.
+    # All 40 draws over four decades miss the .4 decades below the optimum with probability 1.5%.
     assert -0.4 < math.log10(chosen / BEST) < 0.1
 
 
-def test_the_parzen_estimator_looks_where_it_went_well() -> None:
+def test_the_parzen_estimator_samples_near_good_settings() -> None:
     spread = {}
     for sampler in ("random", "tpe"):
         tune = {"optimizers": {"sgd": {"lr": {"log": [1e-3, 10.0], "points": 5}}}}
@@ -139,7 +139,7 @@ def test_the_parzen_estimator_looks_where_it_went_well() -> None:
 
 
 @pytest.mark.parametrize(("values", "beyond"), [([0.01, 0.02, 0.04], "largest"), ([0.5, 1.0, 2.0], "smallest")])
-def test_a_best_at_the_edge_says_so_and_widening_finds_what_lies_beyond(values: list[float], beyond: str) -> None:
+def test_a_best_value_at_the_edge_is_flagged_and_widening_finds_a_better_one(values: list[float], beyond: str) -> None:
     space = {"optimizers": {"sgd": {"lr": values}}}
     (tuned,) = searched(Tuner.of(suite_of(space), Method()))
     assert dict(tuned.ends) == {"lr": beyond}
@@ -150,12 +150,12 @@ def test_a_best_at_the_edge_says_so_and_widening_finds_what_lies_beyond(values: 
     assert 1 / 2 < wider.chosen.hyperparameters["lr"] / BEST < 2
 
 
-def test_widening_one_gives_the_others_as_many_settings() -> None:
+def test_widening_one_search_gives_the_others_equally_many_settings() -> None:
     space = {"optimizers": {"sgd": {"lr": [0.01, 0.02, 0.04]}, "adam": {"lr": [0.1, 0.2, 0.4]}}}
     sgd, adam = searched(Tuner.of(suite_of(space), Method(widen=True)))
     assert len(sgd.settings) == len(adam.settings) > 3
     assert sgd.edges == adam.edges == ()
-    assert all(0.1 <= rate <= 0.4 for rate in rates(adam)), "a best inside is looked at more closely"
+    assert all(0.1 <= rate <= 0.4 for rate in rates(adam)), "a best value inside the grid is refined"
 
 
 def test_without_an_edge_nothing_is_widened() -> None:
@@ -164,7 +164,7 @@ def test_without_an_edge_nothing_is_widened() -> None:
     assert rates(tuned) == [0.1, 0.2, 0.4]
 
 
-def test_widening_ends_where_nothing_gets_better() -> None:
+def test_widening_stops_after_a_fixed_number_of_rounds() -> None:
     def falling(rate: float) -> float:
         return 1.0 / rate
 
@@ -174,7 +174,7 @@ def test_widening_ends_where_nothing_gets_better() -> None:
     assert len(tuned.settings) == 12
 
 
-def test_nothing_beyond_what_the_optimizer_takes_is_tried() -> None:
+def test_widening_stays_within_the_range_that_the_optimizer_accepts() -> None:
     def rising(values: float) -> float:
         return 1.0 / values
 
@@ -191,12 +191,12 @@ def test_nothing_beyond_what_the_optimizer_takes_is_tried() -> None:
         tuple(gated(scored, None)), replace(scored[1], learns=True), {"momentum": "largest"},
     )  # fmt: skip
     assert search.dimensions[0].values == (0.5, 0.9)
-    assert not tuner.propose([tuned]), "1.62 is no momentum"
+    assert not tuner.propose([tuned]), "1.62 is not a valid momentum"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
-def test_draws_are_reproducible_new_and_inside(seed: int, count: int) -> None:
+def test_draws_are_reproducible_new_and_within_the_space(seed: int, count: int) -> None:
     (search,) = searches(
         suite_of({"optimizers": {"sgd": {"lr": {"log": [0.01, 1.0], "points": 3}, "nesterov": [False, True]}}})
     ).searches
@@ -208,7 +208,7 @@ def test_draws_are_reproducible_new_and_inside(seed: int, count: int) -> None:
     assert all(0.01 <= values[("lr",)] <= 1.0 and values[("nesterov",)] in (False, True) for values in drawn)
 
 
-def test_a_space_that_is_used_up_gives_no_more() -> None:
+def test_an_exhausted_space_gives_no_more_settings() -> None:
     tuner = Tuner.of(suite_of({"optimizers": {"sgd": {"momentum": [0.0, 0.5, 0.9]}}}), Method("random", 20))
     found = searched_choices(tuner)
     assert sorted(found) == [0.0, 0.5, 0.9]
@@ -220,10 +220,10 @@ def searched_choices(tuner: Tuner) -> list[float]:
     return [values[("momentum",)] for values in tuner.tried["e", "sgd"]]
 
 
-# Budgets and seeds.
+# Budgets and seeds
 
 
-def test_tuning_seeds_are_none_of_the_suites_own() -> None:
+def test_tuning_seeds_differ_from_the_suites_seeds() -> None:
     assert tuning_seeds(suite_of()) == [1000, 1001]
     assert tuning_seeds(suite_of(seeds=[1000, 1002]), 3) == [1001, 1003, 1004]
     assert tuning_seeds(suite_of({"seeds": [7, 8, 9]})) == [7, 8, 9]
@@ -236,7 +236,7 @@ def test_budgets_must_be_equal() -> None:
         Tuner.of(suite_of({"optimizers": {"sgd": {"lr": RATES}, "adam": {"lr": [0.001, 0.01, 0.1]}}}), Method())
 
 
-def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> None:
+def test_by_default_learning_rates_are_searched_around_their_values() -> None:
     wrapped = {"target": "sam", "base": {"target": "sgd", "lr": 0.2}}
     swept = {"target": "sgd", "lr": [0.1, 0.2]}
     suite = suite_of(optimizers={"adam": {"target": "adam"}, "sam": wrapped, "swept": swept})
@@ -246,7 +246,9 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
         "sam": {"log": [0.02, 2.0], "points": 7},
     }
     assert found.searches[1].dimensions[0].path == ("base", "lr")
-    assert [(left.experiment, left.optimizer) for left in found.left] == [("e", "swept")], "a question of its own"
+    assert [(left.experiment, left.optimizer) for left in found.left] == [("e", "swept")], (
+        "a sweep in the suite is left unchanged"
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_without_a_word_from_the_suite_rates_are_searched_around_their_own() -> 
         ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e; did you mean 'adam.lr'\?"),
     ],
 )
-def test_a_space_that_is_none_is_refused_with_its_place(space: dict[str, Any], message: str) -> None:
+def test_an_invalid_space_is_refused_with_its_place(space: dict[str, Any], message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         Tuner.of(suite_of({"optimizers": {"sgd": space, "adam": {"lr": [0.1, 0.2]}}}), Method())
 
@@ -277,7 +279,7 @@ def test_a_suite_without_anything_to_choose_is_refused() -> None:
         Tuner.of(suite_of(optimizers={"swept": {"target": "sgd", "lr": [0.1, 0.2]}}), Method())
 
 
-def test_a_tie_follows_what_is_chosen_elsewhere() -> None:
+def test_a_tied_setting_follows_the_choice_of_the_other_optimizer() -> None:
     tie = {"lr": {"of": "adam.lr", "times": 4}, "momentum": {"of": "adam.lr"}}
     tuner = Tuner.of(suite_of({"optimizers": {"sgd": tie, "adam": {"lr": [0.1, 0.2, 0.3]}}}), Method())
     found = searched(tuner)
@@ -285,7 +287,7 @@ def test_a_tie_follows_what_is_chosen_elsewhere() -> None:
     assert chosen_values(tuner, found)["e", "sgd"] == {("lr",): 0.8, ("momentum",): 0.2}
 
 
-def test_the_tuning_suite_has_every_setting_and_measures_nothing_else() -> None:
+def test_the_tuning_suite_has_every_setting_and_no_other_metrics() -> None:
     suite = suite_of(
         {"optimizers": {"sgd": {"lr": RATES}}, "experiments": {"e": {"models": ["net"]}}},
         claims={"c": {"experiment": "e", "metric": "forgetting", "left": "sgd", "right": "adam", "expect": "lower"}},
@@ -304,7 +306,7 @@ def test_the_tuning_suite_has_every_setting_and_measures_nothing_else() -> None:
     assert made.tune.experiments["e"].optimizers == {"sgd": {"lr": RATES}}
 
 
-def test_each_experiment_measures_what_it_is_tuned_by() -> None:
+def test_every_experiment_takes_the_metric_it_is_tuned_by() -> None:
     suite = suite_of(
         {"optimizers": {"sgd": {"lr": RATES}}, "experiments": {"online": {"metric": "online_accuracy"}}},
         experiments={"e": EXPERIMENT, "online": EXPERIMENT},
@@ -319,7 +321,7 @@ def test_each_experiment_measures_what_it_is_tuned_by() -> None:
 
 
 class Interrupting:
-    """A view that presses Ctrl-C after so many cohorts."""
+    """A view that raises KeyboardInterrupt after a number of cohorts."""
 
     def __init__(self, after: int | None) -> None:
         self.after, self.cohorts = after, 0
@@ -337,7 +339,7 @@ class Interrupting:
 
 
 @pytest.mark.parametrize("method", [Method(widen=True), Method("tpe", 8)], ids=["widened", "tpe"])
-def test_tuning_interrupted_and_resumed_equals_tuning_in_one_go(tmp_path: Path, method: Method) -> None:
+def test_interrupted_and_resumed_tuning_equals_uninterrupted_tuning(tmp_path: Path, method: Method) -> None:
     spaces = {"sgd": {"lr": {"log": [0.01, 1.0], "points": 2}}, "adam": {"lr": {"log": [0.01, 0.02], "points": 2}}}
 
     def go(name: str, after: int | None, resume: bool = False) -> tuple[Any, int]:
@@ -356,7 +358,7 @@ def test_tuning_interrupted_and_resumed_equals_tuning_in_one_go(tmp_path: Path, 
     go("cut", after)
     assert read_run(tmp_path / "cut").record["status"] == "interrupted"
     resumed, rest = go("cut", None, resume=True)
-    assert rest == cohorts - after, "nothing is trained twice"
+    assert rest == cohorts - after, "no cohort is trained twice"
     assert [repr(replace(tuned, run="")) for tuned in resumed] == [repr(replace(tuned, run="")) for tuned in whole]
     for table in ("trials", "accuracy", "curves"):
         a, b = (pd.read_parquet(tmp_path / name / f"{table}.parquet") for name in ("whole", "cut"))

@@ -1,4 +1,4 @@
-"""What a tuning run chooses: the rule against a slow reading of it, and the ends of what was searched."""
+"""The choice of a tuning run: its rule against a slow reference, and values at the edge of the search."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def setting(score: float, learning: float, ok: int = 2, planned: int = 2, **coun
 # The rule
 
 
-def test_the_rule_takes_the_best_of_those_that_learn() -> None:
+def test_the_rule_chooses_the_best_setting_that_learns() -> None:
     slow, fast, faster = setting(0.95, 0.90), setting(0.93, 0.95), setting(0.90, 0.96)
-    assert choose([slow, fast, faster], 0.03, "higher") is fast, "the slow one wins by not forgetting"
+    assert choose([slow, fast, faster], 0.03, "higher") is fast, "the slow setting would win by forgetting less"
     assert choose([slow, fast, faster], None, "higher") is slow
     assert choose([slow, fast, faster], 0.03, "lower") is faster
     assert [s.learns for s in gated([slow, fast, faster], 0.03)] == [False, True, True]
@@ -51,11 +51,11 @@ def test_the_rule_takes_the_best_of_those_that_learn() -> None:
 
 def test_the_margin_is_inclusive_and_rounding_does_not_matter() -> None:
     best, at, below = setting(0.5, 0.52), setting(0.6, 0.47), setting(0.7, 0.4699)
-    assert 0.52 - 0.05 > 0.47, "in binary the one at the margin is below it"
+    assert 0.52 - 0.05 > 0.47, "in binary the setting at the margin is below it"
     assert choose([best, at, below], 0.05, "higher") is at
 
 
-def test_of_equals_the_first_tried_is_chosen() -> None:
+def test_ties_are_broken_in_favour_of_the_first_setting() -> None:
     one, other = setting(0.9, 0.9), setting(0.9, 0.91)
     assert choose([one, other], 0.03, "higher") is one
     assert choose([other, one], 0.03, "higher") is other
@@ -73,19 +73,19 @@ def test_of_equals_the_first_tried_is_chosen() -> None:
     ],
     ids=["diverged", "failed", "unfinished", "undefined"],
 )
-def test_what_did_not_end_well_is_not_chosen_and_sets_no_bar(bad: TriedSetting) -> None:
+def test_a_setting_with_a_bad_trial_is_not_chosen_and_does_not_set_the_threshold(bad: TriedSetting) -> None:
     good = setting(0.5, 0.6)
     assert choose([bad, good], 0.03, "higher") is good
     assert choose([bad, bad], 0.03, "higher") is None
     assert choose([bad], None, "higher") is None
 
 
-def test_nothing_is_chosen_of_nothing() -> None:
+def test_no_settings_give_no_choice() -> None:
     assert choose([], 0.03, "higher") is None
 
 
 def slow_choice(settings: Sequence[TriedSetting], margin: float | None, direction: str) -> int | None:
-    """The rule as it is said, over indices; numbers are thousandths, so that nothing is rounded."""
+    """Apply the rule literally and return an index; values are thousandths, so that nothing is rounded."""
     whole = [i for i, s in enumerate(settings) if s.ok == s.planned]
     if margin is not None and whole:
         best = max(round(1000 * settings[i].learning) for i in whole)
@@ -104,7 +104,7 @@ some_settings = st.lists(
 
 
 @given(some_settings, st.one_of(st.none(), thousandths), st.sampled_from(["higher", "lower"]))
-def test_the_choice_is_what_the_rule_says(
+def test_the_choice_agrees_with_the_slow_reference(
     settings: list[TriedSetting], margin: float | None, direction: Literal["higher", "lower"]
 ) -> None:
     expected = slow_choice(settings, margin, direction)
@@ -113,7 +113,7 @@ def test_the_choice_is_what_the_rule_says(
 
 
 @given(some_settings, st.one_of(st.none(), thousandths), thousandths)
-def test_a_wider_margin_never_ends_with_a_worse_score(
+def test_a_wider_margin_never_lowers_the_chosen_score(
     settings: list[TriedSetting], margin: float | None, more: float
 ) -> None:
     narrow, wide = choose(settings, margin, "higher"), choose(settings, margin and margin + more, "higher")
@@ -121,7 +121,7 @@ def test_a_wider_margin_never_ends_with_a_worse_score(
     assert narrow is None or wide is None or wide.score >= narrow.score - 1e-9
 
 
-# Ends of what was searched
+# Edges of the search
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,20 @@ def test_a_wider_margin_never_ends_with_a_worse_score(
         ([0.9, 0.99], [[0.9, 0.9], [0.9, 0.99]], None, "grid", None),
     ],
 )
-def test_ends(value: Any, tried: list[Any], space: Any, sampler: Any, end: str | None) -> None:
+def test_values_at_the_edge_of_the_search_are_recognised(
+    value: Any, tried: list[Any], space: Any, sampler: Any, end: str | None
+) -> None:
     assert end_of_search(value, tried, space, sampler) == end
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=9, unique=True))
-def test_of_a_grid_exactly_two_values_lie_at_an_end(values: list[float]) -> None:
+def test_exactly_two_values_of_a_grid_are_at_an_edge(values: list[float]) -> None:
     ends = {value: end_of_search(value, values, None, "grid") for value in values}
     assert {v for v, end in ends.items() if end} == {min(values), max(values)}
     assert ends[max(values)] == "largest"
 
 
-# From a run
+# Tuning read from a run
 
 
 SUITE = """
@@ -182,14 +184,14 @@ experiments:
 
 
 def validation_matrix(trial: Trial) -> list[list[float]]:
-    """(T+1, T), from the trial's id alone."""
+    """Return a matrix (T+1, T) that depends only on the id of the trial."""
     tasks = 2 if trial.experiment == "one" else 1
     values: list[list[float]] = np.random.default_rng(list(trial.id.encode())).uniform(0.8, 0.9, (tasks + 1, tasks))
     return np.asarray(values).tolist()
 
 
 def trial_rows(trial: Trial, status: str = "ok") -> list[Row]:
-    """On test data the values are such that they would turn every choice around."""
+    """Make rows whose values on test data would reverse every choice."""
     rows: list[Row] = [trial_row(status)]
     for after, line in enumerate(validation_matrix(trial)):
         rows += [AccuracyRow(after, j + 1, 1 - value, None, 9, value, None) for j, value in enumerate(line)]
@@ -197,7 +199,7 @@ def trial_rows(trial: Trial, status: str = "ok") -> list[Row]:
 
 
 def tuned_run(folder: Path, text: str = SUITE, statuses: Mapping[str, str | None] | None = None, **record: Any) -> Path:
-    """statuses: by a part of a trial's id; None: not finished."""
+    """Write a run. statuses: maps a part of a trial's id to its status, None for not finished."""
 
     def rows(trial: Trial) -> list[Row]:
         status = next((s for part, s in (statuses or {}).items() if part in trial.id), "ok")
@@ -220,7 +222,7 @@ def expected_scores(results: Results, experiment: str, optimizer: str, *, learni
     return {variant: fmean(values) for variant, values in found.items()}
 
 
-def test_scores_are_means_over_models_and_seeds_of_validation_data(tmp_path: Path) -> None:
+def test_scores_are_means_of_validation_accuracy_over_models_and_seeds(tmp_path: Path) -> None:
     results = results_of(tuned_run(tmp_path))
     found = by_name(results)
     assert list(found) == [("one", "sgd"), ("one", "sam"), ("one", "alone"), ("two", "sgd")]
@@ -236,10 +238,10 @@ def test_scores_are_means_over_models_and_seeds_of_validation_data(tmp_path: Pat
         assert tuned.seeds == (7, 8)
     assert found["one", "sgd"].models == ("narrow", "wide")
     planned = [s.planned for s in found["one", "sgd"].settings]
-    assert planned == [4, 4, 4], "two models, two seeds"
+    assert planned == [4, 4, 4], "two models and two seeds"
 
 
-def test_what_was_tried_is_what_differs_by_path(tmp_path: Path) -> None:
+def test_tried_settings_are_the_ones_that_vary(tmp_path: Path) -> None:
     found = by_name(results_of(tuned_run(tmp_path)))
     tried = [dict(s.hyperparameters) for s in found["one", "sam"].settings]
     assert len(tried) == 4
@@ -249,7 +251,7 @@ def test_what_was_tried_is_what_differs_by_path(tmp_path: Path) -> None:
     assert [s.hyperparameters["lr"] for s in found["one", "sgd"].settings] == RATES
 
 
-def test_a_run_that_tunes_nothing_has_no_tunings_and_is_judged_on_test_data(tmp_path: Path) -> None:
+def test_a_run_without_tuning_has_no_tunings_and_uses_test_data(tmp_path: Path) -> None:
     tuning, other = (
         results_of(tuned_run(tmp_path, SUITE.replace("stage: tune", f"stage: {stage}"), name=stage))
         for stage in ("tune", "eval")
@@ -291,7 +293,7 @@ tune:
 """
 
 
-def test_the_suites_own_rule_and_space_hold(tmp_path: Path) -> None:
+def test_the_rule_and_space_of_the_suite_are_used(tmp_path: Path) -> None:
     results = results_of(tuned_run(tmp_path, SUITE + TUNE.format(metric="forgetting"), tune={"sampler": "tpe"}))
     found = by_name(results)
     one, two, sam = found["one", "sgd"], found["two", "sgd"], found["one", "sam"]
@@ -303,7 +305,7 @@ def test_the_suites_own_rule_and_space_hold(tmp_path: Path) -> None:
     assert sam.space == {"base.lr": [0.1, 0.2], "rho": {"of": "sgd.lr", "times": 2}}
     assert found["one", "alone"].space is None
     assert one.chosen is not None
-    assert one.chosen.score == min(s.score for s in one.settings), "of forgetting less is better"
+    assert one.chosen.score == min(s.score for s in one.settings), "lower forgetting is better"
     assert two.chosen is None, "a single task cannot be forgotten"
 
 
@@ -318,9 +320,9 @@ tune: {{metric: {metric}, learning_margin: null}}
 
 
 @pytest.mark.parametrize(("metric", "end"), [("average_accuracy", "largest"), ("forgetting", "smallest")])
-def test_edges_are_those_of_what_was_chosen(tmp_path: Path, metric: str, end: str) -> None:
+def test_edges_refer_to_the_chosen_setting(tmp_path: Path, metric: str, end: str) -> None:
     def rows(trial: Trial) -> list[Row]:
-        # The higher the rate, the better it learns, and the more it forgets.
+        # A higher learning rate learns better and forgets more.
         rate = float(trial.hyperparameters["lr"])
         learnt, left = 0.5 + 0.4 * rate, 0.5 + 0.1 * rate
         matrix = [[0.1, 0.1], [learnt, 0.1], [left, learnt]]
@@ -332,7 +334,7 @@ def test_edges_are_those_of_what_was_chosen(tmp_path: Path, metric: str, end: st
     assert tuned.ends == {"lr": end}
 
 
-def test_a_metric_that_is_not_of_accuracies_is_refused(tmp_path: Path) -> None:
+def test_a_tuning_metric_that_does_not_use_accuracies_is_refused(tmp_path: Path) -> None:
     path = tuned_run(tmp_path, SUITE + TUNE.format(metric="forgetting"))
     text = (path / "suite.yaml").read_text()
     (path / "suite.yaml").write_text(text.replace("metric: forgetting", "metric: hoyer"))
@@ -341,7 +343,7 @@ def test_a_metric_that_is_not_of_accuracies_is_refused(tmp_path: Path) -> None:
         tunings(results)
 
 
-def test_values_that_are_not_the_chosen_ones_are_found(tmp_path: Path) -> None:
+def test_departures_from_the_tuned_values_are_found(tmp_path: Path) -> None:
     text = """
 name: told
 seeds: 1

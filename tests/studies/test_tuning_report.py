@@ -1,4 +1,4 @@
-"""Tuning in reports: what was chosen and why, in every format, and what it has cost in the runs that follow."""
+"""Tuning in reports: the chosen settings with reasons in every format, and the cost of tuning in later runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def reported(path: Path, suffix: str) -> str:
 
 
 def validation_means(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """(optimizer, variant) -> learning and final accuracy on validation data, from the Parquet file alone."""
+    """Map (optimizer, variant) to learning and final accuracy on validation data, read from the Parquet file only."""
     found = {}
     for key, setting in pd.read_parquet(path / "accuracy.parquet").groupby(["optimizer", "variant"], sort=False):
         learnt = setting[setting.after_task == setting.task].validation_accuracy
@@ -78,7 +78,7 @@ def validation_means(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
     return found
 
 
-def test_a_tuning_run_reports_what_its_rows_say(path: Path) -> None:
+def test_the_report_of_a_tuning_run_agrees_with_its_rows(path: Path) -> None:
     told = json.loads(reported(path, "json"))
     assert {row["stage"] for row in pd.read_parquet(path / "trials.parquet").to_dict("records")} == {"tune"}
     known = validation_means(path)
@@ -98,12 +98,12 @@ def test_a_tuning_run_reports_what_its_rows_say(path: Path) -> None:
         assert tuned["chosen"] == max(learns, key=lambda variant: learns[variant])
         assert [s["variant"] for s in scores.values() if s["chosen"]] == [tuned["chosen"]]
     by_name = {tuned["optimizer"]: tuned for tuned in told["tunings"]}
-    assert by_name["sgd"]["edges"] == {"lr": "largest"}, "a rate of .1 is none too large for 20 steps"
-    assert by_name["adam"]["edges"] == {}, "the largest diverges"
+    assert by_name["sgd"]["edges"] == {"lr": "largest"}, "a learning rate of .1 is not too large for 20 steps"
+    assert by_name["adam"]["edges"] == {}, "the largest learning rate diverges"
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "html", "tex"])
-def test_every_format_says_what_was_chosen_and_warns(path: Path, suffix: str) -> None:
+def test_every_format_shows_the_choice_and_warnings(path: Path, suffix: str) -> None:
     text = re.sub(r"\s+", " ", reported(path, suffix)).replace("--widen", "-{}-widen" if suffix == "tex" else "--widen")
     for said in (
         "Tuning",
@@ -116,10 +116,10 @@ def test_every_format_says_what_was_chosen_and_warns(path: Path, suffix: str) ->
     ):
         assert said in text, said
     assert "test accuracy" not in text
-    assert text.index("the settings chosen") < text.index("learning and forgetting"), "first of all"
+    assert text.index("the settings chosen") < text.index("learning and forgetting"), "the tuning section comes first"
 
 
-def test_figures_ring_the_chosen_setting_and_say_whose_data_they_show(path: Path, tmp_path: Path) -> None:
+def test_figures_mark_the_chosen_setting_and_name_the_data(path: Path, tmp_path: Path) -> None:
     results = results_of(path)
     drawn = {figure.name: figure for figure in figures([results])}
     sweep = drawn["sweep_small_net_lr"]
@@ -139,12 +139,12 @@ def test_figures_ring_the_chosen_setting_and_say_whose_data_they_show(path: Path
 
 
 def firsts(panel: Panel, label: str) -> list[tuple[float, float]]:
-    """The first point of every line of this name."""
+    """Return the first point of every line with this label."""
     lines = [line for line in on_axes(panel).lines if line.get_label() == label]
     return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
 
 
-# Of made-up runs
+# Made-up runs
 
 
 def text_of(summary: Summary, width: int = 80) -> str:
@@ -164,13 +164,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_the_section_fits(made: Path, width: int) -> None:
+def test_the_tuning_section_fits_the_width(made: Path, width: int) -> None:
     shown = text_of(summarise([results_of(made)]), width)
     assert max(len(line) for line in shown.splitlines() if not line.startswith(("  optbench", "  /"))) <= width
     assert "…" not in shown
 
 
-def test_what_hinders_a_choice_is_said(made: Path) -> None:
+def test_reasons_against_a_choice_are_reported(made: Path) -> None:
     shown = flat(summarise([results_of(made)]))
     assert "one, alone: 1 of 1 setting not finished: the choice may change." in shown
     assert "one, alone: no setting can be chosen: each has a trial that diverged, failed or has not finished." in shown
@@ -180,14 +180,14 @@ def test_what_hinders_a_choice_is_said(made: Path) -> None:
     assert "two: failed: sgd lr=0.01 (2 of 2), lr=0.1 (2 of 2), lr=1 (2 of 2)." in shown
 
 
-def test_a_rule_that_nothing_can_meet_says_why(tmp_path: Path) -> None:
+def test_a_rule_that_no_setting_can_meet_is_explained(tmp_path: Path) -> None:
     text = TUNED + "tune: {metric: forgetting, learning_margin: null}\n"
     shown = flat(summarise([results_of(tuned_run(tmp_path, text))]))
     assert "two, sgd: no setting can be chosen: forgetting is undefined in those whose trials ended well." in shown
     assert "Chosen is the setting with the lowest forgetting; means over 2 tuning seeds." in shown
 
 
-def test_settings_stand_in_the_order_of_their_values(tmp_path: Path) -> None:
+def test_settings_are_listed_in_the_order_of_their_values(tmp_path: Path) -> None:
     text = TUNED.replace("lr: [0.01, 0.1, 1.0]", "lr: [0.1, 1.0, 0.01]")
     results = results_of(tuned_run(tmp_path, text))
     lines = text_of(summarise([results])).split("two, narrow: the settings of sgd")[1].splitlines()
@@ -213,7 +213,7 @@ tune: {{optimizers: {{sgd: {{lr: {{log: [0.001, 1.0], points: 4}}, momentum: [0.
 """
 
 
-def test_what_is_chosen_does_not_drown_in_many_settings(tmp_path: Path) -> None:
+def test_many_settings_are_summarised_on_a_terminal(tmp_path: Path) -> None:
     count = MANY_SETTINGS + 1
     results = results_of(write_run(tmp_path, drawn_suite(count), trial_rows, tune={"sampler": "random"}))
     summary = summarise([results])
@@ -227,14 +227,14 @@ def test_what_is_chosen_does_not_drown_in_many_settings(tmp_path: Path) -> None:
     assert tuned.chosen is not None
     lr, momentum = tuned.chosen.hyperparameters["lr"], tuned.chosen.hyperparameters["momentum"]
     assert f"lr={lr:g}, momentum={momentum:g}" in shown
-    # More than the rate differs: a figure of points without a line, and the chosen one in a ring.
+    # Settings differ in more than the learning rate, so the figure has points without a line.
     (figure,) = [figure for figure in figures([results]) if figure.name.startswith("sweep")]
     assert [x for panel in figure.panels[:3] for x, _ in firsts(panel, RING)] == [lr] * 3
     assert not [place for panel in figure.panels for label in ("_means", "_path") for place in firsts(panel, label)]
     assert "a line" not in figure.caption
 
 
-def test_a_grid_of_more_than_rates_is_drawn_as_a_line_for_each_of_the_rest(tmp_path: Path) -> None:
+def test_a_grid_over_two_settings_has_a_line_for_each_value_of_the_second(tmp_path: Path) -> None:
     text = TUNED.replace("lr: [0.01, 0.1, 1.0]", "lr: [0.01, 0.1, 1.0], momentum: [0.0, 0.9]")
     results = results_of(tuned_run(tmp_path, text))
     (figure,) = [f for f in figures([results]) if f.name == "sweep_one_wide_lr"]
@@ -243,7 +243,7 @@ def test_a_grid_of_more_than_rates_is_drawn_as_a_line_for_each_of_the_rest(tmp_p
     assert "sgd momentum=0.9" in figure.alt or "sgd momentum=0.0" in figure.alt
 
 
-def test_an_edge_of_random_draws_is_named_as_one_of_a_range(tmp_path: Path) -> None:
+def test_an_edge_of_random_draws_refers_to_the_range(tmp_path: Path) -> None:
     def rows(trial: Trial) -> list[Row]:
         value = 0.5 + 0.4 * float(trial.hyperparameters["lr"])
         return [trial_row(), *(AccuracyRow(i, j, None, None, 9, value, None) for i in range(3) for j in (1, 2))]
@@ -255,7 +255,7 @@ def test_an_edge_of_random_draws_is_named_as_one_of_a_range(tmp_path: Path) -> N
     assert "--widen" not in shown
 
 
-def test_csv_holds_every_setting_apart_from_the_results(made: Path) -> None:
+def test_csv_has_every_setting_in_rows_separate_from_results(made: Path) -> None:
     results = results_of(made)
     summary = summarise([results])
     lines = list(csv.DictReader(io.StringIO(report_csv(summary))))
@@ -276,7 +276,7 @@ def test_csv_holds_every_setting_apart_from_the_results(made: Path) -> None:
         assert row["chosen"] == str(tuned.chosen is not None and tuned.chosen.variant == setting.variant)
 
 
-def test_runs_of_both_stages_side_by_side_say_whose_data_each_number_is_of(tmp_path: Path) -> None:
+def test_reports_over_both_stages_name_the_data_of_every_number(tmp_path: Path) -> None:
     runs = [
         results_of(tuned_run(tmp_path, TUNED.replace("stage: tune", f"stage: {stage}"), name=stage))
         for stage in ("tune", "eval")
@@ -290,7 +290,7 @@ def test_runs_of_both_stages_side_by_side_say_whose_data_each_number_is_of(tmp_p
     assert final.caption.startswith("Test accuracy (of a tuning run validation)")
 
 
-def test_a_comparison_inside_a_tuning_run_says_whose_data_it_is_of(tmp_path: Path) -> None:
+def test_a_comparison_within_a_tuning_run_names_its_data(tmp_path: Path) -> None:
     for stage in ("tune", "eval"):
         text = TUNED.replace("stage: tune", f"stage: {stage}").replace("seeds: [7, 8]", "seeds: 6")
         results = results_of(tuned_run(tmp_path, text, name=stage))
@@ -299,7 +299,7 @@ def test_a_comparison_inside_a_tuning_run_says_whose_data_it_is_of(tmp_path: Pat
         assert (said in render_text(document, "markdown")) == (stage == "tune")
 
 
-# What choosing has cost, in a run that judges
+# The cost of tuning, shown in a later run
 
 STATED = """
 name: judged
@@ -342,7 +342,7 @@ SAM = "sam: {settings: 7, seeds: 2, space: {base.lr: [0.1, 0.2]}, chosen: {base.
         ("null", "tuning: the suite states no tuning budgets"),
     ],
 )
-def test_a_judging_run_says_what_tuning_has_cost(tmp_path: Path, tuning: str, said: str) -> None:
+def test_a_later_run_shows_the_cost_of_tuning(tmp_path: Path, tuning: str, said: str) -> None:
     run = write_run(tmp_path, STATED.format(tuning=tuning), lambda trial: rows_of())
     summary = summarise([results_of(run)])
     assert said in flat(summary, 400)
@@ -360,5 +360,5 @@ def test_a_judging_run_says_what_tuning_has_cost(tmp_path: Path, tuning: str, sa
         (lambda: searched_text([True, False], ()), "true, false"),
     ],
 )
-def test_what_was_searched_is_short(write: Callable[[], Any], shown: str) -> None:
+def test_searched_values_are_printed_compactly(write: Callable[[], Any], shown: str) -> None:
     assert write() == shown

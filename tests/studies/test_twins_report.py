@@ -1,4 +1,4 @@
-"""Twins: from the suite through the command line to the reports, against distances of the weights themselves."""
+"""Twins, from the suite to the reports, against distances computed from the weights."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def found_twins(results: Results) -> dict[tuple[str, str], Twins]:
     return {(found.experiment, found.label): found for found in twins(results)}
 
 
-# What is recorded
+# Recording
 
 
 def test_the_named_optimizers_are_recorded_at_the_start_and_at_every_evaluation(path: Path, results: Results) -> None:
@@ -90,7 +90,7 @@ def test_the_named_optimizers_are_recorded_at_the_start_and_at_every_evaluation(
     curves = pd.read_parquet(path / "curves.parquet")
     assert set(table.optimizer) == FOLLOWED
     assert "control" in set(curves.stage)
-    assert set(table.stage) == {"eval"}, "controls are part of no arm"
+    assert set(table.stage) == {"eval"}, "controls belong to no arm"
     for trial, rows in table.groupby("trial"):
         evaluated = curves[curves.trial == trial]
         expected = [START, *zip(evaluated.task, evaluated.step, strict=True)]
@@ -106,7 +106,7 @@ def exact_distance(a: torch.Tensor, b: torch.Tensor, start: torch.Tensor) -> flo
     return float(2 * (a - b).norm() / ((a - start).norm() + (b - start).norm()))
 
 
-def test_the_last_distances_are_those_of_the_checkpoints(path: Path, results: Results) -> None:
+def test_the_last_distances_agree_with_the_checkpoints(path: Path, results: Results) -> None:
     network = build(results.suite.experiments["one"].models["net"], InputSpec((1, 28, 28)), 10)
     names = sorted(dict(network.named_parameters()))
     found = found_twins(results)["one", "sgd and adam"]
@@ -123,7 +123,7 @@ def test_the_last_distances_are_those_of_the_checkpoints(path: Path, results: Re
         exact = exact_distance(*ends, start)
         assert 0.3 < exact < 2
         assert distances[1, 40] == pytest.approx(exact, rel=0.1)
-        assert distances[1, 40] != exact, "it is read from sketches"
+        assert distances[1, 40] != exact, "the distance is read from sketches"
         assert pairs[pairs.seed == seed].value.item() == pytest.approx(exact)
 
 
@@ -150,7 +150,7 @@ def flat(result: TrialResult) -> torch.Tensor:
     return torch.cat([weight.double().flatten() for weight in result.weights.values()])
 
 
-def test_distances_on_the_way_are_those_of_shorter_trainings(mnist: Dataset) -> None:
+def test_intermediate_distances_agree_with_shorter_trainings(mnist: Dataset) -> None:
     suite = small_suite(OPTIMIZERS, tasks={"kind": "permuted", "count": 1}, seeds=1, early_stopping=None)
     followed = [["sgd", "power"]]
     long = [recorded(result) for result in train_suite(with_twins(suite, followed), mnist)]
@@ -167,7 +167,7 @@ def test_distances_on_the_way_are_those_of_shorter_trainings(mnist: Dataset) -> 
         assert apart == pytest.approx(exact_distance(*ends, start), rel=0.1)
 
 
-def test_a_trial_alone_has_the_sketches_it_has_in_company(mnist: Dataset) -> None:
+def test_sketches_of_a_trial_alone_equal_those_in_a_cohort(mnist: Dataset) -> None:
     suite = with_twins(small_suite(OPTIMIZERS, seeds=2), [["sgd", "power"]])
     together = train_suite(suite, mnist)
     for i in (0, 3):
@@ -176,7 +176,7 @@ def test_a_trial_alone_has_the_sketches_it_has_in_company(mnist: Dataset) -> Non
         assert same_bits(alone, together[i])
 
 
-def test_to_be_followed_changes_nothing_else(mnist: Dataset) -> None:
+def test_recording_sketches_does_not_change_other_rows(mnist: Dataset) -> None:
     suite = small_suite(OPTIMIZERS, seeds=1)
     plain = train_suite(suite, mnist)
     followed = train_suite(with_twins(suite, [["sgd", "power"]]), mnist)
@@ -187,16 +187,16 @@ def test_to_be_followed_changes_nothing_else(mnist: Dataset) -> None:
         assert same_bits(one, TrialResult(other.trial, rows, other.weights))
 
 
-# What is read
+# Reading
 
 
-def test_a_trial_is_at_no_distance_from_itself(results: Results) -> None:
+def test_a_trial_has_distance_zero_from_itself(results: Results) -> None:
     found = found_twins(results)["one", "same and sgd"]
     assert found.places == tuple((1, step) for step in STEPS)
     assert [found.at(place) for place in found.places] == [[0.0, 0.0]] * 4
 
 
-def test_pairs_that_cannot_be_followed_say_why(results: Results) -> None:
+def test_pairs_without_distances_have_a_reason(results: Results) -> None:
     found = found_twins(results)
     assert found["one", "sgd and wild"].reason == "no seed on which both have ended well"
     assert found["one", "adam and rates"].reason == "rates has 2 settings; twins need one each"
@@ -208,7 +208,7 @@ def test_pairs_that_cannot_be_followed_say_why(results: Results) -> None:
     assert all(bool(one.distances) == (not one.reason) for one in found.values())
 
 
-def test_where_one_stops_early_the_shared_evaluations_count(path: Path, results: Results) -> None:
+def test_only_shared_evaluations_count_if_one_twin_stops_early(path: Path, results: Results) -> None:
     found = found_twins(results)["two", "adam and sgd"]
     curves = pd.read_parquet(path / "curves.parquet").query("experiment == 'two'")
     for seed, distances in found.distances.items():
@@ -221,7 +221,7 @@ def test_where_one_stops_early_the_shared_evaluations_count(path: Path, results:
         assert all(0 < value < 2 for value in distances.values())
 
 
-def test_vectors_are_read_out_of_filtered_and_joined_columns() -> None:
+def test_vectors_are_read_from_filtered_and_concatenated_columns() -> None:
     import pyarrow as pa
 
     rows = [[float(i), float(-i), 0.5] for i in range(7)]
@@ -240,7 +240,7 @@ def test_five_places_are_spread_evenly(count: int, chosen: list[int]) -> None:
     assert evenly(reversed(places), 5) == [places[i] for i in chosen]
 
 
-# By hand
+# Hand-computed examples
 
 MADE = """
 name: made
@@ -256,15 +256,20 @@ experiments:
     twins: [[a, b], [a, c]]
 """
 PATHS: dict[str, list[tuple[Moment, tuple[float, ...]]]] = {
-    "a": [((1, 0), (1, 1)), ((1, 5), (4, 5)), ((1, 10), (1, 6)), ((2, 5), (1, 11))],  # ways of 5, 5, 10
-    "b": [((1, 0), (1, 1)), ((1, 5), (1, 6)), ((1, 10), (1, -4)), ((2, 5), (1, 11))],  # and 5, 5, 10
+    "a": [
+        ((1, 0), (1, 1)),
+        ((1, 5), (4, 5)),
+        ((1, 10), (1, 6)),
+        ((2, 5), (1, 11)),
+    ],  # lengths of 5, 5, 10 from the start
+    "b": [((1, 0), (1, 1)), ((1, 5), (1, 6)), ((1, 10), (1, -4)), ((2, 5), (1, 11))],  # lengths of 5, 5, 10 as well
     "c": [((1, 0), (1, 1)), ((1, 5), (1, 1)), ((1, 10), (1.003, 6))],
 }
-# √10 / 5, √100 / 5, 0; c has not moved at first, then .003 of 5 sets it apart.
+# a and b are √10 / 5, √100 / 5 and 0 apart; c first has not moved and then is .003 / 5 from a.
 
 
 def made(folder: Path, ends: dict[str, str] | None = None) -> Path:
-    """Seed 3 of b ends with its second evaluation; what `ends` says of `optimizer seed` does not end well."""
+    """Write a run in which seed 3 of b ends at its second evaluation. ends: statuses by 'optimizer seed'."""
 
     def rows(trial: Trial) -> Sequence[Row]:
         status = (ends or {}).get(f"{trial.optimizer} {trial.seed}", "ok")
@@ -276,7 +281,7 @@ def made(folder: Path, ends: dict[str, str] | None = None) -> Path:
     return write_run(folder, MADE, rows)
 
 
-def test_distances_by_hand(tmp_path: Path) -> None:
+def test_distances_agree_with_hand_computed_values(tmp_path: Path) -> None:
     first, second = twins(results_of(made(tmp_path)))
     assert first.distances[0] == pytest.approx({(1, 5): math.sqrt(10) / 5, (1, 10): 2, (2, 5): 0})
     assert list(first.distances[3]) == [(1, 5), (1, 10)]
@@ -285,11 +290,11 @@ def test_distances_by_hand(tmp_path: Path) -> None:
     assert second.distances[0] == pytest.approx({(1, 5): 2, (1, 10): 0.003 / 5}, rel=1e-3)
 
 
-def test_the_table_by_hand(tmp_path: Path) -> None:
+def test_the_table_agrees_with_hand_computed_values(tmp_path: Path) -> None:
     path = made(tmp_path, {"c 0": "diverged", "c 1": "missing"})
     table = twins_table(path)
     titles = [column.title.replace("\n", " ").strip() for column in table.columns]
-    # Most seeds of most pairs are still there at the last one, 3 of all 6.
+    # A column needs most seeds of most pairs; at the last evaluation 3 of 6 are left.
     assert titles == ["twins", "seeds", "task 1 step 5", "task 1 step 10", "last shared"]
     text = [[cell.text for cell in row] for row in table.rows]
     assert text[0] == ["a and b", "4", "0.632±0.000", "2.000±0.000", "0.500±1.000"]
@@ -306,7 +311,7 @@ def twins_table(path: Path) -> Table:
     return next(block for block in document.blocks if isinstance(block, Table) and "twins" in block.caption)
 
 
-def test_who_has_stopped_is_counted_in_the_cells(tmp_path: Path) -> None:
+def test_cells_give_n_when_some_seeds_have_stopped(tmp_path: Path) -> None:
     def rows(trial: Trial) -> Sequence[Row]:
         stopped = (trial.optimizer, trial.seed) == ("b", 3)
         found = [*PATHS[trial.optimizer], ((2, 9), (1, 11))]
@@ -317,7 +322,7 @@ def test_who_has_stopped_is_counted_in_the_cells(tmp_path: Path) -> None:
     assert cells == ["b and a", "4", "0.632±0.000", "2.000±0.000", "0.000±0.000 (n=3)", "0.500±1.000"]
 
 
-def test_places_are_named_with_their_task_where_there_are_several() -> None:
+def test_evaluations_are_named_with_their_task_if_there_are_several() -> None:
     assert place_text((1, 30), 1) == "step 30"
     assert place_text((1, 30), 2) == "task 1, step 30"
 
@@ -326,7 +331,7 @@ def test_places_are_named_with_their_task_where_there_are_several() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_has_the_distances(
+def test_every_format_shows_the_distances(
     path: Path, results: Results, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -369,7 +374,7 @@ def test_records_hold_every_evaluation(results: Results) -> None:
             assert int(row["n"]) == point["n"] == len(one.at(place))
 
 
-def test_the_figure_has_a_line_for_every_seed_and_one_through_the_means(results: Results) -> None:
+def test_the_figure_has_a_line_for_every_seed_and_for_the_mean(results: Results) -> None:
     drawn = {figure.name: figure for figure in figures([results]) if figure.name.startswith("twins")}
     assert list(drawn) == ["twins_one_net", "twins_two_net"]
     found = found_twins(results)
@@ -404,7 +409,7 @@ def test_distances_of_different_sizes_have_a_logarithmic_axis(tmp_path: Path) ->
 # Suites and runs
 
 
-def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through_parts(tmp_path: Path) -> None:
+def test_runs_without_twins_have_no_table_and_parts_keep_sketches(tmp_path: Path) -> None:
     plain = write_run(
         tmp_path, MADE.replace("    twins: [[a, b], [a, c]]\n", ""), lambda trial: [trial_row()], name="plain"
     )
@@ -448,7 +453,7 @@ def test_runs_that_ask_for_none_have_no_table_and_the_others_keep_theirs_through
         ("[]", 12, "experiments.here.twins: expected at least 1 entry, got 0"),
     ],
 )
-def test_a_suite_that_names_wrong_twins_is_told_where(tmp_path: Path, given: str, column: int, message: str) -> None:
+def test_wrong_twins_are_refused_with_their_place(tmp_path: Path, given: str, column: int, message: str) -> None:
     file = tmp_path / "made.yaml"
     file.write_text(MADE.replace("[[a, b], [a, c]]", given), encoding="utf-8")
     line = 1 + MADE.splitlines().index("    twins: [[a, b], [a, c]]")
@@ -457,7 +462,7 @@ def test_a_suite_that_names_wrong_twins_is_told_where(tmp_path: Path, given: str
     assert str(error.value).splitlines()[0] == f"{file}:{line}:{column}: {message}"
 
 
-def test_suites_without_twins_keep_their_hash_and_twins_follow_the_choice(tmp_path: Path) -> None:
+def test_suites_without_twins_keep_their_hash_and_unselected_twins_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "made.yaml"
     file.write_text(MADE, encoding="utf-8")
     suite = load_suite(file)
