@@ -31,7 +31,7 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one of them differs.
     """
-    if what := differs(made_with(read_json(resume)), record):
+    if what := differs(latest_provenance(read_json(resume)), record):
         name, then, now = what
         raise UsageError(
             f"--resume {resume}: that run was made with {name} {then}, and this is {name} {now}: "
@@ -39,7 +39,7 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def made_with(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The provenance of what a run trained last. record: its `run.json`, whose fields have been checked."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from optbench.counting import count
 from optbench.errors import StoreError, UsageError
-from optbench.execution.directory import differs, made_with, places
+from optbench.execution.directory import differs, latest_provenance, places
 from optbench.execution.schedule import make_plan
 from optbench.store.plugins import FOLDER, plugins_of
 from optbench.store.read import RunDirectory, read_run
@@ -98,7 +98,7 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
         _check_code(first, run)
         if first.record.get("metrics_version") != run.record.get("metrics_version"):
             raise UsageError(f"{where}: its metrics are of another version than those of {first.path}")
-        if not force and (what := differs(made_with(first.record), made_with(run.record))):
+        if not force and (what := differs(latest_provenance(first.record), latest_provenance(run.record))):
             raise UsageError(
                 f"{where}: made with {what[0]} {what[2]}, and {first.path} with {what[0]} {what[1]}: "
                 "together they would not be what one run gives; --force merges them all the same"
@@ -115,7 +115,7 @@ def _check_code(first: RunDirectory, run: RunDirectory) -> None:
 def _part(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the merged run keeps of how a run was made."""
     return {key: record[key] for key in ("run", "seeds", "command", "created", "finished") if key in record} | {
-        "provenance": made_with(record)
+        "provenance": latest_provenance(record)
     }
 
 

@@ -138,12 +138,14 @@ def find_refused(folder: Path) -> dict[str, str]:
     return {trial: member.refused for member in members if member.refused is not None for trial in member.trials}
 
 
-def drop_begun(folder: Path, ended: Iterable[str]) -> None:
-    """Remove the parts whose trials have all finished; raise StoreError if one cannot be moved."""
-    over = set(ended)
+def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
+    """Remove the parts whose trials are all done; raise StoreError if one cannot be moved.
+
+    is_done: whether the trial of an id needs no further training.
+    """
     for part in find_parts(folder):
         members = _members_or_none(part)
-        if members and all(over.issuperset(member.trials) for member in members):
+        if members and all(is_done(trial) for member in members for trial in member.trials):
             remove(part)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from optbench.file_names import file_name
 from optbench.metrics.own import metrics_of
 from optbench.plan import Cohort, PairedSolutions, Trial
 from optbench.store.files import json_text, reported, sync, write_atomically, write_text
+from optbench.store.gathered import Gathered
 from optbench.store.interim import Begun, drop_begun
 from optbench.store.lock import RunLock, now
 from optbench.store.pairs_table import NAME as PAIRS
 from optbench.store.pairs_table import PairRow, pairs_table
 from optbench.store.parts import INTERIM, PARTS, remove, table_files, write_part, write_table
 from optbench.store.plugins import KEY as PLUGINS
-from optbench.store.read import RunDirectory, done_trials, only, read_json, read_parts, without
+from optbench.store.read import RunDirectory, read_json, read_parts, without
 from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, TrialRow, arrow_table
 from optbench.store.values import SUMMARY, summary_table
 
@@ -58,7 +60,7 @@ class RunWriter:
         self._plan = tuple(order)
         self._order = {trial.id: i for i, trial in enumerate(order)}
         found = RunDirectory(path, record, read_parts(path))
-        self._tables = {name: found.table(name) for name in ALL_TABLES}
+        self._gathered = Gathered({name: found.table(name) for name in ALL_TABLES})
         self._pairs = found.pairs
         self._merged_at = time.monotonic()
         self._merge_seconds = 0.0
@@ -174,13 +176,11 @@ class RunWriter:
 
     def statuses(self) -> dict[str, int]:
         """Return the number of trials by status."""
-        values = self._tables["trials"]["status"].to_pylist()
-        return {status: values.count(status) for status in sorted(set(values))}
+        return dict(sorted(Counter(status for status, _ in self.endings().values()).items()))
 
-    def endings(self) -> dict[str, tuple[str, str | None]]:
+    def endings(self) -> Mapping[str, tuple[str, str | None]]:
         """Return the status of every finished trial and the path of its final weights, if any, by trial id."""
-        columns = (self._tables["trials"][name].to_pylist() for name in ("trial", "status", "checkpoint"))
-        return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
+        return self._gathered.endings
 
     def add(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]]) -> None:
         """Write the results of one cohort durably, replacing rows of the same trials from an earlier failure."""
@@ -188,14 +188,13 @@ class RunWriter:
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
         }
-        wanted = {name: table for name, table in found.items() if table.num_rows or name not in ON_REQUEST}
-        write_part(self.path / PARTS, cohort.id, table_files(wanted))
-        kept = sorted(set(self._tables["trials"]["trial"].to_pylist()) - {trial.id for trial in cohort.trials})
-        for name, table in found.items():
-            self._tables[name] = pa.concat_tables([only(self._tables[name], pa.array(kept, pa.string())), table])
-        # Comparisons of these trials' earlier weights are no longer valid.
-        self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
-        drop_begun(self.path / INTERIM, done_trials(self._tables["trials"]))
+        filled = {name: table for name, table in found.items() if table.num_rows}
+        write_part(self.path / PARTS, cohort.id, table_files(filled))
+        # Nothing below may take longer the more trials have finished.
+        self._gathered.add(found)
+        if self._pairs.num_rows:  # comparisons of these trials' earlier weights are no longer valid
+            self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
+        drop_begun(self.path / INTERIM, self._gathered.is_done)
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
@@ -207,8 +206,7 @@ class RunWriter:
 
     def adopt(self, run: RunDirectory) -> None:
         """Copy all trials of another run, with their final weights; `finish` adds them to the tables."""
-        for name in ALL_TABLES:
-            self._tables[name] = pa.concat_tables([self._tables[name], run.table(name)])
+        self._gathered.add({name: run.table(name) for name in ALL_TABLES})
         self._pairs = pa.concat_tables([self._pairs, run.pairs])
         with reported(self.path):
             for place in run.table("trials")["checkpoint"].to_pylist():
@@ -248,14 +246,14 @@ class RunWriter:
             self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
         # `trials` last: all other rows of a trial in it have been written.
         for name in [*(name for name in ALL_TABLES if name != TrialRow.table), TrialRow.table]:
-            table = self._tables[name]
+            table = self._gathered.table(name)
             if name in ON_REQUEST and not table.num_rows and not (self.path / f"{name}.parquet").exists():
                 continue
             # In plan order rather than order of completion, so that the same run gives the same tables.
             keys = np.array([self._order.get(trial, -1) for trial in table["trial"].to_pylist()], dtype=np.int64)
             ordered = table.take(pa.array(np.argsort(keys, kind="stable")))
             self._save_table(name, ordered)
-        tables = {**self._tables, TrialRow.table: ordered}
+        tables = {**{name: self._gathered.table(name) for name in ALL_TABLES}, TrialRow.table: ordered}
         self._save_table(SUMMARY, summary_table(tables, metrics_of(self._record), self._plan))
         self._merged_at = time.monotonic()
         self._merge_seconds = self._merged_at - started

@@ -336,10 +336,15 @@ _ARROW: dict[Any, pa.DataType] = {
 }
 KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
 
+_SCHEMAS: dict[type[Any], pa.Schema] = {}
+"""Made once, as resolving type hints takes longer than filling a small table."""
+
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
     """Return the schema: key columns, then the row's fields, with the schema version in the metadata."""
-    return versioned_schema([*KEY_FIELDS, *arrow_fields(row_type)])
+    if row_type not in _SCHEMAS:
+        _SCHEMAS[row_type] = versioned_schema([*KEY_FIELDS, *arrow_fields(row_type)])
+    return _SCHEMAS[row_type]
 
 
 def versioned_schema(fields: Sequence[pa.Field]) -> pa.Schema:

@@ -244,8 +244,8 @@ def test_a_finished_trial_is_copied_to_the_others_that_share_its_training(togeth
     )
     writer.finish("interrupted")
     kept = read_run(together)
-    for name in ALL_TABLES:  # as left by an older version, which trained every trial separately
-        writer._tables[name] = only(kept.table(name), pa.array(sorted(first)))
+    # as left by an older version, which trained every trial separately
+    writer._gathered.add({name: only(kept.table(name), pa.array(sorted(first))) for name in ALL_TABLES})
     writer.finish("interrupted")
     left = make_plan(suite, tmp_path / "part")
     assert left.done == first

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optbench.errors import ComparisonError, StoreError, UsageError
-from optbench.execution.directory import made_with
+from optbench.execution.directory import latest_provenance
 from optbench.stats.results import Results
 from optbench.store.files import write_atomically
 from optbench.studies.fingerprint.entry import Entry, Trials, experiments_of, read_entry
@@ -185,7 +185,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 def remarks(panel: Panel, results: Results) -> list[str]:
     """Return what a reader must know of how the run and the panel were made differently, in sentences."""
-    mine = made_with(results.run.record)
+    mine = latest_provenance(results.run.record)
     found = [
         f"The run has {what} {mine.get(key)}, the panel {panel.made.get(key)}."
         for key, what in (("torch", "torch"), ("device", "device"))

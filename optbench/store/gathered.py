@@ -1,0 +1,57 @@
+"""The results of a run in memory while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from optbench.store.tables import ALL_TABLES, TrialRow
+
+
+class Gathered:
+    """The tables of a run, to which cohorts are added; adding one takes the same time however many trials there are.
+
+    Added rows are kept in a list and joined when a table is read.
+    """
+
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        """tables: the initial content of every table of `ALL_TABLES`, by name."""
+        self._joined = dict(tables)
+        self._added: dict[str, list[pa.Table]] = {name: [] for name in ALL_TABLES}
+        self.endings = _endings(self._joined[TrialRow.table])
+        """The status of every trial and the path of its final weights, if any, by its id."""
+
+    def table(self, name: str) -> pa.Table:
+        """Return a table with all rows added so far, in order of addition."""
+        if self._added[name]:
+            # One chunk: thousands of small ones take several times the memory of their content.
+            self._joined[name] = pa.concat_tables([self._joined[name], *self._added[name]]).combine_chunks()
+            self._added[name] = []
+        return self._joined[name]
+
+    def add(self, found: Mapping[str, pa.Table]) -> None:
+        """Add rows, replacing all earlier rows of the trials in the table `trials` of `found`.
+
+        found: tables by name, with `trials` among them.
+        """
+        endings = _endings(found[TrialRow.table])
+        if replaced := self.endings.keys() & endings.keys():  # they had failed; few have
+            trials = pa.array(sorted(replaced), pa.string())
+            for name in ALL_TABLES:
+                table = self.table(name)
+                self._joined[name] = table.filter(pc.invert(pc.is_in(table["trial"], value_set=trials)))
+        for name, table in found.items():
+            if table.num_rows:
+                self._added[name].append(table)
+        self.endings |= endings
+
+    def is_done(self, trial: str) -> bool:
+        """Whether a trial needs no training: it is `ok` or diverged."""
+        return self.endings.get(trial, ("failed", None))[0] != "failed"
+
+
+def _endings(trials: pa.Table) -> dict[str, tuple[str, str | None]]:
+    columns = (trials[name].to_pylist() for name in ("trial", "status", "checkpoint"))
+    return {trial: (status, checkpoint) for trial, status, checkpoint in zip(*columns, strict=True)}
