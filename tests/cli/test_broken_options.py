@@ -1,4 +1,4 @@
-"""Options that cannot be followed: one line names the option and what it needs; nothing is trained or written."""
+"""Invalid options: one line names the option and what it expects; nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s.yaml").write_text(GOOD, encoding="utf-8")
 
 
-# What is set, and words of the message.
+# The setting, and part of the message
 SETTINGS: dict[str, tuple[str, str]] = {
     "nothing": ("", "expected key.path=value"),
     "no value": ("seeds", "expected key.path=value"),
     "an empty value": ("seeds=", "the value is empty"),
     "an empty key": ("=5", "the key has an empty part"),
     "an empty part": ("a..b=5", "the key has an empty part"),
-    "dots alone": ("...=5", "the key has an empty part"),
+    "only dots": ("...=5", "the key has an empty part"),
     "unknown key": ("sedes=5", "unknown key 'sedes'; did you mean 'seeds'?"),
     "unknown experiment": (
         "experiments.permutd.checkpoints=true",
         "unknown experiment 'permutd'; did you mean 'permuted'?",
     ),
     "unknown optimizer": ("optimizers.sgdd.lr=1", "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
-    "through a number": ("optimizers.sgd.lr.a=1", "'optimizers.sgd.lr' is neither a mapping nor a list"),
-    "through text": ("name.a=1", "'name' is neither a mapping nor a list"),
-    "past a list": ("experiments.permuted.models.small.hidden.7=1", "expected an index from 0 to 0, got '7'"),
-    "before a list": ("experiments.permuted.models.small.hidden.-1=1", "expected an index from 0 to 0, got '-1'"),
-    "too deep": (f"optimizers.sgd.{DEEP}=1", "the key has more than 40 parts"),
-    "much too deep": ("a." * 100_000 + "b=1", "the key has more than 40 parts"),
+    "key below a number": ("optimizers.sgd.lr.a=1", "'optimizers.sgd.lr' is neither a mapping nor a list"),
+    "key below text": ("name.a=1", "'name' is neither a mapping nor a list"),
+    "index after the end": ("experiments.permuted.models.small.hidden.7=1", "expected an index from 0 to 0, got '7'"),
+    "index before the start": (
+        "experiments.permuted.models.small.hidden.-1=1",
+        "expected an index from 0 to 0, got '-1'",
+    ),
+    "key too deep": (f"optimizers.sgd.{DEEP}=1", "the key has more than 40 parts"),
+    "key much too deep": ("a." * 100_000 + "b=1", "the key has more than 40 parts"),
     "value too deep": ("name=" + "[" * 5000, "deep"),
     "value is no YAML": ("name=[1", "invalid YAML"),
-    "two values": ("name=a\n---\nb", "single document"),
+    "two YAML documents": ("name=a\n---\nb", "single document"),
     "an alias": ("name=*a", "undefined alias"),
     "a cycle": ("name=&a [*a]", "itself"),
-    "a bomb": (
+    "a YAML bomb": (
         "name=[&a [1,1,1,1,1,1,1,1,1], "
         + ", ".join(f"&{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]" for i in range(9))
         + "]",
@@ -64,25 +67,25 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "name with an escape": ('name="\\e[31m"', r"the name '\x1b[31m': expected letters"),
     "an escape in the key": ("\x1b[31m=1", r"--set \x1b[31m=1: unknown key '\x1b[31m'"),
     "control character": ("name=a\x07", "U+0007"),
-    "half a character": ('name="\\ud800"', "surrogate"),
-    "a rate that is no number": ("optimizers.sgd.lr=nan", "=nan: expected a finite number, got nan (quote it if it is"),
+    "half of a surrogate pair": ('name="\\ud800"', "surrogate"),
+    "unquoted nan": ("optimizers.sgd.lr=nan", "=nan: expected a finite number, got nan (quote it if it is"),
     "an optimizer is null": ("optimizers.sgd=null", "expected a mapping, got null"),
     "no optimizers": ("optimizers={}", "expected at least 1 entry"),
     "optimizer is a list": ("optimizers=[sgd]", "expected a mapping, got a list"),
     "target is a list": ("optimizers.sgd.target=[sgd]", "expected text, got a list"),
-    "a rate that is text": ("optimizers.sgd.lr=fast", "'lr' of sgd: expected a number above 0, got 'fast'"),
-    "a rate below 0": ("optimizers.sgd.lr=-0.1", "'lr' of sgd: expected a number above 0, got -0.1"),
+    "learning rate is text": ("optimizers.sgd.lr=fast", "'lr' of sgd: expected a number above 0, got 'fast'"),
+    "negative learning rate": ("optimizers.sgd.lr=-0.1", "'lr' of sgd: expected a number above 0, got -0.1"),
     "unknown hyper-parameter": ("optimizers.sgd.speed=1", "unknown hyper-parameter of sgd 'speed'"),
     "unknown dataset": ("experiments.permuted.dataset=mnst", "unknown dataset 'mnst'; did you mean 'mnist'?"),
-    "dataset above": ("experiments.permuted.dataset=../../etc", "unknown dataset '../../etc'"),
-    "steps without end": ("experiments.permuted.protocol.max_epochs=.inf", "finite"),
-    "batch of none": ("experiments.permuted.protocol.batch_size=0", "expected a number of at least 1, got 0"),
-    "tasks without end": ("experiments.permuted.tasks.count=1000000000", "expected a number of at most 10000"),
-    "width without end": (
+    "dataset is a path": ("experiments.permuted.dataset=../../etc", "unknown dataset '../../etc'"),
+    "infinite epochs": ("experiments.permuted.protocol.max_epochs=.inf", "finite"),
+    "empty batch": ("experiments.permuted.protocol.batch_size=0", "expected a number of at least 1, got 0"),
+    "too many tasks": ("experiments.permuted.tasks.count=1000000000", "expected a number of at most 10000"),
+    "layer too wide": (
         "experiments.permuted.models.small.hidden=[1000000000]",
         "expected a number of at most 100000",
     ),
-    "trials without end": (
+    "too many trials": (
         "optimizers.sgd={target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}}",
         "the suite makes 299730 trials, more than 200000",
     ),
@@ -90,7 +93,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_that_cannot_be_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_setting_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, words = SETTINGS[name]
     given = ["--seeds", "30"] if "trials" in name else []
     said = refusal(capsys, tmp_path, "run", "s.yaml", "--set", text, *given)
@@ -99,30 +102,33 @@ def test_a_setting_that_cannot_be_is_refused(name: str, tmp_path: Path, capsys: 
         assert said.startswith("--set "), said
 
 
-# Options of `run`, and words of the message.
+# Options of `run`, and part of the message
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "seeds are a word": (["--seeds", "three"], "--seeds three: expected a number of seeds"),
-    "seeds are none": (["--seeds", ""], "--seeds: expected a number of seeds of at least 1"),
+    "seeds are empty": (["--seeds", ""], "--seeds: expected a number of seeds of at least 1"),
     "seeds are blank": (["--seeds", "  "], "--seeds: expected a number of seeds of at least 1"),
     "no seeds": (["--seeds", "0"], "--seeds 0: expected at least 1 seed"),
-    "seeds below 0": (["--seeds=-3"], "--seeds -3: expected a number of seeds"),
-    "a seed below 0": (["--seeds=0,-3"], "--seeds 0,-3: expected a number of seeds"),
+    "negative number of seeds": (["--seeds=-3"], "--seeds -3: expected a number of seeds"),
+    "negative seed in a list": (["--seeds=0,-3"], "--seeds 0,-3: expected a number of seeds"),
     "seeds are fractions": (["--seeds", "1.5"], "--seeds 1.5: expected a number of seeds"),
     "seeds twice": (["--seeds", "1,1"], "--seeds 1,1: seed 1 is listed twice"),
-    "seeds with a hole": (["--seeds", "1,,2"], "--seeds 1,,2: expected a number of seeds"),
-    "a comma": (["--seeds", ","], "expected a number of seeds"),
+    "empty entry in seeds": (["--seeds", "1,,2"], "--seeds 1,,2: expected a number of seeds"),
+    "only a comma": (["--seeds", ","], "expected a number of seeds"),
     "too many seeds": (["--seeds", "100001"], "expected at least 1 seed and at most 100000"),
     "a seed too large": (["--seeds", f"{2**63},1"], "each below 2**63"),
-    "seeds of another script": (["--seeds", "٣"], "expected a number of seeds"),
+    "non-ASCII digit": (["--seeds", "٣"], "expected a number of seeds"),
     "seeds with an escape": (["--seeds", "\x1b[31m"], r"--seeds \x1b[31m: expected a number of seeds"),
-    "experiment": (["--experiment", "permutd"], "--experiment: unknown experiment 'permutd'; did you mean 'permuted'?"),
-    "experiment of nothing": (["--experiment", ""], "--experiment: unknown experiment ''"),
-    "experiment above": (["--experiment", "../x"], "unknown experiment '../x'"),
+    "misspelt experiment": (
+        ["--experiment", "permutd"],
+        "--experiment: unknown experiment 'permutd'; did you mean 'permuted'?",
+    ),
+    "empty experiment": (["--experiment", ""], "--experiment: unknown experiment ''"),
+    "experiment is a path": (["--experiment", "../x"], "unknown experiment '../x'"),
     "experiment with an escape": (["--experiment", "\x1b[31m\n"], r"unknown experiment '\x1b[31m\n'"),
-    "experiment without end": (["--experiment", "x" * 100_000], "unknown experiment 'xxx"),
-    "optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
-    "optimizer of nothing": (["--optimizer", ""], "expected the name of an optimizer"),
-    "optimizer above": (["--optimizer", "../x"], "--optimizer ../x: expected the name of an optimizer"),
+    "very long experiment": (["--experiment", "x" * 100_000], "unknown experiment 'xxx"),
+    "misspelt optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+    "empty optimizer": (["--optimizer", ""], "expected the name of an optimizer"),
+    "optimizer is a path": (["--optimizer", "../x"], "--optimizer ../x: expected the name of an optimizer"),
     "optimizer without target": (["--optimizer", "x="], "needs NAME=module:Class or NAME=./file.py:Class"),
     "target without name": (["--optimizer", "=torch.optim:SGD"], "expected letters, digits, _, + and - in its name"),
     "name with a dot": (["--optimizer", "a.b=torch.optim:SGD"], "expected letters, digits, _, + and - in its name"),
@@ -132,44 +138,45 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     ),
     "unknown target": (["--optimizer", "x=sdg"], "--optimizer x=sdg: optimizers.x: unknown optimizer 'sdg'"),
     "target with an escape": (["--optimizer", "x=\x1b[31m"], r"unknown optimizer '\x1b[31m'"),
-    "name of the run above": (["--name", "../x"], "--name '../x': expected letters, digits and . _ + - only"),
-    "name of the run from the root": (["--name", "/tmp/x"], "--name '/tmp/x': expected letters"),
+    "name of the run is a relative path": (
+        ["--name", "../x"],
+        "--name '../x': expected letters, digits and . _ + - only",
+    ),
+    "name of the run is an absolute path": (["--name", "/tmp/x"], "--name '/tmp/x': expected letters"),
     "name of the run is a dot": (["--name", "."], "--name '.': expected letters"),
     "name of the run is hidden": (["--name", ".x"], "--name '.x': expected letters"),
-    "name of the run is nothing": (["--name", ""], "--name '': expected letters"),
+    "name of the run is empty": (["--name", ""], "--name '': expected letters"),
     "name of the run with a line break": (["--name", "a\n"], r"--name 'a\n': expected letters"),
     "name of the run with NUL": (["--name", "a\0"], r"--name 'a\x00': expected letters"),
     "name of the run with an escape": (["--name", "\x1b[2J"], r"--name '\x1b[2J': expected letters"),
-    "name of the run in other letters": (["--name", "läuft"], "--name 'läuft': expected letters"),
+    "name of the run is not ASCII": (["--name", "läuft"], "--name 'läuft': expected letters"),
     "name of the run is long": (["--name", "x" * 5000], "expected at most 200 characters, got 5000"),
-    "device": (["--device", "tpu"], "tpu"),
-    "device of nothing": (["--device", ""], "--device : needs auto, cpu, cuda"),
-    "device below 0": (["--device", "cuda:-1"], "cuda:-1"),
-    "device far away": (["--device", "cuda:99"], "cuda:99"),
+    "unknown device": (["--device", "tpu"], "tpu"),
+    "empty device": (["--device", ""], "--device : needs auto, cpu, cuda"),
+    "negative device index": (["--device", "cuda:-1"], "cuda:-1"),
+    "missing device": (["--device", "cuda:99"], "cuda:99"),
     "device with an escape": (["--device", "\x1b[31m"], r"\x1b[31m"),
-    "jobs": (["--jobs", "many"], "--jobs"),
-    "no jobs": (["--jobs", "0"], "--jobs"),
-    "jobs below 0": (["--jobs=-1"], "--jobs"),
-    "resume nobody": (["--resume", "nobody"], "no run 'nobody' in runs"),
-    "resume the latest of none": (["--resume", "latest"], "runs: no runs yet"),
-    "resume nothing": (["--resume", ""], "no run '' in runs"),
+    "jobs is text": (["--jobs", "many"], "--jobs"),
+    "zero jobs": (["--jobs", "0"], "--jobs"),
+    "negative jobs": (["--jobs=-1"], "--jobs"),
+    "resume an unknown run": (["--resume", "nobody"], "no run 'nobody' in runs"),
+    "resume the latest of no runs": (["--resume", "latest"], "runs: no runs yet"),
+    "resume an empty name": (["--resume", ""], "no run '' in runs"),
     "resume a file": (["--resume", "s.yaml"], "no run 's.yaml' in runs"),
-    "resume above": (["--resume", "../../.."], "no run '../../..' in runs"),
+    "resume a path outside": (["--resume", "../../.."], "no run '../../..' in runs"),
     "resume and name": (["--name", "x", "--resume", "latest"], "runs: no runs yet"),
-    "runs in a file": (["--runs-dir", "s.yaml"], "s.yaml/good-"),
-    "runs in a file's folder": (["--runs-dir", "s.yaml/x"], "cannot write: Not a directory"),
-    "force alone": (["--force"], "--force is for --resume"),
+    "runs directory is a file": (["--runs-dir", "s.yaml"], "s.yaml/good-"),
+    "runs directory below a file": (["--runs-dir", "s.yaml/x"], "cannot write: Not a directory"),
+    "force without resume": (["--force"], "--force is for --resume"),
     "unknown option": (["--sedes", "3"], "No such option: --sedes"),
     "unknown option with an escape": (["--\x1b[31m\n"], r"--\x1b[31m"),
-    "one word too many": (["more"], "(more)"),
+    "an extra argument": (["more"], "(more)"),
     "an option without its value": (["--seeds"], "--seeds"),
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_that_cannot_be_followed_is_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_option_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options, words = OPTIONS[name]
     device = [] if "--device" in options else ["--device", "cpu"]
     assert words in refusal(capsys, tmp_path, "run", "s.yaml", *device, *options, "--quiet")
@@ -178,31 +185,32 @@ def test_an_option_that_cannot_be_followed_is_refused(
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such command": (["rum"], "No such command 'rum'"),
     "a command with an escape": (["\x1b[31m"], r"No such command '\x1b[31m'"),
-    "run nothing": (["run"], "run needs a SUITE"),
-    "tune nothing": (["tune"], "tune needs a SUITE"),
-    "tune by guessing": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
-    "tune over a file": (["tune", "s.yaml", "-o", "s.yaml"], "this file exists"),
-    "tune into nowhere": (["tune", "s.yaml", "-o", "gone/x.yaml"], "there is no directory gone"),
-    "list nothing": (["list"], "Missing argument 'KIND'"),
-    "list what there is not": (["list", "optimisers"], "did you mean 'optimizers'?"),
+    "run without a suite": (["run"], "run needs a SUITE"),
+    "tune without a suite": (["tune"], "tune needs a SUITE"),
+    "unknown sampler": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
+    "output overwrites a file": (["tune", "s.yaml", "-o", "s.yaml"], "this file exists"),
+    "output in a missing directory": (["tune", "s.yaml", "-o", "gone/x.yaml"], "there is no directory gone"),
+    "list without a kind": (["list"], "Missing argument 'KIND'"),
+    "unknown kind to list": (["list", "optimisers"], "did you mean 'optimizers'?"),
     "list with an escape": (["list", "\x1b[31m\n"], r"unknown kind '\x1b[31m\n'"),
-    "check nobody": (["check", "sdg"], "unknown name 'sdg'; did you mean 'sgd'?"),
-    "check what resembles nothing": (["check", "nobody"], "unknown name 'nobody'; see optbench list optimizers|"),
-    "check a file that is not there": (["check", "./gone.py:Mine"], "there is no file gone.py"),
-    "check a setting that is none": (["check", "sgd", "--set", "lr"], "--set lr: expected key.path"),
+    "misspelt target": (["check", "sdg"], "unknown name 'sdg'; did you mean 'sgd'?"),
+    "target unlike any name": (["check", "nobody"], "unknown name 'nobody'; see optbench list optimizers|"),
+    "target in a missing file": (["check", "./gone.py:Mine"], "there is no file gone.py"),
+    "setting without a value": (["check", "sgd", "--set", "lr"], "--set lr: expected key.path"),
     "check a setting of a setting": (["check", "sgd", "--set", "lr=1", "--set", "lr.a=1"], "lr is 1, and has no keys"),
-    "report nobody": (["report", "nobody"], "no run 'nobody' in runs"),
-    "report in no format": (["report", "--format", "docx"], "--format: unknown format 'docx'"),
-    "compare nobody": (["compare", "a", "b"], "no run 'a' in runs"),
-    "compare half": (["compare", "a:", "b"], "'a:': expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
-    "a gate that is none": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': needs METRIC:+SIZE"),
+    "report an unknown run": (["report", "nobody"], "no run 'nobody' in runs"),
+    "unknown report format": (["report", "--format", "docx"], "--format: unknown format 'docx'"),
+    "compare unknown runs": (["compare", "a", "b"], "no run 'a' in runs"),
+    "compare an incomplete selection": (
+        ["compare", "a:", "b"],
+        "'a:': expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT",
+    ),
+    "invalid gate": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': needs METRIC:+SIZE"),
     "a gate with an escape": (["compare", "a", "b", "--fail-on", "\x1b[2J"], r"--fail-on '\x1b[2J': needs"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_cannot_be_followed_is_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_command_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, expected = COMMANDS[name]
     assert expected in refusal(capsys, tmp_path, *words)

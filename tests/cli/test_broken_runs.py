@@ -1,4 +1,4 @@
-"""Run directories that somebody broke, or made to do harm: one line says what is wrong where; nothing is followed."""
+"""Damaged or malicious run directories: one line says what is wrong and where, and no instruction is followed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # whatever is written relative to it is seen
+    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
     return copied(sent, tmp_path)
 
 
@@ -38,7 +38,7 @@ def written(name: str, data: bytes | str) -> Damage:
 
 
 def replaced(name: str, make: Damage) -> Damage:
-    """The file gone, and something else in its place."""
+    """Replace a file by something else."""
 
     def damage(run: Path) -> None:
         (run / name).unlink()
@@ -68,46 +68,55 @@ RECORDS: dict[str, tuple[Damage, str]] = {
     "not UTF-8": (written("run.json", b'{"schema_version": 1, "suite": "\xe4"}'), "unreadable: 'utf-8' codec"),
     "UTF-16": (written("run.json", '{"schema_version": 1}'.encode("utf-16")), "unreadable"),
     "NUL": (written("run.json", b"\0" * 100), "unreadable"),
-    "nested without end": (written("run.json", "[" * 200_000), "unreadable: nested too deeply"),
-    "nested mappings": (written("run.json", '{"a":' * 200_000), "unreadable: nested too deeply"),
+    "deeply nested lists": (written("run.json", "[" * 200_000), "unreadable: nested too deeply"),
+    "deeply nested mappings": (written("run.json", '{"a":' * 200_000), "unreadable: nested too deeply"),
     "a number of many digits": (written("run.json", '{"schema_version": ' + "1" * 5000 + "}"), "unreadable"),
     "huge": (lambda run: os.truncate(run / "run.json", 257 << 20), "larger than 256 MiB"),
     "no version": (written("run.json", "{}"), "expected schema version 1, got null"),
-    "version of tomorrow": (recorded(schema_version=2), "expected schema version 1, got 2"),
+    "version from the future": (recorded(schema_version=2), "expected schema version 1, got 2"),
     "version is text": (recorded(schema_version="1"), 'expected schema version 1, got "1"'),
-    "version is a novel": (recorded(schema_version="x" * 100_000), 'expected schema version 1, got "xxx'),
+    "version is very long": (recorded(schema_version="x" * 100_000), 'expected schema version 1, got "xxx'),
     "version is NaN": (recorded(schema_version=math.nan), "expected schema version 1, got NaN"),
-    "run": (recorded(run=5), "'run': expected text, got 5"),
-    "suite": (recorded(suite={"a": 1}), "'suite': expected text, got {\"a\": 1}"),
-    "suite hash": (recorded(suite_hash=[]), "'suite_hash': expected text, got []"),
-    "status": (recorded(status=True), "'status': expected text, got true"),
-    "created": (recorded(created=math.nan), "'created': expected text, got NaN"),
-    "finished": (recorded(finished=1e300), "'finished': expected text, got 1e+300"),
-    "version of metrics": (recorded(metrics_version="new"), "'metrics_version': expected a whole number, got \"new\""),
-    "version of metrics is endless": (recorded(metrics_version=math.inf), "'metrics_version': expected a whole number"),
-    "command": (recorded(command="rm -rf"), "'command': expected a list of words, got \"rm -rf\""),
-    "command of numbers": (recorded(command=[1]), "'command': expected a list of words, got [1]"),
-    "seeds": (recorded(seeds=-1), "'seeds': expected a list of seeds, got -1"),
+    "run is a number": (recorded(run=5), "'run': expected text, got 5"),
+    "suite is a mapping": (recorded(suite={"a": 1}), "'suite': expected text, got {\"a\": 1}"),
+    "suite hash is a list": (recorded(suite_hash=[]), "'suite_hash': expected text, got []"),
+    "status is a flag": (recorded(status=True), "'status': expected text, got true"),
+    "created is NaN": (recorded(created=math.nan), "'created': expected text, got NaN"),
+    "finished is a number": (recorded(finished=1e300), "'finished': expected text, got 1e+300"),
+    "version of metrics is text": (
+        recorded(metrics_version="new"),
+        "'metrics_version': expected a whole number, got \"new\"",
+    ),
+    "version of metrics is infinite": (
+        recorded(metrics_version=math.inf),
+        "'metrics_version': expected a whole number",
+    ),
+    "command is text": (recorded(command="rm -rf"), "'command': expected a list of words, got \"rm -rf\""),
+    "command has numbers": (recorded(command=[1]), "'command': expected a list of words, got [1]"),
+    "seeds is a number": (recorded(seeds=-1), "'seeds': expected a list of seeds, got -1"),
     "seeds are negative": (recorded(seeds=[-1]), "'seeds': expected a list of seeds, got [-1]"),
     "seeds are huge": (recorded(seeds=[2**70]), "'seeds': expected a list of seeds"),
     "seeds are flags": (recorded(seeds=[True]), "'seeds': expected a list of seeds, got [true]"),
-    "provenance": (recorded(provenance=[1, 2]), "'provenance': expected a mapping, got [1, 2]"),
-    "git": (provenance(git="main"), "'provenance.git': expected a mapping, got \"main\""),
-    "accelerators": (provenance(accelerators=3), "'provenance.accelerators': expected a list of names, got 3"),
+    "provenance is a list": (recorded(provenance=[1, 2]), "'provenance': expected a mapping, got [1, 2]"),
+    "git is text": (provenance(git="main"), "'provenance.git': expected a mapping, got \"main\""),
+    "accelerators is a number": (
+        provenance(accelerators=3),
+        "'provenance.accelerators': expected a list of names, got 3",
+    ),
     "accelerators are mappings": (provenance(accelerators=[{}]), "'provenance.accelerators': expected a list of names"),
-    "resumed": (recorded(resumed=5), "'resumed': expected a list of mappings, got 5"),
-    "resumed by text": (recorded(resumed=["x"]), "'resumed': expected a list of mappings, got [\"x\"]"),
-    "resumed by nobody": (
+    "resumed is a number": (recorded(resumed=5), "'resumed': expected a list of mappings, got 5"),
+    "resumed has text": (recorded(resumed=["x"]), "'resumed': expected a list of mappings, got [\"x\"]"),
+    "resumed with a numeric provenance": (
         recorded(resumed=[{"provenance": 5}]),
         "'resumed.provenance': expected a mapping, got 5",
     ),
-    "tune": (recorded(tune=[]), "'tune': expected a mapping, got []"),
-    "a link to nothing": (replaced("trials.parquet", lambda p: p.symlink_to("gone")), "got a link that is broken"),
+    "tune is a list": (recorded(tune=[]), "'tune': expected a mapping, got []"),
+    "a broken link": (replaced("trials.parquet", lambda p: p.symlink_to("gone")), "got a link that is broken"),
 }
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_broken_record_is_refused_by_all_that_read_it(
+def test_a_broken_record_is_refused_by_every_command_that_reads_it(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage, words = RECORDS[name]
@@ -132,7 +141,7 @@ SUITES: dict[str, tuple[Damage, str]] = {
         written("suite.yaml", "name: !!python/object/apply:os.system ['touch /tmp/optbench-was-here']\n"),
         "suite.yaml:1:7: the tag !!python/object/apply:os.system is not allowed",
     ),
-    "a bomb": (
+    "a YAML bomb": (
         written(
             "suite.yaml",
             "x0: &x0 [a]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 12)),
@@ -140,12 +149,12 @@ SUITES: dict[str, tuple[Damage, str]] = {
         "too large",
     ),
     "huge": (written("suite.yaml", "#" * (2 << 20)), "larger than 1024 KiB"),
-    "another optimizer": (lambda run: swap(run / "suite.yaml", "target: sgd", "target: sgdd"), "unknown optimizer"),
-    "another metric": (
+    "unknown optimizer": (lambda run: swap(run / "suite.yaml", "target: sgd", "target: sgdd"), "unknown optimizer"),
+    "unknown metric": (
         lambda run: swap(run / "suite.yaml", "metric: average_accuracy", "metric: fame"),
         "unknown metric",
     ),
-    "more trials than there can be": (
+    "too many trials": (
         lambda run: swap(run / "suite.yaml", "seeds: [0, 1]", "seeds: 100000"),
         "more than 200000",
     ),
@@ -165,7 +174,7 @@ def test_a_broken_suite_in_a_run_is_refused(
         refusal(capsys, tmp_path, *commands(run)[command])
 
 
-def test_a_switch_at_a_step_below_0_is_refused_by_the_report_that_reads_it(
+def test_a_switch_at_a_negative_step_is_refused_by_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "suite.yaml"
@@ -206,7 +215,7 @@ def truncated(table: str) -> Damage:
 
 
 def with_bytes(table: str, column: str) -> Damage:
-    """Text that is no UTF-8, in a column that says it is."""
+    """Put bytes that are not UTF-8 into a text column."""
 
     def change(found: pa.Table) -> pa.Table:
         n = len(found)
@@ -221,7 +230,7 @@ def without_column(table: str, column: str) -> Damage:
     return lambda run: change_schema(run, table, lambda found: found.drop_columns([column]))
 
 
-# Which format reads the table, and what it says.
+# The report format that reads the table, and part of the message
 JSON, HTML = "json", "html"
 TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     **{
@@ -239,13 +248,17 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "trials is text": (written("trials.parquet", "trial,status\n"), JSON, "trials.parquet: unreadable"),
     "trials is a folder": (replaced("trials.parquet", lambda p: p.mkdir()), JSON, "trials.parquet: unreadable"),
     "trials without version": (versioned("trials", None), JSON, "expected schema version 1, got none"),
-    "trials of tomorrow": (versioned("trials", b"2"), JSON, "expected schema version 1, got 2"),
+    "trials from a future version": (versioned("trials", b"2"), JSON, "expected schema version 1, got 2"),
     "version with an escape": (
         versioned("trials", b"\x1b[31m\n\xff"),
         JSON,
         r"expected schema version 1, got \x1b[31m\n",
     ),
-    "accuracy of tomorrow": (versioned("accuracy", b"2"), JSON, "accuracy.parquet: expected schema version 1, got 2"),
+    "accuracy from a future version": (
+        versioned("accuracy", b"2"),
+        JSON,
+        "accuracy.parquet: expected schema version 1, got 2",
+    ),
     "trials without status": (without_column("trials", "status"), JSON, "lacks the column status"),
     "trials without trial": (without_column("trials", "trial"), JSON, "lacks the column trial"),
     "accuracy without task": (without_column("accuracy", "task"), JSON, "lacks the column task"),
@@ -269,7 +282,7 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         "row 2: 'status': expected ok, diverged or failed, got 'fine'",
     ),
     "status with an escape": (cell("trials", "status", "\x1b[2J\n"), JSON, r"got '\x1b[2J\n'"),
-    "status is a novel": (
+    "status is very long": (
         cell("trials", "status", "x" * 1_000_000),
         JSON,
         "'status': expected ok, diverged or failed, got 'xxx",
@@ -279,31 +292,35 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "parameters negative": (cell("trials", "parameters", -5), JSON, "'parameters': expected a whole number from 0"),
     "seed negative": (cell("trials", "seed", -5), JSON, "'seed': expected a whole number from 0"),
     "seconds negative": (cell("trials", "train_seconds", -1.0), JSON, "'train_seconds': expected a number from 0"),
-    "seconds without end": (cell("trials", "train_seconds", 1e308), JSON, "'train_seconds': expected a number from 0"),
-    "after a task before any": (
+    "seconds too large": (cell("trials", "train_seconds", 1e308), JSON, "'train_seconds': expected a number from 0"),
+    "after_task negative": (
         cell("accuracy", "after_task", -5),
         JSON,
         "row 2: 'after_task': expected a whole number from 0",
     ),
-    "after a task beyond all": (
+    "after_task too large": (
         cell("accuracy", "after_task", 2**40),
         JSON,
         "'after_task': expected a whole number from 0 to 10000",
     ),
-    "after one task more": (
+    "after_task beyond the tasks": (
         cell("accuracy", "after_task", 3),
         JSON,
         "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2",
     ),
     "task 0": (cell("accuracy", "task", 0), JSON, "'task': expected a whole number from 1"),
-    "task beyond all": (cell("accuracy", "task", 9999), JSON, "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2"),
-    "accuracy twice": (cell("accuracy", "task", 1), JSON, "the accuracy on task 1 after task 0 is listed twice"),
+    "task beyond the tasks": (
+        cell("accuracy", "task", 9999),
+        JSON,
+        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2",
+    ),
+    "accuracy duplicated": (cell("accuracy", "task", 1), JSON, "the accuracy on task 1 after task 0 is listed twice"),
     "accuracy missing": (
         lambda run: change_rows(run, "accuracy", lambda rows: rows.pop()),
         JSON,
         "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2, got 5 rows up to task 2",
     ),
-    "accuracy of a trial more than once": (twice("accuracy"), JSON, "expected 6 rows"),
+    "all accuracies duplicated": (twice("accuracy"), JSON, "expected 6 rows"),
     "accuracy above 1": (
         cell("accuracy", "accuracy", 1.5),
         JSON,
@@ -314,8 +331,8 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         JSON,
         "'accuracy': expected a number from 0 to 1, got -0.1",
     ),
-    "a value without end": (cell("metrics", "value", 1e308), JSON, "'value': expected a number from -1e+100 to 1e+100"),
-    "a value behind infinity": (
+    "value too large": (cell("metrics", "value", 1e308), JSON, "'value': expected a number from -1e+100 to 1e+100"),
+    "value too large after an infinity": (
         lambda run: change_rows(
             run, "metrics", lambda rows: (rows[0].update(value=math.inf), rows[1].update(value=1e200))
         ),
@@ -323,16 +340,16 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         "row 2: 'value': expected a number from -1e+100 to 1e+100, got 1e+200",
     ),
     "cosine of 7": (cell("similarity", "cosine", 7.0), HTML, "'cosine': expected a number from -1 to 1, got 7.0"),
-    "class of millions": (
+    "class too large": (
         cell("similarity", "class_a", 10**7),
         HTML,
         "'class_a': expected a whole number from 0 to 999",
     ),
-    "class below 0": (cell("similarity", "class_b", -1), HTML, "'class_b': expected a whole number from 0 to 999"),
-    "index below 0": (cell("spectra", "index", -1), HTML, "'index': expected a whole number from 0"),
-    "eigenvalue without end": (cell("spectra", "eigenvalue", 1e300), HTML, "'eigenvalue': expected a number from"),
-    "keep without end": (cell("pruning", "keep", math.inf), JSON, "'keep': expected a number from 0 to 1, got inf"),
-    "keep of nothing": (cell("pruning", "keep", math.nan), JSON, "'keep': expected a number from 0 to 1, got nan"),
+    "class negative": (cell("similarity", "class_b", -1), HTML, "'class_b': expected a whole number from 0 to 999"),
+    "index negative": (cell("spectra", "index", -1), HTML, "'index': expected a whole number from 0"),
+    "eigenvalue too large": (cell("spectra", "eigenvalue", 1e300), HTML, "'eigenvalue': expected a number from"),
+    "keep infinite": (cell("pruning", "keep", math.inf), JSON, "'keep': expected a number from 0 to 1, got inf"),
+    "keep is NaN": (cell("pruning", "keep", math.nan), JSON, "'keep': expected a number from 0 to 1, got nan"),
     "keep of 20": (cell("pruning", "keep", 20.0), JSON, "'keep': expected a number from 0 to 1, got 20.0"),
     "sketches of two lengths": (
         cell("sketches", "sketch", [1.0]),
@@ -345,13 +362,13 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         JSON,
         "'sketch': expected lists of numbers, got null",
     ),
-    "step below 0": (cell("sketches", "step", -4), JSON, "'step': expected a whole number from 0"),
+    "step negative": (cell("sketches", "step", -4), JSON, "'step': expected a whole number from 0"),
     "online accuracy of 2": (
         cell("online", "online_accuracy", 2.0),
         JSON,
         "'online_accuracy': expected a number from 0 to 1",
     ),
-    "online of a task that is none": (cell("online", "task", 9), JSON, "expected 2 rows, tasks 1 to 2"),
+    "online task beyond the tasks": (cell("online", "task", 9), JSON, "expected 2 rows, tasks 1 to 2"),
     "pair of seed -1": (cell("pairs", "seed", -1), JSON, "'seed': expected a whole number from 0"),
     **{
         f"checkpoint at {place!r}": (
@@ -379,7 +396,7 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
 
 
 @pytest.mark.parametrize("name", TABLES_BROKEN)
-def test_a_broken_table_is_named_with_what_is_wrong(
+def test_a_broken_table_is_refused_with_the_reason(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage, form, words = TABLES_BROKEN[name]
@@ -390,7 +407,7 @@ def test_a_broken_table_is_named_with_what_is_wrong(
 
 
 @pytest.mark.parametrize("name", ["trials truncated", "trial twice", "status unknown", "checkpoint at '/etc/passwd'"])
-def test_other_commands_refuse_a_broken_table_alike(
+def test_other_commands_refuse_a_broken_table_with_the_same_message(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage, _, words = TABLES_BROKEN[name]
@@ -399,9 +416,7 @@ def test_other_commands_refuse_a_broken_table_alike(
         assert words in refusal(capsys, tmp_path, *commands(run)[command])
 
 
-def test_a_point_of_a_pruning_curve_that_is_there_twice_counts_once(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_duplicate_point_of_a_pruning_curve_counts_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def reported() -> str:
         assert main(["report", str(run), "--format", "json"]) == 0
         return capsys.readouterr().out
@@ -416,10 +431,13 @@ PARTS: dict[str, tuple[Damage, str]] = {
     "without a manifest": (lambda part: (part / "sha256.json").unlink(), "sha256.json: unreadable"),
     "manifest is no JSON": (written("sha256.json", "no"), "sha256.json: unreadable"),
     "manifest is a list": (written("sha256.json", "[]"), "sha256.json: unreadable"),
-    "manifest that lies": (written("sha256.json", '{"trials.parquet": "0"}'), "trials.parquet: damaged: its checksum"),
-    "manifest of another file": (written("sha256.json", '{"gone.parquet": "0"}'), "gone.parquet: unreadable"),
-    "manifest of nothing": (written("sha256.json", "{}"), "not a file of this run"),
-    "file too many": (written("extra\x1b[31m.parquet", "1"), r"extra\x1b[31m.parquet: not a file of this run"),
+    "manifest with a wrong checksum": (
+        written("sha256.json", '{"trials.parquet": "0"}'),
+        "trials.parquet: damaged: its checksum",
+    ),
+    "manifest names a missing file": (written("sha256.json", '{"gone.parquet": "0"}'), "gone.parquet: unreadable"),
+    "manifest empty": (written("sha256.json", "{}"), "not a file of this run"),
+    "an extra file": (written("extra\x1b[31m.parquet", "1"), r"extra\x1b[31m.parquet: not a file of this run"),
     "empty": (lambda part: [file.unlink() for file in part.iterdir()], "sha256.json: unreadable"),
 }
 

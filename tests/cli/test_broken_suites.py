@@ -1,4 +1,4 @@
-"""Broken suite files as users meet them: `optbench run` and `optbench tune` say where and what, and make nothing."""
+"""Broken suite files: `optbench run` and `optbench tune` report place and reason, and write nothing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ HUGE = 100 << 20
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # whatever is written relative to it is seen
+    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
 
 
 @pytest.mark.parametrize("name", [*BROKEN_YAML, *BROKEN_SUITES])
-def test_a_broken_suite_is_refused_before_anything_is_made(
+def test_a_broken_suite_is_refused_before_anything_is_written(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name in BROKEN_YAML:
@@ -36,7 +36,7 @@ def test_a_broken_suite_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("command", [["run", "--dry-run"], ["tune"], ["tune", "--dry-run"], ["run", "--seeds", "2"]])
-def test_every_command_that_takes_a_suite_refuses_it_alike(
+def test_every_command_refuses_a_broken_suite_with_the_same_message(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.yaml"
@@ -48,7 +48,7 @@ def test_every_command_that_takes_a_suite_refuses_it_alike(
         assert words in said
 
 
-# What only the registries know: old text, new text, place, words of the message.
+# Names that only the registries can check: old text, new text, place, part of the message
 UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr'; did you mean 'lr'?"),
@@ -86,9 +86,7 @@ UNKNOWN: dict[str, tuple[str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_only_the_registries_know_is_refused_too(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_names_and_kinds_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new, place, words = UNKNOWN[name]
     path = tmp_path / "s.yaml"
     text = GOOD.replace(old, new, 1)
@@ -101,13 +99,13 @@ def test_what_only_the_registries_know_is_refused_too(
 
 
 @pytest.mark.parametrize("unit", [b"a: 1\n", b"[", b"\xff\xfe"])
-def test_a_hundred_megabytes_are_refused_at_once(
+def test_a_hundred_megabytes_are_refused_without_reading_them(
     unit: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.yaml"
     path.write_bytes(unit * (2 << 20))
     with path.open("r+b") as file:
-        file.truncate(HUGE)  # the rest is a hole: reading any of it would show in what is allocated
+        file.truncate(HUGE)  # the rest is a hole; reading it would show in the allocated memory
     try:
         tracemalloc.start()
         started = time.process_time()
@@ -122,7 +120,7 @@ def test_a_hundred_megabytes_are_refused_at_once(
     assert peak < 16 << 20, f"{peak >> 20} MiB"
 
 
-def test_files_that_are_no_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_suites_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loop = tmp_path / "loop.yaml"
     loop.symlink_to(loop)
     gone = tmp_path / "gone.yaml"
@@ -156,7 +154,9 @@ def test_files_that_are_no_suites(tmp_path: Path, capsys: pytest.CaptureFixture[
         (b"\x00" * 1000, "1:1"),
     ],
 )
-def test_bytes_that_are_no_text(data: bytes, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_utf8_are_refused_with_the_place(
+    data: bytes, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "s.yaml"
     path.write_bytes(data)
     assert refusal(capsys, tmp_path, "run", path).startswith(f"{path}:{place}: ")

@@ -1,4 +1,4 @@
-"""Suite `cifar` through the command line, in small, on data made for the test."""
+"""A reduced version of suite `cifar` from the command line, on data made for the test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-def test_the_suite_runs_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduced_cifar_suite_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("fake.py").write_text(FAKE)
     sets = [f"experiments.{name}.{one}" for name in ("split-cifar100", "rotated-cifar10") for one in SMALL]

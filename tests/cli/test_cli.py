@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in processes of its own where start-up and exit codes matter."""
+"""The command line as users run it, in separate processes where start-up and exit codes matter."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def plan(suite_path: Path) -> Plan:
 
 
 def optbench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("COLUMNS", None)
     command = [sys.executable, "-m", "optbench.cli", *map(str, arguments)]
@@ -77,7 +77,7 @@ def optbench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comp
 
 
 def write_partial_run(runs_dir: Path, suite_path: Path, statuses: Sequence[str]) -> Path:
-    """A run of which the first trials ended with these statuses and the others did not."""
+    """Write a run whose first trials ended with these statuses and whose other trials are unfinished."""
     suite = complete(load_suite(suite_path))
     planned = trials(suite)
     record = {"run": "part", "suite": suite.name, "suite_hash": suite_hash(suite), "seeds": suite.seeds}
@@ -100,7 +100,7 @@ def test_help_answers_within_four_tenths_of_a_second() -> None:
         assert "run" in answer.stdout
         return time.perf_counter() - began
 
-    # The promise is .4 s on an idle machine; a shared CI machine is given twice that.
+    # The limit is .4 s on an idle machine and twice that on a shared CI machine.
     assert min(seconds() for _ in range(3)) < 0.8
 
 
@@ -108,7 +108,7 @@ def test_help_answers_within_four_tenths_of_a_second() -> None:
     "arguments",
     [["--help"], ["run", "--help"], ["list", "optimizers"], ["list", "metrics"], ["list", "tasks"], ["list", "models"]],
 )
-def test_what_needs_no_tensors_imports_no_torch(arguments: list[str]) -> None:
+def test_help_and_lists_import_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from optbench.cli import main; code = main(); "
         "heavy = {'torch', 'pandas', 'pyarrow', 'matplotlib'} & set(sys.modules); "
@@ -131,7 +131,7 @@ def test_a_dry_run_and_a_report_import_no_torch(suite_path: Path, tmp_path: Path
     assert answer.returncode == 0, answer.stderr
 
 
-def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_usage_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("optbench ")
     assert main([]) == 0
@@ -180,7 +180,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [str(suite_path) if argument == "SUITE" else argument for argument in arguments]
-    # The options of the run do not matter when it would get as far as training: it must not.
+    # These runs must be refused before training, so their other options do not matter.
     assert main(given) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -202,7 +202,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
         (SUITE.replace("max_steps: 20", "max_steps: twenty", 1), "max_steps"),
     ],
 )
-def test_a_bad_suite_is_told_where_it_is_wrong(
+def test_a_bad_suite_is_refused_with_the_place(
     content: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_a_bad_suite_is_told_where_it_is_wrong(
         (["--optimizer", "mine=pathlib:Path"], "expected a torch.optim.Optimizer, or a class or function"),
     ],
 )
-def test_what_only_the_machine_can_refuse_is_refused_before_anything_is_trained(
+def test_missing_devices_folders_and_targets_are_refused_before_training(
     arguments: list[str],
     said: str,
     suite_path: Path,
@@ -252,7 +252,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert answer.stderr.splitlines()[-1].startswith("optbench: no such file 'nowhere.yaml'")
 
 
-def test_an_error_of_ours_is_a_line_and_exit_code_70(
+def test_an_internal_error_is_one_line_and_exit_code_70(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(kind: str, runs_dir: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
     assert shown.startswith("tiny: 8 trials in 3 cohorts\n")
     assert "permuted: 2 tasks of mnist" in shown
     assert "pairs: 2 tasks of mnist, class-incremental" in shown
-    assert shown.count("to do ") == 4, "a line for the seeds of a variant"
+    assert shown.count("to do ") == 4, "the seeds of a variant share a line"
     assert "to do pairs/mlp-16/adamw/lr=0.01/seed=0-1\n" in shown
     assert not (tmp_path / "runs").exists()
     for settings, said in (("", 1), ("base: {target: adam}", 0)):
@@ -281,7 +281,7 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
         assert capsys.readouterr().err.count("fresh: no base is given, so it is {target: sgd, lr: 0.1}\n") == said
 
 
-def test_a_dry_run_of_a_resumption_says_what_is_done(
+def test_a_dry_run_of_a_resumption_lists_finished_trials(
     suite_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_partial_run(tmp_path / "runs", suite_path, ["ok", "diverged", "failed"])
@@ -294,7 +294,7 @@ def test_a_dry_run_of_a_resumption_says_what_is_done(
     assert "other settings" in capsys.readouterr().err
 
 
-def test_a_dry_run_survives_the_code_of_a_user(suite_path: Path, tmp_path: Path) -> None:
+def test_a_dry_run_survives_user_code_that_exits(suite_path: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap.py"
     trap.write_text("raise SystemExit(99)", encoding="utf-8")
     answer = optbench("run", suite_path, "--optimizer", f"mine={trap}:Trap", "--dry-run", cwd=tmp_path)
@@ -311,12 +311,12 @@ def test_seeds_are_a_number_or_a_list(text: str, seeds: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "", ",", "1,,2", "1.5", "1,1", "a", "200000", f"{2**63},", "²"])
-def test_what_is_no_seed_is_refused(text: str) -> None:
+def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--seeds"):
         parse_seeds(text)
 
 
-def test_optimizers_are_kept_or_added() -> None:
+def test_optimizer_options_select_or_add() -> None:
     assert parse_optimizers(["sgd", "mine=./m.py:C", "sgd"]) == (("sgd",), (Addition("mine", "./m.py:C"),))
     for bad in (["a=x:Y", "a=x:Z"], ["a.b=x:Y"], ["=x:Y"], ["a="], [""], ["a/b"]):
         with pytest.raises(UsageError, match="--optimizer"):
@@ -324,7 +324,7 @@ def test_optimizers_are_kept_or_added() -> None:
 
 
 def taking_part(path: Path, choice: Choice) -> dict[str, list[str]]:
-    """Optimizers by experiment, in order of their trials."""
+    """Return the optimizers of each experiment, in the order of their trials."""
     found: dict[str, list[str]] = {}
     for trial in trials(choose(path, choice)):
         names = found.setdefault(trial.experiment, [])
@@ -333,7 +333,7 @@ def taking_part(path: Path, choice: Choice) -> dict[str, list[str]]:
     return found
 
 
-def test_choices_decide_which_optimizers_take_part_where(suite_path: Path) -> None:
+def test_options_select_the_optimizers_of_each_experiment(suite_path: Path) -> None:
     mine = (Addition("mine", "m:C"),)
     assert taking_part(suite_path, Choice()) == {"permuted": ["sgd"], "pairs": ["sgd", "adamw"]}
     assert taking_part(suite_path, Choice(optimizers=("adamw",))) == {"pairs": ["adamw"]}
@@ -344,7 +344,7 @@ def test_choices_decide_which_optimizers_take_part_where(suite_path: Path) -> No
     assert taking_part(suite_path, Choice(optimizers=("adamw",), additions=mine)) == mixed
 
 
-def test_settings_may_refer_to_an_added_optimizer(suite_path: Path) -> None:
+def test_settings_can_refer_to_an_added_optimizer(suite_path: Path) -> None:
     settings = ("optimizers.mine.lr=0.25", "experiments.permuted.optimizers.mine.lr=0.5")
     suite = choose(suite_path, Choice(additions=(Addition("mine", "m:C"),), settings=settings, seeds=(4,)))
     rates = {trial.experiment: trial.hyperparameters["lr"] for trial in trials(suite) if trial.optimizer == "mine"}
@@ -357,7 +357,7 @@ def news(trial: Trial, task: int, fraction: float, accuracy: float | None = None
     return Progress(trial.id, task, fraction, accuracy, "running")
 
 
-def test_the_tracker_counts_and_guesses_from_what_is_done(plan: Plan) -> None:
+def test_the_tracker_estimates_the_remaining_time_from_finished_work(plan: Plan) -> None:
     now = [100.0]
     done = dataclasses.replace(plan, done=frozenset({plan.trials[0].id}))
     tracker = Tracker(done, lambda: now[0])
@@ -365,7 +365,7 @@ def test_the_tracker_counts_and_guesses_from_what_is_done(plan: Plan) -> None:
     now[0] = 107.0
     for trial in plan.trials[1:3]:
         tracker.progress(news(trial, 1, 0.5, 0.8))
-    assert tracker.fraction == pytest.approx(1 / 7, abs=0.005)  # pairs have a step less in a task
+    assert tracker.fraction == pytest.approx(1 / 7, abs=0.005)  # tasks of pairs have one step less
     assert tracker.left == pytest.approx(7 * (1 / tracker.fraction - 1))
     group = tracker.groups[0]
     assert group.slowest is not None
@@ -392,7 +392,7 @@ def test_the_live_table_fits_every_terminal(plan: Plan, width: int, height: int)
         assert "0.913" in file.getvalue(), "a group in training is shown before those that wait"
 
 
-def test_views_say_what_they_should_where_they_should(plan: Plan, tmp_path: Path) -> None:
+def test_views_print_the_expected_lines(plan: Plan, tmp_path: Path) -> None:
     rows = [(trial, OK_ROW) for trial in plan.cohorts[0].trials]
     broken = dataclasses.replace(OK_ROW, status="failed", error_type="ValueError", error_message="no\n[bold] idea")
     for quiet, expected in ((True, ""), (False, "permuted mlp-16 sgd: 2 trials done (1 failed), 2/8")):
@@ -407,11 +407,11 @@ def test_views_say_what_they_should_where_they_should(plan: Plan, tmp_path: Path
         assert expected in stream.getvalue()
         assert "Traceback" not in stream.getvalue()
         assert ("failed: permuted/mlp-16/sgd/default/seed=1: ValueError: no [bold] idea" in stream.getvalue()) != quiet
-    assert len(failures([(trial, broken) for trial in plan.trials])) == 1, "one line for the same error"
+    assert len(failures([(trial, broken) for trial in plan.trials])) == 1, "the same error is shown once"
 
 
 def _all_of(terminal: int) -> str:
-    """What has been written to a terminal: a read returns only what came in one piece."""
+    """Read everything written to a terminal, since one read returns only what was written in one piece."""
     found = b""
     while select.select([terminal], [], [], 0.5)[0]:
         found += os.read(terminal, 1 << 16)
@@ -419,7 +419,7 @@ def _all_of(terminal: int) -> str:
 
 
 @pytest.mark.parametrize("columns", [12, 80])
-def test_on_a_terminal_the_view_is_live_and_leaves_the_terminal_as_it_was(
+def test_on_a_terminal_the_view_is_live_and_restores_the_terminal(
     plan: Plan, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("COLUMNS", "LINES", "NO_COLOR", "CI"):
@@ -437,12 +437,12 @@ def test_on_a_terminal_the_view_is_live_and_leaves_the_terminal_as_it_was(
         shown = _all_of(ours)
     os.close(ours)
     assert "\x1b[?25l" in shown, "the cursor is hidden"
-    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "and shown again at the end"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again at the end"
     if columns == 80:
         assert "2/8 trials" in shown
 
 
-def test_durations_are_as_exact_as_a_guess() -> None:
+def test_durations_are_rounded_like_estimates() -> None:
     assert [duration(s) for s in (0, 12.3, 59.6, 150, 4800)] == ["1 s", "12 s", "1 min", "2 min", "1 h 20 min"]
 
 
@@ -454,8 +454,8 @@ def test_report_says_when_nothing_was_measured(
     assert capsys.readouterr().err == "optbench: nothing was measured in part\n"
 
 
-def test_a_reader_that_leaves_early_is_no_error(suite_path: Path) -> None:
-    rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than a pipe holds
+def test_a_reader_that_closes_the_pipe_early_is_not_an_error(suite_path: Path) -> None:
+    rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than fit in the buffer of a pipe
     command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--dry-run", "--set", rates]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -470,7 +470,7 @@ def without_times(text: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "TIME", text)
 
 
-def test_a_tiny_suite_from_the_command_line_to_its_tables(
+def test_a_tiny_suite_runs_from_the_command_line_to_its_tables(
     suite_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -496,7 +496,7 @@ def test_a_tiny_suite_from_the_command_line_to_its_tables(
     assert capsys.readouterr().out == tables
     assert main(["run", "--resume", "first", "--quiet"]) == 0
     resumed = capsys.readouterr()
-    assert without_times(resumed.out) == without_times(tables), "a resumption with nothing to do changes no result"
+    assert without_times(resumed.out) == without_times(tables), "resuming a complete run does not change results"
     assert resumed.err == "".join(line + "\n" for line in answer.stderr.splitlines() if "warning" in line)
     assert main(["list", "runs"]) == 0
     listed = capsys.readouterr().out
@@ -522,7 +522,7 @@ def test_a_failing_optimizer_gives_exit_code_3_and_its_error(
     assert "Traceback" not in errors
 
 
-def test_a_run_of_which_every_trial_failed_has_measured_nothing(
+def test_a_run_whose_trials_all_failed_has_measured_nothing(
     suite_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_partial_run(tmp_path / "runs", suite_path, ["failed"] * 8)

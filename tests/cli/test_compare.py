@@ -1,4 +1,4 @@
-"""Comparisons, claims and gates: what is paired with what, what is refused, and what is said of it."""
+"""Comparisons, claims and gates: what is paired, what is refused, and what is reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ experiments:
 
 
 def matrix(forgets: float) -> list[list[float]]:
-    """Learns every task to .9 and then loses `forgets` of each: forgetting is that, average accuracy .9 - 2/3 of it."""
+    """Return accuracies of .9 on every task, later lower by `forgets`: average accuracy is .9 - 2/3 `forgets`."""
     return [[0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9 - forgets, 0.9 - forgets, 0.9]]
 
 
@@ -57,7 +57,7 @@ FORGETS = {"sgd": 0.10, "adam": 0.20, "rates": 0.30}
 RANK = {"sgd": 30.0, "adam": 20.0, "rates": 20.0}
 
 
-# Chosen once: what each seed adds to its trial's forgetting.
+# Fixed noise that each seed adds to the forgetting of its trial.
 _NOISE = [0.0031, -0.0012, 0.0044, -0.0038, 0.0007, 0.0025, -0.0049, 0.0018, -0.0021, 0.0039, 0.0001, -0.0008]
 _OTHER = [-0.0023, 0.0041, 0.0009, -0.0017, 0.0036, -0.0044, 0.0012, 0.0028, -0.0006, -0.0031, 0.0019, 0.0047]
 
@@ -102,10 +102,10 @@ def text_of(comparison: Comparison, gates: Sequence[str] = (), width: int = 200)
     return " ".join(file.getvalue().split())
 
 
-# --- reading
+# --- Reading
 
 
-def test_accuracy_matrices_are_the_long_table_folded() -> None:
+def test_accuracy_matrices_are_built_from_the_long_table() -> None:
     rng = np.random.default_rng(0)
     wanted = {f"t{i}": rng.random((tasks + 1, tasks)) for i, tasks in enumerate([1, 3, 2, 5, 3])}
     wanted["t1"][2, 1] = np.nan
@@ -122,7 +122,7 @@ def test_accuracy_matrices_are_the_long_table_folded() -> None:
     assert accuracy_matrices(table.slice(0, 0)) == {}
 
 
-def test_final_metrics_are_those_of_the_whole_network_after_the_last_task() -> None:
+def test_final_metrics_are_of_the_whole_network_after_the_last_task() -> None:
     matrices = {"t": np.zeros((3, 2))}
     line = {"trial": "t", "after_task": 2, "task": None, "layer": None, "metric": "hoyer", "value": 0.5}
     other = [{"after_task": 1}, {"task": 1}, {"layer": "hidden.0.weight"}, {"trial": "unknown"}]
@@ -133,7 +133,7 @@ def test_final_metrics_are_those_of_the_whole_network_after_the_last_task() -> N
     assert math.isnan(found["effective_rank"]["t"])
 
 
-# --- pairs and verdicts
+# --- Pairs and verdicts
 
 
 def test_two_optimizers_of_one_run_are_paired_on_every_model(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_two_optimizers_of_one_run_are_paired_on_every_model(tmp_path: Path) -> 
     assert verdict(pair, "effective_rank") == Verdict.HIGHER
 
 
-def test_verdicts_turn_around_with_the_sides(tmp_path: Path) -> None:
+def test_swapping_the_sides_reverses_the_verdicts(tmp_path: Path) -> None:
     pair = against(make(tmp_path), "adam", "sgd").pairs[0]
     assert verdict(pair, "forgetting") == Verdict.WORSE
     assert verdict(pair, "effective_rank") == Verdict.LOWER
@@ -169,7 +169,7 @@ def test_metrics_outside_the_primary_family_get_no_verdict(tmp_path: Path) -> No
     assert "Holm over 3 primary metrics" in shown
 
 
-def test_a_suite_declares_its_own_primary_metrics(tmp_path: Path) -> None:
+def test_a_suite_can_declare_primary_metrics(tmp_path: Path) -> None:
     suite = SUITE.format(seeds=10, lr=0.1, claims="").replace("    tuning:", "    primary: [hoyer]\n    tuning:")
     results = results_of(write_run(tmp_path, suite, rows))
     judged = [m.metric.name for m in against(results).pairs[0].metrics if m.judgement is not None]
@@ -202,7 +202,7 @@ def test_one_optimizer_is_compared_with_each_variant_of_a_sweep(tmp_path: Path) 
     assert [(pair.a.variant, pair.b.variant) for pair in one.pairs] == [("lr=0.01", "lr=0.001")] * 2
 
 
-def test_five_seeds_are_never_enough_and_the_report_says_why(tmp_path: Path) -> None:
+def test_five_seeds_are_never_enough_and_the_report_explains_why(tmp_path: Path) -> None:
     comparison = against(make(tmp_path, seeds=5))
     assert verdict(comparison.pairs[0], "forgetting") == Verdict.NOT_COMPARABLE
     shown = text_of(comparison)
@@ -219,7 +219,7 @@ def test_a_single_seed_gives_numbers_and_no_verdict(tmp_path: Path) -> None:
     assert "1 of 1 seed paired" in text_of(comparison)
 
 
-def test_a_diverged_seed_counts_as_the_worst_and_is_counted_in_sight(tmp_path: Path) -> None:
+def test_a_diverged_seed_counts_as_the_worst_and_is_reported(tmp_path: Path) -> None:
     def lost(trial: Trial) -> list[Row]:
         return rows(trial, status="diverged" if trial.optimizer == "adam" and trial.seed < 2 else "ok")
 
@@ -235,7 +235,7 @@ def test_a_diverged_seed_counts_as_the_worst_and_is_counted_in_sight(tmp_path: P
     assert "only one side diverged on 2 of 10 pairs" in shown
 
 
-def test_failed_and_unfinished_trials_make_fewer_pairs_and_are_counted(tmp_path: Path) -> None:
+def test_failed_and_unfinished_trials_reduce_the_pairs_and_are_reported(tmp_path: Path) -> None:
     def broken(trial: Trial) -> list[Row]:
         if trial.optimizer == "adam" and trial.seed == 3:
             return rows_of("failed")
@@ -258,16 +258,16 @@ def test_different_initial_weights_are_not_comparable(tmp_path: Path) -> None:
     assert "initial weights differ" in text_of(comparison)
 
 
-def test_tuning_budgets_are_said(tmp_path: Path) -> None:
+def test_tuning_budgets_are_reported(tmp_path: Path) -> None:
     results = make(tmp_path)
     assert "tuning budgets: equal, 7 settings × 2 seeds" in text_of(against(results))
     assert "tuning budgets: not stated for rates lr=0.0001" in text_of(against(results, "sgd", "rates"))
 
 
-# --- what cannot be compared
+# --- Refused comparisons
 
 
-def test_other_settings_are_refused_with_what_differs_and_forced_with_a_warning(tmp_path: Path) -> None:
+def test_different_settings_are_refused_with_the_difference_and_can_be_forced(tmp_path: Path) -> None:
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", lr="0.2")
     with pytest.raises(ComparisonError, match=r"their suites differ in optimizers\.sgd\.lr \(0\.1, 0\.2\)") as error:
         compare(Selection(a), Selection(b))
@@ -277,7 +277,7 @@ def test_other_settings_are_refused_with_what_differs_and_forced_with_a_warning(
     assert forced.remarks[0] in text_of(forced)
 
 
-def test_other_seeds_are_refused_and_forced_on_the_common_ones(tmp_path: Path) -> None:
+def test_different_seeds_are_refused_and_can_be_forced_on_common_seeds(tmp_path: Path) -> None:
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", seeds=[4, 5, 6, 7, 8, 9, 10, 11])
     with pytest.raises(ComparisonError, match="their suites differ in seeds"):
         compare(Selection(a), Selection(b))
@@ -285,18 +285,18 @@ def test_other_seeds_are_refused_and_forced_on_the_common_ones(tmp_path: Path) -
     assert forced.pairs[0].seeds == (4, 5, 6, 7, 8, 9)
 
 
-def test_another_version_of_the_metrics_is_refused(tmp_path: Path) -> None:
+def test_different_versions_of_metrics_are_refused(tmp_path: Path) -> None:
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", metrics_version=99)
     with pytest.raises(ComparisonError, match="their metrics are of different versions, 1 and 99"):
         compare(Selection(a), Selection(b))
 
 
-def test_claims_primary_metrics_and_tuning_do_not_make_another_suite(tmp_path: Path) -> None:
+def test_suites_that_differ_only_in_claims_can_be_compared(tmp_path: Path) -> None:
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", claims=CLAIMS)
     assert compare(Selection(a), Selection(b)).remarks == ()
 
 
-def test_another_device_or_torch_is_remarked(tmp_path: Path) -> None:
+def test_a_different_device_or_torch_gives_a_remark(tmp_path: Path) -> None:
     provenance = {"device": "cuda", "torch": "2.11.0"}
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", provenance=provenance)
     remarks = compare(Selection(a), Selection(b)).remarks
@@ -315,14 +315,14 @@ def test_a_run_against_itself_and_unknown_names_are_refused(tmp_path: Path) -> N
         compare(Selection(results, "sgd"), Selection(results, "adam"), experiments=["permutd"])
 
 
-def test_two_sweeps_with_other_variants_need_one_to_be_named(tmp_path: Path) -> None:
+def test_two_sweeps_with_different_variants_are_refused(tmp_path: Path) -> None:
     suite = SUITE.format(seeds=10, lr="[0.1, 0.2]", claims="")
     results = results_of(write_run(tmp_path, suite, rows))
     with pytest.raises(ComparisonError, match=r"name one, as in RUN:sgd/lr=0\.1"):
         against(results, "sgd", "rates")
 
 
-# --- claims
+# --- Claims
 
 CLAIMS = """
 claims:
@@ -363,15 +363,15 @@ def test_claims_are_judged_by_the_data(tmp_path: Path) -> None:
     assert right is None
 
 
-def test_claims_on_too_few_seeds_or_other_starts_are_not_comparable(tmp_path: Path) -> None:
+def test_claims_on_too_few_seeds_or_different_starts_are_not_comparable(tmp_path: Path) -> None:
     few = judged(make(tmp_path, name="few", seeds=5, claims=CLAIMS))
     assert set(few.values()) == {ClaimVerdict.NOT_COMPARABLE}
     other = judged(make(tmp_path, lambda trial: rows(trial, start=trial.optimizer), name="other", claims=CLAIMS))
     assert other["right"] == ClaimVerdict.NOT_COMPARABLE
-    assert other["number"] == ClaimVerdict.SUPPORTED, "a number has no initial weights"
+    assert other["number"] == ClaimVerdict.SUPPORTED, "a comparison with a number needs no initial weights"
 
 
-def test_a_part_that_contradicts_decides_and_one_without_evidence_takes_the_support_away() -> None:
+def test_a_contradicting_part_decides_and_one_without_evidence_removes_support() -> None:
     yes, no, none, never = ClaimVerdict
     assert overall([yes, yes]) == yes
     assert overall([yes, no, none]) == no
@@ -408,7 +408,7 @@ def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> N
         ),
     ],
 )
-def test_a_claim_about_what_is_not_there_is_refused_with_its_place(tmp_path: Path, claim: str, said: str) -> None:
+def test_a_claim_about_unknown_names_is_refused_with_its_place(tmp_path: Path, claim: str, said: str) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(SUITE.format(seeds=2, lr=0.1, claims=f"claims:\n  c: {claim}"), encoding="utf-8")
     with pytest.raises(Exception, match=said) as error:
@@ -416,14 +416,14 @@ def test_a_claim_about_what_is_not_there_is_refused_with_its_place(tmp_path: Pat
     assert str(error.value).startswith(f"{path}:14:")
 
 
-# --- gates
+# --- Gates
 
 
 def gate(results: Results, text: str, a: str = "sgd", b: str = "adam") -> GateResult:
     return judge_gates([parse_gate(text)], against(results, a, b).pairs)[0].result
 
 
-def test_a_gate_fails_only_where_the_whole_interval_is_beyond(tmp_path: Path) -> None:
+def test_a_gate_fails_only_if_the_whole_interval_exceeds_the_threshold(tmp_path: Path) -> None:
     results = make(tmp_path)
     found = against(results, "adam", "sgd").pairs[0].metric("forgetting")
     assert found is not None
@@ -437,14 +437,14 @@ def test_a_gate_fails_only_where_the_whole_interval_is_beyond(tmp_path: Path) ->
         (high + 1e-6, GateResult.PASSED),
     ]:
         assert gate(results, f"forgetting:+{threshold:.9f}", "adam", "sgd") == expected
-        # The other way round, the same gate turned around.
+        # With swapped sides the mirrored gate gives the same result.
         assert gate(results, f"forgetting:-{threshold:.9f}", "sgd", "adam") == expected
     assert gate(results, "forgetting:+0.02") == GateResult.PASSED, "it forgets less"
 
 
-def test_a_percentage_is_of_the_other_sides_median(tmp_path: Path) -> None:
+def test_a_percentage_is_relative_to_the_median_of_the_other_side(tmp_path: Path) -> None:
     results = make(tmp_path)
-    # Average accuracy: sgd .833, adam .767: adam is 8% below sgd.
+    # Average accuracy is .833 for sgd and .767 for adam, which is 8% lower.
     assert gate(results, "average_accuracy:-5%", "adam", "sgd") == GateResult.FAILED
     assert gate(results, "average_accuracy:-10%", "adam", "sgd") == GateResult.PASSED
 
@@ -459,11 +459,11 @@ def test_a_gate_without_enough_pairs_or_with_failed_trials_is_inconclusive(tmp_p
 
     results = make(tmp_path, broken, name="broken")
     assert gate(results, "forgetting:+0.02") == GateResult.INCONCLUSIVE
-    assert gate(results, "forgetting:-0.02") == GateResult.FAILED, "what is beyond doubt stays so"
+    assert gate(results, "forgetting:-0.02") == GateResult.FAILED, "a clear result does not change"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_gate_is_not_passed_by_the_seeds_that_reached_the_target_loss(tmp_path: Path, optimizer: str) -> None:
+def test_a_gate_is_not_passed_if_only_some_seeds_reached_the_target_loss(tmp_path: Path, optimizer: str) -> None:
     def above(trial: Trial) -> list[Row]:
         first, *others = rows(trial)
         assert isinstance(first, TrialRow)
@@ -493,12 +493,12 @@ def test_a_side_that_diverged_everywhere_fails_its_gate(tmp_path: Path) -> None:
         (":+1", "needs METRIC:"),
     ],
 )
-def test_a_gate_written_otherwise_is_refused(text: str, said: str) -> None:
+def test_an_invalid_gate_is_refused(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_gate(text)
 
 
-def test_gates_are_parsed_as_they_are_written() -> None:
+def test_gates_are_parsed() -> None:
     parsed = [parse_gate(text) for text in ("forgetting:+0.02", "average_accuracy:-1%", "hoyer:-.5", "hoyer:+2e-3")]
     assert [(g.metric, g.upwards, g.threshold, g.relative) for g in parsed] == [
         ("forgetting", True, 0.02, False),
@@ -508,10 +508,10 @@ def test_gates_are_parsed_as_they_are_written() -> None:
     ]
 
 
-# --- records
+# --- Records
 
 
-def test_json_and_csv_of_a_comparison_agree_with_it(tmp_path: Path) -> None:
+def test_json_and_csv_agree_with_the_comparison(tmp_path: Path) -> None:
     comparison = against(make(tmp_path))
     gates = judge_gates([parse_gate("forgetting:+0.02")], comparison.pairs)
     told = json.loads(comparison_json(comparison, gates))
@@ -536,7 +536,7 @@ def test_infinite_differences_are_valid_json(tmp_path: Path) -> None:
     assert differences["effective_rank"] is None
 
 
-def test_arms_know_their_trials(tmp_path: Path) -> None:
+def test_arms_count_their_trials(tmp_path: Path) -> None:
     found = arms(make(tmp_path))
     assert len(found) == 2 * 5
     assert [arm.label for arm in found][:3] == ["sgd", "adam", "rates lr=0.0001"]

@@ -1,4 +1,4 @@
-"""Completion in the shell, through the variables with which the functions of bash, zsh and fish ask."""
+"""Shell completion, through the environment variables that the functions of bash, zsh and fish set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a suite file, two runs of another one, and a run in another folder."""
+    """Return a working directory with a suite file, two runs of another suite, and a run in another folder."""
     folder = Path(shutil.copytree(written, tmp_path / "here"))
     monkeypatch.chdir(folder)
     return folder
@@ -57,7 +57,7 @@ def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """What bash is offered for a line with the cursor at its end."""
+    """Return a function that gives the completions bash gets for a line with the cursor at its end."""
 
     def asked(line: str) -> list[str]:
         words = written_as_bash_does(line)
@@ -75,7 +75,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def written_as_bash_does(line: str) -> list[str]:
-    """The words of a line: `=` and `:` are words of their own, next to which none begins anew."""
+    """Split a line into words as bash does: `=` and `:` are separate words."""
     words = []
     for word in line.split(" "):
         parts = [part for part in word.replace("=", "\0=\0").replace(":", "\0:\0").split("\0") if part]
@@ -143,11 +143,11 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_bash_is_offered_what_there_is(line: str, ask: Ask, folder: Path) -> None:
+def test_completions_for_bash_are_as_expected(line: str, ask: Ask, folder: Path) -> None:
     assert ask(line) == LINES[line]
 
 
-def test_names_that_are_written_down_twice_are_the_same() -> None:
+def test_names_copied_into_the_completion_agree_with_their_sources() -> None:
     assert typing.get_args(Sampler) == completion.SAMPLERS
     assert list(completion.FORMATS) == list(FORMATS)
     assert list(completion.KINDS) == list(LISTS)
@@ -158,20 +158,20 @@ def test_names_that_are_written_down_twice_are_the_same() -> None:
 @pytest.mark.parametrize(
     "content", ["", "- a list", "optimizers: [1, 2]", "optimizers: {a", "optimizers: !!python/none {}", "\0", "\xff"]
 )
-def test_a_broken_suite_offers_nothing(content: str, ask: Ask, folder: Path) -> None:
+def test_a_broken_suite_gives_no_completions(content: str, ask: Ask, folder: Path) -> None:
     (folder / "mine.yaml").write_bytes(content.encode("latin-1"))
     assert ask("optbench run mine.yaml --optimizer ") == []
     (folder / "runs" / "second" / "suite.yaml").write_bytes(content.encode("latin-1"))
     assert ask("optbench compare second:") == []
 
 
-def test_runs_at_home_are_found(ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_below_the_home_directory_are_completed(ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder / "elsewhere"))
     assert ask("optbench run --runs-dir ~/runs --resume th") == ["third"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_are_offered_the_same(
+def test_zsh_and_fish_get_the_same_completions(
     shell: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("_OPTBENCH_COMPLETE", f"complete_{shell}")
@@ -189,13 +189,13 @@ def test_the_other_shells_are_offered_the_same(
         out, err = capsys.readouterr()
         assert err == ""
         for name in offered:
-            # zsh's own separator is a colon.
+            # zsh separates a value from its description by a colon.
             assert (name.replace(":", "\\\\:") if shell == "zsh" else name) in out
         assert out.count("\n") == len(offered)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_script_that_is_shown_works_in_bash(folder: Path) -> None:
+def test_the_printed_script_works_in_bash(folder: Path) -> None:
     (folder / "bin").mkdir()
     command = folder / "bin" / "optbench"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optbench.cli "$@"\n')
@@ -213,7 +213,7 @@ def test_the_script_that_is_shown_works_in_bash(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["optbench run ", "optbench check ", "optbench compare first:", "optbench run --res"])
-def test_an_answer_needs_nothing_heavy(line: str, folder: Path) -> None:
+def test_completion_imports_no_heavy_packages(line: str, folder: Path) -> None:
     words = written_as_bash_does(line)
     code = """
 import sys
@@ -236,10 +236,8 @@ finally:
     assert done.stdout
 
 
-def test_completion_is_installed_for_the_shell_and_removes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Which shell it is, is read from the processes above.
+def test_installing_completion_keeps_the_users_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The shell is detected from the parent processes.
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".bashrc").write_text("# mine\n")
     command = f'"{sys.executable}" -m optbench.cli --install-completion; echo $?'
@@ -251,5 +249,5 @@ def test_completion_is_installed_for_the_shell_and_removes_nothing(
     assert "_OPTBENCH_COMPLETE=complete_bash" in installed[0].read_text()
 
 
-def test_offered_metrics_are_those_of_the_catalog(ask: Ask) -> None:
+def test_completed_metrics_are_those_of_the_catalog(ask: Ask) -> None:
     assert ask("optbench compare a b --metric ") == list(METRICS)

@@ -1,4 +1,4 @@
-"""`optbench export`: what it says, what it refuses, and that it leaves nothing of what failed."""
+"""`optbench export`: its messages, what it refuses, and that a failed export leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ experiments:
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Nothing of the last seed of Adam, which was interrupted."""
+    """Make rows of every trial except the last seed of Adam, which was interrupted."""
     return [] if (trial.optimizer, trial.seed) == ("adam", 2) else rows_of()
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_interrupted_run_is_exported_as_far_as_it_got(
+def test_finished_trials_of_an_interrupted_run_are_exported(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
@@ -64,7 +64,7 @@ def test_an_interrupted_run_is_exported_as_far_as_it_got(
     }
 
 
-def test_nothing_finished_is_nothing_to_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_finished_trials_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard")
     path = write_run(folder, SUITE, lambda trial: [], name="begun", status="interrupted")
     said = refusal(capsys, folder, "export", path, "--to", "tensorboard", "logs", code=4)
@@ -73,7 +73,7 @@ def test_nothing_finished_is_nothing_to_export(folder: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("tracker", TRACKERS)
 @pytest.mark.parametrize("state", ["missing", "empty package", "broken"])
-def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(
+def test_a_missing_tracker_is_reported_with_the_install_command(
     tracker: str,
     state: str,
     run: Path,
@@ -111,7 +111,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
+def test_a_wrong_command_is_refused_in_one_line_and_nothing_is_written(
     wrong: str, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
@@ -121,14 +121,14 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
     assert re.fullmatch(message, refusal(capsys, folder, "export", run, *words))
 
 
-def test_a_run_that_is_not_there_is_refused(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_run_is_refused(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard")
     words = ("export", "hlf", "--runs-dir", run.parent, "--to", "tensorboard", "logs")
     assert refusal(capsys, folder, *words) == f"no run 'hlf' in {run.parent}; did you mean 'half'?"
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_an_export_that_fails_leaves_the_folder_as_it_was(
+def test_a_failed_export_leaves_the_folder_unchanged(
     there: bool, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
@@ -146,8 +146,8 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(
     assert (folder / "a").exists() == there
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no place where not even root may write")
-def test_a_folder_that_cannot_be_written_is_said(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no directory is unwritable for root on this system")
+def test_an_unwritable_folder_is_reported(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard")
     said = refusal(capsys, folder, "export", run, "--to", "tensorboard", "/proc/logs")
     assert said == "/proc/logs: cannot write: No such file or directory"

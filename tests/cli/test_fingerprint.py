@@ -1,4 +1,4 @@
-"""`optbench fingerprint` as users run it, on a small copy of its suite with a panel made in the test."""
+"""`optbench fingerprint` as users run it, on a reduced copy of its suite with a panel made for the test."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Still(torch.optim.Optimizer):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Iterator[Path]:
-    """The working directory of the tests: the small suite and its panel stand in the places of those shipped."""
+    """Return the working directory, with the shipped suite and panel replaced by reduced ones."""
     folder = tmp_path_factory.mktemp("fingerprint")
     suite = folder / "small.yaml"
     base = resolve_suite_path("fingerprint")
@@ -94,7 +94,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     return code, said.out, said.err
 
 
-def test_a_copy_of_sgd_at_its_rate_lies_on_sgd(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_of_sgd_at_its_learning_rate_is_identical_to_sgd(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = run(
         capsys, "./mine.py:Mine", "--set", "lr=0.1", "--name", "copy", "-o", "copy.html", "-o", "copy.json", "--quiet"
     )
@@ -108,13 +110,13 @@ def test_a_copy_of_sgd_at_its_rate_lies_on_sgd(folder: Path, capsys: pytest.Capt
     assert {row["sgd_verdict"] for row in record["strips"]} == {"equivalent"}
     assert record["learning_rate_optimum"] is None
     assert (folder / "copy.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    # Drawn again from the run, by its name or that of the optimizer in it.
+    # Shown again from the run, selected by its name or by the optimizer in it.
     for target in ("copy", "copy:Mine", "latest"):
         again, drawn, _ = run(capsys, target)
         assert (again, drawn) == (0, out)
 
 
-def test_rates_are_tuned_and_an_interrupted_run_continues(
+def test_learning_rates_are_tuned_and_an_interrupted_run_continues(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> Any:
@@ -136,7 +138,7 @@ def test_rates_are_tuned_and_an_interrupted_run_continues(
     assert set(read_run(folder / "runs" / "tuned").table("trials")["seed"].to_pylist()) == {0, 1, 2}
 
 
-def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_gives_the_same_fingerprint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "panel:sgd")
     found = optbench.fingerprint("sgd", run="panel")
     assert found.table["strip"].tolist()[:2] == ["learning_accuracy", "forgetting"]
@@ -156,7 +158,7 @@ def test_python_draws_the_same(folder: Path, capsys: pytest.CaptureFixture[str])
         optbench.fingerprint("sgd", run="panel", seeds=3)
 
 
-def test_python_trains_a_class_that_no_module_has(folder: Path) -> None:
+def test_python_trains_a_class_that_is_in_no_module(folder: Path) -> None:
     class Cell(torch.optim.SGD):
         def __init__(self, params: Any, lr: float = 0.5) -> None:
             super().__init__(params, lr=lr)
@@ -170,7 +172,9 @@ def test_python_trains_a_class_that_no_module_has(folder: Path) -> None:
         optbench.fingerprint(Cell, seeds=11)
 
 
-def test_an_optimizer_without_a_rate_is_trained_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = run(capsys, "./mine.py:Still", "--seeds", "1", "--name", "still")
     assert code == 0
     assert "not tuned: Still: it has no learning rate" in err
@@ -196,7 +200,7 @@ def test_an_optimizer_without_a_rate_is_trained_as_it_is(folder: Path, capsys: p
         (["adam", "--resume", "panel"], "TARGET and --resume"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_commands_are_refused_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     code, out, err = run(capsys, *words)

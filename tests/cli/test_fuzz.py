@@ -1,4 +1,4 @@
-"""Input made at random: it works or is refused in one line with its place. Never anything else."""
+"""Random input either works or is refused in one line with its place."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.suite.test_faults import GOOD
 FUZZ = settings(
     max_examples=150,
     deadline=None,
-    derandomize=True,  # the same examples every time: CI must not fail by luck
+    derandomize=True,  # the same examples every time, so that CI does not fail at random
     database=None,
     phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes here
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 FEW = settings(FUZZ, max_examples=30)
-WORKED = (0, 1, 4)  # 1: a gate failed; 4: what was measured is nothing, or cannot be compared
+WORKED = (0, 1, 4)  # 1: a gate failed; 4: nothing was measured, or the runs cannot be compared
 
 FULL = GOOD.replace(
     "    optimizers: [sgd, adam]\n",
@@ -72,8 +72,8 @@ values = st.recursive(
 )
 
 
-def wrongly_said(path: Path, *overrides: str) -> list[str]:
-    """What a suite that does not load is refused with, as far as it is no line for users with its place."""
+def faulty_lines(path: Path, *overrides: str) -> list[str]:
+    """Load a suite; return the lines of its error that do not start with a place or are not fit for users."""
     try:
         load_suite(path, overrides, check_optimizer=check_settings)
     except (SuiteError, UsageError) as error:
@@ -84,7 +84,7 @@ def wrongly_said(path: Path, *overrides: str) -> list[str]:
 
 
 def paths(value: Any, *above: Any) -> list[tuple[Any, ...]]:
-    """The path of everything inside a value."""
+    """Return the paths of all elements of a nested value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path for key, item in inner for path in ((*above, key), *paths(item, *above, key))]
 
@@ -97,7 +97,7 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> None:
 
 @FUZZ
 @given(st.data())
-def test_a_suite_with_bytes_or_lines_changed_loads_or_is_refused_with_its_place(
+def test_a_suite_with_changed_bytes_or_lines_loads_or_is_refused_with_its_place(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
@@ -125,19 +125,19 @@ def test_a_suite_with_bytes_or_lines_changed_loads_or_is_refused_with_its_place(
                     lines[i], lines[j] = lines[j], lines[i]
                 text = bytearray(b"".join(lines)) or bytearray(b"x")
     path.write_bytes(text)
-    assert wrongly_said(path) == []
+    assert faulty_lines(path) == []
 
 
 @FUZZ
 @given(st.data())
-def test_a_suite_with_a_value_replaced_loads_or_is_refused_with_its_place(
+def test_a_suite_with_a_replaced_value_loads_or_is_refused_with_its_place(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "values.yaml"
     suite = yaml.safe_load(FULL)
     put(suite, data.draw(st.sampled_from(paths(suite))), data.draw(values))
-    path.write_text(json.dumps(suite, ensure_ascii=True), encoding="utf-8")  # JSON is YAML, but for NaN
-    assert wrongly_said(path) == []
+    path.write_text(json.dumps(suite, ensure_ascii=True), encoding="utf-8")  # JSON is YAML, except for NaN
+    assert faulty_lines(path) == []
 
 
 KEYS = (
@@ -165,13 +165,13 @@ ODD_VALUES = ("[", "{a: &a *a}", "!!python/name:os.system ''", "a: b: c", "- 1\n
     st.sampled_from(["=", "==", "", " = ", "\n="]),
 )
 @example(["sgd"] * 50, "1", "=")
-def test_a_setting_is_followed_or_refused_in_one_line(
+def test_a_setting_is_applied_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, keys: list[str], value: str, between: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "good.yaml"
     if not path.exists():
         path.write_text(FULL, encoding="utf-8")
-    assert wrongly_said(path, f"{'.'.join(keys)}{between}{value}") == []
+    assert faulty_lines(path, f"{'.'.join(keys)}{between}{value}") == []
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def works_or_is_refused(capsys: pytest.CaptureFixture[str], *words: object) -> bool:
-    """Whether `optbench <words>` prints something, or says in lines for users why it does not."""
+    """Return True if `optbench <words>` prints something or gives an error that is fit for users."""
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -200,7 +200,7 @@ def works_or_is_refused(capsys: pytest.CaptureFixture[str], *words: object) -> b
 
 @FEW
 @given(st.data())
-def test_a_record_with_a_value_replaced_is_shown_or_refused(
+def test_a_record_with_a_replaced_value_is_shown_or_refused(
     sent: Path,
     tuned: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -241,7 +241,7 @@ def of_type(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 @FEW
 @given(st.data())
-def test_a_table_with_values_replaced_is_shown_or_refused(
+def test_a_table_with_replaced_values_is_shown_or_refused(
     sent: Path, tuned: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
 ) -> None:
     run = data.draw(st.sampled_from([sent, sent, tuned]))
@@ -267,7 +267,7 @@ def test_a_table_with_values_replaced_is_shown_or_refused(
         write_table(pa.Table.from_pylist(rows, schema=nullable(table.schema)), file)
         commands = [("report", run, "--format", form) for form in FORMATS if form != "html"]
         commands.append(("compare", f"{run}:adam", f"{run}:switched/at=0", "--fail-on", "forgetting:+10%"))
-        # A page, which has figures, takes ten times as long.
+        # A page with figures takes ten times as long.
         page = ("report", run, "--format", "html")
         assert works_or_is_refused(capsys, *data.draw(st.sampled_from([*commands, *commands, page])))
     finally:
@@ -276,7 +276,7 @@ def test_a_table_with_values_replaced_is_shown_or_refused(
 
 @FEW
 @given(st.data())
-def test_a_runs_suite_with_a_value_replaced_is_shown_or_refused(
+def test_a_stored_suite_with_a_replaced_value_is_shown_or_refused(
     sent: Path, tuned: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
 ) -> None:
     run = data.draw(st.sampled_from([sent, tuned]))

@@ -1,4 +1,4 @@
-"""A run whose suite has a claim over readings: what it measures, how it is read again, resumed and compared."""
+"""A run whose suite has a claim over readings: its metrics, and reading, resuming and comparing it."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_readings_are_measured_and_judged_on_pooled_and_last_data(
 ) -> None:
     table = pd.read_parquet(run / "metrics.parquet")
     assert {"hoyer", "spread", "stable_rank", "srank", "largest"} <= set(table["metric"])
-    assert "effective_rank" not in set(table["metric"]), "in neither list"
+    assert "effective_rank" not in set(table["metric"]), "neither list requests it"
     [claim] = claims(run, capsys)
     cells = claim["parts"][0]["readings"]["cells"]
     assert [(cell["name"], cell["data"]) for cell in cells] == [
         (metric, data) for metric in ("stable_rank", "srank", "largest") for data in ("pooled", "last")
     ]
-    assert claim["parts"][0]["difference"] == cells[1]["difference"], "the primary is on the last task"
+    assert claim["parts"][0]["difference"] == cells[1]["difference"], "the primary reading is on the last task"
     final = table[table["after_task"] == 2]
     for cell in cells:
         rows = final[(final["metric"] == cell["name"]) & (final["layer"] == "features")]
@@ -86,13 +86,13 @@ def test_readings_are_measured_and_judged_on_pooled_and_last_data(
         assert cell["n"] == 6
 
 
-def test_the_code_of_a_reading_travels_with_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_a_reading_is_copied_with_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert {metric["name"] for metric in record["metrics"]} == {"spread", "largest"}
     assert record["plugins"]
     (run.parents[1] / "mine.py").rename(run.parents[1] / "gone.py")
     try:
-        assert len(claims(run, capsys)) == 1, "a report executes none of it"
+        assert len(claims(run, capsys)) == 1, "a report does not execute the code"
         again = ["run", str(run / "suite.yaml"), "--name", "again", "--runs-dir", str(run.parent), "--device", "cpu"]
         assert main([*again, "--jobs", "1", "--quiet"]) == 0
     finally:
@@ -107,10 +107,10 @@ def test_the_code_of_a_reading_travels_with_the_run(run: Path, capsys: pytest.Ca
     assert {(row["metric"], row["difference"]) for row in rows} == {("stable_rank", 0.0)}
 
 
-def test_a_run_with_other_readings_is_another_suite(
+def test_a_run_with_other_readings_cannot_be_resumed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trials that were measured before lack what a new reading would read."""
+    """Finished trials lack the measures of a new reading."""
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     more = tmp_path / "more.yaml"
     more.write_text(SUITE.replace("srank,", "srank, pca99,"), encoding="utf-8")
@@ -119,11 +119,11 @@ def test_a_run_with_other_readings_is_another_suite(
     assert "that run was made from another suite" in capsys.readouterr().err
     less = tmp_path / "less.yaml"
     less.write_text(SUITE.replace("      data: [pooled, last]\n", "      data: [last]\n"), encoding="utf-8")
-    assert main(["run", str(less), "--resume", str(run), "--dry-run"]) == 0, "it measures the same"
+    assert main(["run", str(less), "--resume", str(run), "--dry-run"]) == 0, "the same metrics are measured"
     assert "12 of them done already" in capsys.readouterr().out
 
 
-def test_without_a_side_of_the_claim_its_readings_are_not_measured(tmp_path: Path) -> None:
+def test_readings_are_not_measured_if_a_side_of_the_claim_is_missing(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     suite = tmp_path / "s.yaml"
     suite.write_text(SUITE.replace("seeds: 6", "seeds: 1"), encoding="utf-8")
@@ -132,7 +132,7 @@ def test_without_a_side_of_the_claim_its_readings_are_not_measured(tmp_path: Pat
     assert set(pd.read_parquet(tmp_path / "runs" / "one" / "metrics.parquet")["metric"]) == {"hoyer", "spread"}
 
 
-def test_a_run_without_some_of_its_trials_is_resumed_with_their_readings(run: Path, tmp_path: Path) -> None:
+def test_resuming_missing_trials_also_measures_their_readings(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     cut = copied(run, tmp_path)
     for file in cut.glob("*.parquet"):
@@ -147,9 +147,7 @@ def test_a_run_without_some_of_its_trials_is_resumed_with_their_readings(run: Pa
     pd.testing.assert_frame_equal(whole.reset_index(drop=True), resumed.reset_index(drop=True), check_exact=True)
 
 
-def test_a_layer_that_a_model_does_not_have_is_refused_as_one_of_a_reading(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_layer_is_refused_with_its_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = tmp_path / "s.yaml"
     text = SUITE.replace(", './mine.py:spread'", "").replace(", './mine.py:largest'", "")
     suite.write_text(text.replace("[{}]", "[{}, {layer: 3}]"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The documented recipe for pandas, run word for word on a run that has controls."""
+"""The documented recipe for pandas, executed literally on a run with controls."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ experiments:
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Controls end far below the trials that they are controls of."""
+    """Make controls end far below their trials."""
     end = 0.1 if trial.is_control else 0.9 + 0.01 * trial.seed
     matrix = [[0.1] * 3, [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [end, end, end]]
     return rows_of("ok", matrix, {}, init_hash=str(trial.seed))
 
 
 def result_of(code: str) -> Any:
-    """The value of the last expression of some code."""
+    """Execute code and return the value of its last expression."""
     *before, last = ast.parse(code).body
     assert isinstance(last, ast.Expr)
     names: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def result_of(code: str) -> Any:
     return eval(compile(ast.Expression(last.value), PAGE.name, "eval"), names)
 
 
-def test_the_recipe_has_the_means_of_the_report_and_no_controls(
+def test_the_recipe_gives_the_means_of_the_report_without_controls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path, SUITE, rows)

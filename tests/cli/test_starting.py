@@ -1,4 +1,4 @@
-"""`optbench init`: what it writes runs as it is."""
+"""`optbench init` writes a plug-in and a suite that run unchanged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("_train_here")
-def test_what_init_writes_runs_as_it_is(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_files_of_init_run_unchanged(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "lab"]) == 0
     said = capsys.readouterr().out
     commands = [line.split()[1:] for line in said.splitlines() if line.startswith("  optbench")]
     assert commands == [["check", "./lab/mine.py:Mine"], ["run", "lab/suite.yaml"]]
-    # Fewer examples than a user has, for the time it takes.
+    # Fewer examples than in the template, to save time.
     small = ["--set", "experiments.permuted-mnist.protocol={train_examples: 300, test_examples: 200, max_epochs: 1}"]
     assert main([*commands[1], "--name", "r", "--seeds", "1", "--quiet", *small]) == 0
     trials = pd.read_parquet("runs/r/trials.parquet")
@@ -35,7 +35,7 @@ def test_what_init_writes_runs_as_it_is(lab: Path, capsys: pytest.CaptureFixture
     assert quiet.between(0, 1).all()
 
 
-def test_nothing_is_overwritten(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_overwrites_nothing(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab.mkdir()
     (lab / "suite.yaml").write_text("mine")
     assert refusal(capsys, lab.parent, "init", lab).startswith(f"{lab}/suite.yaml: this file exists; expected a folder")

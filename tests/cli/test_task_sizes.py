@@ -1,4 +1,4 @@
-"""What a task draws is checked before anything is loaded: by a dry run, too."""
+"""The number of examples that a task draws is checked before data is loaded, also by a dry run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.cli import main
         (8, "protocol.batch_size: expected at most 8, the number of examples of a task, got 16"),
     ],
 )
-def test_a_dry_run_refuses_tasks_that_cannot_be_drawn(
+def test_a_dry_run_refuses_tasks_with_too_many_examples(
     examples: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = f"experiments.permuted.tasks.examples_per_task={examples}"

@@ -81,7 +81,7 @@ def chosen_rate(path: Path) -> float:
 
 @pytest.fixture(scope="module")
 def tuned(_train_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `planted` was tuned once, as the run `t`."""
+    """Return a folder in which `planted` was tuned once, as run `t`."""
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "planted.py").write_text(PLANTED)
     (folder / "planted.yaml").write_text(SUITE)
@@ -102,7 +102,7 @@ def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
         "tune": {"seeds": [1000, 1001]},
     }
     assert "  planted: {lr: 0.0316}\n" in text
-    # The run has a copy of both files, which needs nothing else.
+    # The run has self-contained copies of both files.
     assert (tuned / "runs/t/tuned.yaml").read_text() == text.replace("./planted.yaml", "source.yaml")
     assert load_suite(tuned / "runs/t/tuned.yaml") == load_suite(tuned / "tuned.yaml")
     trials = pd.read_parquet(tuned / "runs/t/trials.parquet")
@@ -119,12 +119,12 @@ def test_the_parzen_estimator_finds_the_planted_optimum(planted: Path, capsys: p
     assert "Tuned suite: runs/t/tuned.yaml" in capsys.readouterr().out
     tried = {name.removeprefix("lr=") for name in pd.read_parquet("runs/t/trials.parquet")["variant"]}
     assert len(tried) == 8
-    # What one would find by hand: the tried rate nearest to the planted one.
+    # The expected choice is the tried learning rate nearest to the planted one.
     nearest = min(map(float, tried), key=lambda rate: abs(math.log(rate / 0.0316)))
     assert chosen_rate(planted / "runs/t/tuned.yaml") == nearest
 
 
-def test_a_planted_optimum_at_the_edge_is_warned_of_and_widened_to(
+def test_an_optimum_beyond_the_edge_gives_a_warning_and_is_found_by_widening(
     planted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     narrow = ["--set", "tune.optimizers.planted.lr=[0.0015, 0.0032, 0.0068]"]
@@ -137,7 +137,7 @@ def test_a_planted_optimum_at_the_edge_is_warned_of_and_widened_to(
     assert main(["tune", "planted.yaml", "--name", "wide", "--widen", *narrow]) == 0
     assert "is the largest of its grid" not in " ".join(capsys.readouterr().out.split())
     assert 0.02 < chosen_rate(planted / "runs/wide/tuned.yaml") < 0.05
-    # The narrow one is widened where it ended, to the same choice, and stays so.
+    # Widening the finished narrow tuning leads to the same choice, and resuming again keeps it.
     assert main(["tune", "--resume", "narrow", "--widen", "--quiet"]) == 0
     wide, narrow_too = (load_suite(planted / f"runs/{name}/tuned.yaml").experiments for name in ("wide", "narrow"))
     assert narrow_too["e"].tuning == wide["e"].tuning
@@ -145,7 +145,7 @@ def test_a_planted_optimum_at_the_edge_is_warned_of_and_widened_to(
     assert load_suite(planted / "runs/narrow/tuned.yaml").experiments["e"].tuning == wide["e"].tuning
 
 
-def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
+def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tuned, tmp_path, dirs_exist_ok=True)
@@ -155,7 +155,7 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
     assert main(["tune", "--resume", "t"]) == 0
     assert "done" not in capsys.readouterr().err
     assert Path("runs/t/tuned.yaml").read_text() == (tuned / "runs/t/tuned.yaml").read_text()
-    # Without the suite that was tuned, a copy elsewhere extends what the run kept of it.
+    # If the tuned suite is gone, a copy elsewhere extends the copy kept by the run.
     assert main(["tune", "--resume", "t", "-o", "sub.yaml", "--quiet"]) == 0
     assert yaml.safe_load(Path("sub.yaml").read_text())["extends"] == "./runs/t/source.yaml"
     assert load_suite(Path("sub.yaml")).optimizers["planted"].target == "./runs/t/plugins/planted.py:Planted"
@@ -181,7 +181,7 @@ def test_a_finished_tuning_resumed_gives_the_same_file_and_trains_nothing(
         ([], r"tune needs a SUITE"),
     ],
 )
-def test_what_cannot_be_tuned_is_one_line_and_exit_2(
+def test_an_invalid_tuning_is_refused_in_one_line_with_exit_2(
     planted: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(["tune", *words]) == 2
@@ -191,7 +191,7 @@ def test_what_cannot_be_tuned_is_one_line_and_exit_2(
     assert not (planted / "runs").exists()
 
 
-def test_a_resumed_tuning_takes_no_other_words(
+def test_a_resumed_tuning_takes_no_other_options(
     tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tuned)
@@ -201,7 +201,7 @@ def test_a_resumed_tuning_takes_no_other_words(
     assert "--trials and --resume" in capsys.readouterr().err
 
 
-def test_a_run_that_is_no_tuning_cannot_be_resumed_as_one(
+def test_a_run_that_is_not_a_tuning_cannot_be_resumed_by_tune(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tuned / "runs/t", tmp_path / "runs/r")
@@ -227,7 +227,7 @@ def test_a_dry_run_shows_the_settings_and_trains_nothing(planted: Path, capsys: 
     assert not (planted / "runs").exists()
 
 
-def test_an_optimizer_from_the_command_line_is_tuned_into_the_file(planted: Path) -> None:
+def test_an_optimizer_added_on_the_command_line_is_tuned(planted: Path) -> None:
     words = ["--optimizer", "mine=./planted.py:Planted", "--set", "optimizers.mine.lr=0.01"]
     words += ["--set", "optimizers.mine.elementwise=true"]
     space = ["--set", "tune.optimizers.mine.lr={log: [0.001, 1.0], points: 7}"]
@@ -238,8 +238,8 @@ def test_an_optimizer_from_the_command_line_is_tuned_into_the_file(planted: Path
     assert (tuned.experiments["e"].tuning or {}).keys() == {"mine", "planted"}
 
 
-def test_what_the_command_line_changed_is_in_the_file(planted: Path) -> None:
-    """A suite that extends another, in another folder; the file in a third."""
+def test_changes_from_the_command_line_are_in_the_tuned_suite(planted: Path) -> None:
+    """The suite extends one in another folder, and the output is in a third folder."""
     for folder in ("lab", "out"):
         Path(folder).mkdir()
     Path("lab/own.yaml").write_text("extends: ../planted.yaml\nname: own\nseeds: 4\n")
@@ -268,7 +268,7 @@ def test_what_the_command_line_changed_is_in_the_file(planted: Path) -> None:
     assert main(["run", "out/tuned.yaml", "--dry-run"]) == 0
 
 
-def test_a_runs_own_suite_is_tuned_with_the_code_of_the_run(planted: Path) -> None:
+def test_the_suite_of_a_run_is_tuned_with_the_code_of_the_run(planted: Path) -> None:
     assert main(["run", "planted.yaml", "--name", "r", "--seeds", "1", "--quiet"]) == 0
     Path("planted.py").write_text("raise SystemExit('another state')")
     assert main(["tune", "runs/r/suite.yaml", "--name", "t", "-o", "tuned.yaml", "--quiet"]) == 0
@@ -277,7 +277,7 @@ def test_a_runs_own_suite_is_tuned_with_the_code_of_the_run(planted: Path) -> No
     assert chosen_rate(Path("tuned.yaml")) == chosen_rate(Path("runs/t/tuned.yaml")) == 0.0316
 
 
-def test_a_users_metric_chooses_by_validation_data(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_metric_is_tuned_on_validation_data(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = "metric: {kind: ./planted.py:mistakes, percent: 100}"
     Path("planted.yaml").write_text(SUITE.replace("learning_margin", f"{rule}\n  learning_margin"))
     assert main(["run", "planted.yaml", "--dry-run"]) == 0

@@ -1,4 +1,4 @@
-"""`optbench tune` without a word from the suite: the rates it tries, and why it leaves an optimizer as it is."""
+"""`optbench tune` without `tune` in the suite: the learning rates it tries, and why it skips an optimizer."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def suite(folder: Path, **optimizers: str) -> Path:
 
 
 def spaces(path: Path) -> dict[str, Any]:
-    """By optimizer: path and bounds of what is searched."""
+    """Map each optimizer to the path and the bounds of its search."""
     found = {}
     for search in searches(load_suite(path)).searches:
         (dimension,) = search.dimensions
@@ -87,7 +87,7 @@ def spaces(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_seven_rates_over_two_decades_around_the_optimizers_own(folder: Path) -> None:
+def test_by_default_the_search_spans_two_decades_around_the_optimizers_learning_rate(folder: Path) -> None:
     path = suite(
         folder,
         stated="{target: ./mine.py:Own, lr: 0.5}",
@@ -106,7 +106,7 @@ def test_seven_rates_over_two_decades_around_the_optimizers_own(folder: Path) ->
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_registered_optimizer_is_tuned_around_its_default_or_left_as_it_is(name: str, folder: Path) -> None:
+def test_a_registered_optimizer_is_tuned_around_its_default_or_skipped(name: str, folder: Path) -> None:
     path = suite(folder, one=f"{{target: {name}}}", other="{target: sgd, lr: 0.1}")
     rate = complete(name, {}).get("lr")
     left = [untuned.optimizer for untuned in searches(load_suite(path)).left]
@@ -130,20 +130,22 @@ NOT_TUNED = {
 
 
 @pytest.mark.parametrize("settings", NOT_TUNED)
-def test_why_an_optimizer_is_not_tuned_is_said(settings: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_for_not_tuning_an_optimizer_is_reported(
+    settings: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = suite(folder, mine=settings, sgd="{target: sgd, lr: 0.1}")
     assert main(["tune", str(path), "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert said.startswith(f"optbench: not tuned: mine: {NOT_TUNED[settings]}"), said
     assert said.count("\n") == 1
-    # Alone, there is nothing to choose: the same words, below the line that says so.
+    # If no other optimizer is tuned, the same reason follows the line that says there is nothing to choose.
     path = suite(folder, mine=settings)
     lines = refusal(capsys, folder, "tune", path, "--dry-run", lines=2).split("\n")
     assert lines[0].startswith("tune: nothing to choose in suite 'defaults': give a search space in 'tune.optimizers'")
     assert lines[1].startswith(f"not tuned: mine: {NOT_TUNED[settings]}")
 
 
-def test_an_optimizer_that_the_suite_does_not_name_is_said_to_be_left_out(
+def test_an_optimizer_not_named_in_the_search_is_reported_as_not_tuned(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = suite(folder, sgd="{target: sgd, lr: 0.1}")
@@ -154,7 +156,7 @@ def test_an_optimizer_that_the_suite_does_not_name_is_said_to_be_left_out(
     assert capsys.readouterr().err == ""
 
 
-def test_experiments_that_differ_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reasons_that_differ_between_experiments_name_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = suite(folder, mine="{target: ./mine.py:Own}", other="{target: adam}")
     again = path.read_text().partition("  e:\n")[2].replace("\n    protocol", "\n    optimizers: OWN\n    protocol")
     path.write_text(
@@ -177,7 +179,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_refused(folder: Path, capsys: pytest
 
 
 @pytest.mark.usefixtures("_train_here")
-def test_a_suite_tuned_without_a_word_has_its_values_and_refuses_its_tuning_seeds(
+def test_a_suite_tuned_by_default_has_the_chosen_values_and_refuses_its_tuning_seeds(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = suite(folder, mine="{target: ./mine.py:Own}", sgd="{target: sgd, lr: 0.1}")
@@ -187,12 +189,12 @@ def test_a_suite_tuned_without_a_word_has_its_values_and_refuses_its_tuning_seed
     assert tuned.tune is not None
     assert tuned.tune.seeds == [1000, 1001]
     assert 0.025 <= tuned.optimizers["mine"].hyperparameters["lr"] <= 2.5
-    # A learning rate that the suite did not give is written where it belongs.
+    # A learning rate that the suite did not give is added to the optimizer.
     assert (tuned.experiments["e"].tuning or {})["mine"].chosen == tuned.optimizers["mine"].hyperparameters
     said = refusal(capsys, folder, "run", "tuned.yaml", "--seeds", "0,1001")
     assert said.startswith("--set seeds=[0, 1001]: seed 1001 is in 'tune.seeds' and in 'seeds'")
     assert main(["run", "tuned.yaml", "--seeds", "0,1", "--dry-run"]) == 0
-    # Another tuning, on other seeds, of one of the optimizers: the values of both have been chosen on seeds.
+    # After another tuning of one optimizer on other seeds, the tuning seeds of both are refused.
     words = ["tune", "tuned.yaml", "--optimizer", "sgd", "--seeds", "2000,2001", "--name", "u", "-o", "again.yaml"]
     assert main([*words, "--quiet"]) == 0
     again = load_suite(folder / "again.yaml").tune

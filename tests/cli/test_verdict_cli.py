@@ -1,4 +1,4 @@
-"""`compare` and `report` as a user or a CI job meets them: streams, files, exit codes, and runs that are not whole."""
+"""`compare` and `report` as used by people and CI jobs: streams, files, exit codes, and incomplete runs."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def rows(trial: Trial, extra: float = 0.0) -> Sequence[Row]:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two runs, `base` and `proposal`; in the latter adam forgets .03 more."""
+    """Write the runs `base` and `proposal`; adam forgets .03 more in `proposal`."""
     write_run(tmp_path, SUITE, rows, name="base")
     write_run(tmp_path, SUITE, lambda trial: rows(trial, 0.03), name="proposal")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
 
 
-def test_compare_inside_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_optimizers_of_a_run_can_be_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "base:sgd", "base:adam"]) == 0
     shown, said = capsys.readouterr()
     assert "A = base:sgd, B = base:adam; every difference is A - B" in shown
@@ -75,7 +75,7 @@ def test_gates_decide_the_exit_code_after_the_report_is_written(runs: Path, caps
     text = Path("report.md").read_text(encoding="utf-8")
     assert text.startswith("# optbench compare")
     assert "**failed**" in text
-    assert main(["compare", "base", "proposal", *gates]) == 0, "the better of the two passes"
+    assert main(["compare", "base", "proposal", *gates]) == 0, "the better run passes"
 
 
 def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["report", "base", "-o", "no/such/folder/x.json"], 2, "cannot write"),
     ],
 )
-def test_slips_are_one_line_with_the_right_exit_code(
+def test_mistakes_are_reported_in_one_line_with_the_right_exit_code(
     runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
 ) -> None:
     assert main(words) == code
@@ -115,7 +115,9 @@ def test_slips_are_one_line_with_the_right_exit_code(
     assert len(captured.err.splitlines()) == 1
 
 
-def test_other_settings_are_exit_4_and_forced_with_a_warning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_settings_are_exit_4_and_can_be_forced_with_a_warning(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(runs.parent, SUITE.replace("lr: 0.1", "lr: 0.2"), rows, name="other")
     assert main(["compare", "base", "other"]) == 4
     assert "their suites differ in optimizers.sgd.lr (0.1, 0.2)" in capsys.readouterr().err
@@ -123,7 +125,7 @@ def test_other_settings_are_exit_4_and_forced_with_a_warning(runs: Path, capsys:
     assert "optbench: warning: forced: their suites differ" in capsys.readouterr().err
 
 
-def test_nothing_that_ended_on_both_sides_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_without_common_finished_seeds_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs.parent, SUITE, lambda trial: [], name="empty", status="interrupted")
     assert main(["compare", "base", "empty"]) == 4
     shown, said = capsys.readouterr()
@@ -151,7 +153,9 @@ def test_every_format_is_the_only_thing_on_standard_output(
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "html", "tex", "csv", "json"])
-def test_the_suffix_of_the_file_chooses_the_format(runs: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+def test_the_suffix_of_the_file_determines_the_format(
+    runs: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
     names = {"txt": "terminal", "md": "markdown", "tex": "latex"}
     assert main(["report", "base", "-o", f"a.{suffix}"]) == 0
     assert main(["report", "base", "-o", "b", "--format", names.get(suffix, suffix)]) == 0
@@ -171,9 +175,7 @@ def test_figures_are_written_and_linked_from_the_report(runs: Path, capsys: pyte
     assert "figures in out/figures" in capsys.readouterr().err
 
 
-def test_a_page_shows_every_panel_that_is_drawn_and_only_pages_and_files_draw(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_shows_every_panel_and_other_formats_draw_none(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "base", "--format", "html"]) == 0
     page = capsys.readouterr().out
     panels = [len(figure.panels) for figure in figures([read_results(read_run(runs / "base"))])]
@@ -189,7 +191,7 @@ def test_a_page_shows_every_panel_that_is_drawn_and_only_pages_and_files_draw(
     assert subprocess.run([sys.executable, "-c", code, *others], capture_output=True, check=False).returncode == 0
 
 
-def test_claims_are_in_every_format(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_shows_claims(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("terminal", "markdown", "html", "latex", "json"):
         assert main(["report", "base", "--format", name]) == 0
         assert "supported" in capsys.readouterr().out
@@ -197,7 +199,7 @@ def test_claims_are_in_every_format(runs: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["claims"][0]["verdict"] == "supported"
 
 
-# --- runs that are not whole
+# --- Incomplete runs
 
 
 def with_trouble(trial: Trial) -> Sequence[Row]:
@@ -206,9 +208,7 @@ def with_trouble(trial: Trial) -> Sequence[Row]:
     return rows_of("failed") if trial.optimizer == "adam" and trial.seed == 1 else rows(trial)
 
 
-def test_diverged_and_failed_trials_are_in_plain_sight_in_every_format(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_format_shows_diverged_and_failed_trials(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs.parent, SUITE, with_trouble, name="trouble")
     for name in ("terminal", "markdown", "html", "latex"):
         assert main(["report", "trouble", "--format", name]) == 0
@@ -225,7 +225,7 @@ def test_diverged_and_failed_trials_are_in_plain_sight_in_every_format(
     assert "B (adam), of 10 trials: 1 diverged, 1 failed" in shown
 
 
-def test_an_empty_run_is_reported_and_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_run_is_reported_with_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs.parent, SUITE, lambda trial: [], name="empty", status="interrupted")
     for name in ("terminal", "markdown", "html", "latex", "csv", "json"):
         assert main(["report", "empty", "--format", name]) == 4
@@ -234,16 +234,14 @@ def test_an_empty_run_is_reported_and_is_exit_4(runs: Path, capsys: pytest.Captu
         assert name in ("csv", "json") or "Nothing was measured" in shown
 
 
-def test_a_table_that_is_missing_empty_or_short_gives_a_report_of_the_rest(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_without_optional_tables_shows_the_rest(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("metrics", "spectra", "similarity", "curves", "pruning"):
         (runs / "base" / f"{name}.parquet").unlink()
     assert main(["report", "base", "--format", "html"]) == 0
     assert "0.83" in capsys.readouterr().out
 
 
-def test_an_unreadable_table_another_schema_and_a_missing_column_are_one_line(
+def test_an_unreadable_table_another_schema_and_a_missing_column_are_refused_in_one_line(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = Path("runs/base/accuracy.parquet")
@@ -268,14 +266,14 @@ def test_an_unreadable_table_another_schema_and_a_missing_column_are_one_line(
     pq.write_table(table.drop_columns(["loss"]), file)
     refused("lacks the column loss")
     pq.write_table(table.set_column(0, "trial", pa.array(range(table.num_rows))), file)
-    assert main(["report", "base"]) in (0, 2), "rows of unknown trials"
+    assert main(["report", "base"]) in (0, 2), "rows of unknown trials are refused or ignored"
     assert len(capsys.readouterr().err.splitlines()) <= 1
     (runs / "base" / "run.json").write_text('{"schema_version": 2}', encoding="utf-8")
     assert main(["report", "base"]) == 2
     assert "expected schema version 1, got 2" in capsys.readouterr().err
 
 
-def test_reading_imports_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:
+def test_report_and_compare_import_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:
     for words in (["report", "base", "--format", "html"], ["compare", "base:sgd", "base:adam"]):
         code = (
             "import sys, io, contextlib; from optbench.cli import main\n"
@@ -286,7 +284,7 @@ def test_reading_imports_neither_torch_nor_pandas_nor_scipy(runs: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- the documented workflow
+# --- The documented workflow
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparing.md"
 WORKFLOW = PAGE.parents[1] / "examples" / "github-actions.yml"
@@ -322,7 +320,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def workflow() -> list[str]:
-    """The commands of the documented workflow, without those that install."""
+    """Return the commands of the documented workflow, except those that install."""
     text = WORKFLOW.read_text(encoding="utf-8")
     assert f"```yaml\n{text}```" in PAGE.read_text(encoding="utf-8")
     (job,) = yaml.safe_load(text)["jobs"].values()
@@ -340,7 +338,7 @@ def test_the_documented_workflow_judges_a_pull_request(tmp_path: Path, monkeypat
     base = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "mine.py").write_text(OPTIMIZER.format(factor=1e-6), encoding="utf-8")
     git(tmp_path, "commit", "-qam", "proposal: hardly moves")
-    # The command as an installed one, for the shell.
+    # Make `optbench` available as an installed command.
     command = tmp_path / "bin" / "optbench"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m optbench.cli "$@"\n', encoding="utf-8")

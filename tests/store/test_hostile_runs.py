@@ -1,4 +1,4 @@
-"""Run directories made to do harm: nothing in them is executed, and nothing outside of them is read or written."""
+"""Malicious run directories: nothing in them is executed, and nothing outside them is read or written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # whatever is written relative to it is seen
+    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
     return copied(sent, tmp_path)
 
 
@@ -63,17 +63,17 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
     "folder of parts": lambda run, out: link(run / "parts", out),
     "lock": lambda run, out: link(run / ".lock", out / "secret.txt"),
     "a table to be written": lambda run, out: link(run / "curves.parquet", out / "secret.txt"),
-    "by way of another link": lambda run, out: (
+    "through another link": lambda run, out: (
         link(run / "checkpoints" / "a", out),
         link(run / "b.yaml", "checkpoints/a/secret.txt"),
     ),
-    "around in a circle": lambda run, out: (link(run / "a.yaml", "b.yaml"), link(run / "b.yaml", "a.yaml")),
+    "a cycle of links": lambda run, out: (link(run / "a.yaml", "b.yaml"), link(run / "b.yaml", "a.yaml")),
     "a pipe": lambda run, out: pipe(run / "metrics.parquet"),
 }
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_what_leads_out_of_a_run_is_not_followed(
+def test_links_out_of_a_run_are_not_followed(
     name: str, run: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     LINKS[name](run, elsewhere)
@@ -85,7 +85,7 @@ def test_what_leads_out_of_a_run_is_not_followed(
     assert SECRET not in "".join(capsys.readouterr())
 
 
-def test_links_within_a_run_and_to_a_run_are_fine(
+def test_links_within_a_run_and_to_a_run_are_followed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "trials.parquet").rename(run / "all-trials.parquet")
@@ -103,7 +103,7 @@ GARBAGE: dict[str, bytes] = {
     "empty": b"",
     "pickle": b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x8c\x06system\x93\x94.",
     "zip, as torch.save writes": b"PK\x03\x04" + b"\0" * 100,
-    "header of all memory": (2**62).to_bytes(8, "little") + b"{}",
+    "header larger than memory": (2**62).to_bytes(8, "little") + b"{}",
     "header beyond the file": (1000).to_bytes(8, "little") + b"{}",
     "header is no JSON": framed(b"[[[[[[[["),
     "tensor beyond the file": framed(b'{"a.weight":{"dtype":"F32","shape":[1000,1000],"data_offsets":[0,4000000]}}'),
@@ -113,7 +113,7 @@ GARBAGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_a_checkpoint_that_is_none_is_refused(
+def test_an_invalid_checkpoint_is_refused(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "checkpoints" / "made.safetensors"
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_none_is_refused(
     assert said.startswith(f"{file}: unreadable: ")
 
 
-def test_a_checkpoint_of_odd_numbers_is_drawn_or_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusual_weights_in_a_checkpoint_are_drawn_or_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "checkpoints" / "made.safetensors"
     odd = {
         "nan": np.full((3, 3), np.nan),
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_odd_numbers_is_drawn_or_left_out(run: Path, capsys: pyt
         assert "</html>" in capsys.readouterr().out
 
 
-def test_a_run_that_names_code_runs_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_names_code_executes_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'w').close()\nimport torch\nclass Evil(torch.optim.SGD): ...\n"
     for folder in (run, tmp_path):
@@ -157,7 +157,7 @@ def test_a_run_that_names_code_runs_none(run: Path, tmp_path: Path, capsys: pyte
     assert not mark.exists()
     capsys.readouterr()
     load_factory("./evil.py:Evil")
-    assert mark.exists(), "or else the file leaves no mark at all"
+    assert mark.exists(), "otherwise the file would leave no trace when executed"
 
 
 def test_escape_sequences_in_a_run_do_not_reach_the_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_escape_sequences_in_a_run_do_not_reach_the_terminal(run: Path, capsys: 
         assert not {char for char in printed if char in evil and CONTROL.search(char)}, words
 
 
-def test_names_of_runs_that_are_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_names_of_runs_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("../sent", "/", "", "nobody", "x" * 5000, "a\0b", "\x1b[31m", "a\nb", "sent/../../..", "run.json", ".")
     for name in names:
         for command in (

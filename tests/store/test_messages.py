@@ -1,4 +1,4 @@
-"""What users' messages may leave in a table."""
+"""Messages of users' code as they are stored in tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plasticity of a run: derived by its functions, null with a reason, shown and judged like any metric."""
+"""Plasticity metrics of a run: derived by their functions, null with a reason, shown and judged like any metric."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ONLINE = [name for name, metric in METRICS.items() if metric.kind == "online"]
 LATE = TASKS // 10
 
 
-def test_every_metric_is_that_of_its_function(tmp_path: Path) -> None:
+def test_every_metric_equals_its_function(tmp_path: Path) -> None:
     run = optbench.read_run(online_run(tmp_path))
     values = run.values().set_index(["trial", "metric"])["value"]
     results = results_of(run.path)
@@ -48,7 +48,7 @@ def test_every_metric_is_that_of_its_function(tmp_path: Path) -> None:
     assert means["adam"] == pytest.approx(-0.6, abs=0.02)
 
 
-def test_the_summary_has_them_with_a_reason_where_they_are_undefined(tmp_path: Path) -> None:
+def test_the_summary_gives_a_reason_for_undefined_plasticity_metrics(tmp_path: Path) -> None:
     def rows(trial: Trial) -> list[Row]:
         lost = (trial.optimizer, trial.seed) in {("adam", 0), ("fresh", 1)}
         return trial_rows(trial, "diverged" if lost else "ok")
@@ -67,7 +67,7 @@ def test_the_summary_has_them_with_a_reason_where_they_are_undefined(tmp_path: P
     assert said == {"the experiment has no fresh-network with the same base optimizer and settings"}
 
 
-def test_without_the_table_there_is_no_such_metric(tmp_path: Path) -> None:
+def test_without_the_online_table_there_are_no_plasticity_metrics(tmp_path: Path) -> None:
     path = online_run(tmp_path, rows=lambda trial: [r for r in trial_rows(trial) if not isinstance(r, OnlineRow)])
     assert not (path / "online.parquet").exists()
     run = optbench.read_run(path)
@@ -75,7 +75,9 @@ def test_without_the_table_there_is_no_such_metric(tmp_path: Path) -> None:
     assert run.table("online").empty
 
 
-def test_comparisons_gates_and_claims_judge_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparisons_gates_and_claims_judge_plasticity_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = online_run(tmp_path)
     sides = [f"{path}:adam", f"{path}:l2-init"]
     assert main(["compare", *sides, "--metric", "plasticity_kept", "--format", "json"]) == 0
@@ -101,9 +103,9 @@ def test_comparisons_gates_and_claims_judge_them(tmp_path: Path, capsys: pytest.
         (lambda table: table.slice(1), "expected 30 rows, tasks 1 to 30, got 29 up to 30"),
         (lambda table: table.take([0, *range(table.num_rows)]), "task 1 is listed twice"),
     ],
-    ids=["short", "a gap", "twice"],
+    ids=["last missing", "first missing", "duplicate"],
 )
-def test_rows_that_are_missing_or_twice_are_refused(tmp_path: Path, change: object, said: str) -> None:
+def test_missing_or_duplicate_rows_are_refused(tmp_path: Path, change: object, said: str) -> None:
     file = online_run(tmp_path) / "online.parquet"
     assert callable(change)
     pq.write_table(change(pq.read_table(file)), file)
@@ -111,7 +113,7 @@ def test_rows_that_are_missing_or_twice_are_refused(tmp_path: Path, change: obje
         optbench.read_run(file.parent).values()
 
 
-def test_one_of_them_in_a_suite_makes_all_of_them_available_and_none_is_a_usage_error(tmp_path: Path) -> None:
+def test_one_online_metric_makes_all_available_and_none_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(SUITE)
     load_suite(file)
@@ -140,7 +142,7 @@ tune:
 
 
 def tuned_rows(trial: Trial) -> list[Row]:
-    """The middle rate learns best online, and its learning accuracy is far below that of the others."""
+    """Make the middle learning rate best online although its learning accuracy is far below that of the others."""
 
     def level(one: Trial) -> NDArray[np.float64]:
         return np.full(TASKS, 0.8 if one.hyperparameters["lr"] == 0.01 else 0.6)
@@ -148,7 +150,7 @@ def tuned_rows(trial: Trial) -> list[Row]:
     return trial_rows(trial, learnt=level)
 
 
-def test_a_setting_is_chosen_by_its_online_accuracy_however_much_it_learns(
+def test_tuning_by_online_accuracy_ignores_learning_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = online_run(tmp_path, TUNED, tuned_rows)
@@ -166,7 +168,7 @@ def test_a_setting_is_chosen_by_its_online_accuracy_however_much_it_learns(
 
 
 @pytest.mark.parametrize("where", ["metric: against_fresh", "experiments: {permuted: {metric: against_fresh}}"])
-def test_settings_are_not_chosen_by_what_needs_another_arm(tmp_path: Path, where: str) -> None:
+def test_a_tuning_metric_that_needs_another_arm_is_refused(tmp_path: Path, where: str) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(SUITE + f"tune:\n  {where}\n")
     with pytest.raises(SuiteError, match=r"metric: expected a measure of accuracies .*, got against_fresh"):

@@ -1,4 +1,4 @@
-"""What the package never does: execute what it reads, or build code out of text."""
+"""The package never executes what it reads and never builds code from text."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ METHODS = {
     ("os", "popen"),
 }
 EXEMPT = {
-    # An error that a pipe between our own processes raises when the other one has died; nothing is unpickled by us.
+    # For the exception that a pipe raises when the other process has died; nothing is unpickled here.
     ("execution/local.py", "pickle"),
-    # What processes of one run send one another across machines; never something that lies in a run directory.
+    # Messages between the processes of a run on several machines; never files of a run directory.
     ("execution/parcels.py", "pickle"),
-    # Annotations of a user's kind, which was imported before: as `typing.get_type_hints` evaluates them.
+    # Annotations of users' kinds that are already imported, evaluated as by `typing.get_type_hints`.
     ("kinds.py", "eval"),
-    # Objects that Python gives to a run reach our own processes by value, through our own pipes.
+    # Objects passed to a run from Python reach its processes by value through pipes.
     ("targets/objects.py", "cloudpickle"),
     ("targets/objects.py", "cloudpickle.cloudpickle"),
-    # Optimizers' states: read with `weights_only=True`, which executes nothing (see below).
+    # Optimizer states, read with `weights_only=True`, which executes nothing (see below).
     ("engine/interim.py", "torch.load"),
     ("engine/interim.py", "torch.save"),
 }
 
 
 def found_in(tree: ast.AST) -> Iterator[str]:
-    """What is forbidden in a module's source, by name."""
+    """Return the names of forbidden imports and calls in the source of a module."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -83,20 +83,20 @@ class Evil:
 
 
 @pytest.mark.parametrize("value", [Evil(), [{"state": Evil()}], print, Path("x"), Fraction(1, 2)])
-def test_a_state_with_code_in_it_is_refused(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_contains_code_is_refused(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CannotResume, match=r"^torch\.load\(weights_only=True\) rejects it"):
         loaded(saved(value), torch.device("cpu"))
     assert capsys.readouterr().out == ""
 
 
-def test_states_are_read_as_data_alone() -> None:
+def test_states_are_loaded_as_data_only() -> None:
     for file in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert {word.arg: ast.unparse(word.value) for word in node.keywords}["weights_only"] == "True", file
 
 
-def test_the_scan_sees_what_it_looks_for() -> None:
+def test_the_scan_finds_forbidden_code() -> None:
     for text in (
         "import pickle",
         "from pickle import loads",
@@ -115,14 +115,14 @@ def test_the_scan_sees_what_it_looks_for() -> None:
 
 
 def test_plug_ins_are_imported_in_one_place_only() -> None:
-    """Code that a suite names is loaded by `targets/`, and by nothing that only reads results."""
+    """Code named in a suite is loaded by `targets/` only, and never by packages that only read results."""
     importing = {
         file.relative_to(ROOT).as_posix()
         for file in ROOT.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("exec_module", "import_module", "spec_from_file_location")
     }
-    # The others import modules of optbench's own, by names that stand in their source.
+    # The other modules import modules of optbench by literal names.
     assert importing == {
         "__init__.py",
         "checks/__init__.py",
@@ -142,7 +142,7 @@ def test_plug_ins_are_imported_in_one_place_only() -> None:
             assert "optimizers.load" not in text, file
             for node in ast.walk(ast.parse(text)):
                 if file == ROOT / "suite" / "load.py":
-                    continue  # the suite to be run; that of a run that is read is taken as it is written
+                    continue  # loads suites that will be run; suites of stored runs are read without loading code
                 if isinstance(node, ast.ImportFrom) and node.module == "optbench.targets":
                     assert not {name.name for name in node.names} & {"load", "read_source", "source_hash"}, file
                 assert not (isinstance(node, ast.ImportFrom) and "targets" in {name.name for name in node.names}), file

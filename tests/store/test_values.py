@@ -1,4 +1,4 @@
-"""`summary.parquet`: every continual metric of every trial, derived as reports derive them."""
+"""`summary.parquet` has every continual metric of every trial, derived as in reports."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def test_the_summary_has_every_trial_and_continual_metric(path: Path) -> None:
         assert row.value == derived or (math.isnan(row.value) and math.isnan(derived))
 
 
-def test_the_summary_without_controls_is_what_the_report_sums_up(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_without_controls_agrees_with_the_report(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_parquet(path / "summary.parquet")
     found = table[(table["stage"] == "eval") & (table["optimizer"] == "sgd")].groupby("metric")["value"]
     said = {
@@ -66,7 +64,7 @@ def test_the_summary_without_controls_is_what_the_report_sums_up(
         assert sorted(values) == [said[metric]["min"], said[metric]["max"]]
 
 
-def test_a_run_without_a_summary_is_read_as_before(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_summary_gives_the_same_report(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = report(path, "json", capsys)
     (path / "summary.parquet").rename(path / "aside")
     try:
@@ -75,7 +73,7 @@ def test_a_run_without_a_summary_is_read_as_before(path: Path, capsys: pytest.Ca
         (path / "aside").rename(path / "summary.parquet")
 
 
-def test_every_trial_that_ended_has_a_value_of_every_metric_taken_beside_it(path: Path) -> None:
+def test_every_finished_trial_has_a_value_of_every_metric(path: Path) -> None:
     results = read_results(read_run(path))
     with_controls, found = list(results.trial_values(controls=True)), list(results.trial_values())
     assert found == [value for value in with_controls if not value.trial.is_control] != with_controls
