@@ -232,7 +232,7 @@ def check_rule(found: Metric) -> None:
 
 def _chooses(found: Metric) -> bool:
     level = found.note_arguments.get("of") == "level" and "fresh" not in found.reads
-    return found.kind == "continual" or (found.kind == "online" and level)
+    return found.kind in ("continual", "curve") or (found.kind == "online" and level)
 
 
 def metric_record(found: Metric) -> dict[str, Any]:

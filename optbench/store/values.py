@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, Metric, continual, select
 from optbench.metrics.cost import Cost
-from optbench.metrics.metric import base_name
+from optbench.metrics.metric import Kind, base_name
 from optbench.plan import Trial
 from optbench.store.columns import codes, numbers
 from optbench.store.online import ONLINE, Online
@@ -152,18 +152,22 @@ def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Ma
     return found
 
 
+MEASURED_ONCE: tuple[Kind, ...] = ("landscape", "collapse", "curve")
+"""The kinds whose only value, after the last task, belongs to that task."""
+
+
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
     """Return metric -> trial -> value after the trial's last task, over all layers.
 
-    data: all tasks pooled, or only the last task. Landscape and collapse metrics are measured once, after the last
-    task on its training data, and count as pooled.
+    data: all tasks pooled, or only the last task. Landscape and collapse metrics and those of the training curve are
+    measured once, on the last task, and count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
-    landscape = [
-        i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind in ("landscape", "collapse")
+    measured_once = [
+        i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind in MEASURED_ONCE
     ]
-    task, once = numbers(metrics["task"]), np.isin(metric, landscape)
+    task, once = numbers(metrics["task"]), np.isin(metric, measured_once)
     taken = np.isnan(task) | once if data == "pooled" else (task == last[trial]) & ~once
     everywhere = (layer < 0) | np.isin(layer, [i for i, name in enumerate(layers) if name == "features"])
     wanted = np.flatnonzero(taken & everywhere & (numbers(metrics["after_task"]) == last[trial]))

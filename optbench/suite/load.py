@@ -210,7 +210,7 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield a metric that cannot choose settings, and tuning seeds that are also evaluation seeds."""
+    """Yield metrics that cannot choose settings or would choose on test data, and tuning seeds used for evaluation."""
     tune = suite.tune
     rules: dict[KeyPath, MetricSettings] = {}
     if tune is not None and not as_written:
@@ -220,6 +220,11 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
         try:
             for metric in resolve([rule]):
                 check_rule(metric)
+                chosen_by = [name for name in suite.experiments if tune and tune.metric_on(name) == rule]
+                on_test = [name for name in chosen_by if _evaluates_test_data(suite.experiments[name])]
+                if metric.kind == "curve" and on_test:
+                    what = f"{metric.name} would choose on test data in {on_test[0]}, whose early stopping is on: test"
+                    yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
         except UsageError as error:
             yield Fault(document.value_place(path), f"{shown_path(path)}: {error}")
     both = sorted(set(suite.tune.seeds or ()) & set(suite.seeds)) if suite.tune and suite.stage == "eval" else []
@@ -228,6 +233,11 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
         place = place if place.is_override else document.key_place(("tune", "seeds"))
         message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that no result uses"
         yield Fault(place, message)
+
+
+def _evaluates_test_data(experiment: ExperimentSettings) -> bool:
+    early = experiment.protocol.early_stopping
+    return early is not None and early.on == "test"
 
 
 def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:

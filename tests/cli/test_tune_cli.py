@@ -114,6 +114,18 @@ def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
     assert (cost.space, cost.chosen) == ({"lr": {"log": [0.001, 1.0], "points": 7}}, {"lr": 0.0316})
 
 
+def test_the_fastest_setting_is_chosen_by_the_steps_to_an_accuracy(planted: Path) -> None:
+    speed = ["--set", "tune.metric={kind: steps_to_accuracy, accuracy: 0.2}"]
+    often = ["--set", "experiments.e.protocol.evaluate_every=0.0834"]  # after every step of the 12 of an epoch
+    assert main(["tune", "planted.yaml", "--name", "t", *speed, *often]) == 0
+    curves = pd.read_parquet("runs/t/curves.parquet")
+    reached = curves[curves.eval_accuracy >= 0.2].groupby(["variant", "seed"]).step.min()
+    trials = pd.MultiIndex.from_frame(curves[["variant", "seed"]].drop_duplicates())
+    steps = reached.reindex(trials).fillna(curves.step.max()).groupby("variant").mean()
+    assert len(set(steps)) > 1, "the settings differ in speed"
+    assert f"lr={chosen_rate(planted / 'runs/t/tuned.yaml')}" == steps.idxmin()
+
+
 def test_the_parzen_estimator_finds_the_planted_optimum(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "planted.yaml", "--name", "t", "--sampler", "tpe", "--trials", "8"]) == 0
     assert "Tuned suite: runs/t/tuned.yaml" in capsys.readouterr().out
@@ -172,6 +184,16 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
         (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
+        (
+            [
+                "planted.yaml",
+                "--set",
+                "tune.metric=steps_to_accuracy",
+                "--set",
+                "experiments.e.protocol.early_stopping={on: test}",
+            ],
+            r"tune.metric: steps_to_accuracy would choose on test data in e, whose early stopping is on: test",
+        ),
         (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a measure of accuracies .*, got plasticity_kept"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a measure of accuracies"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric that is better"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -49,8 +50,12 @@ experiments:
 """
 
 
-def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_gives(tmp_path: Path) -> None:
-    path = run_file(tmp_path, SUITE)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_file(tmp_path_factory.mktemp("trained"), SUITE)
+
+
+def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_gives(path: Path) -> None:
     table = pd.read_parquet(path / "metrics.parquet")
     found = table[(table.after_task == 1) & table.task.isna()].set_index("metric")["value"].to_dict()
     (file,) = (path / "checkpoints").glob("**/*.safetensors")
@@ -165,3 +170,10 @@ def test_transfer_that_cannot_be_is_refused(
     assert OTHER in SUITE
     (tmp_path / "suite.yaml").write_text(SUITE.replace(OTHER, instead))
     assert message in refusal(capsys, tmp_path, "run", "suite.yaml")
+
+
+def test_reports_show_every_metric_that_a_suite_lists(path: Path) -> None:
+    results = read_results(read_run(path))
+    listed = {entry.name for entry in results.suite.experiments["shortcut"].metrics or ()}
+    (trial,) = results.trials
+    assert {name for name in listed if not math.isfinite(results.values.get(name, {}).get(trial.id, math.nan))} == set()
