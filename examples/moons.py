@@ -1,4 +1,4 @@
-"""A dataset, a task sequence, a model and a metric of your own; moons.yaml trains on them.
+"""An example of your own dataset, task sequence, model and metric; the suite moons.yaml uses them.
 
 optbench check ./moons.py:Net       # check it against the contract, line by line
 optbench run moons.yaml
@@ -29,13 +29,13 @@ def moons(examples: Annotated[int, Field(ge=100)] = 1200, noise: float = 0.15) -
 
 
 class Turning:
-    """The same points, turned by `degrees` more in each task."""
+    """The same points, rotated by another `degrees` in each task."""
 
     def __init__(self, data: optbench.Parts, seed: int, count: int = 3, degrees: float = 45.0):
         self.data, self.degrees = data, degrees
         self.names = [f"{degrees * task:g}°" for task in range(count)]
 
-    def examples(self, trial_seed: int, task: int, part: str):  # tasks count from 0; part: train, validation or test
+    def examples(self, trial_seed: int, task: int, part: str):  # task: from 0; part: train, validation or test
         plain = self.data[part]
         a = math.radians(self.degrees * task)
         turn = torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]])
@@ -43,7 +43,7 @@ class Turning:
 
 
 class Net(nn.Module):
-    """One hidden layer. What the last linear layer reads are the features that metrics are taken of."""
+    """A network with one hidden layer. The inputs of the last linear layer are the features that metrics measure."""
 
     def __init__(self, inputs: optbench.InputSpec, outputs: int, width: Annotated[int, Field(ge=1)] = 16):
         super().__init__()
