@@ -12,6 +12,8 @@ backend         where workers run: the one interface
     local       processes of this machine, of one thread each
         nursery where they come from: forks of one process that imports for all of them, or spawned
     ray_cluster, slurm_jobs     actors of Ray, jobs of SLURM
+        slurm_settings, slurm_queue     what jobs ask for; what SLURM says of them
+        slurm_job, mailbox      what runs in a job; messages as files
         agent   what runs in each: starts a worker process there, and passes on messages
         parcels what is sent there, with its hash
         elsewhere   versions, and what may differ there

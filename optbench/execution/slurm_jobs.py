@@ -7,19 +7,22 @@ A job and the run's own process write messages to one another in a folder that b
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import os
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optbench.errors import UsageError, WorkerError, unknown
-from optbench.execution.agent import Agent, Hello
+from optbench.errors import WorkerError
+from optbench.execution.agent import Hello
 from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
 from optbench.execution.elsewhere import refusal
+from optbench.execution.mailbox import Mailbox, Pulse
 from optbench.execution.messages import Arrived, Job, Said, Unit
 from optbench.execution.parcels import (
     DamagedError,
@@ -29,98 +32,27 @@ from optbench.execution.parcels import (
     pack,
     packed_dataset,
     pickled,
-    unpickled,
 )
+from optbench.execution.slurm_job import IN, OUT, POLL, PULSE, SILENT, Ending, run_job
+from optbench.execution.slurm_queue import LocalQueue, Queue, SlurmQueue, State, last_line
+from optbench.execution.slurm_settings import MAX_JOBS, executor, whole
 
-MAX_JOBS = 16
-"""So many jobs at a time, unless `max_jobs` or `--jobs` say otherwise."""
-MINUTES = 60
-"""A job's time limit, unless `timeout_min` says otherwise."""
-OWN = ("folder", "max_jobs", "cluster")
-"""Settings that are not submitit's. cluster: `slurm`, or `local` for processes of this machine."""
-IN, OUT, PULSE = "in", "out", "pulse"
-POLL = 0.2
-"""Seconds between two looks for messages."""
-SILENT = 120.0
-"""Seconds without a sign of life after which the other side is gone; network file systems show changes within 60."""
-ASKED = 10.0
-"""Seconds between two questions to SLURM about a job."""
+PREFIX = ".slurm-"
+"""How the folder that is shared with jobs is called; then follow letters of its own."""
+ASKED = 20.0
+"""Seconds between two questions to SLURM about jobs that show no sign of life."""
+ASKED_AT_END = 1.0
+"""Likewise about jobs that have said that they end, until SLURM says why."""
 STALLED = 60.0
-"""Seconds without any worker after which it is said that jobs wait."""
-PATIENCE = 5.0
+"""Seconds without any worker after which the user is told why jobs wait."""
+PATIENCE = 10.0
 """Seconds that jobs have to end by themselves."""
-
-
-class Mailbox:
-    """One direction of the messages between two processes: a folder of numbered files, each written in one rename."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._numbers = itertools.count()
-
-    def put(self, message: object) -> None:
-        """Send a message. Raises OSError where it cannot be written."""
-        name = f"{next(self._numbers):08d}"
-        writing = self.folder / f".{name}"
-        writing.write_bytes(pickled(message))
-        writing.rename(self.folder / name)
-
-    def take(self) -> list[Any]:
-        """Return the messages that have come since the last time, in order; they are removed.
-
-        The folder is listed, since a network file system remembers for a while that a file was not there.
-        """
-        found = []
-        for file in sorted(file for file in self.folder.iterdir() if not file.name.startswith(".")):
-            found.append(unpickled(file.read_bytes()))
-            file.unlink()
-        return found
-
-
-class Pulse:
-    """A file that one process touches and another one watches, each by its own clock."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._last: float | None = None
-        self._changed_at = time.monotonic()
-
-    def beat(self) -> None:
-        self._file.touch()
-
-    def silence(self) -> float:
-        """Seconds since it was last seen to change. Raises OSError where it is gone."""
-        if (now := self._file.stat().st_mtime) != self._last:
-            self._last, self._changed_at = now, time.monotonic()
-        return time.monotonic() - self._changed_at
-
-
-class FileAgent(Agent):
-    """The agent in a job. Parcels that are sent to many jobs lie in files."""
-
-    def fetch(self, content: Any) -> bytes:
-        return content if isinstance(content, bytes) else Path(content).read_bytes()
-
-
-def serve(folder: str, device: str) -> None:
-    """Main function of a job: serve one worker until it is told to end, or the run's own process shows no life."""
-    place = Path(folder)
-    inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
-    own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)
-    agent = FileAgent(device)
-    try:
-        while parent.silence() < SILENT:
-            for name, arguments in inbox.take():
-                if name == "close":
-                    return
-                getattr(agent, name)(*arguments)
-            for message in agent.receive(POLL):
-                outbox.put(message)
-            own.beat()
-    except FileNotFoundError:  # the run has ended, and its folder is gone
-        return
-    finally:
-        agent.close()
+AGAIN = 30.0
+"""Seconds between two tries to submit a job in the place of one that was lost."""
+TRIES = 10
+"""Number of tries after which a run ends that has no job left."""
+LEFT = 600.0
+"""Seconds of silence after which the folder of another run's process is that of a process that was killed."""
 
 
 class SlurmJobs:
@@ -129,37 +61,45 @@ class SlurmJobs:
     def __init__(
         self, settings: Mapping[str, str], runs_dir: Path, device: str, jobs: int | None, *, force: bool = False
     ) -> None:
-        """settings: of submitit's `AutoExecutor`, and those of `OWN`, as texts.
+        """settings: of submitit's `AutoExecutor`, and those of `slurm_settings.OWN`, as texts.
 
         Raises:
-            UsageError: there is no such setting, or it has another kind of value.
-            WorkerError: there is no SLURM here.
+            UsageError: there is no such setting or partition, or it has another kind of value.
+            WorkerError: there is no SLURM here, or it does not answer.
         """
         self.device = "cuda" if device == "cuda" else "cpu"
-        self.jobs = _whole("max_jobs", settings.get("max_jobs", MAX_JOBS)) if jobs is None else jobs
+        self.jobs = whole("max_jobs", settings.get("max_jobs", MAX_JOBS)) if jobs is None else jobs
         self._force = force
         self._workers: list[_SlurmWorker] = []
         self._submitted: list[_SlurmWorker] = []  # not started by the pool yet
         self._job: tuple[Job, Parcel] | None = None
         self._data: dict[str, Parcel] = {}
         self._none_since: float | None = None
+        self._reasons: set[str] = set()  # why jobs wait, as the user has been told
+        self._asked_at = time.monotonic()
         self._names = itertools.count()
+        self._queue: Queue = LocalQueue() if settings.get("cluster") == "local" else SlurmQueue()
         base = Path(settings["folder"]) if "folder" in settings else runs_dir
         try:
             base.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=".slurm-", dir=base)).resolve()
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base)).resolve()
             self._pulse = Pulse(self.folder / PULSE)
             self._pulse.beat()
+            _sweep(base, self.folder)
         except OSError as error:
             raise WorkerError(f"--on slurm: cannot write {base}: {error.strerror}") from error
         try:
-            self._executor = _executor(self.folder / "logs", settings, gpu=self.device == "cuda")
+            self._executor = executor(self.folder / "logs", settings, gpu=self.device == "cuda")
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Write what jobs need, and submit as many as there is work for: as one array."""
+        """Write what jobs need, and submit as many as there is work for: as one array.
+
+        Raises:
+            WorkerError: SLURM refuses them.
+        """
         parcel = Parcel.of(pickled(job_for_elsewhere(job, units, force=self._force)))
         self._job = job, self._stored(f"job-{parcel.sum[:16]}", parcel)
         for experiment in dict.fromkeys(unit.experiment for unit in units):
@@ -167,8 +107,11 @@ class SlurmJobs:
                 if key not in self._data:
                     packed = Parcel.of(packed_dataset(settings, job.data_dir))
                     self._data[key] = self._stored(f"data-{packed.sum[:16]}", packed)
-        if not self._workers:
-            self._submit(min(self.jobs, len(units)))
+        if not self._workers and (count := min(self.jobs, len(units))):
+            workers = [_SlurmWorker(self, self._made_folder()) for _ in range(count)]
+            for worker, submitted in zip(workers, self.submit([worker.folder for worker in workers]), strict=True):
+                worker.job = submitted
+            self._submitted += workers
 
     def _stored(self, name: str, parcel: Parcel) -> Parcel:
         """Write a parcel that many jobs read to a file."""
@@ -176,46 +119,91 @@ class SlurmJobs:
         place.write_bytes(parcel.content)
         return Parcel(parcel.sum, str(place))
 
-    def _submit(self, count: int) -> None:
-        folders = [self.folder / f"worker-{next(self._names)}" for _ in range(count)]
-        for folder in folders:
-            for name in (IN, OUT):
-                (folder / name).mkdir(parents=True)
-            (folder / PULSE).touch()
+    def _made_folder(self) -> Path:
+        folder = self.folder / f"worker-{next(self._names)}"
+        for name in (IN, OUT):
+            (folder / name).mkdir(parents=True)
+        (folder / PULSE).touch()
+        return folder
+
+    def submit(self, folders: Sequence[Path]) -> list[Any]:
+        """Submit a job for each folder, together. Raises WorkerError if SLURM refuses them."""
         process = "cuda:0" if self.device == "cuda" else "cpu"
+        names = [str(folder) for folder in folders]
         try:
-            submitted = self._executor.map_array(serve, [str(folder) for folder in folders], [process] * count)
-        except Exception as error:  # of sbatch, with all that it said
-            raise WorkerError(f"--on slurm: cannot submit: {_last_line(error)}") from error
-        self._submitted += [_SlurmWorker(self, folder, job) for folder, job in zip(folders, submitted, strict=True)]
+            # submitit prints all that sbatch says, the reason last.
+            with contextlib.redirect_stderr(io.StringIO()), _outside_of_jobs():
+                jobs: list[Any] = self._executor.map_array(run_job, names, [process] * len(names))
+        except Exception as error:
+            reason = last_line(str(error)) or type(error).__name__
+            raise WorkerError(f"--on slurm: cannot submit jobs: {reason}") from error
+        return jobs
 
     def start(self, place: int) -> Worker:
-        if not self._submitted:
-            self._submit(1)
-        self._workers.append(worker := self._submitted.pop(0))
+        if self._submitted:
+            worker = self._submitted.pop(0)
+        else:  # in the place of one that was lost
+            worker = _SlurmWorker(self, self._made_folder())
+            worker.try_to_submit()
+        self._workers.append(worker)
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        """As of `Backend`. Raises WorkerError if there is no job, and SLURM refuses new ones."""
         ours = [worker for worker in workers if isinstance(worker, _SlurmWorker)]
         with contextlib.suppress(OSError):
             self._pulse.beat()
-        self._notice_stall(ours)
         for worker in ours:
             worker.look()
+        self._submit_again()
+        self._ask(ours)
         found = [worker for worker in ours if worker.inbox]
         if not found:
             time.sleep(POLL)
         return found
 
-    def _notice_stall(self, workers: Sequence[_SlurmWorker]) -> None:
-        """Have a worker that has not started say so, where none has for a while."""
-        if any(worker.is_ready for worker in self._workers) or not workers:
+    def _submit_again(self) -> None:
+        """Submit jobs that SLURM has refused before, from time to time.
+
+        Raises:
+            WorkerError: it still does, and there is no other job.
+        """
+        for worker in self._workers:
+            if worker.job is None and time.monotonic() - worker.tried_at > AGAIN:
+                worker.try_to_submit()
+                if worker.tries >= TRIES and all(other.job is None for other in self._workers):
+                    assert worker.refusal is not None, "it has no job"
+                    raise worker.refusal
+
+    def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
+        """Ask SLURM about jobs that show no sign of life or are about to end, all at once; tell the user why they wait.
+
+        They are not asked about while they are at work, which spares the cluster questions.
+        """
+        quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
+        ending = any(worker.is_ending for worker in quiet)
+        if not quiet or time.monotonic() - self._asked_at < (ASKED_AT_END if ending else ASKED):
+            self._none_since = None if any(worker.is_ready for worker in self._workers) else self._none_since
+            return
+        states = self._queue.states([worker.job for worker in quiet])
+        self._asked_at = time.monotonic()
+        for worker in quiet:
+            worker.hear(states.get(worker.job.job_id))
+        self._notice_stall(workers, states)
+
+    def _notice_stall(self, workers: Sequence[_SlurmWorker], states: Mapping[str, State]) -> None:
+        """Have a worker that has not started say why, if none has for a while."""
+        if any(worker.is_ready for worker in self._workers):
             self._none_since = None
         elif self._none_since is None:
             self._none_since = time.monotonic()
         elif time.monotonic() - self._none_since > STALLED:
-            workers[0].inbox.append(Said("waiting for SLURM: no job has started yet"))
-            self._none_since = float("inf")  # it is said once, until there was one
+            waiting = [worker for worker in workers if worker.job is not None and not worker.inbox]
+            state = next((states[one.job.job_id] for one in waiting if one.job.job_id in states), None)
+            reason = "" if state is None else f": {state.name.lower()}{state.reason and f' ({state.reason})'}"
+            if waiting and reason not in self._reasons:
+                self._reasons.add(reason)
+                waiting[0].inbox.append(Said(f"waiting for SLURM to start job {waiting[0].job.job_id}{reason}"))
 
     def parcel(self, job: Job) -> Parcel:
         assert self._job is not None, "begin comes first"
@@ -233,43 +221,66 @@ class SlurmJobs:
 
     def discard(self, worker: Worker) -> None:
         assert isinstance(worker, _SlurmWorker)
-        worker.kill()
+        self._cancel([worker])
         self._workers.remove(worker)
 
     def close(self) -> None:
         everyone = [*self._workers, *self._submitted]
-        for worker in everyone:
+        started = [worker for worker in everyone if worker.is_ready]
+        self._cancel([worker for worker in everyone if not worker.is_ready])
+        for worker in started:
             worker.tell("close")
         until = time.monotonic() + PATIENCE
-        while any(worker.runs for worker in everyone if worker.is_ready) and time.monotonic() < until:
+        while any(not worker.has_ended for worker in started) and time.monotonic() < until:
             time.sleep(POLL)
-        self.kill()
+            for worker in started:
+                worker.look()
+        self._cancel([worker for worker in started if not worker.has_ended])
         self._workers.clear()
         self._submitted.clear()
-        with contextlib.suppress(OSError):  # in one step, so that no job writes into what is being removed
-            gone = self.folder.with_name(f"{self.folder.name}-gone")
-            self.folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        _remove(self.folder)
 
     def kill(self) -> None:
-        for worker in [*self._workers, *self._submitted]:
-            worker.kill()
+        self._cancel([*self._workers, *self._submitted])
+
+    def _cancel(self, workers: Sequence[_SlurmWorker]) -> None:
+        self._queue.cancel([worker.job for worker in workers if worker.job is not None])
 
 
 class _SlurmWorker:
-    """A job, and what it has said."""
+    """A job, and what it has said.
 
-    def __init__(self, cluster: SlurmJobs, folder: Path, job: Any) -> None:
-        self._cluster, self._submitted = cluster, job
+    Attributes:
+        job: submitit's; None if it is not submitted.
+        refusal: why SLURM refused it last.
+        is_ending: it has said that it ends, for a reason that SLURM knows.
+        has_ended: it has said that it ends because it was told to.
+    """
+
+    def __init__(self, cluster: SlurmJobs, folder: Path) -> None:
+        self.folder = folder
+        self.job: Any = None
+        self.tries = 0
+        self.tried_at = -float("inf")
+        self.refusal: WorkerError | None = None
+        self._cluster = cluster
         self._outbox, self._answers = Mailbox(folder / IN), Mailbox(folder / OUT)
         self._pulse = Pulse(folder / PULSE)
-        self._asked_at = time.monotonic()
-        self.is_ready = False
+        self._silence = 0.0
+        self._ending_since: float | None = None
+        self.is_ready = self.has_ended = False
         self.inbox: deque[Message | Arrived | Said] = deque()
 
-    @property
-    def runs(self) -> bool:
-        return not self._submitted.done()
+    def try_to_submit(self) -> None:
+        """Submit the job; if SLURM refuses it, say so once."""
+        self.tried_at = time.monotonic()
+        self.tries += 1
+        try:
+            [self.job] = self._cluster.submit([self.folder])
+        except WorkerError as error:
+            if self.refusal is None:
+                self.inbox.append(Said(f"{error}; it is tried again every {AGAIN:.0f} seconds"))
+            self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
         """Have the agent do something."""
@@ -277,20 +288,44 @@ class _SlurmWorker:
             self._outbox.put((name, arguments))
 
     def look(self) -> None:
-        """Take what the job has said; now and then ask SLURM whether it still runs."""
+        """Take what the job has said."""
         try:
             found = self._answers.take()
-            silent = self._pulse.silence() > SILENT
+            self._silence = self._pulse.silence()
         except (OSError, DamagedError) as error:
-            self.inbox.append(Lost(f"job {self._submitted.job_id}: its messages cannot be read: {error}"))
+            self.inbox.append(Lost(f"{self._name}: its messages cannot be read: {error}"))
             return
-        self.inbox.extend(self._cluster.verdict(one) if isinstance(one, Hello) else one for one in found)
-        if not self.inbox and time.monotonic() - self._asked_at > ASKED:
-            self._asked_at = time.monotonic()
-            if self._submitted.done():
-                self.inbox.append(Lost(f"job {self._submitted.job_id} has ended: {self._submitted.state.lower()}"))
-            elif self.is_ready and silent:
-                self.inbox.append(Lost(f"job {self._submitted.job_id} shows no life"))
+        for message in found:
+            if isinstance(message, Ending):
+                self.has_ended = message.told
+                self._ending_since = time.monotonic()
+            elif isinstance(message, Hello):
+                again = Lost(f"{self._name} was started a second time")
+                self.inbox.append(again if self.is_ready else self._cluster.verdict(message))
+            else:
+                self.inbox.append(message)
+
+    @property
+    def _name(self) -> str:
+        return "a job" if self.job is None else f"job {self.job.job_id}"
+
+    @property
+    def is_ending(self) -> bool:
+        return self._ending_since is not None and not self.has_ended
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if it has not started, is about to end, or has shown no sign of life for a while."""
+        return not self.is_ready or self.is_ending or self._silence > ASKED
+
+    def hear(self, state: State | None) -> None:
+        """Take what SLURM says of the job; None if there is no answer."""
+        if state is not None and state.has_ended:
+            self.inbox.append(Lost(state.describe(self.job)))
+        elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
+            self.inbox.append(Lost(f"{self._name} was told to end by SLURM"))
+        elif self.is_ready and self._silence > SILENT:
+            self.inbox.append(Lost(f"{self._name} shows no sign of life"))
 
     def give(self, unit: Unit, job: Job) -> None:
         sent, data = Parcel.of(pack(unit, job.interim)), self._cluster.data(job, unit.experiment)
@@ -305,63 +340,42 @@ class _SlurmWorker:
     def renew(self) -> None:
         self.tell("renew")
 
-    def kill(self) -> None:
-        with contextlib.suppress(Exception):  # SLURM may be out of reach
-            self._submitted.cancel(check=False)
 
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide what SLURM says of the job that this process runs in, if any: jobs that it submits would take it over.
 
-def _executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
-    """The executor of submitit with the settings that were given.
-
-    Raises:
-        UsageError: there is no such setting, or it has another kind of value.
-        WorkerError: there is no SLURM here.
+    Where SLURM's configuration lies stays known.
     """
-    import submitit
-    from submitit.slurm.slurm import SlurmExecutor
-
-    cluster = settings.get("cluster", "slurm")
-    if cluster not in ("slurm", "local"):
-        raise UsageError(f"--set-on cluster={cluster}: expected slurm or local, got {cluster}")
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SLURMD_")) and name != "SLURM_CONF"
+    }
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-    except RuntimeError as error:
-        raise WorkerError("--on slurm: there is no srun here; start optbench on a login node of the cluster") from error
-    general = submitit.AutoExecutor._typed_parameters()
-    of_slurm = SlurmExecutor._valid_parameters()
-    given: dict[str, Any] = {"name": "optbench", "timeout_min": MINUTES, "cpus_per_task": 1}
-    given |= {"gpus_per_node": 1} if gpu else {}
-    for name, text in settings.items():
-        if name in OWN:
-            continue
-        if name not in general and name not in of_slurm:
-            raise UsageError(f"--set-on {name}: {unknown('setting', name, {*OWN, *general, *of_slurm})}")
-        kind = general.get(name)
-        value = _whole(name, text) if kind is int else _number(name, text) if kind is float else text
-        # Of SLURM's own settings submitit declares no types; those that are numbers look like numbers.
-        given[name if name in general else f"slurm_{name}"] = int(text) if kind is None and text.isdecimal() else value
-    if given.get("tasks_per_node", 1) != 1 or given.get("nodes", 1) != 1:
-        raise UsageError("--set-on: a job has one task on one node; max_jobs is how many there are")
-    executor.update_parameters(**given)
-    return executor
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
-def _whole(name: str, text: str | int) -> int:
-    try:
-        if (value := int(text)) > 0:
-            return value
-    except ValueError:
-        pass
-    raise UsageError(f"--set-on {name}={text}: expected a whole number of at least 1, got {text}")
+def _sweep(base: Path, own: Path) -> None:
+    """Remove the folders of runs whose own process was killed, with which their jobs end.
+
+    Times are those of the file system, whose clock may differ from this machine's.
+    """
+    now = (own / PULSE).stat().st_mtime
+    for folder in base.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if now - (folder / PULSE).stat().st_mtime > LEFT:
+                _remove(folder)
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--set-on {name}={text}: expected a number, got {text}") from None
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _remove(folder: Path) -> None:
+    """Remove a folder that jobs may still write into: in one step, as they see it."""
+    with contextlib.suppress(OSError):
+        gone = folder.with_name(f"{folder.name}-gone")
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

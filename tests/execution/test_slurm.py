@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,8 +14,10 @@ import psutil
 import pytest
 
 from optbench.cli import main
-from optbench.execution import slurm_jobs
-from optbench.execution.slurm_jobs import IN, OUT, PULSE, Mailbox, Pulse, serve
+from optbench.execution import mailbox, slurm_job
+from optbench.execution.backend import Died
+from optbench.execution.mailbox import Mailbox, Pulse
+from optbench.execution.slurm_job import IN, OUT, PULSE, Ending, serve
 from optbench.suite import dump_suite
 from tests.conftest import PoolHere, assert_same_tables, small_suite
 
@@ -65,11 +66,13 @@ def test_a_wrong_setting_is_reported_in_one_line(
 
 
 @installed
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="SLURM is installed")
-def test_missing_slurm_is_reported_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_slurm_is_reported_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["run", "smoke", "--on", "slurm", "--runs-dir", str(tmp_path), *WORDS]) == 2
     assert capsys.readouterr().err == (
-        "optbench: --on slurm: there is no srun here; start optbench on a login node of the cluster\n"
+        "optbench: --on slurm: there is no sbatch here; start optbench on a login node of the cluster\n"
     )
 
 
@@ -109,10 +112,18 @@ class StubAgent:
     def close(self) -> None: ...
 
 
+class DyingAgent(StubAgent):
+    """Its worker process dies."""
+
+    def receive(self, seconds: float) -> list[Any]:
+        return ["progress", Died("SIGTERM")]
+
+
 @pytest.mark.parametrize("how", ["told", "silent", "gone"])
 def test_a_job_ends_with_its_run(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_jobs, "FileAgent", StubAgent)
-    monkeypatch.setattr(slurm_jobs, "SILENT", 0.5)
+    monkeypatch.setattr(mailbox, "BEAT", 0.0)
+    monkeypatch.setattr(slurm_job, "FileAgent", StubAgent)
+    monkeypatch.setattr(slurm_job, "SILENT", 0.5)
     place = tmp_path / "run" / "worker"
     for name in (IN, OUT):
         (place / name).mkdir(parents=True)
@@ -135,11 +146,30 @@ def test_a_job_ends_with_its_run(how: str, tmp_path: Path, monkeypatch: pytest.M
         place.parent.rename(tmp_path / "moved")
     thread.join(5)
     assert not thread.is_alive()
+    if how != "gone":
+        assert answers.take() == [Ending(told=how == "told")]
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_worker_killed_by_the_signal_to_its_job_is_not_reported_as_died(
+    signalled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_job, "FileAgent", DyingAgent)
+    monkeypatch.setattr(slurm_job, "SETTLE", 0.0)
+    place = tmp_path / "run" / "worker"
+    for name in (IN, OUT):
+        (place / name).mkdir(parents=True)
+    Pulse(place.parent / PULSE).beat()
+    Mailbox(place / IN).put(("give", ()))
+    looks = iter([False, signalled, True])  # before the worker dies, then, and at the end
+    serve(str(place), "cpu", lambda: next(looks))
+    died = [] if signalled else [Died("SIGTERM")]
+    assert Mailbox(place / OUT).take() == ["progress", *died, Ending(told=False)]
 
 
 def test_silence_is_measured_by_the_watchers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(mailbox.time, "monotonic", lambda: now[0])
     own, watched = Pulse(tmp_path / PULSE), Pulse(tmp_path / PULSE)
     own.beat()
     assert watched.silence() == 0.0

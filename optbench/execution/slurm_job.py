@@ -1,0 +1,90 @@
+"""What runs inside a job of SLURM: an agent that serves one worker, and exchanges messages with the run's own process.
+
+They share a folder: the job reads messages in `IN`, writes its own to `OUT`, touches its `PULSE`, and watches that of
+the run's own process, one folder above.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optbench.execution.agent import Agent
+from optbench.execution.backend import Died
+from optbench.execution.mailbox import Mailbox, Pulse
+
+IN, OUT, PULSE = "in", "out", "pulse"
+POLL = 0.2
+"""Seconds between two looks for messages."""
+SILENT = 120.0
+"""Seconds without a sign of life after which the other side is gone; network file systems show changes within 60."""
+SETTLE = 1.0
+"""Seconds between the death of a worker process and the signal to this process that explains it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The last message of a job. told: by the run's own process, not by SLURM."""
+
+    told: bool
+
+
+class FileAgent(Agent):
+    """The agent in a job. Parcels that are sent to many jobs are files."""
+
+    def fetch(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else Path(content).read_bytes()
+
+
+def run_job(folder: str, device: str) -> None:
+    """Main function of a job.
+
+    SLURM sends SIGTERM to all processes of a job that is cancelled or preempted, or has reached its time limit, and
+    SIGKILL some time later. The handler of submitit would ignore the first; its handler of SIGUSR2, which arrives
+    before the time limit, would put a preempted job back into the queue under the same id.
+    """
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    preempts = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
+    if preempts not in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(preempts, lambda number, frame: None)
+    serve(folder, device, lambda: bool(signals))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # submitit would write a result into the folder, which the run's own process removes now
+
+
+def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False) -> None:
+    """Serve one worker until it is told to end, `must_end` is true, or the run's own process shows no sign of life."""
+    place = Path(folder)
+    inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
+    own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)
+    agent = FileAgent(device)
+    told = False
+    try:
+        try:
+            while not (told or must_end()) and parent.silence() < SILENT:
+                for name, arguments in inbox.take():
+                    if told := name == "close":
+                        break
+                    getattr(agent, name)(*arguments)
+                found = [] if told else agent.receive(POLL)
+                if any(isinstance(message, Died) for message in found):
+                    # A signal to the whole job ends the worker process, too, for which its unit is not to blame.
+                    time.sleep(SETTLE)
+                    found = [message for message in found if not (isinstance(message, Died) and must_end())]
+                for message in found:
+                    outbox.put(message)
+                own.beat()
+        finally:
+            agent.close()
+        outbox.put(Ending(told))
+    except FileNotFoundError:  # the run has ended, and its folder is gone
+        return
